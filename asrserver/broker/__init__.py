@@ -1,0 +1,384 @@
+"""Every Redis command of the system, under the names of the design.
+
+    asr_tasks                     stream, group asr_workers: one entry a session; its pending entry is the lease
+    asr_open                      sorted set, session → deadline of the gateway that answers for it
+    asr_session:{sid}             hash: options, gateway, how it ended, strikes
+    asr_audio:{sid}               stream, ids <index+1>-0: the chunks' bytes; control entries at <last>-<k>
+    asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
+    asr_results:<gateway>         Pub/Sub channel: the same results, at once
+    worker:<name>:heartbeat, gateway:<name>:heartbeat      JSON with a TTL
+    asr_dead                      stream: audio that killed workers three times
+
+What must be atomic is a script; every script may be sent again after a lost reply and then does nothing new.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import redis
+
+from asrserver.broker import scripts
+from asrserver.broker.keys import (
+    DEAD,
+    GROUP,
+    OPEN,
+    TASKS,
+    audio_key,
+    events_key,
+    heartbeat_key,
+    results_channel,
+    session_key,
+)
+from asrserver.broker.lane import AWAY, Lane, connect
+from asrserver.broker.lease import Lease, Steward
+from asrserver.errors import Unavailable
+
+__all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "Lease", "Steward"]
+
+log = logging.getLogger("asrserver.broker")
+
+#: Seconds that a heartbeat outlives its writer; it is written every HEARTBEAT_EVERY.
+HEARTBEAT_TTL = 6.0
+HEARTBEAT_EVERY = 2.0
+
+#: Strikes after which a piece of audio is buried.
+STRIKES = 3
+
+#: Entries of asr_dead that are kept: enough to look into, bounded.
+DEAD_KEPT = 1000
+
+
+@dataclass(slots=True)
+class Claim:
+    """A session that this worker owns: what a new owner needs to go on."""
+
+    sid: str
+    task: str
+    epoch: int
+    fields: dict[str, str]
+    events: list[dict[str, Any]]
+
+
+@dataclass(slots=True)
+class Entry:
+    """One entry of a session's audio: a chunk's bytes, or the end (`status` says how)."""
+
+    id: str
+    data: bytes | None
+    status: str | None
+
+
+class Broker:
+    """Redis, as gateways and workers use it. `name` is the gateway's or worker's own."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.name = name
+        self._client = connect(url, timeout=5.0)
+        self._blocking = connect(url, timeout=10.0, connections=2)
+        self.lane = Lane(self._client)
+
+    async def open(self) -> None:
+        """Wait for Redis (bounded by PATIENCE) and see that the group is there; raises Unavailable."""
+        try:
+            # Id 0 and never $: sessions that were started before the first worker are waiting, not lost.
+            await self.lane.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
+        except redis.ResponseError as exc:
+            if "BUSYGROUP" not in str(exc):
+                raise
+
+    async def close(self) -> None:
+        await self.lane.drain()
+        await self._client.aclose()
+        await self._blocking.aclose()
+
+    async def ping(self) -> float:
+        """Seconds that a PING takes now; raises Unavailable after two."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(2):
+                await self._client.ping()
+        except (TimeoutError, redis.RedisError, OSError) as exc:
+            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
+        return time.perf_counter() - started
+
+    # -- gateway: sessions and audio -----------------------------------------------------------------------------
+
+    async def open_session(self, sid: str, nonce: str, fields: dict[str, str], deadline: float) -> bool:
+        """Create a session with all its keys and its task; False if the id is taken."""
+        flat = [part for pair in fields.items() for part in pair]
+        reply = await self.lane.submit(
+            "EVAL",
+            scripts.OPEN,
+            5,
+            session_key(sid),
+            audio_key(sid),
+            events_key(sid),
+            OPEN,
+            TASKS,
+            sid,
+            deadline,
+            nonce,
+            *flat,
+        )
+        return bool(reply)
+
+    def append(self, sid: str, index: int, data: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Append a chunk; `done` gets None once Redis has it.
+
+        The id is the index, so a chunk that arrived before its reply was lost is refused the second time: it is there.
+        """
+
+        def replied(reply: Any) -> None:
+            if isinstance(reply, redis.ResponseError) and "equal or smaller" in str(reply):
+                reply = b""
+            if reply is None:
+                reply = Unavailable("session_gone", "the session is over")
+            done(reply if isinstance(reply, Exception) else None)
+
+        self.lane.call(replied, "XADD", audio_key(sid), "NOMKSTREAM", f"{index + 1}-0", "d", data, size=len(data) + 100)
+
+    async def end_session(self, sid: str, status: str, deadline: float, seen: str | None = None) -> bool:
+        """Append the end and answer for the session from now on; False if its gateway is not `seen` (any more)."""
+        try:
+            return bool(
+                await self.lane.submit(
+                    "EVAL",
+                    scripts.END,
+                    3,
+                    session_key(sid),
+                    audio_key(sid),
+                    OPEN,
+                    sid,
+                    seen or self.name,
+                    self.name,
+                    status,
+                    deadline,
+                )
+            )
+        except redis.ResponseError as exc:
+            if "no such key" in str(exc):
+                return False
+            raise
+
+    def refresh(self, sids: Iterable[str], deadline: float) -> None:
+        """Put off the deadline of this gateway's open sessions; what is not open stays out."""
+        pairs = [part for sid in sids for part in (deadline, sid)]
+        if pairs:
+            self.lane.call(_ignore, "ZADD", OPEN, "XX", *pairs)
+
+    async def overdue(self, now: float, count: int) -> list[str]:
+        """Sessions whose gateway has not put off their deadline."""
+        found = await self.lane.submit("ZRANGEBYSCORE", OPEN, "-inf", now, "LIMIT", 0, count)
+        return [sid.decode() for sid in found]
+
+    async def read_events(self, sid: str, after: str = "0-1") -> list[dict[str, Any]]:
+        """Durable events past an id, oldest first."""
+        entries = await self.lane.submit("XRANGE", events_key(sid), f"({after}", "+")
+        return _events(entries)
+
+    async def read_sessions(self, after: dict[str, str]) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
+        """Fields and durable events past an id, of several sessions in one round trip."""
+        waits = [
+            (
+                sid,
+                self.lane.submit("HGETALL", session_key(sid)),
+                self.lane.submit("XRANGE", events_key(sid), f"({last}", "+"),
+            )
+            for sid, last in after.items()
+        ]
+        await asyncio.gather(*(future for _, fields, events in waits for future in (fields, events)))
+        return {sid: (_strings(fields.result()), _events(events.result())) for sid, fields, events in waits}
+
+    async def close_session(self, sid: str, ttl: float) -> None:
+        """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing."""
+        keys = (session_key(sid), audio_key(sid), events_key(sid))
+        waits = [self.lane.submit("PEXPIRE", key, int(ttl * 1000)) for key in keys]
+        await asyncio.gather(*waits, self.lane.submit("ZREM", OPEN, sid))
+
+    async def memory(self) -> float:
+        """How full Redis is: used memory over maxmemory, 0 where there is no limit."""
+        info = await self.lane.submit("INFO", "memory")
+        return info["used_memory"] / info["maxmemory"] if info.get("maxmemory") else 0.0
+
+    async def subscribe(self, on_event: Callable[[dict[str, Any]], None], on_subscribed: Callable[[], None]) -> None:
+        """Hand every result published to this gateway to `on_event`, for ever.
+
+        `on_subscribed` is called at each (re)subscription: what was published before it may be lost.
+        """
+        delay = 0.05
+        while True:
+            pubsub = self._client.pubsub()
+            try:
+                await pubsub.subscribe(results_channel(self.name))
+                while True:
+                    message = await pubsub.get_message(timeout=15.0)
+                    if message is None:
+                        await pubsub.ping()
+                    elif message["type"] == "subscribe":
+                        delay = 0.05
+                        on_subscribed()
+                    elif message["type"] == "message":
+                        on_event(orjson.loads(message["data"]))
+            except AWAY as exc:
+                log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
+            finally:
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+
+    # -- worker: claims, audio, events ---------------------------------------------------------------------------
+
+    async def claim(self, lease: float | None, count: int, block: float) -> list[tuple[str, str]]:
+        """(task, sid) of up to `count` sessions: with `lease`, first those whose lease of so many seconds ran out; then
+        new ones, waiting `block` seconds for one."""
+        found: list[tuple[str, str]] = []
+        if lease is not None:
+            idle = int(lease * 1000)
+            reply = await self.lane.submit("XAUTOCLAIM", TASKS, GROUP, self.name, idle, "0-0", "COUNT", count)
+            found = _tasks(reply[1])
+        if len(found) < count:
+            command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
+            if block and not found:
+                reply = await self._block(*command, "BLOCK", int(block * 1000), "STREAMS", TASKS, ">")
+            else:
+                reply = await self.lane.submit(*command, "STREAMS", TASKS, ">")
+            for _, entries in reply or ():
+                found += _tasks(entries)
+        return found
+
+    async def _block(self, *command: Any) -> Any:
+        """A command that waits in Redis, on a connection of its own: in the lane it would hold up all others."""
+        try:
+            return await self._blocking.execute_command(*command)  # type: ignore[no-untyped-call]
+        except AWAY as exc:
+            await asyncio.sleep(0.2)  # what was claimed for a lost reply is found by its idle time
+            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
+
+    async def own(self, task: str, sid: str) -> Claim | None:
+        """Become the session's owner: fence off every older one, read what is done; None if there is nothing to do."""
+        epoch, fields, entries = await asyncio.gather(
+            self.lane.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
+            self.lane.submit("HGETALL", session_key(sid)),
+            self.lane.submit("XRANGE", events_key(sid), "(0-1", "+"),
+        )
+        events = _events(entries)
+        if epoch is None or not fields or (events and events[-1]["type"] == "final"):
+            await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
+            return None
+        return Claim(sid, task, epoch, _strings(fields), events)
+
+    async def read_audio(self, cursors: dict[str, str], count: int) -> dict[str, list[Entry]]:
+        """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
+        if not cursors:
+            return {}
+        keys = {audio_key(sid): sid for sid in cursors}
+        reply = await self.lane.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
+        return {keys[key.decode()]: [_entry(*pair) for pair in _pairs(entries)] for key, entries in reply or ()}
+
+    async def emit(self, claim: Claim, number: int, event: dict[str, Any], after: str) -> bool:
+        """Make an event durable and publish it; False if another worker owns the session now.
+
+        Audio up to and with the entry `after` is not needed again and is trimmed; a final event gives the lease back.
+        """
+        sid = claim.sid
+        ms, n = after.split("-")
+        event_id = f"{claim.epoch}-{number}"
+        payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
+        reply = await self.lane.submit(
+            "EVAL",
+            scripts.EMIT,
+            4,
+            events_key(sid),
+            session_key(sid),
+            audio_key(sid),
+            TASKS,
+            event_id,
+            event["seq"],
+            payload,
+            f"{ms}-{int(n) + 1}",
+            "1" if event["type"] == "final" else "0",
+            claim.task,
+            GROUP,
+        )
+        return bool(reply)
+
+    async def release(self, tasks: Iterable[str] = ()) -> int:
+        """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""
+        return int(await self.lane.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))
+
+    async def bury(self, sid: str, entry: str, reason: str) -> None:
+        """Note a piece of audio that killed or failed its workers, with the reason."""
+        await self.lane.submit(
+            "XADD", DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "sid", sid, "entry", entry, "reason", reason
+        )
+
+    # -- both: heartbeats and numbers ----------------------------------------------------------------------------
+
+    def beat(self, kind: str, state: dict[str, Any]) -> None:
+        """Say that this gateway or worker lives, and how it is."""
+        payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
+        self.lane.call(_ignore, "SET", heartbeat_key(kind, self.name), payload, "PX", int(HEARTBEAT_TTL * 1000))
+
+    async def forget(self, kind: str) -> None:
+        """Take the heartbeat back at a stop that was asked for."""
+        await self.lane.submit("DEL", heartbeat_key(kind, self.name))
+
+    async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
+        """The heartbeats of all living gateways or workers, by name."""
+        keys: list[bytes] = []
+        cursor = b"0"
+        while True:
+            reply = await self.lane.submit("SCAN", cursor, "MATCH", heartbeat_key(kind, "*"), "COUNT", 1000)
+            cursor = reply[0] if isinstance(reply[0], bytes) else str(reply[0]).encode()
+            keys += reply[1]
+            if cursor == b"0":
+                break
+        values = await self.lane.submit("MGET", *keys) if keys else []
+        return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
+
+    async def queue(self) -> dict[str, int]:
+        """Sessions waiting for a worker, sessions with one, and audio buried."""
+        total, pending, dead = await asyncio.gather(
+            self.lane.submit("XLEN", TASKS), self.lane.submit("XPENDING", TASKS, GROUP), self.lane.submit("XLEN", DEAD)
+        )
+        held = pending["pending"] if isinstance(pending, dict) else pending[0]
+        return {"waiting": max(0, total - held), "processing": held, "dead": dead}
+
+
+def _ignore(_reply: Any) -> None:
+    """For commands that are sent again anyway."""
+
+
+def _strings(fields: dict[bytes, bytes]) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in fields.items()}
+
+
+def _tasks(entries: Any) -> list[tuple[str, str]]:
+    return [(task.decode(), fields[b"sid"].decode()) for task, fields in _pairs(entries)]
+
+
+def _pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Stream entries with their fields as a dict; redis-py does that for some commands and not for others."""
+    pairs = []
+    for entry_id, fields in entries:
+        if fields and not isinstance(fields, dict):
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        if fields:  # an entry that was deleted under its claim has none
+            pairs.append((entry_id, fields))
+    return pairs
+
+
+def _events(entries: Any) -> list[dict[str, Any]]:
+    return [orjson.loads(fields[b"data"]) for _, fields in _pairs(entries) if b"data" in fields]
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    status = fields.get(b"s")
+    return Entry(entry_id.decode(), fields.get(b"d"), status.decode() if status else None)

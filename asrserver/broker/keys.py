@@ -1,0 +1,28 @@
+"""The names of everything in Redis."""
+
+from __future__ import annotations
+
+TASKS = "asr_tasks"
+GROUP = "asr_workers"
+OPEN = "asr_open"
+DEAD = "asr_dead"
+
+
+def session_key(sid: str) -> str:
+    return f"asr_session:{{{sid}}}"
+
+
+def audio_key(sid: str) -> str:
+    return f"asr_audio:{{{sid}}}"
+
+
+def events_key(sid: str) -> str:
+    return f"asr_events:{{{sid}}}"
+
+
+def results_channel(gateway: str) -> str:
+    return f"asr_results:{gateway}"
+
+
+def heartbeat_key(kind: str, name: str) -> str:
+    return f"{kind}:{name}:heartbeat"

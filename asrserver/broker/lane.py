@@ -1,0 +1,119 @@
+"""The connection of gateways and workers: commands of one turn of the event loop travel together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from asrserver.errors import Unavailable
+
+log = logging.getLogger("asrserver.broker")
+
+#: Seconds that commands are tried again while Redis is away, before their callers are told.
+PATIENCE = 30.0
+
+#: Commands in one pipeline, so that one flush never holds the loop for long.
+BATCH = 500
+
+#: Errors that mean "Redis is not there just now"; BusyLoadingError: it is reading its append-only file.
+AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
+
+
+def connect(url: str, timeout: float, connections: int = 8) -> redis.asyncio.Redis:
+    # redis-py 8 changed its defaults (RESP3, socket_timeout 5 s, 100 connections that raise): none is relied on.
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        protocol=2,
+        max_connections=connections,
+        timeout=5,
+        socket_timeout=timeout,
+        socket_connect_timeout=3,
+        health_check_interval=0,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return redis.asyncio.Redis.from_pool(pool)
+
+
+class Lane:
+    """Commands issued in one turn of the event loop travel as one pipeline, in the order they were issued.
+
+    A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times what its WebSocket frame does, most
+    of it per-command overhead. While Redis is away, everything waits in order and is sent again; after `PATIENCE`
+    seconds the callers get Unavailable. `bytes` is what waits, for callers that can slow their source down.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self._client = client
+        self._pending: list[tuple[Callable[[Any], None], tuple[Any, ...], int]] = []
+        self._task: asyncio.Task[None] | None = None
+        self.bytes = 0
+
+    def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
+        """Issue a command; `callback` gets the reply, or the exception, in a later turn of the loop."""
+        self._pending.append((callback, command, size))
+        self.bytes += size
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def submit(self, *command: Any, size: int = 0) -> asyncio.Future[Any]:
+        """Issue a command; the future is its reply."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def done(reply: Any) -> None:
+            if not future.cancelled():
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+
+        self.call(done, *command, size=size)
+        return future
+
+    async def _run(self) -> None:
+        try:
+            while self._pending:
+                batch = self._pending[:BATCH]
+                del self._pending[:BATCH]
+                replies = await self._execute([command for _, command, _ in batch])
+                for (callback, _, size), reply in zip(batch, replies, strict=True):
+                    self.bytes -= size
+                    try:
+                        callback(reply)
+                    except Exception:
+                        log.exception("a reply's callback failed")
+        finally:
+            self._task = None
+
+    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        deadline = time.monotonic() + PATIENCE
+        delay = 0.05
+        while True:
+            pipe = self._client.pipeline(transaction=False)
+            for command in commands:
+                pipe.execute_command(*command)
+            try:
+                replies = await pipe.execute(raise_on_error=False)
+                loading = next((reply for reply in replies if isinstance(reply, redis.BusyLoadingError)), None)
+                if loading is None:
+                    return replies
+                reason: BaseException = loading
+            except AWAY as exc:
+                reason = exc
+            if time.monotonic() > deadline:
+                log.error("Redis has been away for %.0f s: %s", PATIENCE, reason)
+                return [Unavailable("broker_unavailable", "the broker cannot be reached", 10.0)] * len(commands)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 1.0)
+
+    async def drain(self) -> None:
+        """Wait until nothing is waiting."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
