@@ -1,0 +1,96 @@
+"""The Tornado application: which path goes to which handler, and the life of one gateway process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application, RequestHandler
+
+from asrserver.config import Settings
+from asrserver.gateway import Gateway
+from asrserver.handlers.rest import Health, History, NotFound, OneSession
+from asrserver.handlers.websocket import WebSocket
+
+log = logging.getLogger("asrserver.app")
+
+#: Largest body of a REST request in bytes: none of them needs one.
+MAX_BODY = 1 << 16
+
+#: Seconds that clients get to answer the closing of their connection.
+CLOSING = 2.0
+
+
+class AsrApplication(Application):
+    """The routes, around one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.sockets: set[WebSocket] = set()
+        rest = {"gateway": gateway}
+        super().__init__(
+            [
+                (r"/ws/asr", WebSocket, {"gateway": gateway, "connections": self.sockets}),
+                (r"/api/v1/health", Health, rest),
+                (r"/api/v1/history", History, rest),
+                (r"/api/v1/session/([^/]+)", OneSession, rest),
+            ],
+            default_handler_class=NotFound,
+            default_handler_args=rest,
+            log_function=_log_request,
+            websocket_ping_interval=gateway.settings.ping_interval,
+            websocket_ping_timeout=gateway.settings.ping_interval,
+        )
+
+    async def shut(self) -> None:
+        """Tell every client to connect again; Tornado's server does not close WebSockets."""
+        for handler in list(self.sockets):
+            handler.close(1012, "the server is restarting: connect again")
+        try:
+            async with asyncio.timeout(CLOSING):
+                while self.sockets:
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            log.warning("%d connections did not answer their closing", len(self.sockets))
+
+
+def _log_request(handler: RequestHandler) -> None:
+    status = handler.get_status()
+    level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
+    log.log(
+        level,
+        "%s %s %d %.1f ms",
+        handler.request.method,
+        handler.request.path,
+        status,
+        1000 * handler.request.request_time(),
+    )
+
+
+async def serve(
+    settings: Settings, listener: socket.socket, alive: Callable[[], None], ready: Callable[[], None]
+) -> None:
+    """Run a gateway on a bound socket until SIGTERM; `ready` is called when it accepts connections."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    gateway = Gateway(settings, alive)
+    await gateway.open()
+    application = AsrApplication(gateway)
+    options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": 75}
+    server = HTTPServer(application, **options)
+    server.add_socket(listener)
+    ready()
+    log.info("gateway %s ready", gateway.name)
+    await stop.wait()
+    server.stop()
+    await gateway.drain(settings.drain_timeout)
+    await application.shut()
+    await server.close_all_connections()
+    await gateway.close()
+    log.info("gateway %s stopped", gateway.name)

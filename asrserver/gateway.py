@@ -1,0 +1,374 @@
+"""The gateway's sessions: opened, fed, delivered to, repaired, ended and stored.
+
+Handlers translate a protocol into calls of `Gateway` and its events back; what is decided is decided here.
+Redis and SQL are known only through their owners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import orjson
+
+from asrserver.broker import HEARTBEAT_EVERY, Broker
+from asrserver.config import Settings
+from asrserver.errors import AsrError, BadRequest, Unavailable
+from asrserver.recorder import Recorder
+from asrserver.session import Options, Session, valid_id
+from asrserver.storage import Storage, StorageError
+
+log = logging.getLogger("asrserver.gateway")
+
+#: Seconds after which a session whose gateway is silent is taken over by another gateway.
+GRACE = 30.0
+
+#: Seconds between looks at sessions that are owed a result: Pub/Sub is the fast path and may lose.
+REPAIR_EVERY = 2.0
+
+#: Seconds between sweeps for sessions of dead gateways.
+SWEEP_EVERY = 5.0
+
+#: How full Redis may be before new sessions wait, and before audio does; the rest is for events and heartbeats.
+FULL_FOR_SESSIONS = 0.8
+FULL_FOR_AUDIO = 0.9
+
+#: Bytes on their way to Redis at which sockets are no longer read.
+MAX_IN_FLIGHT = 16 * 2**20
+
+#: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
+MAX_WAIT = 8.0
+
+Send = Callable[[dict[str, Any]], None]
+
+
+class Gateway:
+    """All that one gateway process does for its sessions. `alive` is called as a sign of life for the supervisor."""
+
+    def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.broker = Broker(settings.redis, self.name)
+        self.storage = Storage(settings.database)
+        self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
+        self.sessions: dict[str, Session] = {}
+        self.connections = 0
+        self.closing = False
+        self._alive = alive
+        self._fullness = 0.0
+        self._languages: frozenset[str] = frozenset()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._once: set[asyncio.Task[Any]] = set()
+        self._subscribed = asyncio.Event()
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect; returns when results can be received. PostgreSQL may come later. Raises Unavailable."""
+        await self.broker.open()
+        self._tasks = [
+            self._forever(self.broker.subscribe(self._on_event, self._on_subscribed)),
+            self._forever(self.recorder.run()),
+            self._every(HEARTBEAT_EVERY, self._beat),
+            self._every(REPAIR_EVERY, self._repair),
+            self._every(SWEEP_EVERY, self._sweep),
+        ]
+        async with asyncio.timeout(10):
+            await self._subscribed.wait()
+        try:
+            await self.storage.open()
+        except StorageError as exc:
+            log.warning("PostgreSQL is not there yet, sessions will be stored later: %s", exc)
+
+    async def drain(self, timeout: float) -> None:
+        """Take no new session and let those that are open end; what is open after `timeout` seconds is interrupted."""
+        self.closing = True
+        await self._wait(lambda: not self.sessions, timeout)
+        for session in list(self.sessions.values()):
+            self.abandon(session)
+        await self._wait(lambda: not self.sessions, timeout)
+        await self._wait(self.recorder.settled, timeout)
+
+    async def close(self) -> None:
+        for task in (*self._tasks, *self._once):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._once, return_exceptions=True)
+        await self.broker.forget("gateway")
+        await self.broker.close()
+        await self.storage.close()
+
+    @staticmethod
+    async def _wait(condition: Callable[[], bool], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.02)
+        return True
+
+    def _forever(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        async def run() -> None:
+            try:
+                await work
+            except Exception:
+                log.critical("a background task failed: this gateway cannot go on", exc_info=True)
+                os._exit(1)  # its supervisor starts another; another gateway adopts the sessions
+
+        return asyncio.get_running_loop().create_task(run())
+
+    def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        async def run() -> None:
+            while True:
+                try:
+                    await work()
+                except (Unavailable, StorageError) as exc:
+                    log.warning("%s: %s", work.__name__.strip("_"), exc)
+                except Exception:
+                    log.exception("%s failed", work.__name__.strip("_"))
+                await asyncio.sleep(seconds)
+
+        return asyncio.get_running_loop().create_task(run())
+
+    def _in_background(self, work: Coroutine[Any, Any, Any]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except AsrError as exc:
+                log.warning("%s", exc)
+            except Exception:
+                log.exception("a background job failed")
+
+        task = asyncio.get_running_loop().create_task(run())
+        self._once.add(task)
+        task.add_done_callback(self._once.discard)
+
+    async def _beat(self) -> None:
+        self._alive()
+        self.broker.beat(
+            "gateway",
+            {
+                "pid": os.getpid(),
+                "host": self.settings.host,
+                "port": self.settings.port,
+                "connections": self.connections,
+                "sessions": len(self.sessions),
+                "to_store": self.recorder.waiting,
+            },
+        )
+        self._fullness = await self.broker.memory()
+        workers = await self.broker.heartbeats("worker")
+        self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
+
+    # -- sessions ------------------------------------------------------------------------------------------------
+
+    async def start(self, message: dict[str, Any], send: Send) -> Session:
+        """Open a session as a `start` message asks; raises BadRequest or Unavailable.
+
+        An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
+        """
+        if self.closing:
+            raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
+        sid = message.get("session_id")
+        ours = sid in (None, "")
+        sid = str(uuid.uuid4()) if ours else valid_id(sid, "session_id")
+        user_id = message.get("user_id")
+        user_id = "" if user_id in (None, "") else valid_id(user_id, "user_id")
+        options = Options.parse(message)
+        if options.language and self._languages and options.language not in self._languages:
+            known = ", ".join(sorted(self._languages))
+            raise BadRequest(
+                "bad_option", f"language {options.language} is not one of the model's: {known}", option="language"
+            )
+        if not await self._wait(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
+            raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
+        if not ours and (sid in self.sessions or await self._stored(sid)):
+            raise BadRequest("session_exists", "there is a session with this id", session_id=sid)
+        session = Session(sid, user_id, options, send)
+        self.sessions[sid] = session  # before its first result can come
+        fields = {
+            "gateway": self.name,
+            "user_id": user_id,
+            "created": f"{time.time():.3f}",
+            "options": orjson.dumps(options.asdict()).decode(),
+        }
+        try:
+            created = await self.broker.open_session(sid, secrets.token_hex(8), fields, time.time() + GRACE)
+        except BaseException:
+            del self.sessions[sid]
+            raise
+        if not created:
+            del self.sessions[sid]
+            raise BadRequest("session_exists", "there is a session with this id", session_id=sid)
+        self.recorder.mark(sid)
+        log.info("session=%s open mode=%s", sid, options.mode)
+        return session
+
+    async def _stored(self, sid: str) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                return await self.storage.known(sid)
+        except (StorageError, TimeoutError):
+            return False  # PostgreSQL away costs nothing but delay: Redis still refuses what it knows
+
+    def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
+        """Append a chunk that the session accepted; its acknowledgement follows when Redis has it."""
+        if not session.appending(index, len(data), fresh):
+            return
+
+        def done(error: Exception | None) -> None:
+            if error is None:
+                session.appended(index)
+            else:
+                self._fail(session, index, error)
+
+        self.broker.append(session.id, index, data, done)
+
+    def room(self) -> Awaitable[bool] | None:
+        """None, or what to wait for before more audio is read."""
+        if self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO:
+            return None
+        return self._wait(lambda: self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO, MAX_WAIT)
+
+    def finish(self, session: Session) -> None:
+        """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
+        if session.state != "recording":
+            raise BadRequest("session_finished", "finish was sent before", session_id=session.id)
+        self._end(session, "done")
+
+    def abandon(self, session: Session) -> None:
+        """The client is gone: the session ends with what it has."""
+        session.send = None
+        if session.state == "recording":
+            self._end(session, "interrupted")
+
+    def _end(self, session: Session, status: str) -> None:
+        session.state = "finishing"
+        self._in_background(self._end_in_order(session, status))
+
+    async def _end_in_order(self, session: Session, status: str) -> None:
+        # In one lane with the session's chunks, so it comes after them.
+        if not await self.broker.end_session(session.id, status, time.time() + GRACE):
+            self._over(session, "gone")
+
+    def _fail(self, session: Session, index: int, error: Exception) -> None:
+        """A chunk could not be written: nothing after it may be, or its audio would be missing unnoticed."""
+        if session.failed is not None:
+            return
+        reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
+        log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
+        session.failed = reason
+        if session.send is not None:
+            session.send({**reason.event(), "session_id": session.id, "chunk_index": index})
+        session.send = None
+        self._end(session, "interrupted")
+
+    def _over(self, session: Session, how: str) -> None:
+        self.sessions.pop(session.id, None)
+        log.info(
+            "session=%s over status=%s chunks=%d bytes=%d results=%d seconds=%.1f",
+            session.id,
+            how,
+            session.chunk_count,
+            session.bytes_in,
+            session.results,
+            time.monotonic() - session.opened,
+        )
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    def _on_subscribed(self) -> None:
+        self._subscribed.set()
+        for session in self.sessions.values():
+            self._in_background(self._read_missed(session))
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        session = self.sessions.get(event["session_id"])
+        if session is None:
+            return  # of a session that another gateway adopted, or whose final result is out
+        if session.deliver(event):
+            self._delivered(session, event)
+        else:
+            self._in_background(self._read_missed(session))
+
+    def _delivered(self, session: Session, event: dict[str, Any]) -> None:
+        self.recorder.mark(session.id)
+        if event["type"] == "final":
+            self._over(session, event["status"])
+
+    async def _read_missed(self, session: Session) -> None:
+        for event in await self.broker.read_events(session.id, session.last_event):
+            if session.state != "over" and session.deliver(event):
+                self._delivered(session, event)
+
+    async def _repair(self) -> None:
+        now = time.monotonic()
+        owed = [s for s in self.sessions.values() if s.owed and now - s.heard >= REPAIR_EVERY]
+        await asyncio.gather(*(self._read_missed(session) for session in owed))
+        self.broker.refresh(self.sessions, time.time() + GRACE)
+
+    async def _sweep(self) -> None:
+        """End sessions that nobody holds, and store what a dead gateway left."""
+        sids = [sid for sid in await self.broker.overdue(time.time(), 100) if sid not in self.sessions]
+        found = await self.broker.read_sessions(dict.fromkeys(sids, "0-1"))
+        for sid, (fields, events) in found.items():
+            if not fields or (events and events[-1]["type"] == "final"):
+                self.broker.refresh([sid], time.time() + GRACE)
+                self.recorder.mark(sid)
+            elif await self.broker.end_session(sid, "interrupted", time.time() + GRACE, seen=fields["gateway"]):
+                session = Session(sid, fields["user_id"], Options(**orjson.loads(fields["options"])), None)
+                session.state = "finishing"
+                self.sessions[sid] = session
+                log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
+
+    # -- what REST asks ------------------------------------------------------------------------------------------
+
+    async def settled(self, sid: str) -> None:
+        """Wait, at most two seconds, until what this gateway knows of the session is stored."""
+        await self._wait(lambda: self.recorder.settled(sid), 2.0)
+
+    async def delete(self, sid: str) -> bool:
+        """Delete a session: its rows now, its keys when it is over; raises StorageError."""
+        open_here = sid in self.sessions or not self.recorder.settled(sid)
+        return await self.storage.delete(sid, pending=open_here) or open_here
+
+    async def health(self) -> dict[str, Any]:
+        """The state of every part, each probed now: latencies in milliseconds, reasons for what does not work."""
+        redis_state, postgres_state = await asyncio.gather(_probe(self.broker.ping()), _probe(self.storage.ping()))
+        workers: list[dict[str, Any]] = []
+        gateways: list[dict[str, Any]] = []
+        queue: dict[str, int] = {}
+        if redis_state["ready"]:
+            try:
+                async with asyncio.timeout(2):
+                    workers, gateways, queue = await asyncio.gather(
+                        self.broker.heartbeats("worker"), self.broker.heartbeats("gateway"), self.broker.queue()
+                    )
+            except (TimeoutError, Unavailable) as exc:
+                redis_state = {"ready": False, "error": str(exc) or "too slow"}
+        ready = redis_state["ready"] and postgres_state["ready"] and bool(workers)
+        return {
+            "status": "ok" if ready else "degraded",
+            "funasr_ready": bool(workers),
+            "redis_ready": redis_state["ready"],
+            "workers_ready": bool(workers),
+            "postgres_ready": postgres_state["ready"],
+            "redis": redis_state,
+            "postgres": postgres_state,
+            "queue": queue,
+            "gateways": gateways,
+            "workers": workers,
+        }
+
+
+async def _probe(ping: Awaitable[float]) -> dict[str, Any]:
+    try:
+        return {"ready": True, "latency_ms": round(await ping * 1000, 2)}
+    except (Unavailable, StorageError) as exc:
+        return {"ready": False, "error": str(exc)}

@@ -1,0 +1,1 @@
+"""One module an interface: each translates between its protocol and the gateway, none decides."""

@@ -1,0 +1,282 @@
+"""The native WebSocket protocol, /ws/asr: JSON text frames, audio in base64 or as binary frames.
+
+C {"action":"start","session_id":"…","user_id":"…", …options}
+                                                                 S {"type":"ack","status":"session_started"}
+C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame
+                                                                 S {"type":"ack","chunk_index":0,"status":"received"}
+                                                                 S {"type":"chunk_result","chunk_index":0,"text":"…"}
+C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
+S {"type":"error","code":"…","message":"…"}
+"""
+
+from __future__ import annotations
+
+import binascii
+import logging
+from collections import deque
+from collections.abc import Awaitable
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+from tornado.iostream import IOStream, StreamBufferFullError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+from tornado.websocket import _WebSocketParams as Params
+
+from asrserver.errors import AsrError, BadRequest
+from asrserver.gateway import Gateway
+from asrserver.session import Session
+
+log = logging.getLogger("asrserver.websocket")
+
+#: Bytes that wait for a client that does not read; then the connection is cut.
+MAX_UNREAD = 1 << 20
+
+#: Ended sessions of a connection that are still told apart from unknown ones.
+MAX_ENDED = 100
+
+#: Bytes read at a time of a message that is too large and thrown away.
+DRAIN_STEP = 1 << 16
+
+
+class _DrainingProtocol(WebSocketProtocol13):
+    """Throws away the payload of a message that is too large, and goes on.
+
+    Tornado 6.6 closes the connection, and with it every session on it; one message must cost one message. What is
+    overridden is its one private read function; a test sends 40 MB, so a Tornado that changes it is noticed.
+    """
+
+    handler: WebSocket
+
+    async def _read_bytes(self, n: int) -> bytes:
+        limit = self.handler.gateway.settings.max_message
+        buffered = self._fragmented_message_buffer
+        if n + len(buffered or b"") <= limit:
+            return await super()._read_bytes(n)
+        self.handler.too_large = n + len(buffered or b"")
+        if buffered is not None:
+            buffered.clear()
+        while n:
+            n -= len(await super()._read_bytes(min(n, DRAIN_STEP)))
+        return b""
+
+
+class WebSocket(WebSocketHandler):
+    """One connection and the sessions started on it."""
+
+    gateway: Gateway
+    connections: set[WebSocket]
+
+    def initialize(self, gateway: Gateway, connections: set[WebSocket]) -> None:
+        self.gateway = gateway
+        self.connections = connections
+        self.sessions: dict[str, Session] = {}
+        self.ended: deque[str] = deque(maxlen=MAX_ENDED)
+        self.current: Session | None = None  # the last one started: binary frames are its chunks
+        self.too_large = 0
+        self.messages = 0
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        # max_message_size is out of the way: _DrainingProtocol holds the limit.
+        params = Params(
+            ping_interval=self.ping_interval,
+            ping_timeout=self.ping_timeout,
+            max_message_size=1 << 62,
+            compression_options=None,
+        )
+        return _DrainingProtocol(self, False, params)
+
+    def check_origin(self, origin: str) -> bool:
+        """Programs send no origin and are not asked; pages may connect from this host or an allowed origin."""
+        allowed = {item.strip() for item in self.gateway.settings.allowed_origins.split(",") if item.strip()}
+        same_host = urlsplit(origin).netloc.lower() == self.request.headers.get("Host", "").lower()
+        if same_host or "*" in allowed or origin in allowed:
+            return True
+        log.warning("refused origin %s on host %s", origin, self.request.headers.get("Host"))
+        return False
+
+    def open(self, *_args: str, **_kwargs: str) -> None:
+        self.set_nodelay(True)
+        self._stream().max_write_buffer_size = MAX_UNREAD
+        self.connections.add(self)
+        self.gateway.connections += 1
+        log.info("connection open from %s", self.request.remote_ip)
+
+    def _stream(self) -> IOStream:
+        assert self.ws_connection is not None
+        assert self.ws_connection.stream is not None
+        return self.ws_connection.stream
+
+    def on_close(self) -> None:
+        self.connections.discard(self)
+        self.gateway.connections -= 1
+        log.info(
+            "connection closed from %s code=%s messages=%d interrupted=%d",
+            self.request.remote_ip,
+            self.close_code,
+            self.messages,
+            sum(session.state == "recording" for session in self.sessions.values()),
+        )
+        for session in self.sessions.values():
+            self.gateway.abandon(session)
+
+    def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
+        """Take one message. What it returns is waited for before the next is read; most return nothing."""
+        self.messages += 1
+        try:
+            if self.too_large:
+                size, self.too_large = self.too_large, 0
+                limit = self.gateway.settings.max_message
+                raise BadRequest("message_too_large", f"a message of {size} bytes is over the limit of {limit}")
+            if isinstance(message, bytes):
+                return self._binary(message)
+            return self._text(message)
+        except AsrError as exc:
+            self._refuse(exc)
+        except Exception:
+            # Tornado would cut the connection without a word.
+            log.exception("a message could not be handled")
+            self._send({"type": "error", "code": "internal_error", "message": "the message could not be handled"})
+        return None
+
+    def _refuse(self, error: AsrError) -> None:
+        session = self._session_of(error)
+        if session is not None:
+            session.refuse(error.details.get("chunk_index"))
+        self._send(error.event())
+
+    def _session_of(self, error: AsrError) -> Session | None:
+        """The session whose next chunk a refused message may have been."""
+        if error.code not in ("bad_json", "bad_base64", "empty_chunk", "message_too_large", "bad_request"):
+            return None
+        sid = error.details.get("session_id")
+        return self.sessions.get(sid) if sid else self.current
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _binary(self, data: bytes) -> Awaitable[Any] | None:
+        if self.current is None:
+            raise BadRequest("no_session", "audio came before start")
+        return self._audio(self.current, None, data)
+
+    def _text(self, text: str) -> Awaitable[Any] | None:
+        try:
+            message = orjson.loads(text)
+        except orjson.JSONDecodeError as exc:
+            raise BadRequest("bad_json", f"the message is not JSON: {exc}") from None
+        if not isinstance(message, dict):
+            raise BadRequest("bad_json", "the message is not a JSON object")
+        action = message.get("action")
+        if action == "chunk":
+            return self._chunk(message)
+        if action == "start":
+            return self._start(message)
+        if action == "finish":
+            session = self._session(message)
+            self.gateway.finish(session)
+            return None
+        if action is None:
+            raise BadRequest("bad_request", "the message has no action")
+        raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, chunk or finish")
+
+    async def _start(self, message: dict[str, Any]) -> None:
+        try:
+            session = await self.gateway.start(message, self.on_event)
+        except AsrError as exc:
+            self._send(exc.event())
+            return
+        self.sessions[session.id] = self.current = session
+        self._send({"type": "ack", "session_id": session.id, "status": "session_started"})
+        if self.ws_connection is None:  # the client left while its session was made
+            self.gateway.abandon(session)
+
+    def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
+        session = self._session(message)
+        index = message.get("chunk_index")
+        where = {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
+        audio = message.get("audio_data")
+        if not isinstance(audio, str):
+            raise BadRequest("bad_request", "audio_data must be a text in base64", **where)
+        try:
+            data = binascii.a2b_base64(audio, strict_mode=True)
+        except (binascii.Error, ValueError) as exc:
+            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}", **where) from None
+        return self._audio(session, index, data)
+
+    def _audio(self, session: Session, index: Any, data: bytes) -> Awaitable[Any] | None:
+        where = {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
+        if not data:
+            raise BadRequest("empty_chunk", "the chunk has no audio", **where)
+        index, fresh = session.accept(index)
+        self.gateway.append(session, index, data, fresh)
+        return self.gateway.room()
+
+    def _session(self, message: dict[str, Any]) -> Session:
+        """The session that a message is for: the one it names, or the connection's last."""
+        sid = message.get("session_id")
+        if sid in (None, "") and self.current is not None:
+            return self.current
+        session = self.sessions.get(sid) if isinstance(sid, str) else None
+        if session is None:
+            named = {"session_id": sid} if isinstance(sid, str) and sid else {}
+            if sid in self.ended:
+                raise BadRequest("session_finished", "the session is over", **named)
+            raise BadRequest("no_session", "there is no such session on this connection: send start first", **named)
+        return session
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Send a session's event in the words of this protocol; what was not asked for is not sent."""
+        kind = event["type"]
+        if kind == "chunk":
+            self._send(
+                {
+                    "type": "chunk_result",
+                    "session_id": event["session_id"],
+                    "chunk_index": event["chunk_index"],
+                    "text": event["text"],
+                    "duration": event["duration"],
+                    "language": event["language"],
+                    "seq": event["seq"],
+                }
+            )
+        elif kind == "final":
+            self._send(
+                {
+                    "type": "final_result",
+                    "session_id": event["session_id"],
+                    "text": event["text"],
+                    "duration": event["total"],
+                    "chunk_count": event["chunk_count"],
+                    "language": event["language"],
+                    "seq": event["seq"],
+                }
+            )
+            self._forget(event["session_id"])
+        elif kind == "error":
+            names = ("type", "code", "message", "session_id", "chunk_index", "expected", "retry_after", "seq")
+            self._send({name: event[name] for name in names if event.get(name) is not None})
+        elif kind == "ack":
+            self._send(event)
+
+    def _forget(self, sid: str) -> None:
+        session = self.sessions.pop(sid, None)
+        self.ended.append(sid)
+        if session is self.current:
+            self.current = None
+
+    def _send(self, message: dict[str, Any]) -> None:
+        """Queue a message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
+        try:
+            future = self.write_message(orjson.dumps(message))
+        except WebSocketClosedError:
+            return
+        except StreamBufferFullError:
+            log.warning("connection from %s does not read: cut", self.request.remote_ip)
+            self._stream().close()
+            return
+        # Nobody awaits it, and Tornado would log every write that a disconnect cut short.
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())

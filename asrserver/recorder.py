@@ -1,0 +1,163 @@
+"""Write-behind: what Redis holds as durable events becomes rows in PostgreSQL, in batches, behind the client's back.
+
+A session that has something new is only marked; the events themselves are read back from Redis when a batch is written.
+So PostgreSQL may be away for as long as Redis has room: what waits here is one small entry a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from asrserver.broker import Broker
+from asrserver.errors import Unavailable
+from asrserver.storage import Record, Storage, StorageUnavailable
+
+log = logging.getLogger("asrserver.recorder")
+
+#: Seconds between batches: several results of one session become one write.
+EVERY = 0.25
+
+#: Sessions in one batch.
+BATCH = 200
+
+#: Longest pause between tries while PostgreSQL is away, in seconds.
+MAX_PAUSE = 5.0
+
+
+class Recorder:
+    """Stores sessions. `ttl` is how long Redis keeps a session after it is stored, in seconds."""
+
+    def __init__(self, broker: Broker, storage: Storage, ttl: float) -> None:
+        self._broker = broker
+        self._storage = storage
+        self._ttl = ttl
+        self._dirty: dict[str, str] = {}  # session → id of its last event that is stored
+        self._stored: dict[str, str] = {}  # the same, of open sessions with nothing new
+        self._wake = asyncio.Event()
+        self._writing: dict[str, str] = {}
+
+    def mark(self, sid: str) -> None:
+        """The session has something new to store."""
+        if sid not in self._dirty:
+            self._dirty[sid] = self._stored.pop(sid, "0-1")
+            self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """Sessions with something that is not stored yet."""
+        return len(self._dirty)
+
+    def settled(self, sid: str | None = None) -> bool:
+        """Whether the session, or every session, is stored as far as it is known."""
+        if sid is None:
+            return not self._dirty and not self._writing
+        return sid not in self._dirty and sid not in self._writing
+
+    async def run(self) -> None:
+        """Write batches, for ever."""
+        pause = EVERY
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(pause)
+            self._wake.clear()
+            try:
+                await self._write()
+                pause = EVERY
+            except (StorageUnavailable, Unavailable) as exc:
+                if pause == EVERY:
+                    log.warning("storing waits, %d sessions: %s", len(self._dirty), exc)
+                pause = min(pause * 2, MAX_PAUSE)
+            except Exception:
+                log.exception("storing failed, %d sessions wait", len(self._dirty))
+                pause = MAX_PAUSE
+            finally:
+                self._writing = {}
+            if self._dirty:
+                self._wake.set()
+
+    async def _write(self) -> None:
+        batch = self._writing = dict(list(self._dirty.items())[:BATCH])
+        for sid in batch:
+            del self._dirty[sid]  # what comes from now on marks it again
+        try:
+            found = await self._broker.read_sessions(batch)
+            records = {sid: record(sid, fields, events) for sid, (fields, events) in found.items() if fields}
+            for sid, reason in await self._storage.save(list(records.values())):
+                await self._broker.bury(sid, "", f"not stored: {reason}")
+        except BaseException:
+            for sid, last in batch.items():
+                self._dirty[sid] = last
+            raise
+        for sid, (fields, events) in found.items():
+            if not fields:
+                log.warning("session=%s is gone from Redis: nothing to store", sid)
+                await self._broker.close_session(sid, self._ttl)
+            elif events and events[-1]["type"] == "final":
+                await self._broker.close_session(sid, self._ttl)
+                self._dirty.pop(sid, None)
+            else:
+                last = events[-1]["id"] if events else batch[sid]
+                if sid in self._dirty:
+                    self._dirty[sid] = last
+                else:
+                    self._stored[sid] = last
+
+
+def record(sid: str, fields: dict[str, str], events: list[dict[str, Any]]) -> Record:
+    """The rows of a session's fields and (new) durable events."""
+    options = orjson.loads(fields["options"])
+    session: dict[str, Any] = {
+        "id": sid,
+        "user_id": fields.get("user_id") or None,
+        "status": "recording",
+        "mode": options["mode"],
+        "created_at": datetime.fromtimestamp(float(fields["created"]), UTC),
+    }
+    chunks, segments = [], []
+    for event in events:
+        at = datetime.fromtimestamp(event["time"], UTC)
+        session["model"] = event["model"]
+        session["total_duration"] = event["total"]
+        session["chunk_count"] = event["chunk_count"]
+        if event.get("language"):
+            session["language"] = event["language"]
+        if event.get("chunk_index") is not None:
+            chunks.append(_chunk(sid, event, at))
+        segments += [_segment(sid, event, segment) for segment in event["segments"]]
+        if event["type"] == "final":
+            session |= {"status": event["status"], "final_text": event["text"], "completed_at": at}
+        elif event["type"] == "error" and event.get("chunk_index") is None:
+            session |= {"error_code": event["code"], "error_message": event["message"]}
+    return Record(session, chunks, segments)
+
+
+def _chunk(sid: str, event: dict[str, Any], at: datetime) -> dict[str, Any]:
+    return {
+        "session_id": sid,
+        "chunk_index": event["chunk_index"],
+        "text": event.get("text"),
+        "duration": event.get("duration"),
+        "language": event.get("language"),
+        "error_code": event.get("code"),
+        "error_message": event.get("message"),
+        "recognised_at": at,
+    }
+
+
+def _segment(sid: str, event: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "session_id": sid,
+        "number": segment["number"],
+        "chunk_index": segment.get("chunk_index"),
+        "start_time": segment["start"],
+        "end_time": segment["end"],
+        "text": segment["text"],
+        "language": segment["language"],
+        "confidence": segment["confidence"],
+        "worker": event["worker"],
+    }

@@ -1,0 +1,234 @@
+"""What a session is, as its gateway sees it: options, states, the order of chunks and of results.
+
+Knows neither Tornado nor Redis: what it returns are events (dicts) in the order in which the client gets them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from asrserver.errors import AsrError, BadRequest
+
+#: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
+SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
+
+#: Redis stream ids are 64-bit; this is far below, and still more chunks than anyone sends.
+MAX_INDEX = 2**48
+
+#: Chunks refused in one session whose indexes are remembered.
+MAX_REFUSED = 1000
+
+MODES = ("auto", "chunk")
+FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
+TASKS = ("transcribe", "translate")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a client asks for in `start`.
+
+    `mode` chunk: each chunk is an utterance of its own. `auto`: a chunk that opens a container, or a second or more of
+    raw PCM, is an utterance; anything else continues the one before. `format`, `sample_rate` (hertz) and `channels`
+    describe headerless audio.
+    """
+
+    mode: str = "auto"
+    format: str = "auto"
+    sample_rate: int = 16000
+    channels: int = 1
+    language: str | None = None
+    task: str = "transcribe"
+    prompt: str = ""
+    hotwords: str = ""
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Options:
+        """The options of a `start` message; raises BadRequest naming the field. Unknown fields are ignored."""
+        given = {key: message[key] for key in cls.__slots__ if message.get(key) is not None}
+        options = cls(**given)
+        _one_of("mode", options.mode, MODES)
+        _one_of("format", options.format, FORMATS)
+        _one_of("task", options.task, TASKS)
+        _whole("sample_rate", options.sample_rate, 8000, 48000)
+        _whole("channels", options.channels, 1, 2)
+        for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
+            if not isinstance(value, str) or len(value) > 1000 or "\x00" in value:
+                raise BadRequest("bad_option", f"{name} must be a text of at most 1000 characters", option=name)
+        language = options.language
+        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2,3}", language)):
+            raise BadRequest("bad_option", "language must be a code such as en or zh, or null", option="language")
+        return options
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadRequest("bad_option", f"{name} must be one of {', '.join(allowed)}", option=name)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadRequest("bad_option", f"{name} must be a whole number from {low} to {high}", option=name)
+
+
+def valid_id(value: Any, name: str) -> str:
+    """A session or user id that may be used in keys, rows and logs; raises BadRequest."""
+    if not isinstance(value, str) or not SESSION_ID.fullmatch(value):
+        raise BadRequest("bad_id", f"{name} must be 1 to 128 characters without spaces, braces or control characters")
+    return value
+
+
+class Session:
+    """One session on the gateway that holds its client.
+
+    `send` is where events go; None once the client is gone. States: recording → finishing → over.
+    """
+
+    def __init__(self, sid: str, user_id: str, options: Options, send: Callable[[dict[str, Any]], None] | None) -> None:
+        self.id = sid
+        self.user_id = user_id
+        self.options = options
+        self.send = send
+        self.state = "recording"
+        self.failed: AsrError | None = None
+        self.opened = self.heard = time.monotonic()
+        self.bytes_in = 0
+        self.results = 0
+        self.last_event = "0-1"
+        self._first = 0
+        self._last: int | None = None  # the index of the last chunk that was accepted
+        self._skips = 0  # indexes after it that were refused: the next chunk may be one of them or the one after
+        self._refused: set[int] = set()
+        self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
+        self._acknowledged = 0
+        self._answered = 0
+        self._seq = 0  # of the last event that was taken
+        self._held: list[dict[str, Any]] = []  # results that came before their chunk's acknowledgement
+
+    @property
+    def chunk_count(self) -> int:
+        return self._acknowledged
+
+    @property
+    def owed(self) -> bool:
+        """Whether a result is still to come."""
+        return self.state == "finishing" or self._answered < self._acknowledged
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks accepted and not yet acknowledged."""
+        return len(self._unacknowledged)
+
+    def accept(self, index: Any) -> tuple[int, bool]:
+        """The index of a chunk, and whether it is new; raises BadRequest for one that cannot be next.
+
+        The first index may be any; then each is the one before plus one. None is the next. A chunk that was refused
+        may be sent again or passed over.
+        """
+        if self.state != "recording":
+            raise BadRequest("session_finished", "the session takes no more audio", session_id=self.id)
+        following = 0 if self._last is None else self._last + 1
+        if index is None:
+            index = following + self._skips
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:
+            raise BadRequest("bad_index", "chunk_index must be a whole number from 0", session_id=self.id)
+        if self._last is None:
+            return index, True
+        if index in self._refused and index < following:
+            raise BadRequest("chunk_refused", "this chunk was refused and later ones were taken", **self._where(index))
+        if index <= self._last:
+            if index < self._first:
+                raise self._gap(index, following)
+            return index, False
+        if index > following + self._skips:
+            raise self._gap(index, following)
+        return index, True
+
+    def _gap(self, index: int, expected: int) -> BadRequest:
+        return BadRequest(
+            "chunk_gap",
+            f"chunk {index} was sent where {expected} was expected",
+            expected=expected,
+            **self._where(index),
+        )
+
+    def _where(self, index: int | None) -> dict[str, Any]:
+        return {"session_id": self.id} if index is None else {"session_id": self.id, "chunk_index": index}
+
+    def refuse(self, index: int | None = None) -> None:
+        """A chunk was refused, perhaps unread: the client may go on with the next, or send this one again."""
+        if self._last is None:
+            return
+        position = self._last + 1 + self._skips
+        if (index is None or index == position) and len(self._refused) < MAX_REFUSED:
+            self._refused.add(position)
+            self._skips += 1
+
+    def appending(self, index: int, size: int, fresh: bool) -> bool:
+        """A chunk is on its way to Redis; False if it is a duplicate that needs no second append."""
+        if fresh:
+            if self._last is None:
+                self._first = index
+            self._last = index
+            self._skips = 0
+            self._refused.discard(index)
+            self.bytes_in += size
+            self._unacknowledged[index] = 1
+            return True
+        if index in self._unacknowledged:
+            self._unacknowledged[index] += 1
+        else:
+            self._tell(self._ack(index))
+        return False
+
+    def appended(self, index: int) -> None:
+        """Redis has the chunk: acknowledge it, then what was held back for that."""
+        owed = self._unacknowledged.pop(index)
+        self._acknowledged += 1
+        for _ in range(owed):
+            self._tell(self._ack(index))
+        if self._held:
+            held, self._held = self._held, []
+            for event in held:
+                self._release(event)
+
+    def _ack(self, index: int) -> dict[str, Any]:
+        return {"type": "ack", "session_id": self.id, "chunk_index": index, "status": "received"}
+
+    def deliver(self, event: dict[str, Any]) -> bool:
+        """Take a durable event; False if one before it is missing and must be read from the broker.
+
+        An event that was taken before changes nothing.
+        """
+        seq = event["seq"]
+        if seq <= self._seq:
+            return True
+        if seq != self._seq + 1:
+            return False
+        self._seq = seq
+        self.last_event = event["id"]
+        self.heard = time.monotonic()
+        self._release(event)
+        return True
+
+    def _release(self, event: dict[str, Any]) -> None:
+        index = event.get("chunk_index")
+        if index is not None and index in self._unacknowledged:
+            self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
+            return
+        if index is not None:
+            self._answered += 1
+        self.results += 1
+        if event["type"] == "final":
+            self.state = "over"
+        self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self.send is not None:
+            self.send(event)
