@@ -1,0 +1,1 @@
+"""What runs in a worker: feed, audio, speech detection, features, engine. Never imports handlers or Tornado."""

@@ -1,0 +1,164 @@
+"""From bytes to 16 kHz mono float32: what they are, and what they say."""
+
+from __future__ import annotations
+
+import io
+import string
+from typing import Any
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+
+from asrserver.errors import AudioError
+
+#: Samples a second of everything behind this module.
+RATE = 16000
+
+Samples = np.ndarray[Any, np.dtype[np.float32]]
+
+#: First bytes of things that clients send by mistake, and their names for the error.
+_MISTAKES = (
+    (b"%PDF", "a PDF document"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"#!AMR", "AMR audio"),
+)
+
+_PRINTABLE = frozenset(string.printable.encode())
+
+#: Bytes that must all be printable before a chunk is called a text: PCM never is for that long.
+_TEXT_PREFIX = 64
+
+
+def container(data: bytes, first: bool = True) -> str | None:
+    """The container that a chunk opens, as FFmpeg names it; None if it opens none.
+
+    Weak magic (an MP3 frame, ADTS) counts only at a session's first chunk: PCM may look like it.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+        return "wav"
+    if data[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if data[:4] == b"OggS" and len(data) > 5 and data[5] & 0x02:  # the first-page flag
+        return "ogg"
+    if data[:4] == b"fLaC":
+        return "flac"
+    if data[4:8] == b"ftyp":
+        return "mp4"
+    if data[:3] == b"ID3":
+        return "mp3"
+    if first and len(data) > 4 and data[0] == 0xFF and _mpeg_frame(data):
+        return "aac" if data[1] & 0xF6 == 0xF0 else "mp3"
+    return None
+
+
+def _mpeg_frame(data: bytes) -> bool:
+    """Whether the bytes begin with an ADTS or MPEG audio frame header, no value forbidden (ISO 11172-3, 13818-7)."""
+    if data[1] & 0xF6 == 0xF0:
+        return (data[2] >> 2) & 0x0F < 13
+    layer, bitrate, rate = (data[1] >> 1) & 3, data[2] >> 4, (data[2] >> 2) & 3
+    return data[1] & 0xE0 == 0xE0 and layer == 1 and 0 < bitrate < 15 and rate < 3
+
+
+def refuse_what_is_no_audio(data: bytes) -> None:
+    """Raise AudioError for bytes that open no container and are certainly no PCM."""
+    for magic, name in _MISTAKES:
+        if data.startswith(magic):
+            raise AudioError("not_audio", f"the chunk is {name}")
+    head = data[:4096]
+    if len(head) >= _TEXT_PREFIX and _PRINTABLE.issuperset(head):
+        raise AudioError("not_audio", "the chunk is text")
+
+
+def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
+    """All the audio of a whole file in memory; raises AudioError.
+
+    A file cut short gives what it has. `kind` is what `container` said. Decoded samples are never handed to
+    faster-whisper's own decoder: PyAV 19 removed an argument that it passes.
+    """
+    pieces: list[np.ndarray[Any, Any]] = []
+    total, limit = 0, int(max_seconds * RATE)
+    resampler = AudioResampler(format="flt", layout="mono", rate=RATE)
+    try:
+        with av.open(io.BytesIO(data), mode="r", format=kind, metadata_errors="ignore") as source:
+            if not source.streams.audio:
+                raise AudioError("not_audio", f"the {kind} file has no audio track")
+            try:
+                for frame in source.decode(source.streams.audio[0]):
+                    frame.pts = None  # gaps in time stamps are not audio, and the resampler refuses them
+                    for out in resampler.resample(frame):
+                        pieces.append(out.to_ndarray()[0])
+                        total += len(pieces[-1])
+                    if total > limit:
+                        raise AudioError(
+                            "utterance_too_long", f"the chunk holds more than {max_seconds:.0f} s of audio"
+                        )
+            except av.FFmpegError:
+                if not pieces:
+                    raise
+            for out in resampler.resample(None) if pieces else ():
+                pieces.append(out.to_ndarray()[0])
+    except av.FFmpegError as exc:
+        raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _reason(data: bytes, kind: str, exc: Exception) -> str:
+    if kind == "mp4" and b"moov" not in data:
+        return "the MP4 file has no index (moov): it is cut short, or was never finished"
+    return f"the {kind} data cannot be decoded: {getattr(exc, 'strerror', None) or exc}"
+
+
+class Pcm:
+    """Headerless PCM of one format to 16 kHz mono; keeps what a cut inside a sample leaves over, and the resampler."""
+
+    def __init__(self, format: str, sample_rate: int, channels: int) -> None:
+        self._dtype: Any = np.dtype("<f4") if format == "pcm_f32le" else np.dtype("<i2")
+        self._channels = channels
+        self._rate = sample_rate
+        self._rest = b""
+        self._resampler = self._new_resampler()
+
+    @property
+    def bytes_per_second(self) -> int:
+        return int(self._dtype.itemsize * self._channels * self._rate)
+
+    def _new_resampler(self) -> AudioResampler | None:
+        return None if self._rate == RATE else AudioResampler(format="flt", layout="mono", rate=RATE)
+
+    def feed(self, data: bytes) -> Samples:
+        """The samples that these bytes complete."""
+        if self._rest:
+            data = self._rest + data
+        whole = len(data) - len(data) % (self._dtype.itemsize * self._channels)
+        self._rest = data[whole:]
+        raw = np.frombuffer(data, self._dtype, whole // self._dtype.itemsize)
+        if self._dtype.kind == "i":
+            samples = raw.astype(np.float32)
+            samples *= np.float32(1 / 32768)
+        else:
+            samples = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
+        if self._channels > 1:
+            samples = samples.reshape(-1, self._channels).mean(axis=1, dtype=np.float32)
+        if self._resampler is None or not len(samples):
+            return samples
+        frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
+        frame.sample_rate = self._rate
+        return _joined(self._resampler.resample(frame))
+
+    def flush(self) -> Samples:
+        """What the resampler still holds; the next bytes begin something new."""
+        self._rest = b""
+        if self._resampler is None:
+            return np.zeros(0, np.float32)
+        tail = _joined(self._resampler.resample(None))
+        self._resampler = self._new_resampler()
+        return tail
+
+
+def _joined(frames: list[av.AudioFrame]) -> Samples:
+    return np.concatenate([frame.to_ndarray()[0] for frame in frames]) if frames else np.zeros(0, np.float32)

@@ -1,0 +1,144 @@
+"""The engine: one queue of windows, one thread that runs the model, batches as the device gains by them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from asrserver.inference.features import Features
+from asrserver.inference.models import Hypothesis, Request, Whisper
+
+log = logging.getLogger("asrserver.engine")
+
+#: Rows in one call on a GPU; gains flatten past 8 to 16. On a CPU a batch gains nothing.
+GPU_BATCH = 8
+
+
+@dataclass(slots=True)
+class Row:
+    """A window to recognise: features, how, seconds of speech in it; `label` is what it is a part of.
+
+    A row that runs `alone` shares no call: its audio is under suspicion of having killed a worker.
+    """
+
+    features: Features
+    request: Request
+    seconds: float
+    label: str
+    alone: bool = False
+    future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    queued: float = field(default_factory=time.monotonic)
+
+
+class Engine:
+    """Runs rows in a thread, so that the loop never blocks. `hold` is told what is in hand before each native call."""
+
+    def __init__(self, model: Whisper, batch_size: int, hold: Callable[[str, list[str]], None]) -> None:
+        self._model = model
+        self._batch_size = batch_size or (GPU_BATCH if model.device == "cuda" else 1)
+        self._hold = hold
+        self._rows: deque[Row] = deque()
+        self._condition = threading.Condition()
+        self._loop = asyncio.get_running_loop()
+        self._stopping = False
+        self.busy_since: float | None = None
+        self.busy_seconds = 0.0
+        self.speech_seconds = 0.0
+        self.last_batch = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def model(self) -> Whisper:
+        return self._model
+
+    @property
+    def waiting(self) -> int:
+        return len(self._rows)
+
+    @property
+    def queue_age(self) -> float:
+        """Seconds that the oldest waiting row has waited."""
+        try:
+            return time.monotonic() - self._rows[0].queued
+        except IndexError:
+            return 0.0
+
+    async def recognise(self, row: Row) -> Hypothesis:
+        """What is said in the row; raises what the model raised for it, and for it alone."""
+        with self._condition:
+            self._rows.append(row)
+            self._condition.notify()
+        return await row.future
+
+    def stop(self, timeout: float) -> None:
+        """Finish the call in hand and end the thread."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._rows and not self._stopping:
+                    self._condition.wait()
+                if self._stopping:
+                    return
+                batch = self._take()
+            self.busy_since = time.monotonic()
+            results = self._recognise(batch)
+            self.busy_seconds += time.monotonic() - self.busy_since
+            self.busy_since = None
+            self.speech_seconds += sum(row.seconds for row in batch)
+            self.last_batch = len(batch)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(_settle, list(zip(batch, results, strict=True)))
+
+    def _take(self) -> list[Row]:
+        """The oldest row and, up to the batch size, the rows that may share its call, in their order."""
+        first = self._rows.popleft()
+        batch, rest = [first], deque[Row]()
+        key = self._key(first)
+        while self._rows and len(batch) < self._batch_size and not first.alone:
+            row = self._rows.popleft()
+            if not row.alone and self._key(row) == key:
+                batch.append(row)
+            else:
+                rest.append(row)
+        self._rows.extendleft(reversed(rest))
+        return batch
+
+    def _key(self, row: Row) -> tuple[int, int, bool]:
+        # generate() wants one window and the start token at one index; a language still to be detected changes the
+        # prompt's length only where there is none in it.
+        prompt = self._model.prompt(row.request, row.request.language or self._model.languages[0])
+        return row.features.shape[1], len(prompt), row.request.language is None
+
+    def _recognise(self, batch: list[Row]) -> list[Hypothesis | Exception]:
+        self._hold("engine", [row.label for row in batch])
+        try:
+            return list(self._model.recognise([(row.features, row.request, row.seconds) for row in batch]))
+        except Exception as exc:
+            if len(batch) == 1:
+                log.exception("recognition failed: %s", batch[0].label)
+                return [exc]
+            # A row that raises must not fail its neighbours.
+            return [result for row in batch for result in self._recognise([row])]
+        finally:
+            self._hold("engine", [])
+
+
+def _settle(results: list[tuple[Row, Hypothesis | Exception]]) -> None:
+    for row, result in results:
+        if row.future.done():
+            continue  # its session was dropped
+        if isinstance(result, Exception):
+            row.future.set_exception(result)
+        else:
+            row.future.set_result(result)

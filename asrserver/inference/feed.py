@@ -1,0 +1,172 @@
+"""The feed: claims sessions, reads their audio, keeps their leases, and drops what another worker owns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+
+import redis
+
+from asrserver.broker import Broker, Claim, Lease
+from asrserver.errors import Unavailable
+from asrserver.inference.recognise import Recogniser
+from asrserver.inference.transcriber import Fenced, Transcriber
+
+log = logging.getLogger("asrserver.feed")
+
+#: Seconds between reads while there are sessions: chunks come ten a second from each, and one read serves all.
+POLL = 0.04
+
+#: Seconds that a worker without sessions waits in Redis for one.
+IDLE = 1.0
+
+#: Sessions claimed at a time, so that workers that start together share what waits.
+CLAIM = 4
+
+#: Entries of a session read at a time.
+READ = 16
+
+#: Seconds between looks for sessions whose lease ran out.
+STALE_EVERY = 1.0
+
+
+class Feed:
+    """A worker's sessions. `max_backlog` is the unrecognised audio, in seconds, at which it claims no more."""
+
+    def __init__(self, broker: Broker, recogniser: Recogniser, *, url: str, lease: float, max_backlog: float) -> None:
+        self.sessions: dict[str, Transcriber] = {}
+        self.finished = 0
+        self._broker = broker
+        self._recogniser = recogniser
+        self._lease = lease
+        self._max_backlog = max_backlog
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+        self._stop_renewing = threading.Event()
+        self._renewer = threading.Thread(
+            target=self._renew, args=(Lease(url, broker.name), asyncio.get_running_loop()), name="lease", daemon=True
+        )
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of audio read and not yet recognised."""
+        return sum(session.backlog for session in self.sessions.values())
+
+    async def run(self) -> None:
+        """Claim and read until stopped."""
+        self._renewer.start()
+        loop = asyncio.get_running_loop()
+        stale_at = 0.0
+        while not self._stopping:
+            stale = loop.time() >= stale_at
+            if stale:
+                stale_at = loop.time() + STALE_EVERY
+            try:
+                await self._claim(stale)
+                await self._read()
+            except Unavailable as exc:
+                log.warning("no broker: %s", exc)
+            if self.sessions:
+                await asyncio.sleep(POLL)
+
+    async def stop(self, timeout: float) -> None:
+        """Claim and read nothing more, finish what is in hand, give every session up."""
+        self._stopping = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while any(session.busy for session in self.sessions.values()) and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        self._stop_renewing.set()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        released = await self._broker.release()
+        log.info("gave up %d sessions", released)
+
+    async def hand_back(self) -> None:
+        """Behind, while another worker has room: give one session up to it, the one with most to do."""
+        if self.backlog < self._max_backlog or len(self.sessions) < 2:
+            return
+        others = [w for w in await self._broker.heartbeats("worker") if w["name"] != self._broker.name]
+        if not any(worker["backlog"] < self._max_backlog / 2 for worker in others):
+            return
+        session = max(self.sessions.values(), key=lambda session: session.backlog)
+        log.info("session=%s handed back: behind by %.0f s", session.sid, self.backlog)
+        self._drop(session.sid)
+        await self._broker.release([session.claim.task])
+
+    # -- in the loop ---------------------------------------------------------------------------------------------
+
+    async def _claim(self, stale: bool) -> None:
+        if self.backlog >= self._max_backlog:
+            await asyncio.sleep(POLL)
+            return
+        block = 0.0 if self.sessions else IDLE
+        lease = self._lease if stale else None
+        for task, sid in await self._broker.claim(lease, CLAIM, block):
+            claim = await self._broker.own(task, sid)
+            if claim is not None:
+                self._take(claim)
+
+    def _take(self, claim: Claim) -> None:
+        self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
+        session = Transcriber(claim, self._recogniser, self._broker.emit, self._broker.bury, self._broker.name)
+        self.sessions[claim.sid] = session
+        self._tasks[claim.sid] = asyncio.get_running_loop().create_task(self._work(session))
+        log.info("session=%s claimed epoch=%d events=%d", claim.sid, claim.epoch, len(claim.events))
+
+    async def _work(self, session: Transcriber) -> None:
+        try:
+            await session.run()
+            self.finished += 1
+            log.info("session=%s finished", session.sid)
+        except Fenced:
+            log.warning("session=%s dropped: another worker owns it", session.sid)
+        except Unavailable as exc:
+            log.warning("session=%s dropped: %s", session.sid, exc)
+        except Exception:
+            log.exception("session=%s dropped: it will be claimed again", session.sid)
+        if self.sessions.get(session.sid) is session:
+            del self.sessions[session.sid], self._tasks[session.sid]
+
+    async def _read(self) -> None:
+        cursors = {sid: session.cursor for sid, session in self.sessions.items() if session.hungry}
+        for sid, entries in (await self._broker.read_audio(cursors, READ)).items():
+            session = self.sessions.get(sid)
+            if session is not None and session.cursor == cursors[sid]:
+                session.feed(entries)
+
+    def _drop(self, sid: str) -> None:
+        task = self._tasks.pop(sid, None)
+        if task is not None:
+            task.cancel()
+            del self.sessions[sid]
+
+    # -- in the lease thread -------------------------------------------------------------------------------------
+
+    def _renew(self, lease: Lease, loop: asyncio.AbstractEventLoop) -> None:
+        """Renew, from a thread: a native call may hold the worker for seconds, but never its leases."""
+        while not self._stop_renewing.wait(self._lease / 5):
+            held = {session.claim.task: session.sid for session in list(self.sessions.values())}
+            try:
+                lost = held.keys() - lease.renew(list(held))
+            except redis.RedisError as exc:
+                log.warning("leases not renewed: %s", exc)
+                continue
+            for task in lost:
+                call_soon(loop, self._lost, held[task], task)
+        lease.close()
+
+    def _lost(self, sid: str, task: str) -> None:
+        session = self.sessions.get(sid)
+        if session is not None and session.claim.task == task and not session.over:
+            log.warning("session=%s dropped: its lease is another's", sid)
+            self._drop(sid)
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    """From a thread, into the loop; nothing if the loop has ended."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(function, *args)

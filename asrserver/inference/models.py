@@ -1,0 +1,255 @@
+"""The model: found, loaded and run. The one module that knows CTranslate2."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import numpy as np
+import orjson
+import tokenizers
+from faster_whisper.utils import download_model
+
+from asrserver.errors import ModelError
+from asrserver.inference.features import FRAMES, Features
+
+#: Whisper's own window in frames: 30 s.
+FULL = 30 * FRAMES
+
+#: Windows in frames. Rows of one call need one length, so lengths are few. None may be 2 × n_mels (160 or 256): the
+#: encoder's output is then n_mels steps long, and CTranslate2 4.x takes it for features and encodes it twice.
+WINDOWS = tuple(seconds * FRAMES for seconds in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30))
+
+#: Seconds of quiet that a window keeps behind the speech: too short a window makes Whisper repeat itself.
+MARGIN = 0.5
+
+#: Most tokens a second of speech, and a few for its ends: the decoder's cap.
+TOKENS_PER_SECOND = 16
+TOKENS_EXTRA = 16
+
+#: Whisper's own limits (Radford et al. 2022, §4.5): text that compresses better repeats itself, a lower mean
+#: log-probability is a guess, and a guess with this probability of <|nospeech|> is silence.
+MAX_COMPRESSION = 2.4
+MIN_LOGPROB = -1.0
+NO_SPEECH = 0.6
+
+#: Temperatures tried, in order, for a window that fails even at its full length.
+TEMPERATURES = (0.4, 0.8)
+
+#: Tokens of prompt and hot words that are kept: half the decoder's context, less the start tokens.
+MAX_PROMPT = 223
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a window is recognised with. `language` None means: detect it."""
+
+    language: str | None = None
+    task: str = "transcribe"
+    prompt: str = ""
+    hotwords: str = ""
+
+
+@dataclass(slots=True)
+class Hypothesis:
+    """What was understood in one window. `confidence` is the mean probability of a token, 0 to 1."""
+
+    text: str
+    language: str
+    language_probability: float
+    confidence: float
+
+
+def window_for(seconds: float, policy: str) -> int:
+    """The window in frames for so much speech: the shortest that fits, or always the full one."""
+    wanted = (seconds + MARGIN) * FRAMES
+    if policy == "full":
+        return FULL
+    return next((frames for frames in WINDOWS if frames >= wanted), FULL)
+
+
+def find(model: str) -> str:
+    """The directory of a model by its name; raises ModelError. Downloads what only the hub has."""
+    if model == "demo":
+        return str(files("asrserver").joinpath("data", "demo-model"))
+    if Path(model).is_dir():
+        return model
+    try:
+        return str(download_model(model))
+    except Exception as exc:  # the hub's client raises whatever its transport raises
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise ModelError(f"model {model!r} is no directory and cannot be fetched: {reason}") from exc
+
+
+class Whisper:
+    """A loaded Whisper. Its methods block and release the GIL; use it from one thread."""
+
+    def __init__(self, model: str, device: str, compute_type: str, threads: int, beam_size: int) -> None:
+        path = Path(find(model))
+        self.name = model
+        self._beam = beam_size
+        try:
+            self._model = ctranslate2.models.Whisper(
+                str(path), device=device, compute_type=compute_type, intra_threads=threads, inter_threads=1
+            )
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+            config = orjson.loads((path / "config.json").read_bytes())
+        except Exception as exc:  # ctranslate2 and tokenizers raise bare RuntimeError, ValueError and Exception
+            raise ModelError(f"model {model!r} cannot be loaded: {str(exc).strip().splitlines()[0]}") from exc
+        self.device = self._model.device
+        self.n_mels = self._model.n_mels
+        self._sot = self._token("<|startoftranscript|>")
+        self._eot = self._token("<|endoftext|>")
+        self._previous = self._token("<|startofprev|>")
+        self._no_timestamps = self._token("<|notimestamps|>")
+        self._languages = self._language_tokens(config)
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages it knows."""
+        return sorted(self._languages)
+
+    def _token(self, text: str) -> int:
+        number = self._tokenizer.token_to_id(text)
+        if number is None:
+            raise ModelError(f"model {self.name!r} is no Whisper: its tokenizer has no {text}")
+        return int(number)
+
+    def _language_tokens(self, config: dict[str, Any]) -> dict[str, int]:
+        """Language → token. An English-only Whisper has the tokens too, but was not trained with them."""
+        numbers = config.get("lang_ids") or []
+        if not self._model.is_multilingual and self._tokenizer.get_vocab_size() >= 51864:
+            return {"en": -1}
+        return {str(self._tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
+
+    # -- one batch -----------------------------------------------------------------------------------------------
+
+    def recognise(self, rows: list[tuple[Features, Request, float]]) -> list[Hypothesis]:
+        """Recognise windows of one length: (features, request, seconds of speech) each.
+
+        A window whose text repeats itself or is a mere guess is tried again: at full length, then with temperature.
+        """
+        encoded = self._encode([features for features, _, _ in rows])
+        requests = [request for _, request, _ in rows]
+        languages = self._detect(encoded, requests)
+        results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
+        hypotheses = []
+        for row, language, result in zip(rows, languages, results, strict=True):
+            attempt = _Attempt(result, self._text(result), self._eot)
+            if attempt.failed:
+                attempt = self._retry(row, language, attempt)
+            text = "" if attempt.silence or attempt.repeats else attempt.text
+            hypotheses.append(Hypothesis(text, language[0], language[1], attempt.confidence))
+        return hypotheses
+
+    def _retry(self, row: tuple[Features, Request, float], language: tuple[str, float], first: _Attempt) -> _Attempt:
+        features, request, seconds = row
+        attempts = [first]
+        if features.shape[1] < FULL:
+            padded = np.full((features.shape[0], FULL), features.min(), np.float32)
+            padded[:, : features.shape[1]] = features
+            features = padded
+        encoded = self._encode([features])
+        for temperature in (0.0, *TEMPERATURES):
+            result = self._generate(encoded, [request], [language], [seconds], temperature)[0]
+            attempts.append(_Attempt(result, self._text(result), self._eot))
+            if not attempts[-1].failed:
+                return attempts[-1]
+        return max(attempts, key=lambda attempt: (not attempt.repeats, attempt.logprob))
+
+    def _encode(self, features: list[Features]) -> Any:
+        return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(np.stack(features))))
+
+    def _detect(self, encoded: Any, requests: list[Request]) -> list[tuple[str, float]]:
+        """(language, probability) of each row: what was asked for, the only one there is, or what is heard."""
+        given = [request.language for request in requests]
+        if len(self._languages) == 1:
+            only = next(iter(self._languages))
+            return [(only, 1.0)] * len(given)
+        if all(given):
+            return [(str(language), 1.0) for language in given]
+        heard = self._hear_language(encoded, len(requests))
+        return [(language, 1.0) if language else found for language, found in zip(given, heard, strict=True)]
+
+    def _hear_language(self, encoded: Any, rows: int) -> list[tuple[str, float]]:
+        if self._model.is_multilingual:
+            best = [found[0] for found in self._model.detect_language(encoded)]
+            return [(token.strip("<|>"), probability) for token, probability in best]
+        # CTranslate2 takes a small vocabulary for English-only and refuses: one token after the start, languages alone.
+        codes = {number: code for code, number in self._languages.items()}
+        others = [number for number in range(self._tokenizer.get_vocab_size()) if number not in codes]
+        results = self._model.generate(
+            encoded,
+            [[self._sot]] * rows,
+            beam_size=1,
+            max_length=2,
+            suppress_tokens=others,
+            suppress_blank=False,
+            return_scores=True,
+        )
+        return [
+            (codes.get(result.sequences_ids[0][0], next(iter(self._languages))), float(np.exp(result.scores[0])))
+            if result.sequences_ids[0]
+            else (next(iter(self._languages)), 0.0)
+            for result in results
+        ]
+
+    def _generate(
+        self,
+        encoded: Any,
+        requests: list[Request],
+        languages: list[tuple[str, float]],
+        seconds: list[float],
+        temperature: float,
+    ) -> list[Any]:
+        prompts = [self.prompt(request, language) for request, (language, _) in zip(requests, languages, strict=True)]
+        longest = max(map(len, prompts))
+        tokens = int(max(seconds) * TOKENS_PER_SECOND) + TOKENS_EXTRA
+        options: dict[str, Any] = {"beam_size": self._beam}
+        if temperature:
+            options = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
+        return list(
+            self._model.generate(
+                encoded,
+                prompts,
+                max_length=min(448, longest + tokens),
+                return_scores=True,
+                return_no_speech_prob=True,
+                suppress_blank=True,
+                **options,
+            )
+        )
+
+    def prompt(self, request: Request, language: str) -> list[int]:
+        """The tokens before the text. Rows batch only where these are equally many."""
+        before: list[int] = []
+        for text in (request.hotwords, request.prompt):
+            if text:
+                before += self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
+        tokens = [self._previous, *before[-MAX_PROMPT:], self._sot] if before else [self._sot]
+        number = self._languages.get(language, -1)
+        if number >= 0:
+            tokens += [number, self._token(f"<|{request.task}|>")]
+        return [*tokens, self._no_timestamps]
+
+    def _text(self, result: Any) -> str:
+        numbers = [number for number in result.sequences_ids[0] if number < self._eot]
+        return str(self._tokenizer.decode(numbers)).strip()
+
+
+class _Attempt:
+    """One decoding of one window, judged."""
+
+    def __init__(self, result: Any, text: str, eot: int) -> None:
+        length = len(result.sequences_ids[0])
+        self.text = text
+        self.logprob = result.scores[0] * length / (length + 1)  # the end token counts, as in the reference
+        self.confidence = round(float(np.exp(min(0.0, self.logprob))), 4)
+        raw = text.encode()
+        self.repeats = len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
+        self.silence = result.no_speech_prob > NO_SPEECH and self.logprob < MIN_LOGPROB
+        self.failed = not self.silence and (self.repeats or self.logprob < MIN_LOGPROB)

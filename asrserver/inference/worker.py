@@ -1,0 +1,119 @@
+"""The life of one worker process: load the model, feed, beat, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from asrserver.broker import HEARTBEAT_EVERY, Broker
+from asrserver.config import Settings
+from asrserver.errors import Unavailable
+from asrserver.inference.engine import Engine
+from asrserver.inference.feed import Feed
+from asrserver.inference.models import Whisper
+from asrserver.inference.recognise import Recogniser
+
+log = logging.getLogger("asrserver.worker")
+
+
+class Hands:
+    """What is in hand of native code, told to the supervisor before each call: it tells the guilty from the innocent.
+
+    `write` puts the text into memory that outlives this process.
+    """
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._held: dict[str, list[str]] = {}
+
+    def hold(self, place: str, labels: list[str]) -> None:
+        """`labels` ("session entry" each) are now what `place` works on."""
+        with self._lock:
+            self._held[place] = labels
+            self._write("\n".join(label for held in self._held.values() for label in held).encode())
+
+
+def load(settings: Settings) -> Whisper:
+    """Load the model as the settings say; raises ModelError."""
+    return Whisper(settings.model, settings.device, settings.compute_type, settings.threads, settings.beam_size)
+
+
+async def work(
+    settings: Settings,
+    name: str,
+    model: Whisper,
+    alive: Callable[[], None],
+    ready: Callable[[], None],
+    in_hand: Callable[[bytes], None],
+) -> None:
+    """Run a worker until SIGTERM. `alive` is called as long as it lives and no native call hangs."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    hands = Hands(in_hand)
+    engine = Engine(model, settings.batch_size, hands.hold)
+    recogniser = Recogniser(
+        engine,
+        window=settings.window,
+        silence=settings.silence,
+        max_seconds=settings.max_utterance,
+        threads=1 if model.device == "cpu" else 4,
+        hold=hands.hold,
+    )
+    broker = Broker(settings.redis, name)
+    await broker.open()
+    feed = Feed(broker, recogniser, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog)
+    tasks = [loop.create_task(feed.run()), loop.create_task(_beat(settings, broker, engine, feed, alive))]
+    ready()
+    log.info("worker %s ready: model=%s device=%s", name, model.name, model.device)
+    stopped = loop.create_task(stop.wait())
+    await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    failed = [task for task in tasks if task.done()]
+    await feed.stop(settings.drain_timeout)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await broker.forget("worker")
+    engine.stop(1.0)
+    recogniser.close()
+    await broker.close()
+    for task in failed:
+        task.result()
+    log.info("worker %s stopped: %d sessions finished", name, feed.finished)
+
+
+async def _beat(settings: Settings, broker: Broker, engine: Engine, feed: Feed, alive: Callable[[], None]) -> None:
+    while True:
+        busy_since = engine.busy_since
+        if busy_since is None or time.monotonic() - busy_since < settings.hang_timeout:
+            alive()
+        broker.beat(
+            "worker",
+            {
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "model": engine.model.name,
+                "device": engine.model.device,
+                "languages": engine.model.languages,
+                "sessions": len(feed.sessions),
+                "finished": feed.finished,
+                "backlog": round(feed.backlog, 1),
+                "queue": engine.waiting,
+                "queue_age": round(engine.queue_age, 3),
+                "batch_size": engine.last_batch,
+                "speech_seconds": round(engine.speech_seconds, 1),
+                "real_time_factor": round(engine.busy_seconds / max(engine.speech_seconds, 0.001), 4),
+            },
+        )
+        try:
+            await feed.hand_back()
+        except Unavailable as exc:
+            log.warning("nothing handed back: %s", exc)
+        await asyncio.sleep(HEARTBEAT_EVERY)
