@@ -1,0 +1,121 @@
+"""What a spawned child process does first and last, and the memory through which its supervisor watches it.
+
+Heavy modules are imported in the functions: the environment (threads, GPU) must be set before, and the supervisor, which
+imports this module too, must never load them. Fork is no option: a forked CTranslate2 hangs for ever, on CPUs too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+import uvloop
+
+from asrserver.config import Settings
+from asrserver.errors import ModelError
+
+log = logging.getLogger("asrserver.child")
+
+#: Exit status of a child that can never start as it is configured: a model that cannot be loaded.
+EXIT_BOOT = 3
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Vitals(ctypes.Structure):
+    """Shared between a child, which writes, and its supervisor, which outlives it."""
+
+    _fields_ = [
+        ("ready", ctypes.c_int),
+        ("beat", ctypes.c_double),  # time.monotonic() of the last sign of life; the clock is the machine's
+        ("in_hand", ctypes.c_char * 8192),  # "session entry" lines: what native code works on
+        ("error", ctypes.c_char * 1024),  # why it could not start
+    ]
+
+
+def configure_logging(level: str) -> None:
+    """One line an event, to standard error, with the process that wrote it."""
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        force=True,
+        format="%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s",
+    )
+    logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent's thread ends, however it ends (prctl(2), Linux)."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the call
+        os.kill(os.getpid(), number)
+
+
+def _begin(settings: Settings, parent: int) -> None:
+    die_with_parent(parent)
+    faulthandler.enable()  # a hung child gets SIGABRT first: it leaves its stacks in the log
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the supervisor decides
+    configure_logging(settings.log_level)
+
+
+class _Signs:
+    """The child's side of its vitals."""
+
+    def __init__(self, vitals: Any) -> None:
+        self._vitals = vitals
+        self.alive()
+
+    def alive(self) -> None:
+        self._vitals.beat = time.monotonic()
+
+    def ready(self) -> None:
+        self.alive()
+        self._vitals.ready = 1
+
+    def in_hand(self, text: bytes) -> None:
+        self._vitals.in_hand = text[:8191]
+
+    def refuse(self, reason: str) -> None:
+        self._vitals.error = reason.encode()[:1023]
+        sys.exit(EXIT_BOOT)
+
+
+def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: int) -> None:
+    """The main function of a gateway process."""
+    _begin(settings, parent)
+    from asrserver.app import serve
+
+    signs = _Signs(vitals)
+    _run(serve(settings, listener, signs.alive, signs.ready))
+
+
+def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
+    """The main function of a worker process."""
+    _begin(settings, parent)
+    from asrserver.inference.worker import load, work
+
+    signs = _Signs(vitals)
+    try:
+        model = load(settings)
+    except ModelError as exc:
+        signs.refuse(str(exc))
+    _run(work(settings, name, model, signs.alive, signs.ready, signs.in_hand))
+
+
+def _run(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main)
+    except Exception:
+        log.critical("stopped by an error", exc_info=True)
+        sys.exit(1)
