@@ -1,0 +1,193 @@
+"""The command line: run, gateway, worker, transcribe, status."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import click
+
+from asrserver import __version__
+from asrserver.config import Settings, check, settings_options
+from asrserver.errors import SettingError
+
+#: Connections that wait to be accepted while a gateway is busy.
+LISTEN_BACKLOG = 1024
+
+#: Seconds that an embedded server gets to stop.
+SERVER_STOP = 20.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, "-V", "--version")
+def main() -> None:
+    """Streaming speech recognition: WebSocket in, text out, hundreds of streams on one machine.
+
+    \b
+    asrserver run --port 8080          everything on this machine, nothing to set up
+    asrserver transcribe hello.wav     the text of a file, from that server
+    asrserver status                   how it is
+    """
+
+
+@main.command()
+@settings_options("run")
+def run(**options: Any) -> None:
+    """Run gateways, workers and, where none is configured, a Redis and a PostgreSQL of its own.
+
+    Without REDIS_URL or REDIS_ADDR and without DATABASE_URL or DB_* the embedded servers keep their data in --data-dir.
+    SIGTERM or Ctrl+C drains and stops, a second one stops at once; SIGTTIN and SIGTTOU add and remove a worker.
+    """
+    _supervise("run", options, gateways=True, workers=True)
+
+
+@main.command()
+@settings_options("gateway")
+def gateway(**options: Any) -> None:
+    """Run gateways only: WebSocket and REST, on a Redis and a PostgreSQL that are there."""
+    _supervise("gateway", options, gateways=True, workers=False)
+
+
+@main.command()
+@settings_options("worker")
+def worker(**options: Any) -> None:
+    """Run workers only: recognition, for the gateways on the same Redis."""
+    _supervise("worker", options, gateways=False, workers=True)
+
+
+def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: bool) -> None:
+    from asrserver.child import configure_logging
+    from asrserver.embedded import DataDir, EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+    from asrserver.supervisor import Supervisor, with_device
+
+    try:
+        settings = with_device(check(Settings(**options), command))
+    except SettingError as exc:
+        raise click.ClickException(str(exc)) from None
+    configure_logging(settings.log_level)
+    _raise_file_limit()
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
+        servers: list[Any] = []
+        if command == "run" and not (settings.has_redis and settings.has_database):
+            try:
+                data_dir = stack.enter_context(DataDir(settings.data_path))
+                if not settings.has_redis:
+                    redis = EmbeddedRedis(
+                        data_dir, maxmemory=settings.embedded_memory << 20, appendfsync=settings.embedded_fsync
+                    )
+                    stack.callback(redis.stop, SERVER_STOP)
+                    redis.start()
+                    servers.append(redis)
+                    settings = replace(settings, redis_url=redis.url)
+                if not settings.has_database:
+                    postgres = EmbeddedPostgres(data_dir)
+                    stack.callback(postgres.stop, SERVER_STOP)
+                    postgres.start()
+                    servers.append(postgres)
+                    settings = replace(settings, database_url=postgres.dsn)
+            except EmbeddedError as exc:
+                raise click.ClickException(str(exc)) from None
+        status = Supervisor(settings, listener, workers, servers).run()
+    sys.exit(status)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket that all gateways share, bound here: a second server on the port fails at once and by name."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        raise click.ClickException(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}") from None
+    listener.listen(LISTEN_BACKLOG)
+    listener.setblocking(False)
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file; the soft limit of 1024 is older than servers with more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+_server_option = click.option(
+    "--server",
+    envvar="ASRSERVER_SERVER",
+    show_envvar=True,
+    default="ws://127.0.0.1:8080",
+    show_default=True,
+    help="The server: ws://HOST:PORT or http://HOST:PORT, wss and https likewise.",
+)
+
+
+def _url(server: str, scheme: str, path: str) -> str:
+    parts = urlsplit(server if "//" in server else f"//{server}")
+    if not parts.netloc:
+        raise click.ClickException(f"--server: {server!r} is not a URL")
+    secure = "s" if parts.scheme in ("wss", "https") else ""
+    return f"{scheme}{secure}://{parts.netloc}{path}"
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(exists=True, dir_okay=False))
+@_server_option
+@click.option(
+    "--realtime", is_flag=True, help="Send as fast as it would be spoken, not as fast as the server takes it."
+)
+@click.option("--language", help="Language code such as en or zh; detected if not given.")
+@click.option("--user", "user_id", default="", help="User id to store the sessions under.")
+@click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the text.")
+@click.option("--progress/--no-progress", default=None, help="A progress bar on standard error [if it is a terminal].")
+def transcribe(
+    files: tuple[str, ...],
+    server: str,
+    realtime: bool,
+    language: str | None,
+    user_id: str,
+    as_json: bool,
+    progress: bool | None,
+) -> None:
+    """Stream files to a server and print what was said.
+
+    Any audio or video file that FFmpeg reads; it is decoded here and sent as 16 kHz PCM. Each file is a session. With
+    several files each text is headed by its file's name. The exit status is 1 if a file could not be transcribed.
+    """
+    from asrserver.transcribe import transcribe_files
+
+    options = {key: value for key, value in (("language", language), ("user_id", user_id)) if value}
+    show = sys.stderr.isatty() if progress is None else progress
+    ok = asyncio.run(
+        transcribe_files(
+            [Path(name) for name in files],
+            _url(server, "ws", "/ws/asr"),
+            options,
+            realtime=realtime,
+            as_json=as_json,
+            progress=show,
+        )
+    )
+    sys.exit(0 if ok else 1)
+
+
+@main.command()
+@_server_option
+@click.option("--json", "as_json", is_flag=True, help="Print the health document as it came.")
+def status(server: str, as_json: bool) -> None:
+    """Show gateways, workers, queue and health of a server; the exit status is 1 if something does not work."""
+    from asrserver.status import show_status
+
+    sys.exit(0 if show_status(_url(server, "http", "/api/v1/health"), as_json) else 1)
+
+
+if __name__ == "__main__":
+    main()

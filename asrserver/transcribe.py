@@ -1,0 +1,124 @@
+"""`asrserver transcribe`: files to a server, as a live source would send them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import click
+from av.audio.resampler import AudioResampler
+from tornado.httpclient import HTTPClientError
+from tornado.websocket import WebSocketClosedError
+
+from asrserver.client import Client, ClientSession, ConnectionLost, ServerError
+
+#: Bytes a second of what is sent: 16 kHz, 16 bits, mono.
+RATE = 32000
+
+#: Seconds of audio in a chunk: below a second, so that the chunks are pieces of one recording.
+PIECE = 0.5
+
+#: Pieces sent ahead of their results: bounds what waits on either side.
+AHEAD = 64
+
+
+def pcm(path: Path) -> Iterator[bytes]:
+    """A file's audio in pieces of PIECE seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
+    size = int(PIECE * RATE)
+    waiting = bytearray()
+    with av.open(str(path)) as source:
+        if not source.streams.audio:
+            raise ValueError("there is no audio in it")
+        resampler = AudioResampler(format="s16", layout="mono", rate=RATE // 2)
+        for frame in source.decode(source.streams.audio[0]):
+            frame.pts = None
+            for out in resampler.resample(frame):
+                waiting += out.to_ndarray().tobytes()
+            while len(waiting) >= size:
+                yield bytes(waiting[:size])
+                del waiting[:size]
+        for out in resampler.resample(None):
+            waiting += out.to_ndarray().tobytes()
+    for begin in range(0, len(waiting), size):
+        yield bytes(waiting[begin : begin + size])
+
+
+def seconds(path: Path) -> float:
+    """A file's length as it says itself; 0 if it does not."""
+    with av.open(str(path)) as source:
+        return float((source.duration or 0) / av.time_base)
+
+
+async def transcribe_files(
+    files: list[Path], url: str, options: dict[str, Any], *, realtime: bool, as_json: bool, progress: bool
+) -> bool:
+    """Transcribe the files one after another and print the results; False if one failed."""
+    try:
+        client = await Client.connect(url)
+    except (OSError, HTTPClientError, TimeoutError) as exc:
+        raise click.ClickException(f"cannot connect to {url}: {exc}") from None
+    ok = True
+    async with client:
+        for path in files:
+            try:
+                final = await _transcribe(client, path, options, realtime, as_json, progress)
+            except (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError) as exc:
+                click.echo(f"{path}: {exc or 'the connection ended'}", err=True)
+                ok = False
+                continue
+            if not as_json:
+                click.echo(f"{path}: {final['text']}" if len(files) > 1 else final["text"])
+    return ok
+
+
+async def _transcribe(
+    client: Client, path: Path, options: dict[str, Any], realtime: bool, as_json: bool, progress: bool
+) -> dict[str, Any]:
+    length = seconds(path)
+    with click.progressbar(
+        length=max(1, round(length / PIECE)), label=path.name, file=click.get_text_stream("stderr"), hidden=not progress
+    ) as bar:
+        session = await client.start(**options)
+        room = asyncio.Semaphore(AHEAD)
+        sending = asyncio.get_running_loop().create_task(_send(session, path, realtime, room))
+        final: dict[str, Any] = {}
+        try:
+            async for event in session.events():
+                if as_json:
+                    click.echo(json.dumps(event, ensure_ascii=False))
+                if event["type"] == "chunk_result":
+                    room.release()
+                    bar.update(1)
+                elif event["type"] == "error":
+                    raise ServerError(event)
+                final = event
+                if sending.done():
+                    sending.result()
+        finally:
+            sending.cancel()
+    return final
+
+
+def _next(pieces: Iterator[bytes]) -> bytes | None:
+    return next(pieces, None)
+
+
+async def _send(session: ClientSession, path: Path, realtime: bool, room: asyncio.Semaphore) -> None:
+    started = time.monotonic()
+    loop = asyncio.get_running_loop()
+    pieces = pcm(path)
+    sent = 0
+    try:
+        while (piece := await loop.run_in_executor(None, _next, pieces)) is not None:
+            await room.acquire()
+            if realtime:
+                await asyncio.sleep(max(0.0, started + (sent + len(piece)) / RATE - time.monotonic()))
+            sent += len(piece)
+            await session.send(piece)
+    finally:
+        await session.end()  # whatever happened: the session must not wait for what does not come

@@ -1,0 +1,280 @@
+"""What the tests share: real servers, the real program, recordings with their transcripts.
+
+io_loop      uvloop for pytest-tornado's fixtures
+servers      one Redis and one PostgreSQL for the whole run; `redis_url`, `database_url` are a test's own
+start        starts the program as its user would, and stops it; `system` is one with default settings
+utterances   recordings that the model understands alone, so that a wrong text is the system's fault
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import wave
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+import redis
+import tornado.ioloop
+import uvloop
+from psycopg2.extensions import make_dsn, parse_dsn
+
+from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
+
+DATA = Path(__file__).parent / "data"
+
+#: Before numpy is imported by any test: a thread a core in every process makes all of them slower.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+    """Poll until the condition is true, and return it; fails with its name after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:.0f} s: {what or condition}")
+        time.sleep(0.02)
+    return value
+
+
+async def until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+    """`wait_until` for coroutines."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout:.0f} s: {what or condition}")
+        await asyncio.sleep(0.02)
+    return value
+
+
+@pytest.fixture
+def io_loop() -> Iterator[tornado.ioloop.IOLoop]:
+    """pytest-tornado's loop fixture, on uvloop and without make_current()."""
+    aio = uvloop.new_event_loop()
+    asyncio.set_event_loop(aio)
+    loop = tornado.ioloop.IOLoop(asyncio_loop=aio, make_current=False)
+    yield loop
+    pending = asyncio.all_tasks(aio)
+    for task in pending:
+        task.cancel()
+    if pending:
+        aio.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+    aio.run_until_complete(aio.shutdown_default_executor())
+    loop.close(all_fds=True)
+    asyncio.set_event_loop(None)
+
+
+# -- servers ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Servers:
+    """The run's Redis and PostgreSQL."""
+
+    redis: EmbeddedRedis
+    postgres: EmbeddedPostgres
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    # Not pytest's tmp_path: its parents are closed to the user that PostgreSQL runs as where the tests run as root.
+    directory = Path(tempfile.mkdtemp(prefix="asrserver-tests-"))
+    both = Servers(EmbeddedRedis(directory, appendfsync="no"), EmbeddedPostgres(directory))
+    try:
+        both.redis.start()
+        both.postgres.start()
+        yield both
+    finally:
+        both.postgres.stop(10)
+        both.redis.stop(10)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_url(servers: Servers) -> str:
+    """An empty Redis."""
+    client = redis.Redis.from_url(servers.redis.url)
+    client.flushall()
+    client.close()
+    return servers.redis.url
+
+
+_databases = itertools.count()
+
+
+def _execute(dsn: str, statement: str) -> None:
+    connection = psycopg2.connect(dsn)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+    connection.close()
+
+
+@pytest.fixture
+def database_url(servers: Servers) -> Iterator[str]:
+    """A database that does not exist yet: the program makes it."""
+    name = f"test_{os.getpid()}_{next(_databases)}"
+    yield make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
+    _execute(servers.postgres.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
+# -- the program -----------------------------------------------------------------------------------------------------
+
+
+class System:
+    """The program, running. `port` is where it listens."""
+
+    def __init__(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> None:
+        self.log = tempfile.NamedTemporaryFile("w+", prefix="asrserver-", suffix=".log")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "asrserver.cli", command, *arguments],
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+        )
+        self.port = 0
+
+    def output(self) -> str:
+        return Path(self.log.name).read_text()
+
+    def wait_ready(self, timeout: float = 60.0) -> System:
+        def ready() -> re.Match[str] | None:
+            if self.process.poll() is not None:
+                pytest.fail(f"the program ended with {self.process.returncode}:\n{self.output()}")
+            return re.search(r"^asrserver(?: listening on http://\S+:(\d+)|: \d+ workers? ready)", self.output(), re.M)
+
+        found = wait_until(ready, timeout, "the program is ready")
+        self.port = int(found[1] or 0)
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws/asr"
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1{path}", timeout=10) as response:
+            return json.load(response)
+
+    def children(self, kind: str) -> list[psutil.Process]:
+        """The living gateway or worker processes, as the log names them."""
+        pids = re.findall(rf"{kind} \S+ started: pid (\d+)", self.output())
+        return [
+            psutil.Process(int(pid))
+            for pid in pids
+            if psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 60.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+
+@pytest.fixture
+def start(redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
+    """start("run", "--workers", "2"): the program on this test's Redis and PostgreSQL; not yet ready."""
+    systems: list[System] = []
+
+    def starter(command: str = "run", *arguments: str, env: dict[str, str] | None = None) -> System:
+        options = () if command == "worker" else ("--port", "0")
+        defaults = {"REDIS_URL": redis_url, "DATABASE_URL": database_url}
+        systems.append(System(command, *options, *arguments, env={**defaults, **(env or {})}))
+        return systems[-1]
+
+    yield starter
+    for system in systems:
+        if system.process.poll() is None:
+            system.process.kill()
+            system.process.wait()
+        system.log.close()
+
+
+@pytest.fixture
+def system(start: Callable[..., System]) -> System:
+    return start("run").wait_ready()
+
+
+# -- recordings ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording: 16 kHz 16-bit mono PCM, and what is said in it."""
+
+    name: str
+    text: str
+    pcm: bytes
+
+    @property
+    def wav(self) -> bytes:
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(self.pcm)
+        return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def all_utterances() -> list[Utterance]:
+    """The hundred recordings, with what is said in them."""
+    from asrserver.inference import audio
+
+    folder = DATA / "utterances"
+    found = []
+    for name, text in json.loads((folder / "transcripts.json").read_text()).items():
+        samples = audio.decode((folder / name).read_bytes(), "ogg", 60)
+        found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
+    return found
+
+
+@pytest.fixture(scope="session")
+def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
+    """Those that the model, alone and undisturbed, understands."""
+    from asrserver.inference import vad
+    from asrserver.inference.audio import Pcm
+    from asrserver.inference.features import log_mel
+    from asrserver.inference.models import Request, Whisper, window_for
+
+    model = Whisper("demo", "cpu", "default", 1, 1)
+
+    def text(utterance: Utterance) -> str:
+        samples = Pcm("pcm_s16le", 16000, 1).feed(utterance.pcm)
+        spans = [(samples[a:b], (b - a) / 16000) for a, b in vad.segments(samples, 0.4)]
+        rows = [
+            (log_mel(part, window_for(seconds, "fit"), model.n_mels), Request(), seconds) for part, seconds in spans
+        ]
+        return " ".join(model.recognise([row])[0].text for row in rows)
+
+    found = [utterance for utterance in all_utterances if text(utterance) == utterance.text]
+    assert len(found) > 60
+    return found
+
+
+def word_errors(reference: str, hypothesis: str) -> int:
+    """Levenshtein distance in words."""
+    wanted, found = reference.split(), hypothesis.split()
+    row = list(range(len(found) + 1))
+    for i, word in enumerate(wanted, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(found, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
