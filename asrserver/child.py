@@ -1,7 +1,7 @@
 """What a spawned child process does first and last, and the memory through which its supervisor watches it.
 
-Heavy modules are imported in the functions: the environment (threads, GPU) must be set before, and the supervisor, which
-imports this module too, must never load them. Fork is no option: a forked CTranslate2 hangs for ever, on CPUs too.
+Heavy modules are imported in the functions: the environment (threads, GPU) must be set before, and the supervisor must
+never load them. Fork is no option: a forked CTranslate2 hangs for ever, on CPUs too.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,7 @@ async def _transcribe(
 ) -> dict[str, Any]:
     length = seconds(path)
     with click.progressbar(
-        length=max(1, round(length / PIECE)), label=path.name, file=click.get_text_stream("stderr"), hidden=not progress
+        length=max(1, round(length / PIECE)), label=path.name, file=sys.stderr, hidden=not progress
     ) as bar:
         session = await client.start(**options)
         room = asyncio.Semaphore(AHEAD)

@@ -271,7 +271,7 @@ def test_bad_address_is_refused_without_its_password(dsn):
 
 
 def test_schema_is_taken_from_the_package_when_it_is_there(tmp_path, monkeypatch):
-    root = Path(module.__file__).parent.parent / "schema.sql"
+    root = Path(module.__file__).parents[2] / "schema.sql"
     monkeypatch.setattr(module.resources, "files", lambda package: tmp_path)
     assert module.schema_sql() == root.read_text("utf-8")
     (tmp_path / "schema.sql").write_text("SELECT 1")

@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,27 @@ import psycopg2
 import psycopg2.errors
 import sqlalchemy as sa
 from aiopg.sa import Engine, SAConnection, create_engine
-from aiopg.sa.engine import get_dialect
 from psycopg2 import sql
 from psycopg2.extensions import QueryCanceledError, parse_dsn
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TIMESTAMP, insert
+from sqlalchemy.dialects.postgresql import insert
+
+from asrserver.storage.tables import (
+    CHUNKS,
+    SEGMENTS,
+    SESSION,
+    UPSERTS,
+    Record,
+    chunks,
+    clean,
+    metadata,
+    pieces,
+    rows,
+    segments,
+    sessions,
+    tombstones,
+)
+
+__all__ = ["Record", "Storage", "StorageError", "StorageRejected", "StorageUnavailable", "metadata"]
 
 log = logging.getLogger(__name__)
 
@@ -36,39 +51,10 @@ log = logging.getLogger(__name__)
 TIMEOUT = 5.0
 #: Seconds the whole of a ping may take.
 PING_TIMEOUT = 2.0
-#: Rows in one statement: preparing them holds the event loop for about 10 ms.
-PIECE = 500
 #: Set for each connection. The server gives up before the client does (TIMEOUT): nothing runs on unseen.
 SERVER_OPTIONS = "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=10000 -c TimeZone=UTC"
 #: Keys of advisory locks: the schema is applied under one; writers share the other, a delete has it alone.
 SCHEMA_LOCK, WRITE_LOCK = 0x617372_01, 0x617372_02
-
-metadata = sa.MetaData()
-_seconds, _when = DOUBLE_PRECISION(), TIMESTAMP(timezone=True)
-
-
-def _table(name: str, keys: int, **columns: Any) -> sa.Table:
-    """A table of schema.sql; its first columns, ``keys`` of them, are the primary key."""
-    typed = enumerate(columns.items())
-    return sa.Table(name, metadata, *(sa.Column(c, kind, primary_key=i < keys) for i, (c, kind) in typed))
-
-
-sessions = _table(
-    "asr_sessions", 1, id=sa.Text, user_id=sa.Text, status=sa.Text, mode=sa.Text, language=sa.Text,
-    model=sa.Text, final_text=sa.Text, chunk_count=sa.Integer, total_duration=_seconds, error_code=sa.Text,
-    error_message=sa.Text, created_at=_when, completed_at=_when, updated_at=_when,
-)  # fmt: skip
-sa.Index("asr_sessions_history", sessions.c.created_at.desc(), sessions.c.id.desc())
-sa.Index("asr_sessions_user", sessions.c.user_id, sessions.c.created_at.desc())
-chunks = _table(
-    "asr_chunks", 2, session_id=sa.Text, chunk_index=sa.BigInteger, text=sa.Text, duration=_seconds,
-    language=sa.Text, error_code=sa.Text, error_message=sa.Text, received_at=_when, recognised_at=_when,
-)  # fmt: skip
-segments = _table(
-    "asr_segments", 2, session_id=sa.Text, number=sa.Integer, chunk_index=sa.BigInteger, start_time=_seconds,
-    end_time=_seconds, text=sa.Text, language=sa.Text, confidence=_seconds, words=JSONB, worker=sa.Text,
-)  # fmt: skip
-tombstones = _table("asr_tombstones", 1, session_id=sa.Text, deleted_at=_when)
 
 
 class StorageError(Exception):
@@ -81,20 +67,6 @@ class StorageUnavailable(StorageError):
 
 class StorageRejected(StorageError):
     """Raised when PostgreSQL refuses a statement for what it contains: the same call will fail again."""
-
-
-@dataclass(slots=True)
-class Record:
-    """What is known of one session and not yet stored.
-
-    Keys are the columns of schema.sql; what is missing or None changes nothing. Times (``…_at``) are seconds
-    since the epoch, aware datetimes or ISO 8601 strings. Chunks and segments get their ``session_id`` from
-    ``session["id"]``.
-    """
-
-    session: dict[str, Any]
-    chunks: list[dict[str, Any]] = field(default_factory=list)
-    segments: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Storage:
@@ -160,7 +132,7 @@ class Storage:
 
     async def known(self, session_id: str) -> bool:
         """Whether the session is stored, or was and has been deleted."""
-        name = _clean(session_id)
+        name = clean(session_id)
         stored = sa.exists().where(sessions.c.id == name)
         deleted = sa.exists().where(tombstones.c.session_id == name)
         async with self._connection() as conn:
@@ -172,22 +144,22 @@ class Storage:
         Each is {session_id, user_id, status, text, duration (seconds), chunk_count, language, created_at,
         completed_at}; times are ISO 8601 in UTC. The number is a count(*), which reads a whole index.
         """
-        newest = _SESSION.order_by(sessions.c.created_at.desc(), sessions.c.id.desc()).limit(limit)
+        newest = SESSION.order_by(sessions.c.created_at.desc(), sessions.c.id.desc()).limit(limit)
         async with self._connection() as conn:
             total = await conn.scalar(sa.select(sa.func.count()).select_from(sessions))
             return total, await _fetch(conn, newest)
 
     async def session(self, session_id: str) -> dict[str, Any] | None:
         """One session as in history(), with its ``chunks`` and ``segments`` in order, or None."""
-        name = _clean(session_id)
+        name = clean(session_id)
         async with self._connection() as conn:
-            found = await _fetch(conn, _SESSION.where(sessions.c.id == name))
+            found = await _fetch(conn, SESSION.where(sessions.c.id == name))
             if not found:
                 return None
             return {
                 **found[0],
-                "chunks": await _fetch(conn, _CHUNKS.where(chunks.c.session_id == name)),
-                "segments": await _fetch(conn, _SEGMENTS.where(segments.c.session_id == name)),
+                "chunks": await _fetch(conn, CHUNKS.where(chunks.c.session_id == name)),
+                "segments": await _fetch(conn, SEGMENTS.where(segments.c.session_id == name)),
             }
 
     async def delete(self, session_id: str, *, pending: bool = False) -> bool:
@@ -195,7 +167,7 @@ class Storage:
 
         ``pending`` says that it exists, stored or not; without it, nothing is noted of an unknown session.
         """
-        name = _clean(session_id)
+        name = clean(session_id)
         async with self._connection() as conn, conn.begin():
             await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
             deleted = await conn.execute(sessions.delete().where(sessions.c.id == name))
@@ -219,9 +191,9 @@ class Storage:
         async with self._connection() as conn, conn.begin():
             # else a session deleted between our look at the tombstones and our commit would come back to life
             await conn.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(WRITE_LOCK)))
-            for table, upsert in _UPSERTS:
-                for rows in _pieces(table, _rows(table, records)):
-                    values = {**upsert.params, "rows": orjson.dumps(rows).decode()}
+            for table, upsert in UPSERTS:
+                for piece in pieces(table, rows(table, records)):
+                    values = {**upsert.params, "rows": orjson.dumps(piece).decode()}
                     await conn.execute(str(upsert), values)
 
     @contextlib.asynccontextmanager
@@ -356,10 +328,10 @@ class Storage:
 
 def schema_sql() -> str:
     """The text of schema.sql: from the package where installed, else from the root of the source tree."""
-    installed = resources.files(__package__).joinpath("schema.sql")
+    installed = resources.files("asrserver").joinpath("schema.sql")
     if installed.is_file():
         return installed.read_text("utf-8")
-    return (Path(__file__).parent.parent / "schema.sql").read_text("utf-8")
+    return (Path(__file__).parents[2] / "schema.sql").read_text("utf-8")
 
 
 def _parameters(dsn: str) -> dict[str, Any]:
@@ -431,110 +403,10 @@ def _translated(exc: Exception) -> StorageError:
     return StorageRejected(f"{name}: {line}")
 
 
-#: What PostgreSQL cannot hold: NUL, and halves of surrogate pairs, which JSON from a client may bring.
-_UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
-
-
-def _clean(value: Any) -> Any:
-    """The value with U+FFFD for what PostgreSQL cannot hold."""
-    if isinstance(value, str):
-        return _UNSTORABLE.sub("\ufffd", value)
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    return [_clean(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _row(table: sa.Table, values: dict[str, Any]) -> dict[str, Any]:
-    """The values as JSON for the table; floats that are no numbers become null (orjson)."""
-    unknown = values.keys() - table.columns.keys()
-    if unknown:
-        raise ValueError(f"{table.name} has no column {', '.join(sorted(unknown))}")
-    row: dict[str, Any] = _clean(values)
-    for key in row:
-        if key.endswith("_at") and isinstance(row[key], (int, float)):
-            row[key] = datetime.fromtimestamp(row[key], UTC)
-    return row
-
-
-def _rows(table: sa.Table, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """The records' rows of this table, those of a session together."""
-    for record in sorted(records, key=lambda record: record.session["id"]):
-        if table is sessions:
-            yield _row(table, record.session)
-        else:
-            for values in record.chunks if table is chunks else record.segments:
-                yield _row(table, {**values, "session_id": record.session["id"]})
-
-
-def _pieces(table: sa.Table, rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows, in order, in lists of at most PIECE in which no key comes twice (PostgreSQL refuses that)."""
-    keys = table.primary_key.columns.keys()
-    piece: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in keys)
-        if key in piece or len(piece) == PIECE:
-            yield list(piece.values())
-            piece = {}
-        piece[key] = row
-    if piece:
-        yield list(piece.values())
-
-
-def _upsert(table: sa.Table) -> Any:
-    """INSERT … SELECT … FROM json_to_recordset(:rows) ON CONFLICT (key) DO UPDATE …, compiled.
-
-    One text and one parameter for any number of rows. Multi-row VALUES would be compiled anew each
-    time: 0.3 s of the event loop for 1000 chunks (SQLAlchemy 1.4.54).
-    """
-    names = [column.name for column in table.columns if column.name != "updated_at"]
-    session_id, *_ = keys = table.primary_key.columns.keys()
-    recordset = sa.func.json_to_recordset(sa.bindparam("rows", type_=sa.Text))
-    typed = (sa.column(name, table.c[name].type) for name in names)
-    rows = recordset.table_valued(*typed, name="incoming").render_derived(with_types=True).c
-    query = (
-        sa.select(*(sa.func.coalesce(rows[name], _DEFAULTS.get(name)) for name in names))
-        .where(~sa.exists().where(tombstones.c.session_id == rows[session_id]))
-        # two gateways that write the same rows must lock them in the same order
-        .order_by(*(rows[name] for name in keys))
-    )
-    statement = insert(table).from_select(names, query)
-    new, old = statement.excluded, table.c
-    changes = {name: sa.func.coalesce(new[name], old[name]) for name in names if name not in keys}
-    changes |= _session_rules(new, old) if table is sessions else {}
-    return statement.on_conflict_do_update(index_elements=keys, set_=changes).compile(dialect=get_dialect())
-
-
-def _session_rules(new: Any, old: Any) -> dict[str, Any]:
-    def unless_final(name: str) -> Any:
-        return sa.case((old.status != "recording", old[name]), else_=sa.func.coalesce(new[name], old[name]))
-
-    lasting = ("status", "final_text", "completed_at", "error_code", "error_message")
-    return {name: unless_final(name) for name in lasting} | {
-        "chunk_count": sa.func.greatest(new.chunk_count, old.chunk_count),
-        "total_duration": sa.func.greatest(new.total_duration, old.total_duration),
-        "created_at": sa.func.least(new.created_at, old.created_at),
-        "updated_at": sa.func.now(),
-    }
-
-
-_DEFAULTS = {"status": "recording", "chunk_count": 0, "total_duration": 0.0, "created_at": sa.func.now()}
-_UPSERTS = [(table, _upsert(table)) for table in (sessions, chunks, segments)]
-
-_SESSION = sa.select(
-    sessions.c.id.label("session_id"), sessions.c.user_id, sessions.c.status,
-    sa.func.coalesce(sessions.c.final_text, "").label("text"), sessions.c.total_duration.label("duration"),
-    sessions.c.chunk_count, sessions.c.language, sessions.c.created_at, sessions.c.completed_at,
-)  # fmt: skip
-_CHUNKS = sa.select(
-    chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:]
-).order_by(chunks.c.chunk_index)  # fmt: skip
-_SEGMENTS = sa.select(
-    segments.c.number, segments.c.chunk_index, segments.c.start_time.label("start"),
-    segments.c.end_time.label("end"), *list(segments.c)[5:]
-).order_by(segments.c.number)  # fmt: skip
-
-
 async def _fetch(conn: SAConnection, query: Any) -> list[dict[str, Any]]:
-    """The rows as dictionaries, with times as ISO 8601 strings (the connection's time zone is UTC)."""
-    rows = await (await conn.execute(query)).fetchall()
-    return [{key: v.isoformat() if isinstance(v, datetime) else v for key, v in row.items()} for row in rows]
+    """The rows as dictionaries, with times as ISO 8601 strings (the connection's time zone is UTC).
+
+    The keys are made plain: SQLAlchemy's are a subclass of str, which orjson refuses.
+    """
+    found = await (await conn.execute(query)).fetchall()
+    return [{str(key): v.isoformat() if isinstance(v, datetime) else v for key, v in row.items()} for row in found]

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""The whole system on real speech: start it, stream recordings to it, compare, read back, stop it.
+
+    make demo
+
+Starts `asrserver run` with its embedded Redis and PostgreSQL in a temporary directory and on a free port; streams the
+recordings of the package over WebSocket as two kinds of clients do (a whole WAV as one chunk; 100 ms pieces of PCM as
+they are spoken); reads every session back from PostgreSQL through REST. Exits 0 only if all of it was right and no
+process is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import wave
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from asrserver.client import Client
+
+RECORDINGS = Path(str(files("asrserver").joinpath("data", "recordings")))
+
+#: Seconds that the system may take to stop.
+STOP = 60.0
+
+
+class Failed(Exception):
+    """Raised when something was not right."""
+
+
+def start(directory: str) -> tuple[subprocess.Popen[str], int]:
+    """The running system and its port."""
+    command = [sys.executable, "-m", "asrserver.cli", "run", "--port", "0", "--data-dir", f"{directory}/data"]
+    with open(f"{directory}/log", "w") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=clean_environment(), start_new_session=True
+        )
+    assert process.stdout is not None
+    for line in process.stdout:
+        found = re.search(r"listening on http://\S+:(\d+)", line)
+        if found:
+            return process, int(found[1])
+    raise Failed(f"asrserver did not start:\n{Path(directory, 'log').read_text()}")
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what would make this another server's demo."""
+    ours = re.compile(r"ASRSERVER_|REDIS_|DATABASE_URL|DB_|PORT$|HOST$")
+    return {name: value for name, value in os.environ.items() if not ours.match(name)}
+
+
+async def stream(client: Client, recording: bytes, live: bool) -> dict[str, Any]:
+    """Send a WAV; its final result."""
+    session = await client.start(user_id="demo")
+    if live:
+        with wave.open(io.BytesIO(recording)) as file:
+            while piece := file.readframes(file.getframerate() // 10):
+                await session.send(piece)
+                await asyncio.sleep(len(piece) / 32000)
+    else:
+        await session.send(recording)
+    return await session.finish()
+
+
+def get(port: int, path: str) -> Any:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1{path}", timeout=10) as response:
+        return json.load(response)
+
+
+async def check(port: int, transcripts: dict[str, str], recordings: dict[str, bytes]) -> None:
+    """Stream every recording and compare what was understood, and what was stored, with what was said."""
+    wrong = 0
+    async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr") as client:
+        for name, said in transcripts.items():
+            for live in (False, True) if name == "english-1.wav" else (name == "pauses.wav",):
+                final = await asyncio.wait_for(stream(client, recordings[name], live), 60)
+                stored = get(port, f"/session/{final['session_id']}")
+                right = final["text"] == said == stored["text"] and stored["status"] == "done"
+                wrong += not right
+                print(f"{name}, {'100 ms pieces as spoken' if live else 'one chunk'}, {final['duration']:.1f} s")
+                print(f"  said        {said or '(nothing)'}")
+                print(f"  understood  {final['text'] or '(nothing)'}")
+                print(f"  stored      {stored['text'] or '(nothing)'}   {'right' if right else 'WRONG'}")
+    history = get(port, "/history")
+    print(f"history has {history['total']} sessions; health: {get(port, '/health')['status']}")
+    if wrong:
+        raise Failed(f"{wrong} recordings were not understood or not stored")
+
+
+def descendants(top: int) -> set[int]:
+    """All living processes below one."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue  # it ended while we looked
+        if state != "Z":
+            parents[int(stat.parent.name)] = int(parent)
+    found: set[int] = set()
+    new = {top}
+    while new:
+        new = {pid for pid, parent in parents.items() if parent in new} - found
+        found |= new
+    return found
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """Ask the system to end, and see that it did, with all that it started."""
+    started = descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    status = process.wait(STOP)
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if status or left:
+        raise Failed(f"asrserver ended with status {status} and left the processes {left}")
+    print(f"stopped: {len(started) + 1} processes, none left")
+
+
+def main() -> int:
+    transcripts = json.loads((RECORDINGS / "transcripts.json").read_text())
+    recordings = {name: (RECORDINGS / name).read_bytes() for name in transcripts}
+    with tempfile.TemporaryDirectory(prefix="asrserver-demo-") as directory:
+        try:
+            began = time.monotonic()
+            process, port = start(directory)
+            print(f"asrserver is ready on port {port} after {time.monotonic() - began:.1f} s")
+            try:
+                asyncio.run(check(port, transcripts, recordings))
+            finally:
+                stop(process)
+        except Exception as exc:  # whatever it was, its cause is in the log
+            print(f"FAILED: {exc!r}", file=sys.stderr)
+            print(Path(directory, "log").read_text(), file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
