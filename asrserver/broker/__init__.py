@@ -48,6 +48,9 @@ log = logging.getLogger("asrserver.broker")
 HEARTBEAT_TTL = 6.0
 HEARTBEAT_EVERY = 2.0
 
+#: Seconds without a published result after which Redis is asked whether it is there.
+QUIET = 15.0
+
 #: Strikes after which a piece of audio is buried.
 STRIKES = 3
 
@@ -73,6 +76,7 @@ class Entry:
     id: str
     data: bytes | None
     status: str | None
+    received: float | None = None  # when the gateway had the chunk, in seconds of the epoch
 
 
 class Broker:
@@ -80,7 +84,7 @@ class Broker:
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
-        self._client = connect(url, timeout=5.0)
+        self._client = connect(url, timeout=None)
         self._blocking = connect(url, timeout=10.0, connections=2)
         self.lane = Lane(self._client)
 
@@ -137,12 +141,20 @@ class Broker:
 
         def replied(reply: Any) -> None:
             if isinstance(reply, redis.ResponseError) and "equal or smaller" in str(reply):
-                reply = b""
+                # Ours, and the reply was lost; or the session was ended by a gateway that took it over.
+                self.lane.call(looked, "HGET", session_key(sid), "gateway")
+                return
             if reply is None:
                 reply = Unavailable("session_gone", "the session is over")
             done(reply if isinstance(reply, Exception) else None)
 
-        self.lane.call(replied, "XADD", audio_key(sid), "NOMKSTREAM", f"{index + 1}-0", "d", data, size=len(data) + 100)
+        def looked(holder: Any) -> None:
+            if not isinstance(holder, Exception) and holder != self.name.encode():
+                holder = Unavailable("session_gone", "the session was taken over by another gateway")
+            done(holder if isinstance(holder, Exception) else None)
+
+        fields = ("d", data, "at", time.time())
+        self.lane.call(replied, "XADD", audio_key(sid), "NOMKSTREAM", f"{index + 1}-0", *fields, size=len(data) + 100)
 
     async def end_session(self, sid: str, status: str, deadline: float, seen: str | None = None) -> bool:
         """Append the end and answer for the session from now on; False if its gateway is not `seen` (any more)."""
@@ -215,17 +227,26 @@ class Broker:
         delay = 0.05
         while True:
             pubsub = self._client.pubsub()
+            asked = False
             try:
                 await pubsub.subscribe(results_channel(self.name))
                 while True:
-                    message = await pubsub.get_message(timeout=15.0)
+                    message = await pubsub.get_message(timeout=QUIET)
                     if message is None:
+                        if asked:
+                            raise redis.ConnectionError("no answer to a ping")
                         await pubsub.ping()
-                    elif message["type"] == "subscribe":
+                        asked = True
+                        continue
+                    asked = False
+                    if message["type"] == "subscribe":
                         delay = 0.05
                         on_subscribed()
                     elif message["type"] == "message":
-                        on_event(orjson.loads(message["data"]))
+                        try:
+                            on_event(orjson.loads(message["data"]))
+                        except Exception:  # anyone may publish; what is durable is read again
+                            log.exception("a published result could not be taken")
             except AWAY as exc:
                 log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
             finally:
@@ -241,8 +262,7 @@ class Broker:
         found: list[tuple[str, str]] = []
         if lease is not None:
             idle = int(lease * 1000)
-            reply = await self.lane.submit("XAUTOCLAIM", TASKS, GROUP, self.name, idle, "0-0", "COUNT", count)
-            found = _tasks(reply[1])
+            found = _tasks(await self.lane.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count))
         if len(found) < count:
             command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
             if block and not found:
@@ -291,23 +311,27 @@ class Broker:
         ms, n = after.split("-")
         event_id = f"{claim.epoch}-{number}"
         payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
-        reply = await self.lane.submit(
-            "EVAL",
-            scripts.EMIT,
-            4,
-            events_key(sid),
-            session_key(sid),
-            audio_key(sid),
-            TASKS,
-            event_id,
-            event["seq"],
-            payload,
-            f"{ms}-{int(n) + 1}",
-            "1" if event["type"] == "final" else "0",
-            claim.task,
-            GROUP,
-        )
-        return bool(reply)
+        try:
+            return bool(
+                await self.lane.submit(
+                    "EVAL",
+                    scripts.EMIT,
+                    4,
+                    events_key(sid),
+                    session_key(sid),
+                    audio_key(sid),
+                    TASKS,
+                    event_id,
+                    event["seq"],
+                    payload,
+                    f"{ms}-{int(n) + 1}",
+                    "1" if event["type"] == "final" else "0",
+                    claim.task,
+                    GROUP,
+                )
+            )
+        except redis.ResponseError as exc:  # full, say: the event must come to be, by the next owner if not by this one
+            raise Unavailable("broker_error", str(exc)) from exc
 
     async def release(self, tasks: Iterable[str] = ()) -> int:
         """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""
@@ -367,7 +391,7 @@ def _tasks(entries: Any) -> list[tuple[str, str]]:
 def _pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """Stream entries with their fields as a dict; redis-py does that for some commands and not for others."""
     pairs = []
-    for entry_id, fields in entries:
+    for entry_id, fields in filter(None, entries):
         if fields and not isinstance(fields, dict):
             fields = dict(zip(fields[::2], fields[1::2], strict=True))
         if fields:  # an entry that was deleted under its claim has none
@@ -381,4 +405,7 @@ def _events(entries: Any) -> list[dict[str, Any]]:
 
 def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     status = fields.get(b"s")
-    return Entry(entry_id.decode(), fields.get(b"d"), status.decode() if status else None)
+    received = fields.get(b"at")
+    return Entry(
+        entry_id.decode(), fields.get(b"d"), status.decode() if status else None, float(received) if received else None
+    )

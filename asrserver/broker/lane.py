@@ -20,6 +20,13 @@ log = logging.getLogger("asrserver.broker")
 #: Seconds that commands are tried again while Redis is away, before their callers are told.
 PATIENCE = 30.0
 
+#: Seconds that the replies to one pipeline may take. One timeout for all: redis-py's own is set anew for each reply,
+#: which is a tenth of what a chunk costs here.
+ANSWER = 5.0
+
+#: Seconds between pipelines: at 3,000 chunks a second a dozen share one, for a pipeline costs as much as ten commands.
+BREATH = 0.004
+
 #: Commands in one pipeline, so that one flush never holds the loop for long.
 BATCH = 500
 
@@ -27,7 +34,8 @@ BATCH = 500
 AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
 
 
-def connect(url: str, timeout: float, connections: int = 8) -> redis.asyncio.Redis:
+def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyncio.Redis:
+    """A client whose every reply is waited for `timeout` seconds; None leaves that to the caller."""
     # redis-py 8 changed its defaults (RESP3, socket_timeout 5 s, 100 connections that raise): none is relied on.
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
@@ -42,8 +50,12 @@ def connect(url: str, timeout: float, connections: int = 8) -> redis.asyncio.Red
     return redis.asyncio.Redis.from_pool(pool)
 
 
+def _cannot_persist(reply: Any) -> bool:
+    return isinstance(reply, redis.ResponseError) and str(reply).startswith("MISCONF")  # its disk is full, say
+
+
 class Lane:
-    """Commands issued in one turn of the event loop travel as one pipeline, in the order they were issued.
+    """Commands issued in one turn of the event loop, or within BREATH, travel as one pipeline, in their order.
 
     A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times what its WebSocket frame does, most
     of it per-command overhead. While Redis is away, everything waits in order and is sent again; after `PATIENCE`
@@ -54,6 +66,8 @@ class Lane:
         self._client = client
         self._pending: list[tuple[Callable[[Any], None], tuple[Any, ...], int]] = []
         self._task: asyncio.Task[None] | None = None
+        self._away_since: float | None = None
+        self._sent = 0.0
         self.bytes = 0
 
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
@@ -80,11 +94,18 @@ class Lane:
     async def _run(self) -> None:
         try:
             while self._pending:
+                # Alone, a command goes at once; under load, several go together.
+                pause = self._sent + BREATH - time.monotonic()
+                if pause > 0:
+                    await asyncio.sleep(pause)
+                self._sent = time.monotonic()
                 batch = self._pending[:BATCH]
                 del self._pending[:BATCH]
                 replies = await self._execute([command for _, command, _ in batch])
                 for (callback, _, size), reply in zip(batch, replies, strict=True):
                     self.bytes -= size
+                    if isinstance(reply, redis.OutOfMemoryError | redis.ReadOnlyError) or _cannot_persist(reply):
+                        reply = Unavailable("broker_full", f"the broker takes nothing now: {reply}", 10.0)
                     try:
                         callback(reply)
                     except Exception:
@@ -93,21 +114,28 @@ class Lane:
             self._task = None
 
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        deadline = time.monotonic() + PATIENCE
         delay = 0.05
         while True:
             pipe = self._client.pipeline(transaction=False)
             for command in commands:
                 pipe.execute_command(*command)
             try:
-                replies = await pipe.execute(raise_on_error=False)
+                async with asyncio.timeout(ANSWER):
+                    replies = await pipe.execute(raise_on_error=False)
                 loading = next((reply for reply in replies if isinstance(reply, redis.BusyLoadingError)), None)
                 if loading is None:
+                    self._away_since = None
                     return replies
                 reason: BaseException = loading
             except AWAY as exc:
                 reason = exc
-            if time.monotonic() > deadline:
+            except Exception as exc:
+                log.exception("a pipeline failed")
+                return [exc] * len(commands)
+            # Since Redis was last heard, not since this batch was begun: what waited behind others does not wait anew.
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+            if time.monotonic() - self._away_since > PATIENCE:
                 log.error("Redis has been away for %.0f s: %s", PATIENCE, reason)
                 return [Unavailable("broker_unavailable", "the broker cannot be reached", 10.0)] * len(commands)
             await asyncio.sleep(delay)

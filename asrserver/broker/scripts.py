@@ -16,9 +16,11 @@ return 1
 """
 
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline → 1, or 0 if another gateway has it.
-# The control entry's id follows the last chunk's, whatever that is.
+# The control entry's id follows the last chunk's, whatever that is. Then the stream takes no more: a chunk of a gateway
+# that slept through the adoption of its session would be acknowledged and never heard.
 END = """
-if redis.call('HGET', KEYS[1], 'gateway') ~= ARGV[2] then return 0 end
+local holder = redis.call('HGET', KEYS[1], 'gateway')
+if holder ~= ARGV[2] and holder ~= ARGV[3] then return 0 end
 redis.call('HSET', KEYS[1], 'gateway', ARGV[3])
 if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[2])
@@ -26,6 +28,7 @@ if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
     if info[i] == 'last-generated-id' then
       local ms, n = string.match(info[i + 1], '(%d+)-(%d+)')
       redis.call('XADD', KEYS[2], 'NOMKSTREAM', ms .. '-' .. string.format('%d', n + 1), 't', 'end', 's', ARGV[4])
+      redis.call('XSETID', KEYS[2], '18446744073709551615-0')
     end
   end
 end
@@ -60,6 +63,17 @@ if ARGV[5] == '1' then
   redis.call('XDEL', KEYS[4], ARGV[6])
 end
 return 1
+"""
+
+# KEYS asr_tasks · ARGV group worker idle count → entries whose lease ran out, now this worker's. Not XAUTOCLAIM: that
+# looks at ten entries for each it may return, so from the start it would see the same living ones for ever.
+STALE = """
+local ids = {}
+for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
+  ids[#ids + 1] = entry[1]
+end
+if #ids == 0 then return {} end
+return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], unpack(ids))
 """
 
 # KEYS asr_tasks · ARGV group worker id … → the ids that were still this worker's; only those are renewed.
