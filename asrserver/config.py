@@ -268,7 +268,8 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
             raise click.ClickException(f"--config: {path}: {key} is not a setting")
         if isinstance(value, dict | list):
             raise click.ClickException(f"--config: {path}: {key} must be one value")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    # As text, like a flag's value: TOML's 8080.5 and true are no ports.
+    ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}
 
 
 def check(settings: Settings, command: str) -> Settings:

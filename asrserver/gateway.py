@@ -7,6 +7,7 @@ Redis and SQL are known only through their owners.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -76,6 +77,7 @@ class Gateway:
         self._tasks = [
             self._forever(self.broker.subscribe(self._on_event, self._on_subscribed)),
             self._forever(self.recorder.run()),
+            self._every(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live),
             self._every(HEARTBEAT_EVERY, self._beat),
             self._every(REPAIR_EVERY, self._repair),
             self._every(SWEEP_EVERY, self._sweep),
@@ -100,7 +102,8 @@ class Gateway:
         for task in (*self._tasks, *self._once):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._once, return_exceptions=True)
-        await self.broker.forget("gateway")
+        with contextlib.suppress(Unavailable):
+            await self.broker.forget("gateway")
         await self.broker.close()
         await self.storage.close()
 
@@ -149,8 +152,10 @@ class Gateway:
         self._once.add(task)
         task.add_done_callback(self._once.discard)
 
+    async def _live(self) -> None:
+        self._alive()  # apart from the heartbeat in Redis, which waits while Redis is away
+
     async def _beat(self) -> None:
-        self._alive()
         self.broker.beat(
             "gateway",
             {
@@ -188,7 +193,7 @@ class Gateway:
             )
         if not await self._wait(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
             raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
-        if not ours and (sid in self.sessions or await self._stored(sid)):
+        if not ours and (sid in self.sessions or await self._stored(sid) or sid in self.sessions):
             raise BadRequest("session_exists", "there is a session with this id", session_id=sid)
         session = Session(sid, user_id, options, send)
         self.sessions[sid] = session  # before its first result can come
@@ -254,8 +259,23 @@ class Gateway:
 
     async def _end_in_order(self, session: Session, status: str) -> None:
         # In one lane with the session's chunks, so it comes after them.
-        if not await self.broker.end_session(session.id, status, time.time() + GRACE):
-            self._over(session, "gone")
+        while True:
+            try:
+                if await self.broker.end_session(session.id, status, time.time() + GRACE):
+                    return
+                (fields, _), *_ = (await self.broker.read_sessions({session.id: session.last_event})).values()
+                break
+            except Unavailable as exc:
+                # Nobody else will: every repair puts off the deadline after which another gateway would.
+                log.warning("session=%s cannot be ended yet: %s", session.id, exc)
+                await asyncio.sleep(REPAIR_EVERY)
+        if fields:
+            return  # another gateway took it over and ended it: its final result is found by the repair
+        if session.send is not None:
+            gone = Unavailable("session_gone", "the session is over")
+            session.send({**gone.event(), "session_id": session.id})
+        self.recorder.mark(session.id)
+        self._over(session, "gone")
 
     def _fail(self, session: Session, index: int, error: Exception) -> None:
         """A chunk could not be written: nothing after it may be, or its audio would be missing unnoticed."""
@@ -308,10 +328,10 @@ class Gateway:
                 self._delivered(session, event)
 
     async def _repair(self) -> None:
+        self.broker.refresh(self.sessions, time.time() + GRACE)
         now = time.monotonic()
         owed = [s for s in self.sessions.values() if s.owed and now - s.heard >= REPAIR_EVERY]
         await asyncio.gather(*(self._read_missed(session) for session in owed))
-        self.broker.refresh(self.sessions, time.time() + GRACE)
 
     async def _sweep(self) -> None:
         """End sessions that nobody holds, and store what a dead gateway left."""

@@ -86,8 +86,14 @@ class Recorder:
             del self._dirty[sid]  # what comes from now on marks it again
         try:
             found = await self._broker.read_sessions(batch)
-            records = {sid: record(sid, fields, events) for sid, (fields, events) in found.items() if fields}
-            for sid, reason in await self._storage.save(list(records.values())):
+            records = []
+            for sid, (fields, events) in found.items():
+                try:
+                    records += [record(sid, fields, events)] if fields else []
+                except Exception as exc:  # one that cannot be understood must not hold up the others
+                    log.exception("session=%s cannot be stored", sid)
+                    await self._broker.bury(sid, "", f"not stored: {type(exc).__name__}: {exc}")
+            for sid, reason in await self._storage.save(records):
                 await self._broker.bury(sid, "", f"not stored: {reason}")
         except BaseException:
             for sid, last in batch.items():
@@ -145,6 +151,7 @@ def _chunk(sid: str, event: dict[str, Any], at: datetime) -> dict[str, Any]:
         "language": event.get("language"),
         "error_code": event.get("code"),
         "error_message": event.get("message"),
+        "received_at": event.get("received"),
         "recognised_at": at,
     }
 

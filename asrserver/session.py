@@ -219,7 +219,8 @@ class Session:
 
     def _release(self, event: dict[str, Any]) -> None:
         index = event.get("chunk_index")
-        if index is not None and index in self._unacknowledged:
+        owing = self._unacknowledged if event["type"] == "final" else index in self._unacknowledged
+        if owing or self._held:
             self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
             return
         if index is not None:

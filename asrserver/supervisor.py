@@ -76,6 +76,7 @@ class Supervisor:
         self._servers = servers
         self._server_due: dict[str, float] = {}
         self._slots: list[Slot] = []
+        self._gpus = gpu_indexes() if settings.device == "cuda" else []  # now: starting a worker narrows what is seen
         self._base = f"{socket.gethostname()}-{os.getpid()}"
         self._stage = "running"  # → gateways → workers → stopped
         self._deadline = 0.0
@@ -134,7 +135,7 @@ class Supervisor:
         self._stage = stage
         # A gateway waits for its sessions, for their interruption and for their storage, each the timeout at most.
         self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
-        for slot in self._slots:
+        for slot in list(self._slots):
             if slot.kind == stage[:-1]:
                 self._retire(slot)
 
@@ -161,8 +162,7 @@ class Supervisor:
         return [slot for slot in self._slots if slot.kind == "worker" and not slot.retired]
 
     def _add_worker(self) -> None:
-        gpus = gpu_indexes() if self._settings.device == "cuda" else []
-        gpu = gpus[self._serial % len(gpus)] if gpus else None
+        gpu = self._gpus[self._serial % len(self._gpus)] if self._gpus else None
         name = f"{self._base}-{self._serial}"
         self._serial += 1
         self._slots.append(Slot("worker", name, lambda slot: self._start_worker(slot, gpu)))
@@ -193,7 +193,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         for slot in list(self._slots):
-            if slot.process is not None and slot.process.exitcode is not None:
+            if self._stage != "stopped" and slot.process is not None and slot.process.exitcode is not None:
                 self._on_death(slot, slot.process)
 
     def _on_death(self, slot: Slot, process: multiprocessing.process.BaseProcess) -> None:
@@ -206,7 +206,7 @@ class Supervisor:
             self._slots.remove(slot)
             log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
             return
-        error = slot.vitals.error.decode()
+        error = slot.vitals.error.decode(errors="replace")
         if code == EXIT_BOOT and not self._worker_was_ready:
             log.critical("%s", error)
             self._status = EXIT_BOOT
@@ -233,7 +233,7 @@ class Supervisor:
         try:
             steward = Steward(self._settings.redis)
             try:
-                for line in set(slot.vitals.in_hand.decode().splitlines()) if crashed else ():
+                for line in _lines(slot.vitals.in_hand) if crashed else ():
                     sid, _, entry = line.rpartition(" ")
                     log.warning("session=%s entry=%s was in hand: strike %d", sid, entry, steward.strike(sid, entry))
                 released = steward.release(slot.name)
@@ -261,7 +261,7 @@ class Supervisor:
                 log.error("%s %s gives no sign of life: killed", slot.kind, slot.name)
                 slot.aborted = now
                 os.kill(slot.process.pid or 0, signal.SIGABRT)
-        if not self._announced and all(slot.ready for slot in self._slots):
+        if self._stage == "running" and not self._announced and all(slot.ready for slot in self._slots):
             self._announced = True
             self._announce()
         for server in self._servers:
@@ -355,6 +355,11 @@ def worker_count(settings: Settings) -> int:
     if settings.device == "cuda":
         return max(1, len(gpu_indexes()))
     return max(1, len(os.sched_getaffinity(0)) - settings.gateways)
+
+
+def _lines(text: bytes) -> set[str]:
+    """The lines of what a dying child wrote: it may be cut anywhere, and ids may hold what splitlines() splits at."""
+    return set(text.decode(errors="replace").split("\n")) - {""}
 
 
 def _explain(code: int | None) -> str:

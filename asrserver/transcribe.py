@@ -69,7 +69,8 @@ async def transcribe_files(
             try:
                 final = await _transcribe(client, path, options, realtime, as_json, progress)
             except (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError) as exc:
-                click.echo(f"{path}: {exc or 'the connection ended'}", err=True)
+                reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
+                click.echo(f"{path}: {reason}", err=True)
                 ok = False
                 continue
             if not as_json:

@@ -11,10 +11,11 @@ S {"type":"error","code":"…","message":"…"}
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import logging
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,8 +36,18 @@ MAX_UNREAD = 1 << 20
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 100
 
+#: Bytes of messages that wait for one before them, a `start` say, while the connection is still read: pings and pongs
+#: come in the same stream, and unanswered they would end it.
+MAX_LATER = 1 << 18
+
 #: Bytes read at a time of a message that is too large and thrown away.
 DRAIN_STEP = 1 << 16
+
+#: Longest read that is no payload of a chunk's size: frame headers, and control frames between the parts of a message.
+SMALL = 125
+
+
+INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
 
 
 class _DrainingProtocol(WebSocketProtocol13):
@@ -48,14 +59,22 @@ class _DrainingProtocol(WebSocketProtocol13):
 
     handler: WebSocket
 
-    async def _read_bytes(self, n: int) -> bytes:
+    def _read_bytes(self, n: int) -> Coroutine[Any, Any, bytes]:
+        # Four times a message: not a coroutine around a coroutine where there is nothing to throw away.
         limit = self.handler.gateway.settings.max_message
         buffered = self._fragmented_message_buffer
-        if n + len(buffered or b"") <= limit:
-            return await super()._read_bytes(n)
-        self.handler.too_large = n + len(buffered or b"")
+        held = 0 if buffered is None else len(buffered)
+        if n + held <= limit or (n <= SMALL and held <= limit):
+            return super()._read_bytes(n)
+        return self._drain(n, buffered, held)
+
+    async def _drain(self, n: int, buffered: bytearray | None, held: int) -> bytes:
+        self.handler.too_large += held
         if buffered is not None:
             buffered.clear()
+        if n <= SMALL:
+            return await super()._read_bytes(n)
+        self.handler.too_large += n
         while n:
             n -= len(await super()._read_bytes(min(n, DRAIN_STEP)))
         return b""
@@ -75,6 +94,9 @@ class WebSocket(WebSocketHandler):
         self.current: Session | None = None  # the last one started: binary frames are its chunks
         self.too_large = 0
         self.messages = 0
+        self._busy: asyncio.Task[None] | None = None  # with a message that takes time
+        self._later: deque[tuple[str | bytes, int]] = deque()  # messages that wait for it
+        self._later_bytes = 0
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -110,6 +132,8 @@ class WebSocket(WebSocketHandler):
         return self.ws_connection.stream
 
     def on_close(self) -> None:
+        if self not in self.connections:
+            return  # it was never open
         self.connections.discard(self)
         self.gateway.connections -= 1
         log.info(
@@ -123,11 +147,37 @@ class WebSocket(WebSocketHandler):
             self.gateway.abandon(session)
 
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
-        """Take one message. What it returns is waited for before the next is read; most return nothing."""
+        """Take one message, or keep it until those before it are done; what it returns stops the reading."""
         self.messages += 1
+        size, self.too_large = self.too_large, 0
+        if len(message) > self.gateway.settings.max_message:
+            size = len(message)  # by a last fragment so small that it was read
+        if self._busy is None:
+            waits = self._take(message, size)
+            if waits is not None:
+                self._busy = asyncio.ensure_future(self._in_order(waits))
+            return None
+        self._later.append((message, size))
+        self._later_bytes += len(message)
+        return asyncio.wait([self._busy]) if self._later_bytes > MAX_LATER else None
+
+    async def _in_order(self, waits: Awaitable[Any] | None) -> None:
+        while waits is not None:
+            try:
+                await waits
+            except Exception:
+                log.exception("a message could not be handled")
+                self._send(INTERNAL)
+            waits = None
+            while waits is None and self._later and self.ws_connection is not None:
+                message, size = self._later.popleft()
+                self._later_bytes -= len(message)
+                waits = self._take(message, size)
+        self._busy = None
+
+    def _take(self, message: str | bytes, size: int) -> Awaitable[Any] | None:
         try:
-            if self.too_large:
-                size, self.too_large = self.too_large, 0
+            if size:
                 limit = self.gateway.settings.max_message
                 raise BadRequest("message_too_large", f"a message of {size} bytes is over the limit of {limit}")
             if isinstance(message, bytes):
@@ -138,7 +188,7 @@ class WebSocket(WebSocketHandler):
         except Exception:
             # Tornado would cut the connection without a word.
             log.exception("a message could not be handled")
-            self._send({"type": "error", "code": "internal_error", "message": "the message could not be handled"})
+            self._send(INTERNAL)
         return None
 
     def _refuse(self, error: AsrError) -> None:

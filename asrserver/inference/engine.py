@@ -31,6 +31,7 @@ class Row:
     seconds: float
     label: str
     alone: bool = False
+    key: tuple[int, int, bool] = (0, 0, False)
     future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     queued: float = field(default_factory=time.monotonic)
 
@@ -71,6 +72,7 @@ class Engine:
 
     async def recognise(self, row: Row) -> Hypothesis:
         """What is said in the row; raises what the model raised for it, and for it alone."""
+        row.key = self._key(row)  # here, where what it raises is this row's alone and not the thread's end
         with self._condition:
             self._rows.append(row)
             self._condition.notify()
@@ -104,10 +106,9 @@ class Engine:
         """The oldest row and, up to the batch size, the rows that may share its call, in their order."""
         first = self._rows.popleft()
         batch, rest = [first], deque[Row]()
-        key = self._key(first)
         while self._rows and len(batch) < self._batch_size and not first.alone:
             row = self._rows.popleft()
-            if not row.alone and self._key(row) == key:
+            if not row.alone and row.key == first.key:
                 batch.append(row)
             else:
                 rest.append(row)

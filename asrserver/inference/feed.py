@@ -61,10 +61,10 @@ class Feed:
         stale_at = 0.0
         while not self._stopping:
             stale = loop.time() >= stale_at
-            if stale:
-                stale_at = loop.time() + STALE_EVERY
             try:
-                await self._claim(stale)
+                claimed = await self._claim(stale)
+                if stale and claimed < CLAIM:  # else there may be more: a dead worker had hundreds
+                    stale_at = loop.time() + STALE_EVERY
                 await self._read()
             except Unavailable as exc:
                 log.warning("no broker: %s", exc)
@@ -79,6 +79,8 @@ class Feed:
         while any(session.busy for session in self.sessions.values()) and loop.time() < deadline:
             await asyncio.sleep(0.02)
         self._stop_renewing.set()
+        if self._renewer.is_alive():  # a renewal under way would make what is given up wait for a whole lease
+            await loop.run_in_executor(None, self._renewer.join, 5.0)
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -99,20 +101,27 @@ class Feed:
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
-    async def _claim(self, stale: bool) -> None:
+    async def _claim(self, stale: bool) -> int:
+        """How many were claimed."""
         if self.backlog >= self._max_backlog:
             await asyncio.sleep(POLL)
-            return
+            return 0
         block = 0.0 if self.sessions else IDLE
         lease = self._lease if stale else None
-        for task, sid in await self._broker.claim(lease, CLAIM, block):
+        found = await self._broker.claim(lease, CLAIM, block)
+        for task, sid in found:
             claim = await self._broker.own(task, sid)
             if claim is not None:
                 self._take(claim)
+        return len(found)
 
     def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
-        session = Transcriber(claim, self._recogniser, self._broker.emit, self._broker.bury, self._broker.name)
+        try:
+            session = Transcriber(claim, self._recogniser, self._broker.emit, self._broker.bury, self._broker.name)
+        except Exception:  # not written by us: it must not stop every worker that claims it
+            log.exception("session=%s cannot be understood", claim.sid)
+            return
         self.sessions[claim.sid] = session
         self._tasks[claim.sid] = asyncio.get_running_loop().create_task(self._work(session))
         log.info("session=%s claimed epoch=%d events=%d", claim.sid, claim.epoch, len(claim.events))

@@ -40,6 +40,9 @@ NO_SPEECH = 0.6
 #: Temperatures tried, in order, for a window that fails even at its full length.
 TEMPERATURES = (0.4, 0.8)
 
+#: The start token of OpenAI's English-only models; in the multilingual ones it is the next.
+ENGLISH_ONLY = 50257
+
 #: Tokens of prompt and hot words that are kept: half the decoder's context, less the start tokens.
 MAX_PROMPT = 223
 
@@ -120,9 +123,9 @@ class Whisper:
         return int(number)
 
     def _language_tokens(self, config: dict[str, Any]) -> dict[str, int]:
-        """Language → token. An English-only Whisper has the tokens too, but was not trained with them."""
+        """Language → token. OpenAI's English-only models have the tokens too, but were not trained with them."""
         numbers = config.get("lang_ids") or []
-        if not self._model.is_multilingual and self._tokenizer.get_vocab_size() >= 51864:
+        if self._sot == ENGLISH_ONLY:
             return {"en": -1}
         return {str(self._tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,7 @@ class Segment:
     language: str
     language_probability: float
     confidence: float
+    chunk_index: int | None = None  # of the chunk that it is within
 
 
 def join(parts: list[tuple[str, str]]) -> str:
@@ -62,6 +65,9 @@ class Recogniser:
         self._silence = silence
         self._max_seconds = max_seconds
         self._hold = hold
+        self._running = 0
+        self._suspects = 0  # that run, or wait until nothing does
+        self._changed = asyncio.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
 
     @property
@@ -72,18 +78,37 @@ class Recogniser:
         self, data: bytes, kind: str, request: Request, label: str, alone: bool
     ) -> tuple[float, list[Segment]]:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
-        samples, spans, first = await self._in_thread(label, self._open, data, kind)
-        return len(samples) / RATE, await self._segments(samples, spans, first, request, label, alone)
+        async with self._turn(alone):
+            samples, spans, first = await self._in_thread(label, self._open, data, kind)
+            return len(samples) / RATE, await self._segments(samples, spans, first, request, label, alone)
 
     async def samples(
         self, samples: Samples, request: Request, label: str, alone: bool, growing: bool = False
     ) -> tuple[int, list[Segment]]:
         """(samples that are done with, segments); of a growing recording, only what no later audio can change."""
-        done, spans, first = await self._in_thread(label, self._cut, samples, growing)
-        return done, await self._segments(samples, spans, first, request, label, alone)
+        async with self._turn(alone):
+            done, spans, first = await self._in_thread(label, self._cut, samples, growing)
+            return done, await self._segments(samples, spans, first, request, label, alone)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def _turn(self, alone: bool) -> AsyncIterator[None]:
+        """Audio under suspicion of having killed a worker runs with no other in hand: no innocent is struck with it."""
+        self._suspects += alone
+        try:
+            while self._running if alone else self._suspects:
+                await self._changed.wait()
+            self._running += 1
+            try:
+                yield
+            finally:
+                self._running -= 1
+        finally:
+            self._suspects -= alone
+            self._changed.set()
+            self._changed = asyncio.Event()
 
     # -- in the threads ------------------------------------------------------------------------------------------
 
@@ -111,11 +136,12 @@ class Recogniser:
 
     async def _in_thread(self, label: str, work: Callable[..., Any], *args: Any) -> Any:
         def run() -> Any:
-            self._hold("prepare", [label])
+            place = threading.current_thread().name
+            self._hold(place, [label])
             try:
                 return work(*args)
             finally:
-                self._hold("prepare", [])
+                self._hold(place, [])
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 

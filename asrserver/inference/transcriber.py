@@ -60,9 +60,10 @@ class _Open:
     after: str
     offset: float
     kind: str | None  # the container; None is PCM
+    index: int  # of its first chunk
     data: bytearray = field(default_factory=bytearray)
     continued: bool = False
-    pieces: list[tuple[str, Samples]] = field(default_factory=list)  # (entry before it, its samples)
+    pieces: list[tuple[str, bytes, Samples]] = field(default_factory=list)  # (entry before it, its bytes of this one)
     skip: int = 0  # samples of the first piece that are done with
     checked: float = 0.0
     seconds: float = 0.0  # that are not yet in the session's total
@@ -99,6 +100,7 @@ class Transcriber:
         self._total = last.get("closed", 0.0)
         self._after = last.get("after", "0-1")
         self._skip = last.get("skip", 0)
+        self._pcm.rest = bytes.fromhex(last.get("rest", ""))
         self._language = last.get("sure") or self._options["language"]
         self._segments = [segment for event in events for segment in event["segments"]]
         answered = [event["chunk_index"] for event in events if event.get("chunk_index") is not None]
@@ -135,7 +137,7 @@ class Transcriber:
 
     async def run(self) -> None:
         """Work until the session is over; raises Fenced when it is another's."""
-        before = self.cursor
+        before = self._after
         while not self.over:
             while not self._entries:
                 self._wake.clear()
@@ -159,16 +161,16 @@ class Transcriber:
         try:
             await self._check_strikes(entry)
             kind = self._container(data, before)
+            if kind is None and self._options["format"] == "auto":
+                audio.refuse_what_is_no_audio(data, first=self._open is None)
             if self._open is not None and self._open.kind and kind is None:
                 self._continue_container(data)
                 await self._answer(entry, index, [], "", 0.0)
                 return
-            if kind is None and self._open is None and self._options["format"] == "auto":
-                audio.refuse_what_is_no_audio(data)
             if kind is None and self._is_piece(data):
                 await self._piece(entry, before, index, data)
                 return
-            closed = await self._close(entry)
+            closed = await self._close(entry, before)
             await self._utterance(entry, before, index, data, kind, closed)
         except (Fenced, Unavailable):
             raise
@@ -193,7 +195,7 @@ class Transcriber:
         """A chunk that can be recognised as it is. In auto mode a container may go on with the next chunk."""
         goes_on = kind is not None and self._options["mode"] == "auto"
         if goes_on and index <= self._answered:  # an earlier owner answered it; only what follows is missing
-            self._open = _Open(before, self._total, kind, bytearray(data))
+            self._open = _Open(before, self._total, kind, index, bytearray(data))
             return
         if kind is not None:
             seconds, segments = await self._recogniser.file(
@@ -204,8 +206,10 @@ class Transcriber:
             seconds = len(samples) / RATE
             _, segments = await self._recogniser.samples(samples, self._request(), self._label(entry), self._alone)
         text = self._join(segments)
+        for segment in segments:
+            segment.chunk_index = index
         if goes_on:
-            self._open = _Open(before, self._total, kind, bytearray(data), seconds=seconds, segments=segments)
+            self._open = _Open(before, self._total, kind, index, bytearray(data), seconds=seconds, segments=segments)
         else:
             closed = closed + _moved(segments, self._total)
             self._total += seconds
@@ -221,15 +225,16 @@ class Transcriber:
     async def _piece(self, entry: Entry, before: str, index: int, data: bytes) -> None:
         """A piece of a continuing PCM recording: kept; now and then, what is finished of it is recognised."""
         if self._open is None:
-            self._open = _Open(before, self._total, None, skip=self._skip)
+            self._open = _Open(before, self._total, None, index, skip=self._skip)
             self._skip = 0
+        rest = self._pcm.rest
         samples = self._pcm.feed(data)
         opened = self._open
-        opened.pieces.append((before, samples))
-        opened.seconds = sum(len(piece) for _, piece in opened.pieces) / RATE - opened.skip / RATE
+        opened.pieces.append((before, rest, samples))
+        opened.seconds = (sum(len(piece) for _, _, piece in opened.pieces) - opened.skip) / RATE
         closed: list[Segment] = []
         if opened.seconds >= max(PROGRESS, opened.checked + PROGRESS_STEP):
-            waiting = np.concatenate([piece for _, piece in opened.pieces])[opened.skip :]
+            waiting = np.concatenate([piece for _, _, piece in opened.pieces])[opened.skip :]
             done, segments = await self._recogniser.samples(
                 waiting, self._request(), self._label(entry), self._alone, growing=True
             )
@@ -245,8 +250,8 @@ class Transcriber:
         self._total += done / RATE
         opened.offset = self._total
         opened.skip += done
-        while opened.pieces and opened.skip >= len(opened.pieces[0][1]):
-            opened.skip -= len(opened.pieces.pop(0)[1])
+        while opened.pieces and opened.skip >= len(opened.pieces[0][2]):
+            opened.skip -= len(opened.pieces.pop(0)[2])
         opened.after = opened.pieces[0][0] if opened.pieces else opened.after
         opened.seconds -= done / RATE
         opened.checked = opened.seconds
@@ -255,34 +260,44 @@ class Transcriber:
         """Segments that became final at a chunk that an earlier owner answered: they go out with the next event."""
         self._waiting_segments += closed
 
-    async def _close(self, entry: Entry) -> list[Segment]:
+    async def _close(self, entry: Entry, before: str) -> list[Segment]:
         """End the open recording: its final segments. What cannot be recognised is reported and let go."""
         opened, self._open = self._open, None
         if opened is None:
             return []
         segments, seconds = opened.segments, opened.seconds
+        failure: AudioError | None = None
         try:
             if opened.kind is None:
                 tail = self._pcm.flush()
-                samples = np.concatenate([*(piece for _, piece in opened.pieces), tail])[opened.skip :]
+                samples = np.concatenate([*(piece for _, _, piece in opened.pieces), tail])[opened.skip :]
                 seconds = len(samples) / RATE
                 _, segments = await self._recogniser.samples(samples, self._request(), self._label(entry), self._alone)
             elif opened.continued or not opened.seconds:
                 seconds, segments = await self._recogniser.file(
                     bytes(opened.data), opened.kind, self._request(), self._label(entry), self._alone
                 )
+                for segment in segments:
+                    segment.chunk_index = None if opened.continued else opened.index
         except AudioError as exc:
-            await self._send({"type": "error", "code": exc.code, "message": exc.message}, [], opened.after, 0)
+            failure = exc
+        except Exception as exc:
+            log.exception("session=%s recording up to entry %s failed", self.sid, before)
+            failure = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
         moved = _moved(segments, self._total)
         self._total += seconds
-        return moved
+        if failure is None:
+            return moved
+        # With what was final before, and done with: a next owner must not come upon the same failure.
+        await self._send(failure.event(), self._numbered(moved), before, 0)
+        return []
 
     async def _end(self, entry: Entry, before: str) -> None:
         """The session's last word."""
         closed: list[Segment] = []
         try:
             await self._check_strikes(entry)
-            closed = await self._close(entry)
+            closed = await self._close(entry, before)
         except AudioError as exc:
             self._open = None
             await self._send({"type": "error", "code": exc.code, "message": exc.message}, [], before, 0)
@@ -322,17 +337,16 @@ class Transcriber:
     async def _durable(self, entry: Entry, index: int, event: dict[str, Any], closed: list[Segment]) -> None:
         self._answered = index
         segments = self._numbered(closed)
-        for segment in segments:
-            segment["chunk_index"] = index
         opened = self._open
         after, skip = (entry.id, 0) if opened is None else (opened.after, opened.skip)
-        await self._send(event, segments, after, skip)
+        await self._send({**event, "received": entry.received}, segments, after, skip)
 
     async def _send(self, event: dict[str, Any], segments: list[dict[str, Any]], after: str, skip: int) -> None:
         self._seq += 1
         self._number += 1
         self._segments += segments
         opened = self._open.seconds if self._open is not None else 0.0
+        pieces = self._open.pieces if self._open is not None else []
         event |= {
             "seq": self._seq,
             "time": round(time.time(), 3),
@@ -346,6 +360,7 @@ class Transcriber:
             "segments": segments,
             "after": after,
             "skip": skip,
+            "rest": pieces[0][1].hex() if pieces else "",
         }
         if not await self._emit(self.claim, self._number, event, after):
             raise Fenced(self.sid)
@@ -361,6 +376,7 @@ class Transcriber:
                 "text": segment.text,
                 "language": segment.language,
                 "confidence": segment.confidence,
+                "chunk_index": segment.chunk_index,
             }
             for n, segment in enumerate(closed)
         ]

@@ -70,7 +70,11 @@ async def work(
     broker = Broker(settings.redis, name)
     await broker.open()
     feed = Feed(broker, recogniser, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog)
-    tasks = [loop.create_task(feed.run()), loop.create_task(_beat(settings, broker, engine, feed, alive))]
+    tasks = [
+        loop.create_task(feed.run()),
+        loop.create_task(_beat(broker, engine, feed)),
+        loop.create_task(_live(settings.hang_timeout, engine, alive)),
+    ]
     ready()
     log.info("worker %s ready: model=%s device=%s", name, model.name, model.device)
     stopped = loop.create_task(stop.wait())
@@ -89,11 +93,17 @@ async def work(
     log.info("worker %s stopped: %d sessions finished", name, feed.finished)
 
 
-async def _beat(settings: Settings, broker: Broker, engine: Engine, feed: Feed, alive: Callable[[], None]) -> None:
+async def _live(hang_timeout: float, engine: Engine, alive: Callable[[], None]) -> None:
+    """Signs of life, apart from the heartbeat in Redis, which waits while Redis is away."""
     while True:
         busy_since = engine.busy_since
-        if busy_since is None or time.monotonic() - busy_since < settings.hang_timeout:
+        if busy_since is None or time.monotonic() - busy_since < hang_timeout:
             alive()
+        await asyncio.sleep(min(HEARTBEAT_EVERY, hang_timeout / 4))
+
+
+async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
+    while True:
         broker.beat(
             "worker",
             {
