@@ -25,7 +25,7 @@ import wave
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import psycopg2
@@ -35,7 +35,14 @@ import tornado.ioloop
 import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from asrserver.app import AsrApplication
+from asrserver.config import Settings
 from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
+from asrserver.gateway import Gateway
+
+if TYPE_CHECKING:
+    from asrserver.inference.models import Whisper
+    from tests.pretend import Pretender
 
 DATA = Path(__file__).parent / "data"
 
@@ -135,16 +142,66 @@ def database_url(servers: Servers) -> Iterator[str]:
     _execute(servers.postgres.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 
+# -- a gateway in this process ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gateway_settings(redis_url: str, database_url: str) -> Settings:
+    return Settings(redis_url=redis_url, database_url=database_url, max_message=1 << 20)
+
+
+@pytest.fixture
+def gateway(
+    io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Gateway]:
+    """One that is open, and in less of a hurry to be patient than a real one."""
+    monkeypatch.setattr("asrserver.gateway.REPAIR_EVERY", 0.3)
+    monkeypatch.setattr("asrserver.gateway.SWEEP_EVERY", 0.3)
+
+    async def opened() -> Gateway:
+        made = Gateway(gateway_settings)
+        await made.open()
+        return made
+
+    made = io_loop.run_sync(opened)
+    yield made
+    io_loop.run_sync(made.close)
+
+
+@pytest.fixture
+def app(io_loop: tornado.ioloop.IOLoop, gateway: Gateway) -> Iterator[AsrApplication]:
+    """For pytest-tornado's `http_server`, `http_client` and `base_url`."""
+    made = AsrApplication(gateway)
+    yield made
+    io_loop.run_sync(made.shut)
+
+
+@pytest.fixture
+def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Pretender]:
+    """A worker that says what the test tells it to."""
+    from tests.pretend import Pretender
+
+    async def made() -> Pretender:
+        return Pretender(redis_url)
+
+    pretender = io_loop.run_sync(made)
+    yield pretender
+    io_loop.run_sync(pretender.close)
+
+
 # -- the program -----------------------------------------------------------------------------------------------------
 
 
 class System:
     """The program, running. `port` is where it listens."""
 
+    #: How it is started; a test may put another launcher here.
+    program = ("-m", "asrserver.cli")
+
     def __init__(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.log = tempfile.NamedTemporaryFile("w+", prefix="asrserver-", suffix=".log")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "asrserver.cli", command, *arguments],
+            [sys.executable, *self.program, command, *arguments],
             stdout=self.log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
@@ -244,6 +301,14 @@ def all_utterances() -> list[Utterance]:
         samples = audio.decode((folder / name).read_bytes(), "ogg", 60)
         found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
     return found
+
+
+@pytest.fixture(scope="session")
+def model() -> Whisper:
+    """The one in the package, on the CPU."""
+    from asrserver.inference.models import Whisper
+
+    return Whisper("demo", "cpu", "default", 1, 1)
 
 
 @pytest.fixture(scope="session")

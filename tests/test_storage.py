@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,11 @@ from typing import Any
 import aiopg
 import psycopg2
 import pytest
-import tornado.ioloop
-import uvloop
 from sqlalchemy.dialects import postgresql
 
 from asrserver import storage as module
 from asrserver.storage import Record, Storage, StorageError, StorageRejected, StorageUnavailable, metadata
+from tests.conftest import until, wait_until
 
 NOBODY = 65534
 
@@ -105,21 +103,6 @@ def find(program: str) -> str:
     return str(system[-1]) if system else shutil.which(program) or pytest.skip("no PostgreSQL here")
 
 
-def wait_until(condition, timeout: float = 30) -> None:
-    """Return as soon as the condition holds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-
-
-async def until(condition, timeout: float = 10) -> None:
-    """wait_until() for coroutines: the loop goes on."""
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def gone(pid: str) -> bool:
     """Whether the process has ended, or is a zombie that nobody has reaped yet."""
     try:
@@ -149,23 +132,6 @@ def postgres(server) -> Iterator[Postgres]:
 def database(postgres) -> str:
     """The name of a database that does not exist yet."""
     return f"test_{next(postgres.names)}"
-
-
-@pytest.fixture
-def io_loop():
-    """pytest-tornado's loop fixture, on uvloop and without make_current()."""
-    aio = uvloop.new_event_loop()
-    asyncio.set_event_loop(aio)
-    loop = tornado.ioloop.IOLoop(asyncio_loop=aio, make_current=False)
-    yield loop
-    pending = asyncio.all_tasks(aio)
-    for task in pending:
-        task.cancel()
-    if pending:
-        aio.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-    aio.run_until_complete(aio.shutdown_default_executor())
-    loop.close(all_fds=True)
-    asyncio.set_event_loop(None)
 
 
 @pytest.fixture

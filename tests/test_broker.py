@@ -1,0 +1,521 @@
+"""broker/ against a real Redis: leases, fence, order, lost replies, lost connections."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import pytest
+import redis
+import tornado.ioloop
+
+from asrserver.broker import HEARTBEAT_TTL, QUIET, Broker, Claim, Lease, Steward, keys
+from asrserver.broker import lane as lane_module
+from asrserver.errors import Unavailable
+from tests.conftest import Servers, until
+
+FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
+
+Make = Callable[[str], Broker]
+
+
+@pytest.fixture
+def db(redis_url: str) -> Iterator[redis.Redis]:
+    """A plain client, to look and to disturb."""
+    client = redis.Redis.from_url(redis_url, decode_responses=True, protocol=2)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def make(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
+    """make("name"): a broker that is open."""
+    made: list[Broker] = []
+
+    def maker(name: str) -> Broker:
+        async def opened() -> Broker:
+            broker = Broker(redis_url, name)
+            await broker.open()
+            return broker
+
+        made.append(io_loop.run_sync(opened))
+        return made[-1]
+
+    yield maker
+    for broker in made:
+        io_loop.run_sync(broker.close)
+
+
+@pytest.fixture
+def g(make: Make) -> Broker:
+    """A gateway's."""
+    return make("g")
+
+
+@pytest.fixture
+def w(make: Make) -> Broker:
+    """A worker's."""
+    return make("w")
+
+
+@pytest.fixture
+def v(make: Make) -> Broker:
+    """Another worker's."""
+    return make("v")
+
+
+async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
+    return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
+
+
+async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s") -> Exception | None:
+    """What `done` was told."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    gateway.append(sid, index, data, future.set_result)
+    return await future
+
+
+async def taken(worker: Broker, lease: float | None = None) -> Claim:
+    """The one session that can be claimed."""
+    [(task, sid)] = await worker.claim(lease, 10, 0)
+    claim = await worker.own(task, sid)
+    assert claim is not None
+    return claim
+
+
+def event(seq: int, kind: str = "chunk") -> dict[str, Any]:
+    return {"type": kind, "seq": seq, "text": f"word{seq}"}
+
+
+def ids(db: redis.Redis, key: str) -> list[str]:
+    return [entry for entry, _ in db.xrange(key)]
+
+
+@contextmanager
+def nobody_listens(servers: Servers) -> Iterator[None]:
+    """New connections to Redis are refused meanwhile."""
+    path = servers.redis.socket_path
+    away = path.rename(f"{path}.away")
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+def drop_connections(db: redis.Redis, kind: str = "normal") -> None:
+    db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+
+# -- sessions and audio
+
+
+@pytest.mark.gen_test
+async def test_a_session_is_opened_once_whatever_replies_are_lost(g: Broker, db: redis.Redis) -> None:
+    """The same nonce is the same try again; another is another client."""
+    assert await opened(g, nonce="1")
+    assert await opened(g, nonce="1")
+    assert not await opened(g, nonce="2")
+    assert db.xlen(keys.TASKS) == 1
+    assert db.zrange(keys.OPEN, 0, -1) == ["s"]
+
+
+@pytest.mark.gen_test
+async def test_a_chunk_twice_is_one_entry_and_two_acknowledgements(g: Broker, db: redis.Redis) -> None:
+    await opened(g)
+    assert await append(g, 0) is None
+    assert await append(g, 0) is None
+    assert ids(db, keys.audio_key("s")) == ["0-1", "1-0"]
+
+
+@pytest.mark.gen_test
+async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: Broker, db: redis.Redis) -> None:
+    error = await append(g, 0, sid="gone")
+    assert isinstance(error, Unavailable)
+    assert error.code == "session_gone"
+    assert not db.exists(keys.audio_key("gone"))
+
+
+@pytest.mark.gen_test
+async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """Also when all chunks are trimmed, and one end only, however often it is said."""
+    await opened(g)
+    await append(g, 6)
+    await append(g, 7)
+    claim = await taken(w)
+    assert await w.emit(claim, 1, event(1), "8-0")
+    assert await g.end_session("s", "done", time.time() + 60)
+    assert await g.end_session("s", "interrupted", time.time() + 60)
+    assert ids(db, keys.audio_key("s")) == ["8-1"]
+    [entry] = (await w.read_audio({"s": "8-0"}, 10))["s"]
+    assert (entry.id, entry.data, entry.status) == ("8-1", None, "done")
+
+
+@pytest.mark.gen_test
+async def test_the_end_of_a_session_without_audio(g: Broker, w: Broker) -> None:
+    await opened(g)
+    assert await g.end_session("s", "done", time.time() + 60)
+    [entry] = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert (entry.id, entry.status) == ("0-2", "done")
+
+
+@pytest.mark.gen_test
+async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: Broker, make_late: Make) -> None:
+    """And its try after a lost reply says again that it has it."""
+    other = make_late("other")
+    await opened(g)
+    assert not await other.end_session("s", "interrupted", time.time() + 60, seen="somebody")
+    assert await other.end_session("s", "interrupted", time.time() + 60, seen="g")
+    assert await other.end_session("s", "interrupted", time.time() + 60, seen="g")
+    assert not await g.end_session("s", "done", time.time() + 60)
+    assert not await g.end_session("gone", "done", time.time() + 60)
+
+
+@pytest.mark.gen_test
+async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: Broker, make_late: Make) -> None:
+    """Its chunk would come after the end: acknowledged, and never heard."""
+    await opened(g)
+    assert await append(g, 0) is None
+    assert await make_late("other").end_session("s", "interrupted", time.time() + 60, seen="g")
+    error = await append(g, 1)
+    assert isinstance(error, Unavailable)
+    assert error.code == "session_gone"
+
+
+@pytest.fixture
+def make_late(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
+    """Brokers made inside a test, whose loop already runs."""
+    made: list[Broker] = []
+
+    def maker(name: str) -> Broker:
+        made.append(Broker(redis_url, name))
+        return made[-1]
+
+    yield maker
+    for broker in made:
+        io_loop.run_sync(broker.close)
+
+
+@pytest.mark.gen_test
+async def test_deadlines_are_put_off_only_for_what_is_open(g: Broker, db: redis.Redis) -> None:
+    await opened(g)
+    g.refresh(["s", "closed"], 5.0)
+    assert await g.overdue(6.0, 10) == ["s"]
+    g.refresh(["s"], 7.0)
+    assert await g.overdue(6.0, 10) == []
+
+
+@pytest.mark.gen_test
+async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """Whatever happened to it: every key of the session has a TTL, and only the two lists of all are left."""
+    await opened(g)
+    await append(g, 0)
+    claim = await taken(w)
+    await w.emit(claim, 1, event(1), "1-0")
+    await g.end_session("s", "done", time.time() + 60)
+    await w.emit(claim, 2, event(2, "final"), "1-1")
+    await g.close_session("s", 50)
+    every = set(db.scan_iter())
+    left = {key for key in every if db.pttl(key) < 0}
+    assert left <= {keys.TASKS}
+    assert all(0 < db.pttl(key) <= 50_000 for key in every - left)
+    assert db.xlen(keys.TASKS) == 0
+    assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 0
+
+
+# -- leases and the fence
+
+
+@pytest.mark.gen_test
+async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v: Broker, db: redis.Redis) -> None:
+    """Its events are refused, nothing is published or trimmed, and the task stays the new owner's."""
+    await opened(g)
+    await append(g, 0)
+    old = await taken(w)
+    assert await w.emit(old, 1, event(1), "0-1")
+    new = await taken(v, lease=0)
+    assert new.epoch > old.epoch
+    assert [found["seq"] for found in new.events] == [1]
+    listener = db.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(keys.results_channel("g"))
+    listener.get_message(timeout=5)  # the subscription's own
+    assert not await w.emit(old, 2, event(2, "final"), "1-0")
+    assert ids(db, keys.audio_key("s")) == ["1-0"]
+    assert db.xlen(keys.TASKS) == 1
+    assert await v.emit(new, 1, event(2, "final"), "1-0")
+    published = listener.get_message(timeout=5)
+    assert published is not None
+    assert orjson.loads(published["data"])["id"] == f"{new.epoch}-1"
+    listener.close()
+    assert ids(db, keys.audio_key("s")) == []
+    assert db.xlen(keys.TASKS) == 0
+
+
+@pytest.mark.gen_test
+async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker, w: Broker, v: Broker) -> None:
+    """And no longer once a new owner stands between."""
+    await opened(g)
+    claim = await taken(w)
+    assert await w.emit(claim, 1, event(1), "0-1")
+    assert await w.emit(claim, 1, event(1), "0-1")
+    assert [found["seq"] for found in await g.read_events("s")] == [1]
+    await taken(v, lease=0)
+    assert not await w.emit(claim, 1, event(1), "0-1")
+
+
+@pytest.mark.gen_test
+async def test_events_past_an_id(g: Broker, w: Broker) -> None:
+    await opened(g)
+    claim = await taken(w)
+    for seq in (1, 2, 3):
+        await w.emit(claim, seq, event(seq), "0-1")
+    events = await g.read_events("s")
+    assert [found["seq"] for found in await g.read_events("s", events[0]["id"])] == [2, 3]
+    fields, later = (await g.read_sessions({"s": events[1]["id"], "gone": "0-1"}))["s"]
+    assert fields["gateway"] == "g"
+    assert [found["seq"] for found in later] == [3]
+
+
+@pytest.mark.gen_test
+async def test_a_worker_that_slept_does_not_steal_its_session_back(
+    g: Broker, w: Broker, v: Broker, redis_url: str, db: redis.Redis
+) -> None:
+    await opened(g)
+    task = (await taken(w)).task
+    lease = Lease(redis_url, "w")
+    assert lease.renew([task]) == {task}
+    await taken(v, lease=0)
+    assert lease.renew([task]) == set()
+    assert lease.renew([]) == set()
+    lease.close()
+    [pending] = db.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 10)
+    assert pending["consumer"] == "v"
+
+
+@pytest.mark.gen_test
+async def test_a_session_that_is_given_up_can_be_claimed_at_once(g: Broker, w: Broker, v: Broker) -> None:
+    """One by its task, or all; others stay."""
+    await opened(g, "one")
+    await opened(g, "two")
+    tasks = {sid: task for task, sid in await w.claim(None, 10, 0)}
+    assert await v.claim(30.0, 10, 0) == []
+    assert await w.release([tasks["one"]]) == 1
+    assert await v.claim(30.0, 10, 0) == [(tasks["one"], "one")]
+    assert await w.release() == 1
+    assert await v.claim(30.0, 10, 0) == [(tasks["two"], "two")]
+
+
+@pytest.mark.gen_test
+async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_ones(
+    g: Broker, w: Broker, v: Broker, redis_url: str
+) -> None:
+    """XAUTOCLAIM from the start looks at ten times its count and would never come to them."""
+    for number in range(60):
+        await opened(g, f"living{number}")
+    assert len(await v.claim(None, 100, 0)) == 60
+    await opened(g, "orphan")
+    assert len(await w.claim(None, 10, 0)) == 1
+    steward = Steward(redis_url)
+    assert steward.release("w") == 1
+    steward.close()
+    assert [sid for _, sid in await v.claim(30.0, 4, 0)] == ["orphan"]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("how", ["finished", "vanished"])
+async def test_there_is_nothing_to_do_for_a_session_that_is_over(
+    g: Broker, w: Broker, v: Broker, db: redis.Redis, how: str
+) -> None:
+    """Its task is acknowledged and gone, and no key comes back to life."""
+    await opened(g)
+    claim = await taken(w)
+    if how == "vanished":
+        db.delete(*(key("s") for key in (keys.session_key, keys.audio_key, keys.events_key)))
+    else:
+        entry = {"seq": "1", "data": orjson.dumps({**event(1, "final"), "id": f"{claim.epoch}-1"})}
+        db.xadd(keys.events_key("s"), entry, id=f"{claim.epoch}-1")  # final, but the worker died before its XACK
+    [(task, sid)] = await v.claim(0.0, 10, 0)
+    assert await v.own(task, sid) is None
+    assert db.xlen(keys.TASKS) == 0
+    assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 0
+    assert db.exists(keys.session_key("s")) == (how == "finished")
+
+
+@pytest.mark.gen_test
+async def test_a_worker_waits_in_redis_for_a_session(g: Broker, w: Broker) -> None:
+    """Without holding up its other commands."""
+    waiting = asyncio.ensure_future(w.claim(1.0, 4, 8))
+    await until(lambda: not waiting.done())
+    assert await w.ping() < 8
+    await opened(g)
+    assert [sid for _, sid in await asyncio.wait_for(waiting, 5)] == ["s"]
+
+
+@pytest.mark.gen_test
+async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: redis.Redis) -> None:
+    """A strike is on the session's entry; a name is forgotten only when no entry hangs on it."""
+    await opened(g)
+    claim = await taken(w)
+    steward = Steward(redis_url)
+    assert [steward.strike("s", "1-0") for _ in range(2)] == [1, 2]
+    assert steward.strike("gone", "1-0") == 0
+    steward.retire("w")
+    assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 1
+    again = await w.own(claim.task, "s")
+    assert again is not None
+    assert again.fields["strike:1-0"] == "2"
+    await w.emit(again, 1, event(1, "final"), "0-1")
+    steward.retire("w")
+    assert db.xinfo_consumers(keys.TASKS, keys.GROUP) == []
+    steward.close()
+
+
+# -- Redis comes and goes
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """Mid-flight, again and again: every chunk is acknowledged, in order, and is there once."""
+    await opened(g)
+    answers: list[Any] = []
+    for index in range(2000):
+        g.append("s", index, b"x" * 2000, lambda error, index=index: answers.append((index, error)))
+        if index % 200 == 50:
+            await asyncio.sleep(0)
+            drop_connections(db)
+    await until(lambda: len(answers) == 2000)
+    assert answers == [(index, None) for index in range(2000)]
+    assert ids(db, keys.audio_key("s")) == ["0-1", *(f"{index + 1}-0" for index in range(2000))]
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, db: redis.Redis) -> None:
+    """Killed without warning; what was issued before, while it was away and after is there, in order."""
+    await opened(g)
+    assert await append(g, 0) is None
+    pid = servers.redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    waits = [asyncio.ensure_future(append(g, index)) for index in range(1, 50)]
+    await until(lambda: servers.redis.poll() is not None and g.lane._away_since is not None)
+    servers.redis.start()  # here and not in a thread: the kernel would end it with the thread
+    waits += [asyncio.ensure_future(append(g, index)) for index in range(50, 100)]
+    assert await asyncio.gather(*waits) == [None] * 99
+    assert ids(db, keys.audio_key("s")) == ["0-1", *(f"{index + 1}-0" for index in range(100))]
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_callers_are_told_when_redis_stays_away(
+    g: Broker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After PATIENCE, those that waited behind others too; and when Redis is back, it works again."""
+    monkeypatch.setattr(lane_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(lane_module, "BATCH", 10)
+    await opened(g)
+    db.ping()  # connects while it can
+    with nobody_listens(servers):
+        drop_connections(db)
+        started = time.monotonic()
+        errors = await asyncio.gather(*(append(g, index, b"x" * 1000) for index in range(100)))
+        with pytest.raises(Unavailable):
+            await g.ping()
+    assert {getattr(error, "code", error) for error in errors} == {"broker_unavailable"}
+    assert time.monotonic() - started < 3.0  # ten batches: not each its own 0.3 s and more
+    assert g.lane.bytes == 0
+    assert await append(g, 0) is None
+
+
+@pytest.mark.gen_test
+async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
+    await opened(g)
+    g.append("s", 0, b"x", lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    assert await append(g, 1) is None
+
+
+@pytest.mark.gen_test
+async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """The worker drops the session, and its next owner makes the event."""
+    await opened(g)
+    claim = await taken(w)
+    limit = db.config_get("maxmemory")["maxmemory"]
+    db.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await w.emit(claim, 1, event(1), "0-1")
+        assert isinstance(await append(g, 0), Exception)
+        with pytest.raises(Unavailable):
+            await g.end_session("s", "done", time.time())
+    finally:
+        db.config_set("maxmemory", limit)
+    assert await w.emit(claim, 1, event(1), "0-1")
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """What is published by anyone else and is no result is passed over."""
+    events: list[dict[str, Any]] = []
+    subscribed: list[bool] = []
+    task = asyncio.ensure_future(g.subscribe(events.append, lambda: subscribed.append(True)))
+    await until(lambda: subscribed)
+    await opened(g)
+    claim = await taken(w)
+    db.publish(keys.results_channel("g"), "no JSON")
+    await w.emit(claim, 1, event(1), "0-1")
+    await until(lambda: len(events) == 1)
+    drop_connections(db, "pubsub")
+    await until(lambda: len(subscribed) == 2)
+    await w.emit(claim, 2, event(2), "0-1")
+    await until(lambda: len(events) == 2)
+    assert [found["seq"] for found in events] == [1, 2]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answered, it goes on: no second subscription."""
+    assert QUIET > 1
+    monkeypatch.setattr("asrserver.broker.QUIET", 0.05)
+    subscribed: list[bool] = []
+    task = asyncio.ensure_future(g.subscribe(lambda event: None, lambda: subscribed.append(True)))
+    await until(lambda: subscribed)
+    db.config_resetstat()
+    await until(lambda: db.info("commandstats").get("cmdstat_ping", {}).get("calls", 0) >= 3)
+    assert len(subscribed) == 1
+    task.cancel()
+    await asyncio.wait([task])
+
+
+# -- heartbeats and numbers
+
+
+@pytest.mark.gen_test
+async def test_heartbeats_come_by_name_and_go_with_their_writer(
+    g: Broker, w: Broker, v: Broker, db: redis.Redis
+) -> None:
+    for broker in (w, v):
+        broker.beat("worker", {"backlog": 1.5})
+    g.beat("gateway", {})
+    await asyncio.gather(w.lane.drain(), v.lane.drain(), g.lane.drain())
+    found = await g.heartbeats("worker")
+    assert [(state["name"], state["backlog"]) for state in found] == [("v", 1.5), ("w", 1.5)]
+    assert [state["name"] for state in await w.heartbeats("gateway")] == ["g"]
+    assert 0 < db.pttl("worker:w:heartbeat") <= HEARTBEAT_TTL * 1000
+    await w.forget("worker")
+    assert [state["name"] for state in await g.heartbeats("worker")] == ["v"]
+    assert await g.memory() > 0
+
+
+@pytest.mark.gen_test
+async def test_the_queue_in_numbers(g: Broker, w: Broker) -> None:
+    assert await g.queue() == {"waiting": 0, "processing": 0, "dead": 0}
+    await opened(g, "one")
+    await opened(g, "two")
+    await w.claim(None, 1, 0)
+    await w.bury("one", "1-0", "because")
+    assert await g.queue() == {"waiting": 1, "processing": 1, "dead": 1}

@@ -1,0 +1,201 @@
+"""config.py: one table; where a value comes from; what is said of a bad one."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from psycopg2.extensions import parse_dsn
+
+from asrserver.config import COMMANDS, Settings, check, documentation, rows, settings_options
+from asrserver.errors import SettingError
+
+README = Path(__file__).parent.parent / "README.md"
+
+Parse = Callable[..., Result]
+
+
+@pytest.fixture
+def taken() -> dict[str, Any]:
+    """The options of the command that `parse` ran."""
+    return {}
+
+
+@pytest.fixture
+def parse(taken: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """parse("--port", "1", command="run", env={…}): what a command's user sees."""
+    for row in rows():
+        monkeypatch.delenv(row.env, raising=False)
+
+    def run(*arguments: str, command: str = "run", env: dict[str, str] | None = None) -> Result:
+        @click.command()
+        @settings_options(command)
+        def program(**options: Any) -> None:
+            taken.clear()
+            taken.update(options)
+
+        return CliRunner().invoke(program, list(arguments), env=env)
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str], str]:
+    """file("port = 1"): the path of a configuration file."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "asrserver.toml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def one_line(result: Result) -> str:
+    """The one line that the program ended with."""
+    assert result.exit_code == 1, result.output
+    [line] = result.output.splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_flag_beats_environment_beats_file_beats_default(
+    parse: Parse, taken: dict[str, Any], file: Callable[[str], str]
+) -> None:
+    config = file("port = 1")
+    parse()
+    assert taken["port"] == 8080
+    parse("--config", config)
+    assert taken["port"] == 1
+    parse("--config", config, env={"PORT": "2"})
+    assert taken["port"] == 2
+    parse("--config", config, "--port", "3", env={"PORT": "2"})
+    assert taken["port"] == 3
+    parse(env={"ASRSERVER_CONFIG": config, "PORT": ""})
+    assert taken["port"] == 1
+
+
+def test_every_setting_comes_by_flag_environment_and_file(
+    parse: Parse, taken: dict[str, Any], file: Callable[[str], str]
+) -> None:
+    """For each row of the table, one by one: its default survives all three ways."""
+    for row in rows():
+        value = str(row.default) or "x"
+        for arguments, env in (
+            ((row.flag, value), None),
+            ((), {row.env: value}),
+            (("--config", file(f'{row.key} = "{value}"')), None),
+        ):
+            result = parse(*arguments, env=env)
+            assert result.exit_code == 0, result.output
+            assert str(taken[row.key]) == value
+            Settings(**taken)
+
+
+def test_the_options_of_a_command_are_settings(parse: Parse, taken: dict[str, Any]) -> None:
+    for command in COMMANDS:
+        parse(command=command)
+        Settings(**taken)
+    assert set(taken) < {row.key for row in rows()}
+
+
+@pytest.mark.parametrize("value", ["abc", "65536", "-1", "8080.5", "true"])
+def test_a_bad_value_is_one_line_that_names_where_it_came_from(
+    parse: Parse, file: Callable[[str], str], value: str
+) -> None:
+    assert one_line(parse("--port", value)).startswith("Error: --port: ")
+    assert one_line(parse(env={"PORT": value})).startswith("Error: PORT: ")
+    quoted = f'"{value}"' if value == "abc" else value
+    assert one_line(parse("--config", file(f"port = {quoted}"))).startswith("Error: port in the configuration file: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("prot = 1", "prot is not a setting"),
+        ("[port]\na = 1", "port must be one value"),
+        ("port = [1]", "port must be one value"),
+        ("port =", ""),
+        ("\x00", ""),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(parse: Parse, file: Callable[[str], str], text: str, reason: str) -> None:
+    path = file(text)
+    assert one_line(parse("--config", path)).startswith(f"Error: --config: {path}: {reason}")
+
+
+def test_a_missing_file_is_one_line(parse: Parse, tmp_path: Path) -> None:
+    assert "No such file" in one_line(parse("--config", str(tmp_path / "none.toml")))
+
+
+def test_a_file_for_all_commands_serves_each(parse: Parse, file: Callable[[str], str]) -> None:
+    """A key of another command is no error; the same file is given to all."""
+    assert parse("--config", file('model = "small"\nport = 1'), command="gateway").exit_code == 0
+
+
+def test_the_help_shows_flag_variable_and_default(parse: Parse) -> None:
+    for command, groups in COMMANDS.items():
+        text = re.sub(r"\s+", "", parse("--help", command=command).output)
+        for row in rows():
+            assert (row.flag in text) == (row.group in groups)
+            assert bool(re.search(rf"envvar:{row.env}[;\]]", text)) == (row.group in groups)
+
+
+def test_documentation_has_every_setting_once() -> None:
+    text = documentation()
+    assert [line.split("`")[1] for line in text.splitlines()[2:]] == [row.flag for row in rows()]
+    assert len({row.env for row in rows()}) == len(rows()) == len(dataclasses.fields(Settings))
+
+
+def test_the_readme_has_the_table() -> None:
+    """Between its two marks, word for word."""
+    _, mark, rest = README.read_text().partition("<!-- settings -->\n")
+    assert mark, "README.md has no <!-- settings -->"
+    assert rest.partition("<!-- /settings -->")[0].strip() == documentation().strip()
+
+
+def test_the_names_of_the_ancestor_stay() -> None:
+    assert {"PORT", "REDIS_ADDR", "DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME"} <= {
+        row.env for row in rows()
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "command", "named"),
+    [
+        ({}, "gateway", "REDIS_URL"),
+        ({}, "worker", "REDIS_URL"),
+        ({"redis_addr": "h:1"}, "gateway", "DATABASE_URL"),
+        ({"redis_url": "localhost"}, "run", "REDIS_URL"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(given: dict[str, Any], command: str, named: str) -> None:
+    with pytest.raises(SettingError, match=named):
+        check(Settings(**given), command)
+
+
+def test_what_works_is_let_through() -> None:
+    both = Settings(redis_addr="h:1", db_host="h")
+    assert all(check(both, command) is both for command in COMMANDS)
+    assert check(Settings(), "run") == Settings()
+
+
+def test_servers_may_be_given_in_either_way() -> None:
+    assert Settings(redis_addr="h:1").redis == "redis://h:1/0"
+    assert Settings(redis_addr="h:1", redis_url="unix:///x").redis == "unix:///x"
+    assert Settings(database_url="x", db_host="h").database == "x"
+    found = parse_dsn(Settings(db_host="/run/a b", db_user="u@x", db_password="p/w:%", db_name="n?m").database)
+    assert found == {"host": "/run/a b", "port": "5432", "user": "u@x", "password": "p/w:%", "dbname": "n?m"}
+    assert parse_dsn(Settings(db_password="p").database) == {
+        "host": "127.0.0.1",
+        "port": "5432",
+        "user": "postgres",
+        "password": "p",
+        "dbname": "asrserver",
+    }

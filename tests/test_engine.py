@@ -1,0 +1,314 @@
+"""engine.py and models.py with the real model: rows that share calls, rows that fail, windows that are tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tornado.ioloop
+
+from asrserver.errors import ModelError
+from asrserver.inference import models
+from asrserver.inference.audio import RATE, Pcm, Samples
+from asrserver.inference.engine import Engine, Row
+from asrserver.inference.features import log_mel
+from asrserver.inference.models import FULL, Hypothesis, Request, Whisper, window_for
+from tests.conftest import Utterance, until
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+class Watched:
+    """The model, and the calls that it got; `fail` is a label of features it refuses."""
+
+    def __init__(self, model: Whisper) -> None:
+        self.model = model
+        self.calls: list[list[tuple[Any, Request, float]]] = []
+        self.refuse: Callable[[Any], bool] = lambda row: False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def recognise(self, rows: list[tuple[Any, Request, float]]) -> list[Hypothesis]:
+        self.calls.append(rows)
+        if any(self.refuse(row) for row in rows):
+            raise RuntimeError("refused")
+        return self.model.recognise(rows)
+
+
+@pytest.fixture
+def watched(model: Whisper) -> Watched:
+    return Watched(model)
+
+
+@pytest.fixture
+def held() -> list[tuple[str, list[str]]]:
+    """What was said to be in hand."""
+    return []
+
+
+@pytest.fixture
+def engine(io_loop: tornado.ioloop.IOLoop, watched: Watched, held: list[tuple[str, list[str]]]) -> Iterator[Engine]:
+    """Batches of four."""
+
+    async def make() -> Engine:
+        return Engine(watched, 4, lambda place, labels: held.append((place, labels)))  # type: ignore[arg-type]
+
+    made = io_loop.run_sync(make)
+    yield made
+    made.stop(10)
+
+
+def samples(utterance: Utterance) -> Samples:
+    return Pcm("pcm_s16le", RATE, 1).feed(utterance.pcm)
+
+
+def row(utterance: Utterance, frames: int | None = None, request: Request | None = None, **options: Any) -> Row:
+    seconds = len(utterance.pcm) / 32000
+    features = log_mel(samples(utterance), frames or window_for(seconds, "fit"), 80)
+    return Row(features, request or Request(), seconds, utterance.name, **options)
+
+
+async def together(engine: Engine, rows: list[Row]) -> list[Hypothesis | BaseException]:
+    """Queue rows in one go, so that they may share calls."""
+    with engine._condition:
+        waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
+        await asyncio.sleep(0)  # each is queued; the thread waits for the lock
+    return await asyncio.gather(*waits, return_exceptions=True)
+
+
+def same_length(utterances: list[Utterance], count: int) -> list[Utterance]:
+    """So many utterances whose window is the same."""
+    windows = itertools.groupby(
+        sorted(utterances, key=lambda one: len(one.pcm)), lambda one: window_for(len(one.pcm) / 32000, "fit")
+    )
+    return next(found for _, group in windows if len(found := list(group)) >= count)[:count]
+
+
+async def test_rows_share_calls_and_none_another_s_text(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """Nine rows of one length are three calls, each with its own text."""
+    said = same_length(utterances, 9)
+    found = await together(engine, [row(one) for one in said])
+    assert [getattr(hypothesis, "text", hypothesis) for hypothesis in found] == [one.text for one in said]
+    assert [len(call) for call in watched.calls] == [4, 4, 1]
+    assert engine.last_batch == 1
+    assert engine.waiting == 0
+    assert engine.busy_since is None
+    assert engine.speech_seconds == pytest.approx(sum(len(one.pcm) for one in said) / 32000)
+
+
+async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
+    """Another window, prompt or suspicion: a call of its own; the order is the queue's."""
+    first, second, third, fourth, fifth = same_length(utterances, 5)
+    rows = [
+        row(first),
+        row(second, frames=FULL),
+        row(third, request=Request(prompt="music")),
+        row(fourth, alone=True),
+        row(fifth),
+    ]
+    found = await together(engine, rows)
+    assert all(isinstance(hypothesis, Hypothesis) for hypothesis in found)
+    assert [len(call) for call in watched.calls] == [2, 1, 1, 1]
+    keys = [{(call[0].shape[1], call[1].prompt) for call in calls} for calls in watched.calls]
+    assert all(len(key) == 1 for key in keys)
+    assert found[0].text == first.text
+    assert found[4].text == fifth.text
+
+
+async def test_a_row_that_raises_fails_alone(
+    engine: Engine, watched: Watched, utterances: list[Utterance], held: list[tuple[str, list[str]]]
+) -> None:
+    """Its neighbours are tried singly; what is in hand is told before each call, and let go after."""
+    said = same_length(utterances, 4)
+    rows = [row(one) for one in said]
+    watched.refuse = lambda given: given[0] is rows[2].features
+    found = await together(engine, rows)
+    assert [getattr(hypothesis, "text", None) for hypothesis in found] == [
+        said[0].text,
+        said[1].text,
+        None,
+        said[3].text,
+    ]
+    assert isinstance(found[2], RuntimeError)
+    assert [len(call) for call in watched.calls] == [4, 1, 1, 1, 1]
+    assert ("engine", [one.name for one in said]) == held[0]
+    assert held[-1] == ("engine", [])
+    again = await engine.recognise(row(said[0]))
+    assert again.text == said[0].text
+
+
+async def test_a_request_that_the_model_has_no_words_for_fails_alone(
+    engine: Engine, watched: Watched, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it comes to the thread, which goes on."""
+    one = utterances[0]
+    with pytest.raises(ModelError, match="dance"):
+        await engine.recognise(row(one, request=Request(task="dance")))
+    assert (await engine.recognise(row(one))).text == one.text
+
+
+async def test_the_row_of_a_dropped_session_harms_nobody(engine: Engine, utterances: list[Utterance]) -> None:
+    first, second = same_length(utterances, 2)
+    wait = asyncio.ensure_future(engine.recognise(row(first)))
+    await asyncio.sleep(0)
+    wait.cancel()
+    assert (await engine.recognise(row(second))).text == second.text
+
+
+async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
+    assert engine.queue_age == 0.0
+    with engine._condition:
+        wait = asyncio.ensure_future(engine.recognise(row(utterances[0])))
+        await asyncio.sleep(0)
+        assert engine.waiting == 1
+        assert engine.queue_age > 0.0
+    await wait
+    await until(lambda: engine.busy_since is None)
+    assert engine.busy_seconds > 0.0
+
+
+# -- the model
+
+
+class Trouble:
+    """CTranslate2's model, whose results are as bad as the test says, in windows that it says."""
+
+    def __init__(self, real: Any, spoil: Callable[[int, dict[str, Any], Any], Any]) -> None:
+        self._real = real
+        self._spoil = spoil
+        self.calls: list[tuple[int, float]] = []  # frames, temperature
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def encode(self, features: Any) -> Any:
+        self._frames = features.shape[2]
+        return self._real.encode(features)
+
+    def generate(self, encoded: Any, prompts: Any, **options: Any) -> Any:
+        self.calls.append((self._frames, options.get("sampling_temperature", 0.0)))
+        return [
+            self._spoil(self._frames, options, result) for result in self._real.generate(encoded, prompts, **options)
+        ]
+
+
+class Result:
+    """A result with another score."""
+
+    def __init__(self, real: Any, **changed: Any) -> None:
+        self.sequences_ids, self.scores, self.no_speech_prob = real.sequences_ids, real.scores, real.no_speech_prob
+        self.__dict__.update(changed)
+
+
+@pytest.fixture
+def own_model() -> Whisper:
+    """One to be spoiled."""
+    return Whisper("demo", "cpu", "default", 1, 1)
+
+
+def recognise(model: Whisper, one: Utterance, request: Request | None = None) -> Hypothesis:
+    item = row_data(one, request)
+    [found] = model.recognise([item])
+    return found
+
+
+def row_data(one: Utterance, request: Request | None = None) -> tuple[Any, Request, float]:
+    seconds = len(one.pcm) / 32000
+    return log_mel(samples(one), window_for(seconds, "fit"), 80), request or Request(), seconds
+
+
+async def test_a_guess_is_tried_again_in_the_full_window(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """And what is good there is taken; the other rows of the call are not run again."""
+    trouble = Trouble(
+        own_model._model, lambda frames, options, result: result if frames == FULL else Result(result, scores=[-3.0])
+    )
+    own_model._model = trouble
+    one = utterances[0]
+    found = recognise(own_model, one)
+    assert trouble.calls == [(window_for(len(one.pcm) / 32000, "fit"), 0.0), (FULL, 0.0)]
+    assert found.text
+    assert found.confidence > 0.3
+
+
+async def test_then_with_temperature_and_then_the_best_is_taken(
+    own_model: Whisper, utterances: list[Utterance]
+) -> None:
+    trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, scores=[-3.0]))
+    own_model._model = trouble
+    recognise(own_model, utterances[0])
+    assert [temperature for _, temperature in trouble.calls] == [0.0, 0.0, *models.TEMPERATURES]
+
+
+async def test_a_text_that_repeats_itself_is_no_text(own_model: Whisper, utterances: list[Utterance]) -> None:
+    word = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
+    own_model._model = Trouble(
+        own_model._model, lambda frames, options, result: Result(result, sequences_ids=[word * 40], scores=[-0.1])
+    )
+    assert recognise(own_model, utterances[0]).text == ""
+
+
+async def test_a_guess_where_nothing_is_said_is_silence(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """And not tried again."""
+    trouble = Trouble(
+        own_model._model, lambda frames, options, result: Result(result, scores=[-3.0], no_speech_prob=0.9)
+    )
+    own_model._model = trouble
+    assert recognise(own_model, utterances[0]).text == ""
+    assert len(trouble.calls) == 1
+
+
+async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances: list[Utterance]) -> None:
+    one = samples(utterances[0])
+    short = log_mel(one, window_for(len(one) / RATE, "fit"), 80)
+    full = log_mel(one, FULL, 80)
+    np.testing.assert_allclose(full[:, : short.shape[1]], short, atol=1e-5)
+    assert full[:, short.shape[1] :].max() == pytest.approx(short.min(), abs=1e-5)
+
+
+async def test_the_language_is_the_only_one_there_is_or_what_is_heard(
+    own_model: Whisper, utterances: list[Utterance]
+) -> None:
+    """A model of several: given, it is taken; not given, the tokens of the languages alone are asked."""
+    found = recognise(own_model, utterances[0])
+    assert (found.language, found.language_probability) == ("en", 1.0)
+    assert own_model.languages == ["en"]
+    own_model._languages = {"en": own_model._languages["en"], "xx": own_model._languages["en"] + 1}
+    heard = recognise(own_model, utterances[0])
+    assert heard.language == "en"
+    assert 0.0 < heard.language_probability <= 1.0
+    assert heard.text == utterances[0].text
+    given = recognise(own_model, utterances[0], Request(language="en"))
+    assert (given.language, given.language_probability) == ("en", 1.0)
+
+
+async def test_prompts(model: Whisper) -> None:
+    """Hot words, then the prompt, before the start; cut from the front to half the decoder's context."""
+    plain = model.prompt(Request(), "en")
+    assert len(plain) == 4
+    asked = model.prompt(Request(prompt="play music", hotwords="tokyo"), "en")
+    assert asked[0] == model._previous
+    assert asked[-4:] == plain
+    assert model._tokenizer.decode(asked[1:-4]).strip() == "tokyo play music"
+    assert len(model.prompt(Request(prompt="monday " * 1000), "en")) == 1 + models.MAX_PROMPT + 4
+
+
+async def test_a_prompt_does_not_break_recognition(model: Whisper, utterances: list[Utterance]) -> None:
+    found = model.recognise([row_data(utterances[0], Request(prompt="monday " * 140))])
+    assert isinstance(found[0].text, str)
+
+
+@pytest.mark.parametrize("name", ["/nonexistent/model", "file"])
+async def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Any, name: str) -> None:
+    """A path that is none, and a directory with something else in it."""
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "config.json").write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        Whisper(str(tmp_path / "file") if name == "file" else name, "cpu", "default", 1, 1)
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,220 @@
+"""session.py: options, the order of chunks and of results; no server, no socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asrserver.errors import BadRequest
+from asrserver.session import MAX_REFUSED, Options, Session, valid_id
+
+
+class Client:
+    """Where a session's events go."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.session = Session("s", "", Options(), self.got.append)
+
+    def send(self, index: int | None, size: int = 10) -> int:
+        """A chunk, as the gateway takes it."""
+        index, fresh = self.session.accept(index)
+        self.session.appending(index, size, fresh)
+        return index
+
+    def code(self, index: Any) -> str:
+        """The code with which a chunk is refused."""
+        with pytest.raises(BadRequest) as caught:
+            self.session.accept(index)
+        return caught.value.code
+
+    def summary(self) -> list[tuple[str, int | None]]:
+        return [(event["type"], event.get("chunk_index")) for event in self.got]
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+def result(seq: int, index: int | None = None, kind: str = "chunk") -> dict[str, Any]:
+    where = {} if index is None else {"chunk_index": index}
+    return {"type": kind, "seq": seq, "id": f"1-{seq}", **where}
+
+
+# -- options
+
+
+def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
+    assert Options.parse({"action": "start", "future": 1, "language": None}) == Options()
+    assert Options.parse({"language": "en", "sample_rate": 8000}).asdict()["sample_rate"] == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "other"),
+        ("mode", ["auto"]),
+        ("format", "mp3"),
+        ("task", 1),
+        ("sample_rate", 7999),
+        ("sample_rate", 48001),
+        ("sample_rate", 16000.0),
+        ("sample_rate", True),
+        ("channels", 3),
+        ("prompt", "x" * 1001),
+        ("prompt", "a\x00b"),
+        ("hotwords", ["a"]),
+        ("language", "english"),
+        ("language", "EN"),
+        ("language", 5),
+    ],
+)
+def test_a_bad_option_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name) as caught:
+        Options.parse({name: value})
+    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", name)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"]])
+def test_a_bad_id_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequest, match="session_id"):
+        valid_id(value, "session_id")
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 128, "über/was:auch-immer", "4be0643f-1d98-573b-97cd-ca98a65347dd"])
+def test_a_good_id_is_taken(value: str) -> None:
+    assert valid_id(value, "session_id") == value
+
+
+# -- the order of chunks
+
+
+def test_the_first_index_may_be_any_and_then_each_is_the_next(client: Client) -> None:
+    assert client.send(7) == 7
+    assert client.send(None) == 8
+    assert client.send(9) == 9
+    assert client.code(11) == "chunk_gap"
+    assert client.code(6) == "chunk_gap"
+    with pytest.raises(BadRequest) as caught:
+        client.session.accept(12)
+    assert (caught.value.details["expected"], caught.value.details["chunk_index"]) == (10, 12)
+
+
+def test_a_gap_costs_nothing_but_itself(client: Client) -> None:
+    client.send(0)
+    assert client.code(5) == "chunk_gap"
+    assert client.send(1) == 1
+
+
+@pytest.mark.parametrize("index", [-1, 1.0, "1", True, 2**48, [0]])
+def test_an_index_that_is_none(client: Client, index: Any) -> None:
+    assert client.code(index) == "bad_index"
+
+
+def test_a_chunk_twice_is_acknowledged_twice(client: Client) -> None:
+    """Before the first acknowledgement and after it."""
+    client.send(0)
+    client.send(0)
+    assert client.got == []
+    client.session.appended(0)
+    client.send(0)
+    assert client.summary() == [("ack", 0)] * 3
+    assert client.session.chunk_count == 1
+
+
+def test_after_a_refused_chunk_the_next_index_or_the_same_again(client: Client) -> None:
+    client.send(0)
+    client.session.refuse(1)
+    assert client.send(2) == 2
+    assert client.code(1) == "chunk_refused"
+    client.session.refuse(3)
+    assert client.send(3) == 3
+    assert client.code(5) == "chunk_gap"
+
+
+def test_several_refused_chunks_in_a_row(client: Client) -> None:
+    """Refused unread, so that their indexes are not known."""
+    client.send(0)
+    client.session.refuse()
+    client.session.refuse()
+    assert client.code(4) == "chunk_gap"
+    assert client.send(None) == 3
+
+
+def test_a_refused_first_chunk_leaves_the_first_index_open(client: Client) -> None:
+    client.session.refuse(0)
+    assert client.send(1) == 1
+
+
+def test_what_is_remembered_of_refusals_is_bounded(client: Client) -> None:
+    client.send(0)
+    for _ in range(MAX_REFUSED + 10):
+        client.session.refuse()
+    assert client.code(MAX_REFUSED + 5) == "chunk_gap"
+    assert client.send(1) == 1
+
+
+def test_no_audio_after_the_end(client: Client) -> None:
+    client.session.state = "finishing"
+    assert client.code(0) == "session_finished"
+
+
+# -- the order of results
+
+
+def test_a_result_waits_for_its_chunk_s_acknowledgement(client: Client) -> None:
+    """And what comes after it waits too, the final result above all."""
+    client.send(0)
+    client.send(1)
+    assert client.session.deliver(result(1, 0))
+    client.session.deliver(result(2, kind="error"))
+    client.session.deliver(result(3, 1))
+    client.session.deliver(result(4, kind="final"))
+    assert client.got == []
+    client.session.appended(0)
+    assert client.summary() == [("ack", 0), ("chunk", 0), ("error", None)]
+    client.session.appended(1)
+    assert client.summary()[3:] == [("ack", 1), ("chunk", 1), ("final", None)]
+    assert client.session.state == "over"
+
+
+def test_a_result_that_came_before_changes_nothing(client: Client) -> None:
+    client.send(0)
+    client.session.appended(0)
+    assert client.session.deliver(result(1, 0))
+    assert client.session.deliver(result(1, 0))
+    assert client.summary() == [("ack", 0), ("chunk", 0)]
+
+
+def test_a_missing_result_is_asked_for(client: Client) -> None:
+    client.send(0)
+    client.send(1)
+    client.session.appended(0)
+    client.session.appended(1)
+    assert not client.session.deliver(result(2, 1))
+    assert client.session.last_event == "0-1"
+    assert client.session.deliver(result(1, 0))
+    assert client.session.deliver(result(2, 1))
+    assert [event["seq"] for event in client.got if event["type"] == "chunk"] == [1, 2]
+
+
+def test_what_is_owed(client: Client) -> None:
+    """A result for every acknowledged chunk, and after finish the final one."""
+    assert not client.session.owed
+    client.send(0)
+    client.session.appended(0)
+    assert client.session.owed
+    client.session.deliver(result(1, 0, "error"))
+    assert not client.session.owed
+    client.session.state = "finishing"
+    assert client.session.owed
+
+
+def test_a_client_that_is_gone_gets_nothing(client: Client) -> None:
+    client.send(0)
+    client.session.send = None
+    client.session.appended(0)
+    assert client.session.deliver(result(1, 0))
+    assert client.got == []
