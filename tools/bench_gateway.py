@@ -27,7 +27,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import orjson
 import uvloop
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
@@ -38,7 +37,6 @@ from asrserver.config import Settings
 from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CHUNK = bytes(3200)
-SID = "bench-{:04}"
 
 #: Seconds after the last chunk within which the last answer must come.
 LATE = 10.0
@@ -149,9 +147,10 @@ async def load(
         )
         await reader.readuntil(b"\r\n\r\n")
         if not echo:
-            start = orjson.dumps({"action": "start", "session_id": SID.format(number)})
+            start = b'{"action":"start"}'
             writer.write(bytes([0x81, 0x80 | len(start), 0, 0, 0, 0]) + start)
-            await _frame(reader)
+            _, answer = await _frame(reader)
+            assert b"session_started" in answer, answer
         await ready.wait()
         await go.wait()
         frame = b"\x82\xfe" + len(CHUNK).to_bytes(2, "big") + bytes(4) + CHUNK
@@ -162,8 +161,7 @@ async def load(
             await asyncio.sleep(begun + step / rate - time.monotonic())
             writer.write(frame)
             counts[0] += 1
-        await asyncio.wait([receiving], timeout=LATE)
-        receiving.cancel()
+        await asyncio.wait_for(receiving, LATE)
         writer.close()
 
     tasks = [asyncio.create_task(client(number)) for number in range(connections)]
@@ -175,22 +173,23 @@ async def load(
     pipe.send(tuple(counts))
 
 
-async def _frame(reader: asyncio.StreamReader) -> int:
-    """Read one short frame of the server; the bytes of its payload, 0 for a control frame."""
+async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:
+    """Read one short frame of the server: whether it is a message, and its payload."""
     head = await reader.readexactly(2)
     size = head[1]
     if size == 126:
         size = int.from_bytes(await reader.readexactly(2), "big")
-    await reader.readexactly(size)
-    return size if head[0] & 0x0F in (1, 2) else 0
+    return head[0] & 0x0F in (1, 2), await reader.readexactly(size)
 
 
 async def _receive(reader: asyncio.StreamReader, counts: list[int], wanted: int) -> None:
     while wanted:
-        if size := await _frame(reader):
+        message, payload = await _frame(reader)
+        if message:
+            assert b'"error"' not in payload, payload
             wanted -= 1
             counts[1] += 1
-            counts[2] += size
+            counts[2] += len(payload)
 
 
 def run_load(arguments: tuple[Any, ...], pipe: Connection) -> None:
