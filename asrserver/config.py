@@ -131,6 +131,12 @@ class Settings:
     silence: float = setting(
         0.4, "worker", click.FloatRange(0.1, 5), "Seconds of silence that end a segment of speech."
     )
+    call_timeout: float = setting(
+        300.0,
+        "worker",
+        _SECONDS,
+        "Seconds that one call of the decoder or the model may take before its worker is taken for hung.",
+    )
     max_backlog: float = setting(
         30.0, "worker", _SECONDS, "Seconds of unrecognised audio at which a worker claims no further session."
     )

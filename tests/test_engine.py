@@ -17,6 +17,7 @@ from asrserver.inference.audio import RATE, Pcm, Samples
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import log_mel
 from asrserver.inference.models import FULL, Hypothesis, Request, Whisper, window_for
+from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -99,7 +100,6 @@ async def test_rows_share_calls_and_none_another_s_text(
     assert [len(call) for call in watched.calls] == [4, 4, 1]
     assert engine.last_batch == 1
     assert engine.waiting == 0
-    assert engine.busy_since is None
     assert engine.speech_seconds == pytest.approx(sum(len(one.pcm) for one in said) / 32000)
 
 
@@ -170,8 +170,23 @@ async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances
         assert engine.waiting == 1
         assert engine.queue_age > 0.0
     await wait
-    await until(lambda: engine.busy_since is None)
-    assert engine.busy_seconds > 0.0
+    await until(lambda: engine.busy_seconds > 0.0)
+
+
+def test_what_is_in_hand_is_told_and_timed() -> None:
+    """A native call that hangs, in whatever place, is seen by how long it is in hand."""
+    told: list[bytes] = []
+    hands = Hands(told.append)
+    assert hands.longest == 0.0
+    hands.hold("engine", ["one 1-0", "two 3-0"])
+    hands.hold("prepare", ["three 1-0"])
+    assert told[-1] == b"one 1-0\ntwo 3-0\nthree 1-0"
+    assert hands.longest > 0.0
+    hands.hold("engine", [])
+    assert told[-1] == b"three 1-0"
+    hands.hold("prepare", [])
+    assert told[-1] == b""
+    assert hands.longest == 0.0
 
 
 # -- the model

@@ -7,6 +7,7 @@
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
     asr_results:<gateway>         Pub/Sub channel: the same results, at once
     worker:<name>:heartbeat, gateway:<name>:heartbeat      JSON with a TTL
+    asr_alive:worker, asr_alive:gateway                    sorted sets, name → last heartbeat: their index
     asr_dead                      stream: audio that killed workers three times
 
 What must be atomic is a script; every script may be sent again after a lost reply and then does nothing new.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ from asrserver.broker.keys import (
     GROUP,
     OPEN,
     TASKS,
+    alive_key,
     audio_key,
     events_key,
     heartbeat_key,
@@ -50,6 +52,9 @@ HEARTBEAT_EVERY = 2.0
 
 #: Seconds without a published result after which Redis is asked whether it is there.
 QUIET = 15.0
+
+#: Seconds of silence after which a name leaves the index of heartbeats; more than clocks differ.
+FORGOTTEN = 3600.0
 
 #: Strikes after which a piece of audio is buried.
 STRIKES = 3
@@ -294,7 +299,7 @@ class Broker:
             return None
         return Claim(sid, task, epoch, _strings(fields), events)
 
-    async def read_audio(self, cursors: dict[str, str], count: int) -> dict[str, list[Entry]]:
+    async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
         if not cursors:
             return {}
@@ -349,21 +354,24 @@ class Broker:
         """Say that this gateway or worker lives, and how it is."""
         payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
         self.lane.call(_ignore, "SET", heartbeat_key(kind, self.name), payload, "PX", int(HEARTBEAT_TTL * 1000))
+        self.lane.call(_ignore, "ZADD", alive_key(kind), time.time(), self.name)
 
     async def forget(self, kind: str) -> None:
         """Take the heartbeat back at a stop that was asked for."""
-        await self.lane.submit("DEL", heartbeat_key(kind, self.name))
+        await asyncio.gather(
+            self.lane.submit("DEL", heartbeat_key(kind, self.name)),
+            self.lane.submit("ZREM", alive_key(kind), self.name),
+        )
 
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
         """The heartbeats of all living gateways or workers, by name."""
-        keys: list[bytes] = []
-        cursor = b"0"
-        while True:
-            reply = await self.lane.submit("SCAN", cursor, "MATCH", heartbeat_key(kind, "*"), "COUNT", 1000)
-            cursor = reply[0] if isinstance(reply[0], bytes) else str(reply[0]).encode()
-            keys += reply[1]
-            if cursor == b"0":
-                break
+        # The index saves a SCAN of all sessions' keys; the heartbeats themselves say who lives, whatever the clocks.
+        long_ago = time.time() - FORGOTTEN
+        _, names = await asyncio.gather(
+            self.lane.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
+            self.lane.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),
+        )
+        keys = [heartbeat_key(kind, name.decode()) for name in names]
         values = await self.lane.submit("MGET", *keys) if keys else []
         return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
 

@@ -24,5 +24,9 @@ def results_channel(gateway: str) -> str:
     return f"asr_results:{gateway}"
 
 
+def alive_key(kind: str) -> str:
+    return f"asr_alive:{kind}"
+
+
 def heartbeat_key(kind: str, name: str) -> str:
     return f"{kind}:{name}:heartbeat"

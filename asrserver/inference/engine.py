@@ -47,7 +47,6 @@ class Engine:
         self._condition = threading.Condition()
         self._loop = asyncio.get_running_loop()
         self._stopping = False
-        self.busy_since: float | None = None
         self.busy_seconds = 0.0
         self.speech_seconds = 0.0
         self.last_batch = 0
@@ -93,10 +92,9 @@ class Engine:
                 if self._stopping:
                     return
                 batch = self._take()
-            self.busy_since = time.monotonic()
+            began = time.monotonic()
             results = self._recognise(batch)
-            self.busy_seconds += time.monotonic() - self.busy_since
-            self.busy_since = None
+            self.busy_seconds += time.monotonic() - began
             self.speech_seconds += sum(row.seconds for row in batch)
             self.last_batch = len(batch)
             if not self._loop.is_closed():

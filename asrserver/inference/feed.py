@@ -25,8 +25,15 @@ IDLE = 1.0
 #: Sessions claimed at a time, so that workers that start together share what waits.
 CLAIM = 4
 
-#: Entries of a session read at a time.
+#: Entries of a session read at a time: of one that sends pieces, and of one whose chunks are files or not yet known.
 READ = 16
+READ_LARGE = 1
+
+#: Bytes from which a chunk is large.
+LARGE = 1 << 16
+
+#: Bytes of unread chunks of all sessions at which only those are read that have none waiting.
+MAX_UNREAD = 64 * 2**20
 
 #: Seconds between looks for sessions whose lease ran out.
 STALE_EVERY = 1.0
@@ -44,6 +51,7 @@ class Feed:
         self._max_backlog = max_backlog
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
+        self._stale_at = 0.0
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
             target=self._renew, args=(Lease(url, broker.name), asyncio.get_running_loop()), name="lease", daemon=True
@@ -58,13 +66,12 @@ class Feed:
         """Claim and read until stopped."""
         self._renewer.start()
         loop = asyncio.get_running_loop()
-        stale_at = 0.0
         while not self._stopping:
-            stale = loop.time() >= stale_at
+            stale = loop.time() >= self._stale_at
             try:
                 claimed = await self._claim(stale)
                 if stale and claimed < CLAIM:  # else there may be more: a dead worker had hundreds
-                    stale_at = loop.time() + STALE_EVERY
+                    self._stale_at = loop.time() + STALE_EVERY
                 await self._read()
             except Unavailable as exc:
                 log.warning("no broker: %s", exc)
@@ -94,9 +101,12 @@ class Feed:
         others = [w for w in await self._broker.heartbeats("worker") if w["name"] != self._broker.name]
         if not any(worker["backlog"] < self._max_backlog / 2 for worker in others):
             return
+        if not self.sessions:
+            return  # dropped while we asked: their leases were another's
         session = max(self.sessions.values(), key=lambda session: session.backlog)
         log.info("session=%s handed back: behind by %.0f s", session.sid, self.backlog)
         self._drop(session.sid)
+        self._stale_at = asyncio.get_running_loop().time() + 5 * STALE_EVERY  # or it would be the first to take it
         await self._broker.release([session.claim.task])
 
     # -- in the loop ---------------------------------------------------------------------------------------------
@@ -141,11 +151,16 @@ class Feed:
             del self.sessions[session.sid], self._tasks[session.sid]
 
     async def _read(self) -> None:
-        cursors = {sid: session.cursor for sid, session in self.sessions.items() if session.hungry}
-        for sid, entries in (await self._broker.read_audio(cursors, READ)).items():
-            session = self.sessions.get(sid)
-            if session is not None and session.cursor == cursors[sid]:
-                session.feed(entries)
+        full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
+        small, large = dict[str, str](), dict[str, str]()
+        for sid, session in self.sessions.items():
+            if session.hungry and not (full and session.unread):
+                (large if session.largest > LARGE else small)[sid] = session.cursor
+        for cursors, count in ((small, READ), (large, READ_LARGE)):
+            for sid, entries in (await self._broker.read_audio(cursors, count)).items():
+                owned = self.sessions.get(sid)
+                if owned is not None and owned.cursor == cursors[sid]:
+                    owned.feed(entries)
 
     def _drop(self, sid: str) -> None:
         task = self._tasks.pop(sid, None)

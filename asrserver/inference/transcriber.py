@@ -85,7 +85,8 @@ class Transcriber:
         self._strikes = {key[7:]: int(n) for key, n in claim.fields.items() if key.startswith("strike:")}
         self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
-        self._unread = 0
+        self.unread = 0  # bytes of the entries that wait
+        self.largest = MAX_UNREAD  # of its chunks so far, in bytes; unknown is as large as may be
         self._number = 0  # of this owner's events
         self._waiting_segments: list[Segment] = []  # final, but their chunk was answered by an earlier owner
         self._open: _Open | None = None
@@ -116,7 +117,7 @@ class Transcriber:
     @property
     def hungry(self) -> bool:
         """Whether more entries may be read for it."""
-        return not self.over and self._unread < MAX_UNREAD
+        return not self.over and self.unread < MAX_UNREAD
 
     @property
     def busy(self) -> bool:
@@ -126,13 +127,15 @@ class Transcriber:
     def backlog(self) -> float:
         """Seconds of audio that wait, guessed from their bytes."""
         rate = CONTAINER_RATE if self._open is not None and self._open.kind else self._pcm.bytes_per_second
-        return self._unread / rate
+        return self.unread / rate
 
     def feed(self, entries: list[Entry]) -> None:
         """Entries that follow those fed before."""
         self.cursor = entries[-1].id
         self._entries.extend(entries)
-        self._unread += sum(len(entry.data or b"") for entry in entries)
+        sizes = [len(entry.data or b"") for entry in entries]
+        self.unread += sum(sizes)
+        self.largest = max(sizes) if self.largest == MAX_UNREAD else max(self.largest, *sizes)
         self._wake.set()
 
     async def run(self) -> None:
@@ -149,7 +152,7 @@ class Transcriber:
                 await self._chunk(entry, before, entry.data)
             before = entry.id
             self._entries.popleft()
-            self._unread -= len(entry.data or b"")
+            self.unread -= len(entry.data or b"")
 
     # -- chunks --------------------------------------------------------------------------------------------------
 

@@ -32,11 +32,22 @@ class Hands:
         self._write = write
         self._lock = threading.Lock()
         self._held: dict[str, list[str]] = {}
+        self._since: dict[str, float] = {}
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the longest of the native calls under way has taken."""
+        with self._lock:
+            return max((time.monotonic() - since for since in self._since.values()), default=0.0)
 
     def hold(self, place: str, labels: list[str]) -> None:
         """`labels` ("session entry" each) are now what `place` works on."""
         with self._lock:
             self._held[place] = labels
+            if labels:
+                self._since[place] = time.monotonic()
+            else:
+                self._since.pop(place, None)
             self._write("\n".join(label for held in self._held.values() for label in held).encode())
 
 
@@ -73,7 +84,7 @@ async def work(
     tasks = [
         loop.create_task(feed.run()),
         loop.create_task(_beat(broker, engine, feed)),
-        loop.create_task(_live(settings.hang_timeout, engine, alive)),
+        loop.create_task(_live(settings, hands, alive)),
     ]
     ready()
     log.info("worker %s ready: model=%s device=%s", name, model.name, model.device)
@@ -93,13 +104,12 @@ async def work(
     log.info("worker %s stopped: %d sessions finished", name, feed.finished)
 
 
-async def _live(hang_timeout: float, engine: Engine, alive: Callable[[], None]) -> None:
+async def _live(settings: Settings, hands: Hands, alive: Callable[[], None]) -> None:
     """Signs of life, apart from the heartbeat in Redis, which waits while Redis is away."""
     while True:
-        busy_since = engine.busy_since
-        if busy_since is None or time.monotonic() - busy_since < hang_timeout:
+        if hands.longest < settings.call_timeout:
             alive()
-        await asyncio.sleep(min(HEARTBEAT_EVERY, hang_timeout / 4))
+        await asyncio.sleep(min(HEARTBEAT_EVERY, settings.hang_timeout / 4))
 
 
 async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
