@@ -1,0 +1,29 @@
+"""The program, with an audio decoder that dies of one recording: `python tests/poison.py run …`.
+
+Its spawned children import this file too, so they have the same decoder.
+"""
+
+from __future__ import annotations
+
+import os
+
+from asrserver.inference import audio
+
+#: What the deadly recording contains.
+MARK = b"this recording kills"
+
+_decode = audio.decode
+
+
+def decode(data: bytes, kind: str, max_seconds: float) -> audio.Samples:
+    if MARK in data:
+        os.abort()
+    return _decode(data, kind, max_seconds)
+
+
+audio.decode = decode
+
+if __name__ == "__main__":
+    from asrserver.cli import main
+
+    main()
