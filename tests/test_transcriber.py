@@ -278,6 +278,22 @@ async def test_audio_with_three_strikes_is_not_tried(recogniser: Recogniser, utt
     assert [entry for _, entry, _ in session.buried] == ["2-0"]
 
 
+async def test_a_recording_with_three_strikes_is_let_go_whole(
+    recogniser: Recogniser, utterances: list[Utterance]
+) -> None:
+    """Its further pieces begin a new one: they do not bring back what killed."""
+    first, second = utterances[:2]
+    pieces = [first.pcm[at : at + 16000] for at in range(0, len(first.pcm), 16000)]
+    struck = len(pieces) + 1
+    rest = [second.pcm[at : at + 16000] for at in range(0, len(second.pcm), 16000)]
+    session = Session(recogniser, [*pieces, bytes(16000), *rest])
+    session.fields[f"strike:{struck}-0"] = "3"
+    events = await session.own()
+    assert [event["type"] for event in events].count("error") == 1
+    assert events[struck - 1]["code"] == "audio_rejected"
+    assert events[-1]["text"] == second.text
+
+
 async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """At the first refusal; and a Redis that is away is no verdict on the chunk."""
     session = Session(recogniser, [utterances[0].wav] * 2)

@@ -409,6 +409,12 @@ class Transcriber:
     async def _check_strikes(self, entry: Entry) -> None:
         if self._strikes.get(entry.id, 0) >= STRIKES:
             await self._bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
+            opened = self._open
+            if opened is not None and (opened.kind is None or opened.continued):
+                # Perhaps it is the recording so far that kills: with it, every further piece would take three workers.
+                self._total += opened.seconds
+                self._pcm.flush()
+                self._open = None
             raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
 
 
