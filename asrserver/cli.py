@@ -75,6 +75,8 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     _raise_file_limit()
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
+        if listener is not None:
+            settings = replace(settings, port=listener.getsockname()[1])  # of 0, what the system chose
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
             try:

@@ -22,6 +22,7 @@ import pytest
 
 from asrserver import __version__, embedded
 from asrserver.config import COMMANDS, rows
+from asrserver.embedded import locate
 from tests.conftest import System, Utterance, wait_until
 from tests.talk import health, look, query, stored
 
@@ -287,9 +288,9 @@ def tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
 
     monkeypatch.setattr(embedded, "POSTGRES_PORT", ports.postgres_port)
     if system_redis := shutil.which("redis-server"):
-        monkeypatch.setattr(embedded, "_find_redis", lambda: Path(system_redis))
+        monkeypatch.setattr(locate, "redis", lambda: Path(system_redis))
     if system_postgres := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        monkeypatch.setattr(embedded, "_find_postgres", lambda: system_postgres[-1].parent)
+        monkeypatch.setattr(locate, "postgres", lambda: system_postgres[-1].parent)
     directory = Path(tempfile.mkdtemp(prefix="asrserver-tcp-"))
     redis, postgres = TcpRedis(directory, appendfsync="no"), TcpPostgres(directory)
     try:
