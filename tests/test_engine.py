@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import ctranslate2
 import numpy as np
 import pytest
 import tornado.ioloop
@@ -16,7 +17,15 @@ from asrserver.inference import models
 from asrserver.inference.audio import RATE, Pcm, Samples
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import log_mel
-from asrserver.inference.models import FULL, Hypothesis, Request, Whisper, window_for
+from asrserver.inference.models import (
+    FULL,
+    TOKENS_PER_SECOND,
+    Hypothesis,
+    Request,
+    Whisper,
+    length_limit,
+    window_for,
+)
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 
@@ -171,6 +180,17 @@ async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances
         assert engine.queue_age > 0.0
     await wait
     await until(lambda: engine.busy_seconds > 0.0)
+
+
+def test_fast_speech_is_not_cut_short(model: Whisper) -> None:
+    """The model may say all the tokens that so much speech may have: CTranslate2 halves what it is told."""
+    noise = np.random.default_rng(1).normal(0, 0.3, (1, model.n_mels, 400)).astype(np.float32)
+    prompt = model.prompt(Request(), "en")
+    limit = length_limit(len(prompt), 2.0)
+    found = model._model.generate(
+        ctranslate2.StorageView.from_array(noise), [prompt], beam_size=1, max_length=limit, suppress_tokens=[model._eot]
+    )
+    assert len(found[0].sequences_ids[0]) >= 2.0 * TOKENS_PER_SECOND
 
 
 def test_what_is_in_hand_is_told_and_timed() -> None:

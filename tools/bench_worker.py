@@ -36,7 +36,7 @@ from asrserver.config import Settings
 from asrserver.embedded import EmbeddedRedis
 from asrserver.inference import audio, vad
 from asrserver.inference.features import log_mel
-from asrserver.inference.models import MARGIN, TOKENS_EXTRA, TOKENS_PER_SECOND, Request, window_for
+from asrserver.inference.models import MARGIN, Request, length_limit, window_for
 from asrserver.session import Options
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
@@ -104,8 +104,7 @@ def bare(files: list[bytes]) -> tuple[float, float, float]:
                 seconds = (end - start) / audio.RATE
                 features = log_mel(samples[start:end], window_for(seconds, "fit"), model.n_mels)
                 view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features[np.newaxis]))
-                limit = len(prompt) + int(seconds * TOKENS_PER_SECOND) + TOKENS_EXTRA
-                model.generate(view, [prompt], beam_size=1, max_length=limit)
+                model.generate(view, [prompt], beam_size=1, max_length=length_limit(len(prompt), seconds))
                 spoken += seconds
             finding += found - begun
             recognising += time.process_time() - found

@@ -75,6 +75,12 @@ def window_for(seconds: float, policy: str) -> int:
     return next((frames for frames in WINDOWS if frames >= wanted), FULL)
 
 
+def length_limit(prompt: int, seconds: float) -> int:
+    """CTranslate2's max_length for a prompt of so many tokens; at most half of it goes to new text (4.8.5)."""
+    tokens = int(seconds * TOKENS_PER_SECOND) + TOKENS_EXTRA
+    return min(448, max(2 * tokens, prompt + tokens))
+
+
 def find(model: str) -> str:
     """The directory of a model by its name; raises ModelError. Downloads what only the hub has."""
     if model == "demo":
@@ -182,24 +188,24 @@ class Whisper:
         if self._model.is_multilingual:
             best = [found[0] for found in self._model.detect_language(encoded)]
             return [(token.strip("<|>"), probability) for token, probability in best]
-        # CTranslate2 takes a small vocabulary for English-only and refuses: one token after the start, languages alone.
+        # CTranslate2 takes a small vocabulary for English-only and refuses: one token, languages alone. Not after the
+        # start token itself: there it allows nothing but timestamps, and what comes is no language at all.
         codes = {number: code for code, number in self._languages.items()}
         others = [number for number in range(self._tokenizer.get_vocab_size()) if number not in codes]
         results = self._model.generate(
             encoded,
-            [[self._sot]] * rows,
+            [[self._sot, self._no_timestamps]] * rows,
             beam_size=1,
-            max_length=2,
+            max_length=4,
             suppress_tokens=others,
             suppress_blank=False,
             return_scores=True,
         )
-        return [
-            (codes.get(result.sequences_ids[0][0], next(iter(self._languages))), float(np.exp(result.scores[0])))
-            if result.sequences_ids[0]
-            else (next(iter(self._languages)), 0.0)
-            for result in results
-        ]
+        heard = []
+        for result in results:
+            code = codes.get(next(iter(result.sequences_ids[0]), -1))
+            heard.append((code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0))
+        return heard
 
     def _generate(
         self,
@@ -210,8 +216,6 @@ class Whisper:
         temperature: float,
     ) -> list[Any]:
         prompts = [self.prompt(request, language) for request, (language, _) in zip(requests, languages, strict=True)]
-        longest = max(map(len, prompts))
-        tokens = int(max(seconds) * TOKENS_PER_SECOND) + TOKENS_EXTRA
         options: dict[str, Any] = {"beam_size": self._beam}
         if temperature:
             options = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
@@ -219,7 +223,7 @@ class Whisper:
             self._model.generate(
                 encoded,
                 prompts,
-                max_length=min(448, longest + tokens),
+                max_length=length_limit(max(map(len, prompts)), max(seconds)),
                 return_scores=True,
                 return_no_speech_prob=True,
                 suppress_blank=True,
