@@ -16,6 +16,7 @@ from asrserver.config import Settings
 from asrserver.gateway import Gateway
 from asrserver.handlers.rest import Health, History, NotFound, OneSession
 from asrserver.handlers.websocket import WebSocket
+from asrserver.waiting import until
 
 log = logging.getLogger("asrserver.app")
 
@@ -51,11 +52,7 @@ class AsrApplication(Application):
         """Tell every client to connect again; Tornado's server does not close WebSockets."""
         for handler in list(self.sockets):
             handler.close(1012, "the server is restarting: connect again")
-        try:
-            async with asyncio.timeout(CLOSING):
-                while self.sockets:
-                    await asyncio.sleep(0.02)
-        except TimeoutError:
+        if not await until(lambda: not self.sockets, CLOSING):
             log.warning("%d connections did not answer their closing", len(self.sockets))
 
 

@@ -10,7 +10,6 @@ import asyncio
 import ctypes
 import faulthandler
 import logging
-import os
 import signal
 import socket
 import sys
@@ -22,13 +21,12 @@ import uvloop
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError
+from asrserver.parent import die_with_parent
 
 log = logging.getLogger("asrserver.child")
 
 #: Exit status of a child that can never start as it is configured: a model that cannot be loaded.
 EXIT_BOOT = 3
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Vitals(ctypes.Structure):
@@ -52,13 +50,6 @@ def configure_logging(level: str) -> None:
     )
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
-def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when its parent's thread ends, however it ends (prctl(2), Linux)."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call
-        os.kill(os.getpid(), number)
 
 
 def _begin(settings: Settings, parent: int) -> None:

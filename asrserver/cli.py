@@ -64,7 +64,6 @@ def worker(**options: Any) -> None:
 
 def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: bool) -> None:
     from asrserver.child import configure_logging
-    from asrserver.embedded import DataDir, EmbeddedError, EmbeddedPostgres, EmbeddedRedis
     from asrserver.supervisor import Supervisor, with_device
 
     try:
@@ -79,26 +78,34 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
             settings = replace(settings, port=listener.getsockname()[1])  # of 0, what the system chose
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
-            try:
-                data_dir = stack.enter_context(DataDir(settings.data_path))
-                if not settings.has_redis:
-                    redis = EmbeddedRedis(
-                        data_dir, maxmemory=settings.embedded_memory << 20, appendfsync=settings.embedded_fsync
-                    )
-                    stack.callback(redis.stop, SERVER_STOP)
-                    redis.start()
-                    servers.append(redis)
-                    settings = replace(settings, redis_url=redis.url)
-                if not settings.has_database:
-                    postgres = EmbeddedPostgres(data_dir)
-                    stack.callback(postgres.stop, SERVER_STOP)
-                    postgres.start()
-                    servers.append(postgres)
-                    settings = replace(settings, database_url=postgres.dsn)
-            except EmbeddedError as exc:
-                raise click.ClickException(str(exc)) from None
+            settings, servers = _start_servers(settings, stack)
         status = Supervisor(settings, listener, workers, servers).run()
     sys.exit(status)
+
+
+def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list[Any]]:
+    """Start the embedded servers for what is not configured; the settings that name them, and the servers."""
+    from asrserver.embedded import DataDir, EmbeddedError, EmbeddedPostgres, EmbeddedRedis
+
+    servers: list[Any] = []
+
+    def start(server: Any) -> Any:
+        stack.callback(server.stop, SERVER_STOP)
+        server.start()
+        servers.append(server)
+        return server
+
+    try:
+        data_dir = stack.enter_context(DataDir(settings.data_path))
+        if not settings.has_redis:
+            memory, fsync = settings.embedded_memory << 20, settings.embedded_fsync
+            redis = start(EmbeddedRedis(data_dir, maxmemory=memory, appendfsync=fsync))
+            settings = replace(settings, redis_url=redis.url)
+        if not settings.has_database:
+            settings = replace(settings, database_url=start(EmbeddedPostgres(data_dir)).dsn)
+    except EmbeddedError as exc:
+        raise click.ClickException(str(exc)) from None
+    return settings, servers
 
 
 def _listen(host: str, port: int) -> socket.socket:

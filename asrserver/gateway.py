@@ -25,6 +25,7 @@ from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.recorder import Recorder
 from asrserver.session import Options, Session, valid_id
 from asrserver.storage import Storage, StorageError
+from asrserver.waiting import until
 
 log = logging.getLogger("asrserver.gateway")
 
@@ -92,11 +93,11 @@ class Gateway:
     async def drain(self, timeout: float) -> None:
         """Take no new session and let those that are open end; what is open after `timeout` seconds is interrupted."""
         self.closing = True
-        await self._wait(lambda: not self.sessions, timeout)
+        await until(lambda: not self.sessions, timeout)
         for session in list(self.sessions.values()):
             self.abandon(session)
-        await self._wait(lambda: not self.sessions, timeout)
-        await self._wait(self.recorder.settled, timeout)
+        await until(lambda: not self.sessions, timeout)
+        await until(self.recorder.settled, timeout)
 
     async def close(self) -> None:
         for task in (*self._tasks, *self._once):
@@ -106,15 +107,6 @@ class Gateway:
             await self.broker.forget("gateway")
         await self.broker.close()
         await self.storage.close()
-
-    @staticmethod
-    async def _wait(condition: Callable[[], bool], timeout: float) -> bool:
-        deadline = time.monotonic() + timeout
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(0.02)
-        return True
 
     def _forever(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -191,10 +183,11 @@ class Gateway:
             raise BadRequest(
                 "bad_option", f"language {options.language} is not one of the model's: {known}", option="language"
             )
-        if not await self._wait(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
+        if not await until(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
             raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
+        exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
         if not ours and (sid in self.sessions or await self._stored(sid) or sid in self.sessions):
-            raise BadRequest("session_exists", "there is a session with this id", session_id=sid)
+            raise exists
         session = Session(sid, user_id, options, send)
         self.sessions[sid] = session  # before its first result can come
         fields = {
@@ -203,14 +196,14 @@ class Gateway:
             "created": f"{time.time():.3f}",
             "options": orjson.dumps(options.asdict()).decode(),
         }
+        created = False
         try:
             created = await self.broker.open_session(sid, secrets.token_hex(8), fields, time.time() + GRACE)
-        except BaseException:
-            del self.sessions[sid]
-            raise
+        finally:
+            if not created:
+                del self.sessions[sid]
         if not created:
-            del self.sessions[sid]
-            raise BadRequest("session_exists", "there is a session with this id", session_id=sid)
+            raise exists
         self.recorder.mark(sid)
         log.info("session=%s open mode=%s", sid, options.mode)
         return session
@@ -237,9 +230,10 @@ class Gateway:
 
     def room(self) -> Awaitable[bool] | None:
         """None, or what to wait for before more audio is read."""
-        if self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO:
-            return None
-        return self._wait(lambda: self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO, MAX_WAIT)
+        return None if self._has_room() else until(self._has_room, MAX_WAIT)
+
+    def _has_room(self) -> bool:
+        return self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO
 
     def finish(self, session: Session) -> None:
         """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
@@ -351,7 +345,7 @@ class Gateway:
 
     async def settled(self, sid: str) -> None:
         """Wait, at most two seconds, until what this gateway knows of the session is stored."""
-        await self._wait(lambda: self.recorder.settled(sid), 2.0)
+        await until(lambda: self.recorder.settled(sid), 2.0)
 
     async def delete(self, sid: str) -> bool:
         """Delete a session: its rows now, its keys when it is over; raises StorageError."""

@@ -158,8 +158,8 @@ class Session:
             **self._where(index),
         )
 
-    def _where(self, index: int | None) -> dict[str, Any]:
-        return {"session_id": self.id} if index is None else {"session_id": self.id, "chunk_index": index}
+    def _where(self, index: int) -> dict[str, Any]:
+        return {"session_id": self.id, "chunk_index": index}
 
     def refuse(self, index: int | None = None) -> None:
         """A chunk was refused, perhaps unread: the client may go on with the next, or send this one again."""

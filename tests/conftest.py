@@ -243,6 +243,13 @@ class System:
             self.process.send_signal(number)
         return self.process.wait(timeout)
 
+    def close(self) -> None:
+        """However the test ended: no process, no file."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
 
 @pytest.fixture
 def start(redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
@@ -257,10 +264,7 @@ def start(redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
 
     yield starter
     for system in systems:
-        if system.process.poll() is None:
-            system.process.kill()
-            system.process.wait()
-        system.log.close()
+        system.close()
 
 
 @pytest.fixture

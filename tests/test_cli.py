@@ -57,10 +57,7 @@ def shared() -> Iterator[System]:
         yield system.wait_ready()
         assert system.stop() == 0
     finally:
-        if system.process.poll() is None:
-            system.process.kill()
-            system.process.wait()
-        system.log.close()
+        system.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -334,10 +331,7 @@ def test_run_on_real_servers(tcp: Tcp, files: list[Path], utterances: list[Utter
             assert client.exists(*[f"asr_session:{{{sid}}}" for sid in sids]) == 3
         assert system.stop() == 0
     finally:
-        if system.process.poll() is None:
-            system.process.kill()
-            system.process.wait()
-        system.log.close()
+        system.close()
 
 
 # -- configuration file ----------------------------------------------------------------------------------------------

@@ -52,10 +52,7 @@ def running(servers: Servers) -> Iterator[Running]:
         assert "Traceback" not in system.output(), system.output().partition("Traceback")[2][:3000]
         assert " died: " not in system.output()
     finally:
-        if system.process.poll() is None:
-            system.process.kill()
-            system.process.wait()
-        system.log.close()
+        system.close()
         _execute(servers.postgres.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
 

@@ -30,6 +30,7 @@ import psycopg2
 
 from asrserver.embedded import locate
 from asrserver.embedded.locate import EmbeddedError
+from asrserver.parent import die_with_parent
 
 __all__ = ["DataDir", "EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "EmbeddedServer"]
 
@@ -44,7 +45,6 @@ TORN_TAIL_LIMIT = 1 << 20  # bytes; what a loss of power may spoil at the end of
 POSTGRES_PORT = 5432  # only part of the socket's name
 
 _CLONE_NEWUSER = 0x10000000
-_PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
 
@@ -202,11 +202,7 @@ class EmbeddedServer:
                 identity.assume()
             os.chdir(self.data_dir)  # fails now, not later, if the identity may not come here
             signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked stop signal would be inherited
-            # After the change of credentials, which clears it.
-            if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(self.stop_signal)):
-                raise OSError(ctypes.get_errno(), "prctl")
-            if os.getppid() != parent:  # it died before the line above
-                os._exit(1)
+            die_with_parent(parent, self.stop_signal)
 
         environment = {"LC_ALL": "C"} | {key: os.environ[key] for key in ("PATH", "TZ") if key in os.environ}
         # A session of its own: Ctrl+C in the terminal must not end it before its clients.

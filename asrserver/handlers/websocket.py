@@ -80,6 +80,11 @@ class _DrainingProtocol(WebSocketProtocol13):
         return b""
 
 
+def _where(session: Session, index: Any) -> dict[str, Any]:
+    """Which chunk was refused, as far as it is known."""
+    return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
+
+
 class WebSocket(WebSocketHandler):
     """One connection and the sessions started on it."""
 
@@ -245,20 +250,18 @@ class WebSocket(WebSocketHandler):
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
         session = self._session(message)
         index = message.get("chunk_index")
-        where = {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
         audio = message.get("audio_data")
         if not isinstance(audio, str):
-            raise BadRequest("bad_request", "audio_data must be a text in base64", **where)
+            raise BadRequest("bad_request", "audio_data must be a text in base64", **_where(session, index))
         try:
             data = binascii.a2b_base64(audio, strict_mode=True)
         except (binascii.Error, ValueError) as exc:
-            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}", **where) from None
+            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}", **_where(session, index)) from None
         return self._audio(session, index, data)
 
     def _audio(self, session: Session, index: Any, data: bytes) -> Awaitable[Any] | None:
-        where = {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
         if not data:
-            raise BadRequest("empty_chunk", "the chunk has no audio", **where)
+            raise BadRequest("empty_chunk", "the chunk has no audio", **_where(session, index))
         index, fresh = session.accept(index)
         self.gateway.append(session, index, data, fresh)
         return self.gateway.room()

@@ -13,6 +13,7 @@ from asrserver.broker import Broker, Claim, Lease
 from asrserver.errors import Unavailable
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Fenced, Transcriber
+from asrserver.waiting import until
 
 log = logging.getLogger("asrserver.feed")
 
@@ -81,13 +82,10 @@ class Feed:
     async def stop(self, timeout: float) -> None:
         """Claim and read nothing more, finish what is in hand, give every session up."""
         self._stopping = True
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while any(session.busy for session in self.sessions.values()) and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        await until(lambda: not any(session.busy for session in self.sessions.values()), timeout)
         self._stop_renewing.set()
         if self._renewer.is_alive():  # a renewal under way would make what is given up wait for a whole lease
-            await loop.run_in_executor(None, self._renewer.join, 5.0)
+            await asyncio.get_running_loop().run_in_executor(None, self._renewer.join, 5.0)
         for task in list(self._tasks.values()):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)

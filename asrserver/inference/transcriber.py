@@ -55,10 +55,9 @@ class Fenced(Exception):
 
 @dataclass(slots=True)
 class _Open:
-    """A recording that may go on. `after` is the entry before its first; `offset` its first second in the session."""
+    """A recording that may go on. `after` is the entry before its first."""
 
     after: str
-    offset: float
     kind: str | None  # the container; None is PCM
     index: int  # of its first chunk
     data: bytearray = field(default_factory=bytearray)
@@ -198,7 +197,7 @@ class Transcriber:
         """A chunk that can be recognised as it is. In auto mode a container may go on with the next chunk."""
         goes_on = kind is not None and self._options["mode"] == "auto"
         if goes_on and index <= self._answered:  # an earlier owner answered it; only what follows is missing
-            self._open = _Open(before, self._total, kind, index, bytearray(data))
+            self._open = _Open(before, kind, index, bytearray(data))
             return
         if kind is not None:
             seconds, segments = await self._recogniser.file(
@@ -212,7 +211,7 @@ class Transcriber:
         for segment in segments:
             segment.chunk_index = index
         if goes_on:
-            self._open = _Open(before, self._total, kind, index, bytearray(data), seconds=seconds, segments=segments)
+            self._open = _Open(before, kind, index, bytearray(data), seconds=seconds, segments=segments)
         else:
             closed = closed + _moved(segments, self._total)
             self._total += seconds
@@ -228,7 +227,7 @@ class Transcriber:
     async def _piece(self, entry: Entry, before: str, index: int, data: bytes) -> None:
         """A piece of a continuing PCM recording: kept; now and then, what is finished of it is recognised."""
         if self._open is None:
-            self._open = _Open(before, self._total, None, index, skip=self._skip)
+            self._open = _Open(before, None, index, skip=self._skip)
             self._skip = 0
         rest = self._pcm.rest
         samples = self._pcm.feed(data)
@@ -251,7 +250,6 @@ class Transcriber:
     def _advance(self, opened: _Open, done: int) -> None:
         """Let go of the first `done` samples of a continuing recording."""
         self._total += done / RATE
-        opened.offset = self._total
         opened.skip += done
         while opened.pieces and opened.skip >= len(opened.pieces[0][2]):
             opened.skip -= len(opened.pieces.pop(0)[2])
@@ -303,17 +301,13 @@ class Transcriber:
             closed = await self._close(entry, before)
         except AudioError as exc:
             self._open = None
-            await self._send({"type": "error", "code": exc.code, "message": exc.message}, [], before, 0)
+            await self._send(exc.event(), [], before, 0)
         except (Fenced, Unavailable):
             raise
         except Exception as exc:
             log.exception("session=%s end failed", self.sid)
-            error = {
-                "type": "error",
-                "code": "recognition_failed",
-                "message": f"the end was lost: {type(exc).__name__}",
-            }
-            await self._send(error, [], before, 0)
+            lost = AsrError("recognition_failed", f"the end was lost: {type(exc).__name__}")
+            await self._send(lost.event(), [], before, 0)
         segments = self._numbered(closed)
         everything = self._segments + segments
         text = join([(segment["text"], segment["language"]) for segment in everything])
