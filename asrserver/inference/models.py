@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ ENGLISH_ONLY = 50257
 
 #: Tokens of prompt and hot words that are kept: half the decoder's context, less the start tokens.
 MAX_PROMPT = 223
+
+#: Prompts and lists of hot words whose tokens are kept.
+PROMPTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,8 @@ class Whisper:
         self._previous = self._token("<|startofprev|>")
         self._no_timestamps = self._token("<|notimestamps|>")
         self._languages = self._language_tokens(config)
+        # A prompt is asked for twice a window, once to see what may share its call; a session's is always the same.
+        self._encode_text = lru_cache(maxsize=PROMPTS)(self._tokens)
 
     @property
     def languages(self) -> list[str]:
@@ -233,15 +239,15 @@ class Whisper:
 
     def prompt(self, request: Request, language: str) -> list[int]:
         """The tokens before the text. Rows batch only where these are equally many."""
-        before: list[int] = []
-        for text in (request.hotwords, request.prompt):
-            if text:
-                before += self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids
+        before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
         tokens = [self._previous, *before[-MAX_PROMPT:], self._sot] if before else [self._sot]
         number = self._languages.get(language, -1)
         if number >= 0:
             tokens += [number, self._token(f"<|{request.task}|>")]
         return [*tokens, self._no_timestamps]
+
+    def _tokens(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids) if text else ()
 
     def _text(self, result: Any) -> str:
         numbers = [number for number in result.sequences_ids[0] if number < self._eot]
