@@ -134,12 +134,18 @@ def _execute(dsn: str, statement: str) -> None:
     connection.close()
 
 
+def drop_database(servers: Servers, name: str) -> None:
+    """With whoever is still in it. As the superuser: an autovacuum at work there is nobody else's to end."""
+    dsn = make_dsn(**{**parse_dsn(servers.postgres.dsn), "user": "postgres", "dbname": "postgres"})
+    _execute(dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def database_url(servers: Servers) -> Iterator[str]:
     """A database that does not exist yet: the program makes it."""
     name = f"test_{os.getpid()}_{next(_databases)}"
     yield make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
-    _execute(servers.postgres.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    drop_database(servers, name)
 
 
 # -- a gateway in this process ---------------------------------------------------------------------------------------

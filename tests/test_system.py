@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from tests.conftest import Servers, System, Utterance, _execute, until, word_errors
+from tests.conftest import Servers, System, Utterance, drop_database, until, word_errors
 from tests.talk import Talk, check_stored, chunk, look, query, stored, stored_chunks
 
 
@@ -53,7 +53,7 @@ def running(servers: Servers) -> Iterator[Running]:
         assert " died: " not in system.output()
     finally:
         system.close()
-        _execute(servers.postgres.dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        drop_database(servers, name)
 
 
 _ids = itertools.count()
