@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
+from asrserver.access import tls_context
 from asrserver.config import Settings
 from asrserver.gateway import Gateway
+from asrserver.handlers.door import normalise
 from asrserver.handlers.rest import Health, History, NotFound, OneSession
 from asrserver.handlers.websocket import WebSocket
 from asrserver.waiting import until
@@ -32,6 +35,7 @@ class AsrApplication(Application):
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        gateway.access.on_change = self._cut_revoked
         self.sockets: set[WebSocket] = set()
         rest = {"gateway": gateway}
         super().__init__(
@@ -47,6 +51,16 @@ class AsrApplication(Application):
             websocket_ping_interval=gateway.settings.ping_interval,
             websocket_ping_timeout=gateway.settings.ping_interval,
         )
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        normalise(request, self.gateway.access)  # before anything of it can be logged
+        return super().find_handler(request, **kwargs)
+
+    def _cut_revoked(self) -> None:
+        """The file of keys has changed: whose key is no more must go."""
+        for handler in list(self.sockets):
+            if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
+                handler.close(1008, "the API key is revoked")
 
     async def shut(self) -> None:
         """Tell every client to connect again; Tornado's server does not close WebSockets."""
@@ -80,6 +94,8 @@ async def serve(
     await gateway.open()
     application = AsrApplication(gateway)
     options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": 75}
+    if settings.tls_cert:
+        options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
     server = HTTPServer(application, **options)
     server.add_socket(listener)
     ready()

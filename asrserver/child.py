@@ -49,6 +49,8 @@ def configure_logging(level: str) -> None:
         format="%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s",
     )
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
+    # Below that it quotes headers that are malformed, and one of them may be Authorization.
+    logging.getLogger("tornado.general").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 

@@ -1,4 +1,4 @@
-"""The command line: run, gateway, worker, transcribe, status."""
+"""The command line: run, gateway, worker, transcribe, status, keys."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import resource
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def main() -> None:
     asrserver run --port 8080          everything on this machine, nothing to set up
     asrserver transcribe hello.wav     the text of a file, from that server
     asrserver status                   how it is
+    asrserver keys create NAME         an API key, for a server that others can reach
     """
 
 
@@ -139,6 +141,15 @@ _server_option = click.option(
 )
 
 
+_key_option = click.option(
+    "--key",
+    envvar="ASRSERVER_KEY",
+    show_envvar=True,
+    default="",
+    help="API key for the server, if it asks for one; better given by environment.",
+)
+
+
 def _url(server: str, scheme: str, path: str) -> str:
     parts = urlsplit(server if "//" in server else f"//{server}")
     if not parts.netloc:
@@ -150,6 +161,7 @@ def _url(server: str, scheme: str, path: str) -> str:
 @main.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(exists=True, dir_okay=False))
 @_server_option
+@_key_option
 @click.option(
     "--realtime", is_flag=True, help="Send as fast as it would be spoken, not as fast as the server takes it."
 )
@@ -160,6 +172,7 @@ def _url(server: str, scheme: str, path: str) -> str:
 def transcribe(
     files: tuple[str, ...],
     server: str,
+    key: str,
     realtime: bool,
     language: str | None,
     user_id: str,
@@ -180,6 +193,7 @@ def transcribe(
             [Path(name) for name in files],
             _url(server, "ws", "/ws/asr"),
             options,
+            key=key,
             realtime=realtime,
             as_json=as_json,
             progress=show,
@@ -190,12 +204,115 @@ def transcribe(
 
 @main.command()
 @_server_option
+@_key_option
 @click.option("--json", "as_json", is_flag=True, help="Print the health document as it came.")
-def status(server: str, as_json: bool) -> None:
+def status(server: str, key: str, as_json: bool) -> None:
     """Show gateways, workers, queue and health of a server; the exit status is 1 if something does not work."""
     from asrserver.status import show_status
 
-    sys.exit(0 if show_status(_url(server, "http", "/api/v1/health"), as_json) else 1)
+    sys.exit(0 if show_status(_url(server, "http", "/api/v1/health"), key, as_json) else 1)
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def keys() -> None:
+    """Create, list and revoke the API keys in a file; servers that run with it notice within a second or two."""
+
+
+_keys_file = click.option(
+    "--keys-file",
+    "path",
+    required=True,
+    envvar="ASRSERVER_KEYS_FILE",
+    show_envvar=True,
+    type=click.Path(dir_okay=False),
+    help="The file; made at the first key.",
+)
+
+
+def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for flag, type_, text in (
+        ("--audio-per-minute", click.FloatRange(min=0), "Seconds of audio recognised in a minute; 0 is no limit."),
+        ("--starts-per-minute", click.IntRange(min=0), "Sessions started in a minute; 0 is no limit."),
+        ("--sessions", click.IntRange(min=0), "Sessions open at a time; 0 is no limit."),
+        ("--connections", click.IntRange(min=0), "Connections at a time; 0 is no limit."),
+    ):
+        function = click.option(flag, type=type_, help=text)(function)
+    return function
+
+
+@keys.command("create")
+@click.argument("name")
+@_keys_file
+@_limit_options
+@click.option("--operator", is_flag=True, help="Let it see and delete the sessions of all keys.")
+def create_key(name: str, path: str, operator: bool, **limits: float | None) -> None:
+    """Create a key called NAME and print it: this once, for only its hash is kept."""
+    from asrserver.access import KeyLimits, KeysFile
+
+    given: dict[str, Any] = {limit: value for limit, value in limits.items() if value is not None}
+    with _setting_errors():
+        key, text = KeysFile(path).create(name, KeyLimits(**given), operator)
+    click.echo(f"key {key.id} for {name}; it cannot be shown again:", err=True)
+    click.echo(text)
+
+
+@keys.command("list")
+@_keys_file
+def list_keys(path: str) -> None:
+    """List the keys with their limits, without their secrets."""
+    from asrserver.access import KeysFile
+    from asrserver.status import table
+
+    with _setting_errors():
+        found = KeysFile(path).read()
+    head = ("ID", "NAME", "CREATED", "STATE", "CONNECTIONS", "SESSIONS", "STARTS/MIN", "AUDIO s/MIN")
+    rows = []
+    for key in found:
+        state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
+        limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
+        rows.append((key.id, key.name, key.created, state, *(n or "-" for n in (*limits, key.limits.audio_per_minute))))
+    click.echo("\n".join(table(head, rows)) if rows else "no keys")
+
+
+@keys.command("limit")
+@click.argument("key_id", metavar="ID")
+@_keys_file
+@_limit_options
+def limit_key(key_id: str, path: str, **limits: float | None) -> None:
+    """Change limits of the key ID; those not given stay."""
+    from asrserver.access import KeysFile
+
+    with _setting_errors():
+        changed = KeysFile(path).limit(key_id, {name: value for name, value in limits.items() if value is not None})
+    if changed is None:
+        raise click.ClickException(f"there is no key {key_id} in {path}")
+
+
+@keys.command("revoke")
+@click.argument("key_id", metavar="ID")
+@_keys_file
+def revoke_key(key_id: str, path: str) -> None:
+    """Revoke the key ID: it opens nothing from now on, and its connections are closed."""
+    from asrserver.access import KeysFile
+
+    with _setting_errors():
+        revoked = KeysFile(path).revoke(key_id)
+    if revoked is None:
+        raise click.ClickException(f"there is no key {key_id} in {path}")
+    click.echo(f"key {key_id} is revoked", err=True)
+
+
+@contextmanager
+def _setting_errors() -> Iterator[None]:
+    try:
+        yield
+    except SettingError as exc:
+        raise click.ClickException(str(exc)) from None
+    except OSError as exc:
+        raise click.ClickException(f"{exc.filename}: {exc.strerror}") from None
 
 
 if __name__ == "__main__":

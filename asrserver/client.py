@@ -14,10 +14,16 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
+from tornado.httpclient import HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 #: Chunks of a session that may be sent ahead of their acknowledgement.
 WINDOW = 32
+
+
+def authorization(key: str) -> dict[str, str]:
+    """The header that shows an API key; none for an empty one."""
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 class ServerError(Exception):
@@ -42,9 +48,10 @@ class Client:
         self._reader = asyncio.get_running_loop().create_task(self._read())
 
     @classmethod
-    async def connect(cls, url: str, timeout: float = 10.0) -> Client:
-        """Connect; raises what Tornado raises: OSError, HTTPClientError, TimeoutError (seconds)."""
-        return cls(await websocket_connect(url, connect_timeout=timeout, max_message_size=1 << 26))
+    async def connect(cls, url: str, timeout: float = 10.0, key: str = "") -> Client:
+        """Connect, with an API key if given; raises what Tornado raises: OSError, HTTPClientError, TimeoutError."""
+        request = HTTPRequest(url, headers=authorization(key), connect_timeout=timeout)
+        return cls(await websocket_connect(request, max_message_size=1 << 26))
 
     async def __aenter__(self) -> Client:
         return self

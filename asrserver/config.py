@@ -14,6 +14,7 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
+from asrserver.access import Access, is_loopback, tls_context
 from asrserver.errors import SettingError
 
 #: Which commands take which groups of settings.
@@ -79,16 +80,43 @@ class Settings:
         "127.0.0.1",
         "gateway",
         str,
-        "Address to listen on. There is no access control yet: open it to networks you trust only.",
+        "Address to listen on; other than loopback only with API keys, or with access-control off.",
         "HOST",
     )
     port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on; 0 takes a free one.", "PORT")
     gateways: int = setting(1, "gateway", _COUNT, "Gateway processes that share the port.")
+    keys_file: str = setting(
+        "",
+        "gateway",
+        click.Path(dir_okay=False),
+        "File of API keys, made by asrserver keys create; re-read when it changes.",
+    )
+    api_keys: str = setting(
+        "", "gateway", str, "API keys without a file, as NAME:KEY,NAME:KEY; better given by environment."
+    )
+    access_control: str = setting(
+        "auto",
+        "gateway",
+        click.Choice(["auto", "off"]),
+        "auto asks for a key if there are any, and listens on loopback alone if there are none; off lets everybody in.",
+    )
     allowed_origins: str = setting(
         "",
         "gateway",
         str,
-        "Origins, comma-separated, whose web pages may connect; * is all; empty is the server's own.",
+        "Origins, comma-separated, whose web pages may connect and use REST (CORS); * is all; the server's own may.",
+    )
+    trusted_proxies: str = setting(
+        "",
+        "gateway",
+        str,
+        "Addresses or networks, comma-separated, of proxies whose X-Forwarded-For, -Proto and X-Real-IP are believed.",
+    )
+    tls_cert: str = setting(
+        "", "gateway", click.Path(dir_okay=False), "Certificate, with its chain, in PEM: https and wss instead of http."
+    )
+    tls_key: str = setting(
+        "", "gateway", click.Path(dir_okay=False), "Key of the certificate in PEM, if it is not in the same file."
     )
     max_message: int = setting(
         16 * 2**20, "gateway", click.IntRange(min=1024), "Largest WebSocket message in bytes; a larger one is an error."
@@ -286,7 +314,26 @@ def check(settings: Settings, command: str) -> Settings:
         raise SettingError("DATABASE_URL (or DB_HOST …) must be set for asrserver gateway; only run starts its own")
     if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    if command != "worker":
+        _check_access(settings)
     return settings
+
+
+def _check_access(settings: Settings) -> None:
+    """An open door must have been asked for in so many words."""
+    access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
+    if settings.tls_cert:
+        tls_context(settings.tls_cert, settings.tls_key)
+    elif settings.tls_key:
+        raise SettingError("tls-key: it needs tls-cert too")
+    if settings.access_control == "off":
+        if access.enabled:
+            raise SettingError("access-control: off and API keys exclude each other")
+    elif not access.enabled and not is_loopback(settings.host):
+        raise SettingError(
+            f"host: {settings.host} is open to others and there are no API keys: give keys-file or api-keys, or say "
+            "--access-control off"
+        )
 
 
 def documentation() -> str:

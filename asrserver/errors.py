@@ -3,6 +3,7 @@
 AsrError                 what a client may be told: code, message, details
 ├── BadRequest           the message itself is wrong
 ├── AudioError           the bytes are not audio that can be decoded
+├── Refused              not by this client, or not so much: keys, limits, quotas
 └── Unavailable          not now: Redis away, no room, shutting down
 ModelError               the model cannot be loaded (exit status 3)
 SettingError             a setting has a bad value (one line, exit status 2)
@@ -33,6 +34,14 @@ class BadRequest(AsrError):
 
 class AudioError(AsrError):
     """Raised when bytes are not audio that can be decoded."""
+
+
+class Refused(AsrError):
+    """Raised at the door, or when a limit is reached; `status` is HTTP's, `retry_after` (seconds) is in the details."""
+
+    def __init__(self, status: int, code: str, message: str, **details: Any) -> None:
+        super().__init__(code, message, **details)
+        self.status = status
 
 
 class Unavailable(AsrError):

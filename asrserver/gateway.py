@@ -19,9 +19,10 @@ from typing import Any
 
 import orjson
 
+from asrserver.access import Access
 from asrserver.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
-from asrserver.errors import AsrError, BadRequest, Unavailable
+from asrserver.errors import AsrError, BadRequest, SettingError, Unavailable
 from asrserver.recorder import Recorder
 from asrserver.session import Options, Session, valid_id
 from asrserver.storage import Storage, StorageError
@@ -45,6 +46,9 @@ FULL_FOR_AUDIO = 0.9
 #: Bytes on their way to Redis at which sockets are no longer read.
 MAX_IN_FLIGHT = 16 * 2**20
 
+#: Seconds between looks whether the file of keys has changed.
+KEYS_EVERY = 1.0
+
 #: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
 MAX_WAIT = 8.0
 
@@ -57,6 +61,7 @@ class Gateway:
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
         self.broker = Broker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
@@ -82,6 +87,7 @@ class Gateway:
             self._every(HEARTBEAT_EVERY, self._beat),
             self._every(REPAIR_EVERY, self._repair),
             self._every(SWEEP_EVERY, self._sweep),
+            self._every(KEYS_EVERY, self._reread_keys),
         ]
         async with asyncio.timeout(10):
             await self._subscribed.wait()
@@ -163,10 +169,22 @@ class Gateway:
         workers = await self.broker.heartbeats("worker")
         self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
 
+    async def _reread_keys(self) -> None:
+        try:
+            if await asyncio.get_running_loop().run_in_executor(None, self.access.reread):
+                log.info("the file of keys was read again")
+                self.access.on_change()
+        except SettingError as exc:
+            log.error("%s; the keys that were read before go on to count", exc)
+
+    def refused(self, error: AsrError, address: str | None, owner: str) -> None:
+        """Every refusal passes here, at the door or later: one line each, and what counts them."""
+        log.info("refused code=%s from %s key=%s", error.code, address, owner or "-")
+
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    async def start(self, message: dict[str, Any], send: Send) -> Session:
-        """Open a session as a `start` message asks; raises BadRequest or Unavailable.
+    async def start(self, message: dict[str, Any], send: Send, owner: str = "") -> Session:
+        """Open a session as a `start` message asks, of the key `owner`; raises BadRequest or Unavailable.
 
         An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
         """
@@ -188,11 +206,12 @@ class Gateway:
         exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
         if not ours and (sid in self.sessions or await self._stored(sid) or sid in self.sessions):
             raise exists
-        session = Session(sid, user_id, options, send)
+        session = Session(sid, user_id, options, send, owner)
         self.sessions[sid] = session  # before its first result can come
         fields = {
             "gateway": self.name,
             "user_id": user_id,
+            "owner": owner,
             "created": f"{time.time():.3f}",
             "options": orjson.dumps(options.asdict()).decode(),
         }
@@ -205,7 +224,7 @@ class Gateway:
         if not created:
             raise exists
         self.recorder.mark(sid)
-        log.info("session=%s open mode=%s", sid, options.mode)
+        log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
         return session
 
     async def _stored(self, sid: str) -> bool:
@@ -336,7 +355,8 @@ class Gateway:
                 self.broker.refresh([sid], time.time() + GRACE)
                 self.recorder.mark(sid)
             elif await self.broker.end_session(sid, "interrupted", time.time() + GRACE, seen=fields["gateway"]):
-                session = Session(sid, fields["user_id"], Options(**orjson.loads(fields["options"])), None)
+                options = Options(**orjson.loads(fields["options"]))
+                session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
                 session.state = "finishing"
                 self.sessions[sid] = session
                 log.info("session=%s adopted from gateway %s", sid, fields["gateway"])

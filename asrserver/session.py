@@ -87,12 +87,21 @@ def valid_id(value: Any, name: str) -> str:
 class Session:
     """One session on the gateway that holds its client.
 
-    `send` is where events go; None once the client is gone. States: recording → finishing → over.
+    `send` is where events go; None once the client is gone. `owner` is the id of the API key that started it, empty
+    where there are no keys. States: recording → finishing → over.
     """
 
-    def __init__(self, sid: str, user_id: str, options: Options, send: Callable[[dict[str, Any]], None] | None) -> None:
+    def __init__(
+        self,
+        sid: str,
+        user_id: str,
+        options: Options,
+        send: Callable[[dict[str, Any]], None] | None,
+        owner: str = "",
+    ) -> None:
         self.id = sid
         self.user_id = user_id
+        self.owner = owner
         self.options = options
         self.send = send
         self.state = "recording"

@@ -14,12 +14,15 @@ import click
 TIMEOUT = 5.0
 
 
-def show_status(url: str, as_json: bool) -> bool:
+def show_status(url: str, key: str, as_json: bool) -> bool:
     """Print it; whether everything works. Raises ClickException when there is no answer."""
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             body = response.read()
     except urllib.error.HTTPError as exc:
+        if exc.code in (401, 403):
+            raise click.ClickException(f"{url}: {exc.code} {exc.reason}: give --key or ASRSERVER_KEY") from None
         body = exc.read()
     except (OSError, ValueError) as exc:
         raise click.ClickException(f"no answer from {url}: {getattr(exc, 'reason', exc)}") from None
@@ -47,7 +50,7 @@ def lines(health: dict[str, Any]) -> list[str]:
     now = time.time()
     result += [
         "",
-        *_table(
+        *table(
             ("GATEWAY", "PID", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN"),
             [
                 (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
@@ -57,7 +60,7 @@ def lines(health: dict[str, Any]) -> list[str]:
     ]
     result += [
         "",
-        *_table(
+        *table(
             ("WORKER", "PID", "MODEL", "DEVICE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN"),
             [
                 (
@@ -78,7 +81,8 @@ def lines(health: dict[str, Any]) -> list[str]:
     return result
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    """Rows under their heads, in columns."""
     if not rows:
         return [f"no {head[0].lower()} is alive"]
     cells = [head, *(tuple(map(str, row)) for row in rows)]

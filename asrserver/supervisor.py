@@ -284,8 +284,9 @@ class Supervisor:
         if self._listener is not None:
             host, port = self._listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
+            s = "s" if self._settings.tls_cert else ""
             print(
-                f"asrserver listening on http://{host}:{port} (ws://{host}:{port}/ws/asr), {workers} workers",
+                f"asrserver listening on http{s}://{host}:{port} (ws{s}://{host}:{port}/ws/asr), {workers} workers",
                 flush=True,
             )
         else:

@@ -56,11 +56,11 @@ def seconds(path: Path) -> float:
 
 
 async def transcribe_files(
-    files: list[Path], url: str, options: dict[str, Any], *, realtime: bool, as_json: bool, progress: bool
+    files: list[Path], url: str, options: dict[str, Any], *, key: str, realtime: bool, as_json: bool, progress: bool
 ) -> bool:
     """Transcribe the files one after another and print the results; False if one failed."""
     try:
-        client = await Client.connect(url)
+        client = await Client.connect(url, key=key)
     except (OSError, HTTPClientError, TimeoutError) as exc:
         raise click.ClickException(f"cannot connect to {url}: {exc}") from None
     ok = True

@@ -221,7 +221,9 @@ class System:
         def ready() -> re.Match[str] | None:
             if self.process.poll() is not None:
                 pytest.fail(f"the program ended with {self.process.returncode}:\n{self.output()}")
-            return re.search(r"^asrserver(?: listening on http://\S+:(\d+)|: \d+ workers? ready)", self.output(), re.M)
+            return re.search(
+                r"^asrserver(?: listening on https?://\S+:(\d+)|: \d+ workers? ready)", self.output(), re.M
+            )
 
         found = wait_until(ready, timeout, "the program is ready")
         self.port = int(found[1] or 0)

@@ -48,7 +48,7 @@ def start(directory: str) -> tuple[subprocess.Popen[str], int]:
         )
     assert process.stdout is not None
     for line in process.stdout:
-        found = re.search(r"listening on http://\S+:(\d+)", line)
+        found = re.search(r"listening on https?://\S+:(\d+)", line)
         if found:
             return process, int(found[1])
     raise Failed(f"asrserver did not start:\n{Path(directory, 'log').read_text()}")

@@ -7,9 +7,9 @@ import logging
 from typing import Any
 
 import orjson
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError
 
-from asrserver.gateway import Gateway
+from asrserver.handlers.door import Door
 from asrserver.storage import StorageError
 
 log = logging.getLogger("asrserver.rest")
@@ -18,13 +18,8 @@ log = logging.getLogger("asrserver.rest")
 MAX_LIMIT = 1000
 
 
-class Rest(RequestHandler):
+class Rest(Door):
     """What the handlers share: JSON out, errors as JSON."""
-
-    gateway: Gateway
-
-    def initialize(self, gateway: Gateway) -> None:
-        self.gateway = gateway
 
     def answer(self, body: Any, status: int = 200) -> None:
         self.set_status(status)
@@ -52,7 +47,9 @@ class Rest(RequestHandler):
 
 class NotFound(Rest):
     def prepare(self) -> None:
-        raise HTTPError(404, "there is nothing at this path")
+        super().prepare()
+        if not self._finished:
+            raise HTTPError(404, "there is nothing at this path")
 
 
 class Health(Rest):

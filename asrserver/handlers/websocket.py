@@ -17,7 +17,6 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Coroutine
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from tornado.iostream import IOStream, StreamBufferFullError
@@ -26,6 +25,7 @@ from tornado.websocket import _WebSocketParams as Params
 
 from asrserver.errors import AsrError, BadRequest
 from asrserver.gateway import Gateway
+from asrserver.handlers.door import Door
 from asrserver.session import Session
 
 log = logging.getLogger("asrserver.websocket")
@@ -46,6 +46,9 @@ DRAIN_STEP = 1 << 16
 #: Longest read that is no payload of a chunk's size: frame headers, and control frames between the parts of a message.
 SMALL = 125
 
+
+#: What browsers name beside `bearer.<key>`: who offers subprotocols wants one of them back, and not the key.
+SUBPROTOCOL = "asr.v1"
 
 INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
 
@@ -85,14 +88,13 @@ def _where(session: Session, index: Any) -> dict[str, Any]:
     return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
 
-class WebSocket(WebSocketHandler):
+class WebSocket(Door, WebSocketHandler):
     """One connection and the sessions started on it."""
 
-    gateway: Gateway
     connections: set[WebSocket]
 
-    def initialize(self, gateway: Gateway, connections: set[WebSocket]) -> None:
-        self.gateway = gateway
+    def initialize(self, gateway: Gateway, connections: set[WebSocket]) -> None:  # type: ignore[override]
+        super().initialize(gateway)
         self.connections = connections
         self.sessions: dict[str, Session] = {}
         self.ended: deque[str] = deque(maxlen=MAX_ENDED)
@@ -116,13 +118,10 @@ class WebSocket(WebSocketHandler):
         return _DrainingProtocol(self, False, params)
 
     def check_origin(self, origin: str) -> bool:
-        """Programs send no origin and are not asked; pages may connect from this host or an allowed origin."""
-        allowed = {item.strip() for item in self.gateway.settings.allowed_origins.split(",") if item.strip()}
-        same_host = urlsplit(origin).netloc.lower() == self.request.headers.get("Host", "").lower()
-        if same_host or "*" in allowed or origin in allowed:
-            return True
-        log.warning("refused origin %s on host %s", origin, self.request.headers.get("Host"))
-        return False
+        return True  # the door has asked
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
@@ -238,7 +237,7 @@ class WebSocket(WebSocketHandler):
 
     async def _start(self, message: dict[str, Any]) -> None:
         try:
-            session = await self.gateway.start(message, self.on_event)
+            session = await self.gateway.start(message, self.on_event, self.owner)
         except AsrError as exc:
             self._send(exc.event())
             return
