@@ -74,7 +74,7 @@ def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
 # -- help ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "run", "gateway", "worker", "transcribe", "status"])
+@pytest.mark.parametrize("command", ["", "run", "gateway", "worker", "transcribe", "status", "keys", "keys create"])
 def test_help(command: str) -> None:
     """-h says what a command does and all that it takes, in lines that fit a terminal."""
     done = cli(*command.split(), "-h")

@@ -21,6 +21,7 @@ from tornado.iostream import IOStream
 from tornado.tcpclient import TCPClient
 from tornado.websocket import websocket_connect
 
+from asrserver.access import Access
 from asrserver.app import AsrApplication
 from asrserver.broker import keys
 from asrserver.config import Settings
@@ -425,7 +426,7 @@ async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> N
 async def test_which_pages_may_connect(
     url: str, gateway: Gateway, origin: str | None, allowed: str, status: int
 ) -> None:
-    object.__setattr__(gateway.settings, "allowed_origins", allowed)
+    gateway.access = Access(origins=allowed)
     headers = {} if origin is None else {"Origin": origin.format(host=url.split("/")[2])}
     request = HTTPRequest(url, headers=headers)
     if status == 101:

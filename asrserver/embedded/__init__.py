@@ -326,6 +326,8 @@ class EmbeddedPostgres(EmbeddedServer):
             "listen_addresses": "", "unix_socket_directories": sockets, "unix_socket_permissions": "0700",
             "port": POSTGRES_PORT, "max_connections": 50, "shared_buffers": "64MB", "fsync": "on",
             "synchronous_commit": "on", "dynamic_shared_memory_type": "posix", "log_checkpoints": "off",
+            # Statements and DETAIL quote rows, and rows are transcripts.
+            "log_min_error_statement": "panic", "log_error_verbosity": "terse",
         }  # fmt: skip
         options = (word for key, value in settings.items() for word in ("-c", f"{key}={value}"))
         return [str(programs / "postgres"), "-D", str(cluster), *options]

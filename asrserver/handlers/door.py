@@ -62,16 +62,17 @@ class Door(RequestHandler):
         self.gateway = gateway
 
     @property
-    def owner(self) -> str:
+    def key_id(self) -> str:
         """Whom sessions that this client starts belong to; empty where no keys are asked for."""
         return self.key.id if self.key else ""
 
     @property
-    def scope(self) -> str | None:
+    def owner(self) -> str | None:
         """Whose sessions this client sees: this owner's, or everybody's where it is None."""
         return self.key.scope if self.key else None
 
     def set_default_headers(self) -> None:
+        super().set_default_headers()
         # Here and not in prepare(): Tornado clears the headers before it writes an error, which pages want to read too.
         origin = self.request.headers.get("Origin")
         access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
@@ -105,7 +106,7 @@ class Door(RequestHandler):
 
     def refuse(self, error: AsrError) -> None:
         """Answer with a refusal: its status, Retry-After where it is known, and the error as JSON."""
-        self.gateway.refused(error, self.request.remote_ip, self.owner)
+        self.gateway.refused(error, self.request.remote_ip, self.key_id)
         status = error.status if isinstance(error, Refused) else 503
         self.set_status(status)
         if status == 401:

@@ -237,7 +237,7 @@ class WebSocket(Door, WebSocketHandler):
 
     async def _start(self, message: dict[str, Any]) -> None:
         try:
-            session = await self.gateway.start(message, self.on_event, self.owner)
+            session = await self.gateway.start(message, self.on_event, self.key_id)
         except AsrError as exc:
             self._send(exc.event())
             return
