@@ -6,7 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -62,10 +62,14 @@ class AsrApplication(Application):
             if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
                 handler.close(1008, "the API key is revoked")
 
-    async def shut(self) -> None:
-        """Tell every client to connect again; Tornado's server does not close WebSockets."""
-        for handler in list(self.sockets):
+    def part(self, handlers: Iterable[WebSocket]) -> None:
+        """Tell clients to connect again, and to resume."""
+        for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")
+
+    async def shut(self) -> None:
+        """Part with every client; Tornado's server does not close WebSockets."""
+        self.part(list(self.sockets))
         if not await until(lambda: not self.sockets, CLOSING):
             log.warning("%d connections did not answer their closing", len(self.sockets))
 
@@ -101,9 +105,12 @@ async def serve(
     ready()
     log.info("gateway %s ready", gateway.name)
     await stop.wait()
+    gateway.closing = True
     server.stop()
+    application.part([handler for handler in application.sockets if handler.resumable])
     await gateway.drain(settings.drain_timeout)
     await application.shut()
     await server.close_all_connections()
+    await gateway.hand_over(settings.drain_timeout)
     await gateway.close()
     log.info("gateway %s stopped", gateway.name)

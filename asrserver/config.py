@@ -122,6 +122,12 @@ class Settings:
         16 * 2**20, "gateway", click.IntRange(min=1024), "Largest WebSocket message in bytes; a larger one is an error."
     )
     ping_interval: float = setting(20.0, "gateway", _SECONDS, "Seconds between WebSocket pings; no pong closes.")
+    resume_timeout: float = setting(
+        30.0,
+        "gateway",
+        click.FloatRange(min=0),
+        "Seconds that a session waits for its client to come back; then it ends with what it has.",
+    )
     model: str = setting(
         "demo",
         "worker",

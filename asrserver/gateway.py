@@ -30,13 +30,15 @@ from asrserver.waiting import until
 
 log = logging.getLogger("asrserver.gateway")
 
-#: Seconds after which a session whose gateway is silent is taken over by another gateway.
+#: Seconds after which a session whose gateway is silent may be ended by another gateway; or the time that a client has
+#: to resume, if that is longer.
 GRACE = 30.0
 
 #: Seconds between looks at sessions that are owed a result: Pub/Sub is the fast path and may lose.
 REPAIR_EVERY = 2.0
 
-#: Seconds between sweeps for sessions of dead gateways.
+#: Seconds between sweeps for sessions of dead gateways, and after which Redis is back for long enough: while it was
+#: away, no gateway could put off the deadlines of its sessions.
 SWEEP_EVERY = 5.0
 
 #: How full Redis may be before new sessions wait, and before audio does; the rest is for events and heartbeats.
@@ -52,7 +54,8 @@ KEYS_EVERY = 1.0
 #: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
 MAX_WAIT = 8.0
 
-Send = Callable[[dict[str, Any]], None]
+Event = dict[str, Any]
+Send = Callable[[Event], None]
 
 
 class Gateway:
@@ -69,6 +72,7 @@ class Gateway:
         self.connections = 0
         self.closing = False
         self._alive = alive
+        self._grace = max(GRACE, settings.resume_timeout)
         self._fullness = 0.0
         self._languages: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
@@ -97,13 +101,25 @@ class Gateway:
             log.warning("PostgreSQL is not there yet, sessions will be stored later: %s", exc)
 
     async def drain(self, timeout: float) -> None:
-        """Take no new session and let those that are open end; what is open after `timeout` seconds is interrupted."""
-        self.closing = True
-        await until(lambda: not self.sessions, timeout)
-        for session in list(self.sessions.values()):
-            self.abandon(session)
-        await until(lambda: not self.sessions, timeout)
-        await until(self.recorder.settled, timeout)
+        """Let the sessions end whose clients are here, for at most `timeout` seconds: not every client can resume."""
+        await until(lambda: all(session.send is None for session in self.sessions.values()), timeout)
+
+    async def hand_over(self, timeout: float) -> None:
+        """Leave what is still open to other gateways, or to the next start; nobody is connected any more.
+
+        Clients may resume for as long as they were promised. What only waits for its last results is anybody's now.
+        """
+        now = time.time()
+        deadlines = {sid: session.resume_by or now for sid, session in self.sessions.items()}
+        left, self.sessions = self.sessions, {}
+        try:
+            async with asyncio.timeout(timeout):
+                await self.broker.refresh(deadlines)
+                await until(self.recorder.settled, timeout)
+        except (TimeoutError, Unavailable) as exc:
+            log.warning("not all is stored, another gateway will do it: %s", exc or "too slow")
+        for session in left.values():
+            self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
     async def close(self) -> None:
         for task in (*self._tasks, *self._once):
@@ -188,8 +204,7 @@ class Gateway:
 
         An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
         """
-        if self.closing:
-            raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
+        self._refuse_when_closing()
         sid = message.get("session_id")
         ours = sid in (None, "")
         sid = str(uuid.uuid4()) if ours else valid_id(sid, "session_id")
@@ -207,6 +222,7 @@ class Gateway:
         if not ours and (sid in self.sessions or await self._stored(sid) or sid in self.sessions):
             raise exists
         session = Session(sid, user_id, options, send, owner)
+        session.resumable = message.get("resume") is True
         self.sessions[sid] = session  # before its first result can come
         fields = {
             "gateway": self.name,
@@ -217,7 +233,7 @@ class Gateway:
         }
         created = False
         try:
-            created = await self.broker.open_session(sid, secrets.token_hex(8), fields, time.time() + GRACE)
+            created = await self.broker.open_session(sid, secrets.token_hex(8), fields, time.time() + self._grace)
         finally:
             if not created:
                 del self.sessions[sid]
@@ -226,6 +242,44 @@ class Gateway:
         self.recorder.mark(sid)
         log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
         return session
+
+    async def resume(self, message: dict[str, Any], send: Send, owner: str = "") -> tuple[Session, list[Event]]:
+        """Take a session as a `resume` message asks, wherever it was; raises BadRequest or Unavailable.
+
+        The second is what the client has not got: to be given to `replay` after the acknowledgement. Whoever held the
+        session, a connection that is half open say, is told that it moved. It must be the `owner`'s.
+        """
+        self._refuse_when_closing()
+        sid = valid_id(message.get("session_id"), "session_id")
+        last_seq = message.get("last_seq", 0)
+        if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
+            raise BadRequest("bad_seq", "last_seq must be a whole number from 0", session_id=sid)
+        fields = await self.broker.resume_session(sid, time.time() + self._grace, owner)
+        if fields is None:
+            raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
+        before = self.sessions.pop(sid, None)
+        if before is not None:
+            if before.send == send:
+                before.send = None  # it resumes on the connection that it is on
+            self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
+        events = await self.broker.read_events(sid)
+        session = Session.resumed(sid, fields, events, last_seq, send)
+        self.sessions[sid] = session
+        self.recorder.mark(sid)
+        log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
+        return session, events
+
+    def replay(self, session: Session, events: list[Event]) -> None:
+        """Deliver what the client has not got yet."""
+        for event in events:
+            if session.deliver(event):
+                self._delivered(session, event)
+        if session.state != "over":  # what was published between the reading and now went by
+            self._in_background(self._read_missed(session))
+
+    def _refuse_when_closing(self) -> None:
+        if self.closing:
+            raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
 
     async def _stored(self, sid: str) -> bool:
         try:
@@ -236,6 +290,7 @@ class Gateway:
 
     def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
         """Append a chunk that the session accepted; its acknowledgement follows when Redis has it."""
+        before = session.last
         if not session.appending(index, len(data), fresh):
             return
 
@@ -245,7 +300,7 @@ class Gateway:
             else:
                 self._fail(session, index, error)
 
-        self.broker.append(session.id, index, data, done)
+        self.broker.append(session.id, index, before, data, done)
 
     def room(self) -> Awaitable[bool] | None:
         """None, or what to wait for before more audio is read."""
@@ -261,10 +316,12 @@ class Gateway:
         self._end(session, "done")
 
     def abandon(self, session: Session) -> None:
-        """The client is gone: the session ends with what it has."""
+        """The client is gone: the session waits for it to resume, and then ends with what it has."""
         session.send = None
-        if session.state == "recording":
-            self._end(session, "interrupted")
+        if session.state == "recording" and session.resume_by is None:
+            session.resume_by = time.time() + self.settings.resume_timeout
+            log.info("session=%s waits for its client", session.id)
+            self._in_background(self._refresh({session.id: session}))
 
     def _end(self, session: Session, status: str) -> None:
         session.state = "finishing"
@@ -272,38 +329,44 @@ class Gateway:
 
     async def _end_in_order(self, session: Session, status: str) -> None:
         # In one lane with the session's chunks, so it comes after them.
+        overdue = session.resume_by and time.time()
         while True:
             try:
-                if await self.broker.end_session(session.id, status, time.time() + GRACE):
-                    return
-                (fields, _), *_ = (await self.broker.read_sessions({session.id: session.last_event})).values()
-                break
+                deadline = time.time() + self._grace
+                if await self.broker.end_session(session.id, status, deadline, overdue=overdue):
+                    session.resume_by = None
+                else:  # it is not ours: what is it?
+                    await self._refresh({session.id: session})
+                return
             except Unavailable as exc:
                 # Nobody else will: every repair puts off the deadline after which another gateway would.
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
                 await asyncio.sleep(REPAIR_EVERY)
-        if fields:
-            return  # another gateway took it over and ended it: its final result is found by the repair
-        if session.send is not None:
-            gone = Unavailable("session_gone", "the session is over")
-            session.send({**gone.event(), "session_id": session.id})
-        self.recorder.mark(session.id)
-        self._over(session, "gone")
 
     def _fail(self, session: Session, index: int, error: Exception) -> None:
-        """A chunk could not be written: nothing after it may be, or its audio would be missing unnoticed."""
-        if session.failed is not None:
+        """A chunk could not be written, nor can any after it. The client may resume, from this chunk on."""
+        if session.failed is not None or self.sessions.get(session.id) is not session:
             return
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
         log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
         session.failed = reason
-        if session.send is not None:
-            session.send({**reason.event(), "session_id": session.id, "chunk_index": index})
-        session.send = None
-        self._end(session, "interrupted")
+        self._tell(session, reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
+        if reason.code == "session_moved":
+            self._over(session, "moved")
+        else:
+            self.abandon(session)
+
+    def _tell(self, session: Session, error: AsrError, **details: Any) -> None:
+        """The last thing that the client hears of the session from here."""
+        send, session.send = session.send, None
+        if send is not None:
+            send({**error.event(), "session_id": session.id, "lost": True, **details})
 
     def _over(self, session: Session, how: str) -> None:
         self.sessions.pop(session.id, None)
+        self._log_end(session, how)
+
+    def _log_end(self, session: Session, how: str) -> None:
         log.info(
             "session=%s over status=%s chunks=%d bytes=%d results=%d seconds=%.1f",
             session.id,
@@ -321,16 +384,19 @@ class Gateway:
         for session in self.sessions.values():
             self._in_background(self._read_missed(session))
 
-    def _on_event(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: Event) -> None:
         session = self.sessions.get(event["session_id"])
         if session is None:
-            return  # of a session that another gateway adopted, or whose final result is out
-        if session.deliver(event):
+            return  # of a session that another gateway has, or whose final result is out
+        if event["type"] == "moved":
+            if event["move"] > session.move:  # else from before it came back
+                self._lost(session, "ended" if event["ended"] else "moved")
+        elif session.deliver(event):
             self._delivered(session, event)
         else:
             self._in_background(self._read_missed(session))
 
-    def _delivered(self, session: Session, event: dict[str, Any]) -> None:
+    def _delivered(self, session: Session, event: Event) -> None:
         self.recorder.mark(session.id)
         if event["type"] == "final":
             self._over(session, event["status"])
@@ -341,21 +407,54 @@ class Gateway:
                 self._delivered(session, event)
 
     async def _repair(self) -> None:
-        self.broker.refresh(self.sessions, time.time() + GRACE)
+        await self._refresh(dict(self.sessions))
+        for session in list(self.sessions.values()):
+            if session.state == "recording" and session.resume_by is not None and session.resume_by < time.time():
+                log.info("session=%s was not resumed", session.id)
+                self._end(session, "interrupted")
         now = time.monotonic()
         owed = [s for s in self.sessions.values() if s.owed and now - s.heard >= REPAIR_EVERY]
         await asyncio.gather(*(self._read_missed(session) for session in owed))
 
+    async def _refresh(self, sessions: dict[str, Session]) -> None:
+        """Say until when this gateway answers for its sessions, and let go of those that are another's."""
+        deadline = time.time() + self._grace
+        deadlines = {sid: session.resume_by or deadline for sid, session in sessions.items()}
+        for sid, state in (await self.broker.refresh(deadlines)).items():
+            if self.sessions.get(sid) is sessions[sid]:
+                self._lost(sessions[sid], state)
+
+    def _lost(self, session: Session, state: str) -> None:
+        """The session is no longer this gateway's: it moved, it was ended by another gateway, or it is gone."""
+        if state == "ended":
+            session.state = "finishing"  # its results are found by the repair
+            return
+        if state == "gone":
+            self._tell(session, Unavailable("session_gone", "the session is over"))
+            self.recorder.mark(session.id)
+        else:
+            self._tell(session, Unavailable("session_moved", "the session was resumed elsewhere"))
+        self._over(session, state)
+
     async def _sweep(self) -> None:
-        """End sessions that nobody holds, and store what a dead gateway left."""
+        """End sessions that nobody holds or resumes, and store what a dead gateway left."""
+        if self.closing or time.monotonic() - self.broker.lane.back_at < SWEEP_EVERY:
+            return
         sids = [sid for sid in await self.broker.overdue(time.time(), 100) if sid not in self.sessions]
         found = await self.broker.read_sessions(dict.fromkeys(sids, "0-1"))
         for sid, (fields, events) in found.items():
-            if not fields or (events and events[-1]["type"] == "final"):
-                self.broker.refresh([sid], time.time() + GRACE)
+            if not fields:
                 self.recorder.mark(sid)
-            elif await self.broker.end_session(sid, "interrupted", time.time() + GRACE, seen=fields["gateway"]):
-                options = Options(**orjson.loads(fields["options"]))
+                continue
+            now = time.time()
+            if not await self.broker.end_session(
+                sid, "interrupted", now + self._grace, seen=fields["gateway"], overdue=now
+            ):
+                continue  # it was resumed
+            if events and events[-1]["type"] == "final":
+                self.recorder.mark(sid)
+            elif sid not in self.sessions:
+                options = Options.parse(orjson.loads(fields["options"]))
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
                 session.state = "finishing"
                 self.sessions[sid] = session

@@ -25,6 +25,9 @@ EVERY = 0.25
 #: Sessions in one batch.
 BATCH = 200
 
+#: Open sessions with nothing new whose last stored event is remembered; of others, all events are read again.
+REMEMBERED = 20_000
+
 #: Longest pause between tries while PostgreSQL is away, in seconds.
 MAX_PAUSE = 5.0
 
@@ -112,6 +115,8 @@ class Recorder:
                     self._dirty[sid] = last
                 else:
                     self._stored[sid] = last
+        while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
+            del self._stored[next(iter(self._stored))]
 
 
 def record(sid: str, fields: dict[str, str], events: list[dict[str, Any]]) -> Record:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import orjson
+
 from asrserver.errors import AsrError, BadRequest
 
 #: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
@@ -87,7 +89,7 @@ def valid_id(value: Any, name: str) -> str:
 class Session:
     """One session on the gateway that holds its client.
 
-    `send` is where events go; None once the client is gone. `owner` is the id of the API key that started it, empty
+    `send` is where events go; None while there is no client. `owner` is the id of the API key that started it, empty
     where there are no keys. States: recording → finishing → over.
     """
 
@@ -107,6 +109,9 @@ class Session:
         self.state = "recording"
         self.failed: AsrError | None = None
         self.opened = self.heard = time.monotonic()
+        self.resumable = False  # the client said that it resumes: it need not be waited for
+        self.resume_by: float | None = None  # without a client: until when (time.time()) it may resume
+        self.move = 0  # how often the session had changed its gateway when this one got it
         self.bytes_in = 0
         self.results = 0
         self.last_event = "0-1"
@@ -115,14 +120,52 @@ class Session:
         self._skips = 0  # indexes after it that were refused: the next chunk may be one of them or the one after
         self._refused: set[int] = set()
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
-        self._acknowledged = 0
-        self._answered = 0
+        self.chunk_count = 0  # acknowledged here
+        self._acknowledged = -1  # the index of the last one
+        self._answered = -1  # the index of the last chunk with a result
         self._seq = 0  # of the last event that was taken
         self._held: list[dict[str, Any]] = []  # results that came before their chunk's acknowledgement
 
+    @classmethod
+    def resumed(
+        cls,
+        sid: str,
+        fields: dict[str, str],
+        events: list[dict[str, Any]],
+        last_seq: int,
+        send: Callable[[dict[str, Any]], None],
+    ) -> Session:
+        """The session as Redis has it, for a client that has its results up to `last_seq`.
+
+        `fields` are its hash's, `events` all its durable ones; raises BadRequest if `last_seq` is none of theirs.
+        """
+        options = Options.parse(orjson.loads(fields["options"]))
+        session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
+        session.resumable = True
+        session.move = int(fields["moves"])
+        session.state = "finishing" if "end" in fields else "recording"
+        if "last" in fields:
+            session._first, session._last = int(fields["first"]), int(fields["last"])
+            session._acknowledged = session._last
+        taken = [event for event in events if event["seq"] <= last_seq]
+        if last_seq != (taken[-1]["seq"] if taken else 0):
+            raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
+        session._seq = last_seq
+        if taken:
+            session.last_event = taken[-1]["id"]
+        answered = (event["chunk_index"] for event in taken if event.get("chunk_index") is not None)
+        session._answered = max(answered, default=-1)
+        return session
+
     @property
-    def chunk_count(self) -> int:
-        return self._acknowledged
+    def last(self) -> int | None:
+        """The index of the last chunk that was accepted."""
+        return self._last
+
+    @property
+    def next_index(self) -> int:
+        """The index of the first chunk that was not accepted."""
+        return 0 if self._last is None else self._last + 1
 
     @property
     def owed(self) -> bool:
@@ -142,7 +185,7 @@ class Session:
         """
         if self.state != "recording":
             raise BadRequest("session_finished", "the session takes no more audio", session_id=self.id)
-        following = 0 if self._last is None else self._last + 1
+        following = self.next_index
         if index is None:
             index = following + self._skips
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:
@@ -199,7 +242,8 @@ class Session:
     def appended(self, index: int) -> None:
         """Redis has the chunk: acknowledge it, then what was held back for that."""
         owed = self._unacknowledged.pop(index)
-        self._acknowledged += 1
+        self.chunk_count += 1
+        self._acknowledged = max(index, self._acknowledged)
         for _ in range(owed):
             self._tell(self._ack(index))
         if self._held:
@@ -233,7 +277,7 @@ class Session:
             self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
             return
         if index is not None:
-            self._answered += 1
+            self._answered = max(index, self._answered)
         self.results += 1
         if event["type"] == "final":
             self.state = "over"

@@ -74,10 +74,12 @@ async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
     return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
 
 
-async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s") -> Exception | None:
-    """What `done` was told."""
+async def append(
+    gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0
+) -> Exception | None:
+    """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    gateway.append(sid, index, data, future.set_result)
+    gateway.append(sid, index, index - 1 if index > first else None, data, future.set_result)
     return await future
 
 
@@ -145,8 +147,8 @@ async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: 
 async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Redis) -> None:
     """Also when all chunks are trimmed, and one end only, however often it is said."""
     await opened(g)
-    await append(g, 6)
-    await append(g, 7)
+    await append(g, 6, first=6)
+    await append(g, 7, first=6)
     claim = await taken(w)
     assert await w.emit(claim, 1, event(1), "8-0")
     assert await g.end_session("s", "done", time.time() + 60)
@@ -170,8 +172,10 @@ async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: Brok
     other = make_late("other")
     await opened(g)
     assert not await other.end_session("s", "interrupted", time.time() + 60, seen="somebody")
-    assert await other.end_session("s", "interrupted", time.time() + 60, seen="g")
-    assert await other.end_session("s", "interrupted", time.time() + 60, seen="g")
+    later = time.time() + 120
+    assert not await other.end_session("s", "interrupted", later, seen="g", overdue=time.time())  # it answers for it
+    for _ in range(2):
+        assert await other.end_session("s", "interrupted", later, seen="g", overdue=time.time() + 61)
     assert not await g.end_session("s", "done", time.time() + 60)
     assert not await g.end_session("gone", "done", time.time() + 60)
 
@@ -181,10 +185,79 @@ async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: Broke
     """Its chunk would come after the end: acknowledged, and never heard."""
     await opened(g)
     assert await append(g, 0) is None
-    assert await make_late("other").end_session("s", "interrupted", time.time() + 60, seen="g")
+    other = make_late("other")
+    assert await other.end_session("s", "interrupted", time.time() + 60, seen="g", overdue=time.time() + 61)
     error = await append(g, 1)
     assert isinstance(error, Unavailable)
-    assert error.code == "session_gone"
+    assert error.code == "session_moved"
+
+
+@pytest.mark.gen_test
+async def test_a_resumed_session_is_the_new_gateway_s_alone(g: Broker, make_late: Make, db: redis.Redis) -> None:
+    """Whatever the old one still has under way is refused, and it hears that the session moved."""
+    await opened(g)
+    assert await append(g, 0) is None
+    listener = db.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(keys.results_channel("g"))
+    listener.get_message(timeout=5)  # the subscription's own
+    other = make_late("other")
+    fields = await other.resume_session("s", time.time() + 90, "")
+    assert fields is not None
+    assert (fields["gateway"], fields["first"], fields["last"], fields["moves"]) == ("other", "0", "0", "1")
+    news = orjson.loads(listener.get_message(timeout=5)["data"])
+    assert news == {"type": "moved", "session_id": "s", "move": 1, "ended": False}
+    listener.close()
+    error = await append(g, 1, b"old")
+    assert isinstance(error, Unavailable)
+    assert error.code == "session_moved"
+    assert await append(other, 1, b"new") is None
+    assert db.xrange(keys.audio_key("s"))[-1][1]["d"] == "new"
+    assert not await g.end_session("s", "done", time.time() + 60)
+    assert await g.refresh({"s": 1.0, "gone": 1.0}) == {"s": "moved", "gone": "gone"}
+    assert db.zscore(keys.OPEN, "s") > time.time() + 60
+    assert await other.end_session("s", "done", time.time() + 60)
+    assert await g.refresh({"s": 1.0}) == {"s": "ended"}
+
+
+@pytest.mark.gen_test
+async def test_only_the_owner_of_a_session_resumes_it(g: Broker, make_late: Make) -> None:
+    fields = {**FIELDS, "gateway": "g", "owner": "one"}
+    assert await g.open_session("s", "n", fields, time.time() + 60)
+    other = make_late("other")
+    assert await other.resume_session("s", time.time() + 60, "two") is None
+    assert await other.resume_session("s", time.time() + 60, "") is None
+    assert await other.resume_session("gone", time.time() + 60, "one") is None
+    assert await append(g, 0) is None  # it lost nothing
+    assert await other.resume_session("s", time.time() + 60, "one") is not None
+
+
+@pytest.mark.gen_test
+async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: Broker, make_late: Make) -> None:
+    """On the same gateway too: whoever comes second sees what the first did."""
+    sweeper = make_late("sweeper")
+    for sid in ("resumed", "ended"):
+        await opened(g, sid)
+        await g.refresh({sid: time.time() - 1})
+    assert await g.resume_session("resumed", time.time() + 60, "") is not None
+    assert not await sweeper.end_session("resumed", "interrupted", time.time() + 60, seen="g", overdue=time.time())
+    assert not await g.end_session("resumed", "interrupted", time.time() + 60, overdue=time.time())
+    assert await append(g, 0, sid="resumed") is None
+    assert await sweeper.end_session("ended", "interrupted", time.time() + 60, seen="g", overdue=time.time())
+    fields = await g.resume_session("ended", time.time() + 60, "")
+    assert fields is not None
+    assert fields["end"] == "interrupted"
+
+
+@pytest.mark.gen_test
+async def test_no_chunk_follows_one_that_could_not_be_written(g: Broker, db: redis.Redis) -> None:
+    """The rest of its pipeline is refused, or the hole would be acknowledged."""
+    await opened(g)
+    assert await append(g, 0) is None
+    error = await append(g, 2)
+    assert isinstance(error, Unavailable)
+    assert error.code == "broker_error"
+    assert ids(db, keys.audio_key("s")) == ["0-1", "1-0"]
+    assert await append(g, 1) is None
 
 
 @pytest.fixture
@@ -204,9 +277,9 @@ def make_late(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
 @pytest.mark.gen_test
 async def test_deadlines_are_put_off_only_for_what_is_open(g: Broker, db: redis.Redis) -> None:
     await opened(g)
-    g.refresh(["s", "closed"], 5.0)
+    await g.refresh({"s": 5.0, "closed": 5.0})
     assert await g.overdue(6.0, 10) == ["s"]
-    g.refresh(["s"], 7.0)
+    await g.refresh({"s": 7.0})
     assert await g.overdue(6.0, 10) == []
 
 
@@ -384,7 +457,8 @@ async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db
     await opened(g)
     answers: list[Any] = []
     for index in range(2000):
-        g.append("s", index, b"x" * 2000, lambda error, index=index: answers.append((index, error)))
+        before = index - 1 if index else None
+        g.append("s", index, before, b"x" * 2000, lambda error, index=index: answers.append((index, error)))
         if index % 200 == 50:
             await asyncio.sleep(0)
             drop_connections(db)
@@ -433,7 +507,7 @@ async def test_callers_are_told_when_redis_stays_away(
 @pytest.mark.gen_test
 async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
     await opened(g)
-    g.append("s", 0, b"x", lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    g.append("s", 0, None, b"x", lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
     assert await append(g, 1) is None
 
 

@@ -322,8 +322,8 @@ async def test_a_finished_session_of_a_killed_gateway_is_stored(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_a_client_drops(start: Start, redis_url: str, database_url: str, utterances: list[Utterance]) -> None:
-    """No closing handshake, mid-stream: the session is stored as interrupted, its neighbours go on."""
-    system = start("run", "--workers", "1").wait_ready()
+    """No closing handshake, mid-stream, and never back: stored as interrupted, while its neighbours go on."""
+    system = start("run", "--workers", "1", "--resume-timeout", "1").wait_ready()
     said = script(utterances, 3, 4)
     other = utterances[20:23]
     async with connections(system.url, 2) as (lost, kept):

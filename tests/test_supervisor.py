@@ -208,8 +208,10 @@ async def test_a_drain_lets_sessions_end(
 
 
 @pytest.mark.gen_test(timeout=120)
-async def test_a_drain_ends_a_silent_session(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """A client that sends nothing more is cut off in the end: its session is stored as interrupted, exit status 0."""
+async def test_a_drain_does_not_wait_for_a_silent_session(
+    start: Start, database_url: str, utterances: list[Utterance]
+) -> None:
+    """A client that sends nothing more is cut off in the end, exit status 0; it resumes at the next start."""
     system = start("run", "--workers", "1", "--drain-timeout", "1").wait_ready()
     async with await Talk.open(system.url) as talk:
         await talk.start("one")
@@ -217,7 +219,15 @@ async def test_a_drain_ends_a_silent_session(start: Start, database_url: str, ut
         system.process.send_signal(signal.SIGTERM)
         assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
         await until(lambda: talk.closed)
-    check_stored(database_url, "one", utterances[:1], "interrupted")
+    again = start("run", "--workers", "1").wait_ready()
+    async with await Talk.open(again.url) as talk:
+        await talk.send({"action": "resume", "session_id": "one", "last_seq": 0})
+        assert (await talk.find("one", "ack"))["next_chunk_index"] == 1
+        assert (await talk.find("one", "chunk_result", 0))["text"] == utterances[0].text
+        await talk.chunk("one", 1, utterances[1].wav)
+        await talk.finish("one")
+    await until(lambda: stored(database_url, "one"))
+    check_stored(database_url, "one", utterances[:2])
 
 
 @pytest.mark.gen_test(timeout=120)

@@ -276,8 +276,10 @@ async def test_an_acknowledgement_comes_before_its_result(
     held: list[Callable[[], None]] = []
     append = gateway.broker.append
 
-    def slow(sid: str, index: int, data: bytes, done: Callable[[Exception | None], None]) -> None:
-        append(sid, index, data, lambda error: held.append(lambda: done(error)))
+    def slow(
+        sid: str, index: int, before: int | None, data: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
+        append(sid, index, before, data, lambda error: held.append(lambda: done(error)))
 
     monkeypatch.setattr(gateway.broker, "append", slow)
     async with await Talk.open(url) as talk:
@@ -459,7 +461,8 @@ def frame(message: Message) -> bytes:
 async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
     url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets MAX_UNREAD bytes of memory, then nothing; its session ends with what it has."""
+    """It gets MAX_UNREAD bytes of memory, then nothing; its session waits for it, and ends with what it has."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 16)
     stream = await raw(url)
     await stream.write(frame(start("deaf")))
@@ -519,7 +522,8 @@ async def test_what_waits_behind_a_start_is_bounded(
 
 
 async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: Gateway, worker: Pretender) -> None:
-    """All its sessions, with what they have; the rows say so."""
+    """All its sessions, when they were not resumed in time, with what they have; the rows say so."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     talk = await Talk.open(url)
     await talk.start("one")
     await talk.start("two")

@@ -73,7 +73,8 @@ async def feed(settings: Settings, files: list[bytes], sessions: int, label: str
     for name in names:
         await broker.open_session(name, name, fields, time.time() + 600)
     for number, data in enumerate(files):
-        broker.append(names[number % sessions], number // sessions, data, lambda error: None)
+        index = number // sessions
+        broker.append(names[number % sessions], index, index - 1 if index else None, data, lambda error: None)
     for name in names:
         await broker.end_session(name, "done", time.time() + 600)
     for name in names:

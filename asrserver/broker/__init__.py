@@ -2,7 +2,7 @@
 
     asr_tasks                     stream, group asr_workers: one entry a session; its pending entry is the lease
     asr_open                      sorted set, session → deadline of the gateway that answers for it
-    asr_session:{sid}             hash: options, gateway, how it ended, strikes
+    asr_session:{sid}             hash: options, gateway, first and last chunk, how it ended, strikes
     asr_audio:{sid}               stream, ids <index+1>-0: the chunks' bytes; control entries at <last>-<k>
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
     asr_results:<gateway>         Pub/Sub channel: the same results, at once
@@ -58,6 +58,9 @@ FORGOTTEN = 3600.0
 
 #: Strikes after which a piece of audio is buried.
 STRIKES = 3
+
+#: Sessions whose deadlines one script puts off: it holds Redis for less than a millisecond.
+REFRESHED = 200
 
 #: Entries of asr_dead that are kept: enough to look into, bounded.
 DEAD_KEPT = 1000
@@ -138,31 +141,55 @@ class Broker:
         )
         return bool(reply)
 
-    def append(self, sid: str, index: int, data: bytes, done: Callable[[Exception | None], None]) -> None:
-        """Append a chunk; `done` gets None once Redis has it.
+    async def resume_session(self, sid: str, deadline: float, owner: str) -> dict[str, str] | None:
+        """Take a session over from whichever gateway has it: its fields, or None if the owner has no such session.
 
-        The id is the index, so a chunk that arrived before its reply was lost is refused the second time: it is there.
+        Commands of this gateway issued before are done by then, and those of the other are refused from then on.
+        """
+        keys = (session_key(sid), OPEN)
+        reply = await self.lane.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
+        return None if reply is None else _strings(dict(zip(reply[::2], reply[1::2], strict=True)))
+
+    def append(
+        self, sid: str, index: int, before: int | None, data: bytes, done: Callable[[Exception | None], None]
+    ) -> None:
+        """Append a chunk after the one with the index `before`; `done` gets None once Redis has it.
+
+        One that arrived before its reply was lost changes nothing the second time.
         """
 
         def replied(reply: Any) -> None:
-            if isinstance(reply, redis.ResponseError) and "equal or smaller" in str(reply):
-                # Ours, and the reply was lost; or the session was ended by a gateway that took it over.
-                self.lane.call(looked, "HGET", session_key(sid), "gateway")
-                return
             if reply is None:
                 reply = Unavailable("session_gone", "the session is over")
+            elif reply == 0:
+                reply = Unavailable("session_moved", "the session was resumed elsewhere")
+            elif reply == -1:
+                reply = Unavailable("broker_error", "a chunk before it could not be written")
             done(reply if isinstance(reply, Exception) else None)
 
-        def looked(holder: Any) -> None:
-            if not isinstance(holder, Exception) and holder != self.name.encode():
-                holder = Unavailable("session_gone", "the session was taken over by another gateway")
-            done(holder if isinstance(holder, Exception) else None)
+        self.lane.call(
+            replied,
+            "EVAL",
+            scripts.APPEND,
+            2,
+            session_key(sid),
+            audio_key(sid),
+            self.name,
+            f"{index + 1}-0",
+            index,
+            "" if before is None else before,
+            data,
+            time.time(),
+            size=len(data) + 100,
+        )
 
-        fields = ("d", data, "at", time.time())
-        self.lane.call(replied, "XADD", audio_key(sid), "NOMKSTREAM", f"{index + 1}-0", *fields, size=len(data) + 100)
+    async def end_session(
+        self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None
+    ) -> bool:
+        """Append the end and answer for the session from now on; False if its gateway is not `seen` (any more).
 
-    async def end_session(self, sid: str, status: str, deadline: float, seen: str | None = None) -> bool:
-        """Append the end and answer for the session from now on; False if its gateway is not `seen` (any more)."""
+        With `overdue`, a time, also False if somebody answers for it since.
+        """
         try:
             return bool(
                 await self.lane.submit(
@@ -177,6 +204,7 @@ class Broker:
                     self.name,
                     status,
                     deadline,
+                    "" if overdue is None else overdue,
                 )
             )
         except redis.ResponseError as exc:
@@ -184,11 +212,23 @@ class Broker:
                 return False
             raise
 
-    def refresh(self, sids: Iterable[str], deadline: float) -> None:
-        """Put off the deadline of this gateway's open sessions; what is not open stays out."""
-        pairs = [part for sid in sids for part in (deadline, sid)]
-        if pairs:
-            self.lane.call(_ignore, "ZADD", OPEN, "XX", *pairs)
+    async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
+        """Set the deadlines of this gateway's open sessions; what is not open stays out.
+
+        Of those that are not this gateway's (any more), what they are: moved, ended (by another) or gone.
+        """
+        lost: dict[str, str] = {}
+        pairs = list(deadlines.items())
+        for begin in range(0, len(pairs), REFRESHED):
+            some = pairs[begin : begin + REFRESHED]
+            session_keys = [session_key(sid) for sid, _ in some]
+            arguments = [part for pair in some for part in pair]
+            reply = await self.lane.submit(
+                "EVAL", scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
+            )
+            found = [part.decode() for part in reply]
+            lost.update(zip(found[::2], found[1::2], strict=True))
+        return lost
 
     async def overdue(self, now: float, count: int) -> list[str]:
         """Sessions whose gateway has not put off their deadline."""

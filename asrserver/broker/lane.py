@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import Any
 
 import redis
@@ -50,6 +52,24 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
     return redis.asyncio.Redis.from_pool(pool)
 
 
+def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """In one pipeline a script is sent once and then named: Redis takes half as long. Never named unsent: where Redis
+    has forgotten it, the command after it would be done before it."""
+    sent = set()
+    for command in commands:
+        if command[0] == "EVAL":
+            digest = _digest(command[1])
+            if digest in sent:
+                command = ("EVALSHA", digest, *command[2:])
+            sent.add(digest)
+        yield command
+
+
+@cache
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
 def _cannot_persist(reply: Any) -> bool:
     return isinstance(reply, redis.ResponseError) and str(reply).startswith("MISCONF")  # its disk is full, say
 
@@ -68,6 +88,7 @@ class Lane:
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
         self._sent = 0.0
+        self.back_at = 0.0  # time.monotonic() at which Redis was there again after it had been away
         self.bytes = 0
 
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
@@ -117,14 +138,15 @@ class Lane:
         delay = 0.05
         while True:
             pipe = self._client.pipeline(transaction=False)
-            for command in commands:
+            for command in _abbreviated(commands):
                 pipe.execute_command(*command)
             try:
                 async with asyncio.timeout(ANSWER):
                     replies = await pipe.execute(raise_on_error=False)
                 loading = next((reply for reply in replies if isinstance(reply, redis.BusyLoadingError)), None)
                 if loading is None:
-                    self._away_since = None
+                    if self._away_since is not None:
+                        self._away_since, self.back_at = None, time.monotonic()
                     return replies
                 reason: BaseException = loading
             except AWAY as exc:

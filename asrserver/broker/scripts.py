@@ -15,13 +15,80 @@ redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1])
 return 1
 """
 
-# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline → 1, or 0 if another gateway has it.
+# What a gateway hears when a session that it held is another's. `move` counts, so that it can tell old news.
+_MOVE = """
+local function move(sid, from, to)
+  redis.call('HSET', KEYS[1], 'gateway', to)
+  local number = redis.call('HINCRBY', KEYS[1], 'moves', 1)
+  if from ~= to then
+    local news = {type = 'moved', session_id = sid, move = number, ended = redis.call('HEXISTS', KEYS[1], 'end') == 1}
+    redis.call('PUBLISH', 'asr_results:' .. from, cjson.encode(news))
+  end
+end
+"""
+
+# KEYS session audio · ARGV gateway id index before data received → 1 appended, or there already (a reply was lost);
+# 0 another gateway has the session, -1 the chunk before it is missing, nil it is gone. `before` is the index of the
+# chunk before it, empty for the first: one that could not be written must not be followed by the next of its pipeline.
+APPEND = """
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'last', 'end')
+if not fields[1] then return nil end
+if fields[1] ~= ARGV[1] then return 0 end
+if fields[2] and fields[2] ~= ARGV[4] then return tonumber(ARGV[3]) <= tonumber(fields[2]) and 1 or -1 end
+if fields[3] then return nil end
+local added = redis.call('XADD', KEYS[2], 'NOMKSTREAM', ARGV[2], 'd', ARGV[5], 'at', ARGV[6])
+if not added then return nil end
+redis.call('HSET', KEYS[1], 'last', ARGV[3])
+if ARGV[4] == '' then redis.call('HSET', KEYS[1], 'first', ARGV[3]) end
+return 1
+"""
+
+# KEYS session asr_open · ARGV sid gateway deadline owner → the session's fields, now this gateway's, or nil if there is
+# none that is the owner's. From here on Redis refuses the chunks of the gateway that had it.
+RESUME = (
+    _MOVE
+    + """
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'owner')
+if not fields[1] or (fields[2] or '') ~= ARGV[4] then return nil end
+move(ARGV[1], fields[1], ARGV[2])
+redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
+return redis.call('HGETALL', KEYS[1])
+"""
+)
+
+# KEYS asr_open session … · ARGV gateway, then sid deadline … → sid state …: of those that are not this gateway's (any
+# more), what they are: moved, ended (by another gateway) or gone. The deadlines of all others are put off.
+REFRESH = """
+local lost = {}
+for i = 2, #KEYS do
+  local sid, deadline = ARGV[i * 2 - 2], ARGV[i * 2 - 1]
+  local fields = redis.call('HMGET', KEYS[i], 'gateway', 'end')
+  if fields[1] == ARGV[1] then
+    redis.call('ZADD', KEYS[1], 'XX', deadline, sid)
+  else
+    lost[#lost + 1] = sid
+    lost[#lost + 1] = fields[1] and (fields[2] and 'ended' or 'moved') or 'gone'
+  end
+end
+return lost
+"""
+
+# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway has
+# it. With `overdue` (a time), nobody may have answered for the session since: a client may just have resumed it.
 # The control entry's id follows the last chunk's, whatever that is. Then the stream takes no more: a chunk of a gateway
 # that slept through the adoption of its session would be acknowledged and never heard.
-END = """
+END = (
+    _MOVE
+    + """
 local holder = redis.call('HGET', KEYS[1], 'gateway')
-if holder ~= ARGV[2] and holder ~= ARGV[3] then return 0 end
-redis.call('HSET', KEYS[1], 'gateway', ARGV[3])
+local ended = redis.call('HEXISTS', KEYS[1], 'end') == 1
+if not (holder == ARGV[3] and ended) then
+  if holder ~= ARGV[2] and holder ~= ARGV[3] then return 0 end
+  if ARGV[6] ~= '' then
+    local deadline = redis.call('ZSCORE', KEYS[3], ARGV[1])
+    if not deadline or tonumber(deadline) > tonumber(ARGV[6]) then return 0 end
+  end
+end
 if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[2])
   for i = 1, #info, 2 do
@@ -32,9 +99,11 @@ if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
     end
   end
 end
-redis.call('ZADD', KEYS[3], ARGV[5], ARGV[1])
+if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3]) end
+redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
 return 1
 """
+)
 
 # KEYS events · ARGV worker → the epoch of the new owner, or nil if the session is gone
 FENCE = """

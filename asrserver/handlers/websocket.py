@@ -6,6 +6,7 @@ C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"} 
                                                                  S {"type":"ack","chunk_index":0,"status":"received"}
                                                                  S {"type":"chunk_result","chunk_index":0,"text":"…"}
 C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
+C {"action":"resume","session_id":"…","last_seq":17}             S {"type":"ack","status":"session_resumed",…}
 S {"type":"error","code":"…","message":"…"}
 """
 
@@ -49,6 +50,18 @@ SMALL = 125
 
 #: What browsers name beside `bearer.<key>`: who offers subprotocols wants one of them back, and not the key.
 SUBPROTOCOL = "asr.v1"
+
+ERROR_FIELDS = (
+    "type",
+    "code",
+    "message",
+    "session_id",
+    "chunk_index",
+    "expected",
+    "retry_after",
+    "resumable",
+    "seq",
+)
 
 INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
 
@@ -130,6 +143,11 @@ class WebSocket(Door, WebSocketHandler):
         self.gateway.connections += 1
         log.info("connection open from %s", self.request.remote_ip)
 
+    @property
+    def resumable(self) -> bool:
+        """Whether closing the connection costs its client nothing: it has no session that it cannot resume."""
+        return all(session.resumable for session in self.sessions.values())
+
     def _stream(self) -> IOStream:
         assert self.ws_connection is not None
         assert self.ws_connection.stream is not None
@@ -141,7 +159,7 @@ class WebSocket(Door, WebSocketHandler):
         self.connections.discard(self)
         self.gateway.connections -= 1
         log.info(
-            "connection closed from %s code=%s messages=%d interrupted=%d",
+            "connection closed from %s code=%s messages=%d waiting=%d",
             self.request.remote_ip,
             self.close_code,
             self.messages,
@@ -227,13 +245,15 @@ class WebSocket(Door, WebSocketHandler):
             return self._chunk(message)
         if action == "start":
             return self._start(message)
+        if action == "resume":
+            return self._resume(message)
         if action == "finish":
             session = self._session(message)
             self.gateway.finish(session)
             return None
         if action is None:
             raise BadRequest("bad_request", "the message has no action")
-        raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, chunk or finish")
+        raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, resume, chunk or finish")
 
     async def _start(self, message: dict[str, Any]) -> None:
         try:
@@ -244,6 +264,26 @@ class WebSocket(Door, WebSocketHandler):
         self.sessions[session.id] = self.current = session
         self._send({"type": "ack", "session_id": session.id, "status": "session_started"})
         if self.ws_connection is None:  # the client left while its session was made
+            self.gateway.abandon(session)
+
+    async def _resume(self, message: dict[str, Any]) -> None:
+        try:
+            session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
+        except AsrError as exc:
+            self._send(exc.event())
+            return
+        self.sessions[session.id] = self.current = session
+        self._send(
+            {
+                "type": "ack",
+                "session_id": session.id,
+                "status": "session_resumed",
+                "state": session.state,
+                "next_chunk_index": session.next_index,
+            }
+        )
+        self.gateway.replay(session, missed)
+        if self.ws_connection is None:
             self.gateway.abandon(session)
 
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
@@ -274,8 +314,10 @@ class WebSocket(Door, WebSocketHandler):
         if session is None:
             named = {"session_id": sid} if isinstance(sid, str) and sid else {}
             if sid in self.ended:
-                raise BadRequest("session_finished", "the session is over", **named)
-            raise BadRequest("no_session", "there is no such session on this connection: send start first", **named)
+                raise BadRequest("session_finished", "the session takes nothing more on this connection", **named)
+            raise BadRequest(
+                "no_session", "there is no such session on this connection: send start or resume first", **named
+            )
         return session
 
     # -- events --------------------------------------------------------------------------------------------------
@@ -304,13 +346,15 @@ class WebSocket(Door, WebSocketHandler):
                     "duration": event["total"],
                     "chunk_count": event["chunk_count"],
                     "language": event["language"],
+                    "status": event["status"],
                     "seq": event["seq"],
                 }
             )
             self._forget(event["session_id"])
         elif kind == "error":
-            names = ("type", "code", "message", "session_id", "chunk_index", "expected", "retry_after", "seq")
-            self._send({name: event[name] for name in names if event.get(name) is not None})
+            self._send({name: event[name] for name in ERROR_FIELDS if event.get(name) is not None})
+            if event.get("lost"):
+                self._forget(event["session_id"])
         elif kind == "ack":
             self._send(event)
 
