@@ -74,9 +74,7 @@ async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
     return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
 
 
-async def append(
-    gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0
-) -> Exception | None:
+async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0) -> Exception | None:
     """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     gateway.append(sid, index, index - 1 if index > first else None, data, future.set_result)
