@@ -355,7 +355,8 @@ async def test_a_key_is_shown_in_three_ways(base_url: str, fetch: Callable[..., 
 async def test_a_revoked_key_loses_its_connections(
     quick: None, base_url: str, http_server: HTTPServer, gateway: Gateway, keys: Keys
 ) -> None:
-    """And its sessions end with what they have; another's go on."""
+    """And its sessions, which nobody can resume, end with what they have; another's go on."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     mine = await connect(base_url, Authorization=f"Bearer {keys.text_a}")
     other = await connect(base_url, Authorization=f"Bearer {keys.text_b}")
     for connection, sid in ((mine, "mine"), (other, "other")):
