@@ -17,7 +17,6 @@ from asrserver.inference import audio
 from asrserver.inference.audio import RATE, Pcm, Samples
 from asrserver.inference.features import HOP, log_mel
 from asrserver.inference.models import FULL, WINDOWS, window_for
-from asrserver.inference.vad import segments
 from tests.conftest import Utterance
 
 #: The containers that clients send: ffmpeg's arguments, and what `container` says.
@@ -223,25 +222,3 @@ def test_no_window_is_taken_for_raw_features() -> None:
         assert window_for(float(seconds), "fit") in WINDOWS
         assert window_for(float(seconds), "full") == FULL
     assert window_for(3.0, "fit") == 400
-
-
-# -- speech
-
-
-def test_silence_and_hum_have_no_speech() -> None:
-    noise = np.random.default_rng(1).normal(0, 0.002, RATE * 3).astype(np.float32)
-    for samples in (np.zeros(RATE * 3, np.float32), noise, tone(3.0), np.zeros(0, np.float32), np.zeros(5, np.float32)):
-        assert segments(samples, 0.4) == []
-
-
-def test_speech_is_cut_where_it_pauses(utterances: list[Utterance]) -> None:
-    """In order, within the recording, none longer than a window."""
-    pcm = bytes(48000).join(one.pcm for one in utterances[:6])
-    samples = Pcm("pcm_s16le", RATE, 1).feed(pcm)
-    found = segments(samples, 0.4)
-    assert len(found) >= 6
-    borders = [border for span in found for border in span]
-    assert borders == sorted(borders)
-    assert borders[0] >= 0
-    assert borders[-1] <= len(samples)
-    assert max(end - start for start, end in found) < 30 * RATE
