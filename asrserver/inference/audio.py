@@ -167,14 +167,7 @@ class Pcm:
             data = self.rest + data
         whole = len(data) - len(data) % (self._dtype.itemsize * self._channels)
         self.rest = data[whole:]
-        raw = np.frombuffer(data, self._dtype, whole // self._dtype.itemsize)
-        if self._dtype.kind == "i":
-            samples = raw.astype(np.float32)
-            samples *= np.float32(1 / 32768)
-        else:
-            samples = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
-        if self._channels > 1:
-            samples = samples.reshape(-1, self._channels).mean(axis=1, dtype=np.float32)
+        samples = mono(np.frombuffer(data, self._dtype, whole // self._dtype.itemsize), self._channels)
         if self._resampler is None or not len(samples):
             return samples
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
@@ -189,6 +182,16 @@ class Pcm:
         tail = _joined(self._resampler.resample(None))
         self._resampler = self._new_resampler()
         return tail
+
+
+def mono(raw: np.ndarray[Any, Any], channels: int) -> Samples:
+    """Interleaved 16-bit or float samples as float32 within -1 and 1, their channels mixed."""
+    if raw.dtype.kind == "i":
+        samples = raw.astype(np.float32)
+        samples *= np.float32(1 / 32768)
+    else:
+        samples = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
+    return samples.reshape(-1, channels).mean(axis=1, dtype=np.float32) if channels > 1 else samples
 
 
 def _joined(frames: list[av.AudioFrame]) -> Samples:
