@@ -24,6 +24,8 @@ import pytest
 from sqlalchemy.dialects import postgresql
 
 from asrserver import storage as module
+from asrserver.storage import pool as pool_module
+from asrserver.storage import server as server_module
 from asrserver.storage import Record, Storage, StorageError, StorageRejected, StorageUnavailable, metadata
 from tests.conftest import until, wait_until
 
@@ -238,10 +240,10 @@ def test_bad_address_is_refused_without_its_password(dsn):
 
 def test_schema_is_taken_from_the_package_when_it_is_there(tmp_path, monkeypatch):
     root = Path(module.__file__).parents[2] / "schema.sql"
-    monkeypatch.setattr(module.resources, "files", lambda package: tmp_path)
-    assert module.schema_sql() == root.read_text("utf-8")
+    monkeypatch.setattr(server_module.resources, "files", lambda package: tmp_path)
+    assert server_module.schema_sql() == root.read_text("utf-8")
     (tmp_path / "schema.sql").write_text("SELECT 1")
-    assert module.schema_sql() == "SELECT 1"
+    assert server_module.schema_sql() == "SELECT 1"
 
 
 # -- save
@@ -354,12 +356,13 @@ async def test_two_gateways_write_the_same_sessions(store, postgres, database):
 @pytest.mark.gen_test(timeout=20)
 async def test_history_is_newest_first(store):
     await store.save([record(f"s{n}", created_at=1.7e9 + n // 2) for n in range(5)])
-    total, records = await store.history(3)
+    total, records, cursor = await store.history(3)
     assert total == 5
     assert [each["session_id"] for each in records] == ["s4", "s3", "s2"]
     assert records[0] == {
         "session_id": "s4", "user_id": None, "status": "recording", "text": "", "duration": 0.0,
-        "chunk_count": 0, "language": None, "created_at": "2023-11-14T22:13:22+00:00", "completed_at": None,
+        "chunk_count": 0, "language": None, "mode": None, "model": None, "error_code": None, "error_message": None,
+        "audio_path": None, "created_at": "2023-11-14T22:13:22+00:00", "completed_at": None,
     }  # fmt: skip
 
 
@@ -505,7 +508,7 @@ def backends(postgres, database) -> list[tuple]:
 
 @pytest.mark.gen_test(timeout=30)
 async def test_statement_timeout_is_an_error_and_no_cancellation(io_loop, postgres, database, monkeypatch):
-    monkeypatch.setattr(module, "SERVER_OPTIONS", module.SERVER_OPTIONS.replace("=4000", "=200"))
+    monkeypatch.setattr(server_module, "SERVER_OPTIONS", server_module.SERVER_OPTIONS.replace("=4000", "=200"))
     store = Storage(postgres.dsn(database), pool_size=1)
     await store.open()
     with locked(postgres, database):
@@ -533,15 +536,15 @@ async def test_cancellation_is_a_cancellation_and_leaks_no_connection(store, pos
 
 @pytest.mark.gen_test(timeout=30)
 async def test_full_pool_and_slow_answer_are_unavailable(store, postgres, database, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUT", 0.3)
-    monkeypatch.setattr(module, "PING_TIMEOUT", 0.1)
+    monkeypatch.setattr(pool_module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(pool_module, "PING_TIMEOUT", 0.1)
     await store.open()
     with locked(postgres, database):
         calls = [store.history(1) for _ in range(6)]
         results = await asyncio.gather(*calls, store.ping(), return_exceptions=True)
     assert {type(each) for each in results} == {StorageUnavailable}
     assert all(str(each) for each in results)
-    assert await store.history(1) == (0, [])
+    assert await store.history(1) == (0, [], None)
 
 
 @pytest.mark.gen_test(timeout=30)

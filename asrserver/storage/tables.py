@@ -28,10 +28,15 @@ def _table(name: str, keys: int, **columns: Any) -> sa.Table:
 sessions = _table(
     "asr_sessions", 1, id=sa.Text, user_id=sa.Text, status=sa.Text, mode=sa.Text, language=sa.Text,
     model=sa.Text, final_text=sa.Text, chunk_count=sa.Integer, total_duration=_seconds, error_code=sa.Text,
-    error_message=sa.Text, created_at=_when, completed_at=_when, updated_at=_when,
+    error_message=sa.Text, created_at=_when, completed_at=_when, updated_at=_when, owner=sa.Text, audio_path=sa.Text,
+    audio_bytes=sa.BigInteger,
 )  # fmt: skip
 sa.Index("asr_sessions_history", sessions.c.created_at.desc(), sessions.c.id.desc())
 sa.Index("asr_sessions_user", sessions.c.user_id, sessions.c.created_at.desc())
+sa.Index("asr_sessions_owner", sessions.c.owner, sessions.c.created_at.desc(), sessions.c.id.desc())
+sa.Index("asr_sessions_status", sessions.c.status, sessions.c.created_at.desc(), sessions.c.id.desc())
+sa.Index("asr_sessions_audio", sessions.c.owner, sessions.c.user_id, sessions.c.created_at)
+sa.Index("asr_sessions_search", sa.func.asr_words(sessions.c.final_text))
 chunks = _table(
     "asr_chunks", 2, session_id=sa.Text, chunk_index=sa.BigInteger, text=sa.Text, duration=_seconds,
     language=sa.Text, error_code=sa.Text, error_message=sa.Text, received_at=_when, recognised_at=_when,
@@ -41,6 +46,10 @@ segments = _table(
     end_time=_seconds, text=sa.Text, language=sa.Text, confidence=_seconds, words=JSONB, worker=sa.Text,
 )  # fmt: skip
 tombstones = _table("asr_tombstones", 1, session_id=sa.Text, deleted_at=_when)
+tally = _table(
+    "asr_tally", 1, id=sa.BigInteger, owner=sa.Text, status=sa.Text, sessions=sa.BigInteger, audio_ms=sa.BigInteger,
+    audio_bytes=sa.BigInteger,
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -145,16 +154,3 @@ def _session_rules(new: Any, old: Any) -> dict[str, Any]:
 
 _DEFAULTS = {"status": "recording", "chunk_count": 0, "total_duration": 0.0, "created_at": sa.func.now()}
 UPSERTS = [(table, _upsert(table)) for table in (sessions, chunks, segments)]
-
-SESSION = sa.select(
-    sessions.c.id.label("session_id"), sessions.c.user_id, sessions.c.status,
-    sa.func.coalesce(sessions.c.final_text, "").label("text"), sessions.c.total_duration.label("duration"),
-    sessions.c.chunk_count, sessions.c.language, sessions.c.created_at, sessions.c.completed_at,
-)  # fmt: skip
-CHUNKS = sa.select(
-    chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:]
-).order_by(chunks.c.chunk_index)  # fmt: skip
-SEGMENTS = sa.select(
-    segments.c.number, segments.c.chunk_index, segments.c.start_time.label("start"),
-    segments.c.end_time.label("end"), *list(segments.c)[5:]
-).order_by(segments.c.number)  # fmt: skip

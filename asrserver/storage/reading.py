@@ -1,0 +1,161 @@
+"""Which sessions are read, in which order, and how: the SELECTs, compiled once each.
+
+SQLAlchemy needs longer to compile a SELECT than PostgreSQL needs to answer it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from aiopg.sa import SAConnection
+from aiopg.sa.engine import get_dialect
+
+from asrserver.storage.search import tsquery
+from asrserver.storage.tables import chunks, clean, segments, sessions, tally
+
+#: A place in the history: the microseconds since 1970 and the id of a session. Every text of this form is one.
+CURSOR = re.compile(r"[0-9]{1,16}-(?:[0-9a-f]{2}){1,512}")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which sessions: None asks for nothing. `since` ≤ created_at < `until`; `search` is as in search.py."""
+
+    owner: str | None = None
+    user_id: str | None = None
+    status: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    search: str | None = None
+
+    def values(self) -> dict[str, Any]:
+        found = {name: clean(value) for name, value in vars(self).items() if value is not None}
+        if "search" in found:
+            found["search"] = tsquery(found["search"])
+        return found
+
+
+class Page(NamedTuple):
+    """One page of the history: how many sessions match in all, those of the page, where the next page begins."""
+
+    total: int
+    records: list[dict[str, Any]]
+    cursor: str | None
+
+
+def make_cursor(record: dict[str, Any]) -> str:
+    """The place right after a record of session_id and created_at (ISO 8601)."""
+    at = datetime.fromisoformat(record["created_at"]) - _EPOCH
+    return f"{max(0, at // timedelta(microseconds=1))}-{record['session_id'].encode().hex()}"
+
+
+def read_cursor(cursor: str) -> dict[str, Any]:
+    """The place as parameters of the history; raises ValueError for what make_cursor() never makes."""
+    if not CURSOR.fullmatch(cursor):
+        raise ValueError("a cursor is what the page before gave as cursor")
+    micros, _, name = cursor.partition("-")
+    at = _EPOCH + timedelta(microseconds=int(micros))
+    return {"before": at, "before_id": clean(bytes.fromhex(name).decode(errors="replace"))}
+
+
+async def fetch(conn: SAConnection, statement: Compiled, **values: Any) -> list[dict[str, Any]]:
+    """The rows as dictionaries, with times as ISO 8601 strings (the connection's time zone is UTC).
+
+    The keys are made plain: SQLAlchemy's are a subclass of str, which orjson refuses.
+    """
+    result = await conn.execute(statement.text, {**statement.parameters, **values})
+    names = list(map(str, result.keys()))
+    return [
+        {k: v.isoformat() if isinstance(v, datetime) else v for k, v in zip(names, row.as_tuple(), strict=True)}
+        for row in await result.fetchall()
+    ]
+
+
+class Compiled(NamedTuple):
+    """A statement as psycopg2 takes it, and the parameters that are its own."""
+
+    text: str
+    parameters: dict[str, Any]
+
+
+def compiled(statement: Any) -> Compiled:
+    made = statement.compile(dialect=get_dialect())
+    return Compiled(str(made), {name: value for name, value in made.params.items() if value is not None})
+
+
+_RECORD = sa.select(
+    sessions.c.id.label("session_id"), sessions.c.user_id, sessions.c.status,
+    sa.func.coalesce(sessions.c.final_text, "").label("text"), sessions.c.total_duration.label("duration"),
+    sessions.c.chunk_count, sessions.c.language, sessions.c.mode, sessions.c.model, sessions.c.error_code,
+    sessions.c.error_message, sessions.c.audio_path, sessions.c.created_at, sessions.c.completed_at,
+)  # fmt: skip
+
+_CONDITIONS = {
+    "owner": sessions.c.owner == sa.bindparam("owner", type_=sa.Text),
+    "user_id": sessions.c.user_id == sa.bindparam("user_id", type_=sa.Text),
+    "status": sessions.c.status == sa.bindparam("status", type_=sa.Text),
+    "since": sessions.c.created_at >= sa.bindparam("since"),
+    "until": sessions.c.created_at < sa.bindparam("until"),
+    "search": sa.func.asr_words(sessions.c.final_text).op("@@")(
+        sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.Text))
+    ),
+    "before": sa.tuple_(sessions.c.created_at, sessions.c.id)
+    < sa.tuple_(sa.bindparam("before"), sa.bindparam("before_id", type_=sa.Text)),
+}  # fmt: skip
+
+
+@lru_cache
+def history(names: frozenset[str]) -> Compiled:
+    """The newest sessions that fulfil the conditions of these names; `limit` is a parameter."""
+    newest = _RECORD.order_by(sessions.c.created_at.desc(), sessions.c.id.desc()).limit(sa.bindparam("limit"))
+    return compiled(newest.where(*(_CONDITIONS[name] for name in sorted(names & _CONDITIONS.keys()))))
+
+
+@lru_cache
+def total(names: frozenset[str]) -> Compiled:
+    """How many fulfil them. By owner and status the tally knows; else they are counted, through the filter's index."""
+    if names <= {"owner", "status"}:
+        query = sa.select(sa.cast(sa.func.coalesce(sa.func.sum(tally.c.sessions), 0), sa.BigInteger))
+        return compiled(query.where(*(tally.c[name] == sa.bindparam(name, type_=sa.Text) for name in sorted(names))))
+    return compiled(
+        sa.select(sa.func.count()).select_from(sessions).where(*(_CONDITIONS[name] for name in sorted(names)))
+    )
+
+
+@lru_cache
+def one(owned: bool) -> Compiled:
+    """The session `id`, if it is its `owner`'s."""
+    condition = [_CONDITIONS["owner"]] if owned else []
+    return compiled(_RECORD.where(sessions.c.id == sa.bindparam("id", type_=sa.Text), *condition))
+
+
+CHUNKS = compiled(
+    sa.select(chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:])
+    .where(chunks.c.session_id == sa.bindparam("id", type_=sa.Text))
+    .order_by(chunks.c.chunk_index)
+)
+SEGMENTS = compiled(
+    sa.select(
+        segments.c.number, segments.c.chunk_index, segments.c.start_time.label("start"),
+        segments.c.end_time.label("end"), *list(segments.c)[5:],
+    )
+    .where(segments.c.session_id == sa.bindparam("id", type_=sa.Text))
+    .order_by(segments.c.number)
+)  # fmt: skip
+
+
+@lru_cache
+def sums(owned: bool) -> Compiled:
+    """Sessions, milliseconds of audio and bytes of recordings by status."""
+    columns = (tally.c.sessions, tally.c.audio_ms, tally.c.audio_bytes)
+    query = sa.select(
+        tally.c.status, *(sa.cast(sa.func.sum(column), sa.BigInteger).label(column.name) for column in columns)
+    ).group_by(tally.c.status)
+    return compiled(query.where(tally.c.owner == sa.bindparam("owner", type_=sa.Text)) if owned else query)

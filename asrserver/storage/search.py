@@ -1,0 +1,41 @@
+"""What a user writes into a search box, as PostgreSQL's tsquery: the other half of schema.sql's asr_words()."""
+
+from __future__ import annotations
+
+import re
+
+#: Signs of scripts that put no spaces between words, as in asr_words().
+SIGNS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31a0-\u31bf"
+    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
+
+_TERM = re.compile(r'(-?)(?:"([^"]*)"?|([^\s"]+))')
+_RUNS = re.compile(f"[{SIGNS}]+|[^{SIGNS}]+")
+_PUNCTUATION = re.compile("[\u2000-\u206f\u3000-\u3004\u3008-\u303f\uff00-\uff0f\uff1a-\uff20]")
+
+
+def tsquery(text: str) -> str:
+    """For to_tsquery('simple', …): every word, "a phrase", -not, one or another; '' if there is nothing to look for.
+
+    What a user wrote stands in quotes only, so that no text is a syntax error.
+    """
+    alternatives: list[list[str]] = [[]]
+    for minus, phrase, word in _TERM.findall(text):
+        if word.lower() == "or" and not minus:
+            alternatives.append([])
+        elif term := _term(phrase or word):
+            alternatives[-1].append(f"!({term})" if minus else term)
+    return " | ".join(f"({' & '.join(terms)})" for terms in alternatives if terms)
+
+
+def _term(text: str) -> str:
+    runs = _RUNS.findall(_PUNCTUATION.sub(" ", text))
+    words = [word for run in runs if any(map(str.isalnum, run)) or re.match(f"[{SIGNS}]", run) for word in _words(run)]
+    return " & ".join("'{}'".format(word.replace("\\", "\\\\").replace("'", "''")) for word in words)
+
+
+def _words(run: str) -> list[str]:
+    if len(run) > 1 and re.match(f"[{SIGNS}]", run):
+        return list(dict.fromkeys(run[i : i + 2] for i in range(len(run) - 1)))
+    return [run]

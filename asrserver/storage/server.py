@@ -1,0 +1,132 @@
+"""The server and the database: found, created where missing, brought to the schema. Blocking calls, for a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import psycopg2.errors
+from psycopg2 import sql
+from psycopg2.extensions import parse_dsn
+
+from asrserver.storage.errors import StorageError
+from asrserver.storage.tables import metadata
+
+log = logging.getLogger("asrserver.storage")
+
+#: Set for each connection. The server gives up before the client does (pool.TIMEOUT): nothing runs on unseen.
+SERVER_OPTIONS = "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=10000 -c TimeZone=UTC"
+
+#: Key of the advisory lock under which the schema is applied.
+SCHEMA_LOCK = 0x617372_01
+
+
+def parameters(dsn: str) -> dict[str, Any]:
+    """libpq's parameters by name. No message quotes the DSN: libpq's own would print its password."""
+    try:
+        given = parse_dsn(dsn)
+    except psycopg2.Error:
+        raise StorageError("the database's address is no postgresql:// URL and no key=value pairs") from None
+    if "://" in dsn and any("@" in given.get(key, "") for key in ("host", "dbname")):
+        raise StorageError("the database's URL is ambiguous: write @ and / in its password as %40 and %2F")
+    defaults = {
+        "connect_timeout": 2, "client_encoding": "UTF8", "fallback_application_name": "asrserver",
+        "gssencmode": "disable", "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
+    }  # fmt: skip
+    return {**defaults, **given, "options": f"{given.get('options', '')} {SERVER_OPTIONS}"}
+
+
+def prepare(parameters: dict[str, Any]) -> dict[str, Any]:
+    """See that the database and its tables are there. Returns the parameters of the server that answered.
+
+    Blocks: for a thread. The parameters name one numeric address, no fallback: with several (localhost,
+    two hosts, SSL tried first) libpq changes its socket on the way, unnoticed by aiopg (#275), and a name
+    would be looked up in the event loop.
+    """
+    with contextlib.closing(_connect(parameters)) as conn:
+        encoding = conn.get_parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise StorageError(f"database {conn.info.dbname!r} has encoding {encoding}, it must be UTF8")
+        apply_schema(conn)
+        answered: dict[str, Any] = {"host": conn.info.host, "port": conn.info.port}
+        if not conn.info.ssl_in_use:
+            answered["sslmode"] = "disable"
+        with socket.socket(fileno=os.dup(conn.fileno())) as sock:
+            if sock.family != socket.AF_UNIX:
+                answered["hostaddr"] = sock.getpeername()[0]
+        log.info("PostgreSQL: database %s, %s:%s", conn.info.dbname, conn.info.host, conn.info.port)
+        return parameters | answered
+
+
+def schema_sql() -> str:
+    """The text of schema.sql: from the package where installed, else from the root of the source tree."""
+    installed = resources.files("asrserver").joinpath("schema.sql")
+    if installed.is_file():
+        return installed.read_text("utf-8")
+    return (Path(__file__).parents[2] / "schema.sql").read_text("utf-8")
+
+
+def _connect(parameters: dict[str, Any]) -> Any:
+    try:
+        return psycopg2.connect(**parameters)
+    except psycopg2.OperationalError:
+        # a missing database? psycopg2 2.9 gives no SQLSTATE here, and the text may be in any language
+        if not _create_database(parameters):
+            raise
+    return psycopg2.connect(**parameters)
+
+
+def _create_database(parameters: dict[str, Any]) -> bool:
+    """Create the database if the server answers and has none of it. Returns whether it has now."""
+    name = parameters.get("dbname")
+    if not name:
+        return False
+    try:
+        conn = psycopg2.connect(**{**parameters, "dbname": "postgres"})
+    except psycopg2.OperationalError:
+        return False
+    # template0: the only one that takes an encoding other than its own
+    create = sql.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(sql.Identifier(name))
+    with contextlib.closing(conn), conn.cursor() as cursor:
+        conn.autocommit = True
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
+        try:
+            if not cursor.fetchone():
+                cursor.execute(create)
+                log.info("PostgreSQL: created the database %s", name)
+        except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
+            pass  # another gateway was faster
+        except psycopg2.errors.InsufficientPrivilege:
+            raise StorageError(
+                f"database {name!r} does not exist and user {conn.info.user!r} may not create it: let an "
+                f"administrator run CREATE DATABASE, with OWNER {conn.info.user} and ENCODING 'UTF8'"
+            ) from None
+    return True
+
+
+def apply_schema(conn: Any) -> None:
+    """Run schema.sql if something of it is missing; else its locks would stall the writers for nothing."""
+    tables = metadata.tables.values()
+    expected = {f"{table.name}.{part.name}" for table in tables for part in (*table.columns, *table.indexes)}
+    present = """
+        SELECT table_name || '.' || column_name FROM information_schema.columns
+        WHERE table_schema = current_schema()
+        UNION ALL SELECT tablename || '.' || indexname FROM pg_indexes WHERE schemaname = current_schema()"""
+    with conn, conn.cursor() as cursor:
+        cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 5000")
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+        cursor.execute(present)
+        if expected <= {name for (name,) in cursor}:
+            return
+        cursor.execute(schema_sql())
+        cursor.execute(present)
+        missing = expected - {name for (name,) in cursor}
+        if missing:
+            raise StorageError(f"the tables are of another version, without {', '.join(sorted(missing))}")
