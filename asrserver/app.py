@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterable
@@ -17,7 +18,17 @@ from asrserver.access import tls_context
 from asrserver.config import Settings
 from asrserver.gateway import Gateway
 from asrserver.handlers.door import normalise
-from asrserver.handlers.rest import Health, History, NotFound, OneSession
+from asrserver.handlers.rest import (
+    Health,
+    History,
+    Live,
+    NotFound,
+    OneSession,
+    OpenApi,
+    QueueStatus,
+    Ready,
+    Stats,
+)
 from asrserver.handlers.websocket import WebSocket
 from asrserver.waiting import until
 
@@ -25,6 +36,19 @@ log = logging.getLogger("asrserver.app")
 
 #: Largest body of a REST request in bytes: none of them needs one.
 MAX_BODY = 1 << 16
+
+#: The routes, as openapi.py names them.
+ROUTES: dict[str, type[RequestHandler]] = {
+    "/ws/asr": WebSocket,
+    "/livez": Live,
+    "/readyz": Ready,
+    "/api/v1/health": Health,
+    "/api/v1/history": History,
+    "/api/v1/session/{session_id}": OneSession,
+    "/api/v1/stats": Stats,
+    "/api/v1/asr/queue/status": QueueStatus,
+    "/api/v1/openapi.json": OpenApi,
+}
 
 #: Seconds that clients get to answer the closing of their connection.
 CLOSING = 2.0
@@ -38,13 +62,9 @@ class AsrApplication(Application):
         gateway.access.on_change = self._cut_revoked
         self.sockets: set[WebSocket] = set()
         rest = {"gateway": gateway}
+        socket = {"gateway": gateway, "connections": self.sockets}
         super().__init__(
-            [
-                (r"/ws/asr", WebSocket, {"gateway": gateway, "connections": self.sockets}),
-                (r"/api/v1/health", Health, rest),
-                (r"/api/v1/history", History, rest),
-                (r"/api/v1/session/([^/]+)", OneSession, rest),
-            ],
+            [(_pattern(path), handler, socket if handler is WebSocket else rest) for path, handler in ROUTES.items()],
             default_handler_class=NotFound,
             default_handler_args=rest,
             log_function=_log_request,
@@ -72,6 +92,10 @@ class AsrApplication(Application):
         self.part(list(self.sockets))
         if not await until(lambda: not self.sockets, CLOSING):
             log.warning("%d connections did not answer their closing", len(self.sockets))
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(path))
 
 
 def _log_request(handler: RequestHandler) -> None:

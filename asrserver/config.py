@@ -118,6 +118,13 @@ class Settings:
     tls_key: str = setting(
         "", "gateway", click.Path(dir_okay=False), "Key of the certificate in PEM, if it is not in the same file."
     )
+    funasr_addr: str = setting(
+        "",
+        "gateway",
+        str,
+        "HOST:PORT or URL of another server that answers stats and queue status in this one's place.",
+        "FUNASR_ADDR",
+    )
     max_message: int = setting(
         16 * 2**20, "gateway", click.IntRange(min=1024), "Largest WebSocket message in bytes; a larger one is an error."
     )

@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from asrserver.access import Access
+from asrserver.backlog import Backlog
 from asrserver.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, SettingError, Unavailable
@@ -40,6 +41,13 @@ REPAIR_EVERY = 2.0
 #: Seconds between sweeps for sessions of dead gateways, and after which Redis is back for long enough: while it was
 #: away, no gateway could put off the deadlines of its sessions.
 SWEEP_EVERY = 5.0
+
+#: Seconds between housekeepings, and for how long a deleted session is remembered.
+TIDY_EVERY = 60.0
+REMEMBERED = 30 * 86400.0
+
+#: Seconds that a request of REST waits for Redis.
+ANSWER = 5.0
 
 #: How full Redis may be before new sessions wait, and before audio does; the rest is for events and heartbeats.
 FULL_FOR_SESSIONS = 0.8
@@ -69,6 +77,7 @@ class Gateway:
         self.storage = Storage(settings.database)
         self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
         self.sessions: dict[str, Session] = {}
+        self.backlog = Backlog()
         self.connections = 0
         self.closing = False
         self._alive = alive
@@ -92,6 +101,7 @@ class Gateway:
             self._every(REPAIR_EVERY, self._repair),
             self._every(SWEEP_EVERY, self._sweep),
             self._every(KEYS_EVERY, self._reread_keys),
+            self._every(TIDY_EVERY, self._tidy),
         ]
         async with asyncio.timeout(10):
             await self._subscribed.wait()
@@ -179,6 +189,8 @@ class Gateway:
                 "connections": self.connections,
                 "sessions": len(self.sessions),
                 "to_store": self.recorder.waiting,
+                "backlog": round(self.backlog.seconds, 1),
+                "oldest_waiting": round(self.backlog.oldest, 3),
             },
         )
         self._fullness = await self.broker.memory()
@@ -294,6 +306,8 @@ class Gateway:
         if not session.appending(index, len(data), fresh):
             return
 
+        self.backlog.taken(session.id, index, data, session.options.bytes_per_second)
+
         def done(error: Exception | None) -> None:
             if error is None:
                 session.appended(index)
@@ -364,6 +378,7 @@ class Gateway:
 
     def _over(self, session: Session, how: str) -> None:
         self.sessions.pop(session.id, None)
+        self.backlog.over(session.id)
         self._log_end(session, how)
 
     def _log_end(self, session: Session, how: str) -> None:
@@ -398,6 +413,8 @@ class Gateway:
 
     def _delivered(self, session: Session, event: Event) -> None:
         self.recorder.mark(session.id)
+        if event.get("chunk_index") is not None:
+            self.backlog.answered(session.id, event["chunk_index"], event["total"])
         if event["type"] == "final":
             self._over(session, event["status"])
 
@@ -460,48 +477,27 @@ class Gateway:
                 self.sessions[sid] = session
                 log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
 
+    async def _tidy(self) -> None:
+        """Keep the tables small: the tally's rows, and the memory of what was deleted long ago."""
+        await self.storage.add_up()
+        old = await self.storage.old_tombstones(REMEMBERED, 1000)
+        if old:
+            await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
+
     # -- what REST asks ------------------------------------------------------------------------------------------
 
     async def settled(self, sid: str) -> None:
         """Wait, at most two seconds, until what this gateway knows of the session is stored."""
         await until(lambda: self.recorder.settled(sid), 2.0)
 
-    async def delete(self, sid: str) -> bool:
-        """Delete a session: its rows now, its keys when it is over; raises StorageError."""
-        open_here = sid in self.sessions or not self.recorder.settled(sid)
-        return await self.storage.delete(sid, pending=open_here) or open_here
+    async def delete(self, sid: str, owner: str | None = None) -> bool:
+        """Delete a session of the owner's: its rows now, its keys now or, of one that is open, when it is over.
 
-    async def health(self) -> dict[str, Any]:
-        """The state of every part, each probed now: latencies in milliseconds, reasons for what does not work."""
-        redis_state, postgres_state = await asyncio.gather(_probe(self.broker.ping()), _probe(self.storage.ping()))
-        workers: list[dict[str, Any]] = []
-        gateways: list[dict[str, Any]] = []
-        queue: dict[str, int] = {}
-        if redis_state["ready"]:
-            try:
-                async with asyncio.timeout(2):
-                    workers, gateways, queue = await asyncio.gather(
-                        self.broker.heartbeats("worker"), self.broker.heartbeats("gateway"), self.broker.queue()
-                    )
-            except (TimeoutError, Unavailable) as exc:
-                redis_state = {"ready": False, "error": str(exc) or "too slow"}
-        ready = redis_state["ready"] and postgres_state["ready"] and bool(workers)
-        return {
-            "status": "ok" if ready else "degraded",
-            "funasr_ready": bool(workers),
-            "redis_ready": redis_state["ready"],
-            "workers_ready": bool(workers),
-            "postgres_ready": postgres_state["ready"],
-            "redis": redis_state,
-            "postgres": postgres_state,
-            "queue": queue,
-            "gateways": gateways,
-            "workers": workers,
-        }
-
-
-async def _probe(ping: Awaitable[float]) -> dict[str, Any]:
-    try:
-        return {"ready": True, "latency_ms": round(await ping * 1000, 2)}
-    except (Unavailable, StorageError) as exc:
-        return {"ready": False, "error": str(exc)}
+        Whether there was one. Raises StorageError or Unavailable; then the same call again does the rest.
+        """
+        try:
+            async with asyncio.timeout(ANSWER):
+                known = await self.broker.delete_session(sid, owner)
+        except TimeoutError:
+            raise Unavailable("broker_unavailable", "the broker cannot be reached") from None
+        return await self.storage.delete(sid, pending=known, owner=owner) or known

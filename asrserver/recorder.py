@@ -125,6 +125,7 @@ def record(sid: str, fields: dict[str, str], events: list[dict[str, Any]]) -> Re
     session: dict[str, Any] = {
         "id": sid,
         "user_id": fields.get("user_id") or None,
+        "owner": fields.get("owner") or None,
         "status": "recording",
         "mode": options["mode"],
         "created_at": datetime.fromtimestamp(float(fields["created"]), UTC),
@@ -171,5 +172,6 @@ def _segment(sid: str, event: dict[str, Any], segment: dict[str, Any]) -> dict[s
         "text": segment["text"],
         "language": segment["language"],
         "confidence": segment["confidence"],
+        "words": segment.get("words"),
         "worker": event["worker"],
     }

@@ -65,6 +65,11 @@ class Options:
             raise BadRequest("bad_option", "language must be a code such as en or zh, or null", option="language")
         return options
 
+    @property
+    def bytes_per_second(self) -> int:
+        """Of headerless audio."""
+        return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
+
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
 

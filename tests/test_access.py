@@ -322,7 +322,7 @@ async def test_without_a_key_nothing_opens_but_livez(
                     assert response.code == 400
                     continue
                 if path == "/livez":  # public: what is wrong is the method
-                    assert response.code == 405
+                    assert response.code == (204 if method == "OPTIONS" else 405)
                     continue
                 assert response.code == 401, (path, method)
                 assert response.headers["WWW-Authenticate"].startswith("Bearer")

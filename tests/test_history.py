@@ -1,4 +1,4 @@
-"""storage/reading.py and search.py against a real PostgreSQL with ten thousand sessions: found, counted, by their indexes."""
+"""storage/reading.py and search.py on a real PostgreSQL with ten thousand sessions: found, counted, by an index."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ FILL = f"""
     INSERT INTO asr_sessions (id, user_id, status, owner, final_text, chunk_count, total_duration, created_at)
     SELECT 's' || n, 'user' || n % 10,
            CASE n % 50 WHEN 0 THEN 'error' WHEN 1 THEN 'interrupted' ELSE 'done' END, 'key' || n % 2,
-           CASE n % 100 WHEN 0 THEN 'a zeppelin over the kitchen' WHEN 1 THEN '今天北京的天气预报' ELSE 'the kitchen light' END
-           || ' number ' || n, 3, 1.5, timestamptz '2026-01-01' + n * interval '1 minute'
+           CASE n % 100 WHEN 0 THEN 'a zeppelin over the kitchen' WHEN 1 THEN '今天北京的天气预报'
+           ELSE 'the kitchen light' END || ' number ' || n, 3, 1.5, timestamptz '2026-01-01' + n * interval '1 minute'
     FROM generate_series(0, {COUNT - 1}) AS n;
-    INSERT INTO asr_chunks (session_id, chunk_index, text) SELECT 's' || n, 0, 'x' FROM generate_series(0, {COUNT - 1}) n;
+    INSERT INTO asr_chunks (session_id, chunk_index, text) SELECT 's' || n, 0, 'x'
+    FROM generate_series(0, {COUNT - 1}) n;
     ANALYZE
 """
 
@@ -250,14 +251,15 @@ TEXTS = {
 
 
 SEARCHES = [
-        ("kitchen", "en en2"), ("KITCHEN Light", "en en2"), ('"kitchen light"', "en"), ("kitchen -turn", "en2"),
-        ("turn or météo", "en fr"), ("kitch", ""), ("o'clock", "en"), ("it's", "en"), ("iphone", "mixed"),
-        ("天气", "zh"), ("天气预报", "zh"), ("天", "zh ja"), ("气天", ""), ("天 气", "zh"), ("北京 天气", "zh"),
-        ("晴", "zh ja"), ("预报：晴", "zh"), ("25度", "zh"), ("iPhone手机", "mixed"), ("手机 -iphone", ""),
+    ("kitchen", "en en2"), ("KITCHEN Light", "en en2"), ('"kitchen light"', "en"), ("kitchen -turn", "en2"),
+    ("turn or météo", "en fr"), ("kitch", ""), ("o'clock", "en"), ("it's", "en"), ("iphone", "mixed"),
+    ("天气", "zh"), ("天气预报", "zh"), ("天", "zh ja"), ("气天", ""), ("天 气", "zh"), ("北京 天气", "zh"),
+    ("晴", "zh ja"), ("预报：晴", "zh"), ("25度", "zh"), ("iPhone手机", "mixed"), ("手机 -iphone", ""),
         ('"天气预报" or "météo à paris"', "zh fr"), ("天气 -北京", ""), ("天气 -上海", "zh"), ("東京の天気", "ja"),
-        ("서울의 날씨", "ko"), ("서울", "ko"), ("อากาศ", "th"), ("မင်္ဂ", "my"), ("москве", "ru"),
-        ("", ""), ("!!!", ""), ("-", ""), ('"', ""), ("or", ""), ("or kitchen or", "en en2"), ("'", ""), ("\\", ""),
-        ("a & b | !c:*", ""), ("') OR 1=1 --", ""), ("%s %(x)s", ""), ("kitchen\\' light", "en en2"), ("<->", ""), ("，。", ""),
+    ("서울의 날씨", "ko"), ("서울", "ko"), ("อากาศ", "th"), ("မင်္ဂ", "my"), ("москве", "ru"),
+    ("", ""), ("!!!", ""), ("-", ""), ('"', ""), ("or", ""), ("or kitchen or", "en en2"), ("'", ""), ("\\", ""),
+    ("a & b | !c:*", ""), ("') OR 1=1 --", ""), ("%s %(x)s", ""), ("kitchen\\' light", "en en2"), ("<->", ""),
+    ("，。", ""),
 ]  # fmt: skip
 
 

@@ -24,9 +24,9 @@ import pytest
 from sqlalchemy.dialects import postgresql
 
 from asrserver import storage as module
+from asrserver.storage import Record, Storage, StorageError, StorageRejected, StorageUnavailable, metadata
 from asrserver.storage import pool as pool_module
 from asrserver.storage import server as server_module
-from asrserver.storage import Record, Storage, StorageError, StorageRejected, StorageUnavailable, metadata
 from tests.conftest import until, wait_until
 
 NOBODY = 65534
@@ -356,7 +356,7 @@ async def test_two_gateways_write_the_same_sessions(store, postgres, database):
 @pytest.mark.gen_test(timeout=20)
 async def test_history_is_newest_first(store):
     await store.save([record(f"s{n}", created_at=1.7e9 + n // 2) for n in range(5)])
-    total, records, cursor = await store.history(3)
+    total, records, _ = await store.history(3)
     assert total == 5
     assert [each["session_id"] for each in records] == ["s4", "s3", "s2"]
     assert records[0] == {

@@ -254,10 +254,26 @@ class Broker:
         return {sid: (_strings(fields.result()), _events(events.result())) for sid, fields, events in waits}
 
     async def close_session(self, sid: str, ttl: float) -> None:
-        """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing."""
-        keys = (session_key(sid), audio_key(sid), events_key(sid))
-        waits = [self.lane.submit("PEXPIRE", key, int(ttl * 1000)) for key in keys]
-        await asyncio.gather(*waits, self.lane.submit("ZREM", OPEN, sid))
+        """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing.
+
+        Those of one that was deleted meanwhile go at once.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN)
+        await self.lane.submit("EVAL", scripts.CLOSE, 4, *keys, sid, int(ttl * 1000))
+
+    async def delete_session(self, sid: str, owner: str | None) -> bool:
+        """Delete the keys of a session that is stored; of one that is open, when it will be. Whether there is one.
+
+        With an owner, only if it is that owner's.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN)
+        return bool(await self.lane.submit("EVAL", scripts.DELETE, 4, *keys, sid, owner or ""))
+
+    async def known(self, sids: Iterable[str]) -> set[str]:
+        """Those of the sessions that Redis has something of."""
+        waits = {sid: self.lane.submit("EXISTS", session_key(sid)) for sid in sids}
+        await asyncio.gather(*waits.values())
+        return {sid for sid, found in waits.items() if found.result()}
 
     async def memory(self) -> float:
         """How full Redis is: used memory over maxmemory, 0 where there is no limit."""
@@ -414,6 +430,10 @@ class Broker:
         keys = [heartbeat_key(kind, name.decode()) for name in names]
         values = await self.lane.submit("MGET", *keys) if keys else []
         return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
+
+    async def oldest_waiting(self) -> float:
+        """Seconds that the first session no worker has claimed has waited; 0 if there is none."""
+        return float(await self.lane.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
 
     async def queue(self) -> dict[str, int]:
         """Sessions waiting for a worker, sessions with one, and audio buried."""

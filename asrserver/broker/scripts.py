@@ -178,3 +178,42 @@ STRIKE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
 """
+
+# KEYS session audio events asr_open · ARGV sid ttl. One TTL for all keys of a stored session; none is kept of a deleted
+# one.
+CLOSE = """
+local deleted = redis.call('HEXISTS', KEYS[1], 'deleted') == 1
+for i = 1, 3 do
+  if deleted then redis.call('UNLINK', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
+end
+return redis.call('ZREM', KEYS[4], ARGV[1])
+"""
+
+# KEYS session audio events asr_open · ARGV sid owner → whether there is such a session (of that owner, unless '').
+# An open one is only marked, for its worker and its client go on with it; CLOSE does the rest.
+DELETE = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
+if redis.call('ZSCORE', KEYS[4], ARGV[1]) then
+  redis.call('HSET', KEYS[1], 'deleted', '1')
+else
+  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+end
+return 1
+"""
+
+# KEYS asr_tasks · ARGV group → milliseconds that the first entry nobody has read has waited, by Redis's own clock
+OLDEST = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local named = {}
+  for i = 1, #info, 2 do named[info[i]] = info[i + 1] end
+  if named['name'] == ARGV[1] then
+    local first = redis.call('XRANGE', KEYS[1], '(' .. named['last-delivered-id'], '+', 'COUNT', 1)
+    if #first == 0 then return 0 end
+    local now = redis.call('TIME')
+    return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(first[1][1], '(%d+)-'))
+  end
+end
+return 0
+"""

@@ -18,7 +18,7 @@ from asrserver.gateway import Gateway
 
 #: Methods and headers that pages of allowed origins may use, and seconds that browsers may remember it.
 CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-CORS_HEADERS = "Authorization, Content-Type"
+CORS_HEADERS = "Authorization, Content-Type, X-Request-ID"
 CORS_MAX_AGE = "600"
 
 
@@ -78,7 +78,7 @@ class Door(RequestHandler):
         access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
         if origin is not None and access.allows_pages_of(origin):
             self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Expose-Headers", "Retry-After")
+            self.set_header("Access-Control-Expose-Headers", "Retry-After, X-Request-ID")
         if origin is not None:
             self.set_header("Vary", "Origin")
 

@@ -1,48 +1,34 @@
-"""REST under /api/v1: health, history, sessions. Errors are {"error": {"code", "message"}}."""
+"""REST under /api/v1, and what a supervisor of processes asks; openapi.py says the same for programs."""
 
 from __future__ import annotations
 
-import http
 import logging
-from typing import Any
 
-import orjson
 from tornado.web import HTTPError
 
-from asrserver.handlers.door import Door
-from asrserver.storage import StorageError
+from asrserver import overview
+from asrserver.handlers import openapi
+from asrserver.handlers.base import BadParameter, Rest
+from asrserver.handlers.upstream import Upstream
+from asrserver.storage import Filter
+from asrserver.subtitles import plain, srt, vtt
 
 log = logging.getLogger("asrserver.rest")
 
 #: Most sessions that one history request returns.
 MAX_LIMIT = 1000
 
+#: Longest search in characters.
+MAX_SEARCH = 200
 
-class Rest(Door):
-    """What the handlers share: JSON out, errors as JSON."""
+STATUSES = ("recording", "done", "interrupted", "error")
 
-    def answer(self, body: Any, status: int = 200) -> None:
-        self.set_status(status)
-        self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.finish(orjson.dumps(body))
-
-    def fail(self, status: int, code: str, message: str) -> None:
-        self.answer({"error": {"code": code, "message": message}}, status)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        exc = (kwargs.get("exc_info") or (None, None, None))[1]
-        if isinstance(exc, StorageError):
-            self.fail(503, "storage_unavailable", str(exc))
-            return
-        phrase = http.HTTPStatus(status_code).phrase
-        message = exc.log_message if isinstance(exc, HTTPError) and exc.log_message else phrase
-        self.fail(status_code, phrase.lower().replace(" ", "_"), message)
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if isinstance(value, StorageError):
-            log.warning("%s %s: %s", self.request.method, self.request.path, value)
-        else:
-            super().log_exception(typ, value, tb)
+#: What a session can be read as, besides json: the media type, and how it is made.
+FORMATS = {
+    "txt": ("text/plain", plain),
+    "srt": ("application/x-subrip", srt),
+    "vtt": ("text/vtt", vtt),
+}
 
 
 class NotFound(Rest):
@@ -52,37 +38,92 @@ class NotFound(Rest):
             raise HTTPError(404, "there is nothing at this path")
 
 
+class Live(Rest):
+    """GET /livez: 200 while this process handles requests at all. Asked without a key."""
+
+    public = True
+
+    async def get(self) -> None:
+        self.answer({"status": "ok"})
+
+
+class Ready(Rest):
+    """GET /readyz: 200 while this gateway takes sessions; 503 before and after."""
+
+    async def get(self) -> None:
+        reason = await overview.not_ready(self.gateway)
+        self.answer(
+            {"status": "not ready", "reason": reason} if reason else {"status": "ready"}, 503 if reason else 200
+        )
+
+
 class Health(Rest):
     """GET /api/v1/health: every part, probed; 503 when one does not work."""
 
     async def get(self) -> None:
-        health = await self.gateway.health()
+        health = await overview.health(self.gateway)
         self.answer(health, 200 if health["status"] == "ok" else 503)
 
 
 class History(Rest):
-    """GET /api/v1/history?limit=50: {total, records}, newest first."""
+    """GET /api/v1/history: {total, records, cursor}, newest first."""
 
     async def get(self) -> None:
-        text = self.get_query_argument("limit", "50")
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MAX_LIMIT:
-            raise HTTPError(400, f"limit must be a whole number from 1 to {MAX_LIMIT}")
-        total, records = await self.gateway.storage.history(int(text))
-        self.answer({"total": total, "records": records})
+        limit = self.whole("limit", 50, 1, MAX_LIMIT)
+        which = Filter(
+            owner=self.owner,
+            user_id=self.text("user_id", 128),
+            status=self.choice("status", STATUSES),
+            since=self.when("from"),
+            until=self.when("to"),
+            search=self.text("q", MAX_SEARCH),
+        )
+        try:
+            page = await self.gateway.storage.history(limit, which, self.given("cursor"))
+        except ValueError as exc:
+            raise BadParameter("cursor", f"is not usable: {exc}") from None
+        self.answer({"total": page.total, "records": page.records, "cursor": page.cursor})
 
 
 class OneSession(Rest):
     """GET and DELETE /api/v1/session/:id."""
 
-    async def get(self, sid: str) -> None:
-        await self.gateway.settled(sid)
-        session = await self.gateway.storage.session(sid)
+    async def get(self, session_id: str) -> None:
+        kind = self.choice("format", ("json", *FORMATS)) or "json"
+        await self.gateway.settled(session_id)
+        session = await self.gateway.storage.session(session_id, owner=self.owner)
         if session is None:
             raise HTTPError(404, "there is no such session")
-        self.answer(session)
+        if kind == "json":
+            self.answer(session)
+            return
+        media_type, make = FORMATS[kind]
+        self.set_header("Content-Type", f"{media_type}; charset=utf-8")
+        self.finish(make(session))
 
-    async def delete(self, sid: str) -> None:
-        if not await self.gateway.delete(sid):
+    async def delete(self, session_id: str) -> None:
+        if not await self.gateway.delete(session_id, owner=self.owner):
             raise HTTPError(404, "there is no such session")
-        log.info("session=%s deleted", sid)
-        self.answer({"session_id": sid, "deleted": True})
+        log.info("session=%s deleted", session_id)
+        self.answer({"session_id": session_id, "deleted": True})
+
+
+class Stats(Upstream):
+    """GET /api/v1/stats: what was recognised since the beginning."""
+
+    async def here(self) -> None:
+        self.answer(await overview.stats(self.gateway, self.owner))
+
+
+class QueueStatus(Upstream):
+    """GET /api/v1/asr/queue/status: what waits, how long, and who works."""
+
+    async def here(self) -> None:
+        self.answer(await overview.queue_status(self.gateway))
+
+
+class OpenApi(Rest):
+    """GET /api/v1/openapi.json: this, for programs."""
+
+    async def get(self) -> None:
+        self.answer(openapi.document())

@@ -21,12 +21,13 @@ from typing import Any
 
 import orjson
 from tornado.iostream import IOStream, StreamBufferFullError
+from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 from tornado.websocket import _WebSocketParams as Params
 
 from asrserver.errors import AsrError, BadRequest
 from asrserver.gateway import Gateway
-from asrserver.handlers.door import Door
+from asrserver.handlers.base import JsonErrors
 from asrserver.session import Session
 
 log = logging.getLogger("asrserver.websocket")
@@ -101,7 +102,7 @@ def _where(session: Session, index: Any) -> dict[str, Any]:
     return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
 
-class WebSocket(Door, WebSocketHandler):
+class WebSocket(JsonErrors, WebSocketHandler):
     """One connection and the sessions started on it."""
 
     connections: set[WebSocket]
@@ -117,6 +118,11 @@ class WebSocket(Door, WebSocketHandler):
         self._busy: asyncio.Task[None] | None = None  # with a message that takes time
         self._later: deque[tuple[str | bytes, int]] = deque()  # messages that wait for it
         self._later_bytes = 0
+
+    async def get(self, *args: str, **kwargs: str) -> None:
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
+        await super().get(*args, **kwargs)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":

@@ -78,9 +78,9 @@ class Storage(Pool):
         """The newest sessions of those that match, newest first; from `cursor` on, where a page before ended.
 
         Each is {session_id, user_id, status, text, duration (seconds), chunk_count, language, mode, model, error_code,
-        error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC. The cursor names a place between
-        two sessions: none is seen twice or left out, whatever comes or goes meanwhile. Raises ValueError for a text that
-        is no cursor.
+        error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC. The cursor names a place
+        between two sessions: none is seen twice or left out, whatever comes or goes meanwhile. Raises ValueError for a
+        text that is no cursor.
         """
         values = which.values()
         place = reading.read_cursor(cursor) if cursor is not None else {}
@@ -129,7 +129,7 @@ class Storage(Pool):
     async def size(self) -> int:
         """Bytes that the tables and their indexes take."""
         async with self.connection() as conn:
-            return int(await conn.scalar(_SIZE, [[name for name in metadata.tables]]))
+            return int(await conn.scalar(_SIZE, {"names": list(metadata.tables)}))
 
     # -- housekeeping --------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Storage(Pool):
                     await conn.execute(str(upsert), values)
 
 
-_SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%s) AS name"
+_SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%(names)s) AS name"
 
 _ADD_UP = """
     WITH gone AS (DELETE FROM asr_tally RETURNING *)

@@ -1,6 +1,6 @@
-"""The pool of connections: aiopg 1.4.0 gets no more fixes; what it does wrong is mended here, each place names the defect.
+"""The pool of connections, in the gateway, on uvloop.
 
-It runs in the gateway, on uvloop.
+aiopg 1.4.0 gets no more fixes: what it does wrong is mended here, and each place names the defect.
 """
 
 from __future__ import annotations
