@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo run test soak lint format bench clean
+.PHONY: demo run test soak lint browser format bench clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -12,7 +12,7 @@ demo: .venv/installed ## the whole system on real speech, from nothing
 run: .venv/installed ## the server on port 8080
 	$(BIN)/asrserver run
 
-test: lint ## everything that must pass
+test: lint browser ## everything that must pass
 	$(BIN)/python -m pytest -m 'not slow'
 
 soak: .venv/test ## the slow tests
@@ -22,6 +22,13 @@ lint: .venv/test ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+browser: ## Chromium, for the test with a real browser's recorder: Debian's, if we may install it
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+		if command -v $$name >/dev/null; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; \
+	else echo "no Chromium, and not root on Debian: the test with a real browser is skipped" >&2; fi
 
 format: .venv/test
 	$(BIN)/ruff check --fix .
