@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from asrserver.errors import AudioError
-from asrserver.inference import audio
+from asrserver.inference import audio, decoding
 from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.decoding import Border, StreamDecoder
 from tests.conftest import DATA
@@ -58,7 +58,7 @@ STREAMS = {
 @functools.cache
 def speech() -> Samples:
     """Some seconds of it."""
-    files = sorted((DATA / "utterances").glob("*.opus"))[:4]
+    files = sorted((DATA / "utterances").glob("*.opus"))[:2]
     return np.concatenate([audio.decode(file.read_bytes(), "ogg", 60) for file in files])
 
 
@@ -127,9 +127,9 @@ def test_a_stream_is_what_ffmpeg_makes_of_the_file(name: str) -> None:
 def test_slicing_changes_nothing(name: str) -> None:
     """Byte for byte, in small slices, in large ones: equal to the bit."""
     data = stream(name)
-    for seed, largest in enumerate((max(7, len(data) // 20000), 300, 1500, 20000)):
+    for seed, largest in enumerate((max(7, len(data) // 5000), 1500, 20000)):
         assert np.array_equal(decoded(StreamDecoder(kind(name)), slices(data, seed, largest)), whole(name))
-    short = data[:15000]
+    short = data[:6000]
     one_by_one = decoded(StreamDecoder(kind(name)), (short[at : at + 1] for at in range(len(short))))
     assert np.array_equal(one_by_one, decoded(StreamDecoder(kind(name)), [short]))
 
@@ -185,7 +185,7 @@ def test_another_process_goes_on(name: str) -> None:
     decoder = StreamDecoder(kind(name))
     seen = set()
     at = 0
-    for piece in slices(data, 5, len(data) // 25):
+    for piece in slices(data, 5, len(data) // 20):
         decoder.feed(piece)
         at += len(piece)
         sample = max(0, decoder.position - int(random.integers(0, RATE)))
@@ -207,7 +207,7 @@ def test_another_process_goes_on(name: str) -> None:
             assert correlation(old[first], new[first]) >= STREAMS[name][2]
         if len(old):
             assert np.abs(old - new).max() < 0.1
-    assert len(seen) >= (4 if kind(name) == "ogg" and name != "ogg-opus-pages" else 8)
+    assert len(seen) >= (3 if kind(name) == "ogg" and name != "ogg-opus-pages" else 4)
 
 
 @pytest.mark.parametrize("name", ["webm", "mp4", "ogg-opus-pages", "mp3", "aac", "flac", "wav"])
@@ -291,7 +291,7 @@ def test_video_is_passed_over() -> None:
             "-f",
             "lavfi",
             "-i",
-            "testsrc=duration=3:size=320x240",
+            "testsrc=duration=3:size=96x72:rate=5",
         ]
         command += ["-f", "lavfi", "-i", "sine=frequency=440:duration=3", "-map", "0", "-map", "1"]
         data = subprocess.run([*command, *arguments.split(), "-"], stdout=subprocess.PIPE, check=True).stdout
@@ -416,16 +416,17 @@ def test_damaged_streams_are_decoded_or_refused(name: str) -> None:
         assert np.isfinite(samples).all()
 
 
-def test_a_few_bytes_cannot_fill_the_memory() -> None:
+def test_a_few_bytes_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two minutes of silence a kilobyte: Opus can say that. What is too long is refused; nothing else is lost."""
     head = stream("webm")[: stream("webm").index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff"
     block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))  # two frames of 60 ms of nothing
+    monkeypatch.setattr(decoding, "_MOST", 60)
     decoder = StreamDecoder("matroska")
     before = psutil.Process().memory_info().rss
     with pytest.raises(AudioError) as caught:
         decoder.feed(head + block * 100_000)
     assert caught.value.code == "utterance_too_long"
-    assert psutil.Process().memory_info().rss - before < 1 << 30
+    assert psutil.Process().memory_info().rss - before < 100 << 20
     assert len(decoder._demuxer._buffer) == 0
     found, _ = tolerant(decoder, [stream("webm")])
     assert len(found) > 0
@@ -459,11 +460,11 @@ def test_an_hour_takes_no_memory() -> None:
     decoder.feed(data[:head])
     process = psutil.Process()
     begun = 0
-    for number in range(40):
+    for number in range(60):
         for at in range(head, len(data), 4000):
             decoder.feed(data[at : at + 4000])
             decoder.border(decoder.position - RATE)
         if number == 10:
             begun = process.memory_info().rss
     assert process.memory_info().rss - begun < 8 << 20
-    assert decoder.position > 35 * len(speech())
+    assert decoder.position > 55 * len(speech())

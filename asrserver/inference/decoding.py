@@ -29,7 +29,8 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 
 from asrserver.errors import AudioError
-from asrserver.inference.audio import RATE, Samples, mono
+from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.codec import Codec
 from asrserver.inference.demux import Packet, Track, demuxer
 from asrserver.inference.demux.base import opus_samples
 
@@ -231,7 +232,7 @@ class _Recording:
         self.place: _Place | None = None  # the last one that is ready
         self.produced = sample  # up to this sample of the stream
         self.waiting = 0  # samples, at the codec's rate
-        self._codec = _Codec(track)
+        self._codec = Codec(track)
         self._resampler: AudioResampler | None = None
         self._open: _Place | None = None  # whose packets are still coming
         self._anchor = sample
@@ -330,8 +331,10 @@ class _Recording:
 
     def _convert(self, last: bool = False) -> None:
         """Resample in one go what is there: swr's output does not depend on how its input is cut (to the bit)."""
-        samples = np.concatenate(self._waiting) if self._waiting else np.zeros(0, np.float32)
+        samples = np.concatenate([np.zeros(0, np.float32), *self._waiting])
         self._waiting.clear()
+        if not math.isfinite(float(np.sum(samples))):  # of damaged float codecs: the resampler would spread it
+            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
         self.waiting = 0
         if self._resampler is not None:
             frames = []
@@ -348,66 +351,3 @@ class _Recording:
             samples = samples[dropped:]
         self.produced += len(samples)
         self._done.append(samples)
-
-
-class _Codec:
-    """FFmpeg's decoder, or none for the PCM that clients send; mono float32."""
-
-    def __init__(self, track: Track) -> None:
-        self._track = track
-        self.memoryless = track.codec.startswith("pcm") or track.codec == "flac"
-        self._dtype: Any = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": np.dtype("<f4")}.get(track.codec)
-        self._context: Any = None
-        if self._dtype is None:
-            try:
-                self._context = _context(track)
-            except (av.FFmpegError, ValueError):
-                raise AudioError("undecodable_audio", f"the head of the {track.codec} audio is damaged") from None
-
-    def decode(self, data: bytes | None) -> list[tuple[Samples, int]] | None:
-        """(samples, rate) of each frame of a packet, or of what remains; None if it cannot be decoded."""
-        if self._dtype is not None:
-            raw = np.frombuffer(data or b"", self._dtype)
-            return [(mono(raw, self._track.channels), self._track.rate)] if len(raw) else []
-        if data is not None and not data:
-            return []  # to FFmpeg that would be the end
-        try:
-            return [(_mixed(frame), frame.sample_rate) for frame in self._context.decode(data and av.Packet(data))]
-        except av.EOFError:
-            return []
-        except av.FFmpegError:
-            return None
-
-
-def _context(track: Track) -> Any:
-    context = av.CodecContext.create(track.codec, "r")
-    context.thread_count = 1
-    extradata = track.extradata
-    if track.codec == "opus":
-        if len(extradata) < 19:
-            raise ValueError("OpusHead")
-        extradata = extradata[:10] + b"\0\0" + extradata[12:]  # a pre-skip of none: it is skipped here
-    if extradata:
-        context.extradata = extradata
-    if track.codec == "flac":
-        context.options = {"err_detect": "crccheck+explode"}  # else it makes noise of damaged frames
-    if track.codec.startswith("pcm"):
-        context.sample_rate = track.rate
-        context.layout = f"{track.channels}c"
-    context.open()
-    return context
-
-
-def _mixed(frame: av.AudioFrame) -> Samples:
-    """A frame's channels as one."""
-    raw: np.ndarray[Any, Any] = frame.to_ndarray()
-    if not frame.format.is_planar:
-        raw = raw.reshape(-1, frame.layout.nb_channels).T
-    if raw.dtype == np.uint8:
-        samples = (raw.astype(np.float32) - np.float32(128)) / np.float32(128)
-    elif raw.dtype.kind == "i":
-        samples = raw.astype(np.float32) / np.float32(2 ** (8 * raw.dtype.itemsize - 1))
-    else:
-        samples = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-    one: Samples = samples[0].copy() if len(samples) == 1 else samples.mean(axis=0, dtype=np.float32)
-    return one
