@@ -37,6 +37,7 @@ format: .venv/test
 bench: .venv/test ## ratios against the bare libraries
 	$(BIN)/python tools/bench_gateway.py
 	$(BIN)/python tools/bench_worker.py
+	$(BIN)/python tools/bench_vad.py
 
 .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }

@@ -1,0 +1,117 @@
+#!/usr/bin/env python3
+"""What finding speech as it comes costs, against Silero over the whole recording, in one run.
+
+    python tools/bench_vad.py [--minutes 3] [--rounds 5]
+
+The recordings: speech without pauses; speech of which two thirds are pauses, as people talk; noise that nobody hears
+speech in; quiet below the gate; silence. Ours is an Endpointer fed slices of 20 ms to a minute; bare is
+faster-whisper's get_speech_timestamps, once over everything. CPU of one thread, by turns, the median of the rounds;
+ratios are ours to bare on the same recording. The last table is the network with n frames a call: what sessions that
+share calls could gain, if its state allowed it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
+
+from asrserver.inference import audio
+from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.vad import FRAME, Endpointer
+
+UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
+
+SLICES = (0.02, 0.1, 0.25, 1.0, 60.0)
+
+
+def recordings(minutes: float) -> dict[str, Samples]:
+    random = np.random.default_rng(1)
+    count = int(minutes * 60 * RATE)
+    said = [audio.decode((UTTERANCES / name).read_bytes(), "ogg", 60) for name in _names()]
+    spoken = np.resize(np.concatenate([_trimmed(one) for one in said]), count)
+    talk = np.concatenate(
+        [part for one in said for part in (_trimmed(one), np.zeros(2 * len(_trimmed(one)), np.float32))]
+    )
+    return {
+        "speech": spoken,
+        "talk, two thirds pauses": np.resize(talk, count),
+        "noise at -40 dBFS": random.normal(0, 0.01, count).astype(np.float32),
+        "quiet at -70 dBFS": random.normal(0, 0.0003, count).astype(np.float32),
+        "silence": np.zeros(count, np.float32),
+    }
+
+
+def _names() -> list[str]:
+    return list(json.loads((UTTERANCES / "transcripts.json").read_text()))
+
+
+def _trimmed(samples: Samples) -> Samples:
+    """From its first loud sample to its last."""
+    loud = np.flatnonzero(np.abs(samples) > 0.01)
+    return samples[loud[0] : loud[-1] + 1]
+
+
+def bare(recording: Samples) -> None:
+    get_speech_timestamps(recording, VadOptions(min_silence_duration_ms=400, speech_pad_ms=200), RATE)
+
+
+def ours(recording: Samples, seconds: float) -> None:
+    endpointer = Endpointer(0.4)
+    step = int(seconds * RATE)
+    for at in range(0, len(recording), step):
+        endpointer.feed(recording[at : at + step])
+    endpointer.flush()
+
+
+def cost(work: Callable[[], None]) -> float:
+    """CPU seconds."""
+    begun = time.thread_time()
+    work()
+    return time.thread_time() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    bare(np.zeros(RATE, np.float32))
+    heads = "".join(f"{f'{int(1000 * seconds)} ms':>17}" for seconds in SLICES)
+    print(f"ms of CPU for each second of audio, ratio to bare\n{'':26}{'bare':>8}{heads}")
+    for name, recording in recordings(options.minutes).items():
+        works = [partial(bare, recording), *(partial(ours, recording, seconds) for seconds in SLICES)]
+        rounds = [[cost(work) for work in works] for _ in range(options.rounds)]
+        scale = 1000 / (options.minutes * 60)
+        medians = [scale * statistics.median(column) for column in zip(*rounds, strict=True)]
+        ratios = [statistics.median(row[n] / row[0] for row in rounds) for n in range(1, len(SLICES) + 1)]
+        figures = "".join(f"{own:9.2f} ({ratio:5.3f})" for own, ratio in zip(medians[1:], ratios, strict=True))
+        print(f"{name:26}{medians[0]:8.2f}{figures}")
+    calls(options.rounds)
+
+
+def calls(rounds: int) -> None:
+    """What frames of several sessions would gain in one call. They cannot: its state (h, c) is one session's."""
+    session = get_vad_model().session
+    state = np.zeros((1, 1, 128), np.float32)
+    print("\nmicroseconds of CPU a frame, n frames a call")
+    for count in (1, 3, 8, 32, 128):
+        inputs = {"input": np.zeros((count, FRAME + 64), np.float32), "h": state, "c": state}
+        repeat = 2000 // count
+
+        def work(inputs: dict[str, Samples] = inputs, repeat: int = repeat) -> None:
+            for _ in range(repeat):
+                session.run(None, inputs)
+
+        print(f"{count:5} {1e6 * statistics.median(cost(work) for _ in range(rounds)) / repeat / count:8.1f}")
+
+
+if __name__ == "__main__":
+    main()
