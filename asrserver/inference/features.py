@@ -16,6 +16,7 @@ from asrserver.inference.audio import RATE, Samples
 #: Samples between frames, and samples a frame looks at: 10 and 25 ms.
 HOP = 160
 FFT = 400
+HALF = FFT // 2
 
 #: Frames a second.
 FRAMES = RATE // HOP
@@ -50,18 +51,90 @@ def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
     # One frame is centred on every hop; two more than there is audio for still touch it.
     filled = min(frames, len(samples) // HOP + 3)
     padded = np.zeros(filled * HOP + FFT, np.float32)
-    half = FFT // 2
-    padded[half : half + len(samples)] = samples
-    padded[:half] = padded[FFT:half:-1]  # reflected at the start, as the reference does
-    view = np.lib.stride_tricks.as_strided(padded, (filled, FFT), (HOP * 4, 4), writeable=False)
+    padded[HALF : HALF + len(samples)] = samples
+    padded[:HALF] = padded[FFT:HALF:-1]  # reflected at the start, as the reference does
+    mel = np.empty((n_mels, frames), np.float32)
+    _log_power(padded, mel[:, :filled])
+    return _normalised(mel, filled)
+
+
+class GrowingLogMel:
+    """The features of a stretch of audio that grows: each frame is computed once, whatever is asked of them how often.
+
+    What is kept is the logarithm before Whisper's normalisation, for that depends on the loudest frame of a window. One
+    thread may feed it while another takes windows.
+    """
+
+    def __init__(self, n_mels: int) -> None:
+        # Frames, how many of them are computed, and the samples from the left edge of the next one on: replaced
+        # together, so that a reader in another thread sees three that belong to each other.
+        self._state = (np.empty((n_mels, 4 * FRAMES), np.float32), 0, np.zeros(0, np.float32))
+        self._begun = False
+        self.samples = 0
+
+    def feed(self, samples: Samples) -> None:
+        """Take the samples that follow."""
+        mel, frames, tail = self._state
+        tail = np.concatenate([tail, samples])
+        self.samples += len(samples)
+        if not self._begun:
+            if len(tail) <= HALF:
+                self._state = (mel, 0, tail)
+                return
+            tail = np.concatenate([tail[HALF:0:-1], tail])
+            self._begun = True
+        new = max(0, (len(tail) - FFT) // HOP + 1)
+        if frames + new > mel.shape[1]:
+            larger = np.empty((len(mel), max(frames + new, 2 * mel.shape[1])), np.float32)
+            larger[:, :frames] = mel[:, :frames]
+            mel = larger
+        if new:
+            _log_power(tail, mel[:, frames : frames + new])
+        self._state = (mel, frames + new, tail[new * HOP :])
+
+    def window(self, frames: int, end: int | None = None) -> Features:
+        """Features [n_mels, frames] of what there is, up to the sample `end`, padded with silence as `log_mel` pads."""
+        mel, computed, tail = self._state
+        end = self.samples if end is None else end
+        filled = min(frames, end // HOP + 3)
+        window = np.empty((len(mel), frames), np.float32)
+        known = min(filled, computed)
+        window[:, :known] = mel[:, :known]
+        if known < filled:  # the last frames look past the audio that is there: at silence, and only for now
+            padded = np.zeros((filled - known) * HOP + FFT, np.float32)
+            if not self._begun:
+                padded[HALF : HALF + len(tail)] = tail
+                padded[:HALF] = padded[FFT:HALF:-1]
+            else:
+                padded[: len(tail)] = tail[: len(padded)]
+            _log_power(padded, window[:, known:filled])
+        return _normalised(window, filled)
+
+    def split(self, at: int) -> GrowingLogMel:
+        """The features from the sample `at` on, a multiple of HOP, as the beginning of another stretch."""
+        mel, frames, tail = self._state
+        rest = GrowingLogMel(len(mel))
+        rest._begun = True
+        rest.samples = self.samples - at
+        first = min(at // HOP, frames)
+        rest._state = (mel[:, first:frames].copy(), frames - first, tail)
+        return rest
+
+
+def _log_power(padded: Samples, mel: Features) -> None:
+    """Fill `mel` with the logarithms of its frames' powers; the first frame begins where `padded` does."""
+    count = mel.shape[1]
+    view = np.lib.stride_tricks.as_strided(padded, (count, FFT), (HOP * 4, 4), writeable=False)
     spectrum = np.fft.rfft(view * _window(), axis=1)
     power = np.square(spectrum.real)
     power += np.square(spectrum.imag)
-    mel = np.empty((n_mels, frames), np.float32)
-    np.matmul(mel_filters(n_mels), power.T, out=mel[:, :filled])
-    computed = mel[:, :filled]
-    np.maximum(computed, 1e-10, out=computed)
-    np.log10(computed, out=computed)
+    np.matmul(mel_filters(len(mel)), power.T, out=mel)
+    np.maximum(mel, 1e-10, out=mel)
+    np.log10(mel, out=mel)
+
+
+def _normalised(mel: Features, filled: int) -> Features:
+    """As Whisper wants them, in place: silence from `filled` on, 80 dB of range below the loudest."""
     mel[:, filled:] = -10.0
     np.maximum(mel, mel.max() - 8.0, out=mel)
     mel += 4.0

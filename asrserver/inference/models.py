@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,7 @@ import tokenizers
 from faster_whisper.utils import download_model
 
 from asrserver.errors import ModelError
+from asrserver.inference.alignment import Word, timed_words
 from asrserver.inference.features import FRAMES, Features
 
 #: Whisper's own window in frames: 30 s.
@@ -38,6 +40,12 @@ MAX_COMPRESSION = 2.4
 MIN_LOGPROB = -1.0
 NO_SPEECH = 0.6
 
+#: A word, or a phrase of up to so many tokens, said so often in a row is a decoder that has lost its way. The
+#: compression ratio sees only long loops.
+MAX_SAME_TOKEN = 10
+MAX_SAME_PHRASE = 5
+PHRASE = 8
+
 #: Temperatures tried, in order, for a window that fails even at its full length.
 TEMPERATURES = (0.4, 0.8)
 
@@ -53,22 +61,33 @@ PROMPTS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a window is recognised with. `language` None means: detect it."""
+    """What a window is recognised with. `language` None means: detect it.
+
+    `previous` is the text just before, for context. `words` asks for word times. A `draft` is decoded once: a guess at
+    what is still being said, and worth no second attempt.
+    """
 
     language: str | None = None
     task: str = "transcribe"
     prompt: str = ""
     hotwords: str = ""
+    previous: str = ""
+    words: bool = False
+    draft: bool = False
 
 
 @dataclass(slots=True)
 class Hypothesis:
-    """What was understood in one window. `confidence` is the mean probability of a token, 0 to 1."""
+    """What was understood in one window. `confidence` is the mean probability of a token, 0 to 1.
+
+    The times of `words` are seconds in the window.
+    """
 
     text: str
     language: str
     language_probability: float
     confidence: float
+    words: list[Word] = field(default_factory=list)
 
 
 def window_for(seconds: float, policy: str) -> int:
@@ -152,29 +171,58 @@ class Whisper:
         requests = [request for _, request, _ in rows]
         languages = self._detect(encoded, requests)
         results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
-        hypotheses = []
-        for row, language, result in zip(rows, languages, results, strict=True):
-            attempt = _Attempt(result, self._text(result), self._eot)
-            if attempt.failed:
+        attempts = []
+        for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
+            attempt = _Attempt(result, self._text(result), self._eot, encoded, number)
+            if attempt.failed and not row[1].draft:
                 attempt = self._retry(row, language, attempt)
-            text = "" if attempt.silence or attempt.repeats else attempt.text
-            hypotheses.append(Hypothesis(text, language[0], language[1], attempt.confidence))
-        return hypotheses
+            attempts.append(attempt)
+        words = self._align(attempts, rows, languages)
+        return [
+            Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, words.get(number, []))
+            for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
+        ]
 
     def _retry(self, row: tuple[Features, Request, float], language: tuple[str, float], first: _Attempt) -> _Attempt:
         features, request, seconds = row
         attempts = [first]
+        temperatures: tuple[float, ...] = TEMPERATURES
         if features.shape[1] < FULL:
             padded = np.full((features.shape[0], FULL), features.min(), np.float32)
             padded[:, : features.shape[1]] = features
-            features = padded
-        encoded = self._encode([features])
-        for temperature in (0.0, *TEMPERATURES):
+            encoded = self._encode([padded])
+            temperatures = (0.0, *TEMPERATURES)
+        else:
+            encoded = _rows_of(first.encoded, [first.number])
+        for temperature in temperatures:
             result = self._generate(encoded, [request], [language], [seconds], temperature)[0]
-            attempts.append(_Attempt(result, self._text(result), self._eot))
+            attempts.append(_Attempt(result, self._text(result), self._eot, encoded, 0))
             if not attempts[-1].failed:
                 return attempts[-1]
         return max(attempts, key=lambda attempt: (not attempt.repeats, attempt.logprob))
+
+    def _align(
+        self,
+        attempts: list[_Attempt],
+        rows: list[tuple[Features, Request, float]],
+        languages: list[tuple[str, float]],
+    ) -> dict[int, list[Word]]:
+        """The words of the rows that ask for them. align() takes one start sequence: a call for each language."""
+        calls: dict[tuple[int, str, str], list[int]] = {}
+        for number, (attempt, (_, request, _)) in enumerate(zip(attempts, rows, strict=True)):
+            # Never an empty text: CTranslate2 before 4.8.1 divided by zero there (#2065).
+            if request.words and attempt.good and attempt.text:
+                calls.setdefault((id(attempt.encoded), languages[number][0], request.task), []).append(number)
+        found = {}
+        for (_, language, task), numbers in calls.items():
+            encoded = _rows_of(attempts[numbers[0]].encoded, [attempts[number].number for number in numbers])
+            tokens = [attempts[number].tokens for number in numbers]
+            steps = 2 * encoded.shape[1]
+            frames = [min(steps, max(2, round(rows[number][2] * FRAMES))) for number in numbers]
+            results = self._model.align(encoded, self._start(language, task), tokens, frames)
+            for number, alignment in zip(numbers, results, strict=True):
+                found[number] = timed_words(attempts[number].tokens, alignment, self._decode, language)
+        return found
 
     def _encode(self, features: list[Features]) -> Any:
         return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(np.stack(features))))
@@ -240,29 +288,63 @@ class Whisper:
     def prompt(self, request: Request, language: str) -> list[int]:
         """The tokens before the text. Rows batch only where these are equally many."""
         before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
-        tokens = [self._previous, *before[-MAX_PROMPT:], self._sot] if before else [self._sot]
+        if request.previous:
+            before += self._tokens(request.previous)
+        tokens = [self._previous, *before[-MAX_PROMPT:]] if before else []
+        return [*tokens, *self._start(language, request.task), self._no_timestamps]
+
+    def _start(self, language: str, task: str) -> list[int]:
+        """The start token, and what language and task there are tokens for."""
         number = self._languages.get(language, -1)
-        if number >= 0:
-            tokens += [number, self._token(f"<|{request.task}|>")]
-        return [*tokens, self._no_timestamps]
+        return [self._sot, number, self._token(f"<|{task}|>")] if number >= 0 else [self._sot]
 
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids) if text else ()
 
     def _text(self, result: Any) -> str:
-        numbers = [number for number in result.sequences_ids[0] if number < self._eot]
-        return str(self._tokenizer.decode(numbers)).strip()
+        return self._decode([number for number in result.sequences_ids[0] if number < self._eot]).strip()
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens))
 
 
 class _Attempt:
-    """One decoding of one window, judged."""
+    """One decoding of one window, judged. `number` is its row in the encoder's output."""
 
-    def __init__(self, result: Any, text: str, eot: int) -> None:
+    def __init__(self, result: Any, text: str, eot: int, encoded: Any, number: int) -> None:
         length = len(result.sequences_ids[0])
         self.text = text
+        self.encoded = encoded
+        self.number = number
+        self.tokens = [token for token in result.sequences_ids[0] if token < eot]
         self.logprob = result.scores[0] * length / (length + 1)  # the end token counts, as in the reference
         self.confidence = round(float(np.exp(min(0.0, self.logprob))), 4)
         raw = text.encode()
-        self.repeats = len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
+        self.repeats = len(raw) > MAX_COMPRESSION * len(zlib.compress(raw)) or _loops(self.tokens)
         self.silence = result.no_speech_prob > NO_SPEECH and self.logprob < MIN_LOGPROB
         self.failed = not self.silence and (self.repeats or self.logprob < MIN_LOGPROB)
+
+    @property
+    def good(self) -> bool:
+        """Whether its text may be believed."""
+        return not (self.silence or self.repeats)
+
+
+def _loops(tokens: list[int]) -> bool:
+    """Whether a token or a phrase is said over and over."""
+    for size in range(1, PHRASE + 1):
+        limit = size * ((MAX_SAME_TOKEN if size == 1 else MAX_SAME_PHRASE) - 1)
+        same = 0
+        for one, other in zip(tokens, tokens[size:], strict=False):
+            same = same + 1 if one == other else 0
+            if same >= limit:
+                return True
+    return False
+
+
+def _rows_of(encoded: Any, numbers: list[int]) -> Any:
+    """Some rows of the encoder's output, in that order; CTranslate2 4.8 cannot slice its own arrays."""
+    if numbers == list(range(encoded.shape[0])):
+        return encoded
+    array = np.array(encoded.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32))
+    return ctranslate2.StorageView.from_array(np.ascontiguousarray(array[numbers]))
