@@ -403,12 +403,15 @@ class Gateway:
         session = self.sessions.get(event["session_id"])
         if session is None:
             return  # of a session that another gateway has, or whose final result is out
+        taken = True
         if event["type"] == "moved":
             if event["move"] > session.move:  # else from before it came back
                 self._lost(session, "ended" if event["ended"] else "moved")
-        elif session.deliver(event):
+        elif event["type"] == "partial":
+            taken = session.guess(event)
+        elif taken := session.deliver(event):
             self._delivered(session, event)
-        else:
+        if not taken:
             self._in_background(self._read_missed(session))
 
     def _delivered(self, session: Session, event: Event) -> None:

@@ -24,7 +24,10 @@ MAX_INDEX = 2**48
 #: Chunks refused in one session whose indexes are remembered.
 MAX_REFUSED = 1000
 
-MODES = ("auto", "chunk")
+#: Seconds between partial results, if nothing else is asked for.
+PARTIAL_INTERVAL = 0.5
+
+MODES = ("auto", "chunk", "stream")
 FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
 TASKS = ("transcribe", "translate")
 
@@ -33,9 +36,10 @@ TASKS = ("transcribe", "translate")
 class Options:
     """What a client asks for in `start`.
 
-    `mode` chunk: each chunk is an utterance of its own. `auto`: a chunk that opens a container, or a second or more of
-    raw PCM, is an utterance; anything else continues the one before. `format`, `sample_rate` (hertz) and `channels`
-    describe headerless audio.
+    `mode` chunk: each chunk is an utterance of its own. `stream`: all chunks are one recording. `auto`: a chunk that
+    opens a container, or a second or more of raw PCM, is an utterance; anything else continues the one before. `format`,
+    `sample_rate` (hertz) and `channels` describe headerless audio. `silence` (seconds) ends a segment; None is the
+    server's own. `partials` are asked for every `partial_interval` seconds.
     """
 
     mode: str = "auto"
@@ -46,6 +50,10 @@ class Options:
     task: str = "transcribe"
     prompt: str = ""
     hotwords: str = ""
+    partials: bool = False
+    partial_interval: float = PARTIAL_INTERVAL
+    silence: float | None = None
+    word_timestamps: bool = False
 
     @classmethod
     def parse(cls, message: dict[str, Any]) -> Options:
@@ -57,6 +65,11 @@ class Options:
         _one_of("task", options.task, TASKS)
         _whole("sample_rate", options.sample_rate, 8000, 48000)
         _whole("channels", options.channels, 1, 2)
+        _flag("partials", options.partials)
+        _flag("word_timestamps", options.word_timestamps)
+        _seconds("partial_interval", options.partial_interval, 0.1, 10.0)
+        if options.silence is not None:
+            _seconds("silence", options.silence, 0.1, 5.0)
         for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
             if not isinstance(value, str) or len(value) > 1000 or "\x00" in value:
                 raise BadRequest("bad_option", f"{name} must be a text of at most 1000 characters", option=name)
@@ -82,6 +95,16 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise BadRequest("bad_option", f"{name} must be a whole number from {low} to {high}", option=name)
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise BadRequest("bad_option", f"{name} must be true or false", option=name)
+
+
+def _seconds(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequest("bad_option", f"{name} must be a number of seconds from {low:g} to {high:g}", option=name)
 
 
 def valid_id(value: Any, name: str) -> str:
@@ -273,6 +296,14 @@ class Session:
         self.last_event = event["id"]
         self.heard = time.monotonic()
         self._release(event)
+        return True
+
+    def guess(self, event: dict[str, Any]) -> bool:
+        """Pass a partial result on; False if the durable event that it follows is still to come."""
+        if event["follows"] > self._seq:
+            return False
+        if not self._held and self.state != "over":
+            self._tell(event)
         return True
 
     def _release(self, event: dict[str, Any]) -> None:

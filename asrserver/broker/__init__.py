@@ -2,7 +2,8 @@
 
     asr_tasks                     stream, group asr_workers: one entry a session; its pending entry is the lease
     asr_open                      sorted set, session → deadline of the gateway that answers for it
-    asr_session:{sid}             hash: options, gateway, first and last chunk, how it ended, strikes
+    asr_session:{sid}             hash: options, gateway, first and last chunk, how it ended, strikes, where a next
+                                  owner goes on
     asr_audio:{sid}               stream, ids <index+1>-0: the chunks' bytes; control entries at <last>-<k>
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
     asr_results:<gateway>         Pub/Sub channel: the same results, at once
@@ -55,6 +56,9 @@ QUIET = 15.0
 
 #: Seconds of silence after which a name leaves the index of heartbeats; more than clocks differ.
 FORGOTTEN = 3600.0
+
+#: Bytes on their way to Redis at which partial results are dropped.
+MAX_DRAFTS = 1 << 20
 
 #: Strikes after which a piece of audio is buried.
 STRIKES = 3
@@ -124,7 +128,6 @@ class Broker:
 
     async def open_session(self, sid: str, nonce: str, fields: dict[str, str], deadline: float) -> bool:
         """Create a session with all its keys and its task; False if the id is taken."""
-        flat = [part for pair in fields.items() for part in pair]
         reply = await self.lane.submit(
             "EVAL",
             scripts.OPEN,
@@ -137,7 +140,7 @@ class Broker:
             sid,
             deadline,
             nonce,
-            *flat,
+            *_flat(fields),
         )
         return bool(reply)
 
@@ -363,13 +366,15 @@ class Broker:
         reply = await self.lane.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
         return {keys[key.decode()]: [_entry(*pair) for pair in _pairs(entries)] for key, entries in reply or ()}
 
-    async def emit(self, claim: Claim, number: int, event: dict[str, Any], after: str) -> bool:
+    async def emit(
+        self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: Mapping[str, str] | None = None
+    ) -> bool:
         """Make an event durable and publish it; False if another worker owns the session now.
 
-        Audio up to and with the entry `after` is not needed again and is trimmed; a final event gives the lease back.
+        Audio up to and with the entry `after` is not needed again and is trimmed; `fields` of the session change with
+        it. A final event gives the lease back.
         """
         sid = claim.sid
-        ms, n = after.split("-")
         event_id = f"{claim.epoch}-{number}"
         payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
         try:
@@ -385,14 +390,35 @@ class Broker:
                     event_id,
                     event["seq"],
                     payload,
-                    f"{ms}-{int(n) + 1}",
+                    _following(after),
                     "1" if event["type"] == "final" else "0",
                     claim.task,
                     GROUP,
+                    *_flat(fields or {}),
                 )
             )
         except redis.ResponseError as exc:  # full, say: the event must come to be, by the next owner if not by this one
             raise Unavailable("broker_error", str(exc)) from exc
+
+    async def cover(self, claim: Claim, after: str, fields: Mapping[str, str]) -> bool:
+        """Trim audio that gave no event, as `emit` does; False if another worker owns the session now."""
+        sid = claim.sid
+        keys = (events_key(sid), session_key(sid), audio_key(sid))
+        try:
+            return bool(
+                await self.lane.submit("EVAL", scripts.COVER, 3, *keys, claim.epoch, _following(after), *_flat(fields))
+            )
+        except redis.ResponseError as exc:
+            raise Unavailable("broker_error", str(exc)) from exc
+
+    def publish(self, claim: Claim, event: dict[str, Any]) -> None:
+        """Publish what may be lost, a partial result: it is stored nowhere, and none of an older owner's gets out."""
+        sid = claim.sid
+        payload = orjson.dumps({**event, "session_id": sid})
+        keys = (events_key(sid), session_key(sid))
+        if self.lane.bytes > MAX_DRAFTS:
+            return  # Redis is away or behind: a guess is worth less than what waits
+        self.lane.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
 
     async def release(self, tasks: Iterable[str] = ()) -> int:
         """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""
@@ -442,6 +468,15 @@ class Broker:
         )
         held = pending["pending"] if isinstance(pending, dict) else pending[0]
         return {"waiting": max(0, total - held), "processing": held, "dead": dead}
+
+
+def _following(entry: str) -> str:
+    ms, n = entry.split("-")
+    return f"{ms}-{int(n) + 1}"
+
+
+def _flat(fields: Mapping[str, str]) -> list[str]:
+    return [part for pair in fields.items() for part in pair]
 
 
 def _ignore(_reply: Any) -> None:

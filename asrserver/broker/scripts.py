@@ -114,8 +114,9 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio asr_tasks · ARGV id seq data minid final task group → 1, or 0 if the owner is another.
-# The gateway is read here, so that a session that changed its gateway is published to the new one.
+# KEYS events session audio asr_tasks · ARGV id seq data minid final task group field value … → 1, or 0 if the owner is
+# another. The fields are what a next owner must know. The gateway is read here, so that a session that changed its
+# gateway is published to the new one.
 EMIT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
@@ -126,11 +127,32 @@ if type(added) == 'table' and added.err then
 end
 local gateway = redis.call('HGET', KEYS[2], 'gateway')
 if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[3]) end
+if #ARGV > 7 then redis.call('HSET', KEYS[2], unpack(ARGV, 8)) end
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[4])
 if ARGV[5] == '1' then
   redis.call('XACK', KEYS[4], ARGV[7], ARGV[6])
   redis.call('XDEL', KEYS[4], ARGV[6])
 end
+return 1
+"""
+
+# KEYS events session audio · ARGV epoch minid field value … → 1, or 0 if the owner is another. For audio that gave no
+# result: silence for minutes would stay in Redis otherwise.
+COVER = """
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[2])
+return 1
+"""
+
+# KEYS events session · ARGV epoch data → 1, or 0 if the owner is another: what is not durable is not for an older owner
+# to say either.
+PUBLISH = """
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
+local gateway = redis.call('HGET', KEYS[2], 'gateway')
+if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[2]) end
 return 1
 """
 

@@ -5,6 +5,8 @@ C {"action":"start","session_id":"…","user_id":"…", …options}
 C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame
                                                                  S {"type":"ack","chunk_index":0,"status":"received"}
                                                                  S {"type":"chunk_result","chunk_index":0,"text":"…"}
+in stream mode, or where asked for:                              S {"type":"partial_result","text":"…","stable":"…"}
+                                                                 S {"type":"segment_result","text":"…","start":…}
 C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
 C {"action":"resume","session_id":"…","last_seq":17}             S {"type":"ack","status":"session_resumed",…}
 S {"type":"error","code":"…","message":"…"}
@@ -343,6 +345,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
                     "seq": event["seq"],
                 }
             )
+        elif kind == "segment":
+            (segment,) = event["segments"]
+            said = {name: value for name, value in segment.items() if name != "chunk_index"}
+            self._send({"type": "segment_result", "session_id": event["session_id"], **said, "seq": event["seq"]})
+        elif kind == "partial":
+            said = {name: event[name] for name in ("session_id", "start", "end", "text", "stable", "language")}
+            self._send({"type": "partial_result", **said})
         elif kind == "final":
             self._send(
                 {

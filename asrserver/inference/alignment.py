@@ -36,9 +36,8 @@ def timed_words(
     for text, count in _words(tokens, decode, language):
         begin, end = starts.get(at, last), starts.get(at + count, last)
         confidence = float(np.mean(alignment.text_token_probs[at : at + count] or [0.0]))
-        found.append(
-            {"word": text, "start": round(begin, 2), "end": round(max(begin, end), 2), "confidence": round(confidence, 3)}
-        )
+        times = {"start": round(begin, 2), "end": round(max(begin, end), 2)}
+        found.append({"word": text, **times, "confidence": round(confidence, 3)})
         at += count
     return found
 

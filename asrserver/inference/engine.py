@@ -6,12 +6,13 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
 from asrserver.inference.models import Hypothesis, Request, Whisper
+from asrserver.inference.pace import Pace
 
 log = logging.getLogger("asrserver.engine")
 
@@ -19,11 +20,16 @@ log = logging.getLogger("asrserver.engine")
 GPU_BATCH = 8
 
 
+#: What waits is taken in this order: what ends a segment; the first guess at one that grows; a further guess.
+FINAL, FIRST, REFRESH = range(3)
+
+
 @dataclass(slots=True)
 class Row:
     """A window to recognise: features, how, seconds of speech in it; `label` is what it is a part of.
 
-    A row that runs `alone` shares no call: its audio is under suspicion of having killed a worker.
+    A row that runs `alone` shares no call: its audio is under suspicion of having killed a worker. `newest`, called
+    when the row's turn has come, says what to recognise by then: while it waits, its segment grows.
     """
 
     features: Features
@@ -31,6 +37,9 @@ class Row:
     seconds: float
     label: str
     alone: bool = False
+    session: str = ""
+    priority: int = FINAL
+    newest: Callable[[], tuple[Features, float]] | None = None
     key: tuple[int, int, bool] = (0, 0, False)
     future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     queued: float = field(default_factory=time.monotonic)
@@ -43,10 +52,11 @@ class Engine:
         self._model = model
         self._batch_size = batch_size or (GPU_BATCH if model.device == "cuda" else 1)
         self._hold = hold
-        self._rows: deque[Row] = deque()
+        self._rows = FairQueue[Row]()
         self._condition = threading.Condition()
         self._loop = asyncio.get_running_loop()
         self._stopping = False
+        self.pace = Pace()
         self.busy_seconds = 0.0
         self.speech_seconds = 0.0
         self.last_batch = 0
@@ -64,16 +74,15 @@ class Engine:
     @property
     def queue_age(self) -> float:
         """Seconds that the oldest waiting row has waited."""
-        try:
-            return time.monotonic() - self._rows[0].queued
-        except IndexError:
-            return 0.0
+        with self._condition:
+            queued = [row.queued for row in self._rows]
+        return time.monotonic() - min(queued) if queued else 0.0
 
     async def recognise(self, row: Row) -> Hypothesis:
         """What is said in the row; raises what the model raised for it, and for it alone."""
         row.key = self._key(row)  # here, where what it raises is this row's alone and not the thread's end
         with self._condition:
-            self._rows.append(row)
+            self._rows.put(row, row.priority, row.session)
             self._condition.notify()
         return await row.future
 
@@ -91,26 +100,30 @@ class Engine:
                     self._condition.wait()
                 if self._stopping:
                     return
-                batch = self._take()
+                batch = [row for row in self._take() if not row.future.cancelled()]
+            if not batch:
+                continue
             began = time.monotonic()
             results = self._recognise(batch)
-            self.busy_seconds += time.monotonic() - began
-            self.speech_seconds += sum(row.seconds for row in batch)
+            took = time.monotonic() - began
+            self.busy_seconds += took
+            self.speech_seconds += sum(row.seconds for row in batch if row.priority == FINAL)
             self.last_batch = len(batch)
+            drafts = sum(row.priority != FINAL for row in batch)
+            self.pace.spent(took * drafts / len(batch), drafts, took)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_settle, list(zip(batch, results, strict=True)))
 
     def _take(self) -> list[Row]:
-        """The oldest row and, up to the batch size, the rows that may share its call, in their order."""
-        first = self._rows.popleft()
-        batch, rest = [first], deque[Row]()
-        while self._rows and len(batch) < self._batch_size and not first.alone:
-            row = self._rows.popleft()
-            if not row.alone and row.key == first.key:
-                batch.append(row)
-            else:
-                rest.append(row)
-        self._rows.extendleft(reversed(rest))
+        """The row whose turn it is and, up to the batch size, rows that may share its call, in their order."""
+
+        def together(first: Row, other: Row) -> bool:
+            _renew(first)
+            _renew(other)
+            return not first.alone and not other.alone and other.key == first.key
+
+        batch = self._rows.take(self._batch_size, together)
+        _renew(batch[0])
         return batch
 
     def _key(self, row: Row) -> tuple[int, int, bool]:
@@ -131,6 +144,13 @@ class Engine:
             return [result for row in batch for result in self._recognise([row])]
         finally:
             self._hold("engine", [])
+
+
+def _renew(row: Row) -> None:
+    """Make of a row that waited what is newest by now."""
+    if row.newest is not None:
+        row.features, row.seconds = row.newest()
+        row.key = (row.features.shape[1], *row.key[1:])
 
 
 def _settle(results: list[tuple[Row, Hypothesis | Exception]]) -> None:

@@ -47,7 +47,7 @@ class Feed:
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
         self._broker = broker
-        self._recogniser = recogniser
+        self.recogniser = recogniser
         self._lease = lease
         self._max_backlog = max_backlog
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -126,7 +126,7 @@ class Feed:
     def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
         try:
-            session = Transcriber(claim, self._recogniser, self._broker.emit, self._broker.bury, self._broker.name)
+            session = Transcriber(claim, self.recogniser, self._broker)
         except Exception:  # not written by us: it must not stop every worker that claims it
             log.exception("session=%s cannot be understood", claim.sid)
             return

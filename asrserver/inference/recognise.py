@@ -1,16 +1,17 @@
-"""From an utterance's bytes or samples to its segments: decode, find speech, features, engine."""
+"""What all sessions of a worker share: its threads, its turns, its engine; and a whole utterance to its segments."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asrserver.inference import audio, vad
+from asrserver.inference.alignment import Word
 from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import Features, log_mel
@@ -18,9 +19,6 @@ from asrserver.inference.models import Hypothesis, Request, window_for
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
 AHEAD = 8
-
-#: How languages that do not put spaces between words are joined.
-UNSPACED = frozenset({"zh", "ja", "yue", "th", "lo", "my", "km", "bo"})
 
 Span = tuple[int, int]
 
@@ -35,16 +33,35 @@ class Segment:
     language: str
     language_probability: float
     confidence: float
+    words: list[Word] = field(default_factory=list)
     chunk_index: int | None = None  # of the chunk that it is within
 
+    @classmethod
+    def of(cls, start: int, end: int, found: Hypothesis) -> Segment:
+        """From samples, and words whose times are those of the window."""
+        begin = start / RATE
+        words = [
+            {**word, "start": round(begin + word["start"], 3), "end": round(begin + word["end"], 3)}
+            for word in found.words
+        ]
+        return cls(
+            round(begin, 3),
+            round(end / RATE, 3),
+            found.text,
+            found.language,
+            found.language_probability,
+            found.confidence,
+            words,
+        )
 
-def join(parts: list[tuple[str, str]]) -> str:
-    """(text, language) pairs as one text, spaced as the languages space words."""
-    text = ""
-    for part, language in parts:
-        if part:
-            text += part if not text or language in UNSPACED else " " + part
-    return text
+    def moved(self, seconds: float) -> Segment:
+        """Itself, in a recording that begins so many seconds before."""
+        self.start += seconds
+        self.end += seconds
+        for word in self.words:
+            word["start"] = round(word["start"] + seconds, 3)
+            word["end"] = round(word["end"] + seconds, 3)
+        return self
 
 
 class Recogniser:
@@ -59,42 +76,57 @@ class Recogniser:
         max_seconds: float,
         threads: int,
         hold: Callable[[str, list[str]], None],
+        context: bool = False,
     ) -> None:
-        self._engine = engine
+        self.engine = engine
+        self.silence = silence
+        self.context = context
+        self.stable_words = 0  # in drafts, so far, and how many of them the final text took back
+        self.revised_words = 0
         self._window = window
-        self._silence = silence
         self._max_seconds = max_seconds
         self._hold = hold
         self._running = 0
         self._suspects = 0  # that run, or wait until nothing does
         self._changed = asyncio.Event()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+        # A thread of their own: recordings that go on must not wait until an hour of MP3 is decoded.
+        self._live = ThreadPoolExecutor(1, thread_name_prefix="live")
 
     @property
     def model_name(self) -> str:
-        return self._engine.model.name
+        return self.engine.model.name
+
+    def window(self, seconds: float) -> int:
+        """The window in frames for so much speech."""
+        return window_for(seconds, self._window)
 
     async def file(
-        self, data: bytes, kind: str, request: Request, label: str, alone: bool
+        self, data: bytes, kind: str, request: Request, label: str, alone: bool, silence: float
     ) -> tuple[float, list[Segment]]:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
-        async with self._turn(alone):
-            samples, spans, first = await self._in_thread(label, self._open, data, kind)
+        async with self.turn(alone):
+            samples, spans, first = await self._in_thread(self._pool, [label], self._open, data, kind, silence)
             return len(samples) / RATE, await self._segments(samples, spans, first, request, label, alone)
 
     async def samples(
-        self, samples: Samples, request: Request, label: str, alone: bool, growing: bool = False
-    ) -> tuple[int, list[Segment]]:
-        """(samples that are done with, segments); of a growing recording, only what no later audio can change."""
-        async with self._turn(alone):
-            done, spans, first = await self._in_thread(label, self._cut, samples, growing)
-            return done, await self._segments(samples, spans, first, request, label, alone)
+        self, samples: Samples, request: Request, label: str, alone: bool, silence: float
+    ) -> list[Segment]:
+        """The segments of an utterance."""
+        async with self.turn(alone):
+            spans, first = await self._in_thread(self._pool, [label], self._cut, samples, silence)
+            return await self._segments(samples, spans, first, request, label, alone)
+
+    async def live(self, labels: Sequence[str], work: Callable[[], Any]) -> Any:
+        """Do a recording's short work in the thread for that, within a turn of the caller's."""
+        return await self._in_thread(self._live, list(labels), work)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._live.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
-    async def _turn(self, alone: bool) -> AsyncIterator[None]:
+    async def turn(self, alone: bool) -> AsyncIterator[None]:
         """Audio under suspicion of having killed a worker runs with no other in hand: no innocent is struck with it."""
         self._suspects += alone
         try:
@@ -112,38 +144,32 @@ class Recogniser:
 
     # -- in the threads ------------------------------------------------------------------------------------------
 
-    def _open(self, data: bytes, kind: str) -> tuple[Samples, list[Span], list[Features]]:
+    def _open(self, data: bytes, kind: str, silence: float) -> tuple[Samples, list[Span], list[Features]]:
         samples = audio.decode(data, kind, self._max_seconds)
-        spans = vad.segments(samples, self._silence)
-        return samples, spans, self._features(samples, spans[:AHEAD])
+        return samples, *self._cut(samples, silence)
 
-    def _cut(self, samples: Samples, growing: bool) -> tuple[int, list[Span], list[Features]]:
-        spans = vad.segments(samples, self._silence)
-        done = len(samples)
-        if growing:
-            # The last segment may go on in audio that is not here yet; without one, speech may begin at the very end.
-            last = spans.pop()[0] if spans else max(0, done - RATE)
-            done = max(spans[-1][1] if spans else 0, min(last, done - RATE))
-        return done, spans, self._features(samples, spans[:AHEAD])
+    def _cut(self, samples: Samples, silence: float) -> tuple[list[Span], list[Features]]:
+        spans = vad.segments(samples, silence)
+        return spans, self._features(samples, spans[:AHEAD])
 
     def _features(self, samples: Samples, spans: list[Span]) -> list[Features]:
-        n_mels = self._engine.model.n_mels
-        return [
-            log_mel(samples[start:end], window_for((end - start) / RATE, self._window), n_mels) for start, end in spans
-        ]
+        n_mels = self.engine.model.n_mels
+        return [log_mel(samples[start:end], self.window((end - start) / RATE), n_mels) for start, end in spans]
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
-    async def _in_thread(self, label: str, work: Callable[..., Any], *args: Any) -> Any:
+    async def _in_thread(
+        self, pool: ThreadPoolExecutor, labels: list[str], work: Callable[..., Any], *args: Any
+    ) -> Any:
         def run() -> Any:
             place = threading.current_thread().name
-            self._hold(place, [label])
+            self._hold(place, labels)
             try:
                 return work(*args)
             finally:
                 self._hold(place, [])
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        return await asyncio.get_running_loop().run_in_executor(pool, run)
 
     async def _segments(
         self, samples: Samples, spans: list[Span], first: list[Features], request: Request, label: str, alone: bool
@@ -151,24 +177,15 @@ class Recogniser:
         segments: list[Segment] = []
         for begin in range(0, len(spans), AHEAD):
             group = spans[begin : begin + AHEAD]
-            features = first if begin == 0 else await self._in_thread(label, self._features, samples, group)
+            features = first
+            if begin:
+                features = await self._in_thread(self._pool, [label], self._features, samples, group)
             rows = [
-                Row(features=item, request=request, seconds=(end - start) / RATE, label=label, alone=alone)
+                Row(item, request, (end - start) / RATE, label, alone, session=label.partition(" ")[0])
                 for item, (start, end) in zip(features, group, strict=True)
             ]
-            found = await asyncio.gather(*(self._engine.recognise(row) for row in rows))
+            found = await asyncio.gather(*(self.engine.recognise(row) for row in rows))
             segments += [
-                _segment(span, hypothesis) for span, hypothesis in zip(group, found, strict=True) if hypothesis.text
+                Segment.of(*span, hypothesis) for span, hypothesis in zip(group, found, strict=True) if hypothesis.text
             ]
         return segments
-
-
-def _segment(span: Span, found: Hypothesis) -> Segment:
-    return Segment(
-        round(span[0] / RATE, 3),
-        round(span[1] / RATE, 3),
-        found.text,
-        found.language,
-        found.language_probability,
-        found.confidence,
-    )

@@ -1,17 +1,17 @@
 """One session as its owner sees it: audio entries in, durable events out, in order.
 
-Every event says from where a next owner must read (`after`, and `skip` samples of what follows), what is final by then
-(`segments`) and the totals. So a takeover goes on exactly there: nothing is answered twice, nothing recognised twice.
+A chunk is an utterance of its own, or a piece of a recording that goes on; which, says the session's mode. Utterances
+are decoded and recognised whole (recognise.py). A recording's pieces go through one decoder, one endpointer and one set
+of features (recording.py), and its segments are recognised as they end, and guessed at while they grow (captions.py).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,30 @@ import orjson
 from asrserver.broker import STRIKES, Claim, Entry
 from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference import audio
-from asrserver.inference.audio import RATE, Pcm, Samples
+from asrserver.inference.audio import RATE, Pcm
+from asrserver.inference.captions import Captions, Guess, Told
+from asrserver.inference.decoding import StreamDecoder
+from asrserver.inference.ledger import Fenced, Ledger, Place, Voice
 from asrserver.inference.models import Request
-from asrserver.inference.recognise import Recogniser, Segment, join
+from asrserver.inference.recognise import Recogniser, Segment
+from asrserver.inference.recording import Recording, Speech
+
+__all__ = ["Fenced", "Transcriber"]
 
 log = logging.getLogger("asrserver.transcriber")
 
-#: Headerless PCM of so many seconds is an utterance; less is a piece of a continuing recording.
+#: In auto mode, headerless PCM of so many seconds is an utterance; less is a piece of a continuing recording.
 UTTERANCE = 1.0
 
-#: Seconds of a continuing recording after which its finished segments are recognised, and every further so many.
-PROGRESS = 30.0
-PROGRESS_STEP = 10.0
+#: Seconds of audio without an event after which a recording's place is noted, so that its audio can be let go of.
+COVER = 10.0
 
-#: Bytes of one continued container: compressed, many hours of speech.
-MAX_CONTAINER = 64 * 2**20
+#: Longest gap in seconds over which the text before is context for the text after.
+CONTEXT_GAP = 3.0
+
+#: Pieces of a recording, and bytes of them, that are taken in one go.
+MOST_PIECES = 64
+MOST_BYTES = 1 << 20
 
 #: Bytes of unread chunks at which a session's stream is read no further until some are done.
 MAX_UNREAD = 8 * 2**20
@@ -42,70 +51,43 @@ MAX_UNREAD = 8 * 2**20
 #: Bytes a second of a container, for guessing how long the work on it will take: 64 kbit/s.
 CONTAINER_RATE = 8000
 
-#: Language probability from which a session keeps a detected language.
-SURE = 0.8
-
-Emit = Callable[[Claim, int, dict[str, Any], str], Awaitable[bool]]
-Bury = Callable[[str, str, str], Awaitable[None]]
-
-
-class Fenced(Exception):
-    """Raised when another worker owns the session now."""
-
 
 @dataclass(slots=True)
-class _Open:
-    """A recording that may go on. `after` is the entry before its first."""
+class _File:
+    """A file that is answered, and goes on if the next chunk does: a recorder's first slice is a file too."""
 
-    after: str
-    kind: str | None  # the container; None is PCM
-    index: int  # of its first chunk
-    data: bytearray = field(default_factory=bytearray)
-    continued: bool = False
-    pieces: list[tuple[str, bytes, Samples]] = field(default_factory=list)  # (entry before it, its bytes of this one)
-    skip: int = 0  # samples of the first piece that are done with
-    checked: float = 0.0
-    seconds: float = 0.0  # that are not yet in the session's total
-    segments: list[Segment] = field(default_factory=list)  # provisional: of a container as far as its first chunk
+    before: str  # the entry before it
+    index: int
+    kind: str
+    data: bytes
+    seconds: float
+    segments: list[Segment] | None  # None: answered by an earlier owner
 
 
 class Transcriber:
     """Turns the entries of one session into events. Made by the feed, which also hands it its entries."""
 
-    def __init__(self, claim: Claim, recogniser: Recogniser, emit: Emit, bury: Bury, worker: str) -> None:
+    def __init__(self, claim: Claim, recogniser: Recogniser, broker: Voice) -> None:
         self.claim = claim
         self.over = False
-        self._recogniser = recogniser
-        self._emit = emit
-        self._bury = bury
-        self._worker = worker
-        self._options = orjson.loads(claim.fields["options"])
-        self._pcm = Pcm(self._options["format"], self._options["sample_rate"], self._options["channels"])
-        self._strikes = {key[7:]: int(n) for key, n in claim.fields.items() if key.startswith("strike:")}
-        self._entries: deque[Entry] = deque()
-        self._wake = asyncio.Event()
         self.unread = 0  # bytes of the entries that wait
         self.largest = MAX_UNREAD  # of its chunks so far, in bytes; unknown is as large as may be
-        self._number = 0  # of this owner's events
-        self._waiting_segments: list[Segment] = []  # final, but their chunk was answered by an earlier owner
-        self._open: _Open | None = None
-        self._restore()
-        self.cursor = self._after  # the last entry that the feed has read
-
-    def _restore(self) -> None:
-        """The state after the events of earlier owners."""
-        events = self.claim.events
-        last = events[-1] if events else {}
-        self._seq = last.get("seq", 0)
-        self._total = last.get("closed", 0.0)
-        self._after = last.get("after", "0-1")
-        self._skip = last.get("skip", 0)
-        self._pcm.rest = bytes.fromhex(last.get("rest", ""))
-        self._language = last.get("sure") or self._options["language"]
-        self._segments = [segment for event in events for segment in event["segments"]]
-        answered = [event["chunk_index"] for event in events if event.get("chunk_index") is not None]
-        self._answered = max(answered, default=-1)
-        self._chunks = last.get("chunk_count", 0)
+        self._recogniser = recogniser
+        self._broker = broker
+        self._options = orjson.loads(claim.fields["options"])
+        self._strikes = {key[7:]: int(n) for key, n in claim.fields.items() if key.startswith("strike:")}
+        self._ledger = Ledger(claim, broker, recogniser.model_name)
+        self._pcm = Pcm(self._options["format"], self._options["sample_rate"], self._options["channels"])
+        self._entries: deque[Entry] = deque()
+        self._wake = asyncio.Event()
+        self._before, self._resumed = self._ledger.place
+        self._file: _File | None = None
+        self._recording: Recording | None = None
+        self._captions: Captions | None = None
+        self._final: list[Segment] = []  # that the next event tells
+        self._suspect = 0  # samples of the recording up to which it is under suspicion
+        self._covered = 0.0  # seconds of the recording that are covered by what is durable
+        self.cursor = self._before  # the last entry that the feed has read
 
     # -- for the feed --------------------------------------------------------------------------------------------
 
@@ -114,19 +96,25 @@ class Transcriber:
         return self.claim.sid
 
     @property
+    def live(self) -> bool:
+        """Whether a recording is going on."""
+        return self._recording is not None
+
+    @property
     def hungry(self) -> bool:
         """Whether more entries may be read for it."""
         return not self.over and self.unread < MAX_UNREAD
 
     @property
     def busy(self) -> bool:
-        return bool(self._entries)
+        return bool(self._entries) or (self._captions is not None and self._captions.waiting is not None)
 
     @property
     def backlog(self) -> float:
         """Seconds of audio that wait, guessed from their bytes."""
-        rate = CONTAINER_RATE if self._open is not None and self._open.kind else self._pcm.bytes_per_second
-        return self.unread / rate
+        container = self._file is not None or (self._recording is not None and self._recording.kind is not None)
+        waiting = self.unread / (CONTAINER_RATE if container else self._pcm.bytes_per_second)
+        return waiting + (self._captions.backlog if self._captions is not None else 0.0)
 
     def feed(self, entries: list[Entry]) -> None:
         """Entries that follow those fed before."""
@@ -139,281 +127,417 @@ class Transcriber:
 
     async def run(self) -> None:
         """Work until the session is over; raises Fenced when it is another's."""
-        before = self._after
-        while not self.over:
-            while not self._entries:
+        try:
+            while not self.over:
                 self._wake.clear()
-                await self._wake.wait()
-            entry = self._entries[0]
-            if entry.data is None:
-                await self._end(entry, before)
-            else:
-                await self._chunk(entry, before, entry.data)
-            before = entry.id
-            self._entries.popleft()
+                if not await self._step():
+                    await self._wake.wait()
+        finally:
+            if self._captions is not None:
+                self._captions.close()
+
+    async def _step(self) -> bool:
+        """Do what can be done now; whether there was anything."""
+        if self._captions is not None and (told := self._captions.tell()):
+            await self._tell(told)
+            return True
+        if not self._entries or (self._captions is not None and self._captions.full):
+            return False
+        entry = self._entries[0]
+        if entry.data is not None:
+            await self._chunk(entry, entry.data)
+        elif entry.status is not None:
+            await self._end(entry)
+            self._done([entry])
+        else:
+            self._done([entry])
+        return True
+
+    def _done(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._before = entry.id
             self.unread -= len(entry.data or b"")
+            self._entries.popleft()
 
     # -- chunks --------------------------------------------------------------------------------------------------
 
-    async def _chunk(self, entry: Entry, before: str, data: bytes) -> None:
-        index = int(entry.id.partition("-")[0]) - 1
-        if index > self._answered:
-            self._chunks += 1
-        closed: list[Segment] = []
+    async def _chunk(self, entry: Entry, data: bytes) -> None:
+        index = _index(entry)
+        self._ledger.count(index)
         try:
             await self._check_strikes(entry)
-            kind = self._container(data, before)
+            kind = None if self._resumed else self._container(data)
             if kind is None and self._options["format"] == "auto":
-                audio.refuse_what_is_no_audio(data, first=self._open is None)
-            if self._open is not None and self._open.kind and kind is None:
-                self._continue_container(data)
-                await self._answer(entry, index, [], "", 0.0)
+                audio.refuse_what_is_no_audio(data, first=not (self._recording or self._file or self._resumed))
+            if self._is_piece(kind, data):
+                await self._pieces(kind)
                 return
-            if kind is None and self._is_piece(data):
-                await self._piece(entry, before, index, data)
-                return
-            closed = await self._close(entry, before)
-            await self._utterance(entry, before, index, data, kind, closed)
+            await self._close(entry)
+            await self._utterance(entry, index, data, kind)
         except (Fenced, Unavailable):
             raise
         except AsrError as exc:
-            await self._error(entry, index, exc, closed)
+            await self._refuse(entry, exc)
         except Exception as exc:
             log.exception("session=%s chunk=%d failed", self.sid, index)
             error = AsrError("recognition_failed", f"the chunk could not be recognised: {type(exc).__name__}")
-            await self._error(entry, index, error, closed)
+            await self._refuse(entry, error)
+        if self._entries and self._entries[0] is entry:
+            self._done([entry])
 
-    def _container(self, data: bytes, before: str) -> str | None:
+    def _container(self, data: bytes) -> str | None:
+        """The container that a chunk opens, if it opens one."""
         if self._options["format"] != "auto":
             return None
-        return audio.container(data, first=before == "0-1" or self._options["mode"] == "chunk")
+        return audio.container(data, first=self._before == "0-1" or self._options["mode"] == "chunk")
 
-    def _is_piece(self, data: bytes) -> bool:
-        return self._options["mode"] == "auto" and len(data) < UTTERANCE * self._pcm.bytes_per_second
+    def _is_piece(self, kind: str | None, data: bytes) -> bool:
+        """Whether a chunk begins or goes on with a recording; else it is an utterance."""
+        mode = self._options["mode"]
+        if mode != "auto" or self._resumed:
+            return bool(mode == "stream" or self._resumed)
+        if kind is not None:
+            return False
+        goes_on = self._file is not None or (self._recording is not None and self._recording.kind is not None)
+        return goes_on or len(data) < UTTERANCE * self._pcm.bytes_per_second
 
-    async def _utterance(
-        self, entry: Entry, before: str, index: int, data: bytes, kind: str | None, closed: list[Segment]
-    ) -> None:
-        """A chunk that can be recognised as it is. In auto mode a container may go on with the next chunk."""
+    async def _utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
+        """A chunk that is recognised as it is. In auto mode a file may go on with the next chunk."""
         goes_on = kind is not None and self._options["mode"] == "auto"
-        if goes_on and index <= self._answered:  # an earlier owner answered it; only what follows is missing
-            self._open = _Open(before, kind, index, bytearray(data))
+        label, silence = self._label(entry), self._silence
+        if goes_on and kind is not None and index <= self._ledger.answered:  # only what follows is missing
+            self._file = _File(self._before, index, kind, data, 0.0, None)
             return
         if kind is not None:
-            seconds, segments = await self._recogniser.file(
-                data, kind, self._request(), self._label(entry), self._alone
-            )
+            try:
+                seconds, segments = await self._recogniser.file(
+                    data, kind, self._request(), label, self._alone, silence
+                )
+            except AudioError:
+                if not goes_on or not await self._opens(kind, data, label):
+                    raise
+                seconds, segments = 0.0, []  # a recorder's first slice is often nothing but a head
         else:
             samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
             seconds = len(samples) / RATE
-            _, segments = await self._recogniser.samples(samples, self._request(), self._label(entry), self._alone)
-        text = self._join(segments)
+            segments = await self._recogniser.samples(samples, self._request(), label, self._alone, silence)
+        text = self._ledger.join(segments)
         for segment in segments:
             segment.chunk_index = index
-        if goes_on:
-            self._open = _Open(before, kind, index, bytearray(data), seconds=seconds, segments=segments)
+        if goes_on and kind is not None:
+            self._file = _File(self._before, index, kind, data, seconds, segments)
         else:
-            closed = closed + _moved(segments, self._total)
-            self._total += seconds
-        await self._answer(entry, index, closed, text, seconds)
+            self._final += [segment.moved(self._ledger.total) for segment in segments]
+            self._ledger.total += seconds
+        await self._answer(entry, text, seconds)
 
-    def _continue_container(self, data: bytes) -> None:
-        assert self._open is not None
-        if len(self._open.data) + len(data) > MAX_CONTAINER:
-            raise AudioError("utterance_too_long", f"the recording is over {MAX_CONTAINER} bytes")
-        self._open.data += data
-        self._open.continued = True
+    async def _opens(self, kind: str, data: bytes, label: str) -> bool:
+        """Whether the bytes, no file by themselves, may be the beginning of one."""
 
-    async def _piece(self, entry: Entry, before: str, index: int, data: bytes) -> None:
-        """A piece of a continuing PCM recording: kept; now and then, what is finished of it is recognised."""
-        if self._open is None:
-            self._open = _Open(before, None, index, skip=self._skip)
-            self._skip = 0
-        rest = self._pcm.rest
-        samples = self._pcm.feed(data)
-        opened = self._open
-        opened.pieces.append((before, rest, samples))
-        opened.seconds = (sum(len(piece) for _, _, piece in opened.pieces) - opened.skip) / RATE
-        closed: list[Segment] = []
-        if opened.seconds >= max(PROGRESS, opened.checked + PROGRESS_STEP):
-            waiting = np.concatenate([piece for _, _, piece in opened.pieces])[opened.skip :]
-            done, segments = await self._recogniser.samples(
-                waiting, self._request(), self._label(entry), self._alone, growing=True
-            )
-            closed = _moved(segments, self._total)
-            self._advance(opened, done)
-        if index > self._answered:
-            await self._answer(entry, index, closed, self._join(closed), len(samples) / RATE)
+        def begins() -> bool:
+            try:
+                StreamDecoder(kind).feed(data)
+            except AudioError:
+                return False
+            return True
+
+        async with self._recogniser.turn(self._alone):
+            return bool(await self._recogniser.live([label], begins))
+
+    # -- a recording ---------------------------------------------------------------------------------------------
+
+    async def _pieces(self, kind: str | None) -> None:
+        """The next entries are pieces of one recording: as many as have come, in one go."""
+        entries = self._run_of_pieces()
+        if kind is not None:
+            await self._close(entries[0])
+        file = self._file
+        if self._recording is None:
+            self._open_recording(kind)
+        recording, captions = self._recording, self._captions
+        assert recording is not None
+        assert captions is not None
+        befores = [self._before, *(entry.id for entry in entries)]
+        pieces = [(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
+        labels = [self._label(entry) for entry in entries]
+
+        def take() -> tuple[list[Speech], list[tuple[int, AudioError | None]]]:
+            speeches: list[Speech] = []
+            outcomes: list[tuple[int, AudioError | None]] = []
+            if file is not None:
+                speeches += recording.take(file.before, file.data)
+            for before, data in pieces:
+                try:
+                    speeches += recording.take(before, data)
+                    outcomes.append((recording.heard, None))
+                except AudioError as exc:
+                    outcomes.append((recording.heard, exc))
+            return speeches, outcomes
+
+        heard = recording.heard
+        async with self._recogniser.turn(self._alone):
+            try:
+                speeches, outcomes = await self._recogniser.live(labels, take)
+            except AudioError:  # the file is none that can go on: it stays as it is
+                self._file, self._recording, self._captions = file, None, None
+                raise
+            captions.ended(speeches, labels[-1], self._alone)
+            if self._alone:
+                await captions.settle()
+            else:
+                captions.grow(recording, labels[-1])
+        self._resumed = None
+        for entry in entries:
+            self._ledger.count(_index(entry))
+            if entry.id in self._strikes:
+                self._suspect = recording.heard
+        self._done(entries)
+        await self._answer_pieces(entries, outcomes, heard)
+
+    def _run_of_pieces(self) -> list[Entry]:
+        """The first entry, and those after it that go on with the same recording; one alone under suspicion."""
+        entries, size = [self._entries[0]], len(self._entries[0].data or b"")
+        auto = self._options["format"] == "auto"
+        for entry in itertools.islice(self._entries, 1, MOST_PIECES):
+            if entry.data is None or size + len(entry.data) > MOST_BYTES or not self._is_piece(None, entry.data):
+                break
+            if entry.id in self._strikes or entries[0].id in self._strikes:
+                break
+            if auto and (audio.container(entry.data, first=False) or _is_refused(entry.data)):
+                break
+            entries.append(entry)
+            size += len(entry.data)
+        return entries
+
+    def _open_recording(self, kind: str | None) -> None:
+        """A new recording, or the one that an earlier owner had, or a file that goes on."""
+        options, file = self._options, self._file
+        self._file = None
+        n_mels = self._recogniser.engine.model.n_mels
+        if self._resumed is not None:
+            self._recording = Recording.resume(self._resumed, self._silence, n_mels)
         else:
-            self._pending_segments(closed)
+            if file is not None:
+                kind = file.kind
+            headerless = "pcm_s16le" if options["format"] == "auto" else options["format"]
+            decoder = StreamDecoder(kind or headerless, options["sample_rate"], options["channels"])
+            self._recording = Recording(kind, decoder, self._silence, n_mels)
+        self._captions = Captions(
+            self._recogniser,
+            self.sid,
+            self._request,
+            self._wake.set,
+            self._guess if options.get("partials") else None,
+            options.get("partial_interval") or 0.5,
+        )
+        self._covered = 0.0
 
-    def _advance(self, opened: _Open, done: int) -> None:
-        """Let go of the first `done` samples of a continuing recording."""
-        self._total += done / RATE
-        opened.skip += done
-        while opened.pieces and opened.skip >= len(opened.pieces[0][2]):
-            opened.skip -= len(opened.pieces.pop(0)[2])
-        opened.after = opened.pieces[0][0] if opened.pieces else opened.after
-        opened.seconds -= done / RATE
-        opened.checked = opened.seconds
+    async def _answer_pieces(
+        self, entries: list[Entry], outcomes: list[tuple[int, AudioError | None]], heard: int
+    ) -> None:
+        """In auto mode each piece has its result, with the words that are final by now; in stream mode only errors."""
+        recording, captions = self._recording, self._captions
+        assert recording is not None
+        assert captions is not None
+        for entry, (position, error) in zip(entries, outcomes, strict=True):
+            if error is not None:
+                await self._refuse(entry, error)
+            elif self._options["mode"] == "auto":
+                await self._answer(entry, self._ledger.join(self._final), (position - heard) / RATE)
+            heard = position
+        if recording.needed / RATE - self._covered >= COVER and captions.waiting is None and not self._final:
+            await self._ledger.cover(self._place())
+            self._covered = recording.needed / RATE
 
-    def _pending_segments(self, closed: list[Segment]) -> None:
-        """Segments that became final at a chunk that an earlier owner answered: they go out with the next event."""
-        self._waiting_segments += closed
+    async def _tell(self, told: list[Told]) -> None:
+        """Segments have their text: in stream mode each is an event, in auto mode they go with the next result."""
+        for one in told:
+            if one.error is not None:
+                log.error("session=%s a segment failed: %s", self.sid, type(one.error).__name__)
+                error = AsrError("recognition_failed", f"a segment was lost: {type(one.error).__name__}")
+                await self._say(error.event())
+            elif one.segment is None:
+                if one.guessed:  # take it back
+                    self._guess(Guess(one.speech.start, one.speech.end, "", "", self._ledger.language or ""))
+            else:
+                segment = one.segment.moved(self._ledger.total)
+                self._final.append(segment)
+                text = self._ledger.join([segment])
+                if self._options["mode"] == "stream":
+                    await self._say({"type": "segment", "text": text, "language": segment.language})
 
-    async def _close(self, entry: Entry, before: str) -> list[Segment]:
-        """End the open recording: its final segments. What cannot be recognised is reported and let go."""
-        opened, self._open = self._open, None
-        if opened is None:
-            return []
-        segments, seconds = opened.segments, opened.seconds
-        failure: AudioError | None = None
+    def _guess(self, guess: Guess) -> None:
+        begin = self._ledger.total
+        self._ledger.guess(
+            {
+                "start": round(begin + guess.start / RATE, 3),
+                "end": round(begin + guess.end / RATE, 3),
+                "text": guess.text,
+                "stable": guess.stable,
+                "language": guess.language,
+            }
+        )
+
+    async def _close(self, entry: Entry) -> None:
+        """End the file or the recording that is open. What cannot be recognised is reported and let go."""
         try:
-            if opened.kind is None:
-                tail = self._pcm.flush()
-                samples = np.concatenate([*(piece for _, _, piece in opened.pieces), tail])[opened.skip :]
-                seconds = len(samples) / RATE
-                _, segments = await self._recogniser.samples(samples, self._request(), self._label(entry), self._alone)
-            elif opened.continued or not opened.seconds:
-                seconds, segments = await self._recogniser.file(
-                    bytes(opened.data), opened.kind, self._request(), self._label(entry), self._alone
-                )
-                for segment in segments:
-                    segment.chunk_index = None if opened.continued else opened.index
-        except AudioError as exc:
-            failure = exc
-        except Exception as exc:
-            log.exception("session=%s recording up to entry %s failed", self.sid, before)
-            failure = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
-        moved = _moved(segments, self._total)
-        self._total += seconds
-        if failure is None:
-            return moved
-        # With what was final before, and done with: a next owner must not come upon the same failure.
-        await self._send(failure.event(), self._numbered(moved), before, 0)
-        return []
-
-    async def _end(self, entry: Entry, before: str) -> None:
-        """The session's last word."""
-        closed: list[Segment] = []
-        try:
-            await self._check_strikes(entry)
-            closed = await self._close(entry, before)
-        except AudioError as exc:
-            self._open = None
-            await self._send(exc.event(), [], before, 0)
+            if self._file is not None:
+                await self._close_file(self._file, entry)
+            elif self._recording is not None or self._resumed is not None:
+                await self._close_recording(entry)
         except (Fenced, Unavailable):
             raise
         except Exception as exc:
-            log.exception("session=%s end failed", self.sid)
-            lost = AsrError("recognition_failed", f"the end was lost: {type(exc).__name__}")
-            await self._send(lost.event(), [], before, 0)
-        segments = self._numbered(closed)
-        everything = self._segments + segments
-        text = join([(segment["text"], segment["language"]) for segment in everything])
+            if not isinstance(exc, AudioError):
+                log.exception("session=%s recording up to entry %s failed", self.sid, self._before)
+                exc = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
+            self._forget()
+            # With what was final before, and done with: a next owner must not come upon the same failure.
+            await self._say(exc.event())
+
+    async def _close_file(self, file: _File, entry: Entry) -> None:
+        if file.segments is None:
+            file.seconds, file.segments = await self._recogniser.file(
+                file.data, file.kind, self._request(), self._label(entry), self._alone, self._silence
+            )
+            self._ledger.join(file.segments)
+            for segment in file.segments:
+                segment.chunk_index = file.index
+        self._final += [segment.moved(self._ledger.total) for segment in file.segments]
+        self._ledger.total += file.seconds
+        self._file = None
+
+    async def _close_recording(self, entry: Entry) -> None:
+        if self._recording is None:
+            self._open_recording(None)
+        recording, captions = self._recording, self._captions
+        assert recording is not None
+        assert captions is not None
+        label = self._label(entry)
+        async with self._recogniser.turn(self._alone):
+            captions.ended(await self._recogniser.live([label], recording.finish), label, self._alone)
+            if self._alone:
+                await captions.settle()
+        while captions.waiting is not None:
+            await captions.settle()
+            await self._tell(captions.tell())
+        self._forget()
+
+    def _forget(self) -> None:
+        """The file or the recording is over."""
+        if self._recording is not None:
+            self._ledger.total += self._recording.heard / RATE
+        if self._file is not None:
+            self._ledger.total += self._file.seconds
+        if self._captions is not None:
+            self._captions.close()
+        self._file, self._recording, self._captions, self._resumed = None, None, None, None
+
+    async def _end(self, entry: Entry) -> None:
+        """The session's last word."""
+        try:
+            await self._check_strikes(entry)
+            await self._close(entry)
+        except AudioError as exc:
+            self._forget()
+            await self._say(exc.event())
+        final, self._final = self._final, []
         self.over = True
-        await self._send({"type": "final", "text": text, "status": entry.status}, segments, entry.id, 0)
+        self._ledger.join(final)
+        await self._ledger.say({"type": "final", "status": entry.status}, final, 0.0, (entry.id, None))
 
     # -- events --------------------------------------------------------------------------------------------------
 
-    async def _answer(self, entry: Entry, index: int, closed: list[Segment], text: str, seconds: float) -> None:
+    async def _answer(self, entry: Entry, text: str, seconds: float) -> None:
         """The result of a chunk, unless an earlier owner gave it."""
-        if index <= self._answered:
-            self._pending_segments(closed)
-            return
-        event = {"type": "chunk", "chunk_index": index, "text": text, "duration": round(seconds, 3)}
-        await self._durable(entry, index, event, closed)
+        index = _index(entry)
+        if index > self._ledger.answered:
+            self._ledger.answered = index
+            event = {"type": "chunk", "chunk_index": index, "text": text, "duration": round(seconds, 3)}
+            await self._say({**event, "received": entry.received}, entry.id)
 
-    async def _error(self, entry: Entry, index: int, error: AsrError, closed: list[Segment]) -> None:
-        if index <= self._answered:
-            self._pending_segments(closed)
-            return
-        log.info("session=%s chunk=%d error=%s", self.sid, index, error.code)
-        await self._durable(entry, index, {**error.event(), "chunk_index": index}, closed)
+    async def _refuse(self, entry: Entry, error: AsrError) -> None:
+        """The error that a chunk met, unless an earlier owner told it."""
+        index = _index(entry)
+        if index > self._ledger.answered:
+            self._ledger.answered = index
+            log.info("session=%s chunk=%d error=%s", self.sid, index, error.code)
+            await self._say({**error.event(), "chunk_index": index, "received": entry.received}, entry.id)
 
-    async def _durable(self, entry: Entry, index: int, event: dict[str, Any], closed: list[Segment]) -> None:
-        self._answered = index
-        segments = self._numbered(closed)
-        opened = self._open
-        after, skip = (entry.id, 0) if opened is None else (opened.after, opened.skip)
-        await self._send({**event, "received": entry.received}, segments, after, skip)
+    async def _say(self, event: dict[str, Any], done: str | None = None) -> None:
+        """A durable event, with the segments that are final; `done` is the entry that it answers."""
+        final, self._final = self._final, []
+        recording, file = self._recording, self._file
+        seconds = file.seconds if file is not None else recording.heard / RATE if recording is not None else 0.0
+        await self._ledger.say(event, final, seconds, self._place(done))
+        if recording is not None:
+            self._covered = recording.needed / RATE
 
-    async def _send(self, event: dict[str, Any], segments: list[dict[str, Any]], after: str, skip: int) -> None:
-        self._seq += 1
-        self._number += 1
-        self._segments += segments
-        opened = self._open.seconds if self._open is not None else 0.0
-        pieces = self._open.pieces if self._open is not None else []
-        event |= {
-            "seq": self._seq,
-            "time": round(time.time(), 3),
-            "worker": self._worker,
-            "model": self._recogniser.model_name,
-            "chunk_count": self._chunks,
-            "total": round(self._total + opened, 3),
-            "closed": self._total,
-            "language": self._spoken(),
-            "sure": self._language,
-            "segments": segments,
-            "after": after,
-            "skip": skip,
-            "rest": pieces[0][1].hex() if pieces else "",
-        }
-        if not await self._emit(self.claim, self._number, event, after):
-            raise Fenced(self.sid)
-
-    def _numbered(self, closed: list[Segment]) -> list[dict[str, Any]]:
-        closed, self._waiting_segments = self._waiting_segments + closed, []
-        start = len(self._segments)
-        return [
-            {
-                "number": start + n,
-                "start": round(segment.start, 3),
-                "end": round(segment.end, 3),
-                "text": segment.text,
-                "language": segment.language,
-                "confidence": segment.confidence,
-                "chunk_index": segment.chunk_index,
-            }
-            for n, segment in enumerate(closed)
-        ]
-
-    def _spoken(self) -> str | None:
-        return self._language or (self._segments[-1]["language"] if self._segments else None)
-
-    def _join(self, segments: list[Segment]) -> str:
-        for segment in segments:
-            if self._language is None and segment.language_probability >= SURE:
-                self._language = segment.language
-        return join([(segment.text, segment.language) for segment in segments])
+    def _place(self, done: str | None = None) -> Place:
+        """From where a next owner goes on, once everything final is told."""
+        if self._recording is not None and self._captions is not None:
+            waiting = self._captions.waiting
+            return self._recording.place(waiting.start if waiting is not None else self._recording.needed)
+        if self._resumed is not None:
+            return self._ledger.place
+        if self._file is not None:
+            return self._file.before, None
+        return done or self._before, None
 
     # -- small things --------------------------------------------------------------------------------------------
 
-    def _request(self) -> Request:
-        options = self._options
-        return Request(self._language, options["task"], options["prompt"], options["hotwords"])
+    @property
+    def _silence(self) -> float:
+        return float(self._options.get("silence") or self._recogniser.silence)
+
+    @property
+    def _alone(self) -> bool:
+        """Whether what is in hand, or comes before it, is under suspicion of having killed a worker."""
+        if any(_key(entry) > _key(self._before) for entry in self._strikes):
+            return True
+        return self._recording is not None and self._recording.needed < self._suspect
+
+    def _request(self, start: int | None = None) -> Request:
+        """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
+        options, ledger = self._options, self._ledger
+        near = start is not None and ledger.total + start / RATE - ledger.spoken_until <= CONTEXT_GAP
+        return Request(
+            ledger.language,
+            options["task"],
+            options["prompt"],
+            options["hotwords"],
+            previous=ledger.last if near and self._recogniser.context else "",
+            words=bool(options.get("word_timestamps")),
+        )
 
     def _label(self, entry: Entry) -> str:
         return f"{self.sid} {entry.id}"
 
-    @property
-    def _alone(self) -> bool:
-        return bool(self._strikes)
-
     async def _check_strikes(self, entry: Entry) -> None:
         if self._strikes.get(entry.id, 0) >= STRIKES:
-            await self._bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
-            opened = self._open
-            if opened is not None and (opened.kind is None or opened.continued):
-                # Perhaps it is the recording so far that kills: with it, every further piece would take three workers.
-                self._total += opened.seconds
-                self._pcm.flush()
-                self._open = None
+            await self._broker.bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
+            if self._resumed is not None and self._recording is None:
+                self._open_recording(None)
+            if self._recording is not None:
+                # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.
+                self._recording.let_go()
+                self._resumed = None
             raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
 
 
-def _moved(segments: list[Segment], offset: float) -> list[Segment]:
-    for segment in segments:
-        segment.start += offset
-        segment.end += offset
-    return segments
+def _key(entry: str) -> tuple[int, int]:
+    ms, _, n = entry.partition("-")
+    return int(ms), int(n)
+
+
+def _index(entry: Entry) -> int:
+    """Of the chunk that an entry holds."""
+    return _key(entry.id)[0] - 1
+
+
+def _is_refused(data: bytes) -> bool:
+    try:
+        audio.refuse_what_is_no_audio(data, first=False)
+    except AudioError:
+        return True
+    return False

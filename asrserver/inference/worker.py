@@ -18,6 +18,7 @@ from asrserver.inference.engine import Engine
 from asrserver.inference.feed import Feed
 from asrserver.inference.models import Whisper
 from asrserver.inference.recognise import Recogniser
+from asrserver.session import PARTIAL_INTERVAL
 
 log = logging.getLogger("asrserver.worker")
 
@@ -123,12 +124,17 @@ async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
                 "device": engine.model.device,
                 "languages": engine.model.languages,
                 "sessions": len(feed.sessions),
+                "streams": sum(session.live for session in feed.sessions.values()),
                 "finished": feed.finished,
                 "backlog": round(feed.backlog, 1),
                 "queue": engine.waiting,
                 "queue_age": round(engine.queue_age, 3),
                 "batch_size": engine.last_batch,
                 "speech_seconds": round(engine.speech_seconds, 1),
+                "partials": engine.pace.drafts,
+                "partial_interval": round(engine.pace.interval(PARTIAL_INTERVAL), 2),
+                "stable_words": feed.recogniser.stable_words,
+                "revised_words": feed.recogniser.revised_words,
                 "real_time_factor": round(engine.busy_seconds / max(engine.speech_seconds, 0.001), 4),
             },
         )

@@ -1,0 +1,48 @@
+"""How often growing segments are decoded again: as asked, or as often as the device can beside its other work."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+#: Share of the engine's time that drafts and finals may take together; what is above it is for bursts of finals.
+SHARE = 0.6
+
+#: Share that drafts keep, however much the finals take.
+LEAST = 0.05
+
+#: Seconds over which the share of the finals is measured, and how much a new cost weighs.
+SPAN = 5.0
+WEIGHT = 0.1
+
+
+class Pace:
+    """Drafts thin out before finals slow down: all growing segments together get what is left of the engine's time.
+
+    Told by the engine's thread, asked by the loop.
+    """
+
+    def __init__(self) -> None:
+        self.growing: set[str] = set()  # sessions with a growing segment that is to be drafted
+        self.drafts = 0
+        self.cost = 0.0  # seconds that one draft takes
+        self._finals = deque[tuple[float, float]]()  # (when, seconds) of the calls for finals
+
+    def spent(self, on_drafts: float, drafts: int, in_all: float) -> None:
+        """A call of so many seconds is over, of which a part was for drafts."""
+        now = time.monotonic()
+        if drafts:
+            self.drafts += drafts
+            each = on_drafts / drafts
+            self.cost = each if not self.cost else self.cost + WEIGHT * (each - self.cost)
+        if in_all > on_drafts:
+            self._finals.append((now, in_all - on_drafts))
+        while self._finals and self._finals[0][0] < now - SPAN:
+            self._finals.popleft()
+
+    def interval(self, asked: float) -> float:
+        """Seconds between drafts of one segment, where `asked` were asked for."""
+        since = time.monotonic() - SPAN
+        finals = sum(seconds for when, seconds in list(self._finals) if when > since) / SPAN
+        left = max(LEAST, SHARE - finals)
+        return max(asked, len(self.growing) * self.cost / left)

@@ -1,0 +1,164 @@
+"""A recording that goes on: its entries' bytes to samples to segments, each byte, frame and sample dealt with once.
+
+What runs here blocks for some milliseconds, so it runs in a thread. It also knows from where another worker could go
+on, for whatever sample is the first that still matters.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.decoding import Border, StreamDecoder
+from asrserver.inference.features import FFT, GrowingLogMel
+from asrserver.inference.vad import CONTEXT, PAD, Endpointer, Event, SegmentEnded
+
+#: Bytes of a codec's parameters: they go to Redis with every place, and none that is sane has more. A recording that has
+#: keeps its beginning in Redis instead.
+MAX_HEAD = 1 << 16
+
+
+@dataclass(slots=True)
+class Speech:
+    """A segment, growing or ended: from sample to sample of the recording, and its features, which begin there."""
+
+    start: int
+    end: int
+    mel: GrowingLogMel
+
+    @property
+    def seconds(self) -> float:
+        return (self.end - self.start) / RATE
+
+
+@dataclass(slots=True)
+class _Entry:
+    before: str  # the id of the entry before it
+    offset: int  # of its first byte in the recording
+
+
+class Recording:
+    """One recording of a session. `kind` is its container, or None for headerless audio."""
+
+    def __init__(self, kind: str | None, decoder: StreamDecoder, silence: float, n_mels: int, floor: int = 0) -> None:
+        self.kind = kind
+        self.growing: Speech | None = None  # as it would be if it ended now
+        self.paused = (
+            False  # it has been quiet for as long as is kept of a pause: what would end now has all it can have
+        )
+        self._decoder = decoder
+        self._origin = decoder.border(0)
+        self._silence = silence
+        self._n_mels = n_mels
+        self._entries = deque[_Entry]()
+        self._fed = 0  # bytes
+        self._skip = 0  # of the first entry, that are before the border
+        self._resumed: dict[str, Any] | None = None  # the place where this owner went on
+        self._audio = np.zeros(0, np.float32)  # what a segment may still need
+        self._from = max(decoder.position, floor - CONTEXT)  # its first sample
+        self._endpointer = Endpointer(silence, start=self._from, floor=floor)
+
+    @classmethod
+    def resume(cls, place: dict[str, Any], silence: float, n_mels: int) -> Recording:
+        """One that goes on where another worker's was: at a `place`."""
+        border = Border.fromdict(place["border"])
+        recording = cls(place["kind"], StreamDecoder.resume(border), silence, n_mels, place["sample"])
+        recording._resumed = place
+        recording._fed = border.offset - place["skip"]
+        recording._skip = place["skip"]
+        return recording
+
+    @property
+    def heard(self) -> int:
+        """Samples so far."""
+        return self._decoder.position
+
+    @property
+    def needed(self) -> int:
+        """The first sample that may be a part of a segment still to come."""
+        return self._endpointer.needed
+
+    # -- in a thread ---------------------------------------------------------------------------------------------
+
+    def take(self, before: str, data: bytes) -> list[Speech]:
+        """The segments that end in the bytes of an entry; raises AudioError, and the entry is lost, no other."""
+        self._entries.append(_Entry(before, self._fed))
+        self._fed += len(data)
+        data, self._skip = data[self._skip :], 0
+        return self._hear(self._decoder.feed(data))
+
+    def finish(self) -> list[Speech]:
+        """The last segments; raises AudioError if there never was any audio."""
+        ended = self._hear(self._decoder.flush())
+        ended += self._ended(self._endpointer.flush())
+        self.growing = None
+        return ended
+
+    def let_go(self) -> None:
+        """Forget what grows, and pass over an entry: one of them kills its workers."""
+        self.growing = None
+        self._fed += self._skip
+        self._skip = 0
+        self._from = self.heard
+        self._audio = np.zeros(0, np.float32)
+        self._endpointer = Endpointer(self._silence, start=self.heard)
+
+    def _hear(self, samples: Samples) -> list[Speech]:
+        known = self._from + len(self._audio)
+        first = self.heard - len(samples)
+        samples = samples[max(0, known - first) :]  # of an earlier owner's, told already
+        self._audio = np.concatenate([self._audio, samples])
+        ended = self._ended(self._endpointer.feed(samples))
+        self._grow()
+        keep = self._endpointer.needed
+        if keep > self._from:
+            self._audio = self._audio[keep - self._from :].copy()
+            self._from = keep
+        return ended
+
+    def _ended(self, events: list[Event]) -> list[Speech]:
+        speeches = []
+        for event in events:
+            if isinstance(event, SegmentEnded):
+                speeches.append(self._speech(event.start, event.end, event.end + FFT))
+                self.growing = None
+        return speeches
+
+    def _grow(self) -> None:
+        segment = self._endpointer.open
+        self.growing = None if segment is None else self._speech(segment.start, segment.end, self.heard)
+        self.paused = segment is not None and segment.paused >= PAD * RATE
+
+    def _speech(self, start: int, end: int, upto: int) -> Speech:
+        """The features go on from those of the growing segment, if this is the one."""
+        if self.growing is not None and self.growing.start == start:
+            mel = self.growing.mel
+        else:
+            mel = GrowingLogMel(self._n_mels)
+        mel.feed(self._audio[start + mel.samples - self._from : max(0, upto - self._from)])
+        return Speech(start, end, mel)
+
+    # -- for whoever comes next ----------------------------------------------------------------------------------
+
+    def place(self, sample: int) -> tuple[str, dict[str, Any]]:
+        """(the entry after which to read, what `resume` wants) to go on at a sample."""
+        border = self._decoder.border(sample - CONTEXT)  # the endpointer wants to hear what was before
+        if border.track is not None and len(border.track.extradata) > MAX_HEAD:
+            border = self._origin
+        while len(self._entries) > 1 and self._entries[1].offset <= border.offset:
+            self._entries.popleft()
+        if not self._entries and self._resumed is not None:  # nothing has come since
+            return self._resumed["after"], self._resumed
+        first = self._entries[0]
+        place = {
+            "after": first.before,
+            "kind": self.kind,
+            "sample": sample,
+            "skip": border.offset - first.offset,
+            "border": border.asdict(),
+        }
+        return first.before, place
