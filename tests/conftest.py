@@ -42,6 +42,7 @@ from asrserver.gateway import Gateway
 
 if TYPE_CHECKING:
     from asrserver.inference.models import Whisper
+    from asrserver.inference.recognise import Recogniser
     from tests.pretend import Pretender
 
 DATA = Path(__file__).parent / "data"
@@ -323,9 +324,27 @@ def model() -> Whisper:
     return Whisper("demo", "cpu", "default", 1, 1)
 
 
+@pytest.fixture
+def recogniser(io_loop: tornado.ioloop.IOLoop, model: Whisper) -> Iterator[Recogniser]:
+    """Everything behind a worker's sessions, with the real model."""
+    from asrserver.inference.engine import Engine
+    from tests.owner import recogniser_of
+
+    made: list[Any] = []
+
+    async def make() -> None:
+        engine = Engine(model, 0, lambda place, labels: None)
+        made.extend((engine, recogniser_of(engine)))
+
+    io_loop.run_sync(make)
+    yield made[1]
+    made[1].close()
+    made[0].stop(10)
+
+
 @pytest.fixture(scope="session")
 def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
-    """Those that the model, alone and undisturbed, understands: not by luck, but also a few milliseconds later."""
+    """Those that the model understands: not by luck, but also a few milliseconds later, and with quiet around them."""
     from asrserver.inference import vad
     from asrserver.inference.audio import Pcm
     from asrserver.inference.features import log_mel
@@ -333,16 +352,17 @@ def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
 
     model = Whisper("demo", "cpu", "default", 1, 1)
 
-    def text(utterance: Utterance, before: int) -> str:
-        samples = Pcm("pcm_s16le", 16000, 1).feed(bytes(2 * before) + utterance.pcm)
+    def text(utterance: Utterance, around: int) -> str:
+        quiet = bytes(2 * around)
+        samples = Pcm("pcm_s16le", 16000, 1).feed(quiet + utterance.pcm + quiet)
         spans = [(samples[a:b], (b - a) / 16000) for a, b in vad.segments(samples, 0.4)]
         rows = [
             (log_mel(part, window_for(seconds, "fit"), model.n_mels), Request(), seconds) for part, seconds in spans
         ]
         return " ".join(model.recognise([row])[0].text for row in rows)
 
-    found = [one for one in all_utterances if all(text(one, before) == one.text for before in (0, 1728))]
-    assert len(found) > 60
+    found = [one for one in all_utterances if all(text(one, around) == one.text for around in (0, 1728, 16000))]
+    assert len(found) > 50
     return found
 
 

@@ -114,7 +114,7 @@ class Recording:
         self._audio = np.concatenate([self._audio, samples])
         ended = self._ended(self._endpointer.feed(samples))
         self._grow()
-        keep = self._endpointer.needed
+        keep = min(self._endpointer.needed, self.heard)
         if keep > self._from:
             self._audio = self._audio[keep - self._from :].copy()
             self._from = keep
