@@ -15,7 +15,7 @@ from asrserver.inference.engine import Engine
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.session import Options
-from tests.conftest import until
+from tests.conftest import until, word_errors
 
 Event = dict[str, Any]
 
@@ -50,14 +50,16 @@ class Voice:
         name = f"{self.epoch}-{number}"
         self.session.states[name] = fields["state"]
         self.said.append(orjson.loads(orjson.dumps({**event, "id": name})))
+        self.session.in_order.append(event)
         return True
 
     async def cover(self, claim: Claim, after: str, fields: dict[str, str]) -> bool:
-        self.session.covered.append(after)
+        self.session.covered.append((after, fields))
         return True
 
     def publish(self, claim: Claim, event: Event) -> None:
         self.session.guesses.append(event)
+        self.session.in_order.append(event)
 
     async def bury(self, sid: str, entry: str, reason: str) -> None:
         self.session.buried.append((sid, entry, reason))
@@ -74,13 +76,14 @@ class Session:
         self.entries.append(Entry(last, None, "done"))
         self.buried: list[tuple[str, str, str]] = []
         self.guesses: list[Event] = []
-        self.covered: list[str] = []
+        self.covered: list[tuple[str, dict[str, str]]] = []
+        self.in_order: list[Event] = []  # events and guesses
         self.states: dict[str, str] = {}  # after each event
 
     async def own(self, events: Sequence[Event] = (), epoch: int = 1) -> list[Event]:
         """What a next owner says, after what the ones before it said."""
         voice = Voice(self, epoch)
-        state = {"state": self.states[events[-1]["id"]]} if events else {}
+        state = {"state": self.states[events[-1]["id"]]} if events and self.states else {}
         claim = Claim("s", "1-0", epoch, {**self.fields, **state}, list(events))
         transcriber = Transcriber(claim, self.recogniser, voice)
         transcriber.feed([entry for entry in self.entries if key(entry.id) > key(transcriber.cursor)])
@@ -115,10 +118,10 @@ class Session:
             rest = await self.own(whole[:last], epoch=2)
             if exactly:
                 assert [comparable(event) for event in rest] == [comparable(event) for event in whole[last:]], last
-            assert told(whole[:last] + rest) == told(whole), last
+            check_alike(whole, whole[:last] + rest)
         answered = [event["chunk_index"] for event in whole if event.get("chunk_index") is not None]
         assert answered == sorted(set(answered))
-        assert len(answered) == len(self.entries) - 1
+        assert len(answered) == len(self.entries) - 1 or "stream" in self.fields["options"]
         numbers = [segment["number"] for event in whole for segment in event["segments"]]
         assert numbers == list(range(len(numbers)))
         return whole
@@ -138,18 +141,25 @@ def comparable(event: Event) -> Event:
     return {name: value for name, value in {**event, **rounded}.items() if name not in own}
 
 
-def told(events: Sequence[Event]) -> Any:
-    """What is told in the end: each segment once, in order; each chunk once; the whole text and length."""
-    segments = [segment for event in events for segment in event["segments"]]
-    answers = [(event["chunk_index"], event["type"]) for event in events if event.get("chunk_index") is not None]
-    final = events[-1]
-    return (
-        [(segment["number"], segment["text"], round(segment["start"])) for segment in segments],
-        answers,
-        final["text"],
-        final["chunk_count"],
-        round(final["total"], 1),
-    )
+def check_alike(whole: Sequence[Event], other: Sequence[Event]) -> None:
+    """Each segment once, in order, where it was; each chunk answered once; the same text and length.
+
+    A lossy codec that begins in the middle gives samples that differ in the last digits, and of them the small model
+    may once make another word.
+    """
+    one, two = ([segment for event in events for segment in event["segments"]] for events in (whole, other))
+    assert [segment["number"] for segment in two] == list(range(len(one)))
+    for wanted, found in zip(one, two, strict=True):
+        assert abs(wanted["start"] - found["start"]) < 0.15
+        assert abs(wanted["end"] - found["end"]) < 0.15
+    answers = [
+        [(event["chunk_index"], event["type"]) for event in events if event.get("chunk_index") is not None]
+        for events in (whole, other)
+    ]
+    assert answers[0] == answers[1]
+    assert word_errors(whole[-1]["text"], other[-1]["text"]) <= max(1, 0.03 * len(whole[-1]["text"].split()))
+    assert whole[-1]["chunk_count"] == other[-1]["chunk_count"]
+    assert abs(whole[-1]["total"] - other[-1]["total"]) < 0.1
 
 
 def texts(events: Sequence[Event]) -> list[Any]:

@@ -89,7 +89,7 @@ async def test_a_long_recording_is_recognised_as_it_goes_on(
     events = await session.takeovers(step=50, exactly=False)
     expected = " ".join(one.text for one in said)
     assert word_errors(expected, texts(events)[-1]) <= 0.02 * len(expected.split())
-    assert sum(bool(text) for text in texts(events)[:-1]) >= 2
+    assert any(texts(events)[:-1])
     after = orjson.loads(session.states[events[-2]["id"]])["after"]
     assert key(after)[0] > len(session.entries) // 4
     times = [segment[name] for event in events for segment in event["segments"] for name in ("start", "end")]

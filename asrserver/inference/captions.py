@@ -136,25 +136,22 @@ class Captions:
             growing.asked = now
             self._draft = asyncio.get_running_loop().create_task(self._drafted(growing, speech, label, first))
 
-    def tell(self) -> list[Told]:
-        """The ended segments whose text has come, in order; each once."""
-        told = []
-        while self._waiting and self._waiting[0][1].done():
-            speech, task = self._waiting.popleft()
-            agreement = self._agreements.pop(speech.start, None)
-            guessed = agreement is not None and bool(agreement.text)
-            error = task.exception()
-            if error is not None:
-                told.append(Told(speech, None, error, guessed))
-                continue
-            found = task.result()
-            if agreement is not None:
-                revised, stable = agreement.revised(found.text, found.language)
-                self._recogniser.stable_words += stable
-                self._recogniser.revised_words += revised
-            segment = Segment.of(speech.start, speech.end, found) if found.text else None
-            told.append(Told(speech, segment, None, guessed))
-        return told
+    def tell(self) -> Told | None:
+        """The first ended segment, if its text has come; each once, in order."""
+        if not self._waiting or not self._waiting[0][1].done():
+            return None
+        speech, task = self._waiting.popleft()
+        agreement = self._agreements.pop(speech.start, None)
+        guessed = agreement is not None and bool(agreement.text)
+        error = task.exception()
+        if error is not None:
+            return Told(speech, None, error, guessed)
+        found = task.result()
+        if agreement is not None:
+            revised, stable = agreement.revised(found.text, found.language)
+            self._recogniser.stable_words += stable
+            self._recogniser.revised_words += revised
+        return Told(speech, Segment.of(speech.start, speech.end, found) if found.text else None, None, guessed)
 
     async def settle(self) -> None:
         """Wait until the text of every ended segment has come."""

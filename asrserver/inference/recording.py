@@ -98,11 +98,20 @@ class Recording:
         self.growing = None
         return ended
 
-    def let_go(self) -> None:
-        """Forget what grows, and pass over an entry: one of them kills its workers."""
-        self.growing = None
-        self._fed += self._skip
+    def let_go(self, before: str, size: int) -> None:
+        """Forget what grows, and pass over an entry of so many bytes: one of them kills its workers.
+
+        Of headerless audio, silence takes its place, or what follows might begin in the middle of a sample; a
+        container's decoder finds the next place to go on at by itself.
+        """
+        if self.kind is None:
+            self._entries.append(_Entry(before, self._fed))
+            self._fed += size
+            self._decoder.feed(bytes(size - self._skip))
+        else:
+            self._fed += self._skip
         self._skip = 0
+        self.growing = None
         self._from = self.heard
         self._audio = np.zeros(0, np.float32)
         self._endpointer = Endpointer(self._silence, start=self.heard)

@@ -349,22 +349,20 @@ class Transcriber:
             await self._ledger.cover(self._place())
             self._covered = recording.needed / RATE
 
-    async def _tell(self, told: list[Told]) -> None:
-        """Segments have their text: in stream mode each is an event, in auto mode they go with the next result."""
-        for one in told:
-            if one.error is not None:
-                log.error("session=%s a segment failed: %s", self.sid, type(one.error).__name__)
-                error = AsrError("recognition_failed", f"a segment was lost: {type(one.error).__name__}")
-                await self._say(error.event())
-            elif one.segment is None:
-                if one.guessed:  # take it back
-                    self._guess(Guess(one.speech.start, one.speech.end, "", "", self._ledger.language or ""))
-            else:
-                segment = one.segment.moved(self._ledger.total)
-                self._final.append(segment)
-                text = self._ledger.join([segment])
-                if self._options["mode"] == "stream":
-                    await self._say({"type": "segment", "text": text, "language": segment.language})
+    async def _tell(self, told: Told) -> None:
+        """A segment has its text: in stream mode that is an event, in auto mode it goes with the next result."""
+        if told.error is not None:
+            log.error("session=%s a segment failed: %s", self.sid, type(told.error).__name__)
+            error = AsrError("recognition_failed", f"a segment was lost: {type(told.error).__name__}")
+            await self._say(error.event())
+        elif told.segment is not None:
+            segment = told.segment.moved(self._ledger.total)
+            self._final.append(segment)
+            text = self._ledger.join([segment])
+            if self._options["mode"] == "stream":
+                await self._say({"type": "segment", "text": text, "language": segment.language})
+        elif told.guessed:  # take it back
+            self._guess(Guess(told.speech.start, told.speech.end, "", "", self._ledger.language or ""))
 
     def _guess(self, guess: Guess) -> None:
         begin = self._ledger.total
@@ -420,7 +418,8 @@ class Transcriber:
                 await captions.settle()
         while captions.waiting is not None:
             await captions.settle()
-            await self._tell(captions.tell())
+            while (told := captions.tell()) is not None:
+                await self._tell(told)
         self._forget()
 
     def _forget(self) -> None:
@@ -520,7 +519,7 @@ class Transcriber:
                 self._open_recording(None)
             if self._recording is not None:
                 # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.
-                self._recording.let_go()
+                self._recording.let_go(self._before, len(entry.data or b""))
                 self._resumed = None
             raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
 
