@@ -37,9 +37,9 @@ class Options:
     """What a client asks for in `start`.
 
     `mode` chunk: each chunk is an utterance of its own. `stream`: all chunks are one recording. `auto`: a chunk that
-    opens a container, or a second or more of raw PCM, is an utterance; anything else continues the one before. `format`,
-    `sample_rate` (hertz) and `channels` describe headerless audio. `silence` (seconds) ends a segment; None is the
-    server's own. `partials` are asked for every `partial_interval` seconds.
+    opens a container, or a second or more of raw PCM, is an utterance; anything else continues the one before.
+    `format`, `sample_rate` (hertz) and `channels` describe headerless audio. `silence` (seconds) ends a segment; None
+    is the server's own. `partials` are asked for every `partial_interval` seconds.
     """
 
     mode: str = "auto"

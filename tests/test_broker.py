@@ -303,6 +303,40 @@ async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broke
 
 
 @pytest.mark.gen_test
+async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker, db: redis.Redis) -> None:
+    """Audio is trimmed, the next owner is told from where it goes on, and nothing is added to the events."""
+    await opened(g)
+    for index in range(4):
+        await append(g, index)
+    claim = await taken(w)
+    assert await w.emit(claim, 1, event(1), "1-0", {"state": "one"})
+    assert ids(db, keys.audio_key("s")) == ["2-0", "3-0", "4-0"]
+    assert await w.cover(claim, "3-0", {"state": "two"})
+    assert ids(db, keys.audio_key("s")) == ["4-0"]
+    assert await w.cover(claim, "3-0", {"state": "two"})  # the reply was lost
+    new = await taken(v, lease=0)
+    assert new.fields["state"] == "two"
+    assert [found["seq"] for found in new.events] == [1]
+
+
+@pytest.mark.gen_test
+async def test_a_guess_is_published_and_stored_nowhere(g: Broker, w: Broker, db: redis.Redis) -> None:
+    await opened(g)
+    claim = await taken(w)
+    listener = db.pubsub(ignore_subscribe_messages=True)
+    listener.subscribe(keys.results_channel("g"))
+    listener.get_message(timeout=5)  # the subscription's own
+    before = db.xlen(keys.events_key("s"))
+    w.publish(claim, {"type": "partial", "text": "a"})
+    await w.lane.drain()
+    published = listener.get_message(timeout=5)
+    assert published is not None
+    assert orjson.loads(published["data"]) == {"type": "partial", "text": "a", "session_id": "s"}
+    assert db.xlen(keys.events_key("s")) == before
+    listener.close()
+
+
+@pytest.mark.gen_test
 async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v: Broker, db: redis.Redis) -> None:
     """Its events are refused, nothing is published or trimmed, and the task stays the new owner's."""
     await opened(g)
@@ -315,7 +349,11 @@ async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v
     listener = db.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(keys.results_channel("g"))
     listener.get_message(timeout=5)  # the subscription's own
-    assert not await w.emit(old, 2, event(2, "final"), "1-0")
+    assert not await w.emit(old, 2, event(2, "final"), "1-0", {"state": "old"})
+    assert not await w.cover(old, "1-0", {"state": "old"})
+    w.publish(old, {"type": "partial", "text": "old"})
+    await w.lane.drain()
+    assert not db.hexists(keys.session_key("s"), "state")
     assert ids(db, keys.audio_key("s")) == ["1-0"]
     assert db.xlen(keys.TASKS) == 1
     assert await v.emit(new, 1, event(2, "final"), "1-0")

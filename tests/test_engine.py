@@ -15,7 +15,8 @@ import tornado.ioloop
 from asrserver.errors import ModelError
 from asrserver.inference import models
 from asrserver.inference.audio import RATE, Pcm, Samples
-from asrserver.inference.engine import Engine, Row
+from asrserver.inference.engine import FINAL, FIRST, REFRESH, Engine, Row
+from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import log_mel
 from asrserver.inference.models import (
     FULL,
@@ -26,6 +27,7 @@ from asrserver.inference.models import (
     length_limit,
     window_for,
 )
+from asrserver.inference.pace import LEAST, SHARE, SPAN, Pace
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 
@@ -182,6 +184,135 @@ async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances
     await until(lambda: engine.busy_seconds > 0.0)
 
 
+async def test_finals_go_before_guesses_and_nobody_is_served_twice_first(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """Whatever the order of asking."""
+    one = utterances[0]
+    engine._batch_size = 1
+    asked = [("b", REFRESH), ("a", FIRST), ("a", FINAL), ("a", FINAL), ("a", FINAL), ("c", FINAL), ("b", FIRST)]
+    rows = [row(one, session=session, priority=priority) for session, priority in asked]
+    await together(engine, rows)
+    served = [asked[[item.features is call[0][0] for item in rows].index(True)] for call in watched.calls]
+    assert served == [
+        ("a", FINAL), ("c", FINAL), ("a", FINAL), ("a", FINAL), ("a", FIRST), ("b", FIRST), ("b", REFRESH)
+    ]  # fmt: skip
+
+
+async def test_a_guess_that_waited_is_of_what_is_newest(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    one = utterances[0]
+    old, new = row(one), row(one, frames=FULL)
+    old.newest = lambda: (new.features, 9.0)
+    await together(engine, [old])
+    assert watched.calls[0][0][0] is new.features
+    assert engine.last_batch == 1
+
+
+async def test_who_gave_up_waiting_is_not_served(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
+    rows = [row(one) for one in utterances[:2]]
+    with engine._condition:
+        waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
+        await asyncio.sleep(0)
+        waits[0].cancel()
+        await asyncio.sleep(0)
+    assert (await waits[1]).text == utterances[1].text
+    assert [call[0][0] is rows[1].features for call in watched.calls] == [True]
+
+
+def test_rounds_of_a_fair_queue() -> None:
+    queue = FairQueue[str]()
+    for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
+        queue.put(item, 0, item[0])
+    assert queue.take(1, lambda one, other: False) == ["a1"]
+    queue.put("d1", 0, "d")
+    queue.put("a4", 0, "a")
+    assert queue.take(3, lambda one, other: True) == ["b1", "c1", "d1"]
+    assert queue.take(9, lambda one, other: other[0] == "a") == ["a2", "a3", "a4"]
+    assert list(queue) == ["b2"]
+    for n in range(5000):  # owners that came and went are forgotten
+        queue.put("x", 0, f"owner-{n}")
+        queue.take(1, lambda one, other: False)
+    assert len(queue._last) <= 1001
+
+
+def test_guesses_thin_out_before_finals_slow_down() -> None:
+    """The interval is as asked until all growing segments together would take too much of the engine's time."""
+    pace = Pace()
+    assert pace.interval(0.5) == 0.5
+    pace.growing = {str(n) for n in range(60)}
+    for _ in range(100):
+        pace.spent(0.01, 1, 0.01)
+    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / SHARE)
+    for _ in range(40):
+        pace.spent(0.0, 0, SPAN * SHARE / 80)
+    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / (SHARE / 2), rel=0.01)
+    for _ in range(100):
+        pace.spent(0.0, 0, SPAN)
+    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / LEAST)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "loops"),
+    [
+        ([1] * 9, False),
+        ([1] * 10, True),
+        ([1, 2] * 4, False),
+        ([9, *[1, 2] * 5, 7], True),
+        ([1, 2, 3, 4, 5, 6] * 5, True),
+        (list(range(50)), False),
+        ([], False),
+    ],
+)
+def test_a_phrase_said_over_and_over_is_a_loop(tokens: list[int], loops: bool) -> None:
+    assert models._loops(tokens) is loops
+
+
+async def test_words_have_times_of_their_language_s_call(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """Asked for or not in one call; in order, inside the window; none of a text that is not believed."""
+    said = same_length(utterances, 4)
+    requests = [Request(words=True), Request(), Request(words=True), Request(words=True)]
+    found = own_model.recognise([row_data(one, request) for one, request in zip(said, requests, strict=True)])
+    assert [" ".join(word["word"] for word in one.words) for one in found] == [
+        said[0].text, "", said[2].text, said[3].text
+    ]  # fmt: skip
+    for one, hypothesis in zip(said, found, strict=True):
+        times = [word[name] for word in hypothesis.words for name in ("start", "end")]
+        assert times == sorted(times)
+        assert all(0 <= time <= len(one.pcm) / 32000 + 0.5 for time in times)
+    alone = own_model.recognise([row_data(said[2], Request(words=True))])[0]
+    assert [word["word"] for word in alone.words] == [word["word"] for word in found[2].words]
+    trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, sequences_ids=[[9] * 40]))
+    own_model._model = trouble
+    assert own_model.recognise([row_data(said[0], Request(words=True))])[0].words == []
+
+
+async def test_a_draft_is_decoded_once(own_model: Whisper, utterances: list[Utterance]) -> None:
+    trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, scores=[-3.0]))
+    own_model._model = trouble
+    assert recognise(own_model, utterances[0], Request(draft=True)).text
+    assert len(trouble.calls) == 1
+
+
+async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """A second attempt is decoded from the row's own encoder output, whichever row of the call it was."""
+    trouble = Trouble(own_model._model, lambda frames, options, result: result)
+    own_model._model = trouble
+    guesses = iter([Result, Result])
+
+    def spoil(frames: int, options: dict[str, Any], result: Any) -> Any:
+        bad = options.get("sampling_temperature", 0.0) == 0.0 and next(guesses, None) is None
+        return Result(result, scores=[-3.0]) if bad else result
+
+    trouble._spoil = spoil
+    said = utterances[:3]
+    items = [(log_mel(samples(one), FULL, 80), Request(), len(one.pcm) / 32000) for one in said]
+    found = own_model.recognise(items)
+    assert trouble.encoded == 1
+    assert found[2].text.split()[0] == said[2].text.split()[0]
+
+
 def test_fast_speech_is_not_cut_short(model: Whisper) -> None:
     """The model may say all the tokens that so much speech may have: CTranslate2 halves what it is told."""
     noise = np.random.default_rng(1).normal(0, 0.3, (1, model.n_mels, 400)).astype(np.float32)
@@ -219,11 +350,13 @@ class Trouble:
         self._real = real
         self._spoil = spoil
         self.calls: list[tuple[int, float]] = []  # frames, temperature
+        self.encoded = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
     def encode(self, features: Any) -> Any:
+        self.encoded += 1
         self._frames = features.shape[2]
         return self._real.encode(features)
 

@@ -69,6 +69,16 @@ def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
         ("language", "english"),
         ("language", "EN"),
         ("language", 5),
+        ("partials", "yes"),
+        ("partials", 1),
+        ("word_timestamps", "false"),
+        ("partial_interval", 0.05),
+        ("partial_interval", 11),
+        ("partial_interval", True),
+        ("partial_interval", "0.5"),
+        ("silence", 0.05),
+        ("silence", 5.1),
+        ("silence", [1]),
     ],
 )
 def test_a_bad_option_is_named(name: str, value: Any) -> None:
@@ -218,3 +228,20 @@ def test_a_client_that_is_gone_gets_nothing(client: Client) -> None:
     client.session.appended(0)
     assert client.session.deliver(result(1, 0))
     assert client.got == []
+
+
+def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
+    """A partial result behind a lost durable one asks for that one; it waits for nothing and is kept nowhere."""
+    guess = {"type": "partial", "text": "a"}
+    assert client.session.guess({**guess, "follows": 0})
+    assert not client.session.guess({**guess, "follows": 1})
+    client.session.deliver(result(1, kind="segment"))
+    assert client.session.guess({**guess, "follows": 1})
+    assert [event["type"] for event in client.got] == ["partial", "segment", "partial"]
+    client.send(0)
+    client.session.deliver(result(2, 0))  # before its acknowledgement
+    assert client.session.guess({**guess, "follows": 2})
+    assert [event["type"] for event in client.got[3:]] == []
+    client.session.state = "over"
+    assert client.session.guess({**guess, "follows": 2})
+    assert len(client.got) == 3

@@ -116,14 +116,14 @@ async def test_headerless_audio_of_every_kind(
 
 async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """At every event; the audio before what is final is let go of, whatever the container."""
-    said = utterances[:16]
+    said = utterances[:10]
     data = encode(spoken(said), *LIVE["webm"])
     session = Session(recogniser, cut(data, 1000, 4000), mode="stream")
     events = await session.takeovers(exactly=False)
     assert errors(said, events[-1]["text"]) <= 0.05
-    assert len(segments(events)) == 16
+    assert len(segments(events)) == 10
     after = orjson.loads(session.states[events[-2]["id"]])["after"]
-    assert key(after)[0] > len(session.entries) * 0.8
+    assert key(after)[0] > len(session.entries) * 0.7
     assert len(session.states[events[-2]["id"]]) < 2000
 
 
@@ -219,7 +219,7 @@ async def test_a_recorder_that_starts_again(recogniser: Recogniser, utterances: 
 
 async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """With what was being said; the recording goes on, whatever its container."""
-    said = utterances[:3]
+    said = utterances[:5]
     for data in (spoken(said), encode(spoken(said), *LIVE["webm"])):
         slices = pieces(data, len(data) // 60)
         struck = len(slices) // 2
@@ -229,7 +229,7 @@ async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser
         codes = [event["code"] for event in events if event["type"] == "error"]
         assert codes in (["audio_rejected"], ["audio_rejected", "undecodable_audio"])  # the container has a hole then
         assert events[-1]["text"].startswith(said[0].text)
-        assert events[-1]["text"].endswith(said[2].text)
+        assert events[-1]["text"].endswith(said[4].text)
         assert [entry for _, entry, _ in session.buried] == [f"{struck + 1}-0"]
 
 

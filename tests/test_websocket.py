@@ -77,6 +77,27 @@ async def test_the_messages_of_a_session(url: str, worker: Pretender) -> None:
         assert expected.items() <= (await talk.next()).items()
 
 
+async def test_the_messages_of_a_stream(url: str, worker: Pretender) -> None:
+    """Partial results as they are published, segments in order, no chunk_result."""
+    async with await Talk.open(url) as talk:
+        await talk.call(start(mode="stream", partials=True, word_timestamps=True))
+        await talk.call(chunk("s", 0, AUDIO))
+        await worker.take("s")
+        guess = {"type": "partial", "follows": 0, "start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel"}
+        worker.broker.publish(worker.claims["s"], {**guess, "language": "en"})
+        partial = {"start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel", "language": "en"}
+        assert await talk.next() == {"type": "partial_result", "session_id": "s", **partial}
+        words = [{"word": "hello", "start": 0.1, "end": 0.6, "confidence": 0.9}]
+        segment = {"number": 0, "start": 0.1, "end": 0.9, "text": "hello", "language": "en", "confidence": 0.9}
+        row = {**segment, "chunk_index": None, "words": words}
+        await worker.say("s", "segment", text="hello", segments=[row])
+        expected = {"type": "segment_result", "session_id": "s", **segment, "words": words, "seq": 1}
+        assert await talk.next() == expected
+        await talk.send(finish())
+        await worker.final("s", "hello", 1)
+        assert (await talk.next())["type"] == "final_result"
+
+
 async def test_an_id_is_made_where_none_is_given(url: str) -> None:
     async with await Talk.open(url) as talk:
         made = {(await talk.call(start(given)))["session_id"] for given in ("", None)}
@@ -116,6 +137,8 @@ MALFORMED: list[tuple[Any, str, Message]] = [
     (start("t", user_id={"a": 1}), "bad_id", {}),
     (start("t", mode="dance"), "bad_option", {}),
     (start("t", language="klingon"), "bad_option", {}),
+    (start("t", partials="yes"), "bad_option", {}),
+    (start("t", silence=0), "bad_option", {}),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Owners that are remembered beyond those that wait.
+#: Owners that are remembered beyond those that wait: most of them are gone.
 REMEMBERED = 1000
 
 
@@ -50,6 +50,6 @@ class FairQueue(Generic[T]):
             heapq.heappush(self._heap, entry)
         priority, turn, *_ = entries[0]
         self._served[priority] = turn
-        if len(self._last) > len(self._heap) + REMEMBERED:
-            self._last = {key: last for key, last in self._last.items() if last >= self._served.get(key[0], 0)}
+        if len(self._last) > 2 * len(self._heap) + REMEMBERED:  # who waits for nothing may as well be new
+            self._last = {(entry[0], entry[3]): entry[1] for entry in sorted(self._heap)}
         return [entry[-1] for entry in entries]

@@ -110,16 +110,6 @@ class GrowingLogMel:
             _log_power(padded, window[:, known:filled])
         return _normalised(window, filled)
 
-    def split(self, at: int) -> GrowingLogMel:
-        """The features from the sample `at` on, a multiple of HOP, as the beginning of another stretch."""
-        mel, frames, tail = self._state
-        rest = GrowingLogMel(len(mel))
-        rest._begun = True
-        rest.samples = self.samples - at
-        first = min(at // HOP, frames)
-        rest._state = (mel[:, first:frames].copy(), frames - first, tail)
-        return rest
-
 
 def _log_power(padded: Samples, mel: Features) -> None:
     """Fill `mel` with the logarithms of its frames' powers; the first frame begins where `padded` does."""

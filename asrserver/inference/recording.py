@@ -17,8 +17,8 @@ from asrserver.inference.decoding import Border, StreamDecoder
 from asrserver.inference.features import FFT, GrowingLogMel
 from asrserver.inference.vad import CONTEXT, PAD, Endpointer, Event, SegmentEnded
 
-#: Bytes of a codec's parameters: they go to Redis with every place, and none that is sane has more. A recording that has
-#: keeps its beginning in Redis instead.
+#: Bytes of a codec's parameters: they go to Redis with every place, and none that is sane has more. A recording that
+#: has keeps its beginning in Redis instead.
 MAX_HEAD = 1 << 16
 
 
