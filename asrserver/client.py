@@ -95,7 +95,7 @@ class Client:
 
 
 class ClientSession:
-    """One session: chunks in, events out. Events wait until they are read; there are no more than chunks sent."""
+    """One session: chunks in, events out. Events wait until they are read."""
 
     def __init__(self, client: Client, sid: str) -> None:
         self.id = sid

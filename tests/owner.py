@@ -26,6 +26,15 @@ QUIET = bytes(32000)
 OWN = {"time", "id"}
 
 
+#: How a browser's recorder, and other live sources, encode.
+LIVE = {
+    "webm": ("-c:a", "libopus", "-b:a", "64k", "-f", "webm", "-cluster_time_limit", "500", "-live", "1"),
+    "ogg": ("-c:a", "libopus", "-b:a", "64k", "-f", "ogg"),
+    "mp4": ("-c:a", "aac", "-b:a", "128k", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov+default_base_moof",
+            "-frag_duration", "500000"),
+}  # fmt: skip
+
+
 def recogniser_of(engine: Engine, **options: Any) -> Recogniser:
     settings = {"window": "fit", "silence": 0.4, "max_seconds": 600, "threads": 1, **options}
     return Recogniser(engine, hold=lambda place, labels: None, **settings)

@@ -118,10 +118,5 @@ def test_texts_are_joined_as_their_languages_write() -> None:
 
 
 def test_clean_words() -> None:
-    assert [clean(word) for word in ("Hello,", "“yes”", "don't", "...", "灯。")] == [
-        "hello",
-        "yes",
-        "don't",
-        "...",
-        "灯",
-    ]
+    written = ("Hello,", "“yes”", "don't", "...", "灯。")
+    assert [clean(word) for word in written] == ["hello", "yes", "don't", "...", "灯"]

@@ -19,7 +19,8 @@ from psycopg2.extensions import make_dsn
 
 from asrserver.inference.feed import Feed
 from tests import poison
-from tests.conftest import Servers, System, Utterance, until, wait_until
+from tests.conftest import Servers, System, Utterance, until, wait_until, word_errors
+from tests.owner import LIVE, encode
 from tests.talk import Talk, check_stored, chunk, health, look, query, stored
 
 Start = Callable[..., System]
@@ -83,6 +84,80 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
     async with connections(system.url, 4) as talks:
         await everything(talks, said, fault)
     await check_rows(database_url, said)
+    assert system.output().count("died: SIGKILL") == 2
+
+
+def live_streams(utterances: Sequence[Utterance], count: int, length: int) -> dict[str, tuple[list[Utterance], bytes]]:
+    """What is said in each of so many live recordings of `length` utterances, and its bytes: half of them are PCM."""
+    voices = itertools.cycle(sorted(utterances, key=lambda one: -len(one.pcm))[:30])
+    streams = {}
+    for number in range(count):
+        said = [next(voices) for _ in range(length)]
+        pcm = bytes(32000).join(one.pcm for one in said)
+        kind = [None, *LIVE][(number // 2) % 3 + 1] if number % 2 else None
+        streams[f"live-{number}"] = (said, pcm if kind is None else encode(pcm, *LIVE[kind]))
+    return streams
+
+
+async def killed_in_live_streams(
+    system: System, database_url: str, utterances: list[Utterance], count: int, length: int, kills: Sequence[int]
+) -> None:
+    """Kill a worker whenever so many segments are out; every sentence must be in one segment, of rows too."""
+    streams = live_streams(utterances, count, length)
+
+    async def stream(talk: Talk, sid: str, data: bytes) -> None:
+        await talk.start(sid, mode="stream", partials=True)
+        step = -(-len(data) // (length * 12))  # some 300 ms
+        for index, begin in enumerate(range(0, len(data), step)):
+            await talk.chunk(sid, index, data[begin : begin + step])
+            await asyncio.sleep(0.05)  # a live source is as slow as time: here a few times faster
+        await talk.finish(sid)
+
+    def found(talk: Talk, sid: str) -> list[dict[str, object]]:
+        return talk.of(sid, "segment_result")
+
+    async def fault() -> None:
+        for out in kills:
+            await until(lambda out=out: sum(len(found(talk, sid)) for talk, sid in pairs) >= out, 600)
+            (worker, *_) = await until(lambda: system.children("worker"), 30)
+            worker.kill()
+            await until(lambda dead=worker: not alive(dead))
+
+    async with connections(system.url, 4) as talks:
+        pairs = list(zip(itertools.cycle(talks), streams, strict=False))
+        await asyncio.gather(*(stream(talk, sid, streams[sid][1]) for talk, sid in pairs), fault())
+        wrong = words = 0
+        for talk, sid in pairs:
+            said, _ = streams[sid]
+            segments = found(talk, sid)
+            (final,) = talk.of(sid, "final_result")
+            assert not talk.of(sid, "error")
+            assert [segment["number"] for segment in segments] == list(range(length)), segments
+            assert final["text"] == " ".join(str(segment["text"]) for segment in segments)
+            wrong += word_errors(" ".join(one.text for one in said), final["text"])
+            words += len(final["text"].split())
+            await until(lambda sid=sid: stored(database_url, sid), 60, "stored")
+            rows = query(database_url, "SELECT number, text FROM asr_segments WHERE session_id = %s ORDER BY 1", sid)
+            assert rows == [(segment["number"], segment["text"]) for segment in segments]
+        assert wrong <= 0.05 * words
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_worker_is_killed_in_live_streams(start: Start, database_url: str, utterances: list[Utterance]) -> None:
+    """Half of them PCM, the others WebM, Ogg and MP4: every sentence in exactly one segment."""
+    system = start("run", "--workers", "1").wait_ready()
+    await killed_in_live_streams(system, database_url, utterances, 6, 4, (8, 16))
+    assert system.output().count("died: SIGKILL") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.gen_test(timeout=900)
+async def test_a_worker_is_killed_in_twenty_live_streams_over_a_minute_old(
+    start: Start, database_url: str, utterances: list[Utterance]
+) -> None:
+    """Each of them two minutes long."""
+    system = start("run", "--workers", "2").wait_ready()
+    await killed_in_live_streams(system, database_url, utterances, 20, 30, (320, 400))
     assert system.output().count("died: SIGKILL") == 2
 
 

@@ -12,17 +12,9 @@ import pytest
 from asrserver.inference import captions
 from asrserver.inference.recognise import Recogniser
 from tests.conftest import Utterance, word_errors
-from tests.owner import QUIET, Event, Session, encode, key, pieces
+from tests.owner import LIVE, QUIET, Event, Session, encode, key, pieces
 
 pytestmark = pytest.mark.gen_test(timeout=120)
-
-#: How a browser's recorder, and other live sources, encode.
-LIVE = {
-    "webm": ("-c:a", "libopus", "-b:a", "64k", "-f", "webm", "-cluster_time_limit", "500", "-live", "1"),
-    "ogg": ("-c:a", "libopus", "-b:a", "64k", "-f", "ogg"),
-    "mp4": ("-c:a", "aac", "-b:a", "128k", "-f", "mp4", "-movflags", "frag_keyframe+empty_moov+default_base_moof",
-            "-frag_duration", "500000"),
-}  # fmt: skip
 
 
 def spoken(said: Sequence[Utterance], pause: float = 1.0) -> bytes:

@@ -318,6 +318,46 @@ async def test_long_recording_is_trimmed_behind_what_is_recognised(
         assert word_errors(utterance.text, " ".join(inside)) <= 1
 
 
+@pytest.mark.gen_test(timeout=120)
+async def test_a_live_stream(running: Running, utterances: list[Utterance], sid: str) -> None:
+    """Partial results while people speak, a segment at each pause, rows with words; Redis keeps what is not final."""
+    spoken = utterances[:8]
+    recording = b"".join(utterance.pcm + bytes(32000) for utterance in spoken)
+    pieces = [recording[begin : begin + 3200] for begin in range(0, len(recording), 3200)]
+    kept = []
+    with look(running.redis_url) as client:
+        async with await Talk.open(running.url) as talk:
+            await talk.start(sid, mode="stream", partials=True, partial_interval=0.1, word_timestamps=True)
+            for index, piece in enumerate(pieces):
+                await talk.send(piece)
+                await talk.find(sid, "ack", index)
+                await asyncio.sleep(0.02)
+                kept.append(client.xlen(f"asr_audio:{{{sid}}}"))
+            final = await talk.finish(sid)
+    kinds = [message["type"] for message in talk.of(sid) if message["type"] != "ack"]
+    assert set(kinds) == {"partial_result", "segment_result", "final_result"}
+    assert kinds.index("partial_result") < kinds.index("segment_result")
+    segments = talk.of(sid, "segment_result")
+    assert [segment["number"] for segment in segments] == list(range(8))
+    assert [segment["seq"] for segment in segments] == list(range(1, 9))
+    assert final["text"] == " ".join(segment["text"] for segment in segments)
+    expected = " ".join(utterance.text for utterance in spoken)
+    assert word_errors(expected, final["text"]) <= 0.05 * len(expected.split())
+    starts = {segment["start"] for segment in segments}
+    assert {partial["start"] for partial in talk.of(sid, "partial_result")} <= starts
+    assert min(kept[-100:]) < 60 < len(pieces)
+    await until(lambda: stored(running.database_url, sid), what="stored")
+    rows = query(
+        running.database_url, "SELECT text, words FROM asr_segments WHERE session_id = %s ORDER BY number", sid
+    )
+    assert rows == [(segment["text"], segment["words"]) for segment in segments]
+    assert all(words for _, words in rows)
+    assert stored_chunks(running.database_url, sid) == []
+    (worker,) = [worker for worker in running.system.get("/health")["workers"] if worker["partials"]]
+    assert worker["partial_interval"] >= 0.5
+    assert worker["stable_words"] >= worker["revised_words"]
+
+
 @pytest.mark.gen_test(timeout=60)
 async def test_other_sample_rates_and_floats(running: Running, utterances: list[Utterance], sid: str) -> None:
     """Headerless audio of another format is what `start` says it is."""
