@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo run test soak lint browser format bench clean
+.PHONY: demo run test soak lint browser format bench promtool clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -38,6 +38,10 @@ bench: .venv/test ## ratios against the bare libraries
 	$(BIN)/python tools/bench_gateway.py
 	$(BIN)/python tools/bench_worker.py
 	$(BIN)/python tools/bench_vad.py
+
+promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the metrics and of the alert rules
+	promtool check rules conf/prometheus-rules.yml
+	$(BIN)/python -c 'from asrserver import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
 
 .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }

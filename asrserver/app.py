@@ -14,10 +14,12 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
+from asrserver import metrics
 from asrserver.access import tls_context
 from asrserver.config import Settings
 from asrserver.gateway import Gateway
 from asrserver.handlers.door import normalise
+from asrserver.handlers.metrics import Metrics
 from asrserver.handlers.rest import (
     Health,
     History,
@@ -42,6 +44,7 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/ws/asr": WebSocket,
     "/livez": Live,
     "/readyz": Ready,
+    "/metrics": Metrics,
     "/api/v1/health": Health,
     "/api/v1/history": History,
     "/api/v1/session/{session_id}": OneSession,
@@ -100,6 +103,8 @@ def _pattern(path: str) -> str:
 
 def _log_request(handler: RequestHandler) -> None:
     status = handler.get_status()
+    if not isinstance(handler, WebSocket):
+        metrics.requests.labels(str(status)).inc()
     level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
     log.log(
         level,

@@ -26,6 +26,11 @@ class Backlog:
 
     def __init__(self) -> None:
         self._flows: dict[str, _Flow] = {}
+        self._heard: dict[str, float] = {}
+
+    def started(self, sid: str) -> None:
+        """A session begins here: nothing of it was heard before."""
+        self._heard[sid] = 0.0
 
     def taken(self, sid: str, index: int, data: bytes, pcm_rate: float) -> None:
         """A chunk came; `pcm_rate` is the bytes a second of the session's headerless audio."""
@@ -49,8 +54,15 @@ class Backlog:
             flow.rate = max(1000.0, flow.answered / total)
         return time.monotonic() - at
 
+    def heard(self, sid: str, total: float) -> float:
+        """The seconds of audio that are new in a session of so many; of one that began elsewhere, from now on."""
+        before = self._heard.get(sid)
+        self._heard[sid] = total
+        return 0.0 if before is None else max(0.0, total - before)
+
     def over(self, sid: str) -> None:
         self._flows.pop(sid, None)
+        self._heard.pop(sid, None)
 
     @property
     def seconds(self) -> float:

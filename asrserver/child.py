@@ -21,6 +21,7 @@ import uvloop
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError
+from asrserver.logs import configure_logging
 from asrserver.parent import die_with_parent
 
 log = logging.getLogger("asrserver.child")
@@ -40,25 +41,11 @@ class Vitals(ctypes.Structure):
     ]
 
 
-def configure_logging(level: str) -> None:
-    """One line an event, to standard error, with the process that wrote it."""
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        force=True,
-        format="%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s",
-    )
-    logging.getLogger("tornado.access").setLevel(logging.WARNING)
-    # Below that it quotes headers that are malformed, and one of them may be Authorization.
-    logging.getLogger("tornado.general").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
-
 def _begin(settings: Settings, parent: int) -> None:
     die_with_parent(parent)
     faulthandler.enable()  # a hung child gets SIGABRT first: it leaves its stacks in the log
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the supervisor decides
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
 
 
 class _Signs:

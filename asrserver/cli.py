@@ -65,24 +65,38 @@ def worker(**options: Any) -> None:
 
 
 def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: bool) -> None:
-    from asrserver.child import configure_logging
+    from asrserver.logs import configure_logging
     from asrserver.supervisor import Supervisor, with_device
 
     try:
         settings = with_device(check(Settings(**options), command))
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format)
     _raise_file_limit()
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
         if listener is not None:
             settings = replace(settings, port=listener.getsockname()[1])  # of 0, what the system chose
+        _share_metrics(settings, stack)
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
             settings, servers = _start_servers(settings, stack)
         status = Supervisor(settings, listener, workers, servers).run()
     sys.exit(status)
+
+
+def _share_metrics(settings: Settings, stack: ExitStack) -> None:
+    """Where the children count, and the port that tells."""
+    from asrserver import scrape
+
+    try:
+        stack.enter_context(scrape.directory())
+        if settings.metrics_port:
+            stack.enter_context(scrape.port(settings.metrics_host, settings.metrics_port))
+    except OSError as exc:
+        place = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
+        raise click.ClickException(f"metrics cannot be offered on {place}: {exc.strerror or exc}") from None
 
 
 def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list[Any]]:

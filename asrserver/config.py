@@ -50,6 +50,16 @@ class Settings:
     log_level: str = setting(
         "info", "server", click.Choice(["debug", "info", "warning", "error"]), "What is logged, from this level up."
     )
+    log_format: str = setting(
+        "text", "server", click.Choice(["text", "json"]), "How: lines for people, or one JSON object a line."
+    )
+    metrics_port: int = setting(
+        0,
+        "server",
+        click.IntRange(0, 65535),
+        "Port of its own for /metrics, without a key; 0 is none: then gateways answer it on theirs.",
+    )
+    metrics_host: str = setting("127.0.0.1", "server", str, "Address that metrics-port listens on.")
     drain_timeout: float = setting(
         10.0, "server", _SECONDS, "Seconds that SIGTERM lets sessions and jobs finish before they are cut."
     )

@@ -19,6 +19,7 @@ from typing import Any
 
 import orjson
 
+from asrserver import metrics
 from asrserver.access import Access
 from asrserver.backlog import Backlog
 from asrserver.broker import HEARTBEAT_EVERY, Broker
@@ -78,6 +79,9 @@ class Gateway:
         self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
         self.sessions: dict[str, Session] = {}
         self.backlog = Backlog()
+        self._chunks = metrics.Flow(metrics.chunks)
+        self._bytes = metrics.Flow(metrics.received_bytes)
+        self._audio = metrics.Flow(metrics.audio_seconds)
         self.connections = 0
         self.closing = False
         self._alive = alive
@@ -132,6 +136,7 @@ class Gateway:
             self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
     async def close(self) -> None:
+        self._share_metrics()
         for task in (*self._tasks, *self._once):
             task.cancel()
         await asyncio.gather(*self._tasks, *self._once, return_exceptions=True)
@@ -193,9 +198,25 @@ class Gateway:
                 "oldest_waiting": round(self.backlog.oldest, 3),
             },
         )
+        self._share_metrics()
         self._fullness = await self.broker.memory()
+        metrics.redis_fullness.set(self._fullness)
+        queue = await self.broker.queue()
+        for state in ("waiting", "processing"):
+            metrics.queue.labels(state).set(queue[state])
+        metrics.buried.set(queue["dead"])
         workers = await self.broker.heartbeats("worker")
         self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
+
+    def _share_metrics(self) -> None:
+        metrics.connections.set(self.connections)
+        metrics.sessions.set(len(self.sessions))
+        metrics.backlog.set(self.backlog.seconds)
+        metrics.oldest_waiting.set(self.backlog.oldest)
+        metrics.to_store.set(self.recorder.waiting)
+        metrics.persist_lag.set(self.recorder.lag)
+        for flow in (self._chunks, self._bytes, self._audio):
+            flow.share()
 
     async def _reread_keys(self) -> None:
         try:
@@ -207,6 +228,7 @@ class Gateway:
 
     def refused(self, error: AsrError, address: str | None, owner: str) -> None:
         """Every refusal passes here, at the door or later: one line each, and what counts them."""
+        metrics.refused(error.code)
         log.info("refused code=%s from %s key=%s", error.code, address, owner or "-")
 
     # -- sessions ------------------------------------------------------------------------------------------------
@@ -252,6 +274,8 @@ class Gateway:
         if not created:
             raise exists
         self.recorder.mark(sid)
+        self.backlog.started(sid)
+        metrics.sessions_started.inc()
         log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
         return session
 
@@ -307,9 +331,13 @@ class Gateway:
             return
 
         self.backlog.taken(session.id, index, data, session.options.bytes_per_second)
+        taken, size = time.monotonic(), len(data)
 
         def done(error: Exception | None) -> None:
             if error is None:
+                metrics.enqueue_seconds.observe(time.monotonic() - taken)
+                self._chunks.value += 1
+                self._bytes.value += size
                 session.appended(index)
             else:
                 self._fail(session, index, error)
@@ -382,6 +410,7 @@ class Gateway:
         self._log_end(session, how)
 
     def _log_end(self, session: Session, how: str) -> None:
+        metrics.sessions_ended.labels(how).inc()
         log.info(
             "session=%s over status=%s chunks=%d bytes=%d results=%d seconds=%.1f",
             session.id,
@@ -416,10 +445,21 @@ class Gateway:
 
     def _delivered(self, session: Session, event: Event) -> None:
         self.recorder.mark(session.id)
-        if event.get("chunk_index") is not None:
-            self.backlog.answered(session.id, event["chunk_index"], event["total"])
+        self._measure(session, event)
         if event["type"] == "final":
             self._over(session, event["status"])
+
+    def _measure(self, session: Session, event: Event) -> None:
+        index, waited = event.get("chunk_index"), None
+        if index is not None:
+            waited = self.backlog.answered(session.id, index, event["total"])
+        if waited is not None:
+            metrics.answer_seconds.observe(waited)
+            metrics.publish_seconds.observe(max(0.0, time.time() - event["time"]))
+        if waited is not None or event["type"] == "final":
+            self._audio.value += self.backlog.heard(session.id, event["total"])
+        if event["type"] == "error":
+            metrics.refused(event["code"])
 
     async def _read_missed(self, session: Session) -> None:
         for event in await self.broker.read_events(session.id, session.last_event):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from asrserver import metrics
 from asrserver.broker import Broker
 from asrserver.errors import Unavailable
 from asrserver.storage import Record, Storage, StorageUnavailable
@@ -43,17 +45,25 @@ class Recorder:
         self._stored: dict[str, str] = {}  # the same, of open sessions with nothing new
         self._wake = asyncio.Event()
         self._writing: dict[str, str] = {}
+        self._waits_since: float | None = None  # what waits longest
 
     def mark(self, sid: str) -> None:
         """The session has something new to store."""
         if sid not in self._dirty:
             self._dirty[sid] = self._stored.pop(sid, "0-1")
+            if self._waits_since is None:
+                self._waits_since = time.monotonic()
             self._wake.set()
 
     @property
     def waiting(self) -> int:
         """Sessions with something that is not stored yet."""
         return len(self._dirty)
+
+    @property
+    def lag(self) -> float:
+        """Seconds that what waits longest has waited, at most."""
+        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
 
     def settled(self, sid: str | None = None) -> bool:
         """Whether the session, or every session, is stored as far as it is known."""
@@ -84,6 +94,7 @@ class Recorder:
                 self._wake.set()
 
     async def _write(self) -> None:
+        began = time.monotonic()
         batch = self._writing = dict(list(self._dirty.items())[:BATCH])
         for sid in batch:
             del self._dirty[sid]  # what comes from now on marks it again
@@ -102,6 +113,8 @@ class Recorder:
             for sid, last in batch.items():
                 self._dirty[sid] = last
             raise
+        _measure(began, [event["time"] for _, events in found.values() for event in events])
+        self._waits_since = began if self._dirty else None
         for sid, (fields, events) in found.items():
             if not fields:
                 log.warning("session=%s is gone from Redis: nothing to store", sid)
@@ -117,6 +130,13 @@ class Recorder:
                     self._stored[sid] = last
         while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
             del self._stored[next(iter(self._stored))]
+
+
+def _measure(began: float, times: list[float]) -> None:
+    metrics.persist_batch_seconds.observe(time.monotonic() - began)
+    now = time.time()
+    for at in times:
+        metrics.persist_seconds.observe(max(0.0, now - at))
 
 
 def record(sid: str, fields: dict[str, str], events: list[dict[str, Any]]) -> Record:

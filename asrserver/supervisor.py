@@ -24,7 +24,7 @@ from typing import Any
 
 import redis
 
-from asrserver import child
+from asrserver import child, scrape
 from asrserver.broker import Steward
 from asrserver.child import EXIT_BOOT, Vitals
 from asrserver.config import Settings
@@ -71,6 +71,9 @@ class Supervisor:
     """Runs `gateways` and `workers` children; `servers` are embedded servers, already started, that are kept alive."""
 
     def __init__(self, settings: Settings, listener: socket.socket | None, workers: bool, servers: list[Any]) -> None:
+        from asrserver import metrics  # not before the place where they are shared is known
+
+        self._metrics = metrics
         self._settings = settings
         self._listener = listener
         self._servers = servers
@@ -187,6 +190,7 @@ class Supervisor:
             if not slot.running and not slot.retired and now >= slot.due and self._stage in ("running", "gateways"):
                 slot.vitals = _spawn.RawValue(Vitals)
                 slot.started, slot.ready, slot.aborted = now, False, 0.0
+                os.environ[scrape.SLOT] = slot.name
                 slot.process = slot.start(slot)
                 slot.process.start()
                 log.info("%s %s started: pid %d", slot.kind, slot.name, slot.process.pid)
@@ -200,6 +204,7 @@ class Supervisor:
         code = process.exitcode
         slot.process = None
         process.join()
+        scrape.forget_gauges(slot.name)
         if slot.kind == "worker":
             self._care_for_sessions(slot, crashed=code != 0)
         if slot.retired:
@@ -212,6 +217,7 @@ class Supervisor:
             self._status = EXIT_BOOT
             self._kill_all()
             return
+        self._metrics.restarts.labels(slot.kind).inc()
         now = time.monotonic()
         healthy = slot.ready and now - slot.started > HEALTHY
         slot.failures = 0 if healthy else slot.failures + 1
@@ -264,6 +270,7 @@ class Supervisor:
         if self._stage == "running" and not self._announced and all(slot.ready for slot in self._slots):
             self._announced = True
             self._announce()
+        self._count_children()
         for server in self._servers:
             self._look_after(server, now)
 
@@ -278,6 +285,11 @@ class Supervisor:
             server.start()
         except Exception as exc:
             log.error("the embedded %s cannot be started: %s", server.name, exc)
+
+    def _count_children(self) -> None:
+        for kind in ("gateway", "worker"):
+            ready = sum(slot.kind == kind and slot.ready and slot.running for slot in self._slots)
+            self._metrics.children.labels(kind).set(ready)
 
     def _announce(self) -> None:
         workers = len(self._workers())

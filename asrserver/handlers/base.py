@@ -15,6 +15,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from asrserver.errors import AsrError, Unavailable
 from asrserver.handlers.door import Door
+from asrserver.logs import request_id
 from asrserver.storage import StorageError
 
 log = logging.getLogger("asrserver.rest")
@@ -77,6 +78,7 @@ class JsonErrors(Door):
         given = self.request.headers.get("X-Request-ID", "")
         if not hasattr(self, "request_id"):
             self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+            request_id.set(self.request_id)
         self.set_header("X-Request-ID", self.request_id)
         self.clear_header("Server")  # nobody's business
 

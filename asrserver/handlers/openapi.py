@@ -289,6 +289,13 @@ PATHS: Schema = {
             {"200": _response("It does.", "Status"), "503": _response("It does not, for this reason.", "Status")},
         )
     },
+    "/metrics": {
+        "get": _get(
+            "metrics",
+            "Metrics for Prometheus, of all gateways and workers of this machine's supervisor",
+            {"200": {"description": "The text format.", "content": {"text/plain": {"schema": _TEXT}}}},
+        )
+    },
     "/api/v1/health": {
         "get": _get(
             "health",

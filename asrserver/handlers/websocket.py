@@ -27,6 +27,7 @@ from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 from tornado.websocket import _WebSocketParams as Params
 
+from asrserver import metrics
 from asrserver.errors import AsrError, BadRequest
 from asrserver.gateway import Gateway
 from asrserver.handlers.base import JsonErrors
@@ -149,6 +150,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self._stream().max_write_buffer_size = MAX_UNREAD
         self.connections.add(self)
         self.gateway.connections += 1
+        metrics.connections_opened.inc()
         log.info("connection open from %s", self.request.remote_ip)
 
     @property
@@ -222,6 +224,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         return None
 
     def _refuse(self, error: AsrError) -> None:
+        metrics.refused(error.code)
         session = self._session_of(error)
         if session is not None:
             session.refuse(error.details.get("chunk_index"))
@@ -267,6 +270,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         try:
             session = await self.gateway.start(message, self.on_event, self.key_id)
         except AsrError as exc:
+            metrics.refused(exc.code)
             self._send(exc.event())
             return
         self.sessions[session.id] = self.current = session
@@ -278,6 +282,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         try:
             session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
         except AsrError as exc:
+            metrics.refused(exc.code)
             self._send(exc.event())
             return
         self.sessions[session.id] = self.current = session

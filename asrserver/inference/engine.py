@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from asrserver import metrics
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
 from asrserver.inference.models import Hypothesis, Request, Whisper
@@ -106,6 +107,7 @@ class Engine:
             began = time.monotonic()
             results = self._recognise(batch)
             took = time.monotonic() - began
+            metrics.recognised(began, [(row.queued, row.seconds * (row.priority == FINAL)) for row in batch])
             self.busy_seconds += took
             self.speech_seconds += sum(row.seconds for row in batch if row.priority == FINAL)
             self.last_batch = len(batch)

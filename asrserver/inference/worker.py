@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from asrserver import metrics
 from asrserver.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
@@ -114,7 +115,9 @@ async def _live(settings: Settings, hands: Hands, alive: Callable[[], None]) -> 
 
 
 async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
+    before = (0.0, 0.0)
     while True:
+        before = _share_metrics(engine, feed, before)
         broker.beat(
             "worker",
             {
@@ -143,3 +146,13 @@ async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
         except Unavailable as exc:
             log.warning("nothing handed back: %s", exc)
         await asyncio.sleep(HEARTBEAT_EVERY)
+
+
+def _share_metrics(engine: Engine, feed: Feed, before: tuple[float, float]) -> tuple[float, float]:
+    """Set the gauges; `before` are the engine's busy and speech seconds at the last time."""
+    now = (engine.busy_seconds, engine.speech_seconds)
+    metrics.worker_sessions.set(len(feed.sessions))
+    metrics.worker_backlog.set(feed.backlog)
+    if now[1] > before[1]:
+        metrics.real_time_factor.set((now[0] - before[0]) / (now[1] - before[1]))
+    return now

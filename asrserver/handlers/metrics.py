@@ -1,0 +1,17 @@
+"""/metrics for Prometheus: what the gateways and workers of this supervisor count."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asrserver import metrics
+from asrserver.handlers.base import Rest
+
+
+class Metrics(Rest):
+    """GET /metrics: the text format, of all processes together, whichever of them is asked."""
+
+    async def get(self) -> None:
+        text = await asyncio.get_running_loop().run_in_executor(None, metrics.exposition)
+        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.finish(text)
