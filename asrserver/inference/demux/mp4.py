@@ -1,4 +1,4 @@
-"""Fragmented MP4 (ISO 14496-12) with AAC, Opus, FLAC or MP3: Safari's recordings, and Chromium's."""
+"""MP4 (ISO 14496-12) with AAC, Opus, FLAC or MP3: fragmented, as Safari and Chromium record it, and whole files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Iterator
 
 from asrserver.inference.demux.base import MAX_HEAD, MAX_PACKET, MAX_SKIP, Demuxer, Packet, Track, opus_skip
 
-#: Most samples of one fragment: half an hour of AAC.
-_MAX_SAMPLES = 100_000
+#: Most samples of one index: three hours of AAC; and its bytes.
+_MAX_SAMPLES = 500_000
+_MAX_INDEX = 8 << 20
+
+#: Bytes that are kept of a file whose index is at its end: twenty minutes of AAC.
+_MAX_KEPT = 24 << 20
 
 
 class Mp4(Demuxer):
-    """Begins at a fragment (moof). A whole file, whose index says where the audio is, is no stream."""
+    """Begins at a fragment (moof); a file without them only at its beginning. Its index may be at its end."""
 
     name = "MP4"
 
@@ -22,8 +26,15 @@ class Mp4(Demuxer):
         self._plan: deque[tuple[int, int]] = deque()  # where in the stream the fragment's samples are: (offset, size)
         self._fragment: int | None = None  # where it began, until its first sample
         self._data_end = 0  # of the mdat that we are in
+        self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
+        self._keep_end = 0
 
     def _next(self) -> Track | Packet | None:
+        if self._kept and self.offset < self._keep_end:
+            self._keep()
+            return None
+        if self._kept and self._plan:
+            return self._kept_sample()
         if self.offset < self._data_end:
             return self._sample()
         header = self._header()
@@ -31,31 +42,38 @@ class Mp4(Demuxer):
             return None
         kind, size, length = header
         if kind == b"moov" and not self._refused:
-            body = self._body(length, size)
+            body = self._body(length, size, _MAX_INDEX)
             if body is None:
                 return None
             self._drop(size)
             return self._index(body)
         if kind == b"moof":
             at = self.offset
-            body = self._body(length, size)
+            body = self._body(length, size, MAX_HEAD)
             if body is None:
                 return None
             self._plan = deque(sorted(self._samples(body, at)))
             self._fragment = at
             self._drop(size)
         elif kind == b"mdat":
-            self._data_end = self.offset + size
             self._drop(length)
+            if self.track is None and not self._refused:
+                self._keep_end = self.offset + size - length
+                self._kept.append((self.offset, bytearray()))
+                if sum(len(data) for _, data in self._kept) + size > _MAX_KEPT:
+                    self._forget()
+                    raise self._unsupported("its index is at its end; send the whole file as one chunk")
+            else:
+                self._data_end = self.offset + size - length
         else:
             if kind == b"ftyp":
                 self.start, self.track, self._refused = self.offset, None, False
+                self._forget()
             self._drop(size)
         return None
 
     def _find(self) -> bool:
-        self._plan.clear()
-        self._data_end = 0
+        self._forget()
         return self._find_any((b"moof", b"ftyp"), lead=4)
 
     def _header(self) -> tuple[bytes, int, int] | None:
@@ -69,17 +87,30 @@ class Mp4(Demuxer):
             size, length = int.from_bytes(self._buffer[8:16], "big"), 16
         if not all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind):
             raise self._damaged("no box begins here")
-        if kind == b"mdat" and self.track is None and not self._refused:  # the index is at the end
-            error = self._unsupported("it is not fragmented; send the whole file as one chunk")
-            self._drop(size if length <= size <= MAX_SKIP else 1)
-            self._lost = not length <= size <= MAX_SKIP
-            raise error
         if not length <= size <= MAX_SKIP:
             raise self._damaged(f"a box of {size} bytes")
         return kind, size, length
 
-    def _body(self, length: int, size: int) -> bytes | None:
-        if size > MAX_HEAD:
+    def _forget(self) -> None:
+        self._plan.clear()
+        self._kept.clear()
+        self._data_end = self._keep_end = 0
+
+    def _keep(self) -> None:
+        """Data whose index comes behind it."""
+        count = min(len(self._buffer), self._keep_end - self.offset)
+        self._kept[-1][1].extend(self._buffer[:count])
+        self._drop(count)
+
+    def _kept_sample(self) -> Packet | None:
+        at, size = self._plan.popleft()
+        data = next((data[at - first : at - first + size] for first, data in self._kept if first <= at), b"")
+        if not self._plan:
+            self._kept.clear()
+        return Packet(bytes(data), None)
+
+    def _body(self, length: int, size: int, most: int) -> bytes | None:
+        if size > most:
             raise self._damaged("an index is too long")
         if len(self._buffer) < size:
             return None
@@ -107,15 +138,15 @@ class Mp4(Demuxer):
 
     def _index(self, body: bytes) -> Track:
         moov = list(_boxes(body))
-        if not any(kind == b"mvex" for kind, _ in moov):
-            raise self._unsupported("it is not fragmented; send the whole file as one chunk")
         tracks = [box for kind, box in moov if kind == b"trak"]
         try:
             for trak in tracks:
                 if _path(trak, b"mdia", b"hdlr")[8:12] == b"soun":
-                    self.track = self._audio(trak, dict(moov)[b"mvex"])
+                    self.track = self._audio(trak, dict(moov).get(b"mvex", b""))
+                    table = _table(_path(trak, b"mdia", b"minf", b"stbl"))
+                    self._plan = deque(sorted((self.start + at, size) for at, size in table))
                     return self.track
-        except (struct.error, IndexError, KeyError):
+        except (struct.error, IndexError, KeyError, OverflowError):
             raise self._unsupported("its index is damaged") from None
         raise self._unsupported("it has no audio track")
 
@@ -125,7 +156,9 @@ class Mp4(Demuxer):
         entry_size, kind = struct.unpack_from(">I4s", _path(trak, b"mdia", b"minf", b"stbl", b"stsd"), 8)
         entry = _path(trak, b"mdia", b"minf", b"stbl", b"stsd")[16 : 8 + entry_size]
         channels, rate = struct.unpack_from(">H6xI", entry, 16)
-        boxes = dict(_boxes(entry[28:]))
+        version = int.from_bytes(entry[8:10], "big")  # QuickTime has longer ones, and the codec's boxes in one more
+        boxes = dict(_boxes(entry[28 + (0, 16, 36)[version] :]))
+        boxes |= dict(_boxes(boxes.get(b"wave", b"")))
         codec, extradata = self._codec(kind, boxes)
         skip = opus_skip(extradata) if codec == "opus" else _edit(trak, rate >> 16)
         frame = 0
@@ -190,6 +223,30 @@ class Mp4(Demuxer):
         if flags & 0x10:
             (size,) = struct.unpack_from(">I", tfhd, position)
         return number, base, size
+
+
+def _table(stbl: bytes) -> Iterator[tuple[int, int]]:
+    """(offset in the file, size) of each sample that the index itself knows; of a fragmented file there is none."""
+    stsz, stsc = _path(stbl, b"stsz"), _path(stbl, b"stsc")
+    size, count = struct.unpack_from(">II", stsz, 4)
+    if count > _MAX_SAMPLES:
+        raise OverflowError
+    sizes = iter([size] * count if size else struct.unpack_from(f">{count}I", stsz, 12))
+    boxes = dict(_boxes(stbl))
+    wide = b"co64" in boxes
+    offsets = boxes[b"co64" if wide else b"stco"]
+    (chunks,) = struct.unpack_from(">I", offsets, 4)
+    runs = [struct.unpack_from(">II", stsc, 8 + 12 * n) for n in range(struct.unpack_from(">I", stsc, 4)[0])]
+    for chunk, (at,) in enumerate(
+        struct.iter_unpack(">Q" if wide else ">I", offsets[8 : 8 + chunks * (8 if wide else 4)]), 1
+    ):
+        while len(runs) > 1 and runs[1][0] <= chunk:
+            runs.pop(0)
+        for _ in range(runs[0][1] if runs else 0):
+            if (size := next(sizes, 0)) == 0:
+                return
+            yield at, size
+            at += size
 
 
 def _run(trun: bytes, base: int, position: int, size: int) -> Iterator[tuple[int, int]]:
