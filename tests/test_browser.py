@@ -25,9 +25,21 @@ from asrserver.inference.decoding import StreamDecoder
 from tests.conftest import DATA, System, Utterance
 from tests.test_decoding import decoded, slices
 
-#: What records, as a web page would: one stream of sound, a recorder and a session for each way asked for.
+#: What records, as a web page would: one stream of sound, a recorder and a session for each way asked for. It is over
+#: when a tone of 3 kHz is heard: on a busy machine a second of the microphone's takes longer than a second.
 PAGE = """<!doctype html><meta charset="utf-8"><script>
 const query = new URLSearchParams(location.search);
+const over = (stream) => new Promise((done) => {
+  const context = new AudioContext(), analyser = context.createAnalyser(), levels = new Float32Array(1024);
+  context.createMediaStreamSource(stream).connect(analyser);
+  const bin = Math.round(3000 * analyser.fftSize / context.sampleRate);
+  let heard = 0;
+  setInterval(() => {
+    analyser.getFloatFrequencyData(levels);
+    heard = levels.indexOf(Math.max(...levels)) == bin ? heard + 1 : 0;
+    if (heard == 3) done();
+  }, 100);
+});
 const record = (stream, {mode, type}) => new Promise((done) => {
   const messages = [], socket = new WebSocket(query.get("server"));
   const recorder = new MediaRecorder(stream, {mimeType: type, audioBitsPerSecond: 32000});
@@ -37,7 +49,7 @@ const record = (stream, {mode, type}) => new Promise((done) => {
   socket.onclose = () => done(messages);
   socket.onmessage = ({data}) => {
     messages.push(JSON.parse(data));
-    if (messages.length == 1) { recorder.start(250); setTimeout(() => recorder.stop(), 1000 * query.get("seconds")); }
+    if (messages.length == 1) { recorder.start(250); over(stream).then(() => recorder.stop()); }
     if (messages.at(-1).type == "final_result") socket.close();
   };
 });
@@ -51,6 +63,7 @@ FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--autoplay-policy=no-user-gesture-required",
 )
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -134,15 +147,18 @@ async def test_a_browser_s_recording_is_understood(
     start: Callable[..., System],
     utterances: list[Utterance],
 ) -> None:
-    """Slices of 250 ms, as MediaRecorder gives them: every slice a result, and the right text at the end."""
+    """Slices of 250 ms, as MediaRecorder gives them, in both modes and both its containers: the right text."""
     address, done = page
     said = utterances[:3]
-    wav = Utterance("", "", bytes(2 * RATE).join([b"", *(one.pcm for one in said), b""])).wav
-    seconds = len(wav) / 2 / RATE
-    ways = [{"mode": "auto", "type": "audio/webm;codecs=opus"}, {"mode": "auto", "type": "audio/mp4;codecs=opus"}]
+    beep = (0.3 * np.sin(2 * np.pi * 3000 * np.arange(5 * RATE) / RATE) * 32767).astype("<i2").tobytes()
+    wav = Utterance("", "", bytes(2 * RATE).join([b"", *(one.pcm for one in said), beep])).wav
+    seconds = (len(wav) - len(beep)) / 2 / RATE
+    ways = [
+        {"mode": mode, "type": f"audio/{kind};codecs=opus"} for mode in ("auto", "stream") for kind in ("webm", "mp4")
+    ]
     system = start("run", "--allowed-origins", address)
     await asyncio.to_thread(system.wait_ready)
-    query = urlencode({"server": system.url, "seconds": seconds + 1, "ways": json.dumps(ways)})
+    query = urlencode({"server": system.url, "ways": json.dumps(ways)})
     with Browser(chromium, wav, f"{address}/?{query}") as browser:
         try:
             results = await asyncio.wait_for(done, 120)
@@ -154,10 +170,14 @@ async def test_a_browser_s_recording_is_understood(
         final = messages[-1]
         assert final["type"] == "final_result", way
         assert final["text"] == " ".join(one.text for one in said), way
-        assert final["duration"] == pytest.approx(seconds + 1, abs=1.5), way
-        assert final["chunk_count"] >= seconds * 4 * 0.5, way
-        indexes = [message["chunk_index"] for message in messages if message["type"] == "chunk_result"]
-        assert indexes == list(range(final["chunk_count"])), way
+        assert final["duration"] == pytest.approx(seconds + 1, abs=2), way
+        assert final["chunk_count"] > seconds, way
+        if way["mode"] == "auto":
+            indexes = [message["chunk_index"] for message in messages if message["type"] == "chunk_result"]
+            assert indexes == list(range(final["chunk_count"])), way
+        else:
+            segments = [message for message in messages if message["type"] == "segment_result"]
+            assert [segment["text"] for segment in segments] == [one.text for one in said], way
 
 
 @pytest.mark.parametrize("name", ["chromium.webm", "chromium.mp4"])
