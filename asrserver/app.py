@@ -20,6 +20,7 @@ from asrserver.config import Settings
 from asrserver.gateway import Gateway
 from asrserver.handlers.door import normalise
 from asrserver.handlers.metrics import Metrics
+from asrserver.handlers.recording import Recording
 from asrserver.handlers.rest import (
     Health,
     History,
@@ -48,6 +49,7 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/api/v1/health": Health,
     "/api/v1/history": History,
     "/api/v1/session/{session_id}": OneSession,
+    "/api/v1/session/{session_id}/audio": Recording,
     "/api/v1/stats": Stats,
     "/api/v1/asr/queue/status": QueueStatus,
     "/api/v1/openapi.json": OpenApi,

@@ -128,6 +128,24 @@ class Settings:
     tls_key: str = setting(
         "", "gateway", click.Path(dir_okay=False), "Key of the certificate in PEM, if it is not in the same file."
     )
+    save_audio: str = setting(
+        "",
+        "gateway",
+        str,
+        "Directory for recordings, one file a session, shared by all gateways; empty records nothing.",
+    )
+    save_audio_as: str = setting(
+        "wav",
+        "gateway",
+        click.Choice(["wav", "flac"]),
+        "What recordings of headerless audio become; files stay as sent.",
+    )
+    audio_keep_days: float = setting(
+        0.0, "gateway", click.FloatRange(min=0), "Days after which a recording is removed; 0 keeps all."
+    )
+    audio_keep_per_user: int = setting(
+        0, "gateway", _COUNT_OR_AUTO, "Recordings kept of each user, the newest; 0 keeps all."
+    )
     funasr_addr: str = setting(
         "",
         "gateway",
@@ -335,6 +353,13 @@ def check(settings: Settings, command: str) -> Settings:
         raise SettingError(f"REDIS_URL (or REDIS_ADDR) must be set for asrserver {command}; only run starts its own")
     if command == "gateway" and not settings.has_database:
         raise SettingError("DATABASE_URL (or DB_HOST …) must be set for asrserver gateway; only run starts its own")
+    if command != "worker" and settings.save_audio:
+        try:
+            Path(settings.save_audio).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise SettingError(f"--save-audio {settings.save_audio}: {exc.strerror}") from None
+        if not os.access(settings.save_audio, os.R_OK | os.W_OK | os.X_OK):
+            raise SettingError(f"--save-audio {settings.save_audio}: not writable")
     if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
         raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
     if command != "worker":

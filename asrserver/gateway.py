@@ -26,6 +26,7 @@ from asrserver.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, SettingError, Unavailable
 from asrserver.recorder import Recorder
+from asrserver.recordings import Recordings
 from asrserver.session import Options, Session, valid_id
 from asrserver.storage import Storage, StorageError
 from asrserver.waiting import until
@@ -77,7 +78,9 @@ class Gateway:
         self.broker = Broker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
+        self.recordings = Recordings(settings, self.name, self.broker, self.storage)
         self.sessions: dict[str, Session] = {}
+        self._keeping = 0  # recordings being put together
         self.backlog = Backlog()
         self._chunks = metrics.Flow(metrics.chunks)
         self._bytes = metrics.Flow(metrics.received_bytes)
@@ -129,7 +132,7 @@ class Gateway:
         try:
             async with asyncio.timeout(timeout):
                 await self.broker.refresh(deadlines)
-                await until(self.recorder.settled, timeout)
+                await until(lambda: self.recorder.settled() and not self._keeping, timeout)
         except (TimeoutError, Unavailable) as exc:
             log.warning("not all is stored, another gateway will do it: %s", exc or "too slow")
         for session in left.values():
@@ -144,6 +147,7 @@ class Gateway:
             await self.broker.forget("gateway")
         await self.broker.close()
         await self.storage.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.recordings.close)
 
     def _forever(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         async def run() -> None:
@@ -338,6 +342,7 @@ class Gateway:
                 metrics.enqueue_seconds.observe(time.monotonic() - taken)
                 self._chunks.value += 1
                 self._bytes.value += size
+                self.recordings.chunk(session.id, index, data, session.options)
                 session.appended(index)
             else:
                 self._fail(session, index, error)
@@ -407,6 +412,7 @@ class Gateway:
     def _over(self, session: Session, how: str) -> None:
         self.sessions.pop(session.id, None)
         self.backlog.over(session.id)
+        self.recordings.leave(session.id, how not in ("moved", "gone"))
         self._log_end(session, how)
 
     def _log_end(self, session: Session, how: str) -> None:
@@ -448,6 +454,8 @@ class Gateway:
         self._measure(session, event)
         if event["type"] == "final":
             self._over(session, event["status"])
+            if self.settings.save_audio:
+                self._in_background(self._keep_recording(session.id, event["chunk_count"]))
 
     def _measure(self, session: Session, event: Event) -> None:
         index, waited = event.get("chunk_index"), None
@@ -520,12 +528,23 @@ class Gateway:
                 self.sessions[sid] = session
                 log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
 
+    async def _keep_recording(self, sid: str, chunks: int) -> None:
+        self._keeping += 1
+        try:
+            await until(lambda: self.recorder.settled(sid), 30.0)
+            await self.recordings.keep(sid, chunks)
+        except (StorageError, Unavailable) as exc:
+            log.warning("session=%s recording is noted later: %s", sid, exc)
+        finally:
+            self._keeping -= 1
+
     async def _tidy(self) -> None:
         """Keep the tables small: the tally's rows, and the memory of what was deleted long ago."""
         await self.storage.add_up()
         old = await self.storage.old_tombstones(REMEMBERED, 1000)
         if old:
             await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
+        await self.recordings.tidy()
 
     # -- what REST asks ------------------------------------------------------------------------------------------
 
@@ -543,4 +562,7 @@ class Gateway:
                 known = await self.broker.delete_session(sid, owner)
         except TimeoutError:
             raise Unavailable("broker_unavailable", "the broker cannot be reached") from None
-        return await self.storage.delete(sid, pending=known, owner=owner) or known
+        deleted = await self.storage.delete(sid, pending=known, owner=owner) or known
+        if deleted:  # after its row, without which no recording is kept that is put together just now
+            await self.recordings.delete(sid)
+        return deleted

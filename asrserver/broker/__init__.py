@@ -272,6 +272,12 @@ class Broker:
         keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN)
         return bool(await self.lane.submit("EVAL", scripts.DELETE, 4, *keys, sid, owner or ""))
 
+    async def open_sessions(self, sids: Iterable[str]) -> set[str]:
+        """Those of the sessions that some gateway answers for."""
+        waits = {sid: self.lane.submit("ZSCORE", OPEN, sid) for sid in sids}
+        await asyncio.gather(*waits.values())
+        return {sid for sid, found in waits.items() if found.result() is not None}
+
     async def known(self, sids: Iterable[str]) -> set[str]:
         """Those of the sessions that Redis has something of."""
         waits = {sid: self.lane.submit("EXISTS", session_key(sid)) for sid in sids}

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 from asrserver import __version__
+from asrserver.assembly import MEDIA
 from asrserver.storage import CURSOR
 
 Schema = dict[str, Any]
@@ -269,6 +270,11 @@ _FORMAT = _query(
 
 # -- paths -----------------------------------------------------------------------------------------------------------
 
+_RECORDING: Schema = {
+    "description": "As it was sent; headerless audio as WAV or FLAC; of several files that cannot be joined, a ZIP.",
+    "content": {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA.values()},
+}
+
 PATHS: Schema = {
     "/ws/asr": {
         "get": {
@@ -335,6 +341,18 @@ PATHS: Schema = {
             _answers(_response("It is gone.", "Deleted"), BadRequest="400", NotFound="404", Unavailable="503"),
             [_ID],
         ),
+    },
+    "/api/v1/session/{session_id}/audio": {
+        "get": _get(
+            "recording",
+            "The recording of a session, where the server keeps them",
+            {
+                **_answers(_RECORDING, BadRequest="400", NotFound="404", Unavailable="503"),
+                "206": {**_RECORDING, "description": "The range of it that `Range` asked for."},
+                "416": _response("It has no such range."),
+            },
+            [_ID],
+        )
     },
     "/api/v1/stats": {
         "get": _get(

@@ -131,6 +131,35 @@ class Storage(Pool):
         async with self.connection() as conn:
             return int(await conn.scalar(_SIZE, {"names": list(metadata.tables)}))
 
+    # -- recordings ----------------------------------------------------------------------------------------------
+
+    async def set_audio(self, session_id: str, path: str, size: int) -> bool:
+        """Note the session's recording; False if the session is not stored."""
+        change = sessions.update().where(sessions.c.id == clean(session_id)).values(audio_path=path, audio_bytes=size)
+        async with self.connection() as conn:
+            return bool((await conn.execute(change)).rowcount)
+
+    async def has_audio(self, session_id: str, *, owner: str | None = None) -> bool:
+        """Whether a recording of the session is noted."""
+        mine = [] if owner is None else [sessions.c.owner == owner]
+        noted = sa.exists().where(sessions.c.id == clean(session_id), sessions.c.audio_path.isnot(None), *mine)
+        async with self.connection() as conn:
+            return bool(await conn.scalar(sa.select(noted)))
+
+    async def expired_audio(self, days: float, per_user: int, limit: int) -> list[str]:
+        """Sessions whose recordings are older than so many days, or more than so many of one user; 0 is no limit."""
+        if not days and not per_user:
+            return []
+        async with self.connection() as conn:
+            found = await conn.execute(_EXPIRED, {"days": days, "kept": per_user, "limit": limit})
+            return [row[0] for row in await found.fetchall()]
+
+    async def forget_audio(self, session_ids: Sequence[str]) -> None:
+        """Their recordings are no more."""
+        gone = sessions.update().where(sessions.c.id.in_(list(session_ids)))
+        async with self.connection() as conn:
+            await conn.execute(gone.values(audio_path=None, audio_bytes=None))
+
     # -- housekeeping --------------------------------------------------------------------------------------------
 
     async def add_up(self) -> None:
@@ -174,6 +203,16 @@ class Storage(Pool):
 
 
 _SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%(names)s) AS name"
+
+_EXPIRED = """
+    SELECT id FROM (
+        SELECT id, created_at,
+               row_number() OVER (PARTITION BY owner, user_id ORDER BY created_at DESC, id DESC) AS place
+        FROM asr_sessions WHERE audio_path IS NOT NULL
+    ) AS kept
+    WHERE (%(days)s > 0 AND created_at < now() - %(days)s * interval '1 day')
+       OR (%(kept)s > 0 AND place > %(kept)s)
+    LIMIT %(limit)s"""
 
 _ADD_UP = """
     WITH gone AS (DELETE FROM asr_tally RETURNING *)
