@@ -111,6 +111,21 @@ async def test_every_filter_has_its_index(filled: str, which: Filter, index: str
     assert "Seq Scan" not in found
 
 
+async def test_a_common_word_is_counted_by_the_index(filled: str) -> None:
+    """And what was set for that is not set for others."""
+    which = Filter(search="kitchen")
+    text, parameters = reading.total(frozenset(which.values()))
+    rows = sql(filled, text.replace("SELECT", "EXPLAIN SELECT"), {**parameters, **which.values()})
+    found = "\n".join(row[0] for row in rows)
+    assert "asr_sessions_search" in found
+    assert "Seq Scan" not in found
+    with contextlib.closing(psycopg2.connect(filled)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        cursor.execute(text, {**parameters, **which.values()})
+        cursor.execute("SHOW enable_seqscan")
+        assert cursor.fetchone() == ("on",)
+
+
 async def test_a_page_far_down_reads_no_page_before_it(many: Storage, filled: str) -> None:
     place = reading.read_cursor((await many.history(9000)).cursor or "")
     found = plan(filled, Filter(), **place)

@@ -550,7 +550,7 @@ async def test_full_pool_and_slow_answer_are_unavailable(store, postgres, databa
 @pytest.mark.gen_test(timeout=30)
 async def test_closed_storage_is_unavailable_until_opened(store, postgres, database):
     await store.close()
-    assert backends(postgres, database) == []
+    await until(lambda: backends(postgres, database) == [])  # they go when they have read our goodbye
     with pytest.raises(StorageUnavailable, match="closed"):
         await store.ping()
     await store.open()

@@ -68,13 +68,15 @@ def read_cursor(cursor: str) -> dict[str, Any]:
 async def fetch(conn: SAConnection, statement: Compiled, **values: Any) -> list[dict[str, Any]]:
     """The rows as dictionaries, with times as ISO 8601 strings (the connection's time zone is UTC).
 
-    The keys are made plain: SQLAlchemy's are a subclass of str, which orjson refuses.
+    From the cursor itself: aiopg's rows cost three times what PostgreSQL needs for a page of a thousand.
     """
     result = await conn.execute(statement.text, {**statement.parameters, **values})
-    names = list(map(str, result.keys()))
+    names = [column.name for column in result.cursor.description]
+    rows = await result.cursor.fetchall()
+    result.close()
     return [
-        {k: v.isoformat() if isinstance(v, datetime) else v for k, v in zip(names, row.as_tuple(), strict=True)}
-        for row in await result.fetchall()
+        {name: v.isoformat() if isinstance(v, datetime) else v for name, v in zip(names, row, strict=True)}
+        for row in rows
     ]
 
 
@@ -124,9 +126,11 @@ def total(names: frozenset[str]) -> Compiled:
     if names <= {"owner", "status"}:
         query = sa.select(sa.cast(sa.func.coalesce(sa.func.sum(tally.c.sessions), 0), sa.BigInteger))
         return compiled(query.where(*(tally.c[name] == sa.bindparam(name, type_=sa.Text) for name in sorted(names))))
-    return compiled(
-        sa.select(sa.func.count()).select_from(sessions).where(*(_CONDITIONS[name] for name in sorted(names)))
-    )
+    counted = sa.select(sa.func.count()).select_from(sessions).where(*(_CONDITIONS[name] for name in sorted(names)))
+    made = compiled(counted)
+    # The index alone knows who matches. PostgreSQL 18 prices that as if asr_words() were called for each of them, and
+    # for a common word calls it for every session instead: 465 ms for 10,000, against 4. Local to this statement.
+    return made._replace(text=f"SET LOCAL enable_seqscan = off; {made.text}") if "search" in names else made
 
 
 @lru_cache
