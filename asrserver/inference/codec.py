@@ -71,7 +71,10 @@ def _mixed(frame: av.AudioFrame) -> Samples:
     planar = frame.format.is_planar
     dtype = _DTYPES[frame.format.name.removesuffix("p")]
     count = frame.samples if planar else frame.samples * channels
-    planes = [_floats(np.frombuffer(plane, dtype, count)) for plane in frame.planes]
+    # Of 8 channels and more PyAV (18.1) finds more planes than there are: it looks for a null after the last. A damaged
+    # AAC frame that claimed so many made the worker read anywhere and die; to_ndarray would do the same.
+    own = frame.planes[: channels if planar else 1]
+    planes = [_floats(np.frombuffer(plane, dtype, count)) for plane in own]
     if channels == 1:
         return planes[0]
     samples: Samples = (

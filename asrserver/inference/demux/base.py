@@ -120,6 +120,20 @@ class Demuxer(ABC):
         self._lost = True
         return error
 
+    def _begin_track(self, track: Track) -> Track:
+        """The recording's, if what it says of itself can be."""
+        if not (
+            0 <= track.rate <= 768_000
+            and track.channels <= 255
+            and 0 <= track.skip <= 480_000
+            and track.number < 1 << 32
+            and track.frame <= MAX_PACKET
+            and len(track.extradata) <= MAX_HEAD
+        ):
+            raise self._unsupported("its head is damaged")
+        self.track = track
+        return track
+
     def _unsupported(self, what: str) -> AudioError:
         """The error for a recording that is passed over as a whole."""
         self.track, self._refused = None, True

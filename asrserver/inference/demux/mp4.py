@@ -142,10 +142,10 @@ class Mp4(Demuxer):
         try:
             for trak in tracks:
                 if _path(trak, b"mdia", b"hdlr")[8:12] == b"soun":
-                    self.track = self._audio(trak, dict(moov).get(b"mvex", b""))
+                    track = self._begin_track(self._audio(trak, dict(moov).get(b"mvex", b"")))
                     table = _table(_path(trak, b"mdia", b"minf", b"stbl"))
                     self._plan = deque(sorted((self.start + at, size) for at, size in table))
-                    return self.track
+                    return track
         except (struct.error, IndexError, KeyError, OverflowError):
             raise self._unsupported("its index is damaged") from None
         raise self._unsupported("it has no audio track")

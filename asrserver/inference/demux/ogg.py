@@ -92,7 +92,7 @@ class Ogg(Demuxer):
         """The first page of a logical stream, which holds one packet."""
         if packet.startswith(b"OpusHead") and len(packet) >= 19:
             codec, headers = "opus", 1
-        elif packet.startswith(b"\x01vorbis"):
+        elif packet.startswith(b"\x01vorbis") and len(packet) < 255:
             codec, headers = "vorbis", 2
         elif packet.startswith(b"\x7fFLAC") and len(packet) >= 51:
             codec, headers = "flac", 1
@@ -116,8 +116,7 @@ class Ogg(Demuxer):
             self._headers -= 1
             self._head.append(packet)
             if not self._headers:
-                self.track = self._track()
-                self._items.append(self.track)
+                self._items.append(self._begin_track(self._track()))
         elif packet and self.track is not None:
             fresh.append(Packet(packet, self._part_restart))
 

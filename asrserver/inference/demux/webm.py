@@ -107,8 +107,7 @@ class WebM(Demuxer):
         entries = [dict(_elements(entry)) for ident, entry in _elements(body) if ident == _TRACK_ENTRY]
         for entry in entries:
             if int.from_bytes(entry.get(_TYPE, b""), "big") == _AUDIO_TRACK:
-                self.track = self._audio(entry)
-                return self.track
+                return self._begin_track(self._audio(entry))
         raise self._unsupported("it has no audio track")
 
     def _audio(self, entry: dict[int, bytes]) -> Track:
@@ -120,7 +119,7 @@ class WebM(Demuxer):
             raise self._unsupported("its track is compressed or encrypted once more")
         audio = dict(_elements(entry.get(_AUDIO, b"")))
         channels = int.from_bytes(audio.get(_CHANNELS, b"\1"), "big")
-        rate, bits, frame = int(_float(audio.get(_RATE, b""))), int.from_bytes(audio.get(_BITS, b""), "big"), 0
+        rate, bits, frame = _rate(audio.get(_RATE, b"")), int.from_bytes(audio.get(_BITS, b""), "big"), 0
         if codec.startswith("pcm"):
             codec = f"{codec}{bits}le" if bits > 8 else "pcm_u8"
             frame = bits // 8 * channels
@@ -206,7 +205,7 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
         body = body[length + size :]
 
 
-def _float(data: bytes) -> float:
-    if len(data) == 8:
-        return float(struct.unpack(">d", data)[0])
-    return float(struct.unpack(">f", data)[0]) if len(data) == 4 else 8000.0
+def _rate(data: bytes) -> int:
+    """Of an element that holds a float; the default is 8 kHz, and what is no number is none."""
+    value = struct.unpack(">d" if len(data) == 8 else ">f", data)[0] if len(data) in (4, 8) else 8000.0
+    return int(value) if 0 <= value < 1e6 else -1
