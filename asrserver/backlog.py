@@ -19,10 +19,11 @@ class _Flow:
     chunks: dict[int, tuple[float, int]] = field(default_factory=dict)
     waiting: int = 0  # bytes
     answered: int = 0  # bytes
+    total: float = 0.0  # seconds that are answered
 
 
 class Backlog:
-    """The unanswered chunks of one gateway's sessions. Seconds are guessed from bytes, by what was answered so far."""
+    """The unanswered chunks of one gateway's sessions. Seconds are guessed from bytes, by what answers said so far."""
 
     def __init__(self) -> None:
         self._flows: dict[str, _Flow] = {}
@@ -36,8 +37,7 @@ class Backlog:
         """A chunk came; `pcm_rate` is the bytes a second of the session's headerless audio."""
         flow = self._flows.get(sid)
         if flow is None:
-            compressed = data.startswith(_MAGIC) or data[4:8] == b"ftyp"
-            flow = self._flows[sid] = _Flow(COMPRESSED if compressed else pcm_rate)
+            flow = self._flows[sid] = _Flow(_rate(data, pcm_rate))
         flow.chunks[index] = (time.monotonic(), len(data))
         flow.waiting += len(data)
 
@@ -50,6 +50,7 @@ class Backlog:
         at, size = found
         flow.waiting -= size
         flow.answered += size
+        flow.total = total
         if total > 0:
             flow.rate = max(1000.0, flow.answered / total)
         return time.monotonic() - at
@@ -64,6 +65,21 @@ class Backlog:
         self._flows.pop(sid, None)
         self._heard.pop(sid, None)
 
+    def estimate(self, sid: str, data: bytes, pcm_rate: float) -> float:
+        """Seconds of audio in a session's next chunk."""
+        flow = self._flows.get(sid)
+        return len(data) / (flow.rate if flow is not None else _rate(data, pcm_rate))
+
+    def waiting(self, sid: str) -> float:
+        """Seconds of a session's audio that wait."""
+        flow = self._flows.get(sid)
+        return flow.waiting / flow.rate if flow is not None else 0.0
+
+    def length(self, sid: str) -> float:
+        """Seconds of a session's audio so far, answered or not."""
+        flow = self._flows.get(sid)
+        return flow.total + flow.waiting / flow.rate if flow is not None else 0.0
+
     @property
     def seconds(self) -> float:
         """Seconds of audio that wait."""
@@ -74,3 +90,10 @@ class Backlog:
         """Seconds that the oldest chunk has waited."""
         firsts = [next(iter(flow.chunks.values()))[0] for flow in self._flows.values() if flow.chunks]
         return time.monotonic() - min(firsts) if firsts else 0.0
+
+
+def _rate(data: bytes, pcm_rate: float) -> float:
+    """Bytes a second of audio that begins like this."""
+    if data[:4] == b"RIFF" and data[12:16] == b"fmt ":
+        return max(1000.0, float(int.from_bytes(data[28:32], "little")))  # as the file says itself
+    return COMPRESSED if data.startswith(_MAGIC) or data[4:8] == b"ftyp" else pcm_rate

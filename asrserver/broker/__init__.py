@@ -10,6 +10,7 @@
     worker:<name>:heartbeat, gateway:<name>:heartbeat      JSON with a TTL
     asr_alive:worker, asr_alive:gateway                    sorted sets, name → last heartbeat: their index
     asr_dead                      stream: audio that killed workers three times
+    asr_held:…, asr_starts:…, asr_quota:…                  what API keys use, see quota.py
 
 What must be atomic is a script; every script may be sent again after a lost reply and then does nothing new.
 """
@@ -36,11 +37,13 @@ from asrserver.broker.keys import (
     audio_key,
     events_key,
     heartbeat_key,
+    quota_key,
     results_channel,
     session_key,
 )
 from asrserver.broker.lane import AWAY, Lane, connect
 from asrserver.broker.lease import Lease, Steward
+from asrserver.broker.quota import Quota, minute
 from asrserver.errors import Unavailable
 
 __all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "Lease", "Steward"]
@@ -79,6 +82,7 @@ class Claim:
     epoch: int
     fields: dict[str, str]
     events: list[dict[str, Any]]
+    counted: float = 0.0  # seconds of audio that its key's quota has been charged for
 
 
 @dataclass(slots=True)
@@ -99,6 +103,7 @@ class Broker:
         self._client = connect(url, timeout=None)
         self._blocking = connect(url, timeout=10.0, connections=2)
         self.lane = Lane(self._client)
+        self.quota = Quota(self.lane)
 
     async def open(self) -> None:
         """Wait for Redis (bounded by PATIENCE) and see that the group is there; raises Unavailable."""
@@ -362,7 +367,7 @@ class Broker:
         if epoch is None or not fields or (events and events[-1]["type"] == "final"):
             await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
             return None
-        return Claim(sid, task, epoch, _strings(fields), events)
+        return Claim(sid, task, epoch, _strings(fields), events, events[-1].get("total", 0.0) if events else 0.0)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
@@ -378,21 +383,24 @@ class Broker:
         """Make an event durable and publish it; False if another worker owns the session now.
 
         Audio up to and with the entry `after` is not needed again and is trimmed; `fields` of the session change with
-        it. A final event gives the lease back.
+        it. A final event gives the lease back. The audio that is new in the event's `total` is charged to the key.
         """
         sid = claim.sid
         event_id = f"{claim.epoch}-{number}"
         payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
+        owner = claim.fields.get("owner", "")
+        charge = max(0.0, event.get("total", 0.0) - claim.counted) if owner else 0.0
         try:
-            return bool(
+            accepted = bool(
                 await self.lane.submit(
                     "EVAL",
                     scripts.EMIT,
-                    4,
+                    5,
                     events_key(sid),
                     session_key(sid),
                     audio_key(sid),
                     TASKS,
+                    quota_key(owner, minute()),
                     event_id,
                     event["seq"],
                     payload,
@@ -400,9 +408,12 @@ class Broker:
                     "1" if event["type"] == "final" else "0",
                     claim.task,
                     GROUP,
+                    f"{charge:.3f}",
                     *_flat(fields or {}),
                 )
             )
+            claim.counted += charge
+            return accepted
         except redis.ResponseError as exc:  # full, say: the event must come to be, by the next owner if not by this one
             raise Unavailable("broker_error", str(exc)) from exc
 

@@ -24,6 +24,18 @@ def results_channel(gateway: str) -> str:
     return f"asr_results:{gateway}"
 
 
+def held_key(kind: str, owner: str) -> str:
+    return f"asr_held:{kind}:{owner}"
+
+
+def starts_key(owner: str, minute: int) -> str:
+    return f"asr_starts:{owner}:{minute}"
+
+
+def quota_key(owner: str, minute: int) -> str:
+    return f"asr_quota:{owner}:{minute}"
+
+
 def alive_key(kind: str) -> str:
     return f"asr_alive:{kind}"
 

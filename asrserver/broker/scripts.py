@@ -114,9 +114,10 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio asr_tasks · ARGV id seq data minid final task group field value … → 1, or 0 if the owner is
-# another. The fields are what a next owner must know. The gateway is read here, so that a session that changed its
-# gateway is published to the new one.
+# KEYS events session audio asr_tasks quota · ARGV id seq data minid final task group seconds field value … → 1, or 0 if
+# the owner is another. The fields are what a next owner must know. The seconds are charged where the event is new: what
+# is sent again after a lost reply costs nothing. The gateway is read here, so that a session that changed its gateway
+# is published to the new one.
 EMIT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
@@ -124,10 +125,13 @@ if type(added) == 'table' and added.err then
   if not string.find(added.err, 'equal or smaller') then return redis.error_reply(added.err) end
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
   if last[1][1] ~= ARGV[1] then return 0 end
+elseif tonumber(ARGV[8]) > 0 then
+  redis.call('INCRBYFLOAT', KEYS[5], ARGV[8])
+  redis.call('EXPIRE', KEYS[5], 300)
 end
 local gateway = redis.call('HGET', KEYS[2], 'gateway')
 if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[3]) end
-if #ARGV > 7 then redis.call('HSET', KEYS[2], unpack(ARGV, 8)) end
+if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[4])
 if ARGV[5] == '1' then
   redis.call('XACK', KEYS[4], ARGV[7], ARGV[6])

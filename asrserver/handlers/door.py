@@ -106,7 +106,7 @@ class Door(RequestHandler):
 
     def refuse(self, error: AsrError) -> None:
         """Answer with a refusal: its status, Retry-After where it is known, and the error as JSON."""
-        self.gateway.refused(error, self.request.remote_ip, self.key_id)
+        self.gateway.refused(error, self.request.remote_ip, self.key_id, at_door=True)
         status = error.status if isinstance(error, Refused) else 503
         self.set_status(status)
         if status == 401:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Coroutine
@@ -28,8 +29,8 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketP
 from tornado.websocket import _WebSocketParams as Params
 
 from asrserver import metrics
-from asrserver.errors import AsrError, BadRequest
-from asrserver.gateway import Gateway
+from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
+from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers.base import JsonErrors
 from asrserver.session import Session
 
@@ -65,6 +66,20 @@ ERROR_FIELDS = (
     "retry_after",
     "resumable",
     "seq",
+)
+
+#: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
+UNREAD = frozenset(
+    (
+        "bad_json",
+        "bad_base64",
+        "empty_chunk",
+        "message_too_large",
+        "bad_request",
+        "chunk_too_large",
+        "quota_exceeded",
+        "too_fast",
+    )
 )
 
 INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
@@ -121,11 +136,18 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self._busy: asyncio.Task[None] | None = None  # with a message that takes time
         self._later: deque[tuple[str | bytes, int]] = deque()  # messages that wait for it
         self._later_bytes = 0
+        self._heard = 0.0  # when the last message came, by the loop's clock
+        self._idle: asyncio.TimerHandle | None = None
 
     async def get(self, *args: str, **kwargs: str) -> None:
+        """The whole life of the connection, and its place among those that are let in."""
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
-        await super().get(*args, **kwargs)
+        try:
+            async with self.gateway.connection(self.request.remote_ip or "", self.key):
+                await super().get(*args, **kwargs)
+        except (Refused, Unavailable) as exc:
+            self.refuse(exc)
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -151,7 +173,22 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.connections.add(self)
         self.gateway.connections += 1
         metrics.connections_opened.inc()
-        log.info("connection open from %s", self.request.remote_ip)
+        self._heard = asyncio.get_running_loop().time()
+        self._watch_idle()
+        log.info("connection open from %s key=%s", self.request.remote_ip, self.key_id or "-")
+
+    def _watch_idle(self) -> None:
+        """Close the connection when no message came for long enough and nothing is owed; else look again later."""
+        limit = self.gateway.settings.idle_timeout
+        if not limit or self.ws_connection is None:
+            return
+        loop = asyncio.get_running_loop()
+        left = self._heard + limit - loop.time()
+        if left <= 0 and not any(session.owed for session in self.sessions.values()):
+            self._told(Refused(408, "idle_timeout", f"no message came for {limit:g} s"))
+            self.close(1008, "idle")
+            return
+        self._idle = loop.call_later(left if left > 0 else limit / 4, self._watch_idle)
 
     @property
     def resumable(self) -> bool:
@@ -168,6 +205,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
             return  # it was never open
         self.connections.discard(self)
         self.gateway.connections -= 1
+        if self._idle is not None:
+            self._idle.cancel()
         log.info(
             "connection closed from %s code=%s messages=%d waiting=%d",
             self.request.remote_ip,
@@ -181,6 +220,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take one message, or keep it until those before it are done; what it returns stops the reading."""
         self.messages += 1
+        self._heard = asyncio.get_running_loop().time()
         size, self.too_large = self.too_large, 0
         if len(message) > self.gateway.settings.max_message:
             size = len(message)  # by a last fragment so small that it was read
@@ -191,7 +231,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
             return None
         self._later.append((message, size))
         self._later_bytes += len(message)
-        return asyncio.wait([self._busy]) if self._later_bytes > MAX_LATER else None
+        if self._later_bytes <= MAX_LATER:
+            return None
+        # Not until all of them are done: pongs would wait as long. One is done in the time that one more is read.
+        return asyncio.wait([self._busy], timeout=MAX_WAIT)
 
     async def _in_order(self, waits: Awaitable[Any] | None) -> None:
         while waits is not None:
@@ -224,15 +267,19 @@ class WebSocket(JsonErrors, WebSocketHandler):
         return None
 
     def _refuse(self, error: AsrError) -> None:
-        metrics.refused(error.code)
         session = self._session_of(error)
         if session is not None:
             session.refuse(error.details.get("chunk_index"))
+        self._told(error)
+
+    def _told(self, error: AsrError) -> None:
+        """Tell the client that something is refused."""
+        self.gateway.refused(error, self.request.remote_ip, self.key_id)
         self._send(error.event())
 
     def _session_of(self, error: AsrError) -> Session | None:
         """The session whose next chunk a refused message may have been."""
-        if error.code not in ("bad_json", "bad_base64", "empty_chunk", "message_too_large", "bad_request"):
+        if error.code not in UNREAD:
             return None
         sid = error.details.get("session_id")
         return self.sessions.get(sid) if sid else self.current
@@ -268,13 +315,16 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     async def _start(self, message: dict[str, Any]) -> None:
         try:
-            session = await self.gateway.start(message, self.on_event, self.key_id)
+            session = await self.gateway.start(message, self.on_event, self.key_id, len(self.sessions))
         except AsrError as exc:
-            metrics.refused(exc.code)
-            self._send(exc.event())
+            self._told(exc)
             return
         self.sessions[session.id] = self.current = session
-        self._send({"type": "ack", "session_id": session.id, "status": "session_started"})
+        ack: dict[str, Any] = {"type": "ack", "session_id": session.id, "status": "session_started"}
+        if message.get("queue_position") is True:
+            with contextlib.suppress(Unavailable):
+                ack["queued"] = await self.gateway.place()
+        self._send(ack)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
 
@@ -282,8 +332,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         try:
             session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
         except AsrError as exc:
-            metrics.refused(exc.code)
-            self._send(exc.event())
+            self._told(exc)
             return
         self.sessions[session.id] = self.current = session
         self._send(
@@ -316,7 +365,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             raise BadRequest("empty_chunk", "the chunk has no audio", **_where(session, index))
         index, fresh = session.accept(index)
         self.gateway.append(session, index, data, fresh)
-        return self.gateway.room()
+        return self.gateway.room(session)
 
     def _session(self, message: dict[str, Any]) -> Session:
         """The session that a message is for: the one it names, or the connection's last."""
