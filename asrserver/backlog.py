@@ -41,6 +41,10 @@ class Backlog:
         flow.chunks[index] = (time.monotonic(), len(data))
         flow.waiting += len(data)
 
+    def restore(self, sid: str, total: float, pcm_rate: float) -> None:
+        """A session came from elsewhere, with so many seconds of audio answered; what waits of it is not known."""
+        self._flows.setdefault(sid, _Flow(pcm_rate)).total = total
+
     def answered(self, sid: str, index: int, total: float) -> float | None:
         """A chunk's answer came, with the session's seconds of audio by then; the seconds that the chunk waited."""
         flow = self._flows.get(sid)

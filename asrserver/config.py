@@ -180,7 +180,7 @@ class Settings:
         14_400.0, "gateway", _SECONDS_OR_NONE, "Longest session in seconds of audio; then it is ended."
     )
     max_ahead: float = setting(
-        20.0,
+        10.0,
         "gateway",
         _SECONDS_OR_NONE,
         "Seconds of audio that a session may send faster than it is spoken and recognised; then it is read slowly.",

@@ -348,6 +348,8 @@ class Gateway:
         events = await self.broker.read_events(sid)
         session = Session.resumed(sid, fields, events, last_seq, send)
         self.sessions[sid] = session
+        if events:
+            self.backlog.restore(sid, events[-1]["total"], session.options.bytes_per_second)
         self.recorder.mark(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, events
