@@ -12,6 +12,7 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 from asrserver import metrics
@@ -118,6 +119,21 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
+class Server(HTTPServer):
+    """Bounds what is connected and asks for nothing: past --max-connections of those, a new one is closed unanswered.
+
+    WebSockets are not among them any more; the application counts those.
+    """
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        assert isinstance(self.request_callback, AsrApplication)
+        limit = self.request_callback.gateway.settings.max_connections
+        if limit and len(self._connections) >= limit:
+            stream.close()
+            return
+        super().handle_stream(stream, address)
+
+
 async def serve(
     settings: Settings, listener: socket.socket, alive: Callable[[], None], ready: Callable[[], None]
 ) -> None:
@@ -131,7 +147,7 @@ async def serve(
     options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": 75}
     if settings.tls_cert:
         options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
-    server = HTTPServer(application, **options)
+    server = Server(application, **options)
     server.add_socket(listener)
     ready()
     log.info("gateway %s ready", gateway.name)

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import pytest
 import tornado.httputil
+from click.testing import CliRunner, Result
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.websocket import WebSocketClientConnection, websocket_connect
@@ -23,6 +24,7 @@ from tornado.websocket import WebSocketClientConnection, websocket_connect
 from asrserver import gateway as gateway_module
 from asrserver.access import Access, KeyLimits, KeysFile, bearer, is_loopback, neighbourhood
 from asrserver.app import AsrApplication
+from asrserver.cli import main
 from asrserver.config import Settings, check
 from asrserver.errors import Refused, SettingError
 from asrserver.gateway import Gateway
@@ -163,31 +165,25 @@ def test_three_ways_to_show_a_key(shown: tuple[Any, Any, Any], expected: tuple[A
 def test_the_commands(tmp_path: Path) -> None:
     """A key's text is shown at its creation and never again."""
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "asrserver.cli", "keys", *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "ASRSERVER_KEYS_FILE": str(path)},
-        )
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["keys", *arguments], env={"ASRSERVER_KEYS_FILE": str(path)})
 
     path = tmp_path / "keys.json"
     created = run("create", "mobile app", "--sessions", "5")
-    assert created.returncode == 0, created.stderr
+    assert created.exit_code == 0, created.stderr
     text = created.stdout.strip()
     [key] = KeysFile(str(path)).read()
     assert key.id in created.stderr
     assert Access(str(path)).authenticate(f"Bearer {text}") == key
-    assert run("limit", key.id, "--audio-per-minute", "90").returncode == 0
+    assert run("limit", key.id, "--audio-per-minute", "90").exit_code == 0
     listed = run("list").stdout
     assert re.search(rf"{key.id}\s+mobile app\s.*valid\s+-\s+5\s+-\s+90", listed), listed
     assert text[17:] not in listed
-    assert run("revoke", key.id).returncode == 0
+    assert run("revoke", key.id).exit_code == 0
     assert "revoked" in run("list").stdout
     for arguments in (("revoke", "nobody"), ("limit", "nobody", "--sessions", "1")):
         done = run(*arguments)
-        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (1, 1)
     path.unlink()
     assert run("list").stderr.count("\n") == 1
 

@@ -15,13 +15,15 @@ import pytest
 import tornado.ioloop
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.httpserver import HTTPServer
+from tornado.iostream import StreamClosedError
+from tornado.tcpclient import TCPClient
 from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketClosedError, websocket_connect
 
 from asrserver import gateway as gateway_module
 from asrserver import limits as limits_module
 from asrserver.access import KeyLimits, KeysFile
-from asrserver.app import AsrApplication
+from asrserver.app import AsrApplication, Server
 from asrserver.backlog import COMPRESSED, Backlog
 from asrserver.broker import Broker, keys, quota
 from asrserver.config import Settings
@@ -269,6 +271,29 @@ async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> 
         await until(lambda: gateway.connections == 1)
         async with await talk(url) as third:
             await third.start("third")
+
+
+@pytest.mark.parametrize("given", [{"max_connections": 3}])
+async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Gateway) -> None:
+    """Past the limit they are closed; those that became WebSockets are not among them."""
+    server = Server(app)
+    socket, port = bind_unused_port()
+    server.add_socket(socket)
+    async with await talk(f"ws://127.0.0.1:{port}/ws/asr") as client:
+        await client.start("s")
+        idle = [await TCPClient().connect("127.0.0.1", port) for _ in range(3)]
+        await until(lambda: len(server._connections) == 3)
+        more = await TCPClient().connect("127.0.0.1", port)
+        with pytest.raises(StreamClosedError):
+            await more.read_bytes(1)
+        await client.chunk("s", 0, PIECE)
+        idle.pop().close()
+        await until(lambda: len(server._connections) == 2)
+        async with await talk(f"ws://127.0.0.1:{port}/ws/asr"):
+            pass
+        for stream in idle:
+            stream.close()
+    server.stop()
 
 
 @pytest.mark.parametrize("given", [{"max_connection_sessions": 2, "max_sessions": 3}])
