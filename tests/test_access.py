@@ -29,6 +29,7 @@ from asrserver.config import Settings, check
 from asrserver.errors import Refused, SettingError
 from asrserver.gateway import Gateway
 from tests.conftest import System, Utterance, until, wait_until
+from tests.pretend import Pretender
 from tests.talk import Talk
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -369,6 +370,47 @@ async def test_a_revoked_key_loses_its_connections(
     for connection in (mine, other):
         connection.close()
     assert await other.read_message() is None
+
+
+async def test_a_key_sees_its_own_sessions_only(
+    base_url: str, fetch: Callable[..., Any], keys: Keys, gateway: Gateway, worker: Pretender
+) -> None:
+    """Another's is 404 whatever is asked, open or stored; in no history, sum or search; nor can it be resumed."""
+    client = Talk(await connect(base_url, Authorization=f"Bearer {keys.text_a}"))
+    for sid in ("stored", "open"):
+        await client.start(sid)
+        await client.chunk(sid, 0, bytes(100))
+    await worker.take("stored", "open")
+    await worker.chunk("stored", 0, "mine alone")
+    await client.send({"action": "finish", "session_id": "stored"})
+    await worker.final("stored", "mine alone")
+    await client.find("stored", "final_result")
+    await until(gateway.recorder.settled)
+
+    async def seen(key: str, query: str = "") -> list[str]:
+        response = await fetch("/api/v1/history" + query, key)
+        body = orjson.loads(response.body)
+        assert body["total"] == len(body["records"])
+        return sorted(record["session_id"] for record in body["records"])
+
+    paths = ("/api/v1/session/stored", "/api/v1/session/stored?format=txt", "/api/v1/session/open")
+    for path in paths:
+        assert (await fetch(path, keys.text_a)).code == 200
+        assert (await fetch(path, keys.text_operator)).code == 200
+        for method in ("GET", "HEAD", "DELETE"):
+            assert (await fetch(path, keys.text_b, method=method)).code == 404, (path, method)
+    for query in ("", "?q=alone"):
+        assert await seen(keys.text_b, query) == []
+    assert await seen(keys.text_a) == await seen(keys.text_operator) == ["open", "stored"]
+    assert await seen(keys.text_a, "?q=alone") == ["stored"]
+    assert orjson.loads((await fetch("/api/v1/stats", keys.text_b)).body)["total_tasks"] == 0
+    other = Talk(await connect(base_url, Authorization=f"Bearer {keys.text_b}"))
+    assert (await other.call({"action": "resume", "session_id": "open"}))["code"] == "no_session"
+    await client.chunk("open", 1, bytes(100))  # it is still where it was
+    assert (await fetch("/api/v1/session/stored", keys.text_a, method="DELETE")).code == 200
+    assert (await fetch("/api/v1/session/open", keys.text_operator, method="DELETE")).code == 200
+    await other.close()
+    await client.close()
 
 
 async def test_pages_of_other_origins(fetch: Callable[..., Any], keys: Keys, base_url: str) -> None:
