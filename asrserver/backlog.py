@@ -20,6 +20,7 @@ class _Flow:
     waiting: int = 0  # bytes
     answered: int = 0  # bytes
     total: float = 0.0  # seconds that are answered
+    elsewhere: float = 0.0  # of these, seconds that another gateway took
 
 
 class Backlog:
@@ -43,7 +44,9 @@ class Backlog:
 
     def restore(self, sid: str, total: float, pcm_rate: float) -> None:
         """A session came from elsewhere, with so many seconds of audio answered; what waits of it is not known."""
-        self._flows.setdefault(sid, _Flow(pcm_rate)).total = total
+        flow = self._flows.setdefault(sid, _Flow(pcm_rate))
+        flow.total = flow.elsewhere = total
+        flow.answered = 0
 
     def answered(self, sid: str, index: int, total: float) -> float | None:
         """A chunk's answer came, with the session's seconds of audio by then; the seconds that the chunk waited."""
@@ -55,8 +58,8 @@ class Backlog:
         flow.waiting -= size
         flow.answered += size
         flow.total = total
-        if total > 0:
-            flow.rate = max(1000.0, flow.answered / total)
+        if total > flow.elsewhere:
+            flow.rate = max(1000.0, flow.answered / (total - flow.elsewhere))
         return time.monotonic() - at
 
     def heard(self, sid: str, total: float) -> float:
@@ -64,6 +67,12 @@ class Backlog:
         before = self._heard.get(sid)
         self._heard[sid] = total
         return 0.0 if before is None else max(0.0, total - before)
+
+    def progressed(self, sid: str, taken: int, total: float) -> None:
+        """The chunks up to an index wait no longer: they are in a recording whose results are not theirs."""
+        flow = self._flows.get(sid)
+        for index in [index for index in flow.chunks if index <= taken] if flow is not None else ():
+            self.answered(sid, index, total)
 
     def over(self, sid: str) -> None:
         self._flows.pop(sid, None)

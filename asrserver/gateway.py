@@ -507,6 +507,8 @@ class Gateway:
         if event["type"] == "moved":
             if event["move"] > session.move:  # else from before it came back
                 self._lost(session, "ended" if event["ended"] else "moved")
+        elif event["type"] == "progress":
+            self.backlog.progressed(session.id, event["taken"], event["total"])
         elif event["type"] == "partial":
             taken = session.guess(event)
         elif taken := session.deliver(event):

@@ -70,6 +70,9 @@ class Voice:
         self.session.guesses.append(event)
         self.session.in_order.append(event)
 
+    def progress(self, claim: Claim, taken: int, total: float) -> None:
+        pass
+
     async def bury(self, sid: str, entry: str, reason: str) -> None:
         self.session.buried.append((sid, entry, reason))
 

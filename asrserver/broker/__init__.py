@@ -437,6 +437,11 @@ class Broker:
             return  # Redis is away or behind: a guess is worth less than what waits
         self.lane.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
 
+    def progress(self, claim: Claim, taken: int, total: float) -> None:
+        """Tell the gateway that the chunks up to the index `taken` wait no longer, where no result of theirs does; and
+        how many seconds of audio the session has by then."""
+        self.publish(claim, {"type": "progress", "taken": taken, "total": round(total, 3)})
+
     async def release(self, tasks: Iterable[str] = ()) -> int:
         """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""
         return int(await self.lane.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, Protocol
 
@@ -13,6 +14,9 @@ from asrserver.inference.text import join
 
 #: Language probability from which a session keeps a detected language.
 SURE = 0.8
+
+#: Seconds between two notices of what is taken.
+PROGRESS_EVERY = 0.5
 
 #: Where a session is: the entry after which to read, and the recording that goes on there, if one does.
 Place = tuple[str, dict[str, Any] | None]
@@ -35,6 +39,8 @@ class Voice(Protocol):
 
     def publish(self, claim: Claim, event: dict[str, Any]) -> None: ...
 
+    def progress(self, claim: Claim, taken: int, total: float) -> None: ...
+
     async def bury(self, sid: str, entry: str, reason: str) -> None: ...
 
 
@@ -49,6 +55,8 @@ class Ledger:
         events = claim.events
         state = orjson.loads(claim.fields.get("state", "{}"))
         options = orjson.loads(claim.fields["options"])
+        self._progress = 0.0  # seconds of audio that are taken
+        self._timer: asyncio.TimerHandle | None = None
         self._number = 0  # of this owner's events
         self._seq = events[-1]["seq"] if events else 0
         self._said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
@@ -111,6 +119,16 @@ class Ledger:
     def guess(self, event: dict[str, Any]) -> None:
         """Publish what is not durable. It names the durable event that it follows."""
         self._broker.publish(self._claim, {**event, "type": "partial", "follows": self._seq})
+
+    def progress(self, open_seconds: float) -> None:
+        """What is taken of a recording has no result of its own: say at times that it is taken."""
+        self._progress = self.total + open_seconds
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PROGRESS_EVERY, self._tell_progress)
+
+    def _tell_progress(self) -> None:
+        self._timer = None
+        self._broker.progress(self._claim, self.taken, self._progress)
 
     def _state(self, place: Place) -> dict[str, str]:
         after, recording = place

@@ -345,6 +345,8 @@ class Transcriber:
             elif self._options["mode"] == "auto":
                 await self._answer(entry, self._ledger.join(self._final), (position - heard) / RATE)
             heard = position
+        if self._options["mode"] == "stream":
+            self._ledger.progress(recording.heard / RATE)
         if recording.needed / RATE - self._covered >= COVER and captions.waiting is None and not self._final:
             await self._ledger.cover(self._place())
             self._covered = recording.needed / RATE
