@@ -5,6 +5,7 @@ Here and not in metrics.py because prometheus_client decides when it is imported
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
 import shutil
@@ -19,19 +20,33 @@ SLOT = "ASRSERVER_METRICS_SLOT"
 #: Bytes that a process's files have from the start: writing into a mapped file beyond what its disk holds is a SIGBUS.
 ALLOCATED = 1 << 18
 
+_PREFIX = "asrserver-metrics-"
+_LOCK = ".held"
+
 _KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livemostrecent")
 
 
 @contextmanager
 def directory() -> Iterator[None]:
-    """The directory, in memory where the system has a place for that; raises OSError."""
-    shm = "/dev/shm"
-    made = tempfile.mkdtemp(prefix="asrserver-metrics-", dir=shm if os.access(shm, os.W_OK) else None)
+    """The directory, in memory where the system has a place for that; raises OSError.
+
+    Its supervisor holds a lock in it: what has one that nobody holds was left by a supervisor that was killed.
+    """
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+    for path in glob.glob(os.path.join(glob.escape(place), f"{_PREFIX}*", _LOCK)):
+        with suppress(OSError), open(path, "r+") as left:  # another user's, or held
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
+    made = tempfile.mkdtemp(prefix=_PREFIX, dir=place)
     os.environ[DIRECTORY], os.environ[SLOT] = made, "supervisor"
+    lock = os.open(os.path.join(made, ".new"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(os.path.join(made, ".new"), os.path.join(made, _LOCK))  # never seen without its holder
         yield
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
 
 
 def allocate(slot: str) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from asrserver import metrics
+from asrserver import metrics, scrape
 from asrserver.client import Client
 from asrserver.logs import JsonFormatter, request_id
 from tests.conftest import System, Utterance, wait_until
@@ -36,7 +36,7 @@ def read(port: int) -> str:
         return str(response.read().decode())
 
 
-def scrape(port: int) -> dict[str, float]:
+def samples(port: int) -> dict[str, float]:
     """Every sample by its name and labels, as Prometheus would read it."""
     return {
         sample.name + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items()) if k != "le"): sample.value
@@ -68,10 +68,10 @@ def test_every_process_answers_for_all(start: Callable[..., System], utterances:
     system.wait_ready()
     for utterance in utterances[:6]:
         assert asyncio.run(speak(system.url, utterance))
-    wait_until(lambda: scrape(port)["asrserver_chunks_total"] == 6, 30, "all chunks are counted")
-    wait_until(lambda: scrape(port)["asrserver_persist_seconds_count"] >= 12, 30, "all results are stored")
+    wait_until(lambda: samples(port)["asrserver_chunks_total"] == 6, 30, "all chunks are counted")
+    wait_until(lambda: samples(port)["asrserver_persist_seconds_count"] >= 12, 30, "all results are stored")
     for asked in (port, *[system.port] * 6):
-        found = scrape(asked)
+        found = samples(asked)
         assert found["asrserver_sessions_started_total"] == found["asrserver_sessions_ended_total{status=done}"] == 6
         assert found["asrserver_connections_opened_total"] == 6
         assert found["asrserver_enqueue_seconds_count"] == found["asrserver_answer_seconds_count"] == 6
@@ -84,10 +84,10 @@ def test_every_process_answers_for_all(start: Callable[..., System], utterances:
     for kind in ("gateway", "worker"):
         child: psutil.Process = system.children(kind)[0]
         child.send_signal(signal.SIGKILL)
-    wait_until(lambda: scrape(port).get("asrserver_restarts_total{kind=gateway}") == 1, 30, "the gateway's death")
-    wait_until(lambda: scrape(port)["asrserver_children{kind=gateway}"] == 2, 60, "a new gateway")
-    wait_until(lambda: scrape(port)["asrserver_children{kind=worker}"] == 2, 60, "a new worker")
-    found = scrape(port)
+    wait_until(lambda: samples(port).get("asrserver_restarts_total{kind=gateway}") == 1, 30, "the gateway's death")
+    wait_until(lambda: samples(port)["asrserver_children{kind=gateway}"] == 2, 60, "a new gateway")
+    wait_until(lambda: samples(port)["asrserver_children{kind=worker}"] == 2, 60, "a new worker")
+    found = samples(port)
     assert (found["asrserver_chunks_total"], found["asrserver_sessions_started_total"]) == (6, 6)
     assert found["asrserver_restarts_total{kind=worker}"] == 1
     assert len(list(Path(next_directory(system)).iterdir())) == files  # a restart leaves none behind
@@ -119,11 +119,31 @@ def test_metrics_on_a_port_that_is_taken(start: Callable[..., System], system: S
     assert "Traceback" not in other.output()
 
 
+def test_what_a_killed_supervisor_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one to start does it."""
+    monkeypatch.setattr(scrape.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(scrape.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in (scrape.DIRECTORY, scrape.SLOT):
+        monkeypatch.setenv(name, "")
+    left, unknown = tmp_path / "asrserver-metrics-left", tmp_path / "asrserver-metrics-unknown"
+    for path in (left, unknown):
+        path.mkdir()
+    (left / ".held").touch()
+    with scrape.directory():
+        (first,) = set(tmp_path.iterdir()) - {unknown}
+        with scrape.directory():
+            assert first.exists()
+            assert len(list(tmp_path.iterdir())) == 3
+    assert list(tmp_path.iterdir()) == [unknown]
+
+
 def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
     code = """if True:
         import os
         os.environ["PROMETHEUS_MULTIPROC_DIR"], os.environ["ASRSERVER_METRICS_SLOT"] = "/nonexistent", "a"
-        from asrserver import metrics
+        from asrserver import metrics, scrape
         metrics.chunks.inc()
         metrics.refused("x")
         print(metrics.exposition().decode())"""
