@@ -173,11 +173,14 @@ def _url(server: str, scheme: str, path: str) -> str:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE…", type=click.Path(exists=True, dir_okay=False))
+@click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False))
 @_server_option
 @_key_option
 @click.option(
     "--realtime", is_flag=True, help="Send as fast as it would be spoken, not as fast as the server takes it."
+)
+@click.option(
+    "--live", is_flag=True, help="Show the text as it forms; FILEs are sent in real time, without one a microphone is."
 )
 @click.option("--language", help="Language code such as en or zh; detected if not given.")
 @click.option("--user", "user_id", default="", help="User id to store the sessions under.")
@@ -188,6 +191,7 @@ def transcribe(
     server: str,
     key: str,
     realtime: bool,
+    live: bool,
     language: str | None,
     user_id: str,
     as_json: bool,
@@ -197,14 +201,25 @@ def transcribe(
 
     Any audio or video file that FFmpeg reads; it is decoded here and sent as 16 kHz PCM. Each file is a session. With
     several files each text is headed by its file's name. The exit status is 1 if a file could not be transcribed.
+
+    With --live, what is stable of a text is shown in bold (where there is a terminal), and what is still a guess behind
+    it; a microphone needs the extra mic (pip install 'asrserver[mic]').
     """
+    options = {name: value for name, value in (("language", language), ("user_id", user_id)) if value}
+    paths = [Path(name) for name in files]
+    if live:
+        from asrserver.live import transcribe_live
+
+        ok = asyncio.run(transcribe_live(paths, _url(server, "ws", "/ws/asr"), options, key=key, as_json=as_json))
+        sys.exit(0 if ok else 1)
+    if not files:
+        raise click.UsageError("Missing argument 'FILE…'; without one there is --live, from a microphone.")
     from asrserver.transcribe import transcribe_files
 
-    options = {key: value for key, value in (("language", language), ("user_id", user_id)) if value}
     show = sys.stderr.isatty() if progress is None else progress
     ok = asyncio.run(
         transcribe_files(
-            [Path(name) for name in files],
+            paths,
             _url(server, "ws", "/ws/asr"),
             options,
             key=key,

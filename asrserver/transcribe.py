@@ -28,9 +28,9 @@ PIECE = 0.5
 AHEAD = 64
 
 
-def pcm(path: Path) -> Iterator[bytes]:
-    """A file's audio in pieces of PIECE seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
-    size = int(PIECE * RATE)
+def pcm(path: Path, piece: float = PIECE) -> Iterator[bytes]:
+    """A file's audio in pieces of so many seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
+    size = int(piece * RATE)
     waiting = bytearray()
     with av.open(str(path)) as source:
         if not source.streams.audio:
@@ -106,7 +106,8 @@ async def _transcribe(
     return final
 
 
-def _next(pieces: Iterator[bytes]) -> bytes | None:
+def next_piece(pieces: Iterator[bytes]) -> bytes | None:
+    """For a thread: what is decoded blocks."""
     return next(pieces, None)
 
 
@@ -116,7 +117,7 @@ async def _send(session: ClientSession, path: Path, realtime: bool, room: asynci
     pieces = pcm(path)
     sent = 0
     try:
-        while (piece := await loop.run_in_executor(None, _next, pieces)) is not None:
+        while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
             await room.acquire()
             if realtime:
                 await asyncio.sleep(max(0.0, started + (sent + len(piece)) / RATE - time.monotonic()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import pytest
 from asrserver import __version__, embedded
 from asrserver.config import COMMANDS, rows
 from asrserver.embedded import locate
+from asrserver.live import Screen
 from tests.conftest import System, Utterance, wait_until
 from tests.talk import health, look, query, stored
 
@@ -161,6 +163,51 @@ def test_transcribe_goes_on_after_a_file_that_is_no_audio(
         f"{files[1]}: {utterances[1].text}",
     ]
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(text), str(empty)]
+
+
+def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """Not faster than spoken; without a terminal no control characters: guesses, then the segment with its time."""
+    began = time.monotonic()
+    done = cli("transcribe", "--live", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
+    assert time.monotonic() - began >= len(utterances[0].pcm) / 32000
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"\[00:0\d\.\d\] {utterances[0].text}", lines[-1])
+    assert all(line.startswith("... ") for line in lines[:-1])
+    assert "\x1b" not in done.stdout
+
+
+def test_transcribe_live_without_a_microphone_or_its_library(shared: System, tmp_path: Path) -> None:
+    """One line that says what to do."""
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    server = f"ws://127.0.0.1:{shared.port}"
+    done = cli("transcribe", "--live", "--server", server, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert "asrserver[mic]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = cli("transcribe", "--server", server)
+    assert done.returncode == 2
+    assert "--live" in done.stderr
+
+
+def test_text_as_it_forms_on_a_terminal() -> None:
+    """One line that is drawn again: what is stable in bold, the guess dim, never wider than the terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    screen = Screen(out)
+    screen.show({"type": "partial_result", "text": "turn on the chicken", "stable": "turn on"})
+    screen.show({"type": "partial_result", "text": "word " * 100, "stable": "word " * 90})
+    screen.show({"type": "segment_result", "text": "turn on the kitchen light", "start": 63.25})
+    screen.end()
+    first, second, third, last = out.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
+    assert first == "\x1b[1mturn on\x1b[0m\x1b[2m the chicken\x1b[0m"
+    assert len(re.sub(r"\x1b\[\dm", "", second)) < 500
+    assert third == "[01:03.2] turn on the kitchen light\n"
+    assert last == ""
 
 
 def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> None:

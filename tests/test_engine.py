@@ -27,7 +27,7 @@ from asrserver.inference.models import (
     length_limit,
     window_for,
 )
-from asrserver.inference.pace import LEAST, SHARE, SPAN, Pace
+from asrserver.inference.pace import LATE, LEAST, SHARE, SPAN, Pace
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 
@@ -248,6 +248,11 @@ def test_guesses_thin_out_before_finals_slow_down() -> None:
     for _ in range(40):
         pace.spent(0.0, 0, SPAN * SHARE / 80)
     assert pace.interval(0.5) == pytest.approx(60 * 0.01 / (SHARE / 2), rel=0.01)
+    for _ in range(200):
+        pace.waited(1.0)
+    assert pace.interval(0.5) == pytest.approx(LATE, rel=0.01)
+    for _ in range(200):
+        pace.waited(0.0)
     for _ in range(100):
         pace.spent(0.0, 0, SPAN)
     assert pace.interval(0.5) == pytest.approx(60 * 0.01 / LEAST)

@@ -60,16 +60,16 @@ class Agreement:
         # The last word of a decoding may be half a word, heard the same way twice: it waits until one follows it.
         agreed = min(len(decoding) - 1 for _, decoding in self._decodings)
         for (_, one), (_, other) in pairwise(self._decodings):
-            agreed = min(agreed, _common(one, other))
-        if agreed > known and _common(self._stable, found) == known:
+            agreed = min(agreed, common(one, other))
+        if agreed > known and common(self._stable, found) == known:
             self._stable += found[known:agreed]
 
     def revised(self, text: str, language: str) -> tuple[int, int]:
         """(how many stable words the final text does not begin with, how many were stable)."""
-        return len(self._stable) - _common(self._stable, words(text, language)), len(self._stable)
+        return len(self._stable) - common(self._stable, words(text, language)), len(self._stable)
 
 
-def _common(one: list[str], other: list[str]) -> int:
+def common(one: list[str], other: list[str]) -> int:
     """How many words two texts have in common at their beginning."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: clean(pair[0]) == clean(pair[1]), pairs))

@@ -11,6 +11,10 @@ SHARE = 0.6
 #: Share that drafts keep, however much the finals take.
 LEAST = 0.05
 
+#: Drafts are at least so many times as far apart as a recording's audio waits to be listened to: who is late with what
+#: is said has no time to guess at it.
+LATE = 10.0
+
 #: Seconds over which the share of the finals is measured, and how much a new cost weighs.
 SPAN = 5.0
 WEIGHT = 0.1
@@ -26,6 +30,7 @@ class Pace:
         self.growing: set[str] = set()  # sessions with a growing segment that is to be drafted
         self.drafts = 0
         self.cost = 0.0  # seconds that one draft takes
+        self.late = 0.0  # seconds that audio waits before it is listened to
         self._finals = deque[tuple[float, float]]()  # (when, seconds) of the calls for finals
 
     def spent(self, on_drafts: float, drafts: int, in_all: float) -> None:
@@ -40,9 +45,13 @@ class Pace:
         while self._finals and self._finals[0][0] < now - SPAN:
             self._finals.popleft()
 
+    def waited(self, seconds: float) -> None:
+        """Audio has waited so long before it was listened to."""
+        self.late += WEIGHT * (seconds - self.late)
+
     def interval(self, asked: float) -> float:
         """Seconds between drafts of one segment, where `asked` were asked for."""
         since = time.monotonic() - SPAN
         finals = sum(seconds for when, seconds in list(self._finals) if when > since) / SPAN
         left = max(LEAST, SHARE - finals)
-        return max(asked, len(self.growing) * self.cost / left)
+        return max(asked, len(self.growing) * self.cost / left, LATE * self.late)

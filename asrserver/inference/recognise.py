@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -119,7 +120,13 @@ class Recogniser:
 
     async def live(self, labels: Sequence[str], work: Callable[[], Any]) -> Any:
         """Do a recording's short work in the thread for that, within a turn of the caller's."""
-        return await self._in_thread(self._live, list(labels), work)
+        asked = time.monotonic()
+
+        def listen() -> Any:
+            self.engine.pace.waited(time.monotonic() - asked)
+            return work()
+
+        return await self._in_thread(self._live, list(labels), listen)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,163 @@
+"""What the tools for live streams share: recordings made of utterances, a source that is as slow as time, a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asrserver.client import Client
+from asrserver.inference import audio
+from asrserver.inference.audio import RATE, Samples
+
+UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
+
+#: Seconds of audio in a chunk.
+PIECE = 0.1
+
+
+@dataclass
+class Utterance:
+    """What is said from when to when in a recording, in seconds: from the first loud sample to the last."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass
+class Recording:
+    """16 kHz mono, and what is said in it."""
+
+    samples: Samples
+    said: list[Utterance] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return " ".join(one.text for one in self.said)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / RATE
+
+
+@dataclass
+class Heard:
+    """What came back of a recording: (seconds after its first sample, message) each."""
+
+    messages: list[tuple[float, dict[str, Any]]]
+    final: dict[str, Any]
+
+
+def load(names: Sequence[str] = ()) -> list[tuple[str, Samples]]:
+    """(text, samples) of the test utterances, of those names or of all."""
+    transcripts = json.loads((UTTERANCES / "transcripts.json").read_text())
+    return [
+        (text, audio.decode((UTTERANCES / name).read_bytes(), "ogg", 60))
+        for name, text in transcripts.items()
+        if not names or name in names
+    ]
+
+
+def make(said: Sequence[tuple[str, Samples]], seconds: float, pauses: tuple[float, float], seed: int) -> Recording:
+    """A recording of so many seconds: utterances in random order, with pauses between them."""
+    random = np.random.default_rng(seed)
+    parts, utterances, at = [], list[Utterance](), 0.0
+    while at < seconds:
+        text, samples = said[int(random.integers(len(said)))]
+        loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
+        pause = np.zeros(int(random.uniform(*pauses) * RATE), np.float32)
+        utterances.append(Utterance(text, at + loud[0] / RATE, at + loud[-1] / RATE))
+        parts += [samples, pause]
+        at += (len(samples) + len(pause)) / RATE
+    return Recording(np.concatenate([*parts, np.zeros(RATE, np.float32)]), utterances)
+
+
+async def speak(client: Client, recording: Recording, speed: float = 1.0, **options: Any) -> Heard:
+    """Send a recording as slowly as it would be spoken (or `speed` times as fast), and note what comes when."""
+    session = await client.start(mode="stream", **options)
+    pcm = (recording.samples * 32767).astype("<i2").tobytes()
+    begun = time.monotonic()
+    messages: list[tuple[float, dict[str, Any]]] = []
+
+    async def send() -> None:
+        step = int(PIECE * RATE) * 2
+        for at in range(0, len(pcm), step):
+            piece = pcm[at : at + step]
+            await asyncio.sleep(max(0.0, begun + (at + len(piece)) / (2 * RATE * speed) - time.monotonic()))
+            await session.send(piece)
+        await session.end()
+
+    sending = asyncio.ensure_future(send())
+    async for event in session.events():
+        messages.append(((time.monotonic() - begun) * speed, event))
+        if event["type"] == "error":
+            print(event, file=sys.stderr)
+    await sending
+    return Heard(messages, messages[-1][1])
+
+
+@contextlib.contextmanager
+def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
+    """A server of our own: its WebSocket URL, its HTTP URL, and its process id."""
+    with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder, open(f"{folder}/log", "w+") as log:
+        command = [sys.executable, "-m", "asrserver.cli", "run", "--port", "0", "--data-dir", f"{folder}/data"]
+        process = subprocess.Popen(
+            [*command, "--embedded-fsync", "no", *arguments], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
+        )
+        try:
+            ready = re.compile(r"^asrserver listening on http://\S+:(\d+)", re.M)
+            while not (found := ready.search(Path(log.name).read_text())):
+                if process.poll() is not None:
+                    raise SystemExit(Path(log.name).read_text())
+                time.sleep(0.1)
+            yield f"ws://127.0.0.1:{found[1]}/ws/asr", f"http://127.0.0.1:{found[1]}", process.pid
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank; NaN of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def word_errors(reference: str, hypothesis: str) -> int:
+    """Levenshtein distance in words."""
+    wanted, found = reference.split(), hypothesis.split()
+    row = list(range(len(found) + 1))
+    for i, word in enumerate(wanted, 1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(found, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return row[-1]
+
+
+def delays(recording: Recording, heard: Heard) -> tuple[list[float], list[float]]:
+    """(seconds from the start of speech to the first partial result, from its end to the segment), of each segment."""
+    first, final = [], []
+    partials: dict[float, float] = {}
+    for when, message in heard.messages:
+        if message["type"] == "partial_result" and message["text"]:
+            partials.setdefault(message["start"], when)
+        elif message["type"] == "segment_result":
+            begin, end = message["start"] - 0.1, message["end"] + 0.1
+            inside = [one for one in recording.said if begin <= one.start and one.end <= end]
+            if inside:
+                final.append(when - inside[-1].end)
+                if message["start"] in partials:
+                    first.append(partials[message["start"]] - inside[0].start)
+    return first, final
