@@ -240,6 +240,12 @@ class Settings:
     silence: float = setting(
         0.4, "worker", click.FloatRange(0.1, 5), "Seconds of silence that end a segment of speech."
     )
+    context: str = setting(
+        "off",
+        "worker",
+        click.Choice(["off", "on"]),
+        "Whether a live segment is recognised with the text before it (same language, gap of at most 3 s) as context.",
+    )
     call_timeout: float = setting(
         300.0,
         "worker",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -246,3 +247,25 @@ async def test_silence_noise_and_tone_give_no_words(recogniser: Recogniser) -> N
         events = await session.own()
         assert [(event["type"], event["text"]) for event in events] == [("final", "")]
         assert not session.guesses
+
+
+@pytest.mark.parametrize("context", [True, False])
+async def test_the_text_before_is_context_where_it_is_near(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch, context: bool
+) -> None:
+    """In the language of the session and across a short gap alone, and where the setting says so."""
+    asked: list[Any] = []
+    real = recogniser.engine.recognise
+
+    async def watched(row: Any) -> Any:
+        asked.append(row.request.previous)
+        return await real(dataclasses.replace(row, request=dataclasses.replace(row.request, previous="")))
+
+    monkeypatch.setattr(recogniser.engine, "recognise", watched)
+    recogniser.context = context
+    one, two, three = utterances[:3]
+    pcm = one.pcm + QUIET + two.pcm + QUIET * 5 + three.pcm
+    await Session(recogniser, pieces(pcm, 3200), mode="stream").live()
+    near = [previous for previous in asked if previous]
+    assert set(near) == ({one.text} if context else set())
+    assert not asked[-1]

@@ -22,7 +22,7 @@ APART = 0.5
 SURE = 0.9
 
 #: Seconds of a segment from which a decoding of it counts: of less, Whisper hears whatever is short.
-EARLIEST = 1.0
+EARLIEST = 1.2
 
 
 class Agreement:

@@ -79,6 +79,7 @@ async def work(
         max_seconds=settings.max_utterance,
         threads=1 if model.device == "cpu" else 4,
         hold=hands.hold,
+        context=settings.context == "on",
     )
     broker = Broker(settings.redis, name)
     await broker.open()
