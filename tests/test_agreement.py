@@ -75,7 +75,7 @@ def test_nothing_new_is_no_change() -> None:
 
 def test_what_was_taken_back_is_counted() -> None:
     agreement = Agreement()
-    for seconds in (1.0, 2.0):
+    for seconds in (EARLIEST, EARLIEST + APART):
         agreement.take("turn on the radio please", "en", 1.0, seconds)
     assert agreement.stable == "turn on the radio"
     assert agreement.revised("turn on the radio please", "en") == (0, 4)
