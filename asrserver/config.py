@@ -425,7 +425,7 @@ def _check_access(settings: Settings) -> None:
             raise SettingError("access-control: off and API keys exclude each other")
     elif not access.enabled and not is_loopback(settings.host):
         raise SettingError(
-            f"host: {settings.host} is open to others and there are no API keys: give keys-file or api-keys, or say "
+            f"--host {settings.host} is open to others and there are no API keys: give keys-file or api-keys, or say "
             "--access-control off"
         )
 

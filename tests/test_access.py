@@ -232,7 +232,7 @@ def test_what_is_loopback(host: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"host": "0.0.0.0"}, "host: 0.0.0.0 .*--access-control off"),
+        ({"host": "0.0.0.0"}, "--host 0.0.0.0 .*--access-control off"),
         ({"host": "::"}, "host"),
         ({"access_control": "off", "api_keys": f"ops:{GIVEN}"}, "access-control"),
         ({"keys_file": "/nowhere/keys.json"}, "keys-file: /nowhere/keys.json: No such file"),
