@@ -1,24 +1,55 @@
-"""The Python client: sessions over one WebSocket connection. The command line and the tests use it.
+"""The Python client: sessions that survive a bad network. The command line and the tests use it.
 
 async with await Client.connect("ws://127.0.0.1:8080/ws/asr") as client:
     session = await client.start(language="en")
     await session.send(open("hello.wav", "rb").read())
     print((await session.finish())["text"])
+
+When the connection is lost, the client connects again, to the next of its URLs, and resumes its sessions: chunks that
+were not acknowledged are sent again, and every result comes to the caller once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+import time
+import uuid
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any
 
 import orjson
-from tornado.httpclient import HTTPRequest
-from tornado.websocket import WebSocketClientConnection, websocket_connect
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
 
-#: Chunks of a session that may be sent ahead of their acknowledgement.
+#: Chunks of a session that may wait for their acknowledgement, and their bytes; `send` waits for room.
 WINDOW = 32
+WINDOW_BYTES = 32 * 2**20
+
+#: Seconds without a connection after which it is given up.
+PATIENCE = 60.0
+
+#: Longest pauses between tries to connect, in seconds: the first, and the last. Each is a random part of its longest
+#: (full jitter), or all clients of a gateway that stops would be at the next one in the same moment.
+FIRST_PAUSE = 0.5
+LAST_PAUSE = 8.0
+
+#: Seconds between pings: a connection without a pong is half open, and lost.
+PING = 10.0
+
+#: Close codes (RFC 6455, 7.4.1) after which trying again is no use: what this client says or is, is refused.
+REFUSED = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+
+#: HTTP statuses below 500 that are worth another try.
+NOT_YET = frozenset({408, 425, 429})
+
+#: Errors after which a session cannot be had (any more).
+LOST = frozenset({"session_moved", "session_gone", "no_session"})
+
+Event = dict[str, Any]
 
 
 def authorization(key: str) -> dict[str, str]:
@@ -29,29 +60,58 @@ def authorization(key: str) -> dict[str, str]:
 class ServerError(Exception):
     """Raised for an error the server reported: `event` is all of it."""
 
-    def __init__(self, event: dict[str, Any]) -> None:
+    def __init__(self, event: Event) -> None:
         super().__init__(f"{event.get('code', 'error')}: {event.get('message', '')}")
         self.event = event
 
 
 class ConnectionLost(Exception):
-    """Raised when the connection ended before what was waited for came."""
+    """Raised when the connection ended, and could not be had again, before what was waited for came."""
 
 
 class Client:
-    """A connection and its sessions."""
+    """A connection, made again whenever it is lost, and its sessions."""
 
-    def __init__(self, connection: WebSocketClientConnection) -> None:
-        self._connection = connection
+    def __init__(self, urls: Sequence[str], key: str, timeout: float, patience: float, window: int) -> None:
+        self.window = window
+        self.patience = patience
+        self._urls = urls
+        self._turn = 0
+        self._key = key
+        self._timeout = timeout
+        self.connection: WebSocketClientConnection | None = None
         self._sessions: dict[str, ClientSession] = {}
-        self._starting: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._reader = asyncio.get_running_loop().create_task(self._read())
+        self._failure: Exception | None = None
+        self._closing = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, url: str, timeout: float = 10.0, key: str = "") -> Client:
-        """Connect, with an API key if given; raises what Tornado raises: OSError, HTTPClientError, TimeoutError."""
-        request = HTTPRequest(url, headers=authorization(key), connect_timeout=timeout)
-        return cls(await websocket_connect(request, max_message_size=1 << 26))
+    async def connect(
+        cls,
+        url: str | Sequence[str],
+        timeout: float = 10.0,
+        key: str = "",
+        *,
+        patience: float = PATIENCE,
+        window: int = WINDOW,
+    ) -> Client:
+        """Connect to the first of the URLs that answers, with an API key if given.
+
+        `timeout` is for each try, `patience` for being without a connection later, both in seconds; `window` is how
+        many chunks of a session may wait for their acknowledgement. Raises what Tornado raises when none answers:
+        OSError, HTTPClientError, TimeoutError.
+        """
+        urls = [url] if isinstance(url, str) else list(url)
+        client = cls(urls, key, timeout, patience, window)
+        for left in reversed(range(len(urls))):
+            try:
+                connection = await client._dial()
+                break
+            except (OSError, HTTPClientError):
+                if not left:
+                    raise
+        client._task = asyncio.get_running_loop().create_task(client._run(connection))
+        return client
 
     async def __aenter__(self) -> Client:
         return self
@@ -60,95 +120,320 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        self._connection.close()
-        await self._reader
+        """Close the connection; sessions that are not finished are left to end as interrupted."""
+        self._closing.set()
+        if self.connection is not None:
+            self.connection.close()
+        if self._task is not None:
+            await self._task
 
     async def start(self, session_id: str = "", **options: Any) -> ClientSession:
-        """Open a session; the options are those of `start` in the protocol. One start at a time."""
-        await self._connection.write_message(orjson.dumps({"action": "start", "session_id": session_id, **options}))
-        answer = await self._starting.get()
-        if answer is None:
-            raise ConnectionLost("the connection ended before the session was open")
-        if answer["type"] == "error":
-            raise ServerError(answer)
-        return self._sessions[answer["session_id"]]
+        """Open a session; the options are those of `start` in the protocol. Raises ServerError, ConnectionLost.
 
-    async def _read(self) -> None:
-        while (message := await self._connection.read_message()) is not None:
-            event = orjson.loads(message)
-            session = self._sessions.get(event.get("session_id", ""))
-            if event.get("status") == "session_started":
-                self._sessions[event["session_id"]] = ClientSession(self, event["session_id"])
-                self._starting.put_nowait(event)
-            elif session is not None:
-                session.take(event)
-                if event["type"] == "final_result":
-                    del self._sessions[session.id]
-            elif event["type"] == "error":
-                self._starting.put_nowait(event)
-        self._starting.put_nowait(None)
+        Where the server says that it has no room now, it is asked again for as long as there is patience.
+        """
+        if self._failure is not None:
+            raise self._failure
+        # An id of our own: when the connection is lost before the answer, it says whether there is a session.
+        session = ClientSession(self, session_id or str(uuid.uuid4()), options)
+        if session.id in self._sessions or len(session.id) > 128:
+            raise ValueError(f"session_id {session.id!r} is in use, or longer than 128 characters")
+        self._sessions[session.id] = session
+        try:
+            session.connected(self.connection)
+            await session.opened
+        except BaseException:
+            self.forget(session)
+            raise
+        return session
+
+    def forget(self, session: ClientSession) -> None:
+        """The session is over."""
+        if self._sessions.get(session.id) is session:
+            del self._sessions[session.id]
+        session.disconnected()
+
+    # -- the connection ------------------------------------------------------------------------------------------
+
+    async def _run(self, connection: WebSocketClientConnection | None) -> None:
+        failure: Exception = ConnectionLost("the connection was closed")
+        try:
+            while connection is not None:
+                await self._read(connection)
+                code, reason = connection.close_code, connection.close_reason
+                if code in REFUSED and not self._closing.is_set():
+                    raise ConnectionLost(f"the server closed the connection: {code} {reason or ''}".strip())
+                connection = await self._again(code)
+        except (OSError, HTTPClientError, ConnectionLost) as exc:
+            failure = exc
+        except Exception as exc:
+            failure = exc
+            raise
+        finally:
+            self._failure = failure
+            for session in list(self._sessions.values()):
+                session.fail(failure)
+
+    async def _read(self, connection: WebSocketClientConnection) -> None:
+        self.connection = connection
+        for session in list(self._sessions.values()):
+            session.connected(connection)
+        while (message := await connection.read_message()) is not None:
+            self._take(orjson.loads(message))
+        self.connection = None
+        connection.close()  # however it ended: Tornado warns of one that was only lost
         for session in self._sessions.values():
-            session.take(None)
+            session.disconnected()
 
-    async def write(self, message: dict[str, Any]) -> None:
-        await self._connection.write_message(orjson.dumps(message))
+    def _take(self, event: Event) -> None:
+        if "session_id" in event:
+            session = self._sessions.get(event["session_id"])
+            if session is not None:
+                session.take(event)
+            return
+        for session in list(self._sessions.values()):
+            if not session.opening:  # of no session: a message so large that it was not read, say
+                session.take(event)
+
+    async def _again(self, code: int | None) -> WebSocketClientConnection | None:
+        """A new connection; None if there should be none."""
+        deadline = time.monotonic() + self.patience
+        longest = FIRST_PAUSE * (8 if code == 1013 else 1)  # "try again later"
+        least = 0.0
+        reason: Exception
+        while True:
+            pause = least + random.uniform(0, longest)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), min(pause, max(0.0, deadline - time.monotonic())))
+            if self._closing.is_set():
+                return None
+            try:
+                return await self._dial()
+            except HTTPClientError as exc:
+                if 400 <= exc.code < 500 and exc.code not in NOT_YET:
+                    raise
+                least, reason = _retry_after(exc), exc
+            except OSError as exc:
+                least, reason = 0.0, exc
+            if time.monotonic() > deadline:
+                raise ConnectionLost(f"no connection for {self.patience:.0f} s: {reason}") from reason
+            longest = min(longest * 2, LAST_PAUSE)
+
+    async def _dial(self) -> WebSocketClientConnection:
+        url = self._urls[self._turn % len(self._urls)]
+        self._turn += 1  # whatever becomes of it, the next try is at the next one
+        request = HTTPRequest(url, headers=authorization(self._key), connect_timeout=self._timeout)
+        return await websocket_connect(request, max_message_size=1 << 26, ping_interval=PING, ping_timeout=PING)
+
+
+def _retry_after(error: HTTPClientError) -> float:
+    """Seconds for which the server asked, 0 if it did not."""
+    value = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+    return float(value) if value.isdecimal() else 0.0
 
 
 class ClientSession:
-    """One session: chunks in, events out. Events wait until they are read."""
+    """One session: chunks in, events out. Events wait until they are read, of the partial ones only the newest."""
 
-    def __init__(self, client: Client, sid: str) -> None:
+    def __init__(self, client: Client, sid: str, options: dict[str, Any]) -> None:
         self.id = sid
         self.next_index = 0
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._client = client
-        self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._unacknowledged: set[int] = set()
-        self._room = asyncio.Semaphore(WINDOW)
-
-    def take(self, event: dict[str, Any] | None) -> None:
-        """An event of this session; None when the connection has ended."""
-        index = (event or {}).get("chunk_index")
-        if index in self._unacknowledged:  # acknowledged, or refused
-            self._unacknowledged.discard(index)
-            self._room.release()
-        if event is None:
-            for _ in range(WINDOW):
-                self._room.release()
-        if event is None or event["type"] != "ack":
-            self._events.put_nowait(event)
+        self._options = options
+        self._last_seq = 0
+        self._unacknowledged: dict[int, bytes] = {}
+        self._bytes = 0
+        self._passed: set[int] = set()  # indexes that were refused, and are passed over after a resume
+        self._ended = False
+        self._failure: Exception | None = None
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()  # for events()
+        self._room = asyncio.Event()  # for send()
+        self._more = asyncio.Event()  # for the pump
+        self.opening = True  # there is no answer yet to a start or a resume on this connection
+        self._work: asyncio.Task[None] | None = None  # opens the session, or pumps its chunks
+        self._tries = 0  # of start
+        self._trying_since: float | None = None
 
     async def send(self, data: bytes) -> int:
-        """Send the next chunk, once there is room for it; its index. Raises WebSocketClosedError."""
-        await self._room.acquire()
+        """Send the next chunk, once there is room for it; its index. Raises ServerError, ConnectionLost."""
+        while self._failure is None and not self._has_room():
+            self._room.clear()
+            await self._room.wait()
+        if self._failure is not None:
+            raise self._failure
         index, self.next_index = self.next_index, self.next_index + 1
-        self._unacknowledged.add(index)
-        await self._client.write(
-            {
-                "action": "chunk",
-                "session_id": self.id,
-                "chunk_index": index,
-                "audio_data": b64encode(data).decode(),
-            }
-        )
+        self._unacknowledged[index] = data
+        self._bytes += len(data)
+        self._more.set()
         return index
 
     async def end(self) -> None:
         """Say that no more audio comes; `final_result` follows."""
-        await self._client.write({"action": "finish", "session_id": self.id})
+        self._ended = True
+        self._more.set()
 
-    async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Every event up to and with `final_result`; raises ConnectionLost when it does not come."""
+    async def events(self) -> AsyncIterator[Event]:
+        """Every event up to and with `final_result`, whatever its type; raises ServerError, ConnectionLost.
+
+        The final result's `status` is `interrupted` if the client was away for too long: audio may be missing.
+        """
         while True:
-            event = await self._events.get()
-            if event is None:
-                raise ConnectionLost("the connection ended before the final result")
+            while not self._events:
+                if self._failure is not None:
+                    raise self._failure
+                self._news.clear()
+                await self._news.wait()
+            event = self._events.popleft()
             yield event
             if event["type"] == "final_result":
                 return
 
-    async def finish(self) -> dict[str, Any]:
+    async def finish(self) -> Event:
         """End the session and wait for its `final_result`."""
         await self.end()
         async for event in self.events():
             last = event
         return last
+
+    def _has_room(self) -> bool:
+        waiting = len(self._unacknowledged)
+        return not waiting or (waiting < self._client.window and self._bytes < WINDOW_BYTES)
+
+    # -- for the client ------------------------------------------------------------------------------------------
+
+    def connected(self, connection: WebSocketClientConnection | None) -> None:
+        """There is a connection: open the session on it."""
+        if connection is not None:
+            self._do(self._open, connection)
+
+    def disconnected(self) -> None:
+        """The connection is gone, or the session is over: nothing more can be written."""
+        if self._work is not None:
+            self._work.cancel()
+            self._work = None
+
+    def fail(self, error: Exception) -> None:
+        """The session cannot go on."""
+        self._failure = error
+        if not self.opened.done():
+            self.opened.set_exception(error)
+        for waiting in (self._news, self._room, self._more):
+            waiting.set()
+        self._client.forget(self)
+
+    def take(self, event: Event) -> None:
+        """An event of this session, or of none."""
+        kind, index = event["type"], event.get("chunk_index")
+        status = event.get("status")
+        if kind == "ack" and status == "session_started":
+            self._live(0)
+        elif kind == "ack" and status == "session_resumed":
+            self._live(event["next_chunk_index"])
+        elif kind == "ack":
+            self._acknowledged(index)
+        elif kind == "error" and "seq" not in event:
+            self._error(event)
+        elif event.get("seq", self._last_seq + 1) > self._last_seq:
+            self._last_seq = event.get("seq", self._last_seq)
+            self._acknowledged(index)
+            self._put(event)
+            if kind == "final_result":
+                self._failure = ServerError({"code": "session_finished", "message": "the session is over"})
+                self._room.set()
+                self._client.forget(self)
+
+    # -- inside --------------------------------------------------------------------------------------------------
+
+    def _do(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        async def run() -> None:
+            with contextlib.suppress(WebSocketClosedError):  # the reader notices, and connects again
+                await work(*arguments)
+
+        self.disconnected()
+        self._work = asyncio.get_running_loop().create_task(run())
+
+    async def _open(self, connection: WebSocketClientConnection, pause: float = 0.0) -> None:
+        self.opening = True
+        await asyncio.sleep(pause)
+        if self.opened.done():
+            message = {"action": "resume", "session_id": self.id, "last_seq": self._last_seq}
+        else:
+            self._tries += 1
+            message = {"action": "start", **self._options, "session_id": self.id, "resume": True}
+        await connection.write_message(orjson.dumps(message))
+
+    def _live(self, following: int) -> None:
+        """The session is on this connection, and what follows is the chunk `following`."""
+        self.opening, self._trying_since = False, None
+        if not self.opened.done():
+            self.opened.set_result(None)
+        for index in [index for index in self._unacknowledged if index < following]:
+            self._acknowledged(index)
+        if self._client.connection is not None:
+            self._do(self._pump, self._client.connection, following)
+
+    async def _pump(self, connection: WebSocketClientConnection, index: int) -> None:
+        while True:
+            while index < self.next_index:
+                data = self._unacknowledged.get(index)
+                if data is None:  # refused before the connection was lost: the server must be told again
+                    self._passed.add(index)
+                chunk = {
+                    "action": "chunk",
+                    "session_id": self.id,
+                    "chunk_index": index,
+                    "audio_data": b64encode(data or b"").decode(),
+                }
+                index += 1
+                await connection.write_message(orjson.dumps(chunk))
+            if self._ended:
+                await connection.write_message(orjson.dumps({"action": "finish", "session_id": self.id}))
+                return
+            self._more.clear()
+            await self._more.wait()
+
+    def _acknowledged(self, index: int | None) -> None:
+        """The chunk was taken, or refused for good."""
+        data = self._unacknowledged.pop(index, None) if index is not None else None
+        if data is not None:
+            self._bytes -= len(data)
+            self._room.set()
+
+    def _put(self, event: Event) -> None:
+        if event["type"] == "partial_result" and self._events and self._events[-1]["type"] == "partial_result":
+            self._events.pop()
+        self._events.append(event)
+        self._news.set()
+
+    def _error(self, event: Event) -> None:
+        """An error that is no result: of a start, a resume, a chunk, or the whole session."""
+        code, index = event["code"], event.get("chunk_index")
+        if code == "session_detached":
+            return  # of what was on its way when an error asked to resume
+        opening = self.opening and index is None
+        if event.get("resumable") or (opening and "retry_after" in event):
+            self._try_again(event)
+        elif opening and code == "session_exists" and self._tries > 1:
+            # Our start arrived, its answer did not.
+            self.opened.set_result(None)
+            self.connected(self._client.connection)
+        elif opening or code in LOST:
+            self.fail(ServerError(event))
+        elif index in self._passed:
+            self._passed.discard(index)
+        else:
+            if code == "message_too_large" and self._unacknowledged:
+                index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]))
+            self._acknowledged(index)
+            self._put(event)
+
+    def _try_again(self, event: Event) -> None:
+        now = time.monotonic()
+        self._trying_since = self._trying_since or now
+        if now - self._trying_since > self._client.patience:
+            self.fail(ServerError(event))
+        elif self._client.connection is not None:
+            pause = event.get("retry_after", 0.0) + random.uniform(0, FIRST_PAUSE)
+            self._do(self._open, self._client.connection, pause)

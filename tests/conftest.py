@@ -23,7 +23,7 @@ import time
 import urllib.request
 import wave
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ import redis
 import tornado.ioloop
 import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
 
 from asrserver.app import AsrApplication
 from asrserver.config import Settings
@@ -181,6 +183,47 @@ def app(io_loop: tornado.ioloop.IOLoop, gateway: Gateway) -> Iterator[AsrApplica
     made = AsrApplication(gateway)
     yield made
     io_loop.run_sync(made.shut)
+
+
+@dataclass
+class Door:
+    """A gateway and where it listens."""
+
+    gateway: Gateway
+    application: AsrApplication
+    url: str
+
+
+@pytest.fixture
+def doors(
+    io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Door, Door]]:
+    """Two gateways that look often."""
+    for name in ("REPAIR_EVERY", "SWEEP_EVERY"):
+        monkeypatch.setattr(f"asrserver.gateway.{name}", 0.2)
+    servers = []
+
+    async def opened() -> Door:
+        gateway = Gateway(replace(gateway_settings))
+        await gateway.open()
+        application = AsrApplication(gateway)
+        server = HTTPServer(application)
+        [listener] = bind_sockets(0, "127.0.0.1")
+        server.add_socket(listener)
+        servers.append(server)
+        return Door(gateway, application, f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr")
+
+    both = io_loop.run_sync(opened), io_loop.run_sync(opened)
+    yield both
+
+    async def closed() -> None:
+        for server, door in zip(servers, both, strict=True):
+            server.stop()
+            await door.application.shut()
+            await server.close_all_connections()
+            await door.gateway.close()
+
+    io_loop.run_sync(closed)
 
 
 @pytest.fixture

@@ -3,68 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 
 import pytest
 import redis
-import tornado.ioloop
-from tornado.httpserver import HTTPServer
-from tornado.netutil import bind_sockets
 
-from asrserver.app import AsrApplication
 from asrserver.broker import keys
-from asrserver.config import Settings
 from asrserver.errors import Unavailable
-from asrserver.gateway import Gateway
-from tests.conftest import until
+from tests.conftest import Door, until
 from tests.pretend import Pretender
 from tests.talk import Message, Talk, chunk
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 AUDIO = bytes(range(256)) * 8
-
-
-@dataclass
-class Door:
-    """A gateway and where it listens."""
-
-    gateway: Gateway
-    application: AsrApplication
-    url: str
-
-
-@pytest.fixture
-def doors(
-    io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Door, Door]]:
-    """Two gateways that look often."""
-    for name in ("REPAIR_EVERY", "SWEEP_EVERY"):
-        monkeypatch.setattr(f"asrserver.gateway.{name}", 0.2)
-    servers = []
-
-    async def opened() -> Door:
-        gateway = Gateway(replace(gateway_settings))
-        await gateway.open()
-        application = AsrApplication(gateway)
-        server = HTTPServer(application)
-        [listener] = bind_sockets(0, "127.0.0.1")
-        server.add_socket(listener)
-        servers.append(server)
-        return Door(gateway, application, f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr")
-
-    both = io_loop.run_sync(opened), io_loop.run_sync(opened)
-    yield both
-
-    async def closed() -> None:
-        for server, door in zip(servers, both, strict=True):
-            server.stop()
-            await door.application.shut()
-            await server.close_all_connections()
-            await door.gateway.close()
-
-    io_loop.run_sync(closed)
 
 
 def resume(sid: str = "s", last_seq: int = 0) -> Message:
@@ -261,7 +212,7 @@ async def test_resume_takes_the_session_from_a_half_open_connection(
         await old.send(chunk("s", 1, AUDIO + b"old"))
         await old.send({"action": "finish", "session_id": "s"})
         await until(lambda: len(old.of("s", "error")) == 3)
-        assert [m["code"] for m in old.of("s", "error")[1:]] == ["session_finished"] * 2
+        assert [m["code"] for m in old.of("s", "error")[1:]] == ["session_moved"] * 2
         await new.chunk("s", 1, AUDIO)
         await worker.take("s")
         await worker.chunk("s", 0)
@@ -431,6 +382,7 @@ async def test_a_chunk_that_cannot_be_written_is_sent_again_after_a_resume(
         monkeypatch.setattr(broker, "append", append)
         await talk.send(chunk("s", 2, b"later"))
         await until(lambda: len(talk.of("s", "error")) == 2)
+        assert (talk.of("s", "error")[1]["code"], talk.of("s", "error")[1]["chunk_index"]) == ("session_detached", 2)
         assert (await resumed(talk))["next_chunk_index"] == 1
         await talk.chunk("s", 1, b"one")
         await talk.chunk("s", 2, b"two")

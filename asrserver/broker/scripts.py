@@ -15,13 +15,14 @@ redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1])
 return 1
 """
 
-# What a gateway hears when a session that it held is another's. `move` counts, so that it can tell old news.
+# What a gateway hears when a session that it held is another's: a client resumed it there, or it was `ended` there for
+# want of one. `move` counts, so that it can tell old news.
 _MOVE = """
-local function move(sid, from, to)
+local function move(sid, from, to, ended)
   redis.call('HSET', KEYS[1], 'gateway', to)
   local number = redis.call('HINCRBY', KEYS[1], 'moves', 1)
   if from ~= to then
-    local news = {type = 'moved', session_id = sid, move = number, ended = redis.call('HEXISTS', KEYS[1], 'end') == 1}
+    local news = {type = 'moved', session_id = sid, move = number, ended = ended}
     redis.call('PUBLISH', 'asr_results:' .. from, cjson.encode(news))
   end
 end
@@ -50,7 +51,7 @@ RESUME = (
     + """
 local fields = redis.call('HMGET', KEYS[1], 'gateway', 'owner')
 if not fields[1] or (fields[2] or '') ~= ARGV[4] then return nil end
-move(ARGV[1], fields[1], ARGV[2])
+move(ARGV[1], fields[1], ARGV[2], false)
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return redis.call('HGETALL', KEYS[1])
 """
@@ -99,7 +100,7 @@ if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
     end
   end
 end
-if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3]) end
+if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3], true) end
 redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
 return 1
 """

@@ -39,6 +39,9 @@ log = logging.getLogger("asrserver.websocket")
 #: Bytes that wait for a client that does not read; then the connection is cut.
 MAX_UNREAD = 1 << 20
 
+#: Longest session id that an error repeats, in characters: no valid one is longer.
+MAX_NAME = 128
+
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 100
 
@@ -120,6 +123,12 @@ def _where(session: Session, index: Any) -> dict[str, Any]:
     return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
 
+def _named(message: dict[str, Any]) -> dict[str, Any]:
+    """The session that a message is about, as its client named it; nothing where that is no id."""
+    sid = message.get("session_id")
+    return {"session_id": sid} if isinstance(sid, str) and 0 < len(sid) <= MAX_NAME else {}
+
+
 class WebSocket(JsonErrors, WebSocketHandler):
     """One connection and the sessions started on it."""
 
@@ -129,7 +138,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         super().initialize(gateway)
         self.connections = connections
         self.sessions: dict[str, Session] = {}
-        self.ended: deque[str] = deque(maxlen=MAX_ENDED)
+        self.ended: dict[str, tuple[str, str]] = {}  # what is said of each: code, message
         self.current: Session | None = None  # the last one started: binary frames are its chunks
         self.too_large = 0
         self.messages = 0
@@ -272,10 +281,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
             session.refuse(error.details.get("chunk_index"))
         self._told(error)
 
-    def _told(self, error: AsrError) -> None:
-        """Tell the client that something is refused."""
+    def _told(self, error: AsrError, named: dict[str, Any] | None = None) -> None:
+        """Tell the client that something is refused, and of which session, as it `named` it."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
-        self._send(error.event())
+        self._send({**(named or {}), **error.event()})
 
     def _session_of(self, error: AsrError) -> Session | None:
         """The session whose next chunk a refused message may have been."""
@@ -317,7 +326,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         try:
             session = await self.gateway.start(message, self.on_event, self.key_id, len(self.sessions))
         except AsrError as exc:
-            self._told(exc)
+            self._told(exc, _named(message))
             return
         self.sessions[session.id] = self.current = session
         ack: dict[str, Any] = {"type": "ack", "session_id": session.id, "status": "session_started"}
@@ -332,7 +341,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         try:
             session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
         except AsrError as exc:
-            self._told(exc)
+            self._told(exc, _named(message))
             return
         self.sessions[session.id] = self.current = session
         self._send(
@@ -374,9 +383,12 @@ class WebSocket(JsonErrors, WebSocketHandler):
             return self.current
         session = self.sessions.get(sid) if isinstance(sid, str) else None
         if session is None:
-            named = {"session_id": sid} if isinstance(sid, str) and sid else {}
+            named = _named(message)
+            if "chunk_index" in message and isinstance(message["chunk_index"], int):
+                named["chunk_index"] = message["chunk_index"]
             if sid in self.ended:
-                raise BadRequest("session_finished", "the session takes nothing more on this connection", **named)
+                code, text = self.ended[sid]
+                raise BadRequest(code, text, **named)
             raise BadRequest(
                 "no_session", "there is no such session on this connection: send start or resume first", **named
             )
@@ -419,17 +431,22 @@ class WebSocket(JsonErrors, WebSocketHandler):
                     "seq": event["seq"],
                 }
             )
-            self._forget(event["session_id"])
+            self._forget(event["session_id"], "session_finished", "the session is over")
         elif kind == "error":
             self._send({name: event[name] for name in ERROR_FIELDS if event.get(name) is not None})
             if event.get("lost"):
-                self._forget(event["session_id"])
+                detached = ("session_detached", "the session is not on this connection any more: resume it")
+                again = detached if event.get("resumable") else (event["code"], event["message"])
+                self._forget(event["session_id"], *again)
         elif kind == "ack":
             self._send(event)
 
-    def _forget(self, sid: str) -> None:
+    def _forget(self, sid: str, code: str, message: str) -> None:
+        """The session is over, or not here any more; `code` and `message` answer what still comes for it."""
         session = self.sessions.pop(sid, None)
-        self.ended.append(sid)
+        self.ended[sid] = (code, message)
+        if len(self.ended) > MAX_ENDED:
+            del self.ended[next(iter(self.ended))]
         if session is self.current:
             self.current = None
 
