@@ -44,7 +44,8 @@ class Vitals(ctypes.Structure):
 def _begin(settings: Settings, parent: int) -> None:
     die_with_parent(parent)
     faulthandler.enable()  # a hung child gets SIGABRT first: it leaves its stacks in the log
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the supervisor decides
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl+C goes to the whole group; the supervisor decides
+        signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_level, settings.log_format)
 
 

@@ -1,6 +1,7 @@
 """The supervisor: starts gateways and workers, watches them, restarts them, drains them, and outlives none of them.
 
     SIGTERM, SIGINT   drain: gateways first, then workers, then the embedded servers; a second one stops at once
+    SIGHUP            rolling restart: each gateway and worker is replaced, one at a time, by one that is ready
     SIGTTIN, SIGTTOU  one worker more, one fewer
 
 Exit status: 0 stopped as asked, 1 stopped by force, 3 could not start.
@@ -17,6 +18,7 @@ import random
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -61,6 +63,7 @@ class Slot:
     due: float = 0.0  # when it is to be started
     aborted: float = 0.0  # when it was sent SIGABRT
     retired: bool = False
+    gpu: str | None = None
 
     @property
     def running(self) -> bool:
@@ -86,13 +89,15 @@ class Supervisor:
         self._status = 0
         self._announced = False
         self._worker_was_ready = False
-        self._serial = 0
+        self._serial = {"gateway": 0, "worker": 0}
+        self._to_replace: deque[Slot] = deque()
+        self._replacing: tuple[Slot, Slot] | None = None  # the old one and the new one
         if listener is not None:
-            for number in range(settings.gateways):
-                self._slots.append(Slot("gateway", f"gateway-{number}", self._start_gateway))
+            for _ in range(settings.gateways):
+                self._add("gateway")
         if workers:
             for _ in range(worker_count(settings)):
-                self._add_worker()
+                self._add("worker")
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -105,6 +110,7 @@ class Supervisor:
                 self._reap()
                 self._look()
                 self._advance()
+                self._roll()
                 self._start_due()
         return self._status
 
@@ -126,8 +132,14 @@ class Supervisor:
             else:
                 log.warning("%s again: stopping at once", name)
                 self._kill_all()
+        elif number == signal.SIGHUP and self._stage == "running":
+            if self._replacing is None and not self._to_replace:
+                self._to_replace.extend(slot for slot in self._slots if not slot.retired)
+                log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
+            else:
+                log.warning("%s: a rolling restart is under way", name)
         elif number == signal.SIGTTIN and self._workers():
-            self._add_worker()
+            self._add("worker")
             log.info("%s: %d workers", name, len(self._workers()))
         elif number == signal.SIGTTOU and len(self._workers()) > 1:
             self._retire(self._workers()[-1])
@@ -159,28 +171,65 @@ class Supervisor:
             else:
                 self._stage = "stopped"
 
+    def _roll(self) -> None:
+        """Go on with a rolling restart: the old one is drained once the new one is ready, and then the next is due."""
+        if self._stage != "running":
+            return
+        if self._replacing is not None:
+            old, new = self._replacing
+            if new.running and not new.ready:
+                return
+            if old in self._slots:
+                if not old.retired:
+                    log.info("%s %s is ready and replaces %s", new.kind, new.name, old.name)
+                    self._retire(old)
+                    self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
+                elif time.monotonic() > self._deadline:
+                    log.error("%s %s did not stop in time: killed", old.kind, old.name)
+                    self._kill(old)
+                return
+            self._replacing = None
+            if not self._to_replace:
+                log.info("the rolling restart is done")
+        while self._to_replace:
+            old = self._to_replace.popleft()
+            if old in self._slots and not old.retired:
+                self._replacing = old, self._add(old.kind, old.gpu)
+                return
+
+    def _give_up_rolling(self, new: Slot, why: str) -> None:
+        self._slots.remove(new)
+        self._replacing = None
+        self._to_replace.clear()
+        log.error("the rolling restart is given up, the old processes go on: the new %s %s", new.kind, why)
+
     # -- children ------------------------------------------------------------------------------------------------
 
     def _workers(self) -> list[Slot]:
         return [slot for slot in self._slots if slot.kind == "worker" and not slot.retired]
 
-    def _add_worker(self) -> None:
-        gpu = self._gpus[self._serial % len(self._gpus)] if self._gpus else None
-        name = f"{self._base}-{self._serial}"
-        self._serial += 1
-        self._slots.append(Slot("worker", name, lambda slot: self._start_worker(slot, gpu)))
+    def _add(self, kind: str, gpu: str | None = None) -> Slot:
+        number = self._serial[kind]
+        self._serial[kind] += 1
+        if kind == "gateway":
+            slot = Slot(kind, f"gateway-{number}", self._start_gateway)
+        else:
+            gpu = gpu or (self._gpus[number % len(self._gpus)] if self._gpus else None)
+            slot = Slot(kind, f"{self._base}-{number}", self._start_worker, gpu=gpu)
+        self._slots.append(slot)
+        return slot
 
     def _start_gateway(self, slot: Slot) -> multiprocessing.process.BaseProcess:
         arguments = (self._settings, self._listener, slot.vitals, os.getpid())
         return _spawn.Process(target=child.gateway, args=arguments, name=slot.name)
 
-    def _start_worker(self, slot: Slot, gpu: str | None) -> multiprocessing.process.BaseProcess:
+    def _start_worker(self, slot: Slot) -> multiprocessing.process.BaseProcess:
         # Before numpy and ctranslate2 are imported: OpenBLAS and OpenMP start a thread a core in every process, which
         # makes two workers on two cores three times slower each.
         os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
-        if gpu is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+        if slot.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
         arguments = (self._settings, slot.name, slot.vitals, os.getpid())
         return _spawn.Process(target=child.worker, args=arguments, name=f"worker-{slot.name}")
 
@@ -212,6 +261,9 @@ class Supervisor:
             log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
             return
         error = slot.vitals.error.decode(errors="replace")
+        if self._replacing is not None and slot is self._replacing[1] and not slot.ready:
+            self._give_up_rolling(slot, f"could not start: {error or _explain(code)}")
+            return
         if code == EXIT_BOOT and not self._worker_was_ready:
             log.critical("%s", error)
             self._status = EXIT_BOOT
@@ -333,7 +385,7 @@ def _signals() -> Iterator[socket.socket]:
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     descriptor = signal.set_wakeup_fd(writer.fileno())
     try:
