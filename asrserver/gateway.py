@@ -347,19 +347,31 @@ class Gateway:
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
         events = await self.broker.read_events(sid)
         session = Session.resumed(sid, fields, events, last_seq, send)
-        self.sessions[sid] = session
-        if events:
-            self.backlog.restore(sid, events[-1]["total"], session.options.bytes_per_second)
+        if session.state != "over":
+            self.sessions[sid] = session
+            if events:
+                self.backlog.restore(sid, events[-1]["total"], session.options.bytes_per_second)
         self.recorder.mark(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
-        return session, events
+        return session, [event for event in events if event["seq"] > last_seq]
 
-    def replay(self, session: Session, events: list[Event]) -> None:
-        """Deliver what the client has not got yet."""
-        for event in events:
-            if session.deliver(event):
-                self._delivered(session, event)
-        if session.state != "over":  # what was published between the reading and now went by
+    async def replay(self, session: Session, events: list[Event], read: Callable[[], Awaitable[None]]) -> None:
+        """Deliver what the client has not got yet, no faster than it reads: `read` waits until it has."""
+        session.replaying = True
+        reached = None
+        try:
+            while events and reached != session.last_event:
+                reached = session.last_event
+                for event in events:
+                    if session.deliver(event):
+                        self._delivered(session, event)
+                    await read()
+                events = await self.broker.read_events(session.id, session.last_event)
+        except Unavailable as exc:
+            log.warning("session=%s the rest is replayed later: %s", session.id, exc)
+        finally:
+            session.replaying = False
+        if session.state != "over":  # what was published since the last reading went by
             self._in_background(self._read_missed(session))
 
     def _refuse_when_closing(self) -> None:
@@ -509,6 +521,8 @@ class Gateway:
                 self._lost(session, "ended" if event["ended"] else "moved")
         elif event["type"] == "progress":
             self.backlog.progressed(session.id, event["taken"], event["total"])
+        elif session.replaying:
+            pass  # it is read, after what is before it
         elif event["type"] == "partial":
             taken = session.guess(event)
         elif taken := session.deliver(event):
@@ -537,7 +551,8 @@ class Gateway:
             metrics.refused(event["code"])
 
     async def _read_missed(self, session: Session) -> None:
-        for event in await self.broker.read_events(session.id, session.last_event):
+        events = [] if session.replaying else await self.broker.read_events(session.id, session.last_event)
+        for event in events:
             if session.state != "over" and session.deliver(event):
                 self._delivered(session, event)
 

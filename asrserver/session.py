@@ -138,6 +138,7 @@ class Session:
         self.failed: AsrError | None = None
         self.opened = self.heard = time.monotonic()
         self.resumable = False  # the client said that it resumes: it need not be waited for
+        self.replaying = False  # the client gets what it has missed, and nothing else
         self.resume_by: float | None = None  # without a client: until when (time.time()) it may resume
         self.move = 0  # how often the session had changed its gateway when this one got it
         self.bytes_in = 0
@@ -181,6 +182,7 @@ class Session:
         session._seq = last_seq
         if taken:
             session.last_event = taken[-1]["id"]
+            session.state = "over" if taken[-1]["type"] == "final" else session.state
         answered = (event["chunk_index"] for event in taken if event.get("chunk_index") is not None)
         session._answered = max(answered, default=-1)
         return session

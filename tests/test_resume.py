@@ -9,9 +9,11 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.errors import Unavailable
+from asrserver.handlers import websocket
 from tests.conftest import Door, until
 from tests.pretend import Pretender
 from tests.talk import Message, Talk, chunk
+from tests.test_websocket import frame, raw
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -192,6 +194,33 @@ async def test_a_resume_that_cannot_be(doors: tuple[Door, Door], message: Messag
         await talk.chunk("other", 0, AUDIO)
         await resumed(talk)
         await talk.chunk("s", 0, AUDIO)
+
+
+async def test_a_replay_is_no_faster_than_its_reader(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
+    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 15)
+    monkeypatch.setattr(websocket, "REPLAYED", 1 << 12)
+    monkeypatch.setattr(websocket, "READING", 0.5)
+    one, two = doors
+    async with await Talk.open(one.url) as lost:
+        await lost.start("s")
+    await worker.take("s")
+    for _ in range(1000):
+        await worker.say("s", "error", code="x", message="y" * 300)
+    async with await Talk.open(two.url) as talk:
+        await talk.send(resume())
+        await asyncio.gather(*(worker.say("s", "error", code="x", message="y" * 300) for _ in range(100)))
+        await until(lambda: len(talk.of("s", "error")) == 1100)
+        assert [m["seq"] for m in talk.of("s", "error")] == list(range(1, 1101))
+        deaf = await raw(two.url)
+        await deaf.write(frame(resume()))
+        assert (await talk.find("s", "error", None))["seq"] == 1
+        await until(lambda: any(m.get("code") == "session_moved" for m in talk.messages))
+        await until(lambda: two.gateway.sessions["s"].resume_by)
+        await resumed(talk, last_seq=1100)
+        deaf.close()
 
 
 # -- who has it

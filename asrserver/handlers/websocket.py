@@ -18,6 +18,7 @@ import asyncio
 import binascii
 import contextlib
 import logging
+import socket
 from collections import deque
 from collections.abc import Awaitable, Coroutine
 from typing import Any
@@ -36,8 +37,15 @@ from asrserver.session import Session
 
 log = logging.getLogger("asrserver.websocket")
 
-#: Bytes that wait for a client that does not read; then the connection is cut.
-MAX_UNREAD = 1 << 20
+#: Bytes that wait for a client that does not read; then the connection is cut. As many wait in the kernel, which would
+#: let it be megabytes.
+MAX_UNREAD = 1 << 18
+
+#: Bytes of a replay that are written before the next wait until those are read.
+REPLAYED = 1 << 16
+
+#: Seconds that a client may take to read them.
+READING = 30.0
 
 #: Longest session id that an error repeats, in characters: no valid one is longer.
 MAX_NAME = 128
@@ -147,6 +155,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self._later_bytes = 0
         self._heard = 0.0  # when the last message came, by the loop's clock
         self._idle: asyncio.TimerHandle | None = None
+        self._written = 0  # bytes since they were last waited for
+        self._write: asyncio.Future[None] | None = None  # the last one
 
     async def get(self, *args: str, **kwargs: str) -> None:
         """The whole life of the connection, and its place among those that are let in."""
@@ -178,7 +188,9 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
-        self._stream().max_write_buffer_size = MAX_UNREAD
+        stream = self._stream()
+        stream.max_write_buffer_size = MAX_UNREAD
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # of which Linux makes twice
         self.connections.add(self)
         self.gateway.connections += 1
         metrics.connections_opened.inc()
@@ -353,9 +365,18 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 "next_chunk_index": session.next_index,
             }
         )
-        self.gateway.replay(session, missed)
+        await self.gateway.replay(session, missed, self._read)
         if self.ws_connection is None:
             self.gateway.abandon(session)
+
+    async def _read(self) -> None:
+        """Wait until the client has read what it was sent, if that is much."""
+        if self._written < REPLAYED or self._write is None:
+            return
+        self._written = 0
+        done, _ = await asyncio.wait([self._write], timeout=READING)
+        if not done:
+            self._cut()
 
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
         session = self._session(message)
@@ -386,7 +407,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             named = _named(message)
             if "chunk_index" in message and isinstance(message["chunk_index"], int):
                 named["chunk_index"] = message["chunk_index"]
-            if sid in self.ended:
+            if isinstance(sid, str) and sid in self.ended:
                 code, text = self.ended[sid]
                 raise BadRequest(code, text, **named)
             raise BadRequest(
@@ -452,13 +473,19 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def _send(self, message: dict[str, Any]) -> None:
         """Queue a message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
+        data = orjson.dumps(message)
         try:
-            future = self.write_message(orjson.dumps(message))
+            future = self.write_message(data)
         except WebSocketClosedError:
             return
         except StreamBufferFullError:
-            log.warning("connection from %s does not read: cut", self.request.remote_ip)
-            self._stream().close()
+            self._cut()
             return
+        self._write = future
+        self._written += len(data)
         # Nobody awaits it, and Tornado would log every write that a disconnect cut short.
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _cut(self) -> None:
+        log.warning("connection from %s does not read: cut", self.request.remote_ip)
+        self._stream().close()
