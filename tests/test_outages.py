@@ -143,7 +143,7 @@ async def test_a_gateway_is_killed_and_its_sessions_go_on_elsewhere(
 
 async def roll(start: Start, database_url: str, utterances: list[Utterance], sessions: int) -> None:
     """SIGHUP under so many live sessions, some of utterances, some of pieces: all of them right."""
-    options = ("--gateways", "2", "--workers", "2", "--drain-timeout", "5")
+    options = ("--gateways", "2", "--workers", "2", "--drain-timeout", "2")
     system = start("run", *options).wait_ready()
     old = [*system.children("gateway"), *system.children("worker")]
     rolled = asyncio.Event()
@@ -154,7 +154,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
 
     async def pause() -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(rolled.wait(), dice.uniform(0.5, 1.5))
+            await asyncio.wait_for(rolled.wait(), dice.uniform(1.5, 3.0))
 
     async def speak(session: ClientSession) -> None:
         spoken = said[session.id]
@@ -251,7 +251,9 @@ BESIDES = 64 << 20
 @pytest.mark.gen_test(timeout=150)
 async def test_clients_that_never_read(start: Start, database_url: str, utterances: list[Utterance]) -> None:
     """Two hundred: each costs a bounded buffer and then its connection; their sessions end, and others go on."""
-    system = start("run", "--workers", "1", "--resume-timeout", "1").wait_ready()
+    # Pings would find them out too: not here.
+    options = ("--workers", "1", "--resume-timeout", "1", "--ping-interval", "600")
+    system = start("run", *options).wait_ready()
     (process,) = system.children("gateway")
     before = peak = process.memory_info().rss
     loop = asyncio.get_running_loop()
