@@ -151,7 +151,8 @@ _server_option = click.option(
     show_envvar=True,
     default="ws://127.0.0.1:8080",
     show_default=True,
-    help="The server: ws://HOST:PORT or http://HOST:PORT, wss and https likewise.",
+    help="The server: ws://HOST:PORT or http://HOST:PORT, wss and https likewise. Of several, comma-separated, "
+    "transcribe takes the next one when it loses the connection.",
 )
 
 
@@ -220,7 +221,7 @@ def transcribe(
     ok = asyncio.run(
         transcribe_files(
             paths,
-            _url(server, "ws", "/ws/asr"),
+            [_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
             options,
             key=key,
             realtime=realtime,
@@ -239,7 +240,7 @@ def status(server: str, key: str, as_json: bool) -> None:
     """Show gateways, workers, queue and health of a server; the exit status is 1 if something does not work."""
     from asrserver.status import show_status
 
-    sys.exit(0 if show_status(_url(server, "http", "/api/v1/health"), key, as_json) else 1)
+    sys.exit(0 if show_status(_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
 
 
 # -- keys ------------------------------------------------------------------------------------------------------------

@@ -56,13 +56,20 @@ def seconds(path: Path) -> float:
 
 
 async def transcribe_files(
-    files: list[Path], url: str, options: dict[str, Any], *, key: str, realtime: bool, as_json: bool, progress: bool
+    files: list[Path],
+    urls: list[str],
+    options: dict[str, Any],
+    *,
+    key: str,
+    realtime: bool,
+    as_json: bool,
+    progress: bool,
 ) -> bool:
     """Transcribe the files one after another and print the results; False if one failed."""
     try:
-        client = await Client.connect(url, key=key)
+        client = await Client.connect(urls, key=key)
     except (OSError, HTTPClientError, TimeoutError) as exc:
-        raise click.ClickException(f"cannot connect to {url}: {exc}") from None
+        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
     ok = True
     async with client:
         for path in files:

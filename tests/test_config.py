@@ -160,6 +160,19 @@ def test_the_readme_has_the_table() -> None:
     assert rest.partition("<!-- /settings -->")[0].strip() == documentation().strip()
 
 
+def test_the_units_name_commands_and_settings_that_there_are() -> None:
+    """Those of systemd, with what they need for a reload and a drain."""
+    units = list((README.parent / "conf").glob("*.service"))
+    assert len(units) == 3
+    for unit in units:
+        text = unit.read_text()
+        command, *arguments = re.findall(r"^ExecStart=\S+/asrserver (.*)$", text, re.M)[0].split()
+        flags = {row.flag for row in rows() if row.group in COMMANDS[command]} | {"--config"}
+        assert {argument for argument in arguments if argument.startswith("-")} <= flags
+        assert "ExecReload=/bin/kill -HUP $MAINPID" in text
+        assert "KillMode=mixed" in text
+
+
 def test_the_names_of_the_ancestor_stay() -> None:
     assert {"PORT", "REDIS_ADDR", "DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME"} <= {
         row.env for row in rows()
