@@ -179,7 +179,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
     streams = {sid: asyncio.ensure_future(stream(sid)) for sid in said}
     await until(lambda: len(re.findall(r"session=\S+ open", system.output())) == sessions, 60)
     system.process.send_signal(signal.SIGHUP)
-    await until(lambda: "the rolling restart is done" in system.output(), 150, "every process is replaced")
+    await until(lambda: "the rolling restart is done" in system.output(), 250, "every process is replaced")
     rolled.set()
     results = dict(zip(streams, await asyncio.gather(*streams.values()), strict=True))
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in old)
@@ -203,14 +203,16 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
     assert " died: " not in system.output()
 
 
-@pytest.mark.gen_test(timeout=175)
+@pytest.mark.timeout(300)
+@pytest.mark.gen_test(timeout=290)
 async def test_rolling_restart_under_load(start: Start, database_url: str, utterances: list[Utterance]) -> None:
     """Two gateways and two workers are replaced under twenty sessions: every one right, none lost."""
     await roll(start, database_url, utterances, 20)
 
 
 @pytest.mark.slow
-@pytest.mark.gen_test(timeout=600)
+@pytest.mark.timeout(600)
+@pytest.mark.gen_test(timeout=590)
 async def test_rolling_restart_under_fifty_streams(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:

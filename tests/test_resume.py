@@ -218,7 +218,7 @@ async def test_a_replay_is_no_faster_than_its_reader(
         await deaf.write(frame(resume()))
         assert (await talk.find("s", "error", None))["seq"] == 1
         await until(lambda: any(m.get("code") == "session_moved" for m in talk.messages))
-        await until(lambda: two.gateway.sessions["s"].resume_by)
+        await until(lambda: (it := two.gateway.sessions.get("s")) is not None and it.resume_by)
         await resumed(talk, last_seq=1100)
         deaf.close()
 
