@@ -39,6 +39,7 @@ bench: .venv/test ## ratios against the bare libraries
 	$(BIN)/python tools/bench_worker.py
 	$(BIN)/python tools/bench_vad.py
 	$(BIN)/python tools/bench_rest.py
+	$(BIN)/python tools/bench_limits.py
 
 promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the metrics and of the alert rules
 	promtool check rules conf/prometheus-rules.yml

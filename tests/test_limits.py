@@ -33,6 +33,7 @@ from asrserver.limits import Limits, Pace
 from tests.conftest import System, Utterance, until
 from tests.pretend import Pretender
 from tests.talk import Message, Talk, chunk, look, stored
+from tools import hostile
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -677,3 +678,41 @@ async def test_a_quota_of_a_real_system(
         final = await client.finish("s")
         assert final["chunk_count"] == index - 1
         assert final["text"] == " ".join([utterances[0].text] * (index - 1))
+
+
+#: Bytes by which a gateway may grow while one of its limits is hammered at, many thousand times in all.
+GROWTH = 32 * 2**20
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_others_do_not_feel_it(start: Callable[..., System], tmp_path: Path, utterances: list[Utterance]) -> None:
+    """Each limit of a real system, reached often while somebody speaks: every chunk is acknowledged in order, the text
+    is right, and the gateway does not grow."""
+    options, keys = hostile.flags(tmp_path)
+    system = start("run", "--workers", "1", *options)
+    await asyncio.get_running_loop().run_in_executor(None, system.wait_ready)
+    [gateway] = system.children("gateway")
+    speech = b"".join(utterance.pcm for utterance in utterances)[: 24 * 32000]
+    for attack, said in zip(hostile.ATTACKS, utterances, strict=False):
+        target = hostile.Target(system.port, keys, speech)
+        peer, sid = await target.bystander()
+        before = gateway.memory_info().rss
+        attacking = asyncio.ensure_future(attack.run(target))
+        pieces = [said.pcm[at : at + 3200] for at in range(0, len(said.pcm), 3200)]
+        index = 0
+        try:
+            while index < len(pieces) or target.tally[attack.code] < attack.often:
+                await peer.send(chunk(sid, index, pieces[index] if index < len(pieces) else bytes(320)))
+                ack = await peer.answer(sid, "ack", "error")
+                assert ack.get("chunk_index") == index, (attack.limit, ack)
+                assert gateway.memory_info().rss - before < GROWTH, attack.limit
+                assert not attacking.done(), (attack.limit, attacking)
+                await asyncio.sleep(0.02)
+                index += 1
+        finally:
+            attacking.cancel()
+            await asyncio.gather(attacking, return_exceptions=True)
+        await peer.finish(sid)
+        final = await peer.answer(sid, "final_result")
+        assert (final["text"], final["chunk_count"]) == (said.text, index), attack.limit
+        await peer.close()
