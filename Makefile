@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo run test soak lint browser format bench promtool clean
+.PHONY: demo run test soak lint browser format bench promtool model model-eval clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -44,6 +44,26 @@ bench: .venv/test ## ratios against the bare libraries
 promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the metrics and of the alert rules
 	promtool check rules conf/prometheus-rules.yml
 	$(BIN)/python -c 'from asrserver import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
+
+# The bilingual model. Needs espeak-ng, flite, festival and festvox-us-slt-hts (Debian packages), and torch.
+MODEL ?= build/model
+MINUTES ?= 100
+
+model: .venv/model $(MODEL)/corpus ## train it from nothing: about two hours on two cores
+	$(BIN)/python tools/model/train.py --corpus $(MODEL) --out $(MODEL)/bilingual.pt --minutes $(MINUTES)
+	$(BIN)/python tools/model/convert.py --checkpoint $(MODEL)/bilingual.pt
+
+model-eval: .venv/model ## measure it against its targets
+	test -e $(MODEL)/evaluation-festival-en.npz || $(BIN)/python tools/model/generate.py --out $(MODEL) --share 0
+	$(BIN)/python tools/model/evaluate.py --corpus $(MODEL) --wrong $(MODEL)/wrong.txt --write
+
+$(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/grammar.json
+	$(BIN)/python tools/model/generate.py --out $(MODEL)
+	@touch $@
+
+.venv/model: setup.cfg setup.py | .venv/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,model]'
+	@touch .venv/installed $@
 
 .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Synthesise the bilingual model's corpora: training features, and the evaluation's recordings. Seeded, in shards.
+
+    python tools/model/generate.py --out build/model
+
+The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (docs/model.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+from pathlib import Path
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy: a thread a core in every process costs a factor of three
+
+import grammar
+import numpy as np
+import voices
+from mel import log_power
+
+SEED = 20261124
+
+#: Sentences a shard, and shards of each language for training, of the grammar's sentences and of scrambled ones.
+SHARD = 500
+SHARDS = {"en": 56, "zh": 36}
+SCRAMBLED = {"en": 28, "zh": 18}
+
+#: Sentences of each evaluation set.
+EVALUATION = 400
+UNHEARD = 200
+FESTIVAL = 60
+
+
+def train_shard(task: tuple[Path, str, str, int]) -> float:
+    """Features of one training shard: log10 power, [frames, mels] float16, and what is said when. Returns seconds."""
+    out, kind, language, number = task
+    rng = random.Random(f"{SEED} {kind} {language} {number}")
+    draw = grammar.sentence if kind == "train" else grammar.scrambled
+    pieces, records = [], []
+    for _ in range(SHARD):
+        text = grammar.draw(language, rng, evaluation=False, by=draw)
+        speech = voices.speak(text, language, rng)
+        features = log_power(speech.samples.astype(np.float32) / 32768).astype(np.float16)
+        pieces.append(features)
+        words = [(word, round(start, 3), round(end, 3)) for word, start, end in speech.words]
+        records.append({"language": language, "words": words, "frames": len(features)})
+    np.savez(out / f"{kind}-{language}-{number:03}.npz", features=np.concatenate(pieces), records=json.dumps(records))
+    return sum(record["frames"] for record in records) / 100
+
+
+def evaluation_set(task: tuple[Path, str, str]) -> float:
+    """Recordings of one evaluation set, as they are spoken. Returns seconds."""
+    out, name, language = task
+    rng = random.Random(f"{SEED} evaluation {name} {language}")
+    texts = [grammar.draw(language, rng, evaluation=True) for _ in range(EVALUATION if name == "heard" else UNHEARD)]
+    if name == "fixed":
+        texts = grammar.fixed(language) * 10
+    if name == "festival":
+        spoken = voices.festival(texts[:FESTIVAL])
+    else:
+        spoken = [voices.speak(text, language, rng, unheard=name == "unheard") for text in texts]
+    records = [
+        {"language": language, "voice": speech.voice, "words": speech.words, "samples": len(speech.samples)}
+        for speech in spoken
+    ]
+    samples = np.concatenate([speech.samples for speech in spoken])
+    np.savez(out / f"evaluation-{name}-{language}.npz", samples=samples, records=json.dumps(records))
+    return len(samples) / voices.RATE
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/model"), help="folder of the corpora")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that synthesise")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the training shards to make")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    names = ("heard", "unheard", "fixed")
+    sets = [(options.out, name, language) for name in names for language in grammar.LANGUAGES]
+    sets.append((options.out, "festival", "en"))
+    shards = [
+        (options.out, kind, language, number)
+        for kind, shards in (("train", SHARDS), ("scrambled", SCRAMBLED))
+        for language in grammar.LANGUAGES
+        for number in range(round(shards[language] * options.share))
+    ]
+    # Spawned, so that each process has its own synthesisers from the start.
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=8) as pool:
+        evaluated = sum(pool.imap_unordered(evaluation_set, sets))
+        trained = sum(pool.imap_unordered(train_shard, shards))
+    print(f"training: {trained / 3600:.1f} h, evaluation: {evaluated / 3600:.2f} h of speech in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

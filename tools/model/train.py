@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+"""Train the bilingual model on a generated corpus.
+
+    python tools/model/train.py --corpus build/model --out build/model/bilingual.pt
+
+Three losses: the next token; CTC on the encoder's output, without which attention does not lock on for thousands of
+steps; and, since synthesis tells when each word is spoken, the attention's weight on those frames, which makes it lock
+on within hundreds and gives word times that can be trusted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+from corpus import Corpus, Row
+from mel import MELS
+from network import Shape, Whisper
+from torch import Tensor
+from torch.nn import functional as F
+from vocabulary import Vocabulary, build
+
+SEED = 7
+CTC_WEIGHT = 0.3
+ATTENTION_WEIGHT = 0.3
+LANGUAGE_WEIGHT = 0.2
+
+#: Encoder steps around a word on which attention may lie: 60 ms.
+SLACK = 3
+
+#: Share of decoder inputs replaced by a random token, so that one error does not bring the next.
+CONFUSION = 0.03
+
+#: Steps to the highest rate, and the share of the time that has short rows alone.
+WARM_UP = 300
+FIRST = 0.3
+
+#: Of the running mean of the weights, which is what is kept.
+DECAY = 0.999
+
+
+class Batch:
+    """Rows as tensors."""
+
+    def __init__(self, rows: list[Row], vocabulary: Vocabulary, rng: np.random.Generator) -> None:
+        length = max(len(row.inputs) for row in rows)
+        count = len(rows)
+        self.features = torch.from_numpy(np.stack([row.features for row in rows]))
+        inputs = np.full((count, length), vocabulary.eot)
+        targets = np.full((count, length), -1)
+        spans = np.full((count, length, 2), -1.0, np.float32)
+        for n, row in enumerate(rows):
+            inputs[n, : len(row.inputs)] = row.inputs
+            targets[n, : len(row.targets)] = row.targets
+            spans[n, : len(row.spans)] = row.spans
+        confused = (rng.random(inputs.shape) < CONFUSION) & (inputs < vocabulary.eot)
+        inputs[confused] = rng.integers(256, vocabulary.eot, int(confused.sum()))
+        self.inputs, self.targets = torch.from_numpy(inputs), torch.from_numpy(targets)
+        self.spans = torch.from_numpy(spans)
+        letters = {token: letter for letter, token in enumerate(vocabulary.alphabet)}
+        self.texts = torch.tensor([letters[token] for row in rows for token in row.text], dtype=torch.long)
+        self.lengths = torch.tensor([len(row.text) for row in rows])
+        heard = [(n, row.hears, row.language) for n, row in enumerate(rows) if row.hears >= 0]
+        self.heard = torch.tensor(heard, dtype=torch.long).reshape(-1, 3)
+
+
+def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    logits, ctc, weights = model(batch.features, batch.inputs)
+    token = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1)
+    steps = torch.full((len(ctc),), ctc.shape[1])
+    spoken = F.ctc_loss(
+        ctc.log_softmax(-1).transpose(0, 1), batch.texts, steps, batch.lengths,
+        blank=len(vocabulary.alphabet), reduction="sum", zero_infinity=True,
+    ) / max(len(batch.texts), 1)  # fmt: skip
+    time = torch.arange(ctc.shape[1])
+    start, end = batch.spans[..., :1], batch.spans[..., 1:]
+    within = (time >= start - SLACK) & (time <= end + SLACK) & (start >= 0)
+    mass = (weights.mean(1) * within).sum(-1)[batch.spans[..., 0] >= 0]
+    attention = -mass.clamp_min(1e-4).log().mean() if len(mass) else token.new_zeros(())
+    languages = list(vocabulary.languages.values())
+    language = token.new_zeros(())
+    if len(batch.heard):
+        rows, places, spoken_in = batch.heard.T
+        language = F.cross_entropy(logits[rows, places][:, languages], spoken_in - languages[0])
+    return {"token": token, "ctc": spoken, "attention": attention, "language": language}
+
+
+def ahead(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Batch]:
+    """Batches made in a thread beside the training."""
+    made: queue.Queue[Batch] = queue.Queue(4)
+    rng = np.random.default_rng(SEED)
+
+    def make() -> None:
+        for rows in corpus.batches():
+            made.put(Batch(rows, vocabulary, rng))
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        yield made.get()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=Path("build/model"))
+    parser.add_argument("--out", type=Path, default=Path("build/model/bilingual.pt"))
+    parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
+    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
+    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
+    for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Shape, name))
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.manual_seed(SEED)
+    vocabulary = Vocabulary(build())
+    size = {name: getattr(options, name) for name in ("width", "heads", "encoder_layers", "decoder_layers")}
+    inner = {name: getattr(options, name) for name in ("encoder_inner", "decoder_inner")}
+    model = Whisper(Shape(MELS, vocabulary.size, len(vocabulary.alphabet), **size, **inner))
+    averaged = deepcopy(model)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    step, before = 0, 0.0
+    if options.resume:
+        state = torch.load(options.resume, weights_only=True)
+        model.load_state_dict(state["raw"])
+        averaged.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, before = state["step"], state["minutes"]
+    corpus = Corpus(options.corpus, vocabulary, SEED + step)
+    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary.size} tokens", flush=True)
+    began = reported = time.monotonic()
+    sums: dict[str, float] = {}
+    for batch in ahead(corpus, vocabulary):
+        minutes = before + (time.monotonic() - began) / 60
+        done = minutes / options.minutes
+        corpus.first = done < FIRST
+        if done >= 1:
+            break
+        rate = options.rate * min((step + 1) / WARM_UP, 1) * (0.5 * (1 + math.cos(math.pi * done)) * 0.99 + 0.01)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        parts = losses(model, batch, vocabulary)
+        loss = (
+            parts["token"]
+            + CTC_WEIGHT * parts["ctc"]
+            + ATTENTION_WEIGHT * parts["attention"]
+            + LANGUAGE_WEIGHT * parts["language"]
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        decay = min(DECAY, step / (step + 20))
+        with torch.no_grad():
+            for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        step += 1
+        for name, part in parts.items():
+            sums[name] = sums.get(name, 0.0) + float(part.detach())
+        if step % 100 == 0:
+            now = time.monotonic()
+            means = " ".join(f"{name} {total / 100:.3f}" for name, total in sums.items())
+            print(f"{step} {minutes:.1f} min {(now - reported) * 10:.0f} ms/step {means}", flush=True)
+            reported, sums = now, {}
+        if step % 500 == 0:
+            save(options.out, model, averaged, optimiser, step, minutes)
+    save(options.out, model, averaged, optimiser, step, minutes)
+
+
+def save(
+    path: Path, model: Whisper, averaged: Whisper, optimiser: torch.optim.Optimizer, step: int, minutes: float
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        "shape": asdict(model.shape), "step": step, "minutes": minutes,
+        "model": averaged.state_dict(), "raw": model.state_dict(), "optimiser": optimiser.state_dict(),
+    }  # fmt: skip
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+if __name__ == "__main__":
+    main()
