@@ -346,17 +346,27 @@ class Utterance:
         return buffer.getvalue()
 
 
-@pytest.fixture(scope="session")
-def all_utterances() -> list[Utterance]:
-    """The hundred recordings, with what is said in them."""
+def recorded(folder: str) -> list[Utterance]:
+    """The recordings of a folder of tests/data, with what is said in them."""
     from asrserver.inference import audio
 
-    folder = DATA / "utterances"
     found = []
-    for name, text in json.loads((folder / "transcripts.json").read_text()).items():
-        samples = audio.decode((folder / name).read_bytes(), "ogg", 60)
+    for name, text in json.loads((DATA / folder / "transcripts.json").read_text()).items():
+        samples = audio.decode((DATA / folder / name).read_bytes(), "ogg", 60)
         found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
     return found
+
+
+@pytest.fixture(scope="session")
+def all_utterances() -> list[Utterance]:
+    """A hundred recordings in English."""
+    return recorded("utterances")
+
+
+@pytest.fixture(scope="session")
+def mandarin() -> list[Utterance]:
+    """Twenty in Mandarin."""
+    return recorded("mandarin")
 
 
 @pytest.fixture(scope="session")

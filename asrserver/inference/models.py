@@ -49,6 +49,9 @@ PHRASE = 8
 #: Temperatures tried, in order, for a window that fails even at its full length.
 TEMPERATURES = (0.4, 0.8)
 
+#: The models in the package.
+PACKAGED = ("demo", "bilingual")
+
 #: The start token of OpenAI's English-only models; in the multilingual ones it is the next.
 ENGLISH_ONLY = 50257
 
@@ -106,8 +109,8 @@ def length_limit(prompt: int, seconds: float) -> int:
 
 def find(model: str) -> str:
     """The directory of a model by its name; raises ModelError. Downloads what only the hub has."""
-    if model == "demo":
-        return str(files("asrserver").joinpath("data", "demo-model"))
+    if model in PACKAGED:
+        return str(files("asrserver").joinpath("data", f"{model}-model"))
     if Path(model).is_dir():
         return model
     try:
