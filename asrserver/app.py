@@ -158,6 +158,6 @@ async def serve(
     await gateway.drain(settings.drain_timeout)
     await application.shut()
     await server.close_all_connections()
-    await gateway.hand_over(settings.drain_timeout)
+    await gateway.sessions.hand_over(settings.drain_timeout)
     await gateway.close()
     log.info("gateway %s stopped", gateway.name)

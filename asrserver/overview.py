@@ -82,19 +82,19 @@ async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
 
 async def queue_status(gateway: Gateway) -> dict[str, Any]:
     """What waits, how long, and who works; raises Unavailable."""
-    broker = gateway.broker
+    broker, backlog = gateway.broker, gateway.sessions.backlog
     workers, gateways, queue, waiting = await _soon(
         broker.heartbeats("worker"), broker.heartbeats("gateway"), broker.queue(), broker.oldest_waiting()
     )
     others = [state for state in gateways if state["name"] != gateway.name]
-    oldest = [gateway.backlog.oldest, waiting, *(state.get("oldest_waiting", 0.0) for state in others)]
+    oldest = [backlog.oldest, waiting, *(state.get("oldest_waiting", 0.0) for state in others)]
     return {
         "queued": queue["waiting"],
         "processing": queue["processing"],
         "failed": queue["dead"],
         "workers": len(workers),
         "workers_busy": sum(bool(state.get("backlog") or state.get("queue")) for state in workers),
-        "backlog_seconds": round(gateway.backlog.seconds + sum(state.get("backlog", 0.0) for state in others), 1),
+        "backlog_seconds": round(backlog.seconds + sum(state.get("backlog", 0.0) for state in others), 1),
         "oldest_waiting_seconds": round(max(oldest), 3),
         "real_time_factor": _real_time_factor(workers),
         "sessions": len(gateway.sessions) + sum(state.get("sessions", 0) for state in others),

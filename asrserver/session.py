@@ -114,6 +114,25 @@ def valid_id(value: Any, name: str) -> str:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a `start` message asks for. `sid` is empty where the client leaves the id to the server."""
+
+    sid: str
+    user_id: str
+    options: Options
+    resumable: bool  # the client says that it resumes
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Start:
+        """Raises BadRequest naming the field."""
+        sid, user_id = (
+            "" if message.get(name) in (None, "") else valid_id(message[name], name)
+            for name in ("session_id", "user_id")
+        )
+        return cls(sid, user_id, Options.parse(message), message.get("resume") is True)
+
+
 class Session:
     """One session on the gateway that holds its client.
 

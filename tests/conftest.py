@@ -159,13 +159,17 @@ def gateway_settings(redis_url: str, database_url: str) -> Settings:
     return Settings(redis_url=redis_url, database_url=database_url, max_message=1 << 20)
 
 
+def _hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
+        monkeypatch.setattr(f"asrserver.{name}", seconds)
+
+
 @pytest.fixture
 def gateway(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gateway]:
     """One that is open, and in less of a hurry to be patient than a real one."""
-    monkeypatch.setattr("asrserver.gateway.REPAIR_EVERY", 0.3)
-    monkeypatch.setattr("asrserver.gateway.SWEEP_EVERY", 0.3)
+    _hurry(monkeypatch, 0.3)
 
     async def opened() -> Gateway:
         made = Gateway(gateway_settings)
@@ -199,8 +203,7 @@ def doors(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Door, Door]]:
     """Two gateways that look often."""
-    for name in ("REPAIR_EVERY", "SWEEP_EVERY"):
-        monkeypatch.setattr(f"asrserver.gateway.{name}", 0.2)
+    _hurry(monkeypatch, 0.2)
     servers = []
 
     async def opened() -> Door:

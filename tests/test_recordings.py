@@ -223,10 +223,10 @@ async def whole(gateway: Gateway, worker: Pretender, sid: str, chunks: list[byte
     """A session from start to its recording."""
     opened = await session(gateway, sid, **message)
     for index, data in enumerate(chunks):
-        gateway.append(opened, index, data, True)
-    gateway.finish(opened)
+        gateway.sessions.append(opened, index, data, True)
+    gateway.sessions.finish(opened)
     await end(worker, sid, len(chunks))
-    await until(lambda: sid not in gateway.sessions and not gateway._keeping)
+    await until(lambda: sid not in gateway.sessions and not gateway.sessions.keeping)
 
 
 async def end(worker: Pretender, sid: str, count: int) -> None:
@@ -294,15 +294,15 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
     opened = await session(gateway, "s", resume=True)
     for index in (0, 1, 1, 2):
         accepted, fresh = opened.accept(index)
-        gateway.append(opened, accepted, pieces[index], fresh)
+        gateway.sessions.append(opened, accepted, pieces[index], fresh)
     await until(lambda: opened.chunk_count == 3)
     resumed, _ = await other.resume({"session_id": "s"}, lambda event: None)
     for index in (2, 3, 4):
         accepted, fresh = resumed.accept(index)
-        other.append(resumed, accepted, pieces[index], fresh)
-    other.finish(resumed)
+        other.sessions.append(resumed, accepted, pieces[index], fresh)
+    other.sessions.finish(resumed)
     await end(worker, "s", 5)
-    await until(lambda: "s" not in other.sessions and not other._keeping)
+    await until(lambda: "s" not in other.sessions and not other.sessions.keeping)
     path = await path_of(other, "s")
     assert path is not None
     assert pcm_of((tmp_path / path).read_bytes())[2] == b"".join(pieces)
@@ -324,7 +324,7 @@ async def test_what_a_dead_gateway_left_is_put_together(
     part(tmp_path, "dead", {}, sid="empty")
     (tmp_path / "incoming" / "x.part").write_bytes(b"\xff{")
     opened = await session(gateway, "open")
-    gateway.append(opened, 0, tone(1), True)
+    gateway.sessions.append(opened, 0, tone(1), True)
     await until(lambda: opened.chunk_count == 1 and gateway.recordings._files)
     await gateway._tidy()
     assert await path_of(gateway, "s") is None  # too young
@@ -372,13 +372,13 @@ async def test_a_session_deleted_while_it_is_open_leaves_no_recording(
     gateway: Gateway, worker: Pretender, tmp_path: Path
 ) -> None:
     opened = await session(gateway)
-    gateway.append(opened, 0, tone(1), True)
+    gateway.sessions.append(opened, 0, tone(1), True)
     await until(lambda: gateway.recordings._files)
     assert await gateway.delete("s")
-    gateway.append(opened, 1, tone(1), True)
-    gateway.finish(opened)
+    gateway.sessions.append(opened, 1, tone(1), True)
+    gateway.sessions.finish(opened)
     await end(worker, "s", 2)
-    await until(lambda: not gateway.sessions and not gateway._keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     assert files(tmp_path) == [".lock"]
     assert gateway.recordings._lost == set()
 
@@ -396,13 +396,13 @@ async def test_a_full_disk_costs_the_recording_and_nothing_else(
 
     monkeypatch.setattr(recordings.os, "write", limited)
     opened = await session(gateway)
-    gateway.append(opened, 0, tone(1), True)
+    gateway.sessions.append(opened, 0, tone(1), True)
     await until(lambda: list((tmp_path / "incoming").glob("*.part")))
     full.set()
-    gateway.append(opened, 1, tone(1), True)
-    gateway.finish(opened)
+    gateway.sessions.append(opened, 1, tone(1), True)
+    gateway.sessions.finish(opened)
     await end(worker, "s", 2)
-    await until(lambda: not gateway.sessions and not gateway._keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     found = await gateway.storage.session("s")
     assert found is not None
     assert (found["status"], found["audio_path"]) == ("done", None)
@@ -435,15 +435,15 @@ async def test_a_slow_disk_costs_recordings_and_no_memory(
     opened = await session(gateway)
     began = time.monotonic()
     for index in range(20):
-        gateway.append(opened, index, tone(1), True)
+        gateway.sessions.append(opened, index, tone(1), True)
     await until(lambda: opened.chunk_count == 20)
     assert gateway.recordings._waiting <= 100_000
     assert "s" in gateway.recordings._lost
     assert time.monotonic() - began < 15  # nothing waited for the disk
-    gateway.finish(opened)
+    gateway.sessions.finish(opened)
     await end(worker, "s", 20)
     stuck()
-    await until(lambda: not gateway.sessions and not gateway._keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     assert gateway.recordings._waiting == 0
     assert await path_of(gateway, "s") is None
     assert await gateway.recordings.find("s") is None

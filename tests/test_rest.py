@@ -61,8 +61,8 @@ async def session(gateway: Gateway, sid: str = "s", **message: Any) -> tuple[Ses
 async def whole_session(gateway: Gateway, worker: Pretender, sid: str, text: str = "hello world") -> None:
     """A session of one chunk, from start to stored."""
     opened, got = await session(gateway, sid, user_id="somebody")
-    gateway.append(opened, 0, b"audio", True)
-    gateway.finish(opened)
+    gateway.sessions.append(opened, 0, b"audio", True)
+    gateway.sessions.finish(opened)
     await worker.take(sid)
     segment = {
         "number": 0,
@@ -258,8 +258,8 @@ async def test_a_session_that_another_gateway_has_open_can_be_deleted(
     opened, _ = await session(other, "s")
     assert (await api.call("/session/s", "DELETE"))[0] == 200
     other.storage._closed = False
-    other.append(opened, 0, b"audio", True)
-    other.finish(opened)
+    other.sessions.append(opened, 0, b"audio", True)
+    other.sessions.finish(opened)
     await worker.take("s")
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
@@ -291,9 +291,9 @@ async def test_a_session_deleted_while_it_is_open_never_comes_back(
 ) -> None:
     """Its client still gets its results; of what is written later, nothing is kept."""
     opened, got = await session(gateway)
-    gateway.append(opened, 0, b"audio", True)
+    gateway.sessions.append(opened, 0, b"audio", True)
     assert (await api.call("/session/s", "DELETE"))[0] == 200
-    gateway.finish(opened)
+    gateway.sessions.finish(opened)
     await worker.take("s")
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
@@ -411,7 +411,7 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: Pretender) -> No
     assert body["backlog_seconds"] == body["oldest_waiting_seconds"] == 0.0
     for sid in ("a", "b"):
         opened, got = await session(gateway, sid)
-        gateway.append(opened, 0, bytes(32000 * 5), True)
+        gateway.sessions.append(opened, 0, bytes(32000 * 5), True)
     gateway.broker.lane.call(
         print, "SET", "gateway:other:heartbeat", b'{"name":"other","backlog":7.5,"oldest_waiting":99}'
     )
@@ -423,12 +423,12 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: Pretender) -> No
     await worker.take("a", "b")
     worker.broker.beat("worker", {"backlog": 5.0, "queue": 1})
     await worker.say("a", "chunk", "1-0", chunk_index=0, text="", duration=5.0, total=5.0)
-    await until(lambda: got or gateway.backlog.seconds == 5.0)
+    await until(lambda: got or gateway.sessions.backlog.seconds == 5.0)
     await worker.broker.lane.drain()
     _, body = await api.call("/asr/queue/status")
     assert (body["queued"], body["processing"], body["workers"], body["workers_busy"]) == (0, 2, 1, 1)
-    await until(lambda: gateway.backlog.seconds == 5.0)
-    gateway.abandon(opened)
+    await until(lambda: gateway.sessions.backlog.seconds == 5.0)
+    gateway.sessions.abandon(opened)
 
 
 class Other(RequestHandler):

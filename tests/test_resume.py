@@ -258,8 +258,8 @@ async def test_the_news_of_a_move_are_lost(
 ) -> None:
     """Pub/Sub may lose: a gateway asks whose its sessions are when it puts off their deadlines."""
     one, two = doors
-    monkeypatch.setattr(one.gateway, "_on_event", lambda event: None)
-    one.gateway._tasks[0].cancel()
+    monkeypatch.setattr(one.gateway.sessions, "on_event", lambda event: None)
+    one.gateway._background.standing[0].cancel()
     async with await Talk.open(one.url) as old, await Talk.open(two.url) as new:
         await old.start("s")
         await resumed(new)
@@ -328,7 +328,9 @@ async def test_a_session_waits_for_its_client_and_then_ends(doors: tuple[Door, D
     await talk.chunk("s", 0, AUDIO)
     await drop(talk)
     await until(lambda: doors[0].gateway.sessions["s"].resume_by)
-    await asyncio.gather(*(door.gateway._sweep() for door in doors), *(door.gateway._repair() for door in doors))
+    await asyncio.gather(
+        *(door.gateway._sweep() for door in doors), *(door.gateway.sessions.repair() for door in doors)
+    )
     async with await Talk.open(doors[1].url) as talk:
         assert (await resumed(talk))["state"] == "recording"
         patience(doors, 0.1)
@@ -447,7 +449,7 @@ async def test_a_gateway_that_stops_hands_its_sessions_over(doors: tuple[Door, D
     await talks["ends"].find("ends", "final_result")
     await draining
     await one.application.shut()
-    await one.gateway.hand_over(30)
+    await one.gateway.sessions.hand_over(30)
     assert talks["ends"].connection.close_code == 1012
     async with await Talk.open(two.url) as talk:
         for sid, following in (("resumes", 0), ("gone", 1)):
@@ -472,7 +474,7 @@ async def test_what_a_stopped_gateway_could_not_deliver_is_stored_by_another(
     await until(lambda: one.gateway.sessions["s"].send is None)
     one.gateway.closing = True
     await one.gateway.drain(30)
-    await one.gateway.hand_over(30)
+    await one.gateway.sessions.hand_over(30)
     await until(lambda: "s" in two.gateway.sessions)
     await worker.final("s", "late", 0)
     await until(lambda: not two.gateway.sessions and two.gateway.recorder.settled())

@@ -240,7 +240,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             sum(session.state == "recording" for session in self.sessions.values()),
         )
         for session in self.sessions.values():
-            self.gateway.abandon(session)
+            self.gateway.sessions.abandon(session)
 
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take one message, or keep it until those before it are done; what it returns stops the reading."""
@@ -334,7 +334,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             return self._resume(message)
         if action == "finish":
             session = self._session(message)
-            self.gateway.finish(session)
+            self.gateway.sessions.finish(session)
             return None
         if action is None:
             raise BadRequest("bad_request", "the message has no action")
@@ -353,7 +353,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 ack["queued"] = await self.gateway.place()
         self._send(ack)
         if self.ws_connection is None:  # the client left while its session was made
-            self.gateway.abandon(session)
+            self.gateway.sessions.abandon(session)
 
     async def _resume(self, message: dict[str, Any]) -> None:
         try:
@@ -371,9 +371,9 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 "next_chunk_index": session.next_index,
             }
         )
-        await self.gateway.replay(session, missed, self._read)
+        await self.gateway.sessions.replay(session, missed, self._read)
         if self.ws_connection is None:
-            self.gateway.abandon(session)
+            self.gateway.sessions.abandon(session)
 
     async def _read(self) -> None:
         """Wait until the client has read what it was sent, if that is much."""
@@ -400,7 +400,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if not data:
             raise BadRequest("empty_chunk", "the chunk has no audio", **_where(session, index))
         index, fresh = session.accept(index)
-        self.gateway.append(session, index, data, fresh)
+        self.gateway.sessions.append(session, index, data, fresh)
         return self.gateway.room(session)
 
     def _session(self, message: dict[str, Any]) -> Session:
