@@ -15,8 +15,9 @@ import pytest
 import redis
 import tornado.ioloop
 
-from asrserver.broker import HEARTBEAT_TTL, QUIET, Broker, Claim, Lease, Steward, keys
+from asrserver.broker import HEARTBEAT_TTL, Broker, Claim, Lease, Steward, keys
 from asrserver.broker import lane as lane_module
+from asrserver.broker.subscription import QUIET
 from asrserver.errors import Unavailable
 from tests.conftest import Servers, until
 
@@ -590,7 +591,7 @@ async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db:
 async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answered, it goes on: no second subscription."""
     assert QUIET > 1
-    monkeypatch.setattr("asrserver.broker.QUIET", 0.05)
+    monkeypatch.setattr("asrserver.broker.subscription.QUIET", 0.05)
     subscribed: list[bool] = []
     task = asyncio.ensure_future(g.subscribe(lambda event: None, lambda: subscribed.append(True)))
     await until(lambda: subscribed)

@@ -18,16 +18,14 @@ What must be atomic is a script; every script may be sent again after a lost rep
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 import redis
 
-from asrserver.broker import scripts
+from asrserver.broker import replies, scripts
 from asrserver.broker.keys import (
     DEAD,
     GROUP,
@@ -44,18 +42,15 @@ from asrserver.broker.keys import (
 from asrserver.broker.lane import AWAY, Lane, connect
 from asrserver.broker.lease import Lease, Steward
 from asrserver.broker.quota import Quota, minute
+from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
 
 __all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "Lease", "Steward"]
 
-log = logging.getLogger("asrserver.broker")
-
 #: Seconds that a heartbeat outlives its writer; it is written every HEARTBEAT_EVERY.
 HEARTBEAT_TTL = 6.0
 HEARTBEAT_EVERY = 2.0
-
-#: Seconds without a published result after which Redis is asked whether it is there.
-QUIET = 15.0
 
 #: Seconds of silence after which a name leaves the index of heartbeats; more than clocks differ.
 FORGOTTEN = 3600.0
@@ -71,28 +66,6 @@ REFRESHED = 200
 
 #: Entries of asr_dead that are kept: enough to look into, bounded.
 DEAD_KEPT = 1000
-
-
-@dataclass(slots=True)
-class Claim:
-    """A session that this worker owns: what a new owner needs to go on."""
-
-    sid: str
-    task: str
-    epoch: int
-    fields: dict[str, str]
-    events: list[dict[str, Any]]
-    counted: float = 0.0  # seconds of audio that its key's quota has been charged for
-
-
-@dataclass(slots=True)
-class Entry:
-    """One entry of a session's audio: a chunk's bytes, or the end (`status` says how)."""
-
-    id: str
-    data: bytes | None
-    status: str | None
-    received: float | None = None  # when the gateway had the chunk, in seconds of the epoch
 
 
 class Broker:
@@ -156,7 +129,7 @@ class Broker:
         """
         keys = (session_key(sid), OPEN)
         reply = await self.lane.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
-        return None if reply is None else _strings(dict(zip(reply[::2], reply[1::2], strict=True)))
+        return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     def append(
         self, sid: str, index: int, before: int | None, data: bytes, done: Callable[[Exception | None], None]
@@ -246,7 +219,7 @@ class Broker:
     async def read_events(self, sid: str, after: str = "0-1") -> list[dict[str, Any]]:
         """Durable events past an id, oldest first."""
         entries = await self.lane.submit("XRANGE", events_key(sid), f"({after}", "+")
-        return _events(entries)
+        return replies.events(entries)
 
     async def read_sessions(self, after: dict[str, str]) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
         """Fields and durable events past an id, of several sessions in one round trip."""
@@ -259,7 +232,9 @@ class Broker:
             for sid, last in after.items()
         ]
         await asyncio.gather(*(future for _, fields, events in waits for future in (fields, events)))
-        return {sid: (_strings(fields.result()), _events(events.result())) for sid, fields, events in waits}
+        return {
+            sid: (replies.strings(fields.result()), replies.events(events.result())) for sid, fields, events in waits
+        }
 
     async def close_session(self, sid: str, ttl: float) -> None:
         """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing.
@@ -299,35 +274,7 @@ class Broker:
 
         `on_subscribed` is called at each (re)subscription: what was published before it may be lost.
         """
-        delay = 0.05
-        while True:
-            pubsub = self._client.pubsub()
-            asked = False
-            try:
-                await pubsub.subscribe(results_channel(self.name))
-                while True:
-                    message = await pubsub.get_message(timeout=QUIET)
-                    if message is None:
-                        if asked:
-                            raise redis.ConnectionError("no answer to a ping")
-                        await pubsub.ping()
-                        asked = True
-                        continue
-                    asked = False
-                    if message["type"] == "subscribe":
-                        delay = 0.05
-                        on_subscribed()
-                    elif message["type"] == "message":
-                        try:
-                            on_event(orjson.loads(message["data"]))
-                        except Exception:  # anyone may publish; what is durable is read again
-                            log.exception("a published result could not be taken")
-            except AWAY as exc:
-                log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
-            finally:
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 1.0)
+        await listen(self._client, results_channel(self.name), on_event, on_subscribed)
 
     # -- worker: claims, audio, events ---------------------------------------------------------------------------
 
@@ -337,7 +284,9 @@ class Broker:
         found: list[tuple[str, str]] = []
         if lease is not None:
             idle = int(lease * 1000)
-            found = _tasks(await self.lane.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count))
+            found = replies.tasks(
+                await self.lane.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count)
+            )
         if len(found) < count:
             command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
             if block and not found:
@@ -345,7 +294,7 @@ class Broker:
             else:
                 reply = await self.lane.submit(*command, "STREAMS", TASKS, ">")
             for _, entries in reply or ():
-                found += _tasks(entries)
+                found += replies.tasks(entries)
         return found
 
     async def _block(self, *command: Any) -> Any:
@@ -363,11 +312,11 @@ class Broker:
             self.lane.submit("HGETALL", session_key(sid)),
             self.lane.submit("XRANGE", events_key(sid), "(0-1", "+"),
         )
-        events = _events(entries)
+        events = replies.events(entries)
         if epoch is None or not fields or (events and events[-1]["type"] == "final"):
             await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
             return None
-        return Claim(sid, task, epoch, _strings(fields), events, events[-1].get("total", 0.0) if events else 0.0)
+        return Claim(sid, task, epoch, replies.strings(fields), events, events[-1].get("total", 0.0) if events else 0.0)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
@@ -375,7 +324,10 @@ class Broker:
             return {}
         keys = {audio_key(sid): sid for sid in cursors}
         reply = await self.lane.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
-        return {keys[key.decode()]: [_entry(*pair) for pair in _pairs(entries)] for key, entries in reply or ()}
+        return {
+            keys[key.decode()]: [replies.entry(*pair) for pair in replies.pairs(entries)]
+            for key, entries in reply or ()
+        }
 
     async def emit(
         self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: Mapping[str, str] | None = None
@@ -503,34 +455,3 @@ def _flat(fields: Mapping[str, str]) -> list[str]:
 
 def _ignore(_reply: Any) -> None:
     """For commands that are sent again anyway."""
-
-
-def _strings(fields: dict[bytes, bytes]) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in fields.items()}
-
-
-def _tasks(entries: Any) -> list[tuple[str, str]]:
-    return [(task.decode(), fields[b"sid"].decode()) for task, fields in _pairs(entries)]
-
-
-def _pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Stream entries with their fields as a dict; redis-py does that for some commands and not for others."""
-    pairs = []
-    for entry_id, fields in filter(None, entries):
-        if fields and not isinstance(fields, dict):
-            fields = dict(zip(fields[::2], fields[1::2], strict=True))
-        if fields:  # an entry that was deleted under its claim has none
-            pairs.append((entry_id, fields))
-    return pairs
-
-
-def _events(entries: Any) -> list[dict[str, Any]]:
-    return [orjson.loads(fields[b"data"]) for _, fields in _pairs(entries) if b"data" in fields]
-
-
-def _entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    status = fields.get(b"s")
-    received = fields.get(b"at")
-    return Entry(
-        entry_id.decode(), fields.get(b"d"), status.decode() if status else None, float(received) if received else None
-    )

@@ -1,0 +1,65 @@
+"""What Redis's replies mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+
+@dataclass(slots=True)
+class Claim:
+    """A session that this worker owns: what a new owner needs to go on."""
+
+    sid: str
+    task: str
+    epoch: int
+    fields: dict[str, str]
+    events: list[dict[str, Any]]
+    counted: float = 0.0  # seconds of audio that its key's quota has been charged for
+
+
+@dataclass(slots=True)
+class Entry:
+    """One entry of a session's audio: a chunk's bytes, or the end (`status` says how)."""
+
+    id: str
+    data: bytes | None
+    status: str | None
+    received: float | None = None  # when the gateway had the chunk, in seconds of the epoch
+
+
+def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
+    """A hash."""
+    return {key.decode(): value.decode() for key, value in fields.items()}
+
+
+def tasks(entries: Any) -> list[tuple[str, str]]:
+    """(task, sid) of each entry."""
+    return [(task.decode(), fields[b"sid"].decode()) for task, fields in pairs(entries)]
+
+
+def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
+    """Stream entries with their fields as a dict; redis-py does that for some commands and not for others."""
+    found = []
+    for entry_id, fields in filter(None, entries):
+        if fields and not isinstance(fields, dict):
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        if fields:  # an entry that was deleted under its claim has none
+            found.append((entry_id, fields))
+    return found
+
+
+def events(entries: Any) -> list[dict[str, Any]]:
+    """Durable events."""
+    return [orjson.loads(fields[b"data"]) for _, fields in pairs(entries) if b"data" in fields]
+
+
+def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
+    """Of a session's audio."""
+    status = fields.get(b"s")
+    received = fields.get(b"at")
+    return Entry(
+        entry_id.decode(), fields.get(b"d"), status.decode() if status else None, float(received) if received else None
+    )

@@ -1,0 +1,57 @@
+"""A Pub/Sub channel that is listened to for ever: asked when it is silent, subscribed to again when it is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import redis
+import redis.asyncio
+
+from asrserver.broker.lane import AWAY
+
+log = logging.getLogger("asrserver.broker")
+
+#: Seconds without a published result after which Redis is asked whether it is there.
+QUIET = 15.0
+
+
+async def listen(
+    client: redis.asyncio.Redis,
+    channel: str,
+    on_event: Callable[[dict[str, Any]], None],
+    on_subscribed: Callable[[], None],
+) -> None:
+    """Hand every event published to the channel to `on_event`; `on_subscribed` is called at each (re)subscription."""
+    delay = 0.05
+    while True:
+        pubsub = client.pubsub()
+        asked = False
+        try:
+            await pubsub.subscribe(channel)
+            while True:
+                message = await pubsub.get_message(timeout=QUIET)
+                if message is None:
+                    if asked:
+                        raise redis.ConnectionError("no answer to a ping")
+                    await pubsub.ping()
+                    asked = True
+                    continue
+                asked = False
+                if message["type"] == "subscribe":
+                    delay = 0.05
+                    on_subscribed()
+                elif message["type"] == "message":
+                    try:
+                        on_event(orjson.loads(message["data"]))
+                    except Exception:  # anyone may publish; what is durable is read again
+                        log.exception("a published result could not be taken")
+        except AWAY as exc:
+            log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
+        finally:
+            await pubsub.aclose()  # type: ignore[no-untyped-call]
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 1.0)
