@@ -29,6 +29,11 @@ class Entry:
     status: str | None
     received: float | None = None  # when the gateway had the chunk, in seconds of the epoch
 
+    @property
+    def index(self) -> int:
+        """The chunk's."""
+        return int(self.id.partition("-")[0]) - 1
+
 
 def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
     """A hash."""

@@ -210,6 +210,15 @@ class StreamDecoder:
             self._spacing *= 2
 
 
+def begins(kind: str, data: bytes) -> bool:
+    """Whether the bytes may be the beginning of a container of that kind, though no audio is in them yet."""
+    try:
+        StreamDecoder(kind).feed(data)
+    except AudioError:
+        return False
+    return True
+
+
 @dataclass(slots=True)
 class _Place:
     """A border in the making."""

@@ -2,7 +2,7 @@
 
 A chunk is an utterance of its own, or a piece of a recording that goes on; which, says the session's mode. Utterances
 are decoded and recognised whole (recognise.py). A recording's pieces go through one decoder, one endpointer and one set
-of features (recording.py), and its segments are recognised as they end, and guessed at while they grow (captions.py).
+of features, and its segments are recognised as they end, and guessed at while they grow (ongoing.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference import audio
 from asrserver.inference.audio import RATE, Pcm
 from asrserver.inference.captions import Captions, Guess, Told
-from asrserver.inference.decoding import StreamDecoder
+from asrserver.inference.decoding import StreamDecoder, begins
 from asrserver.inference.ledger import Fenced, Ledger, Place, Voice
 from asrserver.inference.models import Request
+from asrserver.inference.ongoing import Ongoing, Outcome
 from asrserver.inference.recognise import Recogniser, Segment
-from asrserver.inference.recording import Recording, Speech
+from asrserver.inference.recording import Recording
 
 __all__ = ["Fenced", "Transcriber"]
 
@@ -82,11 +83,9 @@ class Transcriber:
         self._wake = asyncio.Event()
         self._before, self._resumed = self._ledger.place
         self._file: _File | None = None
-        self._recording: Recording | None = None
-        self._captions: Captions | None = None
+        self._ongoing: Ongoing | None = None
         self._final: list[Segment] = []  # that the next event tells
         self._suspect = 0  # samples of the recording up to which it is under suspicion
-        self._covered = 0.0  # seconds of the recording that are covered by what is durable
         self.cursor = self._before  # the last entry that the feed has read
 
     # -- for the feed --------------------------------------------------------------------------------------------
@@ -98,7 +97,7 @@ class Transcriber:
     @property
     def live(self) -> bool:
         """Whether a recording is going on."""
-        return self._recording is not None
+        return self._ongoing is not None
 
     @property
     def hungry(self) -> bool:
@@ -107,14 +106,13 @@ class Transcriber:
 
     @property
     def busy(self) -> bool:
-        return bool(self._entries) or (self._captions is not None and self._captions.waiting is not None)
+        return bool(self._entries) or (self._ongoing is not None and self._ongoing.captions.waiting is not None)
 
     @property
     def backlog(self) -> float:
         """Seconds of audio that wait, guessed from their bytes."""
-        container = self._file is not None or (self._recording is not None and self._recording.kind is not None)
-        waiting = self.unread / (CONTAINER_RATE if container else self._pcm.bytes_per_second)
-        return waiting + (self._captions.backlog if self._captions is not None else 0.0)
+        waiting = self.unread / (CONTAINER_RATE if self._in_container else self._pcm.bytes_per_second)
+        return waiting + (self._ongoing.captions.backlog if self._ongoing is not None else 0.0)
 
     def feed(self, entries: list[Entry]) -> None:
         """Entries that follow those fed before."""
@@ -133,15 +131,16 @@ class Transcriber:
                 if not await self._step():
                     await self._wake.wait()
         finally:
-            if self._captions is not None:
-                self._captions.close()
+            if self._ongoing is not None:
+                self._ongoing.captions.close()
 
     async def _step(self) -> bool:
         """Do what can be done now; whether there was anything."""
-        if self._captions is not None and (told := self._captions.tell()):
+        captions = self._ongoing.captions if self._ongoing is not None else None
+        if captions is not None and (told := captions.tell()):
             await self._tell(told)
             return True
-        if not self._entries or (self._captions is not None and self._captions.full):
+        if not self._entries or (captions is not None and captions.full):
             return False
         entry = self._entries[0]
         if entry.data is not None:
@@ -162,13 +161,13 @@ class Transcriber:
     # -- chunks --------------------------------------------------------------------------------------------------
 
     async def _chunk(self, entry: Entry, data: bytes) -> None:
-        index = _index(entry)
+        index = entry.index
         self._ledger.count(index)
         try:
             await self._check_strikes(entry)
             kind = None if self._resumed else self._container(data)
             if kind is None and self._options["format"] == "auto":
-                audio.refuse_what_is_no_audio(data, first=not (self._recording or self._file or self._resumed))
+                audio.refuse_what_is_no_audio(data, first=not (self._ongoing or self._file or self._resumed))
             if self._is_piece(kind, data):
                 await self._pieces(kind)
                 return
@@ -198,8 +197,7 @@ class Transcriber:
             return bool(mode == "stream" or self._resumed)
         if kind is not None:
             return False
-        goes_on = self._file is not None or (self._recording is not None and self._recording.kind is not None)
-        return goes_on or len(data) < UTTERANCE * self._pcm.bytes_per_second
+        return self._in_container or len(data) < UTTERANCE * self._pcm.bytes_per_second
 
     async def _utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
         """A chunk that is recognised as it is. In auto mode a file may go on with the next chunk."""
@@ -233,16 +231,8 @@ class Transcriber:
 
     async def _opens(self, kind: str, data: bytes, label: str) -> bool:
         """Whether the bytes, no file by themselves, may be the beginning of one."""
-
-        def begins() -> bool:
-            try:
-                StreamDecoder(kind).feed(data)
-            except AudioError:
-                return False
-            return True
-
         async with self._recogniser.turn(self._alone):
-            return bool(await self._recogniser.live([label], begins))
+            return bool(await self._recogniser.live([label], lambda: begins(kind, data)))
 
     # -- a recording ---------------------------------------------------------------------------------------------
 
@@ -252,47 +242,23 @@ class Transcriber:
         if kind is not None:
             await self._close(entries[0])
         file = self._file
-        if self._recording is None:
-            self._open_recording(kind)
-        recording, captions = self._recording, self._captions
-        assert recording is not None
-        assert captions is not None
+        ongoing = self._ongoing or self._open_recording(kind)
         befores = [self._before, *(entry.id for entry in entries)]
         pieces = [(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
         labels = [self._label(entry) for entry in entries]
-
-        def take() -> tuple[list[Speech], list[tuple[int, AudioError | None]]]:
-            speeches: list[Speech] = []
-            outcomes: list[tuple[int, AudioError | None]] = []
-            if file is not None:
-                speeches += recording.take(file.before, file.data)
-            for before, data in pieces:
-                try:
-                    speeches += recording.take(before, data)
-                    outcomes.append((recording.heard, None))
-                except AudioError as exc:
-                    outcomes.append((recording.heard, exc))
-            return speeches, outcomes
-
-        heard = recording.heard
-        async with self._recogniser.turn(self._alone):
-            try:
-                speeches, outcomes = await self._recogniser.live(labels, take)
-            except AudioError:  # the file is none that can go on: it stays as it is
-                self._file, self._recording, self._captions = file, None, None
-                raise
-            captions.ended(speeches, labels[-1], self._alone)
-            if self._alone:
-                await captions.settle()
-            else:
-                captions.grow(recording, labels[-1])
+        heard = ongoing.recording.heard
+        try:
+            outcomes = await ongoing.take(pieces, labels, (file.before, file.data) if file is not None else None)
+        except AudioError:  # the file is none that can go on: it stays as it is
+            self._file, self._ongoing = file, None
+            raise
         self._resumed = None
         for entry in entries:
-            self._ledger.count(_index(entry))
+            self._ledger.count(entry.index)
             if entry.id in self._strikes:
-                self._suspect = recording.heard
+                self._suspect = ongoing.recording.heard
         self._done(entries)
-        await self._answer_pieces(entries, outcomes, heard)
+        await self._answer_pieces(ongoing, entries, outcomes, heard)
 
     def _run_of_pieces(self) -> list[Entry]:
         """The first entry, and those after it that go on with the same recording; one alone under suspicion."""
@@ -309,20 +275,20 @@ class Transcriber:
             size += len(entry.data)
         return entries
 
-    def _open_recording(self, kind: str | None) -> None:
+    def _open_recording(self, kind: str | None) -> Ongoing:
         """A new recording, or the one that an earlier owner had, or a file that goes on."""
         options, file = self._options, self._file
         self._file = None
         n_mels = self._recogniser.engine.model.n_mels
         if self._resumed is not None:
-            self._recording = Recording.resume(self._resumed, self._silence, n_mels)
+            recording = Recording.resume(self._resumed, self._silence, n_mels)
         else:
             if file is not None:
                 kind = file.kind
             headerless = "pcm_s16le" if options["format"] == "auto" else options["format"]
             decoder = StreamDecoder(kind or headerless, options["sample_rate"], options["channels"])
-            self._recording = Recording(kind, decoder, self._silence, n_mels)
-        self._captions = Captions(
+            recording = Recording(kind, decoder, self._silence, n_mels)
+        captions = Captions(
             self._recogniser,
             self.sid,
             self._request,
@@ -330,15 +296,11 @@ class Transcriber:
             self._guess if options.get("partials") else None,
             options.get("partial_interval") or 0.5,
         )
-        self._covered = 0.0
+        self._ongoing = Ongoing(recording, captions, self._recogniser, lambda: self._alone)
+        return self._ongoing
 
-    async def _answer_pieces(
-        self, entries: list[Entry], outcomes: list[tuple[int, AudioError | None]], heard: int
-    ) -> None:
+    async def _answer_pieces(self, ongoing: Ongoing, entries: list[Entry], outcomes: list[Outcome], heard: int) -> None:
         """In auto mode each piece has its result, with the words that are final by now; in stream mode only errors."""
-        recording, captions = self._recording, self._captions
-        assert recording is not None
-        assert captions is not None
         for entry, (position, error) in zip(entries, outcomes, strict=True):
             if error is not None:
                 await self._refuse(entry, error)
@@ -346,10 +308,10 @@ class Transcriber:
                 await self._answer(entry, self._ledger.join(self._final), (position - heard) / RATE)
             heard = position
         if self._options["mode"] == "stream":
-            self._ledger.progress(recording.heard / RATE)
-        if recording.needed / RATE - self._covered >= COVER and captions.waiting is None and not self._final:
+            self._ledger.progress(ongoing.seconds)
+        if ongoing.needed - ongoing.covered >= COVER and ongoing.captions.waiting is None and not self._final:
             await self._ledger.cover(self._place())
-            self._covered = recording.needed / RATE
+            ongoing.covered = ongoing.needed
 
     async def _tell(self, told: Told) -> None:
         """A segment has its text: in stream mode that is an event, in auto mode it goes with the next result."""
@@ -383,7 +345,7 @@ class Transcriber:
         try:
             if self._file is not None:
                 await self._close_file(self._file, entry)
-            elif self._recording is not None or self._resumed is not None:
+            elif self._ongoing is not None or self._resumed is not None:
                 await self._close_recording(entry)
         except (Fenced, Unavailable):
             raise
@@ -408,16 +370,9 @@ class Transcriber:
         self._file = None
 
     async def _close_recording(self, entry: Entry) -> None:
-        if self._recording is None:
-            self._open_recording(None)
-        recording, captions = self._recording, self._captions
-        assert recording is not None
-        assert captions is not None
-        label = self._label(entry)
-        async with self._recogniser.turn(self._alone):
-            captions.ended(await self._recogniser.live([label], recording.finish), label, self._alone)
-            if self._alone:
-                await captions.settle()
+        ongoing = self._ongoing or self._open_recording(None)
+        captions = ongoing.captions
+        await ongoing.finish(self._label(entry))
         while captions.waiting is not None:
             await captions.settle()
             while (told := captions.tell()) is not None:
@@ -426,13 +381,12 @@ class Transcriber:
 
     def _forget(self) -> None:
         """The file or the recording is over."""
-        if self._recording is not None:
-            self._ledger.total += self._recording.heard / RATE
+        if self._ongoing is not None:
+            self._ledger.total += self._ongoing.seconds
+            self._ongoing.captions.close()
         if self._file is not None:
             self._ledger.total += self._file.seconds
-        if self._captions is not None:
-            self._captions.close()
-        self._file, self._recording, self._captions, self._resumed = None, None, None, None
+        self._file, self._ongoing, self._resumed = None, None, None
 
     async def _end(self, entry: Entry) -> None:
         """The session's last word."""
@@ -451,7 +405,7 @@ class Transcriber:
 
     async def _answer(self, entry: Entry, text: str, seconds: float) -> None:
         """The result of a chunk, unless an earlier owner gave it."""
-        index = _index(entry)
+        index = entry.index
         if index > self._ledger.answered:
             self._ledger.answered = index
             event = {"type": "chunk", "chunk_index": index, "text": text, "duration": round(seconds, 3)}
@@ -459,7 +413,7 @@ class Transcriber:
 
     async def _refuse(self, entry: Entry, error: AsrError) -> None:
         """The error that a chunk met, unless an earlier owner told it."""
-        index = _index(entry)
+        index = entry.index
         if index > self._ledger.answered:
             self._ledger.answered = index
             log.info("session=%s chunk=%d error=%s", self.sid, index, error.code)
@@ -468,17 +422,16 @@ class Transcriber:
     async def _say(self, event: dict[str, Any], done: str | None = None) -> None:
         """A durable event, with the segments that are final; `done` is the entry that it answers."""
         final, self._final = self._final, []
-        recording, file = self._recording, self._file
-        seconds = file.seconds if file is not None else recording.heard / RATE if recording is not None else 0.0
+        ongoing, file = self._ongoing, self._file
+        seconds = file.seconds if file is not None else ongoing.seconds if ongoing is not None else 0.0
         await self._ledger.say(event, final, seconds, self._place(done))
-        if recording is not None:
-            self._covered = recording.needed / RATE
+        if ongoing is not None:
+            ongoing.covered = ongoing.needed
 
     def _place(self, done: str | None = None) -> Place:
         """From where a next owner goes on, once everything final is told."""
-        if self._recording is not None and self._captions is not None:
-            waiting = self._captions.waiting
-            return self._recording.place(waiting.start if waiting is not None else self._recording.needed)
+        if self._ongoing is not None:
+            return self._ongoing.place
         if self._resumed is not None:
             return self._ledger.place
         if self._file is not None:
@@ -492,11 +445,16 @@ class Transcriber:
         return float(self._options.get("silence") or self._recogniser.silence)
 
     @property
+    def _in_container(self) -> bool:
+        """Whether what is open is a file, or a recording in a container."""
+        return self._file is not None or (self._ongoing is not None and self._ongoing.recording.kind is not None)
+
+    @property
     def _alone(self) -> bool:
         """Whether what is in hand, or comes before it, is under suspicion of having killed a worker."""
         if any(_key(entry) > _key(self._before) for entry in self._strikes):
             return True
-        return self._recording is not None and self._recording.needed < self._suspect
+        return self._ongoing is not None and self._ongoing.recording.needed < self._suspect
 
     def _request(self, start: int | None = None) -> Request:
         """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
@@ -517,11 +475,10 @@ class Transcriber:
     async def _check_strikes(self, entry: Entry) -> None:
         if self._strikes.get(entry.id, 0) >= STRIKES:
             await self._broker.bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
-            if self._resumed is not None and self._recording is None:
-                self._open_recording(None)
-            if self._recording is not None:
+            ongoing = self._ongoing or (self._open_recording(None) if self._resumed is not None else None)
+            if ongoing is not None:
                 # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.
-                self._recording.let_go(self._before, len(entry.data or b""))
+                ongoing.recording.let_go(self._before, len(entry.data or b""))
                 self._resumed = None
             raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
 
@@ -529,11 +486,6 @@ class Transcriber:
 def _key(entry: str) -> tuple[int, int]:
     ms, _, n = entry.partition("-")
     return int(ms), int(n)
-
-
-def _index(entry: Entry) -> int:
-    """Of the chunk that an entry holds."""
-    return _key(entry.id)[0] - 1
 
 
 def _is_refused(data: bytes) -> bool:

@@ -1,0 +1,81 @@
+"""A recording that goes on, with what it says: its pieces are taken, its segments get their text as they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from asrserver.errors import AudioError
+from asrserver.inference.audio import RATE
+from asrserver.inference.captions import Captions
+from asrserver.inference.recognise import Recogniser
+from asrserver.inference.recording import Recording, Speech
+
+#: A piece of a recording: the id of the entry before it, and its bytes.
+Piece = tuple[str, bytes]
+
+#: The samples of the recording after a piece, and what was wrong with the piece.
+Outcome = tuple[int, AudioError | None]
+
+
+class Ongoing:
+    """A recording and its captions. `alone` says whether what is in hand is under suspicion of killing workers."""
+
+    def __init__(
+        self, recording: Recording, captions: Captions, recogniser: Recogniser, alone: Callable[[], bool]
+    ) -> None:
+        self.recording = recording
+        self.captions = captions
+        self.covered = 0.0  # seconds of it that are covered by what is durable
+        self._recogniser = recogniser
+        self._alone = alone
+
+    @property
+    def seconds(self) -> float:
+        return self.recording.heard / RATE
+
+    @property
+    def needed(self) -> float:
+        """Seconds up to which no segment is still to come."""
+        return self.recording.needed / RATE
+
+    @property
+    def place(self) -> tuple[str, dict[str, Any]]:
+        """From where a next owner goes on, once everything final is told."""
+        waiting = self.captions.waiting
+        return self.recording.place(waiting.start if waiting is not None else self.recording.needed)
+
+    async def take(self, pieces: list[Piece], labels: list[str], opening: Piece | None) -> list[Outcome]:
+        """Go on with pieces: what came of each.
+
+        `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
+        """
+        speeches: list[Speech] = []
+        outcomes: list[Outcome] = []
+
+        def take() -> None:
+            if opening is not None:
+                speeches.extend(self.recording.take(*opening))
+            for piece in pieces:
+                try:
+                    speeches.extend(self.recording.take(*piece))
+                    outcomes.append((self.recording.heard, None))
+                except AudioError as exc:
+                    outcomes.append((self.recording.heard, exc))
+
+        async with self._recogniser.turn(self._alone()):
+            await self._recogniser.live(labels, take)
+            self.captions.ended(speeches, labels[-1], self._alone())
+            if self._alone():
+                await self.captions.settle()
+            else:
+                self.captions.grow(self.recording, labels[-1])
+        return outcomes
+
+    async def finish(self, label: str) -> None:
+        """No more pieces come: recognise what is left; raises AudioError if there never was any audio."""
+        async with self._recogniser.turn(self._alone()):
+            speeches = await self._recogniser.live([label], self.recording.finish)
+            self.captions.ended(speeches, label, self._alone())
+            if self._alone():
+                await self.captions.settle()
