@@ -66,7 +66,9 @@ class Background:
 
     async def close(self) -> None:
         """Cancel all of it, and wait until it has ended."""
-        tasks = (*self.standing, *self._once)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending: set[asyncio.Task[None]] = {*self.standing, *self._once}
+        while pending:
+            for task in pending:
+                task.cancel()
+            # Again and again: of a statement under way, aiopg 1.4.0 may make some other error of a cancellation.
+            _, pending = await asyncio.wait(pending, timeout=0.5)
