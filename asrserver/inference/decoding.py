@@ -211,7 +211,9 @@ class StreamDecoder:
 
 
 def begins(kind: str, data: bytes) -> bool:
-    """Whether the bytes may be the beginning of a container of that kind, though no audio is in them yet."""
+    """Whether the bytes may be a recorder's beginning of a container of that kind, though no audio is in them yet."""
+    if kind == "mp4" and b"mdat" in data and b"moov" not in data:
+        return False  # recorders write the index first: this is a file that was cut short, and its sender must know
     try:
         StreamDecoder(kind).feed(data)
     except AudioError:
