@@ -10,6 +10,7 @@ from typing import Any
 
 from asrserver.errors import AsrError, Unavailable
 from asrserver.storage import StorageError
+from asrserver.waiting import cancelled
 
 log = logging.getLogger("asrserver.background")
 
@@ -66,9 +67,4 @@ class Background:
 
     async def close(self) -> None:
         """Cancel all of it, and wait until it has ended."""
-        pending: set[asyncio.Task[None]] = {*self.standing, *self._once}
-        while pending:
-            for task in pending:
-                task.cancel()
-            # Again and again: of a statement under way, aiopg 1.4.0 may make some other error of a cancellation.
-            _, pending = await asyncio.wait(pending, timeout=0.5)
+        await cancelled((*self.standing, *self._once))

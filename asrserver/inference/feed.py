@@ -13,7 +13,7 @@ from asrserver.broker import Broker, Claim, Lease
 from asrserver.errors import Unavailable
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Fenced, Transcriber
-from asrserver.waiting import until
+from asrserver.waiting import cancelled, until
 
 log = logging.getLogger("asrserver.feed")
 
@@ -86,9 +86,7 @@ class Feed:
         self._stop_renewing.set()
         if self._renewer.is_alive():  # a renewal under way would make what is given up wait for a whole lease
             await asyncio.get_running_loop().run_in_executor(None, self._renewer.join, 5.0)
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await cancelled(self._tasks.values())
         released = await self._broker.release()
         log.info("gave up %d sessions", released)
 

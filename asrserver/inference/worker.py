@@ -20,6 +20,7 @@ from asrserver.inference.feed import Feed
 from asrserver.inference.models import Whisper
 from asrserver.inference.recognise import Recogniser
 from asrserver.session import PARTIAL_INTERVAL
+from asrserver.waiting import cancelled
 
 log = logging.getLogger("asrserver.worker")
 
@@ -95,9 +96,7 @@ async def work(
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
     await feed.stop(settings.drain_timeout)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await cancelled(tasks)
     await broker.forget("worker")
     engine.stop(1.0)
     recogniser.close()
