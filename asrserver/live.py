@@ -11,13 +11,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TextIO
 
-import av
 import click
-from tornado.httpclient import HTTPClientError
-from tornado.websocket import WebSocketClosedError
 
-from asrserver.client import Client, ClientSession, ConnectionLost, ServerError
-from asrserver.transcribe import RATE, next_piece, pcm
+from asrserver.client import Client, ClientSession, ServerError
+from asrserver.transcribe import FAILURES, RATE, complain, connect, next_piece, pcm
 
 #: Seconds of audio in a chunk.
 PIECE = 0.1
@@ -72,20 +69,15 @@ async def transcribe_live(files: list[Path], url: str, options: dict[str, Any], 
     """Transcribe the files one after another, or a microphone if there are none; False if one failed."""
     if not files:
         _sounddevice()
-    try:
-        client = await Client.connect(url, key=key)
-    except (OSError, HTTPClientError, TimeoutError) as exc:
-        raise click.ClickException(f"cannot connect to {url}: {exc}") from None
     ok = True
-    async with client:
+    async with await connect([url], key) as client:
         sources: list[Path | None] = [*files] or [None]
         for path in sources:
             source = microphone() if path is None else paced(path)
             try:
                 await _one(client, source, options, as_json)
-            except (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError) as exc:
-                reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
-                click.echo(f"{path or 'microphone'}: {reason}", err=True)
+            except FAILURES as exc:
+                complain(path or "microphone", exc)
                 ok = False
     return ok
 

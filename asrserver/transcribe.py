@@ -27,6 +27,9 @@ PIECE = 0.5
 #: Pieces sent ahead of their results: bounds what waits on either side.
 AHEAD = 64
 
+#: What one source may fail with, and the others go on.
+FAILURES = (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError)
+
 
 def pcm(path: Path, piece: float = PIECE) -> Iterator[bytes]:
     """A file's audio in pieces of so many seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
@@ -55,6 +58,20 @@ def seconds(path: Path) -> float:
         return float((source.duration or 0) / av.time_base)
 
 
+async def connect(urls: list[str], key: str) -> Client:
+    """A client of the first of these servers that answers; raises ClickException."""
+    try:
+        return await Client.connect(urls, key=key)
+    except (OSError, HTTPClientError, TimeoutError) as exc:
+        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
+
+
+def complain(source: Path | str, exc: Exception) -> None:
+    """Say on standard error what became of one source; the others go on."""
+    reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
+    click.echo(f"{source}: {reason}", err=True)
+
+
 async def transcribe_files(
     files: list[Path],
     urls: list[str],
@@ -66,18 +83,13 @@ async def transcribe_files(
     progress: bool,
 ) -> bool:
     """Transcribe the files one after another and print the results; False if one failed."""
-    try:
-        client = await Client.connect(urls, key=key)
-    except (OSError, HTTPClientError, TimeoutError) as exc:
-        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
     ok = True
-    async with client:
+    async with await connect(urls, key) as client:
         for path in files:
             try:
                 final = await _transcribe(client, path, options, realtime, as_json, progress)
-            except (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError) as exc:
-                reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
-                click.echo(f"{path}: {reason}", err=True)
+            except FAILURES as exc:
+                complain(path, exc)
                 ok = False
                 continue
             if not as_json:
