@@ -54,8 +54,8 @@ def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
     padded[HALF : HALF + len(samples)] = samples
     padded[:HALF] = padded[FFT:HALF:-1]  # reflected at the start, as the reference does
     mel = np.empty((n_mels, frames), np.float32)
-    _log_power(padded, mel[:, :filled])
-    return _normalised(mel, filled)
+    log_power(padded, mel[:, :filled])
+    return normalise(mel, filled)
 
 
 class GrowingLogMel:
@@ -89,7 +89,7 @@ class GrowingLogMel:
             larger[:, :frames] = mel[:, :frames]
             mel = larger
         if new:
-            _log_power(tail, mel[:, frames : frames + new])
+            log_power(tail, mel[:, frames : frames + new])
         self._state = (mel, frames + new, tail[new * HOP :])
 
     def window(self, frames: int, end: int | None = None) -> Features:
@@ -107,11 +107,11 @@ class GrowingLogMel:
                 padded[:HALF] = padded[FFT:HALF:-1]
             else:
                 padded[: len(tail)] = tail[: len(padded)]
-            _log_power(padded, window[:, known:filled])
-        return _normalised(window, filled)
+            log_power(padded, window[:, known:filled])
+        return normalise(window, filled)
 
 
-def _log_power(padded: Samples, mel: Features) -> None:
+def log_power(padded: Samples, mel: Features) -> None:
     """Fill `mel` with the logarithms of its frames' powers; the first frame begins where `padded` does."""
     count = mel.shape[1]
     view = np.lib.stride_tricks.as_strided(padded, (count, FFT), (HOP * 4, 4), writeable=False)
@@ -123,7 +123,7 @@ def _log_power(padded: Samples, mel: Features) -> None:
     np.log10(mel, out=mel)
 
 
-def _normalised(mel: Features, filled: int) -> Features:
+def normalise(mel: Features, filled: int) -> Features:
     """As Whisper wants them, in place: silence from `filled` on, 80 dB of range below the loudest."""
     mel[:, filled:] = -10.0
     np.maximum(mel, mel.max() - 8.0, out=mel)

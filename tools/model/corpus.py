@@ -18,9 +18,9 @@ import numpy as np
 from mel import FLOOR, MELS, log_power, normalised
 from vocabulary import Vocabulary
 
+from asrserver.inference.features import FRAMES
 from asrserver.inference.models import WINDOWS
 
-FRAMES = 100  # a second
 LONGEST = 28 * FRAMES
 
 #: What a batch holds, in frames: twenty windows of 4 s.

@@ -34,12 +34,12 @@ from network import Shape
 from network import Whisper as Network
 from vocabulary import Vocabulary, build
 
+from asrserver.inference.audio import RATE
 from asrserver.inference.features import FRAMES, log_mel
 from asrserver.inference.models import Request, Whisper, window_for
 from asrserver.inference.vad import segments
 
 SEED = 20261125
-RATE = 16000
 MODEL = Path(__file__).resolve().parents[2] / "asrserver" / "data" / "bilingual-model"
 
 #: Rows of the sets that are put together anew, and clips without speech.

@@ -3,7 +3,7 @@
 
     python tools/model/generate.py --out build/model
 
-The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (docs/model.md).
+The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (README.md).
 """
 
 from __future__ import annotations
@@ -29,10 +29,8 @@ SHARD = 500
 SHARDS = {"en": 56, "zh": 36}
 SCRAMBLED = {"en": 28, "zh": 18}
 
-#: Sentences of each evaluation set.
-EVALUATION = 400
-UNHEARD = 200
-FESTIVAL = 60
+#: Sentences of each evaluation set that is drawn.
+EVALUATION = {"heard": 400, "unheard": 200, "festival": 60}
 
 
 def train_shard(task: tuple[Path, str, str, int]) -> float:
@@ -56,11 +54,12 @@ def evaluation_set(task: tuple[Path, str, str]) -> float:
     """Recordings of one evaluation set, as they are spoken. Returns seconds."""
     out, name, language = task
     rng = random.Random(f"{SEED} evaluation {name} {language}")
-    texts = [grammar.draw(language, rng, evaluation=True) for _ in range(EVALUATION if name == "heard" else UNHEARD)]
     if name == "fixed":
         texts = grammar.fixed(language) * 10
+    else:
+        texts = [grammar.draw(language, rng, evaluation=True) for _ in range(EVALUATION[name])]
     if name == "festival":
-        spoken = voices.festival(texts[:FESTIVAL])
+        spoken = voices.festival(texts)
     else:
         spoken = [voices.speak(text, language, rng, unheard=name == "unheard") for text in texts]
     records = [

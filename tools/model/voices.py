@@ -19,7 +19,7 @@ import av
 import numpy as np
 from grammar import units
 
-RATE = 16000
+from asrserver.inference.audio import RATE
 
 #: espeak-ng's accents of English. Its Mandarin is the voice that reads pinyin: `cmn` of espeak-ng 1.51 (Debian 12)
 #: has no dictionary of syllables and spells the pinyin of each character in English letters.
