@@ -2,6 +2,9 @@
 
 A session that has something new is only marked; the events themselves are read back from Redis when a batch is written.
 So PostgreSQL may be away for as long as Redis has room: what waits here is one small entry a session.
+
+Of an open session Redis keeps the last results, for a client that resumes; those before them go once they are stored
+and the client was sent KEEP more. So a session that goes on for hours takes no more and more of Redis.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,8 +34,21 @@ BATCH = 200
 #: Open sessions with nothing new whose last stored event is remembered; of others, all events are read again.
 REMEMBERED = 20_000
 
+#: Results of an open session that Redis keeps at least, and half of what it keeps at most: more than a client can be
+#: behind, for whom megabytes wait in no socket (handlers/websocket.py).
+KEEP = 1000
+
 #: Longest pause between tries while PostgreSQL is away, in seconds.
 MAX_PAUSE = 5.0
+
+
+@dataclass(slots=True)
+class _Upto:
+    """How far a session's events are dealt with, by their ids and `seq`s."""
+
+    stored: str = "0-1"
+    sent: int = 0  # to the client
+    mark: tuple[str, int] | None = None  # one that is stored: up to it they go when the client is KEEP further
 
 
 class Recorder:
@@ -41,19 +58,21 @@ class Recorder:
         self._broker = broker
         self._storage = storage
         self._ttl = ttl
-        self._dirty: dict[str, str] = {}  # session → id of its last event that is stored
-        self._stored: dict[str, str] = {}  # the same, of open sessions with nothing new
+        self._dirty: dict[str, _Upto] = {}  # sessions with something new
+        self._stored: dict[str, _Upto] = {}  # open ones without
         self._wake = asyncio.Event()
-        self._writing: dict[str, str] = {}
+        self._writing: dict[str, _Upto] = {}
         self._waits_since: float | None = None  # what waits longest
 
-    def mark(self, sid: str) -> None:
-        """The session has something new to store."""
+    def mark(self, sid: str, sent: int = 0) -> None:
+        """The session has something new to store; its client was sent what there is up to the event number `sent`."""
         if sid not in self._dirty:
-            self._dirty[sid] = self._stored.pop(sid, "0-1")
+            self._dirty[sid] = self._stored.pop(sid, self._writing.get(sid, _Upto()))
             if self._waits_since is None:
                 self._waits_since = time.monotonic()
             self._wake.set()
+        upto = self._dirty[sid]
+        upto.sent = max(upto.sent, sent)
 
     @property
     def waiting(self) -> int:
@@ -99,7 +118,7 @@ class Recorder:
         for sid in batch:
             del self._dirty[sid]  # what comes from now on marks it again
         try:
-            found = await self._broker.read_sessions(batch)
+            found = await self._broker.read_sessions({sid: upto.stored for sid, upto in batch.items()})
             records = []
             for sid, (fields, events) in found.items():
                 try:
@@ -110,8 +129,7 @@ class Recorder:
             for sid, reason in await self._storage.save(records):
                 await self._broker.bury(sid, "", f"not stored: {reason}")
         except BaseException:
-            for sid, last in batch.items():
-                self._dirty[sid] = last
+            self._dirty |= batch
             raise
         _measure(began, [event["time"] for _, events in found.values() for event in events])
         self._waits_since = began if self._dirty else None
@@ -123,13 +141,22 @@ class Recorder:
                 await self._broker.close_session(sid, self._ttl)
                 self._dirty.pop(sid, None)
             else:
-                last = events[-1]["id"] if events else batch[sid]
-                if sid in self._dirty:
-                    self._dirty[sid] = last
-                else:
-                    self._stored[sid] = last
+                if events:
+                    await self._advance(sid, batch[sid], events[-1])
+                if sid not in self._dirty:
+                    self._stored[sid] = batch[sid]
         while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
             del self._stored[next(iter(self._stored))]
+
+    async def _advance(self, sid: str, upto: _Upto, last: dict[str, Any]) -> None:
+        """The session's events are stored up to the `last`: let go of those that nobody can want any more."""
+        upto.stored = last["id"]
+        here = (last["id"], last["seq"])
+        if upto.mark is None:
+            upto.mark = here
+        elif min(last["seq"], upto.sent) >= upto.mark[1] + KEEP:
+            await self._broker.forget_events(sid, upto.mark[0])
+            upto.mark = here
 
 
 def _measure(began: float, times: list[float]) -> None:

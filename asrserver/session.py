@@ -172,6 +172,8 @@ class Session:
         self._acknowledged = -1  # the index of the last one
         self._answered = -1  # the index of the last chunk with a result
         self._seq = 0  # of the last event that was taken
+        self.sent = 0  # of the last one that the client was sent
+        self.missed = 0  # results that it asked for and Redis has no more
         self._held: list[dict[str, Any]] = []  # results that came before their chunk's acknowledgement
 
     @classmethod
@@ -185,7 +187,8 @@ class Session:
     ) -> Session:
         """The session as Redis has it, for a client that has its results up to `last_seq`.
 
-        `fields` are its hash's, `events` all its durable ones; raises BadRequest if `last_seq` is none of theirs.
+        `fields` are its hash's, `events` its durable ones, but for the oldest of very many: of what is `missed` the
+        client can have no more than the final text. Raises BadRequest if `last_seq` is past the last of them.
         """
         options = Options.parse(orjson.loads(fields["options"]))
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
@@ -195,15 +198,18 @@ class Session:
         if "last" in fields:
             session._first, session._last = int(fields["first"]), int(fields["last"])
             session._acknowledged = session._last
-        taken = [event for event in events if event["seq"] <= last_seq]
-        if last_seq != (taken[-1]["seq"] if taken else 0):
+        first, last = (events[0]["seq"], events[-1]["seq"]) if events else (1, 0)
+        if last_seq > last:
             raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
-        session._seq = last_seq
+        session.missed = max(0, first - 1 - last_seq)
+        session._seq = session.sent = last_seq + session.missed
+        taken = [event for event in events if event["seq"] <= last_seq]
         if taken:
             session.last_event = taken[-1]["id"]
             session.state = "over" if taken[-1]["type"] == "final" else session.state
-        answered = (event["chunk_index"] for event in taken if event.get("chunk_index") is not None)
-        session._answered = max(answered, default=-1)
+        answers = [event["chunk_index"] for event in events if event.get("chunk_index") is not None]
+        answered = [event["chunk_index"] for event in taken if event.get("chunk_index") is not None]
+        session._answered = max(answered, default=answers[0] - 1 if answers else -1)
         return session
 
     @property
@@ -336,6 +342,8 @@ class Session:
         if index is not None:
             self._answered = max(index, self._answered)
         self.results += 1
+        if self.send is not None:
+            self.sent = event["seq"]
         if event["type"] == "final":
             self.state = "over"
         self._tell(event)

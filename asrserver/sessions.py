@@ -255,7 +255,7 @@ class Sessions(Mapping[str, Session]):
             self._background.once(self._read_missed(session))
 
     def _delivered(self, session: Session, event: Event) -> None:
-        self._recorder.mark(session.id)
+        self._recorder.mark(session.id, session.sent)
         self._measure(session, event)
         if event["type"] == "final":
             self._over(session, event["status"])

@@ -96,7 +96,8 @@ class Session:
         """What a next owner says, after what the ones before it said."""
         voice = Voice(self, epoch)
         state = {"state": self.states[events[-1]["id"]]} if events and self.states else {}
-        claim = Claim("s", "1-0", epoch, {**self.fields, **state}, list(events))
+        said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
+        claim = Claim("s", "1-0", epoch, {**self.fields, **state}, list(events), said)
         transcriber = Transcriber(claim, self.recogniser, voice)
         transcriber.feed([entry for entry in self.entries if key(entry.id) > key(transcriber.cursor)])
         await transcriber.run()

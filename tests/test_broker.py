@@ -379,6 +379,30 @@ async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker
 
 
 @pytest.mark.gen_test
+async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotten(
+    g: Broker, w: Broker, v: Broker, db: redis.Redis
+) -> None:
+    """The texts are kept apart, each once, and go with the session."""
+    await opened(g)
+    claim = await taken(w)
+    for seq in range(1, 6):
+        segments = [{"text": f"{seq}{letter}", "language": "en"} for letter in "ab"[: seq % 3]]
+        assert await w.emit(claim, seq, {**event(seq), "segments": segments}, "0-1")
+    assert await w.emit(claim, 5, {**event(5), "segments": segments}, "0-1")  # the reply was lost
+    events = await g.read_events("s")
+    await g.forget_events("s", events[2]["id"])
+    new = await taken(v, lease=0)
+    assert [found["seq"] for found in new.events] == [4, 5]
+    assert new.said == [(text, "en") for text in ("1a", "2a", "2b", "4a", "5a", "5b")]
+    assert new.epoch == claim.epoch + 1
+    assert await v.emit(new, 1, event(6, "final"), "0-1")
+    await g.close_session("s", 100)
+    assert {key for key in db.scan_iter("asr_*{s}") if db.ttl(key) > 0} == {
+        keys.session_key("s"), keys.events_key("s"), keys.said_key("s"), keys.audio_key("s")
+    }  # fmt: skip
+
+
+@pytest.mark.gen_test
 async def test_events_past_an_id(g: Broker, w: Broker) -> None:
     await opened(g)
     claim = await taken(w)

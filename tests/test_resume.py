@@ -7,12 +7,14 @@ import asyncio
 import pytest
 import redis
 
+from asrserver import recorder
 from asrserver.broker import keys
 from asrserver.errors import Unavailable
 from asrserver.handlers import websocket
+from asrserver.storage import StorageUnavailable
 from tests.conftest import Door, until
 from tests.pretend import Pretender
-from tests.talk import Message, Talk, chunk
+from tests.talk import Message, Talk, chunk, look
 from tests.test_websocket import frame, raw
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -109,6 +111,76 @@ async def test_a_session_of_which_everything_is_trimmed(doors: tuple[Door, Door]
         await talk.send(AUDIO)  # a binary frame is the next chunk of the session that was resumed
         await talk.find("s", "ack", 9)
         assert list(await worker.audio("s", 1)) == ["10-0"]
+
+
+async def test_a_long_session_keeps_the_last_results(
+    doors: tuple[Door, Door], worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
+    monkeypatch.setattr(recorder, "KEEP", 5)
+    one, two = doors
+
+    def kept() -> list[int]:
+        with look(redis_url) as client:
+            return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
+
+    async def say(talk: Talk, first: int, last: int) -> None:
+        for index in range(first, last):
+            await talk.chunk("s", index, AUDIO)
+            await worker.chunk("s", index)
+            await talk.find("s", "chunk_result", index)
+            if index % 3 == 2:
+                await until(one.gateway.recorder.settled)
+        await until(one.gateway.recorder.settled)
+
+    lost = await Talk.open(one.url)
+    await lost.start("s")
+    await worker.take("s")
+    await say(lost, 0, 20)
+    assert len(kept()) <= 2 * 5 + 3
+    assert kept()[-5:] == [16, 17, 18, 19, 20]
+    with monkeypatch.context() as patch:  # PostgreSQL is away
+        patch.setattr(one.gateway.storage, "save", unavailable)
+        unstored = kept()
+        for index in range(20, 40):
+            await lost.chunk("s", index, AUDIO)
+            await worker.chunk("s", index)
+            await lost.find("s", "chunk_result", index)
+        assert kept() == [*unstored, *range(21, 41)]
+    await until(one.gateway.recorder.settled)
+    await say(lost, 40, 50)
+    assert len(kept()) <= 2 * 5 + 3
+    for index in range(50, 70):
+        await lost.chunk("s", index, AUDIO)
+    await drop(lost)
+    await until(lambda: one.gateway.sessions["s"].send is None)
+    for index in range(50, 70):  # nobody is there to be sent them
+        await worker.chunk("s", index)
+        if index % 10 == 9:
+            await until(one.gateway.recorder.settled)
+    assert kept()[-20:] == list(range(51, 71))
+    first = kept()[0]
+    async with await Talk.open(two.url) as talk:
+        ack = await resumed(talk, last_seq=first - 1)
+        assert "missed" not in ack
+        await talk.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in talk.of("s", "chunk_result")] == list(range(first, 71))
+    async with await Talk.open(one.url) as talk:
+        ack = await resumed(talk)
+        assert (ack["missed"], ack["next_chunk_index"]) == (kept()[0] - 1, 70)
+        await talk.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in talk.of("s", "chunk_result")] == kept()
+        await talk.send({"action": "finish", "session_id": "s"})
+        await worker.final("s", "all", 70)
+        assert (await talk.find("s", "final_result"))["text"] == "all"
+    await until(one.gateway.recorder.settled)
+    stored = await one.gateway.storage.session("s")
+    assert stored is not None
+    assert [row["chunk_index"] for row in stored["chunks"]] == list(range(70))
+
+
+async def unavailable(_records: object) -> None:
+    raise StorageUnavailable("away")
 
 
 async def test_a_session_without_a_chunk(doors: tuple[Door, Door], worker: Pretender) -> None:

@@ -627,7 +627,7 @@ async def test_one_session_that_cannot_be_stored_holds_up_no_other(
         await talk.start("bad")
         await talk.start("good")
         await worker.take("bad", "good")
-        await worker.say("bad", "error", code="c", message="m", model=None, segments=[{}])
+        await worker.say("bad", "error", code="c", message="m", model=None, segments=[{"text": "", "language": "en"}])
         await talk.send(finish("good"))
         await worker.final("good", "words", 0)
         await talk.find("good", "final_result")

@@ -37,6 +37,7 @@ from asrserver.broker.keys import (
     heartbeat_key,
     quota_key,
     results_channel,
+    said_key,
     session_key,
 )
 from asrserver.broker.lane import AWAY, Lane, connect
@@ -236,21 +237,25 @@ class Broker:
             sid: (replies.strings(fields.result()), replies.events(events.result())) for sid, fields, events in waits
         }
 
+    async def forget_events(self, sid: str, upto: str) -> None:
+        """Trim the durable events up to and with an id: they are stored, and their reader has them."""
+        await self.lane.submit("XTRIM", events_key(sid), "MINID", _following(upto))
+
     async def close_session(self, sid: str, ttl: float) -> None:
         """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing.
 
         Those of one that was deleted meanwhile go at once.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN)
-        await self.lane.submit("EVAL", scripts.CLOSE, 4, *keys, sid, int(ttl * 1000))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), said_key(sid), OPEN)
+        await self.lane.submit("EVAL", scripts.CLOSE, 5, *keys, sid, int(ttl * 1000))
 
     async def delete_session(self, sid: str, owner: str | None) -> bool:
         """Delete the keys of a session that is stored; of one that is open, when it will be. Whether there is one.
 
         With an owner, only if it is that owner's.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN)
-        return bool(await self.lane.submit("EVAL", scripts.DELETE, 4, *keys, sid, owner or ""))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), said_key(sid), OPEN)
+        return bool(await self.lane.submit("EVAL", scripts.DELETE, 5, *keys, sid, owner or ""))
 
     async def open_sessions(self, sids: Iterable[str]) -> set[str]:
         """Those of the sessions that some gateway answers for."""
@@ -307,16 +312,18 @@ class Broker:
 
     async def own(self, task: str, sid: str) -> Claim | None:
         """Become the session's owner: fence off every older one, read what is done; None if there is nothing to do."""
-        epoch, fields, entries = await asyncio.gather(
+        epoch, fields, entries, said = await asyncio.gather(
             self.lane.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
             self.lane.submit("HGETALL", session_key(sid)),
             self.lane.submit("XRANGE", events_key(sid), "(0-1", "+"),
+            self.lane.submit("LRANGE", said_key(sid), 0, -1),
         )
         events = replies.events(entries)
         if epoch is None or not fields or (events and events[-1]["type"] == "final"):
             await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
             return None
-        return Claim(sid, task, epoch, replies.strings(fields), events, events[-1].get("total", 0.0) if events else 0.0)
+        counted = events[-1].get("total", 0.0) if events else 0.0
+        return Claim(sid, task, epoch, replies.strings(fields), events, replies.texts(said), counted)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
@@ -341,18 +348,20 @@ class Broker:
         event_id = f"{claim.epoch}-{number}"
         payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
         owner = claim.fields.get("owner", "")
+        said = [(segment["text"], segment["language"]) for segment in event.get("segments", ())]
         charge = max(0.0, event.get("total", 0.0) - claim.counted) if owner else 0.0
         try:
             accepted = bool(
                 await self.lane.submit(
                     "EVAL",
                     scripts.EMIT,
-                    5,
+                    6,
                     events_key(sid),
                     session_key(sid),
                     audio_key(sid),
                     TASKS,
                     quota_key(owner, minute()),
+                    said_key(sid),
                     event_id,
                     event["seq"],
                     payload,
@@ -361,6 +370,7 @@ class Broker:
                     claim.task,
                     GROUP,
                     f"{charge:.3f}",
+                    orjson.dumps(said) if said else "",
                     *_flat(fields or {}),
                 )
             )

@@ -20,6 +20,10 @@ def events_key(sid: str) -> str:
     return f"asr_events:{{{sid}}}"
 
 
+def said_key(sid: str) -> str:
+    return f"asr_said:{{{sid}}}"
+
+
 def results_channel(gateway: str) -> str:
     return f"asr_results:{gateway}"
 

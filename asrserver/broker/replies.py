@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -16,7 +17,8 @@ class Claim:
     task: str
     epoch: int
     fields: dict[str, str]
-    events: list[dict[str, Any]]
+    events: list[dict[str, Any]]  # the last ones, without those that are stored and delivered for long
+    said: list[tuple[str, str]] = field(default_factory=list)  # (text, language) of every segment
     counted: float = 0.0  # seconds of audio that its key's quota has been charged for
 
 
@@ -59,6 +61,11 @@ def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 def events(entries: Any) -> list[dict[str, Any]]:
     """Durable events."""
     return [orjson.loads(fields[b"data"]) for _, fields in pairs(entries) if b"data" in fields]
+
+
+def texts(items: Iterable[bytes]) -> list[tuple[str, str]]:
+    """(text, language) of segments, of which each item has some."""
+    return [(text, language) for item in items for text, language in orjson.loads(item)]
 
 
 def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:

@@ -115,10 +115,10 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio asr_tasks quota · ARGV id seq data minid final task group seconds field value … → 1, or 0 if
-# the owner is another. The fields are what a next owner must know. The seconds are charged where the event is new: what
-# is sent again after a lost reply costs nothing. The gateway is read here, so that a session that changed its gateway
-# is published to the new one.
+# KEYS events session audio asr_tasks quota said · ARGV id seq data minid final task group seconds said field value … →
+# 1, or 0 if the owner is another. The fields, and the texts that were said, are what a next owner must know. The texts
+# are kept and the seconds charged where the event is new: what is sent again after a lost reply is not. The gateway is
+# read here, so that a session that changed its gateway is published to the new one.
 EMIT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
@@ -126,13 +126,16 @@ if type(added) == 'table' and added.err then
   if not string.find(added.err, 'equal or smaller') then return redis.error_reply(added.err) end
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
   if last[1][1] ~= ARGV[1] then return 0 end
-elseif tonumber(ARGV[8]) > 0 then
-  redis.call('INCRBYFLOAT', KEYS[5], ARGV[8])
-  redis.call('EXPIRE', KEYS[5], 300)
+else
+  if ARGV[9] ~= '' then redis.call('RPUSH', KEYS[6], ARGV[9]) end
+  if tonumber(ARGV[8]) > 0 then
+    redis.call('INCRBYFLOAT', KEYS[5], ARGV[8])
+    redis.call('EXPIRE', KEYS[5], 300)
+  end
 end
 local gateway = redis.call('HGET', KEYS[2], 'gateway')
 if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[3]) end
-if #ARGV > 8 then redis.call('HSET', KEYS[2], unpack(ARGV, 9)) end
+if #ARGV > 9 then redis.call('HSET', KEYS[2], unpack(ARGV, 10)) end
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[4])
 if ARGV[5] == '1' then
   redis.call('XACK', KEYS[4], ARGV[7], ARGV[6])
@@ -206,25 +209,25 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
 """
 
-# KEYS session audio events asr_open · ARGV sid ttl. One TTL for all keys of a stored session; none is kept of a deleted
-# one.
+# KEYS session audio events said asr_open · ARGV sid ttl. One TTL for all keys of a stored session; none is kept of
+# a deleted one.
 CLOSE = """
 local deleted = redis.call('HEXISTS', KEYS[1], 'deleted') == 1
-for i = 1, 3 do
+for i = 1, 4 do
   if deleted then redis.call('UNLINK', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
 end
-return redis.call('ZREM', KEYS[4], ARGV[1])
+return redis.call('ZREM', KEYS[5], ARGV[1])
 """
 
-# KEYS session audio events asr_open · ARGV sid owner → whether there is such a session (of that owner, unless '').
+# KEYS session audio events said asr_open · ARGV sid owner → whether there is such a session (of that owner, unless '').
 # An open one is only marked, for its worker and its client go on with it; CLOSE does the rest.
 DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
-if redis.call('ZSCORE', KEYS[4], ARGV[1]) then
+if redis.call('ZSCORE', KEYS[5], ARGV[1]) then
   redis.call('HSET', KEYS[1], 'deleted', '1')
 else
-  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
+  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4])
 end
 return 1
 """

@@ -369,6 +369,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 "status": "session_resumed",
                 "state": session.state,
                 "next_chunk_index": session.next_index,
+                **({"missed": session.missed} if session.missed else {}),
             }
         )
         await self.gateway.sessions.replay(session, missed, self._read)

@@ -59,7 +59,7 @@ class Ledger:
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0  # of this owner's events
         self._seq = events[-1]["seq"] if events else 0
-        self._said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
+        self._said = list(claim.said)
         self.spoken_until = max((segment["end"] for event in events for segment in event["segments"]), default=0.0)
         self.place: Place = (state.get("after", "0-1"), state.get("recording"))
         self.total = state.get("total", 0.0)  # seconds of the utterances and recordings that are over
