@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Live streams, ramped: partial results thin out before segments become late.
 
-    python tools/bench_live.py [--streams 5,10,20,40,60] [--seconds 30] [--workers 1]
+    python tools/bench_live.py [--streams 10,20,40,60,80] [--seconds 30] [--workers 1]
 
-Each step runs so many streams at once, in real time, with partial results every 0.5 s, and prints what they got; the
-last columns are against the first step of the same run. Delays are from the end of speech to its segment, silence of
-0.4 s included. `slowest` is the p95 of the stream that waited longest, over that of the one that waited least.
+Each step runs so many streams at once, in real time, with partial results every 0.5 s, and prints what they got:
+partial results a second of speech, the interval that the worker held them to (its median over the step), the delays
+from the end of speech to its segment (silence of 0.4 s included), the p95 of the stream that waited longest over that
+of the one that waited least, and milliseconds of CPU for each second of audio. The last columns are against the first
+step of the same run. The streams' client takes its share of the same cores.
 """
 
 from __future__ import annotations
@@ -14,20 +16,42 @@ import argparse
 import asyncio
 import json
 import urllib.request
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+import psutil
 from live import Heard, Recording, delays, load, make, percentile, server, speak, word_errors
 
 from asrserver.client import Client
 
+#: Seconds between looks at the workers' heartbeats, which come as often.
+LOOK = 1.0
 
-async def step(url: str, recordings: list[Recording]) -> list[Heard]:
+#: What is measured of the server's processes.
+PARTS = ("worker", "gateway", "redis")
+
+
+async def step(url: str, http: str, recordings: list[Recording]) -> tuple[list[Heard], list[float]]:
+    """What the streams heard, and the workers' partial intervals meanwhile."""
+
     async def one(number: int, recording: Recording) -> Heard:
         await asyncio.sleep(number % 10 / 10)  # nobody starts at the same moment
         async with await Client.connect(url) as client:
             return await speak(client, recording, partials=True)
 
-    return await asyncio.gather(*(one(number, recording) for number, recording in enumerate(recordings)))
+    async def watch() -> None:
+        while True:
+            await asyncio.sleep(LOOK)
+            intervals.extend(worker["partial_interval"] for worker in await asyncio.to_thread(workers, http))
+
+    intervals: list[float] = []
+    watching = asyncio.create_task(watch())
+    try:
+        found = await asyncio.gather(*(one(number, recording) for number, recording in enumerate(recordings)))
+    finally:
+        watching.cancel()
+    return found, intervals
 
 
 def workers(http: str) -> list[dict[str, Any]]:
@@ -36,19 +60,44 @@ def workers(http: str) -> list[dict[str, Any]]:
         return found
 
 
+def processes(server: int, http: str) -> Iterator[tuple[str, psutil.Process]]:
+    """The server's processes, each with what it is."""
+    of_workers = {worker["pid"] for worker in workers(http)}
+    for process in psutil.Process(server).children(recursive=True):
+        line = " ".join(process.cmdline())
+        if process.pid in of_workers:
+            yield "worker", process
+        elif "valkey" in line or "redis-server" in line:
+            yield "redis", process
+        elif "multiprocessing.spawn" in line:
+            yield "gateway", process
+
+
+def spent(server: int, http: str) -> Counter[str]:
+    """Seconds of CPU of each part of the server so far."""
+    seconds = Counter[str]()
+    for part, process in processes(server, http):
+        seconds[part] += sum(process.cpu_times()[:2])
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", default="5,10,20,40,60")
+    parser.add_argument("--streams", default="10,20,40,60,80")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     utterances = load()
-    print("streams  partials/s of speech  final p50  p95  slowest/fastest  word errors   partials  final p50 of first")
+    print("                                  final     slowest/   word    CPU in ms a second    against the first")
+    print("streams partials/s interval     p50    p95   fastest  errors   worker gateway redis   partials final p50")
     first: tuple[float, float] | None = None
-    with server("--workers", str(options.workers)) as (url, http, _):
+    with server("--workers", str(options.workers)) as (url, http, pid):
         for count in map(int, options.streams.split(",")):
             recordings = [make(utterances, options.seconds, (0.5, 2.0), seed) for seed in range(count)]
-            found = asyncio.run(step(url, recordings))
+            seconds = sum(recording.seconds for recording in recordings)
+            before = spent(pid, http)
+            found, intervals = asyncio.run(step(url, http, recordings))
+            cost = {part: 1000 * (after - before[part]) / seconds for part, after in spent(pid, http).items()}
             speech = sum(one.end - one.start for recording in recordings for one in recording.said)
             partials = sum(m["type"] == "partial_result" for heard in found for _, m in heard.messages) / speech
             finals = [delays(recording, heard)[1] for recording, heard in zip(recordings, found, strict=True)]
@@ -56,15 +105,15 @@ def main() -> None:
             each = [percentile(values, 0.95) for values in finals if values]
             wrong = sum(word_errors(r.text, heard.final["text"]) for r, heard in zip(recordings, found, strict=True))
             words = sum(len(recording.text.split()) for recording in recordings)
-            p50 = percentile(every, 0.5)
+            p50, p95 = percentile(every, 0.5), percentile(every, 0.95)
             first = first or (partials, p50)
             print(
-                f"{count:7} {partials:21.2f} {p50:10.2f} {percentile(every, 0.95):4.2f} {max(each) / min(each):16.2f}"
-                f" {100 * wrong / words:10.1f} % {partials / first[0]:10.2f} {p50 / first[1]:10.2f}",
+                f"{count:7} {partials:10.2f} {percentile(intervals, 0.5):6.2f} s {p50:5.2f} s {p95:4.2f} s"
+                f" {max(each) / min(each):9.2f} {100 * wrong / words:5.1f} %"
+                f" {cost['worker']:8.1f} {cost['gateway']:7.1f} {cost['redis']:5.1f}"
+                f" {partials / first[0]:10.2f} {p50 / first[1]:9.2f}",
                 flush=True,
             )
-        for worker in workers(http):
-            print(f"  real-time factor {worker['real_time_factor']}, partial interval {worker['partial_interval']}")
 
 
 if __name__ == "__main__":
