@@ -176,6 +176,8 @@ class Client:
 
     async def _read(self, connection: WebSocketClientConnection) -> None:
         self.connection = connection
+        if self._closing.is_set():  # while it was dialled
+            connection.close()
         for session in list(self._sessions.values()):
             session.connected(connection)
         while (message := await connection.read_message()) is not None:

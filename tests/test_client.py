@@ -344,6 +344,34 @@ async def test_close_codes(told: Callable[..., str], code: int, again: bool) -> 
             assert len(connections) == 1
 
 
+async def test_closed_while_it_connects_again(told: Callable[..., str]) -> None:
+    """What is dialled just then is closed too, and not read for ever."""
+    dialled, dialled_again, go, closed = (asyncio.Event() for _ in range(4))
+
+    class Slow(WebSocketHandler):
+        async def prepare(self) -> None:
+            if dialled.is_set():
+                closed.clear()
+                dialled_again.set()
+                await go.wait()
+            dialled.set()
+
+        def on_close(self) -> None:
+            closed.set()
+
+    client = await Client.connect(told(Slow))
+    await until(lambda: client.connection is not None)
+    cut(client)
+    await dialled_again.wait()
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.sleep(0)  # it has begun
+    go.set()
+    await closing
+    await closed.wait()
+    with pytest.raises(ConnectionLost):
+        await client.start()
+
+
 async def test_events_of_other_types(told: Callable[..., str]) -> None:
     """They are the caller's, once; of partial results that nobody has read only the newest."""
     done = asyncio.Event()
