@@ -10,6 +10,7 @@ import asyncio
 import ctypes
 import faulthandler
 import logging
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,10 @@ log = logging.getLogger("asrserver.child")
 
 #: Exit status of a child that can never start as it is configured: a model that cannot be loaded.
 EXIT_BOOT = 3
+
+#: By how much a worker that computes on CPUs gives way to gateways and servers on them: they need little, but at once.
+#: On two cores a backlog made acknowledgements 10 times slower without this.
+NICE = 10
 
 
 class Vitals(ctypes.Structure):
@@ -83,6 +88,8 @@ def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: in
 def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     """The main function of a worker process."""
     _begin(settings, parent)
+    if settings.device == "cpu":
+        os.nice(NICE)  # before there are threads: they inherit it
     from asrserver.inference.worker import load, work
 
     signs = _Signs(vitals)
