@@ -96,9 +96,11 @@ class Sessions(Mapping[str, Session]):
         """
         sid, options = asked.sid or str(uuid.uuid4()), asked.options
         exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
+        backlog = self.backlog.seconds + backlog_elsewhere
+        if sid not in self._open:  # what this gateway refuses by itself costs no question to PostgreSQL
+            self._admission.limits.start(siblings, len(self._open), backlog)
         if asked.sid and (sid in self._open or await self._stored(sid) or sid in self._open):
             raise exists
-        backlog = self.backlog.seconds + backlog_elsewhere
         await self._admission.start(sid, owner, siblings, len(self._open), backlog)
         session = Session(sid, asked.user_id, options, send, owner)
         session.resumable = asked.resumable
