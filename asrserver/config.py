@@ -158,6 +158,12 @@ class Settings:
     max_message: int = setting(
         16 * 2**20, "gateway", click.IntRange(min=1024), "Largest WebSocket message in bytes; a larger one is an error."
     )
+    unread_timeout: float = setting(
+        30.0,
+        "gateway",
+        _SECONDS,
+        "Seconds for which a client may leave unread what waits for it; then its connection is cut.",
+    )
     ping_interval: float = setting(20.0, "gateway", _SECONDS, "Seconds between WebSocket pings; no pong closes.")
     resume_timeout: float = setting(
         30.0,

@@ -254,7 +254,7 @@ BESIDES = 64 << 20
 async def test_clients_that_never_read(start: Start, database_url: str, utterances: list[Utterance]) -> None:
     """Two hundred: each costs a bounded buffer and then its connection; their sessions end, and others go on."""
     # Pings would find them out too: not here.
-    options = ("--workers", "1", "--resume-timeout", "1", "--ping-interval", "600")
+    options = ("--workers", "1", "--resume-timeout", "1", "--ping-interval", "600", "--unread-timeout", "5")
     system = start("run", *options).wait_ready()
     (process,) = system.children("gateway")
     before = peak = process.memory_info().rss

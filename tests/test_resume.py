@@ -274,8 +274,8 @@ async def test_a_replay_is_no_faster_than_its_reader(
     """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
     monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 15)
     monkeypatch.setattr(websocket, "REPLAYED", 1 << 12)
-    monkeypatch.setattr(websocket, "READING", 0.5)
     one, two = doors
+    object.__setattr__(two.gateway.settings, "unread_timeout", 0.5)
     async with await Talk.open(one.url) as lost:
         await lost.start("s")
     await worker.take("s")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import socket
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,7 @@ from asrserver.broker import keys
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway import Gateway
-from asrserver.handlers import websocket
+from asrserver.handlers import reading, websocket
 from tests.conftest import until
 from tests.pretend import Pretender
 from tests.talk import Message, Talk, chunk
@@ -504,6 +505,81 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
         await talk.find("s", "chunk_result")
         assert gateway.connections == 1
     stream.close()
+
+
+async def test_a_client_that_does_not_read_is_not_read(
+    url: str, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While an answer waits, nothing more is taken; read in time, nothing is missing; else the connection is cut."""
+    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 14)
+    monkeypatch.setattr(reading, "REFUSALS", 1e9)
+    flood = frame({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
+
+    async def deaf() -> tuple[IOStream, asyncio.Future[None]]:
+        stream = await raw(url)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        [handler] = app.sockets
+        sending = asyncio.ensure_future(stream.write(flood))
+        await until(lambda: handler._stream().writing())
+        taken = handler.messages
+        async with await Talk.open(url) as talk:
+            for _ in range(10):
+                await talk.send({"action": "x"})
+                await talk.next()
+        assert handler.messages == taken < 500
+        return stream, sending
+
+    stream, sending = await deaf()
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    for _ in range(500):
+        assert json.loads(await next_text(stream))["code"] == "unknown_action"
+    await sending
+    stream.close()
+    await until(lambda: not gateway.connections)
+    object.__setattr__(gateway.settings, "unread_timeout", 0.5)
+    stream, sending = await deaf()
+    await until(lambda: not gateway.connections)
+    assert "does not read: cut" in caplog.text
+    stream.close()
+    await asyncio.wait([sending])
+
+
+async def next_text(stream: IOStream) -> bytes:
+    size = (await stream.read_bytes(2))[1]
+    return await stream.read_bytes(int.from_bytes(await stream.read_bytes(2), "big") if size == 126 else size)
+
+
+async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another sends is taken before all the messages that were there before it."""
+    taken: list[str] = []
+    monkeypatch.setattr(gateway, "refused", lambda error, *_: taken.append(error.code))
+    flood, other = await raw(url), await raw(url)
+    # Past the loop, so that both are there when it looks again.
+    flood.socket.send(frame({"action": "x"}) * 190)
+    other.socket.send(frame(finish()))
+    await until(lambda: len(taken) == 191)
+    assert taken.index("no_session") < 50
+    flood.close()
+    other.close()
+
+
+def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second's worth at once, then no faster; what was not used up for long is no credit."""
+    now = [1000.0]
+    monkeypatch.setattr(reading.time, "monotonic", lambda: now[0])
+    brake = reading.Brake()
+    for _ in range(2):
+        for _ in range(reading.REFUSALS):
+            brake.refused()
+        assert brake.debt == pytest.approx(0, abs=1e-6)
+        for _ in range(10):
+            brake.refused()
+        assert brake.debt == pytest.approx(10 / reading.REFUSALS)
+        now[0] += 10 / reading.REFUSALS
+        assert brake.debt == pytest.approx(0, abs=1e-6)
+        brake.refused()
+        assert brake.debt == pytest.approx(1 / reading.REFUSALS)
+        now[0] += 3600
 
 
 async def test_pings_are_answered_while_a_start_waits(

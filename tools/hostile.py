@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "max_queue": 60.0,
     "session_idle_timeout": 3.0,
     "idle_timeout": 5.0,
+    "unread_timeout": 1.0,
     "resume_timeout": 0.0,
     "trusted_proxies": "127.0.0.1",  # so that clients have addresses of their own
 }
@@ -114,7 +115,7 @@ class Peer:
                 size = int.from_bytes(await self._reader.readexactly(2 if size == 126 else 8), "big")
             data = await self._reader.readexactly(size)
             if head[0] & 0x0F == 8:
-                raise EOFError
+                raise EOFError(data[2:].decode())
             if head[0] & 0x0F == 9:
                 self.writer.write(bytes([0x8A, 0x80 | len(data)]) + bytes(4) + data)
             if head[0] & 0x0F == 1:
@@ -185,13 +186,13 @@ class Target:
         finally:
             await peer.close()
 
-    async def bystander(self) -> tuple[Peer, str]:
+    async def bystander(self, **options: Any) -> tuple[Peer, str]:
         """A client that means no harm, and its session, as soon as there is room for it."""
         async with asyncio.timeout(30):
             while True:
                 with contextlib.suppress(Turned, EOFError, OSError):
                     peer = await Peer.open(self.port, self.keys["free"], "10.8.8.8")
-                    sid, answer = await peer.start()
+                    sid, answer = await peer.start(**options)
                     if answer["type"] == "ack":
                         return peer, sid
                     await peer.close()
@@ -334,6 +335,16 @@ async def _pile_up(target: Target) -> None:
             await peer.finish(sid)
 
 
+async def _work(target: Target) -> None:
+    async with target.peer() as peer:
+        while True:
+            sid = await peer.session()
+            await peer.send(target.speech)
+            await peer.finish(sid)
+            await peer.answer(sid, "final_result")
+            await target.told("served")
+
+
 async def _never_read(target: Target) -> None:
     while True:
         peer = await Peer.open(target.port, target.keys["free"], "10.9.9.9", window=4096)
@@ -395,3 +406,6 @@ ATTACKS = [
     Attack("backlog", "overloaded", 300, _many(6, _pile_up)),
     Attack("a client that does not read", "cut", 10, _many(5, _never_read)),
 ]
+
+#: No attack: two clients, each with 24 s of speech at a time, so that a worker is always busy and no limit is reached.
+WORK = Attack("no limit: a worker that is never idle", "served", 5, _many(2, _work))

@@ -20,19 +20,20 @@ import contextlib
 import logging
 import socket
 from collections import deque
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from typing import Any
 
 import orjson
 from tornado.iostream import IOStream, StreamBufferFullError
 from tornado.web import HTTPError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
 from tornado.websocket import _WebSocketParams as Params
 
 from asrserver import metrics
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers.base import JsonErrors
+from asrserver.handlers.reading import Brake, DrainingProtocol
 from asrserver.session import Session
 
 log = logging.getLogger("asrserver.websocket")
@@ -44,9 +45,6 @@ MAX_UNREAD = 1 << 18
 #: Bytes of a replay that are written before the next wait until those are read.
 REPLAYED = 1 << 16
 
-#: Seconds that a client may take to read them.
-READING = 30.0
-
 #: Longest session id that an error repeats, in characters: no valid one is longer.
 MAX_NAME = 128
 
@@ -56,16 +54,6 @@ MAX_ENDED = 100
 #: Bytes of messages that wait for one before them, a `start` say, while the connection is still read: pings and pongs
 #: come in the same stream, and unanswered they would end it.
 MAX_LATER = 1 << 18
-
-#: Messages of a connection after which it is others' turn: Tornado 6.6 handles all that it has read, hundreds of small
-#: ones, in one turn of the loop, and five clients that flooded it so kept others waiting for 0.4 s.
-TURN = 8
-
-#: Bytes read at a time of a message that is too large and thrown away.
-DRAIN_STEP = 1 << 16
-
-#: Longest read that is no payload of a chunk's size: frame headers, and control frames between the parts of a message.
-SMALL = 125
 
 
 #: What browsers name beside `bearer.<key>`: who offers subprotocols wants one of them back, and not the key.
@@ -100,36 +88,6 @@ UNREAD = frozenset(
 INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
 
 
-class _DrainingProtocol(WebSocketProtocol13):
-    """Throws away the payload of a message that is too large, and goes on.
-
-    Tornado 6.6 closes the connection, and with it every session on it; one message must cost one message. What is
-    overridden is its one private read function; a test sends 40 MB, so a Tornado that changes it is noticed.
-    """
-
-    handler: WebSocket
-
-    def _read_bytes(self, n: int) -> Coroutine[Any, Any, bytes]:
-        # Four times a message: not a coroutine around a coroutine where there is nothing to throw away.
-        limit = self.handler.gateway.settings.max_message
-        buffered = self._fragmented_message_buffer
-        held = 0 if buffered is None else len(buffered)
-        if n + held <= limit or (n <= SMALL and held <= limit):
-            return super()._read_bytes(n)
-        return self._drain(n, buffered, held)
-
-    async def _drain(self, n: int, buffered: bytearray | None, held: int) -> bytes:
-        self.handler.too_large += held
-        if buffered is not None:
-            buffered.clear()
-        if n <= SMALL:
-            return await super()._read_bytes(n)
-        self.handler.too_large += n
-        while n:
-            n -= len(await super()._read_bytes(min(n, DRAIN_STEP)))
-        return b""
-
-
 def _where(session: Session, index: Any) -> dict[str, Any]:
     """Which chunk was refused, as far as it is known."""
     return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
@@ -154,6 +112,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.current: Session | None = None  # the last one started: binary frames are its chunks
         self.too_large = 0
         self.messages = 0
+        self._brake = Brake()
         self._busy: asyncio.Task[None] | None = None  # with a message that takes time
         self._later: deque[tuple[str | bytes, int]] = deque()  # messages that wait for it
         self._later_bytes = 0
@@ -175,14 +134,14 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        # max_message_size is out of the way: _DrainingProtocol holds the limit.
+        # max_message_size is out of the way: DrainingProtocol holds the limit.
         params = Params(
             ping_interval=self.ping_interval,
             ping_timeout=self.ping_timeout,
             max_message_size=1 << 62,
             compression_options=None,
         )
-        return _DrainingProtocol(self, False, params)
+        return DrainingProtocol(self, False, params)
 
     def check_origin(self, origin: str) -> bool:
         return True  # the door has asked
@@ -253,13 +212,19 @@ class WebSocket(JsonErrors, WebSocketHandler):
             waits = self._take(message, size)
             if waits is not None:
                 self._busy = asyncio.ensure_future(self._in_order(waits))
-            return None if self.messages % TURN else asyncio.sleep(0)
+            return self._pause() if waits is None else None
         self._later.append((message, size))
         self._later_bytes += len(message)
         if self._later_bytes <= MAX_LATER:
             return None
         # Not until all of them are done: pongs would wait as long. One is done in the time that one more is read.
         return asyncio.wait([self._busy], timeout=MAX_WAIT)
+
+    def _pause(self) -> Awaitable[None] | None:
+        """None, or what to wait for before the next message is taken."""
+        if self.ws_connection is not None and self._stream().writing():
+            return self._until_read()  # what is more than the kernel takes: who does not read is not read
+        return self._brake.pause()
 
     async def _in_order(self, waits: Awaitable[Any] | None) -> None:
         while waits is not None:
@@ -269,12 +234,15 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 log.exception("a message could not be handled")
                 self._send(INTERNAL)
             waits = None
-            while waits is None and self._later and self.ws_connection is not None:
+            while waits is None:
+                pause = self._pause()
+                if pause is not None:
+                    await pause
+                if not self._later or self.ws_connection is None:
+                    break
                 message, size = self._later.popleft()
                 self._later_bytes -= len(message)
                 waits = self._take(message, size)
-                if len(self._later) % TURN == 0 and waits is None:
-                    await asyncio.sleep(0)
         self._busy = None
 
     def _take(self, message: str | bytes, size: int) -> Awaitable[Any] | None:
@@ -302,6 +270,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def _told(self, error: AsrError, named: dict[str, Any] | None = None) -> None:
         """Tell the client that something is refused, and of which session, as it `named` it."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
+        self._brake.refused()
         self._send({**(named or {}), **error.event()})
 
     def _session_of(self, error: AsrError) -> Session | None:
@@ -378,12 +347,16 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     async def _read(self) -> None:
         """Wait until the client has read what it was sent, if that is much."""
-        if self._written < REPLAYED or self._write is None:
-            return
-        self._written = 0
-        done, _ = await asyncio.wait([self._write], timeout=READING)
-        if not done:
-            self._cut()
+        if self._written >= REPLAYED:
+            self._written = 0
+            await self._until_read()
+
+    async def _until_read(self) -> None:
+        """Wait until the client has read what it was sent; one that does not for too long is cut."""
+        if self._write is not None:
+            done, _ = await asyncio.wait([self._write], timeout=self.gateway.settings.unread_timeout)
+            if not done:
+                self._cut()
 
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
         session = self._session(message)
