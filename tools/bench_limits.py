@@ -3,10 +3,12 @@
 
     python tools/bench_limits.py [--seconds 4] [--pairs 2] [--rate 100] [only these limits, by words of their names]
 
-A bystander sends a chunk of 100 ms each 100 ms and times it until it is acknowledged: alone, with the hostile clients
-(at most RATE refusals a second each), alone again, and so on; PAIRS times SECONDS of both. It prints of each limit what
-the hostile clients heard and how often, the bystander's latency with them over that alone, and how far the gateway's
-resident memory rose over what it was before them.
+A bystander sends a chunk of 100 ms each 100 ms and times it until it is acknowledged, and an utterance of 1 s each
+second and times it until its text comes: alone, with the hostile clients (at most RATE refusals a second each), alone
+again, and so on; PAIRS times SECONDS of both. It prints of each limit what the hostile clients heard and how often, the
+bystander's latencies with them over those alone (of acknowledgements the median and p95, of texts the median), and how
+far the gateway's resident memory rose over what it was before them. The last row is no attack: it is as much accepted
+work as can be done, of clients that keep within the limits, for comparison with what comes of a backlog.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
-from hostile import ATTACKS, Attack, Peer, Target, flags
+from hostile import ATTACKS, WORK, Attack, Peer, Target, flags
 from live import load, percentile, server
 
 _spawn = multiprocessing.get_context("spawn")
 
 #: Seconds within which a limit is reached.
 REACHED = 30.0
+
+ROWS = [*ATTACKS, WORK]
 
 
 def run_hostile(target: Target, pipe: Connection) -> None:
@@ -49,36 +54,59 @@ def run_hostile(target: Target, pipe: Connection) -> None:
         pipe.send(target.tally[one.code])
 
     while True:
-        asyncio.run(attack(ATTACKS[pipe.recv()]))
+        asyncio.run(attack(ROWS[pipe.recv()]))
+
+
+@dataclass
+class Waited:
+    """For what a bystander's chunks waited how long, in seconds."""
+
+    acks: list[float] = field(default_factory=list)
+    texts: list[float] = field(default_factory=list)
 
 
 class Bystander:
-    """A session in real time. `latencies` are those of the chunks sent so far, in seconds."""
+    """Two sessions in real time, of pieces and of utterances, on connections of their own.
 
-    def __init__(self, peer: Peer, sid: str, speech: bytes, gateway: psutil.Process) -> None:
-        self.latencies: list[float] = []
-        self._peer, self._sid, self._speech, self._gateway = peer, sid, speech, gateway
-        self.memory = 0  # the most that the gateway had
+    `memory` is the most that the gateway had.
+    """
 
-    async def speak(self, seconds: float) -> list[float]:
-        """For so long; the latencies of its chunks."""
-        since = len(self.latencies)
-        begun = time.monotonic()
-        for number in range(int(seconds * 10)):
-            await asyncio.sleep(begun + number / 10 - time.monotonic())
-            at = 3200 * len(self.latencies) % (len(self._speech) - 3200)
-            sent = time.perf_counter()
-            await self._peer.send(self._speech[at : at + 3200])
-            answer = await self._peer.answer(self._sid, "ack", "error")
-            self.latencies.append(time.perf_counter() - sent)
-            assert answer.get("chunk_index") == len(self.latencies) - 1, answer
-            self.memory = max(self.memory, self._gateway.memory_info().rss)
-        return self.latencies[since:]
+    def __init__(self, target: Target, gateway: psutil.Process) -> None:
+        self.memory = 0
+        self._target, self._gateway = target, gateway
+
+    async def come(self) -> None:
+        """Begin both sessions."""
+        self._pieces = await self._target.bystander(mode="stream")
+        self._utterances = await self._target.bystander(mode="chunk")
+        self._sent = Counter[str]()
 
     async def leave(self) -> None:
-        await self._peer.finish(self._sid)
-        await self._peer.answer(self._sid, "final_result")
-        await self._peer.close()
+        for peer, sid in (self._pieces, self._utterances):
+            await peer.finish(sid)
+            await peer.answer(sid, "final_result")
+            await peer.close()
+
+    async def speak(self, seconds: float, waited: Waited | None = None) -> None:
+        """For so long; note what its chunks waited for."""
+        waited = waited or Waited()
+        await asyncio.gather(
+            self._send(*self._pieces, 0.1, int(seconds * 10), "ack", waited.acks),
+            self._send(*self._utterances, 1.0, max(1, int(seconds)), "chunk_result", waited.texts),
+        )
+
+    async def _send(self, peer: Peer, sid: str, length: float, count: int, kind: str, waited: list[float]) -> None:
+        size, speech, begun = int(length * 32000), self._target.speech, time.monotonic()
+        for number in range(count):
+            await asyncio.sleep(begun + number * length - time.monotonic())
+            at = size * self._sent[sid] % (len(speech) - size)
+            sent = time.perf_counter()
+            await peer.send(speech[at : at + size])
+            answer = await peer.answer(sid, kind, "error")
+            waited.append(time.perf_counter() - sent)
+            assert answer.get("chunk_index") == self._sent[sid], answer
+            self._sent[sid] += 1
+            self.memory = max(self.memory, self._gateway.memory_info().rss)
 
 
 async def measure(
@@ -86,28 +114,32 @@ async def measure(
 ) -> str:
     """One limit's row."""
     loop = asyncio.get_running_loop()
-    one = Bystander(*await target.bystander(), target.speech, gateway)
-    alone, under, heard = [], [], 0
-    await one.speak(1)
-    before = one.memory = gateway.memory_info().rss
+    one = Bystander(target, gateway)
+    alone, under = Waited(), Waited()
+    heard = before = 0
+
     for _ in range(options.pairs):
-        alone += await one.speak(options.seconds)
+        await one.come()  # anew: a session may last for less than all pairs
+        await one.speak(1)
+        if not before:
+            before = one.memory = gateway.memory_info().rss
+        await one.speak(options.seconds, alone)
         pipe.send(number)
         reached = loop.run_in_executor(None, pipe.recv)
         while not reached.done():
             await one.speak(0.5)
-        under += await one.speak(options.seconds)
+        await one.speak(options.seconds, under)
         pipe.send(None)
         stopped = loop.run_in_executor(None, pipe.recv)
         while not stopped.done():
             await one.speak(0.5)
         heard += await stopped
-        await one.speak(1)  # what was begun is done
-    await one.leave()
-    median, late = (percentile(under, share) / percentile(alone, share) for share in (0.5, 0.95))
-    code = ATTACKS[number].code.partition(":")[0]
+        await one.leave()  # what was begun is done
+    pairs = ((under.acks, alone.acks, 0.5), (under.acks, alone.acks, 0.95), (under.texts, alone.texts, 0.5))
+    ratios = " ".join(f"{percentile(one, share) / percentile(other, share):7.2f}" for one, other, share in pairs)
+    code = ROWS[number].code.partition(":")[0]
     grown = (one.memory - before) / 2**20
-    return f"{ATTACKS[number].limit:42} {code if heard else '-':21} {heard:7} {median:7.2f} {late:7.2f} {grown:7.1f}"
+    return f"{ROWS[number].limit:42} {code if heard else '-':21} {heard:7} {ratios} {grown:7.1f}"
 
 
 def main() -> None:
@@ -127,9 +159,12 @@ def main() -> None:
             pipe, theirs = _spawn.Pipe()
             hostile = _spawn.Process(target=run_hostile, args=(target, theirs), daemon=True)
             hostile.start()
-            print(f"{'limit reached':42} {'answer':21} {'count':>7} {'median':>7} {'p95':>7} {'MiB':>7}", flush=True)
+            print(
+                f"{'limit reached':42} {'answer':21} {'count':>7} {'ack':>7} {'p95':>7} {'text':>7} {'MiB':>7}",
+                flush=True,
+            )
             try:
-                for number, attack in enumerate(ATTACKS):
+                for number, attack in enumerate(ROWS):
                     if all(word in attack.limit for word in options.only):
                         print(asyncio.run(measure(number, options, target, gateway, pipe)), flush=True)
             finally:
