@@ -420,14 +420,3 @@ def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
     found = [one for one in all_utterances if all(text(one, around) == one.text for around in (0, 1728, 16000))]
     assert len(found) > 50
     return found
-
-
-def word_errors(reference: str, hypothesis: str) -> int:
-    """Levenshtein distance in words."""
-    wanted, found = reference.split(), hypothesis.split()
-    row = list(range(len(found) + 1))
-    for i, word in enumerate(wanted, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(found, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]

@@ -15,7 +15,8 @@ from asrserver.inference.engine import Engine
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.session import Options
-from tests.conftest import until, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import until
 
 Event = dict[str, Any]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from asrserver.inference.audio import Samples
-from tests.conftest import System, Utterance, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import System, Utterance
 from tests.talk import Talk
 
 MODEL = Path(str(files("asrserver").joinpath("data", "bilingual-model")))

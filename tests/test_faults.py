@@ -18,8 +18,9 @@ import redis
 from psycopg2.extensions import make_dsn
 
 from asrserver.inference.feed import Feed
+from asrserver.wer import word_errors
 from tests import poison
-from tests.conftest import Servers, System, Utterance, until, wait_until, word_errors
+from tests.conftest import Servers, System, Utterance, until, wait_until
 from tests.owner import LIVE, encode
 from tests.talk import Talk, check_stored, chunk, health, look, query, stored
 

@@ -11,7 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.conftest import System, Utterance, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import System, Utterance
 from tests.talk import Talk, look
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 
 from asrserver.inference import captions
 from asrserver.inference.recognise import Recogniser
-from tests.conftest import Utterance, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import Utterance
 from tests.owner import LIVE, QUIET, Event, Session, encode, key, pieces
 
 pytestmark = pytest.mark.gen_test(timeout=120)

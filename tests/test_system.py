@@ -20,7 +20,8 @@ import imageio_ffmpeg
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from tests.conftest import Servers, System, Utterance, drop_database, until, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import Servers, System, Utterance, drop_database, until
 from tests.talk import Talk, check_stored, chunk, look, query, stored, stored_chunks
 
 

@@ -13,7 +13,8 @@ from asrserver.broker import Claim
 from asrserver.errors import Unavailable
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Fenced, Transcriber
-from tests.conftest import Utterance, word_errors
+from asrserver.wer import word_errors
+from tests.conftest import Utterance
 from tests.owner import QUIET, Session, Voice, encode, key, pieces, texts
 
 pytestmark = pytest.mark.gen_test(timeout=120)

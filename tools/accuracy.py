@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable
 from typing import Any
 
-from live import Heard, Recording, delays, load, make, percentile, server, speak, word_errors
+from live import Heard, Recording, delays, load, make, percentile, server, speak
 
 from asrserver.client import Client
 from asrserver.inference import vad
@@ -27,6 +27,7 @@ from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.features import log_mel
 from asrserver.inference.models import Request, Whisper, find, window_for
 from asrserver.inference.text import words
+from asrserver.wer import word_errors
 
 
 def offline(recordings: list[Recording], recognise: Callable[[Samples], str]) -> list[str]:

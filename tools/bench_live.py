@@ -21,9 +21,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import psutil
-from live import Heard, Recording, delays, load, make, percentile, server, speak, word_errors
+from live import Heard, Recording, delays, load, make, percentile, server, speak
 
 from asrserver.client import Client
+from asrserver.wer import word_errors
 
 #: Seconds between looks at the workers' heartbeats, which come as often.
 LOOK = 1.0

@@ -135,17 +135,6 @@ def percentile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
-def word_errors(reference: str, hypothesis: str) -> int:
-    """Levenshtein distance in words."""
-    wanted, found = reference.split(), hypothesis.split()
-    row = list(range(len(found) + 1))
-    for i, word in enumerate(wanted, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(found, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
-
-
 def delays(recording: Recording, heard: Heard) -> tuple[list[float], list[float]]:
     """(seconds from the start of speech to the first partial result, from its end to the segment), of each segment."""
     first, final = [], []
