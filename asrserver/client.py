@@ -69,16 +69,38 @@ class ConnectionLost(Exception):
     """Raised when the connection ended, and could not be had again, before what was waited for came."""
 
 
+class Watch:
+    """Is told what happens to a client, as it happens and before the client makes something of it.
+
+    For those who must know more than a caller: a load tester, say. Override what is wanted.
+    """
+
+    def connected(self, seconds: float) -> None:
+        """There is a connection, made in so many seconds: the first, or another after `lost`."""
+
+    def refused(self, reason: Exception, pause: float) -> None:
+        """A try to connect failed, and there will be another; the server asked for a pause of so many seconds, or 0."""
+
+    def lost(self, code: int | None) -> None:
+        """The connection ended, with WebSocket's close code if it was closed, and not by the client."""
+
+    def received(self, event: Event) -> None:
+        """A message came."""
+
+
 class Client:
     """A connection, made again whenever it is lost, and its sessions."""
 
-    def __init__(self, urls: Sequence[str], key: str, timeout: float, patience: float, window: int) -> None:
+    def __init__(
+        self, urls: Sequence[str], key: str, timeout: float, patience: float, window: int, watch: Watch | None = None
+    ) -> None:
         self.window = window
         self.patience = patience
         self._urls = urls
         self._turn = 0
         self._key = key
         self._timeout = timeout
+        self._watch = watch or Watch()
         self.connection: WebSocketClientConnection | None = None
         self._sessions: dict[str, ClientSession] = {}
         self._failure: Exception | None = None
@@ -94,22 +116,29 @@ class Client:
         *,
         patience: float = PATIENCE,
         window: int = WINDOW,
+        insist: bool = False,
+        watch: Watch | None = None,
     ) -> Client:
         """Connect to the first of the URLs that answers, with an API key if given.
 
         `timeout` is for each try, `patience` for being without a connection later, both in seconds; `window` is how
         many chunks of a session may wait for their acknowledgement. Raises what Tornado raises when none answers:
-        OSError, HTTPClientError, TimeoutError.
+        OSError, HTTPClientError, TimeoutError. With `insist` there are more tries while there is patience, as after a
+        lost connection, and then it is ConnectionLost.
         """
         urls = [url] if isinstance(url, str) else list(url)
-        client = cls(urls, key, timeout, patience, window)
+        client = cls(urls, key, timeout, patience, window, watch)
+        connection: WebSocketClientConnection | None = None
         for left in reversed(range(len(urls))):
             try:
                 connection = await client._dial()
                 break
-            except (OSError, HTTPClientError):
-                if not left:
+            except (OSError, HTTPClientError) as exc:
+                if left:
+                    continue
+                if not insist or _for_good(exc):
                     raise
+                connection = await client._again(None, client._refused(exc))
         client._task = asyncio.get_running_loop().create_task(client._run(connection))
         return client
 
@@ -183,11 +212,14 @@ class Client:
         while (message := await connection.read_message()) is not None:
             self._take(orjson.loads(message))
         self.connection = None
+        if not self._closing.is_set():
+            self._watch.lost(connection.close_code)
         connection.close()  # however it ended: Tornado warns of one that was only lost
         for session in self._sessions.values():
             session.disconnected()
 
     def _take(self, event: Event) -> None:
+        self._watch.received(event)
         if "session_id" in event:
             session = self._sessions.get(event["session_id"])
             if session is not None:
@@ -197,12 +229,10 @@ class Client:
             if not session.opening:  # of no session: a message so large that it was not read, say
                 session.take(event)
 
-    async def _again(self, code: int | None) -> WebSocketClientConnection | None:
-        """A new connection; None if there should be none."""
+    async def _again(self, code: int | None, least: float = 0.0) -> WebSocketClientConnection | None:
+        """A new connection, after `least` seconds or more; None if there should be none."""
         deadline = time.monotonic() + self.patience
         longest = FIRST_PAUSE * (8 if code == 1013 else 1)  # "try again later"
-        least = 0.0
-        reason: Exception
         while True:
             pause = least + random.uniform(0, longest)
             with contextlib.suppress(TimeoutError):
@@ -211,21 +241,33 @@ class Client:
                 return None
             try:
                 return await self._dial()
-            except HTTPClientError as exc:
-                if 400 <= exc.code < 500 and exc.code not in NOT_YET:
+            except (OSError, HTTPClientError) as exc:
+                if _for_good(exc):
                     raise
-                least, reason = _retry_after(exc), exc
-            except OSError as exc:
-                least, reason = 0.0, exc
-            if time.monotonic() > deadline:
-                raise ConnectionLost(f"no connection for {self.patience:.0f} s: {reason}") from reason
+                if time.monotonic() > deadline:
+                    raise ConnectionLost(f"no connection for {self.patience:.0f} s: {exc}") from exc
+                least = self._refused(exc)
             longest = min(longest * 2, LAST_PAUSE)
 
     async def _dial(self) -> WebSocketClientConnection:
         url = self._urls[self._turn % len(self._urls)]
         self._turn += 1  # whatever becomes of it, the next try is at the next one
         request = HTTPRequest(url, headers=authorization(self._key), connect_timeout=self._timeout)
-        return await websocket_connect(request, max_message_size=1 << 26, ping_interval=PING, ping_timeout=PING)
+        began = time.monotonic()
+        made = await websocket_connect(request, max_message_size=1 << 26, ping_interval=PING, ping_timeout=PING)
+        self._watch.connected(time.monotonic() - began)
+        return made
+
+    def _refused(self, reason: OSError | HTTPClientError) -> float:
+        """Seconds to wait at least before the next try."""
+        pause = _retry_after(reason) if isinstance(reason, HTTPClientError) else 0.0
+        self._watch.refused(reason, pause)
+        return pause
+
+
+def _for_good(error: OSError | HTTPClientError) -> bool:
+    """Whether trying again is no use."""
+    return isinstance(error, HTTPClientError) and 400 <= error.code < 500 and error.code not in NOT_YET
 
 
 def _retry_after(error: HTTPClientError) -> float:

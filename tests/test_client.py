@@ -406,3 +406,24 @@ async def test_events_of_other_types(told: Callable[..., str]) -> None:
         ("speech_started", None),
         ("final_result", "a b"),
     ]
+
+
+async def test_close_before_anything_was_read(doors: tuple[Door, Door]) -> None:
+    """A client that only looks whether it is let in is not in for ever."""
+    for _ in range(3):
+        client = await Client.connect(doors[0].url)
+        async with asyncio.timeout(20):
+            await client.close()
+
+
+async def test_insist() -> None:
+    """Who insists waits for a server that is not there yet, and gives up when there is no patience left."""
+    refusals: list[Exception] = []
+
+    class Counting(client_module.Watch):
+        def refused(self, reason: Exception, pause: float) -> None:
+            refusals.append(reason)
+
+    with pytest.raises(ConnectionLost):
+        await Client.connect("ws://127.0.0.1:9/", patience=0.2, insist=True, watch=Counting())
+    assert len(refusals) > 1
