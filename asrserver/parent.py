@@ -1,9 +1,10 @@
-"""No child outlives its parent, however that ends (prctl(2), Linux)."""
+"""What processes and their children share: no child outlives its parent (prctl(2), Linux), all may open many files."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 
 _PR_SET_PDEATHSIG = 1
@@ -19,3 +20,10 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
+
+
+def raise_file_limit() -> None:
+    """A connection is a file; the soft limit of 1024 is older than programs with more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

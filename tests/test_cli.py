@@ -76,7 +76,9 @@ def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
 # -- help ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["", "run", "gateway", "worker", "transcribe", "status", "keys", "keys create"])
+@pytest.mark.parametrize(
+    "command", ["", "run", "gateway", "worker", "transcribe", "status", "loadtest", "keys", "keys create"]
+)
 def test_help(command: str) -> None:
     """-h says what a command does and all that it takes, in lines that fit a terminal."""
     done = cli(*command.split(), "-h")
@@ -89,7 +91,7 @@ def test_help(command: str) -> None:
             assert row.flag in done.stdout
             assert row.env in done.stdout
     if not command:
-        assert all(name in done.stdout for name in ("run", "gateway", "worker", "transcribe", "status"))
+        assert all(name in done.stdout for name in ("run", "gateway", "worker", "transcribe", "status", "loadtest"))
     assert cli(*command.split(), "--help").stdout == done.stdout
 
 

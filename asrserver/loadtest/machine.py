@@ -1,0 +1,166 @@
+"""What runs and what it costs: the machine, the versions, the server's processes, the tester's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+
+from asrserver.client import authorization
+
+#: Seconds to wait for an answer of the server's REST interface.
+TIMEOUT = 5.0
+
+#: Names by which the embedded servers' processes are known.
+_SERVERS = {"valkey-server": "redis", "redis-server": "redis", "postgres": "postgres", "postgresql": "postgres"}
+
+
+def get(server: str, path: str, key: str) -> Any:
+    """A JSON document of the server's REST interface; {} where there is none."""
+    try:
+        request = urllib.request.Request(server + path, headers=authorization(key))
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as exc:
+        try:
+            return json.loads(exc.read())  # health with 503 is health too
+        except ValueError:
+            return {}
+    except (OSError, ValueError):
+        return {}
+
+
+def is_here(server: str) -> bool:
+    """Whether a server's address is this machine's."""
+    host = urlsplit(server).hostname or ""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return bool(found & own) or any(address.startswith("127.") or address == "::1" for address in found)
+
+
+def describe(server: str, key: str) -> dict[str, Any]:
+    """The machine, and the versions of what is tested with what."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    document = get(server, "/api/v1/openapi.json", key)
+    health = get(server, "/api/v1/health", key)
+    workers = health.get("workers") or []
+    return {
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "system": f"{platform.system()} {platform.release()}",
+            "load_before": os.getloadavg()[0],
+        },
+        "versions": {
+            "server": document.get("info", {}).get("version", "unknown"),
+            "asrserver": version("asrserver"),
+            "python": platform.python_version(),
+            "tornado": version("tornado"),
+        },
+        "server": {
+            "url": server,
+            "gateways": len(health.get("gateways") or []),
+            "workers": len(workers),
+            "models": sorted({f"{w.get('model')} on {w.get('device')}" for w in workers}),
+        },
+    }
+
+
+@dataclass
+class Cost:
+    """Of one process, or of several of a kind: cores busy since the last look, and bytes resident."""
+
+    cores: float
+    memory: int
+
+
+class Processes:
+    """The processes of a server on this machine: those given, their children, and those that it tells of itself."""
+
+    def __init__(self, server: str, key: str, pids: tuple[int, ...]) -> None:
+        self._given = pids
+        self._names: dict[int, str] = {}
+        self._before: dict[int, tuple[float, float]] = {}
+        self._known: dict[int, psutil.Process] = {}
+        self.why_not = ""
+        self._roots: set[int] = set(pids)
+        if not pids and not is_here(server):
+            self.why_not = "the server is on another machine: run the test there, or look at its /metrics"
+            return
+        health = get(server, "/api/v1/health", key)
+        for kind in ("gateway", "worker"):
+            for number, state in enumerate(health.get(f"{kind}s") or [], 1):
+                self._tells(kind, number, state)
+        if not self._roots:
+            self.why_not = "the server does not tell its processes: give --server-pid"
+
+    def _tells(self, kind: str, number: int, state: dict[str, Any]) -> None:
+        pid = state.get("pid")
+        if not isinstance(pid, int) or not str(state.get("name", "")).startswith(socket.gethostname()):
+            return  # on another machine
+        try:
+            parent = psutil.Process(pid).parent()
+        except psutil.Error:
+            return
+        self._names[pid] = f"{kind} {number}"
+        if parent is not None and parent.pid > 1:  # its supervisor, and all that this has started
+            self._names[parent.pid] = "supervisor"
+            self._roots.add(parent.pid)
+
+    def look(self) -> dict[str, Cost]:
+        """What each costs since the last look; a process that ended is left out."""
+        costs: dict[str, Cost] = {}
+        for process in self._all():
+            try:
+                with process.oneshot():
+                    times, memory, now = process.cpu_times(), process.memory_info().rss, time.monotonic()
+                    name = self._name(process)
+            except psutil.Error:
+                continue
+            used = times.user + times.system
+            before, then = self._before.get(process.pid, (used, now - 1e9))
+            self._before[process.pid] = (used, now)
+            cost = costs.setdefault(name, Cost(0.0, 0))
+            cost.cores += (used - before) / (now - then)
+            cost.memory += memory
+        return costs
+
+    def _all(self) -> list[psutil.Process]:
+        found: dict[int, psutil.Process] = {}
+        for pid in self._roots:
+            try:
+                root = self._known.setdefault(pid, psutil.Process(pid))
+                for process in (root, *root.children(recursive=True)):
+                    found[process.pid] = self._known.setdefault(process.pid, process)
+            except psutil.Error:
+                continue
+        return [process for _, process in sorted(found.items())]
+
+    def _name(self, process: psutil.Process) -> str:
+        name = self._names.get(process.pid)
+        if name is None:
+            program = process.name()
+            name = next((kind for key, kind in _SERVERS.items() if program.startswith(key)), "")
+            name = name or ("other" if process.pid not in self._given else f"{program} {process.pid}")
+            self._names[process.pid] = name
+        return name

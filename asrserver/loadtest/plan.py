@@ -1,0 +1,93 @@
+"""What a load test does: everything that a process with clients must know, and how it is given."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+#: Seconds of a recording by mode, the quiet between its sentences included.
+LENGTHS = {"short": 20.0, "medium": 1800.0, "long": 3600.0}
+
+#: Connections that one process of the tester serves with ease while each sends ten messages a second.
+CONNECTIONS_A_PROCESS = 250
+
+_DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Times are in seconds."""
+
+    urls: tuple[str, ...]
+    key: str = ""
+    connections: int = 500
+    duration: float = 60.0
+    mode: str = "short"
+    protocol_mode: str = "stream"
+    partials: bool = False
+    realtime: bool = True
+    ramp: float = 5.0
+    talk_ratio: float = 0.5
+    audio: tuple[tuple[str, str], ...] = ()  # (path, transcript); none: the recordings of the package
+    language: str = ""
+    sessions: int = 0  # of each connection; 0: as many as the duration has room for
+    timeout: float = 60.0
+    max_word_errors: float = 0.02  # of a session's words: more is a wrong text
+    max_finalisation: float = 0.0  # 95 % of the sessions must have their final result by then; 0: whenever
+    seed: int = 1
+    processes: int = 0
+
+    @property
+    def length(self) -> float:
+        """Seconds of a session's recording."""
+        return LENGTHS[self.mode]
+
+    @property
+    def crew(self) -> int:
+        """Processes with clients."""
+        wanted = self.processes or min(os.cpu_count() or 1, math.ceil(self.connections / CONNECTIONS_A_PROCESS))
+        return min(wanted, self.connections)
+
+    def starts(self, number: int) -> float:
+        """Seconds after the beginning at which a connection is made."""
+        return self.ramp * number / self.connections
+
+    def options(self) -> dict[str, Any]:
+        """Of the protocol's `start`."""
+        options: dict[str, Any] = {"mode": self.protocol_mode, "user_id": "loadtest"}
+        if self.protocol_mode == "stream":
+            options["format"] = "pcm_s16le"
+        if self.partials:
+            options["partials"] = True
+        if self.language:
+            options["language"] = self.language
+        return options
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of 30s, 5m, 1h, 1h30m or 90; raises ValueError."""
+    found = _DURATION.fullmatch(text.strip())
+    if not found or not any(found.groups()):
+        raise ValueError(f"{text!r} is no duration such as 30s, 5m, 1h or 1h30m")
+    return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
+
+
+def duration(least: float = 0.0) -> Callable[[str], float]:
+    """The type of an option: seconds, from `least` to a day. A function: click 8.5's class is generic, 8.2's is not."""
+
+    def duration(text: str) -> float:
+        try:
+            seconds = parse_duration(text)
+        except ValueError as exc:
+            raise click.BadParameter(str(exc)) from None
+        if not least <= seconds <= 86400:
+            raise click.BadParameter(f"{text} is not between {least:g} s and a day")
+        return seconds
+
+    return duration

@@ -1,0 +1,309 @@
+"""What is left of a load test: a report in Markdown, its plots as pictures, and the numbers as JSON beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import orjson
+from matplotlib.figure import Figure
+
+from asrserver.loadtest.runner import Capacity, Outcome
+from asrserver.loadtest.tally import FAILURES, TIMES, Tally
+
+#: Inches and dots an inch of a picture.
+SIZE, DPI = (9.0, 3.6), 110
+
+
+def write(path: Path, outcome: Outcome, about: dict[str, Any], command: str, capacity: Capacity | None = None) -> None:
+    """Write PATH, PATH's name with .json, and pictures with -NAME.png; raises OSError."""
+    pictures = {name: path.with_name(f"{path.stem}-{name}.png") for name in ("load", "latency", "cpu", "memory")}
+    _draw(outcome, pictures)
+    numbers = {
+        "verdict": verdict(outcome, capacity),
+        "command": command,
+        **about,
+        "run": _numbers(outcome, samples=True),
+        "capacity": {
+            "streams": capacity.streams,
+            "too_many": capacity.limit,
+            "levels": [_numbers(level, samples=False) for level in capacity.levels],
+        }
+        if capacity
+        else None,
+    }
+    path.with_suffix(".json").write_bytes(orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
+    lines = [
+        "# Load test",
+        "",
+        f"**{verdict(outcome, capacity)}**",
+        "",
+        *(f"- {line}" for line in notes(outcome)),
+        "",
+        f"`{command}`, {outcome.begun}",
+        "",
+    ]
+    if capacity:
+        lines += _capacity(capacity)
+    lines += [*_sessions(outcome), *_times(outcome), *_costs(outcome), *_about(outcome, about)]
+    lines += ["## Over time", "", *(f"![{name}]({picture.name})\n" for name, picture in pictures.items())]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def verdict(outcome: Outcome, capacity: Capacity | None = None) -> str:
+    """One line."""
+    if capacity:
+        last = capacity.levels[-1]
+        if last.interrupted:
+            return "FAIL: the search was interrupted"
+        if not capacity.streams:
+            return f"FAIL: not even {last.plan.connections} streams: {'; '.join(last.why_not)}"
+        found = f"PASS: {capacity.streams} live streams"
+        if not capacity.limit:
+            return f"{found}, as many as were tried"
+        first = min((one for one in capacity.levels if not one.passed), key=lambda one: one.plan.connections)
+        return f"{found}; {capacity.limit} were too many: {'; '.join(first.why_not)}"
+    if outcome.why_not:
+        return f"FAIL: {'; '.join(outcome.why_not)}"
+    tally = outcome.tally
+    return f"PASS: {tally.right} of {tally.sessions} sessions right, on {tally.connected} connections"
+
+
+def notes(outcome: Outcome) -> list[str]:
+    """What must be known to read the numbers."""
+    tally = outcome.tally
+    found = [
+        f"throughput: {outcome.throughput:.1f} s of audio a second, in sessions that were right",
+        f"a session is right when its text has at most {outcome.plan.max_word_errors:.0%} word errors, every chunk was "
+        "acknowledged and answered once and in order, and all of its audio was counted",
+    ]
+    if outcome.saturated:
+        found.append(
+            f"**the tester was saturated**: {outcome.saturated}; the times are its own as much as the server's"
+        )
+    else:
+        lag = _time(outcome.lag.percentile(0.99))
+        found.append(
+            f"the tester was not: {outcome.busiest:.2f} cores in its busiest process, event loop late {lag} (p99)"
+        )
+    if tally.refusals:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in tally.refusals.most_common())
+        found.append(f"refused for the moment, and tried again: {kinds}")
+    if outcome.unseen:
+        found.append(f"nothing is known of the server's processes: {outcome.unseen}")
+    return found + [f"error of the tester: `{error.strip().splitlines()[-1]}`" for error in outcome.errors]
+
+
+# -- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
+    cells = [list(head)]
+    lines = [f"| {' | '.join(cells[0])} |", f"|{'|'.join('---' if n == 0 else '---:' for n in range(len(cells[0])))}|"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return [*lines, ""]
+
+
+def _time(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "–"
+    return (
+        f"{seconds * 1000:.1f} ms"
+        if seconds < 0.1
+        else f"{seconds * 1000:.0f} ms"
+        if seconds < 1
+        else f"{seconds:.2f} s"
+    )
+
+
+def _sessions(outcome: Outcome) -> list[str]:
+    tally = outcome.tally
+    lines = ["## Sessions", ""]
+    lines += _table(
+        ("", "count"),
+        [
+            ("connections had, of those asked for", f"{tally.connected} of {outcome.plan.connections}"),
+            ("sessions", tally.sessions),
+            ("right", tally.right),
+            ("failed", tally.failed),
+            ("words", tally.words),
+            ("word errors (of a session that is wrong, its first dozen)", tally.word_errors),
+            ("chunks", tally.chunks),
+            ("partial results", tally.partials),
+            ("seconds of audio sent", f"{tally.audio_sent:.0f}"),
+            ("seconds that the test took", f"{outcome.seconds:.1f}"),
+        ],
+    )
+    if tally.failures:
+        lines += ["Failures; a session may have failed in more ways than one:", ""]
+        lines += _table(("kind", "what", "sessions"), [(k, FAILURES[k], n) for k, n in tally.failures.most_common()])
+    if tally.errors:
+        lines += ["Errors, as the server calls them:", ""]
+        lines += _table(("code", "count"), tally.errors.most_common())
+    if tally.examples:
+        lines += ["The first sessions that failed:", ""]
+        rows = [
+            (x["session_id"], ", ".join(x["failed"]), str(x["why"]).replace("|", "/")[:300]) for x in tally.examples
+        ]
+        lines += _table(("session", "failed by", "why"), rows)
+    return lines
+
+
+def _times(outcome: Outcome) -> list[str]:
+    rows = []
+    for name, what in TIMES.items():
+        found = outcome.tally.times[name].summary()
+        if found["count"]:
+            values = [_time(found[key]) for key in ("mean", "p50", "p90", "p95", "p99", "max")]
+            rows.append((f"{name.replace('_', ' ')}: {what}", found["count"], *values))
+    return ["## Times", "", *_table(("", "count", "mean", "p50", "p90", "p95", "p99", "max"), rows)]
+
+
+def _costs(outcome: Outcome) -> list[str]:
+    """CPU and memory of each process: mean and most; how memory grew after the first third, when all has warmed up."""
+    lines = ["## Processes", ""]
+    rows = []
+    for place, cores in enumerate(zip(*(sample.tester for sample in outcome.samples), strict=True), 1):
+        rows.append((f"tester {place}", f"{sum(cores) / len(cores):.2f}", f"{max(cores):.2f}", "", "", ""))
+    for name in _names(outcome):
+        times, cores_, memory = _series(outcome, name)
+        slope = _slope(times[len(times) // 3 :], memory[len(memory) // 3 :]) * 60
+        values = (f"{sum(cores_) / len(cores_):.2f}", f"{max(cores_):.2f}", f"{memory[0]:.0f}", f"{max(memory):.0f}")
+        rows.append((name, *values, f"{slope:+.2f}"))
+    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (last two thirds)")
+    lines += _table(head, rows)
+    if outcome.unseen:
+        lines += [f"Nothing is known of the server's processes: {outcome.unseen}.", ""]
+    else:
+        lines += ["Memory is resident; what PostgreSQL's processes share is counted in each of them.", ""]
+    return lines
+
+
+def _about(outcome: Outcome, about: dict[str, Any]) -> list[str]:
+    lines = ["## Machine, versions, settings", ""]
+    rows = [
+        (name.removesuffix("_bytes").replace("_", " "), _plain(name, value))
+        for part in about.values()
+        for name, value in part.items()
+    ]
+    lines += _table(("", "value"), rows)
+    return lines + _table(("setting", "value"), _settings(outcome).items())
+
+
+def _plain(name: str, value: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{value / 2**30:.1f} GiB"
+    return (
+        ", ".join(map(str, value)) if isinstance(value, list) else f"{value:.2f}" if isinstance(value, float) else value
+    )
+
+
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    """Without the key."""
+    plan = dataclasses.asdict(outcome.plan)
+    del plan["key"]
+    plan["urls"] = ", ".join(plan["urls"])
+    plan["audio"] = ", ".join(path for path, _ in plan["audio"]) or "the package's"
+    plan["processes"] = outcome.plan.crew
+    return plan
+
+
+def _capacity(capacity: Capacity) -> list[str]:
+    lines = ["## Capacity", "", "The rest of this report is of the run with the most streams that passed.", ""]
+    rows = []
+    for level in capacity.levels:
+        tester = f"{level.busiest:.2f}" + (" (saturated)" if level.saturated else "")
+        right = f"{level.tally.right} of {level.tally.sessions}"
+        rows.append(
+            (level.plan.connections, right, _time(level.finalisation), tester, "; ".join(level.why_not) or "pass")
+        )
+    return lines + _table(("streams", "right", "finalisation p95", "tester, cores", "verdict"), rows)
+
+
+def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
+    tally = {each.name: getattr(outcome.tally, each.name) for each in dataclasses.fields(Tally)}
+    tally["times"] = {name: times.summary() for name, times in outcome.tally.times.items()}
+    tally["failed"] = outcome.tally.failed
+    return {
+        "passed": outcome.passed,
+        "why_not": outcome.why_not,
+        "begun": outcome.begun,
+        "seconds": outcome.seconds,
+        "throughput": outcome.throughput,
+        "settings": _settings(outcome),
+        **tally,
+        "tester": {"busiest_cores": outcome.busiest, "saturated": outcome.saturated, "lag": outcome.lag.summary()},
+        "errors_of_the_tester": outcome.errors,
+        "samples": [dataclasses.asdict(sample) for sample in outcome.samples] if samples else None,
+    }
+
+
+# -- the pictures ----------------------------------------------------------------------------------------------------
+
+
+def _names(outcome: Outcome) -> list[str]:
+    """The server's processes."""
+    return sorted({name for sample in outcome.samples for name in sample.server})
+
+
+def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float], list[float]]:
+    """Seconds, cores and MiB of a process."""
+    found = [(sample.at, sample.server[name]) for sample in outcome.samples if name in sample.server]
+    return [at for at, _ in found], [cost.cores for _, cost in found], [cost.memory / 2**20 for _, cost in found]
+
+
+def _slope(times: list[float], values: list[float]) -> float:
+    """Of the line through them (least squares), a second."""
+    n = len(times)
+    mean_t, mean_v = sum(times) / max(n, 1), sum(values) / max(n, 1)
+    spread = sum((t - mean_t) ** 2 for t in times)
+    return sum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True)) / spread if spread else 0.0
+
+
+def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
+    """Without pyplot, which would keep every figure and look for a display."""
+    times = [sample.at for sample in outcome.samples]
+    with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = _figure("sessions and connections")
+        for name in ("open", "active", "right", "failed"):
+            axes.plot(times, [getattr(sample, name) for sample in outcome.samples], label=name)
+        _save(figure, axes, pictures["load"])
+        figure, axes = _figure("seconds")
+        axes.plot(
+            times, [sample.finalisation for sample in outcome.samples], ".-", label="finalisation, p95 of an interval"
+        )
+        for name in ("ack", "first_result", "result", "finalisation"):
+            overall = outcome.tally.times[name].percentile(0.95)
+            axes.axhline(overall, ls=":", lw=1, label=f"{name.replace('_', ' ')}, p95 of all: {_time(overall)}")
+        _save(figure, axes, pictures["latency"])
+        figure, axes = _figure("cores")
+        for place, cores in enumerate(zip(*(sample.tester for sample in outcome.samples), strict=True), 1):
+            axes.plot(times, cores, "--", label=f"tester {place}")
+        for name in _names(outcome):
+            at, cores_, _ = _series(outcome, name)
+            axes.plot(at, cores_, label=name)
+        _save(figure, axes, pictures["cpu"])
+        figure, axes = _figure("MiB resident")
+        for name in _names(outcome):
+            at, _, memory = _series(outcome, name)
+            axes.plot(at, memory, label=name)
+        _save(figure, axes, pictures["memory"])
+
+
+def _figure(what: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylabel(what)
+    axes.set_xlabel("seconds")
+    return figure, axes
+
+
+def _save(figure: Figure, axes: Any, path: Path) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    axes.set_ylim(bottom=0)
+    figure.savefig(path, dpi=DPI)

@@ -1,0 +1,162 @@
+"""What the sessions of a load test say: sentences with known transcripts, and the quiet between them.
+
+A recording is not a file: it is made while it is sent, of sentences that all sessions share, so an hour for each of 500
+connections costs no memory and no disk, and nothing is left to remove. Which sentences a session says follows from its
+numbers, so that no two that are open at a time say the same, and a text can be told to be another session's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import random
+import wave
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from asrserver.errors import SettingError
+from asrserver.loadtest.plan import Plan
+from asrserver.wer import spoken
+
+#: Samples a second, and bytes in a frame: 100 ms of 16-bit PCM.
+RATE = 16000
+FRAME = RATE // 10 * 2
+FRAME_SECONDS = 0.1
+
+#: Frames of quiet that are made; more of it is the same again.
+QUIET_FRAMES = 100
+
+#: Loudness of the quiet, -66 dBFS: a room without anybody, and no row of zeros that costs nothing to recognise.
+QUIET_LEVEL = 16
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A recording and what is said in it: as frames of PCM, and as one WAV."""
+
+    text: str
+    words: tuple[str, ...]
+    frames: tuple[bytes, ...]
+    wav: bytes
+
+    @property
+    def seconds(self) -> float:
+        return len(self.frames) * FRAME_SECONDS
+
+
+@dataclass(frozen=True)
+class Part:
+    """A sentence of a session and the frames of quiet before it."""
+
+    quiet: int
+    sentence: Sentence
+
+
+def quiet_frames() -> list[bytes]:
+    """Frames of quiet."""
+    noise = np.random.default_rng(0).normal(0, QUIET_LEVEL, QUIET_FRAMES * FRAME // 2)
+    pcm = noise.astype("<i2").tobytes()
+    return [pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME)]
+
+
+def sentence(text: str, pcm: bytes) -> Sentence:
+    """A sentence of 16 kHz 16-bit mono PCM, filled up to whole frames with quiet."""
+    if missing := -len(pcm) % FRAME:
+        pcm += quiet_frames()[0][:missing]
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(pcm)
+    frames = tuple(pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME))
+    return Sentence(text, tuple(spoken(text)), frames, buffer.getvalue())
+
+
+def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
+    """The sentences of (path, transcript) pairs; of none, those of the package. Raises SettingError."""
+    import av
+
+    from asrserver.transcribe import pcm
+
+    if not audio:
+        folder = Path(str(files("asrserver").joinpath("data", "loadtest")))
+        transcripts = json.loads((folder / "transcripts.json").read_text())
+        audio = tuple((str(folder / name), text) for name, text in transcripts.items())
+    found = []
+    for path, text in audio:
+        try:
+            samples = b"".join(pcm(Path(path), 1.0))
+        except (av.FFmpegError, ValueError, OSError) as exc:
+            raise SettingError(f"--audio {path}: {getattr(exc, 'strerror', None) or exc}") from None
+        if not samples:
+            raise SettingError(f"--audio {path}: there is no audio in it")
+        made = sentence(text, samples)
+        if not made.words:
+            raise SettingError(f"--audio {path}: its transcript has no words")
+        found.append(made)
+    return found
+
+
+class Scripts:
+    """Who says what. `distinct` sentences at a session's beginning tell it from the others that are open."""
+
+    def __init__(self, sentences: list[Sentence], plan: Plan) -> None:
+        self.sentences = sentences
+        self.plan = plan
+        count = len(sentences)
+        beginnings = 3 * plan.connections  # of the session that each is at, the one before, and the one after
+        self.distinct = 1 if count < 2 else math.ceil(math.log(beginnings, count) - 1e-9)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether a text that is another session's can be told from the own one."""
+        if self.plan.connections == 1:
+            return True
+        words = sorted(one.words for one in self.sentences)
+        return len(words) > 1 and all(a != b for a, b in pairwise(words))
+
+    def first(self, connection: int, number: int) -> list[Sentence]:
+        """The sentences that a connection's session number `number` (from 0) begins with."""
+        base = len(self.sentences)
+        value = (connection + number * self.plan.connections) % base**self.distinct
+        digits = []
+        for _ in range(self.distinct):
+            value, digit = divmod(value, base)
+            digits.append(digit)
+        return [self.sentences[digit] for digit in digits]
+
+    def script(self, connection: int, number: int) -> Iterator[Part]:
+        """A session's parts, to the end of its recording."""
+        dice = random.Random(f"{self.plan.seed}/{connection}/{number}")
+        beginning = self.first(connection, number)
+        seconds, count = 0.0, 0
+        while seconds < self.plan.length or count < self.distinct:
+            one = beginning[count] if count < self.distinct else dice.choice(self.sentences)
+            mean = one.seconds * (1 / self.plan.talk_ratio - 1)
+            quiet = round(dice.uniform(0.5, 1.5) * mean / FRAME_SECONDS)
+            seconds, count = seconds + one.seconds + quiet * FRAME_SECONDS, count + 1
+            yield Part(quiet, one)
+
+    def is_of_another(self, text: list[str], connection: int, number: int) -> bool:
+        """Whether a text begins like that of a session of another connection, or of the one before or after."""
+        here = (connection, number)
+        return any(
+            (other, near) != here and tuple(text[: len(begins)]) == begins
+            for near in range(max(0, number - 1), number + 2)
+            for other, begins in enumerate(self._beginnings(near))
+        )
+
+    @lru_cache(maxsize=8)  # noqa: B019  # as long as the process
+    def _beginnings(self, number: int) -> list[tuple[str, ...]]:
+        return [
+            tuple(word for one in self.first(connection, number) for word in one.words)
+            for connection in range(self.plan.connections)
+        ]

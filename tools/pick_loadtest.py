@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Choose the recordings that `asrserver loadtest` brings: what the packaged model understands whatever is around.
+
+    python tools/pick_loadtest.py [--count 16] [--repeats 10]
+
+Run it again whenever the model in the package is exchanged. Takes tests/data/utterances, says each REPEATS times in one
+live session at a real server, with other quiet before it each time, and as an utterance of its own, and keeps what was
+understood without an error; of these it takes COUNT whose texts differ most, so that a swapped session cannot look
+right. Writes asrserver/data/loadtest. Exits 1 if there are too few.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+from live import UTTERANCES, server
+
+from asrserver.client import Client
+from asrserver.loadtest.speech import Sentence, load, quiet_frames
+from asrserver.wer import word_errors
+
+TARGET = Path(__file__).resolve().parent.parent / "asrserver" / "data" / "loadtest"
+
+#: Share of the words of the longer of two sentences that must differ.
+APART = 0.5
+
+
+async def understood(client: Client, sentence: Sentence, repeats: int) -> bool:
+    """Whether each repetition is, live and alone."""
+    dice, quiet = random.Random(sentence.text), quiet_frames()
+    live = await client.start(mode="stream", format="pcm_s16le")
+    alone = await client.start(mode="chunk")
+    await alone.send(sentence.wav)
+    for _ in range(repeats):
+        for frame in (*(quiet[at] for at in range(dice.randrange(40))), *sentence.frames):
+            await live.send(frame)
+    texts = [(await session.finish())["text"] for session in (live, alone)]
+    return texts == [" ".join([sentence.text] * repeats), sentence.text]
+
+
+async def good(url: str, candidates: dict[str, Sentence], repeats: int) -> dict[str, Sentence]:
+    """Those that are understood."""
+    async with await Client.connect(url) as client:
+        room = asyncio.Semaphore(4)
+
+        async def check(sentence: Sentence) -> bool:
+            async with room:
+                return await understood(client, sentence, repeats)
+
+        found = await asyncio.gather(*map(check, candidates.values()))
+    return {name: one for (name, one), right in zip(candidates.items(), found, strict=True) if right}
+
+
+def far_apart(candidates: dict[str, Sentence], count: int) -> list[str]:
+    """Names of up to so many sentences; each differs from every other in half of its words, and is new in most."""
+    chosen: list[str] = []
+    known: set[str] = set()
+    while len(chosen) < count:
+        free = [
+            name
+            for name, one in candidates.items()
+            if all(
+                word_errors(one.words, candidates[other].words)
+                >= APART * max(len(one.words), len(candidates[other].words))
+                for other in chosen
+            )
+        ]
+        if not free:
+            break
+        best = max(free, key=lambda name: (len(set(candidates[name].words) - known), name))
+        chosen.append(best)
+        known.update(candidates[best].words)
+    return sorted(chosen)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=10)
+    arguments = parser.parse_args()
+    transcripts: dict[str, str] = json.loads((UTTERANCES / "transcripts.json").read_text())
+    sentences = load(tuple((str(UTTERANCES / name), text) for name, text in transcripts.items()))
+    candidates = dict(zip(transcripts, sentences, strict=True))
+    with server() as (url, _, _):
+        kept = asyncio.run(good(url, candidates, arguments.repeats))
+    chosen = far_apart(kept, arguments.count)
+    print(f"{len(kept)} of {len(candidates)} are understood each time, {len(chosen)} of them far enough apart")
+    if len(chosen) < arguments.count:
+        return 1
+    shutil.rmtree(TARGET, ignore_errors=True)
+    TARGET.mkdir(parents=True)
+    for name in chosen:
+        shutil.copy(UTTERANCES / name, TARGET / name)
+        print(f"  {name}  {transcripts[name]}")
+    (TARGET / "transcripts.json").write_text(json.dumps({name: transcripts[name] for name in chosen}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
