@@ -27,8 +27,8 @@ SATURATED_LAG = 0.1
 #: The search ends when the number of streams that is too many is at most this many times the number that is not.
 PRECISION = 1.1
 
-#: Streams that the search begins with.
-FIRST_LEVEL = 8
+#: The search begins with the most streams divided by this.
+FIRST_SHARE = 16
 
 
 @dataclass
@@ -206,7 +206,7 @@ def find_capacity(plan: Plan, processes: Processes, screen: Screen) -> Capacity:
     seconds a second, so a level of d seconds tells numbers of streams apart down to x = bound / d.
     """
     capacity = Capacity()
-    level = min(FIRST_LEVEL, plan.connections)
+    level = max(1, plan.connections // FIRST_SHARE)
     while level:
         outcome = run(replace(plan, connections=level), processes, screen)
         capacity.levels.append(outcome)
