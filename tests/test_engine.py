@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from asrserver.inference.models import (
 from asrserver.inference.pace import LATE, LEAST, SHARE, SPAN, Pace
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
+from tests.owner import recogniser_of
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -235,6 +237,56 @@ def test_rounds_of_a_fair_queue() -> None:
         queue.put("x", 0, f"owner-{n}")
         queue.take(1, lambda one, other: False)
     assert len(queue._last) <= 1001
+
+
+def test_a_fair_queue_of_items_that_cost_more_and_less() -> None:
+    """Who asks for little waits for what is being served, and not for what others want; who asks for much is served."""
+    queue = FairQueue[str]()
+
+    def take() -> str:
+        return queue.take(1, lambda one, other: False)[0]
+
+    for owner in "abc":
+        queue.put(owner, 0, owner, 24.0)
+    assert take() == "a"
+    for number in range(40):
+        queue.put(f"d{number}", 0, "d", 1.0)
+    taken = [take() for _ in range(42)]
+    assert taken[:23] == [f"d{number}" for number in range(23)]
+    assert sorted(taken[23:26]) == ["b", "c", "d23"]
+    assert taken[26:] == [f"d{number}" for number in range(24, 40)]
+
+
+async def test_a_short_utterance_does_not_wait_for_a_backlog(engine: Engine, utterances: list[Utterance]) -> None:
+    """Of others' long ones only what is in hand comes before it, be it a part of one."""
+    recogniser = recogniser_of(engine)
+    go, looked = threading.Event(), threading.Event()
+    prepared: list[str] = []
+    recogniser._hold = lambda place, labels: prepared.extend(labels)
+    long = np.concatenate([samples(one) for one in utterances[:12]])
+
+    async def say(sid: str, audio: np.ndarray[Any, Any]) -> str:
+        found = await recogniser.samples(audio, Request(), f"{sid} 1-0", False, 0.4)
+        return " ".join(segment.text for segment in found)
+
+    def hold() -> None:
+        looked.set()
+        go.wait(30)
+
+    held = asyncio.ensure_future(recogniser._pool.run(hold, "hostile", 24.0))
+    backlog = [asyncio.ensure_future(say(f"hostile-{number}", long)) for number in range(4)]
+    while not looked.is_set() or len(recogniser._pool._queue) < 4:
+        await asyncio.sleep(0)
+    short = asyncio.ensure_future(say("s", samples(utterances[0])))
+    while len(recogniser._pool._queue) < 5:
+        await asyncio.sleep(0)
+    go.set()
+    assert await short == utterances[0].text
+    assert prepared[0] == "s 1-0"
+    for one in backlog:
+        one.cancel()
+    await asyncio.gather(held, *backlog, return_exceptions=True)
+    recogniser.close()
 
 
 def test_guesses_thin_out_before_finals_slow_down() -> None:

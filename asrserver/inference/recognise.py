@@ -15,11 +15,18 @@ from asrserver.inference import audio, vad
 from asrserver.inference.alignment import Word
 from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.engine import Engine, Row
+from asrserver.inference.fair import FairPool
 from asrserver.inference.features import Features, log_mel
 from asrserver.inference.models import Hypothesis, Request, window_for
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
 AHEAD = 8
+
+#: Samples of an utterance in which speech is looked for at a time, so that others need not wait for all of an hour.
+SLICE = 10 * RATE
+
+#: Bytes a second of a file, for guessing how long the work on it will take: 64 kbit/s.
+FILE_RATE = 8000
 
 Span = tuple[int, int]
 
@@ -90,7 +97,7 @@ class Recogniser:
         self._running = 0
         self._suspects = 0  # that run, or wait until nothing does
         self._changed = asyncio.Event()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+        self._pool = FairPool(threads, "prepare")
         # A thread of their own: recordings that go on must not wait until an hour of MP3 is decoded.
         self._live = ThreadPoolExecutor(1, thread_name_prefix="live")
 
@@ -107,16 +114,16 @@ class Recogniser:
     ) -> tuple[float, list[Segment]]:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
         async with self.turn(alone):
-            samples, spans, first = await self._in_thread(self._pool, [label], self._open, data, kind, silence)
-            return len(samples) / RATE, await self._segments(samples, spans, first, request, label, alone)
+            seconds = len(data) / FILE_RATE
+            samples = await self._prepare(label, seconds, audio.decode, data, kind, self._max_seconds)
+            return len(samples) / RATE, await self._segments(samples, silence, request, label, alone)
 
     async def samples(
         self, samples: Samples, request: Request, label: str, alone: bool, silence: float
     ) -> list[Segment]:
         """The segments of an utterance."""
         async with self.turn(alone):
-            spans, first = await self._in_thread(self._pool, [label], self._cut, samples, silence)
-            return await self._segments(samples, spans, first, request, label, alone)
+            return await self._segments(samples, silence, request, label, alone)
 
     async def live(self, labels: Sequence[str], work: Callable[[], Any]) -> Any:
         """Do a recording's short work in the thread for that, within a turn of the caller's."""
@@ -126,10 +133,10 @@ class Recogniser:
             self.engine.pace.waited(time.monotonic() - asked)
             return work()
 
-        return await self._in_thread(self._live, list(labels), listen)
+        return await asyncio.get_running_loop().run_in_executor(self._live, self._holding(labels, listen))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()
         self._live.shutdown(wait=False, cancel_futures=True)
 
     @asynccontextmanager
@@ -151,13 +158,18 @@ class Recogniser:
 
     # -- in the threads ------------------------------------------------------------------------------------------
 
-    def _open(self, data: bytes, kind: str, silence: float) -> tuple[Samples, list[Span], list[Features]]:
-        samples = audio.decode(data, kind, self._max_seconds)
-        return samples, *self._cut(samples, silence)
+    def _holding(self, labels: Sequence[str], work: Callable[[], Any]) -> Callable[[], Any]:
+        """The work, with the labels in hand while it is done."""
 
-    def _cut(self, samples: Samples, silence: float) -> tuple[list[Span], list[Features]]:
-        spans = vad.segments(samples, silence)
-        return spans, self._features(samples, spans[:AHEAD])
+        def run() -> Any:
+            place = threading.current_thread().name
+            self._hold(place, list(labels))
+            try:
+                return work()
+            finally:
+                self._hold(place, [])
+
+        return run
 
     def _features(self, samples: Samples, spans: list[Span]) -> list[Features]:
         n_mels = self.engine.model.n_mels
@@ -165,28 +177,39 @@ class Recogniser:
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
-    async def _in_thread(
-        self, pool: ThreadPoolExecutor, labels: list[str], work: Callable[..., Any], *args: Any
-    ) -> Any:
-        def run() -> Any:
-            place = threading.current_thread().name
-            self._hold(place, labels)
-            try:
-                return work(*args)
-            finally:
-                self._hold(place, [])
+    async def _prepare(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
+        """What `work`, on so many seconds of audio, returns: done in a thread when it is the session's turn."""
+        held = self._holding([label], lambda: work(*args))
+        return await self._pool.run(held, label.partition(" ")[0], seconds)
 
-        return await asyncio.get_running_loop().run_in_executor(pool, run)
+    async def _cut(self, samples: Samples, silence: float, label: str) -> tuple[list[Span], list[Features]]:
+        """The stretches of speech, and the features of the first of them."""
+        endpointer = vad.Endpointer(silence)
+        spans: list[Span] = []
+        first: list[Features] = []
+
+        def listen(piece: Samples, last: bool) -> None:
+            events = endpointer.feed(piece) + (endpointer.flush() if last else [])
+            spans.extend((event.start, event.end) for event in events if isinstance(event, vad.SegmentEnded))
+            if last:
+                first.extend(self._features(samples, spans[:AHEAD]))
+
+        for begin in range(0, max(1, len(samples)), SLICE):
+            piece = samples[begin : begin + SLICE]
+            await self._prepare(label, len(piece) / RATE, listen, piece, begin + SLICE >= len(samples))
+        return spans, first
 
     async def _segments(
-        self, samples: Samples, spans: list[Span], first: list[Features], request: Request, label: str, alone: bool
+        self, samples: Samples, silence: float, request: Request, label: str, alone: bool
     ) -> list[Segment]:
+        spans, first = await self._cut(samples, silence, label)
         segments: list[Segment] = []
         for begin in range(0, len(spans), AHEAD):
             group = spans[begin : begin + AHEAD]
             features = first
             if begin:
-                features = await self._in_thread(self._pool, [label], self._features, samples, group)
+                seconds = sum(end - start for start, end in group) / RATE
+                features = await self._prepare(label, seconds, self._features, samples, group)
             rows = [
                 Row(item, request, (end - start) / RATE, label, alone, session=label.partition(" ")[0])
                 for item, (start, end) in zip(features, group, strict=True)
