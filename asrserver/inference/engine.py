@@ -112,7 +112,8 @@ class Engine:
             self.speech_seconds += sum(row.seconds for row in batch if row.priority == FINAL)
             self.last_batch = len(batch)
             drafts = sum(row.priority != FINAL for row in batch)
-            self.pace.spent(took * drafts / len(batch), drafts, took)
+            waited = max((began - row.queued for row in batch if row.priority == FINAL), default=0.0)
+            self.pace.spent(took * drafts / len(batch), drafts, took, waited)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_settle, list(zip(batch, results, strict=True)))
 

@@ -67,7 +67,11 @@ class Feed:
         """Claim and read until stopped."""
         self._renewer.start()
         loop = asyncio.get_running_loop()
+        looked: float | None = None  # when, if there were sessions then; else it waits for one
         while not self._stopping:
+            if looked is not None:
+                self.recogniser.engine.pace.waited("read", max(0.0, loop.time() - looked - POLL))
+            looked = loop.time() if self.sessions else None
             stale = loop.time() >= self._stale_at
             try:
                 claimed = await self._claim(stale)

@@ -130,7 +130,7 @@ class Recogniser:
         asked = time.monotonic()
 
         def listen() -> Any:
-            self.engine.pace.waited(time.monotonic() - asked)
+            self.engine.pace.waited("heard", time.monotonic() - asked)
             return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._live, self._holding(labels, listen))
