@@ -276,9 +276,15 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
         axes.plot(
             times, [sample.finalisation for sample in outcome.samples], ".-", label="finalisation, p95 of an interval"
         )
-        for name in ("ack", "first_result", "result", "finalisation"):
+        for place, name in enumerate(("finalisation", "ack", "first_result", "result")):
             overall = outcome.tally.times[name].percentile(0.95)
-            axes.axhline(overall, ls=":", lw=1, label=f"{name.replace('_', ' ')}, p95 of all: {_time(overall)}")
+            axes.axhline(
+                overall,
+                color=f"C{place}",
+                ls=":",
+                lw=1,
+                label=f"{name.replace('_', ' ')}, p95 of all: {_time(overall)}",
+            )
         _save(figure, axes, pictures["latency"])
         figure, axes = _figure("cores")
         for place, cores in enumerate(zip(*(sample.tester for sample in outcome.samples), strict=True), 1):
@@ -305,5 +311,6 @@ def _figure(what: str) -> tuple[Figure, Any]:
 def _save(figure: Figure, axes: Any, path: Path) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize="small", frameon=False)
+    axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     figure.savefig(path, dpi=DPI)

@@ -84,11 +84,9 @@ class Dashboard:
             costs.add_row(name, f"{cost.cores:.2f}", f"{cost.memory / 2**20:,.0f} MiB")
         tables = Table.grid(padding=(0, 4))
         tables.add_row(times, costs)
-        parts: list[Table | Text | ProgressBar] = [
-            ProgressBar(total=plan.duration, completed=min(outcome.seconds, plan.duration), width=60),
-            head,
-            tables,
-        ]
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=plan.duration, completed=min(outcome.seconds, plan.duration), width=60))
+        parts: list[Table | Text] = [bar, head, tables]
         if tally.failures:
             parts.append(Text("  ".join(f"{kind} {count}" for kind, count in tally.failures.most_common()), "red"))
         if outcome.saturated:
