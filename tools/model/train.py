@@ -47,6 +47,9 @@ CONFUSION = 0.03
 WARM_UP = 300
 FIRST = 0.3
 
+#: Seconds: what a longer step took, the machine was asleep or busy with something else, and the rate waits for it.
+LONGEST_STEP = 2.0
+
 #: Of the running mean of the weights, which is what is kept.
 DECAY = 0.999
 
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
-    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from, with a rate that rises and falls anew")
     for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Shape, name))
     options = parser.parse_args()
@@ -131,24 +134,26 @@ def main() -> None:
     model = Whisper(Shape(MELS, vocabulary.size, len(vocabulary.alphabet), **size, **inner))
     averaged = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
-    step, before = 0, 0.0
+    step = first = 0
     if options.resume:
         state = torch.load(options.resume, weights_only=True)
         model.load_state_dict(state["raw"])
         averaged.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        step, before = state["step"], state["minutes"]
+        if "optimiser" in state:
+            optimiser.load_state_dict(state["optimiser"])
+        step = first = state["step"]
     corpus = Corpus(options.corpus, vocabulary, SEED + step)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary.size} tokens", flush=True)
-    began = reported = time.monotonic()
+    minutes, last, reported = 0.0, time.monotonic(), time.monotonic()
     sums: dict[str, float] = {}
     for batch in ahead(corpus, vocabulary):
-        minutes = before + (time.monotonic() - began) / 60
-        done = minutes / options.minutes
-        corpus.first = done < FIRST
+        now = time.monotonic()
+        minutes += min(now - last, LONGEST_STEP) / 60
+        last, done = now, minutes / options.minutes
+        corpus.first = done < FIRST and not options.resume
         if done >= 1:
             break
-        rate = options.rate * min((step + 1) / WARM_UP, 1) * (0.5 * (1 + math.cos(math.pi * done)) * 0.99 + 0.01)
+        rate = options.rate * min((step - first + 1) / WARM_UP, 1) * (0.5 * (1 + math.cos(math.pi * done)) * 0.99 + 0.01)
         for group in optimiser.param_groups:
             group["lr"] = rate
         parts = losses(model, batch, vocabulary)
@@ -164,27 +169,26 @@ def main() -> None:
         optimiser.step()
         decay = min(DECAY, step / (step + 20))
         with torch.no_grad():
-            for mean, now in zip(averaged.parameters(), model.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
+            for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
         step += 1
         for name, part in parts.items():
             sums[name] = sums.get(name, 0.0) + float(part.detach())
         if step % 100 == 0:
-            now = time.monotonic()
             means = " ".join(f"{name} {total / 100:.3f}" for name, total in sums.items())
             print(f"{step} {minutes:.1f} min {(now - reported) * 10:.0f} ms/step {means}", flush=True)
             reported, sums = now, {}
         if step % 500 == 0:
-            save(options.out, model, averaged, optimiser, step, minutes)
-    save(options.out, model, averaged, optimiser, step, minutes)
+            save(options.out, model, averaged, optimiser, step)
+    save(options.out, model, averaged, optimiser, step)
 
 
 def save(
-    path: Path, model: Whisper, averaged: Whisper, optimiser: torch.optim.Optimizer, step: int, minutes: float
+    path: Path, model: Whisper, averaged: Whisper, optimiser: torch.optim.Optimizer, step: int
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
-        "shape": asdict(model.shape), "step": step, "minutes": minutes,
+        "shape": asdict(model.shape), "step": step,
         "model": averaged.state_dict(), "raw": model.state_dict(), "optimiser": optimiser.state_dict(),
     }  # fmt: skip
     torch.save(state, path.with_suffix(".new"))
