@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure the bilingual model against its targets and print the table.
+"""Measure the demo model against its targets and print the table.
 
-    python tools/model/evaluate.py --corpus build/model [--model asrserver/data/bilingual-model] [--write]
+    python tools/model/evaluate.py --corpus build/model [--model asrserver/data/demo-model] [--write]
 
 Windows are recognised as the server does, by its own modules: language detected, greedy, guards on. Sentences, seeds
 and, where it says so, voices were never in training. Levels differ, and half of the recordings have noise 20 to 40 dB
@@ -38,9 +38,10 @@ from asrserver.inference.audio import RATE
 from asrserver.inference.features import FRAMES, log_mel
 from asrserver.inference.models import Request, Whisper, window_for
 from asrserver.inference.vad import segments
+from asrserver.wer import word_errors
 
 SEED = 20261125
-MODEL = Path(__file__).resolve().parents[2] / "asrserver" / "data" / "bilingual-model"
+MODEL = Path(__file__).resolve().parents[2] / "asrserver" / "data" / "demo-model"
 
 #: Rows of the sets that are put together anew, and clips without speech.
 JOINED = 150
@@ -142,16 +143,6 @@ def cut(recording: Recording, rng: np.random.Generator) -> Recording:
     return Recording(piece, words, recording.language, recording.voice, [], frozenset(optional))
 
 
-def distance(left: list[str], right: list[str]) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(right) + 1))
-    for i, a in enumerate(left, 1):
-        previous, row[0] = row[0], i
-        for j, b in enumerate(right, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (a != b))
-    return row[-1]
-
-
 class Evaluation:
     """The model under test and the rows measured so far."""
 
@@ -177,8 +168,8 @@ class Evaluation:
         for recording in recordings:
             text, language = self._hear(recording.samples, window_for(recording.seconds, policy))
             heard = grammar.units(text, recording.language)
-            best = min(recording.references(), key=lambda words: distance(words, heard))
-            wrong += distance(best, heard)
+            best = min(recording.references(), key=lambda words: word_errors(words, heard))
+            wrong += word_errors(best, heard)
             total += len(best)
             right += language == recording.language
             if best != heard:
@@ -283,7 +274,7 @@ class Evaluation:
             for recording in recordings[:200]:
                 text = "".join(segment.text for segment in model.transcribe(recording.samples)[0])
                 reference = [word for word, _, _ in recording.words]
-                wrong += distance(reference, grammar.units(text, code))
+                wrong += word_errors(reference, grammar.units(text, code))
                 total += len(reference)
             rate = 100 * wrong / total
             self.row(f"faster-whisper's own transcribe(), {code}", "≤ 3 %", f"{rate:.2f} %", rate <= 3)
