@@ -45,13 +45,13 @@ promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the me
 	promtool check rules conf/prometheus-rules.yml
 	$(BIN)/python -c 'from asrserver import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
 
-# The bilingual model. Needs espeak-ng, flite, festival and festvox-us-slt-hts (Debian packages), and torch.
+# The demo model. Needs espeak-ng, flite, festival and festvox-us-slt-hts (Debian packages), and torch.
 MODEL ?= build/model
 MINUTES ?= 100
 
 model: .venv/model $(MODEL)/corpus ## train it from nothing: about two hours on two cores
-	$(BIN)/python tools/model/train.py --corpus $(MODEL) --out $(MODEL)/bilingual.pt --minutes $(MINUTES)
-	$(BIN)/python tools/model/convert.py --checkpoint $(MODEL)/bilingual.pt
+	$(BIN)/python tools/model/train.py --corpus $(MODEL) --out $(MODEL)/demo.pt --minutes $(MINUTES)
+	$(BIN)/python tools/model/convert.py --checkpoint $(MODEL)/demo.pt
 
 model-eval: .venv/model ## measure it against its targets
 	test -e $(MODEL)/evaluation-festival-en.npz || $(BIN)/python tools/model/generate.py --out $(MODEL) --share 0

@@ -213,7 +213,7 @@ class Settings:
         "demo",
         "worker",
         str,
-        "demo or bilingual (in the package), a size such as small or large-v3-turbo, a hub name, or a directory.",
+        "demo (in the package), a size such as small or large-v3-turbo, a hub name, or a directory.",
     )
     device: str = setting(
         "auto",

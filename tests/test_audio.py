@@ -194,7 +194,7 @@ def test_pcm_that_is_no_number() -> None:
 # -- features
 
 
-@pytest.mark.parametrize("n_mels", [80, 128])
+@pytest.mark.parametrize("n_mels", [64, 80, 128])
 @pytest.mark.parametrize("seconds", [0.05, 1.0, 7.3, 30.0])
 def test_features_are_the_reference_s(n_mels: int, seconds: float, utterances: list[Utterance]) -> None:
     """Those of faster-whisper, for speech, in the window that fits and in the full one."""
@@ -217,7 +217,7 @@ def test_features_of_next_to_nothing(samples: Any) -> None:
 
 def test_no_window_is_taken_for_raw_features() -> None:
     """CTranslate2 encodes an input again whose encoder output has n_mels steps: 160 frames with 80, 256 with 128."""
-    assert not {2 * n_mels for n_mels in (80, 128)} & set(WINDOWS)
+    assert not {2 * n_mels for n_mels in (64, 80, 128)} & set(WINDOWS)
     for seconds in np.arange(0, 40, 0.01):
         assert window_for(float(seconds), "fit") in WINDOWS
         assert window_for(float(seconds), "full") == FULL

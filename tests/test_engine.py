@@ -33,6 +33,9 @@ from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 from tests.owner import recogniser_of
 
+#: Mel bands of the model in the package.
+MELS = 64
+
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
@@ -83,8 +86,8 @@ def samples(utterance: Utterance) -> Samples:
 
 def row(utterance: Utterance, frames: int | None = None, request: Request | None = None, **options: Any) -> Row:
     seconds = len(utterance.pcm) / 32000
-    features = log_mel(samples(utterance), frames or window_for(seconds, "fit"), 80)
-    return Row(features, request or Request(), seconds, utterance.name, **options)
+    features = log_mel(samples(utterance), frames or window_for(seconds, "fit"), MELS)
+    return Row(features, request or Request("en"), seconds, utterance.name, **options)
 
 
 async def together(engine: Engine, rows: list[Row]) -> list[Hypothesis | BaseException]:
@@ -122,7 +125,7 @@ async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, 
     rows = [
         row(first),
         row(second, frames=FULL),
-        row(third, request=Request(prompt="music")),
+        row(third, request=Request("en", prompt="music")),
         row(fourth, alone=True),
         row(fifth),
     ]
@@ -163,7 +166,7 @@ async def test_a_request_that_the_model_has_no_words_for_fails_alone(
     """Before it comes to the thread, which goes on."""
     one = utterances[0]
     with pytest.raises(ModelError, match="dance"):
-        await engine.recognise(row(one, request=Request(task="dance")))
+        await engine.recognise(row(one, request=Request("en", task="dance")))
     assert (await engine.recognise(row(one))).text == one.text
 
 
@@ -332,7 +335,7 @@ def test_a_phrase_said_over_and_over_is_a_loop(tokens: list[int], loops: bool) -
 async def test_words_have_times_of_their_language_s_call(own_model: Whisper, utterances: list[Utterance]) -> None:
     """Asked for or not in one call; in order, inside the window; none of a text that is not believed."""
     said = same_length(utterances, 4)
-    requests = [Request(words=True), Request(), Request(words=True), Request(words=True)]
+    requests = [Request("en", words=words) for words in (True, False, True, True)]
     found = own_model.recognise([row_data(one, request) for one, request in zip(said, requests, strict=True)])
     assert [" ".join(word["word"] for word in one.words) for one in found] == [
         said[0].text, "", said[2].text, said[3].text
@@ -341,17 +344,17 @@ async def test_words_have_times_of_their_language_s_call(own_model: Whisper, utt
         times = [word[name] for word in hypothesis.words for name in ("start", "end")]
         assert times == sorted(times)
         assert all(0 <= time <= len(one.pcm) / 32000 + 0.5 for time in times)
-    alone = own_model.recognise([row_data(said[2], Request(words=True))])[0]
+    alone = own_model.recognise([row_data(said[2], Request("en", words=True))])[0]
     assert [word["word"] for word in alone.words] == [word["word"] for word in found[2].words]
     trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, sequences_ids=[[9] * 40]))
     own_model._model = trouble
-    assert own_model.recognise([row_data(said[0], Request(words=True))])[0].words == []
+    assert own_model.recognise([row_data(said[0], Request("en", words=True))])[0].words == []
 
 
 async def test_a_draft_is_decoded_once(own_model: Whisper, utterances: list[Utterance]) -> None:
     trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, scores=[-3.0]))
     own_model._model = trouble
-    assert recognise(own_model, utterances[0], Request(draft=True)).text
+    assert recognise(own_model, utterances[0], Request("en", draft=True)).text
     assert len(trouble.calls) == 1
 
 
@@ -367,7 +370,7 @@ async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances
 
     trouble._spoil = spoil
     said = utterances[:3]
-    items = [(log_mel(samples(one), FULL, 80), Request(), len(one.pcm) / 32000) for one in said]
+    items = [(log_mel(samples(one), FULL, MELS), Request("en"), len(one.pcm) / 32000) for one in said]
     found = own_model.recognise(items)
     assert trouble.encoded == 1
     assert found[2].text.split()[0] == said[2].text.split()[0]
@@ -449,7 +452,7 @@ def recognise(model: Whisper, one: Utterance, request: Request | None = None) ->
 
 def row_data(one: Utterance, request: Request | None = None) -> tuple[Any, Request, float]:
     seconds = len(one.pcm) / 32000
-    return log_mel(samples(one), window_for(seconds, "fit"), 80), request or Request(), seconds
+    return log_mel(samples(one), window_for(seconds, "fit"), MELS), request or Request("en"), seconds
 
 
 async def test_a_guess_is_tried_again_in_the_full_window(own_model: Whisper, utterances: list[Utterance]) -> None:
@@ -494,26 +497,27 @@ async def test_a_guess_where_nothing_is_said_is_silence(own_model: Whisper, utte
 
 async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances: list[Utterance]) -> None:
     one = samples(utterances[0])
-    short = log_mel(one, window_for(len(one) / RATE, "fit"), 80)
-    full = log_mel(one, FULL, 80)
+    short = log_mel(one, window_for(len(one) / RATE, "fit"), MELS)
+    full = log_mel(one, FULL, MELS)
     np.testing.assert_allclose(full[:, : short.shape[1]], short, atol=1e-5)
     assert full[:, short.shape[1] :].max() == pytest.approx(short.min(), abs=1e-5)
 
 
 async def test_the_language_is_the_only_one_there_is_or_what_is_heard(
-    own_model: Whisper, utterances: list[Utterance]
+    own_model: Whisper, utterances: list[Utterance], mandarin: list[Utterance]
 ) -> None:
     """A model of several: given, it is taken; not given, the tokens of the languages alone are asked."""
-    found = recognise(own_model, utterances[0])
-    assert (found.language, found.language_probability) == ("en", 1.0)
-    assert own_model.languages == ["en"]
-    own_model._languages = {"en": own_model._languages["en"], "xx": own_model._languages["en"] + 1}
-    heard = recognise(own_model, utterances[0])
-    assert heard.language == "en"
-    assert 0.0 < heard.language_probability <= 1.0
-    assert heard.text == utterances[0].text
-    given = recognise(own_model, utterances[0], Request(language="en"))
+    assert own_model.languages == ["en", "zh"]
+    for language, one in (("en", utterances[0]), ("zh", mandarin[0])):
+        heard = recognise(own_model, one, Request())
+        assert heard.language == language
+        assert 0.5 < heard.language_probability <= 1.0
+        assert heard.text == one.text
+    given = recognise(own_model, mandarin[0], Request("en"))
     assert (given.language, given.language_probability) == ("en", 1.0)
+    own_model._languages = {"en": own_model._languages["en"]}
+    found = recognise(own_model, utterances[0], Request())
+    assert (found.language, found.language_probability) == ("en", 1.0)
 
 
 async def test_prompts(model: Whisper) -> None:
@@ -528,7 +532,7 @@ async def test_prompts(model: Whisper) -> None:
 
 
 async def test_a_prompt_does_not_break_recognition(model: Whisper, utterances: list[Utterance]) -> None:
-    found = model.recognise([row_data(utterances[0], Request(prompt="monday " * 140))])
+    found = model.recognise([row_data(utterances[0], Request("en", prompt="monday " * 140))])
     assert isinstance(found[0].text, str)
 
 

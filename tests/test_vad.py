@@ -135,8 +135,8 @@ def test_the_open_segment(said: list[Samples]) -> None:
 @pytest.mark.parametrize("silence", [0.4, 0.8, 1.5])
 def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) -> None:
     """A shorter pause does not, a longer one does; and not before it has passed."""
-    edges = speech(said[0])
-    one = said[0][edges[0][0] : edges[-1][1]]
+    loud = np.flatnonzero(np.abs(said[0]) > 0.05)
+    one = said[0][loud[0] : loud[-1]]
     for pause, count in ((silence - 0.2, 1), (silence + 0.2, 2)):
         recording = np.concatenate([one, np.zeros(int(pause * RATE), np.float32), one])
         assert len(segments(recording, silence)) == count

@@ -49,8 +49,8 @@ PHRASE = 8
 #: Temperatures tried, in order, for a window that fails even at its full length.
 TEMPERATURES = (0.4, 0.8)
 
-#: The models in the package.
-PACKAGED = ("demo", "bilingual")
+#: The models in the package: data/NAME-model.
+PACKAGED = ("demo",)
 
 #: The start token of OpenAI's English-only models; in the multilingual ones it is the next.
 ENGLISH_ONLY = 50257

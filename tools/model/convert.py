@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convert a trained checkpoint to a CTranslate2 directory, in int8.
 
-python tools/model/convert.py --checkpoint build/model/bilingual.pt --out asrserver/data/bilingual-model
+python tools/model/convert.py --checkpoint build/model/demo.pt --out asrserver/data/demo-model
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def convert(state: State, shape: Shape, vocabulary: Vocabulary, out: Path) -> No
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/model/bilingual.pt"))
-    parser.add_argument("--out", type=Path, default=Path("asrserver/data/bilingual-model"))
+    parser.add_argument("--checkpoint", type=Path, default=Path("build/model/demo.pt"))
+    parser.add_argument("--out", type=Path, default=Path("asrserver/data/demo-model"))
     options = parser.parse_args()
     saved = torch.load(options.checkpoint, weights_only=True)
     convert(saved["model"], Shape(**saved["shape"]), Vocabulary(build()), options.out)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Synthesise the bilingual model's corpora: training features, and the evaluation's recordings. Seeded, in shards.
+"""Synthesise the demo model's corpora: training features, and the evaluation's recordings. Seeded, in shards.
 
     python tools/model/generate.py --out build/model
 

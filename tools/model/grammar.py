@@ -1,4 +1,4 @@
-"""The bilingual model's world: the sentences of grammar.json, and which of them training must never see."""
+"""The demo model's world: the sentences of grammar.json, and which of them training must never see."""
 
 from __future__ import annotations
 

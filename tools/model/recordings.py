@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Make the tests' recordings in Mandarin: synthesised speech with transcripts, the same every time.
+"""Make the recordings of the tests and of `make demo`: synthesised speech with transcripts, the same every time.
 
     python tools/model/recordings.py
 
-Writes tests/data/mandarin/*.opus with transcripts.json. The sentences are of the evaluation's share of the grammar,
-which the model never saw in training; the voices are those it was trained with.
+Writes tests/data/{utterances,mandarin}/*.opus and asrserver/data/recordings/*.wav, each with transcripts.json. The
+sentences are of the evaluation's share of the grammar, which the model never saw in training; the voices are those it
+was trained with. The tests' are drawn from a seed and kept as they come. The demonstration's are the first drawn that
+the model in the package understands: it shows that the server works, and the model's card says how often it does.
 """
 
 from __future__ import annotations
@@ -12,20 +14,32 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import wave
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import faster_whisper
 import grammar
 import numpy as np
 import voices
+
+from asrserver.inference.models import find
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261126
 RATE = voices.RATE
 
 #: Folders of recordings for the tests: their language, and how many.
-UTTERANCES = {"mandarin": ("zh", 20)}
+UTTERANCES = {"utterances": ("en", 100), "mandarin": ("zh", 20)}
+
+#: Recordings of the demonstration: the languages of their sentences, and the pauses between them in seconds.
+BUNDLED: dict[str, tuple[str, int, tuple[float, float]]] = {
+    "english-1.wav": ("en", 1, (0, 0)),
+    "english-2.wav": ("en", 1, (0, 0)),
+    "mandarin.wav": ("zh", 1, (0, 0)),
+    "pauses.wav": ("en", 7, (0.8, 1.8)),
+}
 
 
 def speech(text: str, language: str, rng: random.Random) -> np.ndarray:
@@ -39,7 +53,8 @@ def quiet(seconds: float) -> np.ndarray:
 
 
 def write_opus(path: Path, samples: np.ndarray) -> None:
-    with av.open(str(path), "w", format="ogg") as file:
+    # Bit-exact: Ogg's serial number is else drawn anew each time.
+    with av.open(str(path), "w", format="ogg", container_options={"fflags": "+bitexact"}) as file:
         stream = file.add_stream("libopus", rate=48000, layout="mono")
         stream.bit_rate = 32000
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
@@ -49,6 +64,14 @@ def write_opus(path: Path, samples: np.ndarray) -> None:
             part.pts = None
             file.mux(stream.encode(part))
         file.mux(stream.encode(None))
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def write_transcripts(folder: Path, transcripts: dict[str, str]) -> None:
@@ -67,11 +90,42 @@ def utterances(data: Path) -> None:
         write_transcripts(folder, transcripts)
 
 
+def bundled(folder: Path) -> None:
+    """Sentences, one recording with pauses, silence, noise."""
+    rng = random.Random(SEED + 1)
+    model = faster_whisper.WhisperModel(find("demo"), device="cpu", cpu_threads=1)
+
+    def understood(language: str) -> tuple[str, np.ndarray]:
+        while True:
+            text = grammar.draw(language, rng, evaluation=True)
+            samples = speech(text, language, rng)
+            around = np.concatenate([quiet(0.3), samples, quiet(0.4)])
+            heard = model.transcribe(around.astype(np.float32) / 32768, language=language)[0]
+            if "".join(segment.text for segment in heard).strip() == text and len(grammar.units(text, language)) > 3:
+                return text, samples
+
+    folder.mkdir(parents=True, exist_ok=True)
+    transcripts = {}
+    for name, (language, count, (shortest, longest)) in BUNDLED.items():
+        said = [understood(language) for _ in range(count)]
+        parts = [quiet(0.3)]
+        for _, samples in said:
+            parts += [samples, quiet(rng.uniform(shortest, longest))]
+        transcripts[name] = grammar.join([text for text, _ in said], language)
+        write_wav(folder / name, np.concatenate([*parts, quiet(0.4)]))
+    noise = np.random.default_rng(SEED).normal(0, 1000, 3 * RATE).astype(np.int16)
+    for name, samples in {"silence.wav": quiet(3), "noise.wav": noise}.items():
+        transcripts[name] = ""
+        write_wav(folder / name, samples)
+    write_transcripts(folder, transcripts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to write into")
     options = parser.parse_args()
     utterances(options.root / "tests" / "data")
+    bundled(options.root / "asrserver" / "data" / "recordings")
 
 
 if __name__ == "__main__":

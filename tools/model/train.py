@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Train the bilingual model on a generated corpus.
+"""Train the demo model on a generated corpus.
 
-    python tools/model/train.py --corpus build/model --out build/model/bilingual.pt
+    python tools/model/train.py --corpus build/model --out build/model/demo.pt
 
 Three losses: the next token; CTC on the encoder's output, without which attention does not lock on for thousands of
 steps; and, since synthesis tells when each word is spoken, the attention's weight on those frames, which makes it lock
@@ -117,7 +117,7 @@ def ahead(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Batch]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path("build/model"))
-    parser.add_argument("--out", type=Path, default=Path("build/model/bilingual.pt"))
+    parser.add_argument("--out", type=Path, default=Path("build/model/demo.pt"))
     parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
@@ -153,7 +153,7 @@ def main() -> None:
         corpus.first = done < FIRST and not options.resume
         if done >= 1:
             break
-        rate = options.rate * min((step - first + 1) / WARM_UP, 1) * (0.5 * (1 + math.cos(math.pi * done)) * 0.99 + 0.01)
+        rate = options.rate * min((step - first + 1) / WARM_UP, 1) * (0.505 + 0.495 * math.cos(math.pi * done))
         for group in optimiser.param_groups:
             group["lr"] = rate
         parts = losses(model, batch, vocabulary)
@@ -183,9 +183,7 @@ def main() -> None:
     save(options.out, model, averaged, optimiser, step)
 
 
-def save(
-    path: Path, model: Whisper, averaged: Whisper, optimiser: torch.optim.Optimizer, step: int
-) -> None:
+def save(path: Path, model: Whisper, averaged: Whisper, optimiser: torch.optim.Optimizer, step: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {
         "shape": asdict(model.shape), "step": step,

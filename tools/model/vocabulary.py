@@ -1,4 +1,4 @@
-"""The bilingual model's tokens: byte-level BPE in Whisper's order, so that any Whisper program can use the files."""
+"""The demo model's tokens: byte-level BPE in Whisper's order, so that any Whisper program can use the files."""
 
 from __future__ import annotations
 

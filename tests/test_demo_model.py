@@ -15,7 +15,7 @@ from asrserver.wer import word_errors
 from tests.conftest import System, Utterance
 from tests.talk import Talk
 
-MODEL = Path(str(files("asrserver").joinpath("data", "bilingual-model")))
+MODEL = Path(str(files("asrserver").joinpath("data", "demo-model")))
 
 
 def samples(utterance: Utterance) -> Samples:
@@ -67,7 +67,7 @@ async def test_two_languages_on_one_connection(
 ) -> None:
     """Each session is heard in its own language, which nobody named, and joined as that language joins words."""
     said = {"english": all_utterances[:10], "mandarin": mandarin[:10]}
-    system = start("run", "--model", "bilingual").wait_ready()
+    system = start("run").wait_ready()
     async with await Talk.open(system.url) as talk:
         for sid in said:
             await talk.start(sid)
