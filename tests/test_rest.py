@@ -240,7 +240,7 @@ async def test_what_redis_has_of_a_deleted_session_goes_too(
 ) -> None:
     """At once, and what a client or a worker then says of it is nothing to anybody."""
     await whole_session(gateway, worker, "s")
-    assert len(redis_keys(gateway_settings, "s")) == 3
+    assert len(redis_keys(gateway_settings, "s")) == 4
     assert (await api.call("/session/s", "DELETE"))[0] == 200
     assert redis_keys(gateway_settings, "s") == []
     with pytest.raises(BadRequest, match="there is a session"):
