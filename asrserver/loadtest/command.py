@@ -197,11 +197,12 @@ def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool)
         report.write(path, outcome, about, _command(), found)
     except OSError as exc:
         raise click.ClickException(f"--report {path}: {exc.strerror or exc}") from None
-    click.echo(report.verdict(outcome, found))
+    said = report.verdict(outcome, found)
+    click.echo(said)
     for line in report.notes(outcome):
         click.echo(f"  {line}")
     click.echo(f"  report: {path}")
-    return report.verdict(outcome, found).startswith("PASS")
+    return said.startswith("PASS")
 
 
 def _command() -> str:

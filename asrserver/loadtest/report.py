@@ -167,7 +167,7 @@ def _costs(outcome: Outcome) -> list[str]:
     """CPU and memory of each process: mean and most; how memory grew after the first third, when all has warmed up."""
     lines = ["## Processes", ""]
     rows = []
-    for place, cores in enumerate(zip(*(sample.tester for sample in outcome.samples), strict=True), 1):
+    for place, cores in enumerate(outcome.tester, 1):
         rows.append((f"tester {place}", f"{sum(cores) / len(cores):.2f}", f"{max(cores):.2f}", "", "", ""))
     for name in _names(outcome):
         times, cores_, memory = _series(outcome, name)
@@ -287,7 +287,7 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
             )
         _save(figure, axes, pictures["latency"])
         figure, axes = _figure("cores")
-        for place, cores in enumerate(zip(*(sample.tester for sample in outcome.samples), strict=True), 1):
+        for place, cores in enumerate(outcome.tester, 1):
             axes.plot(times, cores, "--", label=f"tester {place}")
         for name in _names(outcome):
             at, cores_, _ = _series(outcome, name)

@@ -88,10 +88,14 @@ class Outcome:
         return not self.why_not
 
     @property
+    def tester(self) -> list[tuple[float, ...]]:
+        """Cores of each process of the tester, a number a sample."""
+        return list(zip(*(sample.tester for sample in self.samples), strict=True))
+
+    @property
     def busiest(self) -> float:
         """Cores that the busiest process of the tester used, 95 % of the time less."""
-        each = zip(*(sample.tester for sample in self.samples), strict=True)
-        return max((sorted(cores)[min(len(cores) - 1, int(0.95 * len(cores)))] for cores in each), default=0.0)
+        return max((sorted(cores)[min(len(cores) - 1, int(0.95 * len(cores)))] for cores in self.tester), default=0.0)
 
     @property
     def saturated(self) -> str:

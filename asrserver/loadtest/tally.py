@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 #: Relative width of a histogram's bins: percentiles are right within two percent.
@@ -135,19 +135,8 @@ class Tally:
         return self
 
 
-_NUMBERS = (
-    "open",
-    "active",
-    "connected",
-    "sessions",
-    "right",
-    "words",
-    "word_errors",
-    "chunks",
-    "partials",
-    "audio_sent",
-    "audio_done",
-)
+#: What is added as it is: the fields that begin as a number.
+_NUMBERS = tuple(each.name for each in fields(Tally) if each.default is not MISSING)
 
 
 def total(tallies: list[Tally]) -> Tally:
