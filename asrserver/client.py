@@ -350,7 +350,7 @@ class ClientSession:
     def connected(self, connection: WebSocketClientConnection | None) -> None:
         """There is a connection: open the session on it."""
         if connection is not None:
-            self._do(self._open, connection)
+            self._reopen(connection)
 
     def disconnected(self) -> None:
         """The connection is gone, or the session is over: nothing more can be written."""
@@ -398,8 +398,11 @@ class ClientSession:
         self.disconnected()
         self._work = asyncio.get_running_loop().create_task(run())
 
-    async def _open(self, connection: WebSocketClientConnection, pause: float = 0.0) -> None:
-        self.opening = True
+    def _reopen(self, connection: WebSocketClientConnection, pause: float = 0.0) -> None:
+        self.opening = True  # from now on, and not from the task's first step on: it is another connection
+        self._do(self._open, connection, pause)
+
+    async def _open(self, connection: WebSocketClientConnection, pause: float) -> None:
         await asyncio.sleep(pause)
         if self.opened.done():
             message = {"action": "resume", "session_id": self.id, "last_seq": self._last_seq}
@@ -480,4 +483,4 @@ class ClientSession:
             self.fail(ServerError(event))
         elif self._client.connection is not None:
             pause = event.get("retry_after", 0.0) + random.uniform(0, FIRST_PAUSE)
-            self._do(self._open, self._client.connection, pause)
+            self._reopen(self._client.connection, pause)

@@ -96,6 +96,22 @@ async def test_a_connection_cut_at_random_points(doors: tuple[Door, Door], worke
     assert (events[-1]["text"], events[-1]["status"]) == ("300", "done")
 
 
+async def test_a_new_connection_is_one_without_answers(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """From its first moment on: who saw it before the resume was sent took the session for live."""
+    async with await Client.connect([door.url for door in doors]) as client:
+        session = await client.start()
+        for _ in range(5):
+            before = client.connection
+            cut(client)
+            while client.connection in (before, None):
+                await asyncio.sleep(0)
+            assert session.opening
+            await until(lambda: not session.opening)
+        await session.send(b"one")
+        async with obedient(worker, session.id):
+            assert (await session.finish())["text"] == "1"
+
+
 async def test_many_sessions_on_a_connection_that_is_cut(doors: tuple[Door, Door], worker: Pretender) -> None:
     """All of them are resumed, also one that is just being started or finished."""
     async with await Client.connect([door.url for door in doors]) as client:
