@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from asrserver.access import Access, Key, KeyLimits
 from asrserver.broker.quota import Quota, minute
@@ -35,13 +35,12 @@ class Admission:
 
     # -- connections ---------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def connection(self, address: str, key: Key | None) -> AsyncIterator[None]:
-        """Let a connection in for as long as the block runs; raises Refused or Unavailable before it."""
-        with self.limits.connection(address):
-            if key is None:
-                yield
-                return
+    async def connect(self, address: str, key: Key | None) -> Callable[[], None]:
+        """Let a connection in, until what this returns is called; raises Refused or Unavailable."""
+        self.limits.connect(address)
+        if key is None:
+            return partial(self.limits.disconnect, address)
+        try:
             limits = self._limits(key.id)
             if limits.audio_per_minute:
                 self._note(await self._quota.spent([key.id]))
@@ -50,12 +49,15 @@ class Admission:
             if limits.connections and not await self._quota.hold("connections", key.id, member, limits.connections):
                 message = f"the key has its {limits.connections} connections"
                 raise Refused(429, "too_many_connections", message, retry_after=SOON)
-            self._connections[member] = key.id
-            try:
-                yield
-            finally:
-                del self._connections[member]
-                self._quota.release("connections", key.id, member)
+        except BaseException:
+            self.limits.disconnect(address)
+            raise
+        self._connections[member] = key.id
+        return partial(self._disconnect, address, member)
+
+    def _disconnect(self, address: str, member: str) -> None:
+        self._quota.release("connections", self._connections.pop(member), member)
+        self.limits.disconnect(address)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from asrserver.handlers.rest import (
     Ready,
     Stats,
 )
+from asrserver.handlers.upkeep import Connections
 from asrserver.handlers.websocket import WebSocket
 from asrserver.waiting import until
 
@@ -66,7 +67,7 @@ class AsrApplication(Application):
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         gateway.access.on_change = self._cut_revoked
-        self.sockets: set[WebSocket] = set()
+        self.sockets = Connections(gateway.settings)
         rest = {"gateway": gateway}
         socket = {"gateway": gateway, "connections": self.sockets}
         super().__init__(
@@ -74,8 +75,6 @@ class AsrApplication(Application):
             default_handler_class=NotFound,
             default_handler_args=rest,
             log_function=_log_request,
-            websocket_ping_interval=gateway.settings.ping_interval,
-            websocket_ping_timeout=gateway.settings.ping_interval,
         )
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:

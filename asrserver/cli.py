@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -20,8 +21,13 @@ from asrserver.loadtest.command import loadtest
 from asrserver.options import key_option, server_option, server_url
 from asrserver.parent import raise_file_limit
 
+log = logging.getLogger("asrserver.cli")
+
 #: Connections that wait to be accepted while a gateway is busy.
 LISTEN_BACKLOG = 1024
+
+#: Files that a gateway has open beside its clients' connections: libraries, Redis, PostgreSQL, recordings.
+OTHER_FILES = 200
 
 #: Seconds that an embedded server gets to stop.
 SERVER_STOP = 20.0
@@ -75,7 +81,15 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
-    raise_file_limit()
+    files = raise_file_limit()
+    if gateways and settings.max_connections + OTHER_FILES > files:
+        log.warning(
+            "a process may open %d files here, too few for --max-connections %d: raise the hard limit (ulimit -Hn, "
+            "systemd's LimitNOFILE) to %d",
+            files,
+            settings.max_connections,
+            settings.max_connections + OTHER_FILES,
+        )
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
         if listener is not None:

@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from asrserver import metrics
@@ -127,12 +127,10 @@ class Gateway:
 
     # -- the door ----------------------------------------------------------------------------------------------------
 
-    @contextlib.asynccontextmanager
-    async def connection(self, address: str, key: Key | None) -> AsyncIterator[None]:
-        """Let a connection in for as long as the block runs; raises Refused or Unavailable before it."""
+    async def connect(self, address: str, key: Key | None) -> Callable[[], None]:
+        """Let a connection in, until what this returns is called; raises Refused or Unavailable."""
         self._refuse_when_closing()
-        async with self.admission.connection(address, key):
-            yield
+        return await self.admission.connect(address, key)
 
     def refused(self, error: AsrError, address: str | None, key_id: str, at_door: bool = False) -> None:
         """Every refusal passes here, of a request at the door or of a message on a connection."""

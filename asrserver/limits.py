@@ -5,10 +5,8 @@ Every method that refuses raises Refused, and changes nothing then.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 from asrserver.access import neighbourhood
 from asrserver.config import Settings
@@ -57,9 +55,8 @@ class Limits:
         self._connections = 0
         self._addresses: Counter[str] = Counter()
 
-    @contextlib.contextmanager
-    def connection(self, address: str) -> Iterator[None]:
-        """Count a connection from an address for as long as it is there."""
+    def connect(self, address: str) -> None:
+        """Count a connection from an address, until `disconnect`."""
         settings, place = self._settings, neighbourhood(address)
         if settings.max_connections and self._connections >= settings.max_connections:
             raise Refused(503, "too_many_connections", "this server has all its connections", retry_after=SOON)
@@ -68,13 +65,14 @@ class Limits:
             raise Refused(429, "too_many_connections", message, retry_after=SOON)
         self._connections += 1
         self._addresses[place] += 1
-        try:
-            yield
-        finally:
-            self._connections -= 1
-            self._addresses[place] -= 1
-            if not self._addresses[place]:
-                del self._addresses[place]
+
+    def disconnect(self, address: str) -> None:
+        """The connection is no more."""
+        place = neighbourhood(address)
+        self._connections -= 1
+        self._addresses[place] -= 1
+        if not self._addresses[place]:
+            del self._addresses[place]
 
     def start(self, siblings: int, sessions: int, backlog: float) -> None:
         """May one more session start: beside `siblings` on its connection and `sessions` on this gateway, while

@@ -74,15 +74,19 @@ def test_audio_against_the_clock(clock: Callable[[float], None]) -> None:
 
 def test_connections_are_counted_for_as_long_as_they_last() -> None:
     limits = Limits(Settings(max_connections=3, max_address_connections=2))
-    with limits.connection("2001:db8::1"), limits.connection("2001:db8::2"):
-        with pytest.raises(Refused) as refused, limits.connection("2001:db8::3"):
-            pass
-        assert (refused.value.status, refused.value.code) == (429, "too_many_connections")
-        with limits.connection("10.0.0.1"), pytest.raises(Refused) as refused, limits.connection("10.0.0.2"):
-            pass
-        assert (refused.value.status, refused.value.code) == (503, "too_many_connections")
-    with limits.connection("2001:db8::3"):
-        pass
+    for address in ("2001:db8::1", "2001:db8::2"):
+        limits.connect(address)
+    with pytest.raises(Refused) as refused:
+        limits.connect("2001:db8::3")
+    assert (refused.value.status, refused.value.code) == (429, "too_many_connections")
+    limits.connect("10.0.0.1")
+    with pytest.raises(Refused) as refused:
+        limits.connect("10.0.0.2")
+    assert (refused.value.status, refused.value.code) == (503, "too_many_connections")
+    for address in ("10.0.0.1", "2001:db8::2", "2001:db8::1"):
+        limits.disconnect(address)
+    limits.connect("2001:db8::3")
+    limits.disconnect("2001:db8::3")
     assert not limits._addresses
 
 

@@ -61,6 +61,29 @@ class DrainingProtocol(WebSocketProtocol13):
 
     handler: WebSocket
 
+    _asked = False  # a ping that was not answered yet
+
+    def start_pinging(self) -> None:
+        """Not by a task for each: Connections has one timer for all."""
+
+    def ask(self) -> None:
+        """Ping; if the ping before was not answered, close."""
+        if self._asked and not self._received_pong:
+            self.close(reason="ping timed out")
+            return
+        self._asked, self._received_pong = True, False
+        self.write_ping(b"")
+
+    async def _receive_frame_loop(self) -> None:
+        # In a task of its own: in the request's, all its coroutines would stay as long as the connection does.
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        try:
+            await super()._receive_frame_loop()
+        except (asyncio.CancelledError, ValueError):  # as accept_connection() does, which is over
+            self._abort()
+
     def _read_bytes(self, n: int) -> Coroutine[Any, Any, bytes]:
         # Four times a message: not a coroutine around a coroutine where there is nothing to throw away.
         limit = self.handler.gateway.settings.max_message

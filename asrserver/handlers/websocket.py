@@ -18,12 +18,15 @@ import asyncio
 import binascii
 import contextlib
 import logging
+import math
+import random
 import socket
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
+from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream, StreamBufferFullError
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
@@ -34,6 +37,7 @@ from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers.base import JsonErrors
 from asrserver.handlers.reading import Brake, DrainingProtocol
+from asrserver.handlers.upkeep import Bygone, Connections
 from asrserver.session import Session
 
 log = logging.getLogger("asrserver.websocket")
@@ -85,6 +89,9 @@ UNREAD = frozenset(
     )
 )
 
+#: In place of the headers of a response that is long sent.
+NO_HEADERS = HTTPHeaders()
+
 INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
 
 
@@ -102,9 +109,10 @@ def _named(message: dict[str, Any]) -> dict[str, Any]:
 class WebSocket(JsonErrors, WebSocketHandler):
     """One connection and the sessions started on it."""
 
-    connections: set[WebSocket]
+    connections: Connections
+    ws_connection: DrainingProtocol | None
 
-    def initialize(self, gateway: Gateway, connections: set[WebSocket]) -> None:  # type: ignore[override]
+    def initialize(self, gateway: Gateway, connections: Connections) -> None:  # type: ignore[override]
         super().initialize(gateway)
         self.connections = connections
         self.sessions: dict[str, Session] = {}
@@ -114,33 +122,36 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.messages = 0
         self._brake = Brake()
         self._busy: asyncio.Task[None] | None = None  # with a message that takes time
-        self._later: deque[tuple[str | bytes, int]] = deque()  # messages that wait for it
+        # Messages that wait for it; not always there, for an empty one is 760 bytes.
+        self._later: deque[tuple[str | bytes, int]] | None = None
         self._later_bytes = 0
         self._heard = 0.0  # when the last message came, by the loop's clock
-        self._idle: asyncio.TimerHandle | None = None
+        self._ping_at = 0.0  # when to ping next
+        self.due = 0.0  # when to look next whether to ping, or to close
+        self._leave: Callable[[], None] | None = None  # gives the place among the connections back
         self._written = 0  # bytes since they were last waited for
         self._write: asyncio.Future[None] | None = None  # the last one
 
     async def get(self, *args: str, **kwargs: str) -> None:
-        """The whole life of the connection, and its place among those that are let in."""
+        """Let the connection in, or not; what it says is read by a task of its own."""
         if self.request.headers.get("Upgrade", "").lower() != "websocket":
             raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
         try:
-            async with self.gateway.connection(self.request.remote_ip or "", self.key):
-                await super().get(*args, **kwargs)
+            self._leave = await self.gateway.connect(self.request.remote_ip or "", self.key)
         except (Refused, Unavailable) as exc:
             self.refuse(exc)
+            return
+        try:
+            await super().get(*args, **kwargs)
+        finally:
+            if self not in self.connections:
+                self._left()
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
         # max_message_size is out of the way: DrainingProtocol holds the limit.
-        params = Params(
-            ping_interval=self.ping_interval,
-            ping_timeout=self.ping_timeout,
-            max_message_size=1 << 62,
-            compression_options=None,
-        )
+        params = Params(ping_interval=None, ping_timeout=None, max_message_size=1 << 62, compression_options=None)
         return DrainingProtocol(self, False, params)
 
     def check_origin(self, origin: str) -> bool:
@@ -154,25 +165,42 @@ class WebSocket(JsonErrors, WebSocketHandler):
         stream = self._stream()
         stream.max_write_buffer_size = MAX_UNREAD
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # of which Linux makes twice
-        self.connections.add(self)
         self.gateway.connections += 1
         metrics.connections_opened.inc()
-        self._heard = asyncio.get_running_loop().time()
-        self._watch_idle()
+        now = self._heard = asyncio.get_running_loop().time()
+        # Not all at the same time, where all connect again at once.
+        self._ping_at = self.due = now + self.gateway.settings.ping_interval * random.uniform(0.5, 1.0)
+        self.due = min(self.due, now + (self.gateway.settings.idle_timeout or math.inf))
+        self.connections.add(self)
         log.info("connection open from %s key=%s", self.request.remote_ip, self.key_id or "-")
+        self._slim()
 
-    def _watch_idle(self) -> None:
-        """Close the connection when no message came for long enough and nothing is owed; else look again later."""
-        limit = self.gateway.settings.idle_timeout
-        if not limit or self.ws_connection is None:
-            return
-        loop = asyncio.get_running_loop()
-        left = self._heard + limit - loop.time()
-        if left <= 0 and not any(session.owed for session in self.sessions.values()):
+    def _slim(self) -> None:
+        """Let go of what the request was, its headers above all."""
+        self.request = Bygone(self.request)  # type: ignore[assignment]
+        self._headers = NO_HEADERS
+        self.ui = None  # type: ignore[assignment]  # as Tornado does at the end
+
+    def _detach_stream(self) -> IOStream:
+        return self.detach()  # without Tornado's seven methods that say what must not be called now
+
+    def look(self, now: float) -> float:
+        """Ping, or close when no message came for long enough and nothing is owed; when to look again."""
+        protocol, settings = self.ws_connection, self.gateway.settings
+        if protocol is None or protocol.is_closing():
+            return math.inf
+        limit = settings.idle_timeout or math.inf
+        if now >= self._heard + limit and not any(session.owed for session in self.sessions.values()):
             self._told(Refused(408, "idle_timeout", f"no message came for {limit:g} s"))
             self.close(1008, "idle")
-            return
-        self._idle = loop.call_later(left if left > 0 else limit / 4, self._watch_idle)
+            return math.inf
+        if now >= self._ping_at:
+            self._ping_at = now + settings.ping_interval
+            try:
+                protocol.ask()
+            except StreamBufferFullError:
+                self._cut()
+        return min(self._ping_at, max(self._heard + limit, now + limit / 4))
 
     @property
     def resumable(self) -> bool:
@@ -189,8 +217,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             return  # it was never open
         self.connections.discard(self)
         self.gateway.connections -= 1
-        if self._idle is not None:
-            self._idle.cancel()
+        self._left()
         log.info(
             "connection closed from %s code=%s messages=%d waiting=%d",
             self.request.remote_ip,
@@ -200,6 +227,11 @@ class WebSocket(JsonErrors, WebSocketHandler):
         )
         for session in self.sessions.values():
             self.gateway.sessions.abandon(session)
+
+    def _left(self) -> None:
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
 
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take one message, or keep it until those before it are done; what it returns stops the reading."""
@@ -213,6 +245,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
             if waits is not None:
                 self._busy = asyncio.ensure_future(self._in_order(waits))
             return self._pause() if waits is None else None
+        if self._later is None:
+            self._later = deque()
         self._later.append((message, size))
         self._later_bytes += len(message)
         if self._later_bytes <= MAX_LATER:
@@ -243,7 +277,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 message, size = self._later.popleft()
                 self._later_bytes -= len(message)
                 waits = self._take(message, size)
-        self._busy = None
+        self._busy = self._later = None
 
     def _take(self, message: str | bytes, size: int) -> Awaitable[Any] | None:
         try:

@@ -1,0 +1,145 @@
+"""What the benchmarks share: servers of their own, a system of their own, and what processes use."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from demo import clean_environment
+
+from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
+from asrserver.loadtest.machine import get
+from asrserver.parent import raise_file_limit
+
+
+@dataclass
+class Servers:
+    """A Redis and a PostgreSQL of the benchmark's own, empty."""
+
+    redis: EmbeddedRedis
+    postgres: EmbeddedPostgres
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"REDIS_URL": self.redis.url, "DATABASE_URL": self.postgres.dsn}
+
+
+@contextmanager
+def servers() -> Iterator[Servers]:
+    """Both, in a temporary directory; raises the limit of open files first, which children inherit."""
+    raise_file_limit()
+    with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as place, ExitStack() as stack:
+        os.chmod(place, 0o755)  # PostgreSQL runs as another user where we are root
+        redis = EmbeddedRedis(Path(place), maxmemory=4 << 30, appendfsync="no")
+        postgres = EmbeddedPostgres(Path(place))
+        for server in (redis, postgres):
+            server.start()
+            stack.callback(server.stop, 10)
+        yield Servers(redis, postgres)
+
+
+@dataclass
+class System:
+    """A running `asrserver run` or `asrserver gateway`, by its supervisor."""
+
+    port: int
+    supervisor: psutil.Process
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def children(self, kind: str) -> list[psutil.Process]:
+        """Its gateways or workers, as its health names them."""
+        states = get(self.url, "/api/v1/health", "")[f"{kind}s"]
+        return [psutil.Process(state["pid"]) for state in states]
+
+
+@contextmanager
+def system(servers: Servers, command: str, *options: str) -> Iterator[System]:
+    """`asrserver COMMAND` on the servers, until the block is left."""
+    line = [sys.executable, "-m", "asrserver.cli", command, "--port", "0", "--log-level", "warning", *options]
+    with tempfile.NamedTemporaryFile("w", prefix="asrserver-bench-", suffix=".log") as log:
+        process = subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=log, text=True, env={**clean_environment(), **servers.environment}
+        )
+        try:
+            assert process.stdout is not None
+            found = re.search(r"https?://\S+:(\d+)", process.stdout.readline())
+            if found is None:
+                raise SystemExit(f"asrserver {command} does not start:\n{Path(log.name).read_text()}")
+            yield System(int(found[1]), psutil.Process(process.pid), Path(log.name))
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all that it has started."""
+    return [process, *process.children(recursive=True)]
+
+
+def cpu(processes: Iterable[psutil.Process]) -> float:
+    """CPU seconds of the processes, and of their children that have ended."""
+    total = 0.0
+    for process in processes:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def server_process(server: Any) -> psutil.Process:
+    """An embedded server's."""
+    return psutil.Process(server._process.pid)
+
+
+def quantile(times: Sequence[float], part: float) -> float:
+    return sorted(times)[min(len(times) - 1, int(part * len(times)))]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    """What the condition gives once it gives something; ends the benchmark after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{what}: not within {seconds:g} s")
+        time.sleep(0.05)
+    return found
+
+
+def about() -> dict[str, Any]:
+    """Where and when: what figures mean nothing without."""
+    from datetime import UTC, datetime
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    ).stdout.strip()
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit or "unknown",
+        "cores": os.cpu_count(),
+        "cpu": model,
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average_before": [round(value, 2) for value in os.getloadavg()],
+        "python": sys.version.split()[0],
+    }
