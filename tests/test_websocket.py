@@ -520,7 +520,7 @@ async def test_a_client_that_does_not_read_is_not_read(
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         [handler] = app.sockets
         sending = asyncio.ensure_future(stream.write(flood))
-        await until(lambda: handler._stream().writing())
+        await until(lambda: handler._wire.blocked)
         taken = handler.messages
         async with await Talk.open(url) as talk:
             for _ in range(10):

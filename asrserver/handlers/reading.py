@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
-from tornado.websocket import WebSocketProtocol13
+from asrserver.wire import Wire
 
 if TYPE_CHECKING:
     from asrserver.handlers.websocket import WebSocket
-
-#: Messages of a connection after which it is others' turn: Tornado 6.6 handles all that it has read, hundreds of small
-#: ones, in one turn of the loop, and five clients that flooded it so kept others waiting for 0.4 s.
-TURN = 8
 
 #: Messages that may be refused on a connection in a second, and at once; then it is read no faster. A refusal costs its
 #: client less than the server.
 REFUSALS = 200
 
-#: Bytes read at a time of a message that is too large and thrown away.
-DRAIN_STEP = 1 << 16
-
-#: Longest read that is no payload of a chunk's size: frame headers, and control frames between the parts of a message.
+#: Longest payload that is none of a chunk's size: frame headers, and control frames between the parts of a message.
 SMALL = 125
 
 
@@ -31,7 +24,6 @@ class Brake:
     """Says of one connection when its next message may be taken."""
 
     def __init__(self) -> None:
-        self._messages = 0
         self._paid = 0.0  # time.monotonic() up to which refusals have used up what is allowed
 
     def refused(self) -> None:
@@ -45,18 +37,13 @@ class Brake:
 
     def pause(self) -> Awaitable[None] | None:
         """None, or what to wait for after a message."""
-        self._messages += 1
-        debt = self.debt
-        if debt:
-            return asyncio.sleep(debt)
-        return None if self._messages % TURN else asyncio.sleep(0)
+        return asyncio.sleep(debt) if self._paid and (debt := self.debt) else None
 
 
-class DrainingProtocol(WebSocketProtocol13):
+class DrainingWire(Wire):
     """Throws away the payload of a message that is too large, and goes on.
 
-    Tornado 6.6 closes the connection, and with it every session on it; one message must cost one message. What is
-    overridden is its one private read function; a test sends 40 MB, so a Tornado that changes it is noticed.
+    Tornado closes the connection, and with it every session on it; one message must cost one message.
     """
 
     handler: WebSocket
@@ -74,32 +61,16 @@ class DrainingProtocol(WebSocketProtocol13):
         self._asked, self._received_pong = True, False
         self.write_ping(b"")
 
-    async def _receive_frame_loop(self) -> None:
-        # In a task of its own: in the request's, all its coroutines would stay as long as the connection does.
-        self._reading = asyncio.ensure_future(self._read())
-
-    async def _read(self) -> None:
-        try:
-            await super()._receive_frame_loop()
-        except (asyncio.CancelledError, ValueError):  # as accept_connection() does, which is over
-            self._abort()
-
-    def _read_bytes(self, n: int) -> Coroutine[Any, Any, bytes]:
-        # Four times a message: not a coroutine around a coroutine where there is nothing to throw away.
-        limit = self.handler.gateway.settings.max_message
-        buffered = self._fragmented_message_buffer
-        held = 0 if buffered is None else len(buffered)
-        if n + held <= limit or (n <= SMALL and held <= limit):
-            return super()._read_bytes(n)
-        return self._drain(n, buffered, held)
-
-    async def _drain(self, n: int, buffered: bytearray | None, held: int) -> bytes:
-        self.handler.too_large += held
-        if buffered is not None:
-            buffered.clear()
-        if n <= SMALL:
-            return await super()._read_bytes(n)
-        self.handler.too_large += n
-        while n:
-            n -= len(await super()._read_bytes(min(n, DRAIN_STEP)))
-        return b""
+    def overflows(self, size: int, held: int) -> bool:
+        """Whether the frame is too large; if it is, what was kept of its message goes too."""
+        handler = self.handler
+        limit = handler.gateway.settings.max_message
+        if size + held <= limit or (size <= SMALL and held <= limit):
+            return False
+        handler.too_large += held
+        if self._fragmented_message_buffer is not None:
+            self._fragmented_message_buffer.clear()
+        if size <= SMALL:
+            return False
+        handler.too_large += size
+        return True

@@ -27,18 +27,18 @@ from typing import Any
 
 import orjson
 from tornado.httputil import HTTPHeaders
-from tornado.iostream import IOStream, StreamBufferFullError
+from tornado.iostream import IOStream
 from tornado.web import HTTPError
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol
-from tornado.websocket import _WebSocketParams as Params
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from asrserver import metrics
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers.base import JsonErrors
-from asrserver.handlers.reading import Brake, DrainingProtocol
+from asrserver.handlers.reading import Brake, DrainingWire
 from asrserver.handlers.upkeep import Bygone, Connections
 from asrserver.session import Session
+from asrserver.wire import TEXT, Params, StreamBufferFullError, StreamClosedError
 
 log = logging.getLogger("asrserver.websocket")
 
@@ -130,7 +130,6 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.due = 0.0  # when to look next whether to ping, or to close
         self._leave: Callable[[], None] | None = None  # gives the place among the connections back
         self._written = 0  # bytes since they were last waited for
-        self._write: asyncio.Future[None] | None = None  # the last one
 
     async def get(self, *args: str, **kwargs: str) -> None:
         """Let the connection in, or not; what it says is read by a task of its own."""
@@ -150,9 +149,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        # max_message_size is out of the way: DrainingProtocol holds the limit.
-        params = Params(ping_interval=None, ping_timeout=None, max_message_size=1 << 62, compression_options=None)
-        return DrainingProtocol(self, False, params)
+        return DrainingWire(self, False, Params())
 
     def check_origin(self, origin: str) -> bool:
         return True  # the door has asked
@@ -162,7 +159,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         self.set_nodelay(True)
-        stream = self._stream()
+        stream = self._wire.stream  # Tornado's own, still
         stream.max_write_buffer_size = MAX_UNREAD
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # of which Linux makes twice
         self.gateway.connections += 1
@@ -207,10 +204,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
         """Whether closing the connection costs its client nothing: it has no session that it cannot resume."""
         return all(session.resumable for session in self.sessions.values())
 
-    def _stream(self) -> IOStream:
-        assert self.ws_connection is not None
-        assert self.ws_connection.stream is not None
-        return self.ws_connection.stream
+    @property
+    def _wire(self) -> DrainingWire:
+        assert isinstance(self.ws_connection, DrainingWire)
+        return self.ws_connection
 
     def on_close(self) -> None:
         if self not in self.connections:
@@ -256,7 +253,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def _pause(self) -> Awaitable[None] | None:
         """None, or what to wait for before the next message is taken."""
-        if self.ws_connection is not None and self._stream().writing():
+        if self.ws_connection is not None and self._wire.blocked:
             return self._until_read()  # what is more than the kernel takes: who does not read is not read
         return self._brake.pause()
 
@@ -387,10 +384,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     async def _until_read(self) -> None:
         """Wait until the client has read what it was sent; one that does not for too long is cut."""
-        if self._write is not None:
-            done, _ = await asyncio.wait([self._write], timeout=self.gateway.settings.unread_timeout)
-            if not done:
-                self._cut()
+        if self.ws_connection is None or not self._wire.blocked:
+            return
+        try:
+            async with asyncio.timeout(self.gateway.settings.unread_timeout):
+                await self._wire.drained()
+        except TimeoutError:
+            self._cut()
 
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
         session = self._session(message)
@@ -487,19 +487,18 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def _send(self, message: dict[str, Any]) -> None:
         """Queue a message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
+        if self.ws_connection is None or self.ws_connection.is_closing():
+            return
         data = orjson.dumps(message)
+        self._written += len(data)
         try:
-            future = self.write_message(data)
-        except WebSocketClosedError:
+            self._wire.send(TEXT, data)
+        except StreamClosedError:
             return
         except StreamBufferFullError:
             self._cut()
-            return
-        self._write = future
-        self._written += len(data)
-        # Nobody awaits it, and Tornado would log every write that a disconnect cut short.
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _cut(self) -> None:
-        log.warning("connection from %s does not read: cut", self.request.remote_ip)
-        self._stream().close()
+        if self.ws_connection is not None:
+            log.warning("connection from %s does not read: cut", self.request.remote_ip)
+            self._wire.stream.close()

@@ -1,0 +1,382 @@
+"""WebSocket frames (RFC 6455), as the gateway and the client read and write them: Tornado's protocol on leaner feet.
+
+Tornado 6.6 awaits its stream four times for each frame it reads and makes a task for each message it writes, and its
+stream asks epoll anew for both: half of what a 100 ms chunk cost a gateway. Here the connection moves, once it is
+upgraded, from Tornado's stream to a transport of the event loop, and all frames of one read are taken in one call. The
+handshake, pings, closing and their timeouts are Tornado's still, through the few methods that are overridden; tests
+send what would tell if a Tornado changed them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
+from tornado.util import _websocket_mask as masked
+from tornado.websocket import WebSocketProtocol13
+from tornado.websocket import _WebSocketParams as Params
+
+if TYPE_CHECKING:
+    from tornado.ioloop import IOLoop
+
+__all__ = ["BINARY", "TEXT", "Params", "StreamBufferFullError", "StreamClosedError", "Wire"]
+
+TEXT, BINARY = 1, 2
+
+#: Frames of one connection after which it is others' turn: what was read may be hundreds of small ones, and five
+#: clients that flooded a gateway so kept others waiting for 0.4 s.
+TURN = 8
+
+#: Bytes read at a time under TLS.
+STEP = 1 << 16
+
+
+class Wire(WebSocketProtocol13):
+    """One connection's frames. What its handler's `on_message` returns, if anything, is waited for before the next.
+
+    Messages are not compressed. One larger than `params.max_message_size` closes the connection, unless `overflows` is
+    overridden.
+    """
+
+    stream: Any  # what of an IOStream the protocol uses: here Plain or Secure
+
+    def __init__(self, handler: Any, mask_outgoing: bool, params: Params) -> None:
+        super().__init__(handler, mask_outgoing, params)
+        self._partial = bytearray()  # the beginning of a frame
+        self._wanted = 0  # bytes that it has at least
+        self._skip = 0  # bytes of a frame that are still to be thrown away
+        self._skipped = 0  # its first byte
+        self._held: tuple[bytes, int] | None = None  # bytes that wait for a message before them, and where they begin
+
+    def overflows(self, size: int, held: int) -> bool:
+        """Whether a frame of `size` bytes is thrown away, after fragments of `held` bytes; asked before it is read."""
+        if size + held > self.params.max_message_size:
+            self.close(1009, "message too big")
+            self._abort()
+        return False
+
+    # -- writing -------------------------------------------------------------------------------------------------
+
+    def send(self, opcode: int, data: bytes) -> None:
+        """Write a frame; raises StreamClosedError, or StreamBufferFullError where the other end does not read."""
+        size, mark = len(data), 0x80 if self.mask_outgoing else 0
+        if size < 126:
+            head = bytes((0x80 | opcode, mark | size))
+        elif size < 1 << 16:
+            head = bytes((0x80 | opcode, mark | 126, size >> 8, size & 0xFF))
+        else:
+            head = bytes((0x80 | opcode, mark | 127)) + size.to_bytes(8, "big")
+        if mark:
+            mask = os.urandom(4)
+            self.stream.write(b"".join((head, mask, masked(mask, data))))
+        else:
+            self.stream.write(head + data)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether what was written is more than the kernel takes: the other end does not read."""
+        return bool(self.stream.writing())
+
+    async def drained(self) -> None:
+        """Wait until the kernel has all that was written, or the connection is gone."""
+        await self.stream.drained()
+
+    def _write_frame(self, fin: bool, opcode: int, data: bytes, flags: int = 0) -> asyncio.Future[None]:
+        # Of control frames, and of Tornado's write_message. It waits for its last pong before it writes another.
+        self.send(opcode, data)
+        if self.blocked:
+            return asyncio.ensure_future(self.drained())
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        future.set_result(None)
+        return future
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    async def _receive_frame_loop(self) -> None:
+        """The connection's life from the upgrade on."""
+        stream = self.stream
+        try:
+            self.stream = Secure(stream, self.feed) if isinstance(stream, SSLIOStream) else Plain(stream, self.feed)
+            await self.stream.run()
+        except StreamClosedError:
+            pass
+        finally:
+            self._held = None
+            self._abort()
+            self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+
+    def feed(self, data: bytes) -> None:
+        """Take what was read."""
+        if self._held is not None:  # reading is suspended, but this was on its way
+            before, at = self._held
+            self._held = before[at:] + data, 0
+            return
+        at = 0
+        if self._skip:
+            at = min(self._skip, len(data))
+            self._skip -= at
+            if self._skip:
+                return
+            wait = self._frame(self._skipped, b"")
+            if wait is not None:
+                self._hold(data, at, wait)
+                return
+        elif self._partial:
+            self._partial += data
+            if len(self._partial) < self._wanted:
+                return
+            data, self._partial = bytes(self._partial), bytearray()
+        self._take(data, at)
+
+    def _take(self, data: bytes, at: int) -> None:
+        """Take the frames in `data` from `at` on."""
+        end, turn = len(data), 0
+        while not self.client_terminated:
+            begin, wanted = at + 2, 2
+            if end >= begin:
+                first, size = data[at], data[at + 1]
+                if size & 0x80:
+                    begin += 4
+                size &= 0x7F
+                if size >= 126:
+                    length = 2 if size == 126 else 8
+                    begin += length
+                    size = int.from_bytes(data[at + 2 : at + 2 + length], "big")
+                wanted = begin - at
+            if end < begin:
+                self._keep(data, at, wanted)
+                return
+            if first & 0x70 or (first & 8 and (size >= 126 or not first & 0x80)):
+                self._abort()  # an extension that nobody agreed on; a control frame that is long, or in parts
+                return
+            fragments = self._fragmented_message_buffer
+            if self.overflows(size, 0 if fragments is None else len(fragments)):
+                at = begin + size
+                if at > end:
+                    self._skip, self._skipped = at - end, first
+                    return
+                payload = b""
+            elif begin + size > end:
+                self._keep(data, at, begin - at + size)
+                return
+            else:
+                payload = data[begin : begin + size]
+                if data[at + 1] & 0x80:
+                    payload = masked(data[begin - 4 : begin], payload)
+                at = begin + size
+            wait = self._frame(first, payload)
+            turn += 1
+            if wait is not None or (turn == TURN and at < end):
+                self._hold(data, at, wait)
+                return
+            if at == end:
+                return
+
+    def _keep(self, data: bytes, at: int, wanted: int) -> None:
+        self._partial, self._wanted = bytearray(data[at:]), wanted
+
+    def _frame(self, first: int, data: bytes) -> Awaitable[Any] | None:
+        """Take one frame with this first byte; what to wait for before the next."""
+        opcode, last = first & 0x0F, first & 0x80
+        if opcode & 8:
+            return self._handle_message(opcode, data)
+        fragments = self._fragmented_message_buffer
+        if (fragments is None) == (not opcode):
+            self._abort()  # a fragment of nothing, or a message in the midst of another
+            return None
+        if fragments is not None:
+            fragments += data
+            if not last:
+                return None
+            opcode, data, self._fragmented_message_buffer = self._fragmented_message_opcode or 0, bytes(fragments), None
+        elif not last:
+            self._fragmented_message_opcode, self._fragmented_message_buffer = opcode, bytearray(data)  # type: ignore[assignment]
+            return None
+        try:
+            if opcode == BINARY:
+                return self.handler.on_message(data)
+            if opcode == TEXT:
+                return self.handler.on_message(data.decode())
+        except UnicodeDecodeError:
+            pass
+        except Exception:
+            self.handler.log_exception(*sys.exc_info())
+        self._abort()
+        return None
+
+    def _hold(self, data: bytes, at: int, wait: Awaitable[Any] | None) -> None:
+        """Take no more until then, or until others had their turn."""
+        self._held = data, at
+        self.stream.pause()
+        if wait is None:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            asyncio.ensure_future(wait).add_done_callback(self._waited)
+
+    def _waited(self, done: asyncio.Future[Any]) -> None:
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self.handler.log_exception(type(error), error, error.__traceback__)
+            self._abort()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self._held is None or self.client_terminated:
+            return
+        (data, at), self._held = self._held, None
+        self._take(data, at)
+        if self._held is None:
+            self.stream.resume()
+
+
+class Plain(asyncio.Protocol):
+    """A TCP connection, taken from a Tornado stream. `feed` gets what is read.
+
+    What is written is the kernel's at once; what it does not take waits here, up to the stream's own limit.
+    """
+
+    __slots__ = ("_closed", "_drained", "_early", "_ended", "_feed", "_limit", "_stream", "_transport", "io_loop")
+
+    def __init__(self, stream: IOStream, feed: Callable[[bytes], None]) -> None:
+        self.io_loop: IOLoop = stream.io_loop  # type: ignore[assignment]
+        self._stream: IOStream | None = stream
+        self._feed = feed
+        self._limit = stream.max_write_buffer_size
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._drained: asyncio.Future[None] | None = None
+        self._early = bytearray()  # written before there was a transport
+        self._transport: asyncio.Transport | None = None
+        self._closed = stream.closed()
+
+    async def run(self) -> None:
+        """Until the connection is over; raises StreamClosedError where it never was."""
+        stream, self._stream = self._stream, None
+        assert stream is not None
+        await stream.write(b"")  # what was written before
+        unread = stream._read_buffer_size
+        first = await stream.read_bytes(unread) if unread else b""
+        socket = stream.socket.dup()
+        stream.close()
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: self, socket)
+        except OSError:
+            socket.close()
+            return
+        if first:
+            self._feed(first)
+        await self._ended
+
+    # -- as a stream ---------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._closed:
+            raise StreamClosedError
+        if self._transport is None:
+            self._early += data
+            return
+        if self._drained is not None and self._limit is not None:
+            if self._transport.get_write_buffer_size() + len(data) > self._limit:
+                raise StreamBufferFullError("the other end does not read")
+        self._transport.write(data)
+
+    def writing(self) -> bool:
+        return self._drained is not None
+
+    async def drained(self) -> None:
+        if self._drained is not None:
+            await asyncio.shield(self._drained)
+
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        self._closed = True
+        if self._transport is None:
+            return
+        if self._drained is None:
+            self._transport.close()
+        else:  # it would wait for who does not read
+            self._transport.abort()
+
+    def pause(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # -- as asyncio's protocol -----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        transport.set_write_buffer_limits(0)
+        if self._early:
+            transport.write(bytes(self._early))
+            self._early.clear()
+        if self._closed:
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._feed(data)
+
+    def eof_received(self) -> None:
+        self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed = True
+        self.resume_writing()
+        if not self._ended.done():
+            self._ended.set_result(None)
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+
+class Secure:
+    """The same under TLS, whose state cannot be taken from Tornado's stream: it goes on to be read."""
+
+    def __init__(self, stream: SSLIOStream, feed: Callable[[bytes], None]) -> None:
+        self.io_loop = stream.io_loop
+        self._stream = stream
+        self._feed = feed
+        self._going = asyncio.Event()
+        self._going.set()
+        self._last: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """Until the connection is over; raises StreamClosedError."""
+        while True:
+            self._feed(await self._stream.read_bytes(STEP, partial=True))
+            await self._going.wait()
+
+    def write(self, data: bytes) -> None:
+        self._last = self._stream.write(data)
+
+    def writing(self) -> bool:
+        return self._stream.writing()
+
+    async def drained(self) -> None:
+        if self._last is not None:
+            await asyncio.wait([self._last])
+
+    def closed(self) -> bool:
+        return self._stream.closed()
+
+    def close(self) -> None:
+        self._stream.close()
+        self.resume()
+
+    def pause(self) -> None:
+        self._going.clear()
+
+    def resume(self) -> None:
+        self._going.set()
