@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from typing import Any
 
 from asrserver.scrape import DIRECTORY, SLOT, allocate
@@ -137,6 +138,30 @@ class Flow:
         value, self.value = self.value, 0.0
         if value > 0:
             self._counter.inc(value)
+
+
+class Spread:
+    """A histogram on the path of every chunk, likewise: shared between processes, one observation takes 13 µs."""
+
+    __slots__ = ("_bounds", "_counts", "_histogram", "_total")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._bounds = histogram._upper_bounds
+        self._counts = [0] * len(self._bounds)
+        self._total = 0.0
+
+    def observe(self, value: float) -> None:
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._total += value
+
+    def share(self) -> None:
+        # As Histogram.observe does of prometheus_client 0.21 to 0.26, many at once.
+        for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
+            if count:
+                bucket.inc(count)
+        self._histogram._sum.inc(self._total)
+        self._counts, self._total = [0] * len(self._bounds), 0.0
 
 
 # -- for those who ask -----------------------------------------------------------------------------------------------

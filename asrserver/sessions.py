@@ -67,6 +67,7 @@ class Sessions(Mapping[str, Session]):
         self._chunks = metrics.Flow(metrics.chunks)
         self._bytes = metrics.Flow(metrics.received_bytes)
         self._audio = metrics.Flow(metrics.audio_seconds)
+        self._enqueued = metrics.Spread(metrics.enqueue_seconds)
         self._grace = max(GRACE, settings.resume_timeout)
 
     def __getitem__(self, sid: str) -> Session:
@@ -82,7 +83,7 @@ class Sessions(Mapping[str, Session]):
         metrics.sessions.set(len(self._open))
         metrics.backlog.set(self.backlog.seconds)
         metrics.oldest_waiting.set(self.backlog.oldest)
-        for flow in (self._chunks, self._bytes, self._audio):
+        for flow in (self._chunks, self._bytes, self._audio, self._enqueued):
             flow.share()
 
     # -- for their clients -------------------------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Sessions(Mapping[str, Session]):
 
         def done(error: Exception | None) -> None:
             if error is None:
-                metrics.enqueue_seconds.observe(time.monotonic() - taken)
+                self._enqueued.observe(time.monotonic() - taken)
                 self._chunks.value += 1
                 self._bytes.value += size
                 self._recordings.chunk(session.id, index, data, session.options)

@@ -40,7 +40,7 @@ from asrserver.broker.keys import (
     said_key,
     session_key,
 )
-from asrserver.broker.lane import AWAY, Lane, connect
+from asrserver.broker.lane import AWAY, Lane, Part, connect
 from asrserver.broker.lease import Lease, Steward
 from asrserver.broker.quota import Quota, minute
 from asrserver.broker.replies import Claim, Entry
@@ -67,6 +67,13 @@ REFRESHED = 200
 
 #: Entries of asr_dead that are kept: enough to look into, bounded.
 DEAD_KEPT = 1000
+
+
+_NOT_APPENDED = {
+    0: ("session_moved", "the session was resumed elsewhere"),
+    -1: ("broker_error", "a chunk before it could not be written"),
+    -2: ("session_gone", "the session is over"),
+}
 
 
 class Broker:
@@ -141,27 +148,21 @@ class Broker:
         """
 
         def replied(reply: Any) -> None:
-            if reply is None:
-                reply = Unavailable("session_gone", "the session is over")
-            elif reply == 0:
-                reply = Unavailable("session_moved", "the session was resumed elsewhere")
-            elif reply == -1:
-                reply = Unavailable("broker_error", "a chunk before it could not be written")
-            done(reply if isinstance(reply, Exception) else None)
+            if reply == 1:
+                done(None)
+            elif isinstance(reply, Exception):
+                done(reply)
+            else:
+                done(Unavailable(*_NOT_APPENDED[reply]))
 
         self.lane.call(
             replied,
-            "EVAL",
-            scripts.APPEND,
-            2,
-            session_key(sid),
-            audio_key(sid),
-            self.name,
-            f"{index + 1}-0",
-            index,
-            "" if before is None else before,
-            data,
-            time.time(),
+            Part(
+                scripts.APPEND,
+                (session_key(sid), audio_key(sid)),
+                self.name,
+                (index, "" if before is None else before, data, time.time()),
+            ),
             size=len(data) + 100,
         )
 

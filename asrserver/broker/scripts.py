@@ -28,20 +28,35 @@ local function move(sid, from, to, ended)
 end
 """
 
-# KEYS session audio · ARGV gateway id index before data received → 1 appended, or there already (a reply was lost);
-# 0 another gateway has the session, -1 the chunk before it is missing, nil it is gone. `before` is the index of the
-# chunk before it, empty for the first: one that could not be written must not be followed by the next of its pipeline.
+# Chunks of any sessions: KEYS session audio … · ARGV gateway, then index before data received … → for each, 1: appended,
+# or there already (a reply was lost); 0: another gateway has the session; -1: the chunk before it is missing; -2: the
+# session is gone; or an error. `before` is the index of the chunk before it, empty for the first: one that could not be
+# written must not be followed by the next.
 APPEND = """
-local fields = redis.call('HMGET', KEYS[1], 'gateway', 'last', 'end')
-if not fields[1] then return nil end
-if fields[1] ~= ARGV[1] then return 0 end
-if fields[2] and fields[2] ~= ARGV[4] then return tonumber(ARGV[3]) <= tonumber(fields[2]) and 1 or -1 end
-if fields[3] then return nil end
-local added = redis.call('XADD', KEYS[2], 'NOMKSTREAM', ARGV[2], 'd', ARGV[5], 'at', ARGV[6])
-if not added then return nil end
-redis.call('HSET', KEYS[1], 'last', ARGV[3])
-if ARGV[4] == '' then redis.call('HSET', KEYS[1], 'first', ARGV[3]) end
-return 1
+local function append(session, audio, index, before, data, received)
+  local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end')
+  if fields.err then return fields end
+  if not fields[1] then return -2 end
+  if fields[1] ~= ARGV[1] then return 0 end
+  if fields[2] and fields[2] ~= before then return tonumber(index) <= tonumber(fields[2]) and 1 or -1 end
+  if fields[3] then return -2 end
+  local id = string.format('%.0f-0', index + 1)
+  local added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received)
+  if not added then return -2 end
+  if type(added) == 'table' then return added end
+  if before == '' then
+    redis.call('HSET', session, 'last', index, 'first', index)
+  else
+    redis.call('HSET', session, 'last', index)
+  end
+  return 1
+end
+local answers, at = {}, 2
+for i = 1, #KEYS, 2 do
+  answers[#answers + 1] = append(KEYS[i], KEYS[i + 1], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
+  at = at + 4
+end
+return answers
 """
 
 # KEYS session asr_open · ARGV sid gateway deadline owner → the session's fields, now this gateway's, or nil if there is
