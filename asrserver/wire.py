@@ -114,6 +114,7 @@ class Wire(WebSocketProtocol13):
         if self._held is not None:  # reading is suspended, but this was on its way
             before, at = self._held
             self._held = before[at:] + data, 0
+            self.stream.pause()
             return
         at = 0
         if self._skip:
@@ -154,7 +155,10 @@ class Wire(WebSocketProtocol13):
                 self._abort()  # an extension that nobody agreed on; a control frame that is long, or in parts
                 return
             fragments = self._fragmented_message_buffer
-            if self.overflows(size, 0 if fragments is None else len(fragments)):
+            overflows = self.overflows(size, 0 if fragments is None else len(fragments))
+            if self.client_terminated:
+                return
+            if overflows:
                 at = begin + size
                 if at > end:
                     self._skip, self._skipped = at - end, first
@@ -238,7 +242,18 @@ class Plain(asyncio.Protocol):
     What is written is the kernel's at once; what it does not take waits here, up to the stream's own limit.
     """
 
-    __slots__ = ("_closed", "_drained", "_early", "_ended", "_feed", "_limit", "_stream", "_transport", "io_loop")
+    __slots__ = (
+        "_closed",
+        "_drained",
+        "_early",
+        "_ended",
+        "_feed",
+        "_first",
+        "_limit",
+        "_stream",
+        "_transport",
+        "io_loop",
+    )
 
     def __init__(self, stream: IOStream, feed: Callable[[bytes], None]) -> None:
         self.io_loop: IOLoop = stream.io_loop  # type: ignore[assignment]
@@ -247,6 +262,7 @@ class Plain(asyncio.Protocol):
         self._limit = stream.max_write_buffer_size
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._drained: asyncio.Future[None] | None = None
+        self._first = b""  # what the stream has read, and nobody yet
         self._early = bytearray()  # written before there was a transport
         self._transport: asyncio.Transport | None = None
         self._closed = stream.closed()
@@ -257,7 +273,7 @@ class Plain(asyncio.Protocol):
         assert stream is not None
         await stream.write(b"")  # what was written before
         unread = stream._read_buffer_size
-        first = await stream.read_bytes(unread) if unread else b""
+        self._first = await stream.read_bytes(unread) if unread else b""
         socket = stream.socket.dup()
         stream.close()
         try:
@@ -265,8 +281,6 @@ class Plain(asyncio.Protocol):
         except OSError:
             socket.close()
             return
-        if first:
-            self._feed(first)
         await self._ended
 
     # -- as a stream ---------------------------------------------------------------------------------------------
@@ -277,9 +291,9 @@ class Plain(asyncio.Protocol):
         if self._transport is None:
             self._early += data
             return
-        if self._drained is not None and self._limit is not None:
-            if self._transport.get_write_buffer_size() + len(data) > self._limit:
-                raise StreamBufferFullError("the other end does not read")
+        waiting = self._transport.get_write_buffer_size() if self._drained is not None else 0
+        if waiting and self._limit is not None and waiting + len(data) > self._limit:
+            raise StreamBufferFullError("the other end does not read")
         self._transport.write(data)
 
     def writing(self) -> bool:
@@ -319,6 +333,9 @@ class Plain(asyncio.Protocol):
             self._early.clear()
         if self._closed:
             transport.close()
+        elif self._first:
+            first, self._first = self._first, b""
+            self._feed(first)
 
     def data_received(self, data: bytes) -> None:
         self._feed(data)

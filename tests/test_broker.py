@@ -259,6 +259,32 @@ async def test_no_chunk_follows_one_that_could_not_be_written(g: Broker, db: red
     assert await append(g, 1) is None
 
 
+@pytest.mark.gen_test
+async def test_chunks_that_travel_together_are_answered_one_by_one(g: Broker, db: redis.Redis) -> None:
+    """By one script call; what is refused, or fails, costs no neighbour."""
+    for sid in ("a", "moved", "broken", "b"):
+        await opened(g, sid)
+    db.hset(keys.session_key("moved"), "gateway", "another")
+    db.delete(keys.audio_key("broken"))
+    db.set(keys.audio_key("broken"), "no stream")
+    before = db.info("commandstats")["cmdstat_eval"]["calls"]
+    answers: dict[tuple[str, int], Any] = {}
+    for sid, index in (("a", 0), ("moved", 0), ("a", 1), ("broken", 0), ("gone", 0), ("b", 0), ("b", 2), ("a", 0)):
+        last = None if index == 0 else index - 1
+        g.append(sid, index, last, b"x", lambda error, of=(sid, index): answers.setdefault(of, error))  # type: ignore[misc]
+    await until(lambda: len(answers) == 7)
+    assert db.info("commandstats")["cmdstat_eval"]["calls"] == before + 1
+    assert [answers.pop(of) for of in (("a", 0), ("a", 1), ("b", 0))] == [None] * 3
+    assert isinstance(answers.pop(("broken", 0)), redis.ResponseError)
+    assert {of: error.code for of, error in answers.items()} == {
+        ("moved", 0): "session_moved",
+        ("gone", 0): "session_gone",
+        ("b", 2): "broker_error",
+    }
+    assert ids(db, keys.audio_key("a")) == ["0-1", "1-0", "2-0"]
+    assert ids(db, keys.audio_key("b")) == ["0-1", "1-0"]
+
+
 @pytest.fixture
 def make_late(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
     """Brokers made inside a test, whose loop already runs."""

@@ -144,7 +144,7 @@ class Lane:
         self.bytes = 0
 
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
-        """Issue a command, or a Part of one; `callback` gets the reply, or the exception, in a later turn of the loop."""
+        """Issue a command, or a Part; `callback` gets the reply, or the exception, in a later turn of the loop."""
         self._pending.append((callback, command, size))
         self.bytes += size
         if self._task is None:

@@ -28,10 +28,10 @@ local function move(sid, from, to, ended)
 end
 """
 
-# Chunks of any sessions: KEYS session audio … · ARGV gateway, then index before data received … → for each, 1: appended,
-# or there already (a reply was lost); 0: another gateway has the session; -1: the chunk before it is missing; -2: the
-# session is gone; or an error. `before` is the index of the chunk before it, empty for the first: one that could not be
-# written must not be followed by the next.
+# Chunks of any sessions: KEYS session audio … · ARGV gateway, then index before data received … → for each, 1: it is
+# there, perhaps since a time whose reply was lost; 0: another gateway has the session; -1: the chunk before it is
+# missing; -2: the session is gone; or an error. `before` is the index of the chunk before it, empty for the first: one
+# that could not be written must not be followed by the next.
 APPEND = """
 local function append(session, audio, index, before, data, received)
   local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end')
