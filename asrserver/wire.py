@@ -50,6 +50,7 @@ class Wire(WebSocketProtocol13):
         self._wanted = 0  # bytes that it has at least
         self._skip = 0  # bytes of a frame that are still to be thrown away
         self._skipped = 0  # its first byte
+        self._ended = False
         self._held: tuple[bytes, int] | None = None  # bytes that wait for a message before them, and where they begin
 
     def overflows(self, size: int, held: int) -> bool:
@@ -97,14 +98,22 @@ class Wire(WebSocketProtocol13):
     # -- reading -------------------------------------------------------------------------------------------------
 
     async def _receive_frame_loop(self) -> None:
-        """The connection's life from the upgrade on."""
+        """Take the connection over; `on_ws_connection_close` follows when it ends."""
+        # In a task of its own: in the request's, all its coroutines would stay for as long.
+        self._moving = asyncio.ensure_future(self._move())
+
+    async def _move(self) -> None:
         stream = self.stream
+        kind = Secure if isinstance(stream, SSLIOStream) else Plain
+        self.stream = kind(stream, self.feed, self._end)
         try:
-            self.stream = Secure(stream, self.feed) if isinstance(stream, SSLIOStream) else Plain(stream, self.feed)
             await self.stream.run()
-        except StreamClosedError:
-            pass
-        finally:
+        except (StreamClosedError, asyncio.CancelledError):
+            self._end()
+
+    def _end(self) -> None:
+        if not self._ended:
+            self._ended = True
             self._held = None
             self._abort()
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
@@ -237,7 +246,7 @@ class Wire(WebSocketProtocol13):
 
 
 class Plain(asyncio.Protocol):
-    """A TCP connection, taken from a Tornado stream. `feed` gets what is read.
+    """A TCP connection, taken from a Tornado stream. `feed` gets what is read; `end` is called when nothing more is.
 
     What is written is the kernel's at once; what it does not take waits here, up to the stream's own limit.
     """
@@ -246,7 +255,7 @@ class Plain(asyncio.Protocol):
         "_closed",
         "_drained",
         "_early",
-        "_ended",
+        "_end",
         "_feed",
         "_first",
         "_limit",
@@ -255,12 +264,12 @@ class Plain(asyncio.Protocol):
         "io_loop",
     )
 
-    def __init__(self, stream: IOStream, feed: Callable[[bytes], None]) -> None:
+    def __init__(self, stream: IOStream, feed: Callable[[bytes], None], end: Callable[[], None]) -> None:
         self.io_loop: IOLoop = stream.io_loop  # type: ignore[assignment]
         self._stream: IOStream | None = stream
         self._feed = feed
         self._limit = stream.max_write_buffer_size
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = end
         self._drained: asyncio.Future[None] | None = None
         self._first = b""  # what the stream has read, and nobody yet
         self._early = bytearray()  # written before there was a transport
@@ -268,7 +277,7 @@ class Plain(asyncio.Protocol):
         self._closed = stream.closed()
 
     async def run(self) -> None:
-        """Until the connection is over; raises StreamClosedError where it never was."""
+        """Take it; raises StreamClosedError where it is gone already."""
         stream, self._stream = self._stream, None
         assert stream is not None
         await stream.write(b"")  # what was written before
@@ -278,10 +287,11 @@ class Plain(asyncio.Protocol):
         stream.close()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self, socket)
-        except OSError:
+        except BaseException as exc:
             socket.close()
-            return
-        await self._ended
+            if isinstance(exc, OSError):
+                raise StreamClosedError(exc) from exc
+            raise
 
     # -- as a stream ---------------------------------------------------------------------------------------------
 
@@ -346,8 +356,7 @@ class Plain(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self.resume_writing()
-        if not self._ended.done():
-            self._ended.set_result(None)
+        self._end()
 
     def pause_writing(self) -> None:
         self._drained = asyncio.get_running_loop().create_future()
@@ -361,8 +370,9 @@ class Plain(asyncio.Protocol):
 class Secure:
     """The same under TLS, whose state cannot be taken from Tornado's stream: it goes on to be read."""
 
-    def __init__(self, stream: SSLIOStream, feed: Callable[[bytes], None]) -> None:
+    def __init__(self, stream: SSLIOStream, feed: Callable[[bytes], None], end: Callable[[], None]) -> None:
         self.io_loop = stream.io_loop
+        self._end = end
         self._stream = stream
         self._feed = feed
         self._going = asyncio.Event()

@@ -80,9 +80,13 @@ class Ends:
             data += await asyncio.get_running_loop().sock_recv(self.far, size - len(data))
         return data
 
+    async def over(self) -> None:
+        await until(lambda: self.handler.ended)
+        self.far.close()
+
     async def close(self) -> None:
         self.far.close()
-        await self.task
+        await self.over()
 
 
 MESSAGES = [
@@ -153,18 +157,16 @@ async def test_the_next_message_waits_for_what_the_last_one_does() -> None:
 async def test_what_is_no_frame_ends_the_connection(data: bytes) -> None:
     ends = Ends(largest=1000)
     await ends.send(frame(TEXT, b"before") + data + frame(TEXT, b"after"))
-    await ends.task
+    await ends.over()
     assert ends.handler.got == ["before"]
-    ends.far.close()
 
 
 async def test_a_message_that_raises_ends_the_connection() -> None:
     ends = Ends()
     ends.handler.wait = lambda: 1 / 0  # type: ignore[assignment, return-value]
     await ends.send(frame(TEXT, b"x"))
-    await ends.task
+    await ends.over()
     assert ends.handler.failed
-    ends.far.close()
 
 
 @pytest.mark.parametrize("size", [5, 200, 70_000])

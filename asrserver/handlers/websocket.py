@@ -110,7 +110,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     """One connection and the sessions started on it."""
 
     connections: Connections
-    ws_connection: DrainingProtocol | None
+    ws_connection: DrainingWire | None
 
     def initialize(self, gateway: Gateway, connections: Connections) -> None:  # type: ignore[override]
         super().initialize(gateway)
@@ -206,7 +206,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     @property
     def _wire(self) -> DrainingWire:
-        assert isinstance(self.ws_connection, DrainingWire)
+        assert self.ws_connection is not None
         return self.ws_connection
 
     def on_close(self) -> None:
