@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
-from faster_whisper.vad import VadOptions, get_speech_timestamps
+from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
-from asrserver.inference import vad
+from asrserver.errors import ModelError
+from asrserver.inference import silero, vad
 from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.silero import Stretch
 from asrserver.inference.vad import CONTEXT, FRAME, Endpointer, Event, SegmentEnded, SpeechStarted, segments
+from asrserver.loadtest.speech import QUIET_LEVEL
 from tests.conftest import Utterance
 from tests.test_audio import tone
 
@@ -238,18 +241,17 @@ def test_what_is_no_speech(quiet: Callable[[int], Samples]) -> None:
 def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
     """Silero sees the sound, a few frames around it, and each frame once."""
     seen = 0
-    model = vad.get_vad_model()
+    hear = silero.hear
 
-    class Counting:
-        class session:
-            @staticmethod
-            def run(names: None, inputs: dict[str, Samples]) -> list[Samples]:
-                nonlocal seen
-                seen += len(inputs["input"])
-                return list(model.session.run(names, inputs))
+    def counting(stretches: Sequence[Stretch]) -> None:
+        nonlocal seen
+        seen += sum(len(stretch.frames) for stretch in stretches)
+        hear(stretches)
 
-    monkeypatch.setattr(vad, "get_vad_model", Counting)
+    monkeypatch.setattr(silero, "hear", counting)
     sliced(Endpointer(SILENCE), np.zeros(60 * RATE, np.float32), 1)
+    noise = np.random.default_rng(1).normal(0, QUIET_LEVEL / 32768, 60 * RATE)  # the load tester's quiet: -66 dBFS
+    sliced(Endpointer(SILENCE), noise.astype(np.float32), 1)
     assert seen == 0
     recording = np.concatenate([np.zeros(10 * RATE, np.float32), said[0], np.zeros(10 * RATE, np.float32)])
     sliced(Endpointer(SILENCE), recording, 1)
@@ -257,6 +259,78 @@ def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytes
     seen = 0
     sliced(Endpointer(SILENCE), talk(said[:3], 1, noise=0.01), 1, largest=700)
     assert seen == -(-len(talk(said[:3], 1)) // FRAME) + 3  # all of them, and the warm-up
+
+
+@pytest.mark.parametrize("level", [-25, -45])
+def test_the_gate_loses_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    """Of speech whose loudest frame has so many dBFS, 20 below what a bad microphone gives: the segments are those that
+    the network finds alone, but for four frames at an edge, which are in the padding."""
+    for one in said:
+        frames = one[: len(one) // FRAME * FRAME].reshape(-1, FRAME)
+        loudest = np.sqrt(np.mean(frames**2, axis=1)).max()
+        recording = np.pad(one * np.float32(10 ** (level / 20) / loudest), RATE)
+        gated = segments(recording, SILENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(vad, "QUIET", 0.0)
+            wanted = segments(recording, SILENCE)
+        assert len(gated) == len(wanted) > 0
+        for span, (start, end) in zip(gated, wanted, strict=True):
+            assert span[0] <= start + 4 * FRAME < start + vad.PAD * RATE
+            assert span[1] >= end - 4 * FRAME
+
+
+# -- the network
+
+
+def test_the_network_is_silero(said: list[Samples]) -> None:
+    """Stretches of all lengths at once, from whatever states: what onnxruntime says of each alone."""
+    random = np.random.default_rng(11)
+    session = get_vad_model().session
+    stretches, wanted = [], []
+    for count in (1, 2, 3, 7, 3, 1, 150, 64, 65):
+        recording = np.concatenate([said[count % len(said)], said[0], said[1]])
+        first = int(random.integers(0, len(recording) - count * FRAME - 64))
+        frames = np.stack([recording[at : at + 64 + FRAME] for at in range(first, first + count * FRAME, FRAME)])
+        state = random.normal(0, 0.3, 2 * silero.UNITS).astype(np.float32)
+        h, c = state.reshape(2, 1, 1, -1)
+        probabilities, h, c = session.run(None, {"input": frames, "h": h, "c": c})
+        wanted.append((probabilities, np.concatenate([h.ravel(), c.ravel()])))
+        stretches.append(Stretch(frames, state.copy()))
+    silero.hear([*stretches, Stretch(frames[:0], None)])
+    for stretch, (probabilities, state) in zip(stretches, wanted, strict=True):
+        np.testing.assert_allclose(stretch.probabilities, probabilities, atol=1e-4)
+        np.testing.assert_allclose(stretch.state, state, atol=1e-3)
+
+
+def test_recordings_heard_together_are_heard_as_alone(said: list[Samples]) -> None:
+    random = np.random.default_rng(12)
+    recordings = [talk(said[n : n + 4], n, noise=(0.0, 0.003)[n % 2]) for n in range(9)]
+    endpointers = [Endpointer(SILENCE) for _ in recordings]
+    found: list[list[Event]] = [[] for _ in recordings]
+    at = [0] * len(recordings)
+    while any(start < len(one) for start, one in zip(at, recordings, strict=True)):
+        stretches = []
+        for number, (endpointer, recording) in enumerate(zip(endpointers, recordings, strict=True)):
+            size = int(random.integers(0, 9000))
+            stretches += endpointer.hear(recording[at[number] : at[number] + size])
+            at[number] += size
+        silero.hear(stretches)
+        for events, endpointer in zip(found, endpointers, strict=True):
+            events += endpointer.judge()
+    for events, endpointer, recording in zip(found, endpointers, recordings, strict=True):
+        alone = Endpointer(SILENCE)
+        assert events + endpointer.flush() == alone.feed(recording) + alone.flush()
+        assert len(spans(events)) >= 4
+
+
+def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A faster-whisper with another Silero: an error that says so, not other numbers."""
+    monkeypatch.setattr(silero, "_weights", lambda model: {})
+    silero._network.cache_clear()
+    with pytest.raises(ModelError, match="Silero"):
+        silero.hear([Stretch(np.zeros((1, 64 + FRAME), np.float32), None)])
+    monkeypatch.undo()
+    silero._network.cache_clear()
 
 
 def test_next_to_nothing() -> None:

@@ -11,34 +11,30 @@ All numbers are samples of the recording. Segments follow one another, never ove
 Nothing before `endpointer.needed` will be in a later segment: audio before it can be let go of, and it is all that
 another process must know to go on: make `Endpointer(silence, start=…, floor=needed)` and feed it from `start`, which
 should be `CONTEXT` before `needed`, or more (with a decoder's border: `start=border.sample`).
+
+`feed` is `hear`, the network, and `judge`: who has many recordings asks the network once for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from faster_whisper.vad import get_vad_model
 
+from asrserver.inference import silero
 from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.silero import CONTEXT as _CONTEXT
+from asrserver.inference.silero import FRAME, Stretch
 
-#: Samples of a frame, and of the audio before it that Silero (v6, 16 kHz) wants with it.
-FRAME = 512
-_CONTEXT = 64
-
-#: RMS of a frame below which nothing is heard: -60 dBFS. Silero costs 2–3 ms for each second of audio, as much as
-#: recognising it, so quiet never reaches it.
+#: RMS of a frame below which nothing is heard: -60 dBFS. Silero costs as much as recognition does, so quiet never
+#: reaches it.
 QUIET = 1e-3
 
 #: Frames of quiet after sound that Silero still sees, so that a pause is heard as it would be; and frames before sound
 #: that it is shown first. Longer quiet resets its state: what came before does not matter then.
 _HOLD = 8
 _WARM_UP = 3
-
-#: Frames a call of the network at most.
-_ROWS = 1024
 
 #: Longest stretch handed to the recogniser as one segment, in seconds: Whisper's window less a margin.
 MAX_SEGMENT = 28.0
@@ -96,8 +92,8 @@ def segments(samples: Samples, silence: float) -> list[tuple[int, int]]:
 class Endpointer:
     """Of one recording. It holds no audio but the last 0.1 s.
 
-    It blocks for about 2 ms for each second of sound if fed by the second, twice that by 0.1 s, three times by 20 ms
-    (tools/bench_vad.py): a call of the network costs as much as two of its frames. Quiet costs next to nothing.
+    It blocks for about 1 ms for each second of sound if fed by the second, three times that by 0.1 s
+    (tools/bench_vad.py): a call of the network costs as much as five of its frames. Quiet costs next to nothing.
     """
 
     def __init__(
@@ -128,15 +124,27 @@ class Endpointer:
 
     def feed(self, samples: Samples) -> list[Event]:
         """What happens in these samples."""
-        return [
-            event
-            for probability, energy in self._probabilities.feed(samples)
-            for event in self._step(probability, energy)
-        ]
+        silero.hear(self.hear(samples))
+        return self.judge()
+
+    def hear(self, samples: Samples) -> list[Stretch]:
+        """What of these samples, and of those before them, the network must hear before `judge`."""
+        return self._probabilities.hear(samples)
+
+    def judge(self) -> list[Event]:
+        """What happens in the samples that were heard."""
+        probabilities, energies = self._probabilities.found()
+        if self._onset is None and (not len(probabilities) or float(probabilities.max()) < self._threshold):
+            self._at += len(probabilities) * FRAME
+            return []
+        frames = zip(probabilities.tolist(), energies.tolist(), strict=True)
+        return [event for frame in frames for event in self._step(*frame)]
 
     def flush(self) -> list[Event]:
         """What the end of the recording ends."""
-        events = [event for frame in self._probabilities.flush() for event in self._step(*frame)]
+        position = self.position
+        events = self.feed(np.zeros(self._probabilities.missing, np.float32))  # the last frame, filled up with silence
+        self._probabilities.position = position
         if self._onset is not None:
             spoken = min(self._at if self._quiet is None else self._quiet, self.position)
             if self._started or spoken - self._onset >= MIN_SPEECH * RATE:
@@ -234,72 +242,73 @@ class _Probabilities:
         self._rest = np.zeros(0, np.float32)
         self._hold = 0  # frames for which the gate stays open
         self._closed = True
-        self._state = _silence()
+        self._state: Samples | None = None
+        self._energies = np.zeros(
+            0, np.float32
+        )  # of what is heard and not yet judged, and what the network hears of it
+        self._stretches: list[tuple[int, int, Stretch]] = []
 
-    def feed(self, samples: Samples) -> list[tuple[float, float]]:
+    @property
+    def missing(self) -> int:
+        """Samples that the next frame lacks, if it has any."""
+        return -len(self._rest) % FRAME
+
+    def hear(self, samples: Samples) -> list[Stretch]:
+        """What the network must hear of the frames that these samples complete."""
         self.position += len(samples)
         skipped = min(self._ahead, len(samples))
         self._ahead -= skipped
-        samples = samples[skipped:]
-        count = (len(self._rest) + len(samples)) // FRAME
-        if not count:
-            self._rest = np.concatenate([self._rest, samples])
-            return []
-        audio = np.concatenate([self._kept, self._rest, samples])
-        end = len(self._kept) + count * FRAME
-        frames = audio[len(self._kept) : end].reshape(count, FRAME)
-        energies = np.vecdot(frames, frames) / FRAME
-        probabilities = self._heard(audio, energies)
-        self._kept, self._rest = audio[end - len(self._kept) : end].copy(), audio[end:].copy()
+        audio = np.concatenate([self._kept, self._rest, samples[skipped:]])
+        before = len(self._kept)
+        count = (len(audio) - before) // FRAME
+        end = before + count * FRAME
+        frames = audio[before:end].reshape(count, FRAME)
+        self._energies = np.vecdot(frames, frames) / FRAME
+        self._stretches = self._loud(audio)
+        self._kept, self._rest = audio[end - before : end].copy(), audio[end:].copy()
         self.at += count * FRAME
-        return list(zip(probabilities.tolist(), energies.tolist(), strict=True))
+        return [stretch for _, _, stretch in self._stretches]
 
-    def flush(self) -> list[tuple[float, float]]:
-        """The last frame, filled up with silence."""
-        position = self.position
-        last = self.feed(np.zeros(-len(self._rest) % FRAME, np.float32)) if len(self._rest) else []
-        self.position = position
-        return last
+    def found(self) -> tuple[Samples, Samples]:
+        """(probabilities, energies) of the frames that were heard: the network's word where the gate was open;
+        elsewhere there is no speech."""
+        probabilities = np.zeros(len(self._energies), np.float32)
+        for begin, warm_up, stretch in self._stretches:
+            found = stretch.probabilities[warm_up:]
+            probabilities[begin : begin + len(found)] = found
+        if self._stretches:
+            self._state = self._stretches[-1][2].state
+        energies, self._energies, self._stretches = self._energies, np.zeros(0, np.float32), []
+        return probabilities, energies
 
-    def _heard(self, audio: Samples, energies: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """The network's word where the gate is open; elsewhere there is no speech."""
-        probabilities = np.zeros(len(energies), np.float32)
+    def _loud(self, audio: Samples) -> list[tuple[int, int, Stretch]]:
+        """(first frame, frames of warm-up, stretch) of each run of frames at which the gate is open."""
+        loud = self._energies > QUIET * QUIET
+        if self._closed and not loud.any():
+            return []
+        stretches = []
         opened: int | None = None if self._closed else 0  # the frame from which on the gate is open
-        for number, loud in enumerate((energies > QUIET * QUIET).tolist()):
-            if loud:
+        for number, is_loud in enumerate(loud.tolist()):
+            if is_loud:
                 self._hold = _HOLD
                 opened = number if opened is None else opened
             elif self._hold:
                 self._hold -= 1
             elif opened is not None:
-                probabilities[opened:number] = self._run(audio, opened, number)
+                stretches += self._stretch(audio, opened, number)
                 opened, self._closed = None, True
-        if opened is not None and opened < len(energies):
-            probabilities[opened:] = self._run(audio, opened, len(energies))
-        return probabilities
+        if opened is not None:
+            stretches += self._stretch(audio, opened, len(loud))
+        return stretches
 
-    def _run(self, audio: Samples, begin: int, end: int) -> np.ndarray[Any, Any]:
+    def _stretch(self, audio: Samples, begin: int, end: int) -> list[tuple[int, int, Stretch]]:
         """Of frames in a row; `audio` begins `_kept` samples before frame 0."""
         if begin == end:
-            return np.zeros(0, np.float32)
-        warm_up = 0
+            return []
+        state, warm_up = self._state, 0
         if self._closed:
-            self._state, self._closed, warm_up = _silence(), False, _WARM_UP
-        count = end - begin + warm_up
+            state, self._closed, warm_up = None, False, _WARM_UP
         first = (begin - warm_up + _WARM_UP) * FRAME
-        rows = np.empty((count, _CONTEXT + FRAME), np.float32)
-        rows[:, :_CONTEXT] = audio[first : first + count * FRAME].reshape(count, FRAME)[:, :_CONTEXT]
-        rows[:, _CONTEXT:] = audio[first + _CONTEXT : first + _CONTEXT + count * FRAME].reshape(count, FRAME)
-        found = []
-        for row in range(0, len(rows), _ROWS):
-            h, c = self._state
-            inputs = {"input": rows[row : row + _ROWS], "h": h, "c": c}
-            probability, h, c = get_vad_model().session.run(None, inputs)
-            self._state = h, c
-            found.append(probability)
-        return np.concatenate(found)[warm_up:]
-
-
-def _silence() -> tuple[Samples, Samples]:
-    """The network's state before the first frame."""
-    return np.zeros((1, 1, 128), np.float32), np.zeros((1, 1, 128), np.float32)
+        shape = (end - begin + warm_up, _CONTEXT + FRAME)
+        frames: Samples = np.ndarray(shape, np.float32, audio, 4 * first, (4 * FRAME, 4))
+        return [(begin, warm_up, Stretch(frames, state))]
