@@ -34,6 +34,9 @@ EXIT_BOOT = 3
 #: On two cores a backlog made acknowledgements 10 times slower without this.
 NICE = 10
 
+#: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
+IN_HAND = 1 << 15
+
 
 class Vitals(ctypes.Structure):
     """Shared between a child, which writes, and its supervisor, which outlives it."""
@@ -41,7 +44,7 @@ class Vitals(ctypes.Structure):
     _fields_ = [
         ("ready", ctypes.c_int),
         ("beat", ctypes.c_double),  # time.monotonic() of the last sign of life; the clock is the machine's
-        ("in_hand", ctypes.c_char * 8192),  # "session entry" lines: what native code works on
+        ("in_hand", ctypes.c_char * IN_HAND),  # "session entry" lines: what native code works on
         ("error", ctypes.c_char * 1024),  # why it could not start
     ]
 
@@ -69,7 +72,7 @@ class _Signs:
         self._vitals.ready = 1
 
     def in_hand(self, text: bytes) -> None:
-        self._vitals.in_hand = text[:8191]
+        self._vitals.in_hand = text[: IN_HAND - 1]
 
     def refuse(self, reason: str) -> None:
         self._vitals.error = reason.encode()[:1023]

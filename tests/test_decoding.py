@@ -19,6 +19,7 @@ from asrserver.errors import AudioError
 from asrserver.inference import audio, decoding
 from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.decoding import Border, StreamDecoder
+from asrserver.inference.plain import Decoder, PlainDecoder, open_decoder, resume_decoder
 from tests.conftest import DATA
 from tests.test_audio import encode, frequency, s16, tone
 
@@ -85,7 +86,7 @@ def slices(data: bytes, seed: int, largest: int) -> Iterable[bytes]:
         at += size
 
 
-def decoded(decoder: StreamDecoder, pieces: Iterable[bytes]) -> Samples:
+def decoded(decoder: Decoder, pieces: Iterable[bytes]) -> Samples:
     samples = np.concatenate([*(decoder.feed(piece) for piece in pieces), decoder.flush()])
     assert samples.dtype == np.float32
     return samples
@@ -153,25 +154,43 @@ def test_samples_come_as_soon_as_they_can(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("format", ["pcm_s16le", "pcm_f32le"])
 def test_raw_pcm(format: str, channels: int, rate: int) -> None:
-    """Any slicing, and resumed anywhere: the same numbers."""
+    """Any slicing, and resumed anywhere, by a worker of this version or of one that decoded all PCM alike: the same
+    numbers."""
     random = np.random.default_rng(rate)
     samples = random.uniform(-0.9, 0.9, rate * channels * 2).astype(np.float32)
     data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
     wanted = decoded(StreamDecoder(format, rate, channels), [data])
     assert abs(len(wanted) - 2 * RATE) <= 2
-    decoder = StreamDecoder(format, rate, channels)
-    at = 0
-    for piece in slices(data, rate, 9000):
-        decoder.feed(piece)
-        at += len(piece)
-        border = decoder.border(decoder.position)
-        assert border.offset <= at
-        resumed = decoded(StreamDecoder.resume(border), [data[border.offset :]])
-        assert np.array_equal(resumed, wanted[border.sample :])
-    assert border.sample > RATE
+    opened = open_decoder(format, rate, channels)
+    assert isinstance(opened, PlainDecoder) == (rate == RATE)
+    for decoder in (StreamDecoder(format, rate, channels), opened):
+        found, at = [], 0
+        for piece in slices(data, rate, 9000):
+            found.append(decoder.feed(piece))
+            at += len(piece)
+            border = Border.fromdict(orjson.loads(orjson.dumps(decoder.border(decoder.position).asdict())))
+            assert border.offset <= at
+            for resume in (StreamDecoder.resume, resume_decoder):
+                resumed = decoded(resume(border), [data[border.offset :]])
+                assert np.array_equal(resumed, wanted[border.sample :])
+        assert border.sample > RATE
+        assert np.array_equal(np.concatenate([*found, decoder.flush()]), wanted)
     short = data[:3001]
-    one_by_one = decoded(StreamDecoder(format, rate, channels), (short[at : at + 1] for at in range(len(short))))
+    one_by_one = decoded(open_decoder(format, rate, channels), (short[at : at + 1] for at in range(len(short))))
     assert np.array_equal(one_by_one, decoded(StreamDecoder(format, rate, channels), [short]))
+
+
+def test_a_border_of_plain_pcm_is_exact() -> None:
+    """Any sample that is asked for, also after another border."""
+    decoder = open_decoder("pcm_s16le", RATE, 2)
+    decoder.feed(bytes(4 * 1000 + 3))
+    assert [(one.offset, one.sample) for one in map(decoder.border, (-5, 0, 777, 2000))] == [
+        (0, 0), (0, 0), (4 * 777, 777), (4 * 1000, 1000),
+    ]  # fmt: skip
+    successor = resume_decoder(decoder.border(777))
+    successor.feed(bytes(4 * 23 + 1))
+    assert successor.position == 800
+    assert [(one.offset, one.sample) for one in map(successor.border, (0, 790))] == [(4 * 777, 777), (4 * 790, 790)]
 
 
 def test_pcm_that_is_no_number() -> None:

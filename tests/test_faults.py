@@ -237,6 +237,7 @@ async def test_sessions_are_lost_while_one_is_to_be_handed_back(servers: Servers
 
     class Behind:
         backlog = 100.0
+        live = False
 
     class Away:
         name = "sleeper"

@@ -18,6 +18,10 @@ from asrserver.inference.recording import Recording, Speech
 #: Seconds of a segment, the padding before its speech included, from which a first guess at it is worth its while.
 FIRST_DRAFT = 0.5
 
+#: Seconds between reads from which on no segment is recognised before its end is certain: of those that are, a third is
+#: for nothing.
+EARLY_GRAIN = 0.15
+
 #: Segments that have ended and wait for their text: with more, a session's audio waits.
 MOST_WAITING = 8
 
@@ -195,11 +199,12 @@ class Captions:
 
     def _foresee(self, recording: Recording, label: str) -> None:
         """It has been quiet for as long as a segment's padding: unless speech goes on, this is how it ends, and by the
-        time that is certain its text is there. Only while the engine has nothing else to do."""
-        likely = recording.growing
+        time that is certain its text is there. Only while the engine has nothing else to do, and where the streams are
+        read so often that there is time to win."""
+        likely, engine = recording.growing, self._recogniser.engine
         if likely is None or not recording.paused:
             self._drop_early()
-        elif self._early is None and not self._recogniser.engine.waiting:
+        elif self._early is None and not engine.waiting and engine.pace.grain < EARLY_GRAIN:
             self._early = (likely, self._final(likely, label, False))
 
     def _drop_early(self) -> None:

@@ -58,8 +58,14 @@ def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
     return normalise(mel, filled)
 
 
+#: Samples that wait until their frames are computed together: ten calls for a tenth of a second each cost three times
+#: as much.
+LAZY = RATE // 2
+
+
 class GrowingLogMel:
-    """The features of a stretch of audio that grows: each frame is computed once, whatever is asked of them how often.
+    """The features of a stretch of audio that grows: its frames are computed once, whatever is asked of them how often,
+    but for those of the last LAZY samples.
 
     What is kept is the logarithm before Whisper's normalisation, for that depends on the loudest frame of a window. One
     thread may feed it while another takes windows.
@@ -72,8 +78,8 @@ class GrowingLogMel:
         self._begun = False
         self.samples = 0
 
-    def feed(self, samples: Samples) -> None:
-        """Take the samples that follow."""
+    def feed(self, samples: Samples, last: bool = False) -> None:
+        """Take the samples that follow; after the `last`, a window has little left to compute."""
         mel, frames, tail = self._state
         tail = np.concatenate([tail, samples])
         self.samples += len(samples)
@@ -83,7 +89,7 @@ class GrowingLogMel:
                 return
             tail = np.concatenate([tail[HALF:0:-1], tail])
             self._begun = True
-        new = max(0, (len(tail) - FFT) // HOP + 1)
+        new = max(0, (len(tail) - FFT) // HOP + 1) if last or len(tail) >= LAZY else 0
         if frames + new > mel.shape[1]:
             larger = np.empty((len(mel), max(frames + new, 2 * mel.shape[1])), np.float32)
             larger[:, :frames] = mel[:, :frames]

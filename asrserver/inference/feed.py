@@ -20,6 +20,15 @@ log = logging.getLogger("asrserver.feed")
 #: Seconds between reads while there are sessions: chunks come ten a second from each, and one read serves all.
 POLL = 0.04
 
+#: Seconds between reads of the live streams: so many for each of them, and the most. What a read brings of a stream is
+#: dealt with in one go, and costs much the same whether it is one piece or three. With few streams nobody waits for
+#: that; with many, a result is late by no more than WIDEST.
+EACH = 0.004
+WIDEST = 0.3
+
+#: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
+ON_ITS_WAY = 1.0
+
 #: Seconds that a worker without sessions waits in Redis for one.
 IDLE = 1.0
 
@@ -53,6 +62,7 @@ class Feed:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._stale_at = 0.0
+        self._live_at = 0.0  # when the live streams are read again
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
             target=self._renew, args=(Lease(url, broker.name), asyncio.get_running_loop()), name="lease", daemon=True
@@ -60,28 +70,32 @@ class Feed:
 
     @property
     def backlog(self) -> float:
-        """Seconds of audio read and not yet recognised."""
-        return sum(session.backlog for session in self.sessions.values())
+        """Seconds of audio read and not yet recognised, beyond what is on its way in any case."""
+        sessions = self.sessions.values()
+        streams = sum(session.live for session in sessions)
+        return max(0.0, sum(session.backlog for session in sessions) - ON_ITS_WAY * streams)
 
     async def run(self) -> None:
         """Claim and read until stopped."""
         self._renewer.start()
         loop = asyncio.get_running_loop()
-        looked: float | None = None  # when, if there were sessions then; else it waits for one
+        pace = self.recogniser.engine.pace
+        due: float | None = None  # when to look, if there are sessions; else it waits for one
         while not self._stopping:
-            if looked is not None:
-                self.recogniser.engine.pace.waited("read", max(0.0, loop.time() - looked - POLL))
-            looked = loop.time() if self.sessions else None
-            stale = loop.time() >= self._stale_at
+            now = loop.time()
+            if due is not None:
+                pace.waited("read", max(0.0, now - due))
+            stale = now >= self._stale_at
             try:
                 claimed = await self._claim(stale)
                 if stale and claimed < CLAIM:  # else there may be more: a dead worker had hundreds
                     self._stale_at = loop.time() + STALE_EVERY
-                await self._read()
+                await self._read(now)
             except Unavailable as exc:
                 log.warning("no broker: %s", exc)
-            if self.sessions:
-                await asyncio.sleep(POLL)
+            due = self._next(now) if self.sessions else None
+            if due is not None:
+                await asyncio.sleep(max(POLL / 4, due - loop.time()))
 
     async def stop(self, timeout: float) -> None:
         """Claim and read nothing more, finish what is in hand, give every session up."""
@@ -112,18 +126,18 @@ class Feed:
     # -- in the loop ---------------------------------------------------------------------------------------------
 
     async def _claim(self, stale: bool) -> int:
-        """How many were claimed."""
-        if self.backlog >= self._max_backlog:
-            await asyncio.sleep(POLL)
-            return 0
-        block = 0.0 if self.sessions else IDLE
+        """How many were claimed the last time: all that wait are, a few at a time, while there is room."""
         lease = self._lease if stale else None
-        found = await self._broker.claim(lease, CLAIM, block)
-        for task, sid in found:
-            claim = await self._broker.own(task, sid)
-            if claim is not None:
-                self._take(claim)
-        return len(found)
+        while True:
+            if self.backlog >= self._max_backlog:
+                return 0
+            block = 0.0 if self.sessions else IDLE
+            found = await self._broker.claim(lease, CLAIM, block)
+            for claim in await asyncio.gather(*(self._broker.own(task, sid) for task, sid in found)):
+                if claim is not None:
+                    self._take(claim)
+            if len(found) < CLAIM or self._stopping:
+                return len(found)
 
     def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
@@ -150,17 +164,30 @@ class Feed:
         if self.sessions.get(session.sid) is session:
             del self.sessions[session.sid], self._tasks[session.sid]
 
-    async def _read(self) -> None:
+    async def _read(self, now: float) -> None:
+        live = now >= self._live_at
+        if live:
+            self._live_at = now + self._grain()
         full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            if session.hungry and not (full and session.unread):
+            if session.hungry and (live or not session.live) and not (full and session.unread):
                 (large if session.largest > LARGE else small)[sid] = session.cursor
         for cursors, count in ((small, READ), (large, READ_LARGE)):
             for sid, entries in (await self._broker.read_audio(cursors, count)).items():
                 owned = self.sessions.get(sid)
                 if owned is not None and owned.cursor == cursors[sid]:
                     owned.feed(entries)
+
+    def _grain(self) -> float:
+        """Seconds from one read of the live streams to the next."""
+        streams = sum(session.live for session in self.sessions.values())
+        grain = self.recogniser.engine.pace.grain = max(POLL, min(WIDEST, EACH * streams))
+        return grain
+
+    def _next(self, now: float) -> float:
+        """When to look again, having looked now."""
+        return self._live_at if all(session.live for session in self.sessions.values()) else now + POLL
 
     def _drop(self, sid: str) -> None:
         task = self._tasks.pop(sid, None)

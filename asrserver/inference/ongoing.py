@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asrserver.errors import AudioError
 from asrserver.inference.audio import RATE
 from asrserver.inference.captions import Captions
 from asrserver.inference.recognise import Recogniser
-from asrserver.inference.recording import Recording, Speech
-
-#: A piece of a recording: the id of the entry before it, and its bytes.
-Piece = tuple[str, bytes]
-
-#: The samples of the recording after a piece, and what was wrong with the piece.
-Outcome = tuple[int, AudioError | None]
+from asrserver.inference.recording import Outcome, Piece, Recording
 
 
 class Ongoing:
@@ -50,21 +43,8 @@ class Ongoing:
 
         `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
         """
-        speeches: list[Speech] = []
-        outcomes: list[Outcome] = []
-
-        def take() -> None:
-            if opening is not None:
-                speeches.extend(self.recording.take(*opening))
-            for piece in pieces:
-                try:
-                    speeches.extend(self.recording.take(*piece))
-                    outcomes.append((self.recording.heard, None))
-                except AudioError as exc:
-                    outcomes.append((self.recording.heard, exc))
-
         async with self._recogniser.turn(self._alone()):
-            await self._recogniser.live(labels, take)
+            outcomes, speeches = await self._recogniser.listener.run(labels, self.recording.take(pieces, opening))
             self.captions.ended(speeches, labels[-1], self._alone())
             if self._alone():
                 await self.captions.settle()
@@ -75,7 +55,7 @@ class Ongoing:
     async def finish(self, label: str) -> None:
         """No more pieces come: recognise what is left; raises AudioError if there never was any audio."""
         async with self._recogniser.turn(self._alone()):
-            speeches = await self._recogniser.live([label], self.recording.finish)
+            speeches = await self._recogniser.listener.run([label], self.recording.finish())
             self.captions.ended(speeches, label, self._alone())
             if self._alone():
                 await self.captions.settle()

@@ -30,6 +30,7 @@ class Pace:
         self.growing: set[str] = set()  # sessions with a growing segment that is to be drafted
         self.drafts = 0
         self.cost = 0.0  # seconds that one draft takes
+        self.grain = 0.0  # seconds from one read of the live streams to the next
         self._late = {"read": 0.0, "heard": 0.0}  # seconds that audio waits to be read, and then to be listened to
         self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls for finals
 

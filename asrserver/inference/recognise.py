@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +15,7 @@ from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.fair import FairPool
 from asrserver.inference.features import Features, log_mel
+from asrserver.inference.listener import Listener
 from asrserver.inference.models import Hypothesis, Request, window_for
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
@@ -98,8 +97,8 @@ class Recogniser:
         self._suspects = 0  # that run, or wait until nothing does
         self._changed = asyncio.Event()
         self._pool = FairPool(threads, "prepare")
-        # A thread of their own: recordings that go on must not wait until an hour of MP3 is decoded.
-        self._live = ThreadPoolExecutor(1, thread_name_prefix="live")
+        # Recordings that go on must not wait until an hour of MP3 is decoded.
+        self.listener = Listener(hold, engine.pace)
 
     @property
     def model_name(self) -> str:
@@ -125,19 +124,9 @@ class Recogniser:
         async with self.turn(alone):
             return await self._segments(samples, silence, request, label, alone)
 
-    async def live(self, labels: Sequence[str], work: Callable[[], Any]) -> Any:
-        """Do a recording's short work in the thread for that, within a turn of the caller's."""
-        asked = time.monotonic()
-
-        def listen() -> Any:
-            self.engine.pace.waited("heard", time.monotonic() - asked)
-            return work()
-
-        return await asyncio.get_running_loop().run_in_executor(self._live, self._holding(labels, listen))
-
     def close(self) -> None:
         self._pool.close()
-        self._live.shutdown(wait=False, cancel_futures=True)
+        self.listener.close()
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[None]:
@@ -152,9 +141,10 @@ class Recogniser:
             finally:
                 self._running -= 1
         finally:
+            if self._suspects:  # somebody waits
+                self._changed.set()
+                self._changed = asyncio.Event()
             self._suspects -= alone
-            self._changed.set()
-            self._changed = asyncio.Event()
 
     # -- in the threads ------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A recording that goes on: its entries' bytes to samples to segments, each byte, frame and sample dealt with once.
 
-What runs here blocks for some milliseconds, so it runs in a thread. It also knows from where another worker could go
-on, for whatever sample is the first that still matters.
+What runs here blocks for some milliseconds, so it runs in a thread (listener.py): as generators, which yield what the
+network must hear before they can go on. It also knows from where another worker could go on, for whatever sample is
+the first that still matters.
 """
 
 from __future__ import annotations
@@ -12,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from asrserver.errors import AudioError
 from asrserver.inference.audio import RATE, Samples
-from asrserver.inference.decoding import Border, StreamDecoder
+from asrserver.inference.decoding import Border
 from asrserver.inference.features import FFT, GrowingLogMel
+from asrserver.inference.listener import Work
+from asrserver.inference.plain import Decoder, resume_decoder
 from asrserver.inference.vad import CONTEXT, PAD, Endpointer, Event, SegmentEnded
+
+#: A piece of a recording: the id of the entry before it, and its bytes.
+Piece = tuple[str, bytes]
+
+#: The samples of the recording after a piece, and what was wrong with the piece.
+Outcome = tuple[int, AudioError | None]
 
 #: Bytes of a codec's parameters: they go to Redis with every place, and none that is sane has more. A recording that
 #: has keeps its beginning in Redis instead.
@@ -44,7 +54,7 @@ class _Entry:
 class Recording:
     """One recording of a session. `kind` is its container, or None for headerless audio."""
 
-    def __init__(self, kind: str | None, decoder: StreamDecoder, silence: float, n_mels: int, floor: int = 0) -> None:
+    def __init__(self, kind: str | None, decoder: Decoder, silence: float, n_mels: int, floor: int = 0) -> None:
         self.kind = kind
         self.growing: Speech | None = None  # as it would be if it ended now
         self.paused = (
@@ -66,7 +76,7 @@ class Recording:
     def resume(cls, place: dict[str, Any], silence: float, n_mels: int) -> Recording:
         """One that goes on where another worker's was: at a `place`."""
         border = Border.fromdict(place["border"])
-        recording = cls(place["kind"], StreamDecoder.resume(border), silence, n_mels, place["sample"])
+        recording = cls(place["kind"], resume_decoder(border), silence, n_mels, place["sample"])
         recording._resumed = place
         recording._fed = border.offset - place["skip"]
         recording._skip = place["skip"]
@@ -84,19 +94,38 @@ class Recording:
 
     # -- in a thread ---------------------------------------------------------------------------------------------
 
-    def take(self, before: str, data: bytes) -> list[Speech]:
-        """The segments that end in the bytes of an entry; raises AudioError, and the entry is lost, no other."""
-        self._entries.append(_Entry(before, self._fed))
-        self._fed += len(data)
-        data, self._skip = data[self._skip :], 0
-        return self._hear(self._decoder.feed(data))
+    def take(self, pieces: list[Piece], opening: Piece | None = None) -> Work[tuple[list[Outcome], list[Speech]]]:
+        """What came of each of some pieces, and the segments that end in them. One that is wrong is lost, no other.
 
-    def finish(self) -> list[Speech]:
+        `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
+        """
+        decoded: list[Samples] = []
+        outcomes: list[Outcome] = []
+        if opening is not None:
+            decoded.append(self._decode(*opening))
+        for piece in pieces:
+            error = None
+            try:
+                decoded.append(self._decode(*piece))
+            except AudioError as exc:
+                error = exc
+            outcomes.append((self.heard, error))
+        speeches = yield from self._hear(decoded)
+        return outcomes, speeches
+
+    def finish(self) -> Work[list[Speech]]:
         """The last segments; raises AudioError if there never was any audio."""
-        ended = self._hear(self._decoder.flush())
+        ended = yield from self._hear([self._decoder.flush()])
         ended += self._ended(self._endpointer.flush())
         self.growing = None
         return ended
+
+    def _decode(self, before: str, data: bytes) -> Samples:
+        """The samples that the bytes of an entry complete."""
+        self._entries.append(_Entry(before, self._fed))
+        self._fed += len(data)
+        data, self._skip = data[self._skip :], 0
+        return self._decoder.feed(data)
 
     def let_go(self, before: str, size: int) -> None:
         """Forget what grows, and pass over an entry of so many bytes: one of them kills its workers.
@@ -116,12 +145,14 @@ class Recording:
         self._audio = np.zeros(0, np.float32)
         self._endpointer = Endpointer(self._silence, start=self.heard)
 
-    def _hear(self, samples: Samples) -> list[Speech]:
+    def _hear(self, decoded: list[Samples]) -> Work[list[Speech]]:
+        samples = decoded[0] if len(decoded) == 1 else np.concatenate([np.zeros(0, np.float32), *decoded])
         known = self._from + len(self._audio)
         first = self.heard - len(samples)
         samples = samples[max(0, known - first) :]  # of an earlier owner's, told already
         self._audio = np.concatenate([self._audio, samples])
-        ended = self._ended(self._endpointer.feed(samples))
+        yield self._endpointer.hear(samples)
+        ended = self._ended(self._endpointer.judge())
         self._grow()
         keep = min(self._endpointer.needed, self.heard)
         if keep > self._from:
@@ -133,7 +164,7 @@ class Recording:
         speeches = []
         for event in events:
             if isinstance(event, SegmentEnded):
-                speeches.append(self._speech(event.start, event.end, event.end + FFT))
+                speeches.append(self._speech(event.start, event.end, event.end + FFT, last=True))
                 self.growing = None
         return speeches
 
@@ -142,13 +173,13 @@ class Recording:
         self.growing = None if segment is None else self._speech(segment.start, segment.end, self.heard)
         self.paused = segment is not None and segment.paused >= PAD * RATE
 
-    def _speech(self, start: int, end: int, upto: int) -> Speech:
+    def _speech(self, start: int, end: int, upto: int, last: bool = False) -> Speech:
         """The features go on from those of the growing segment, if this is the one."""
         if self.growing is not None and self.growing.start == start:
             mel = self.growing.mel
         else:
             mel = GrowingLogMel(self._n_mels)
-        mel.feed(self._audio[start + mel.samples - self._from : max(0, upto - self._from)])
+        mel.feed(self._audio[start + mel.samples - self._from : max(0, upto - self._from)], last)
         return Speech(start, end, mel)
 
     # -- for whoever comes next ----------------------------------------------------------------------------------

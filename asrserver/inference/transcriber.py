@@ -22,12 +22,14 @@ from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference import audio
 from asrserver.inference.audio import RATE, Pcm
 from asrserver.inference.captions import Captions, Guess, Told
-from asrserver.inference.decoding import StreamDecoder, begins
+from asrserver.inference.decoding import begins
 from asrserver.inference.ledger import Fenced, Ledger, Place, Voice
+from asrserver.inference.listener import Work
 from asrserver.inference.models import Request
-from asrserver.inference.ongoing import Ongoing, Outcome
+from asrserver.inference.ongoing import Ongoing
+from asrserver.inference.plain import open_decoder
 from asrserver.inference.recognise import Recogniser, Segment
-from asrserver.inference.recording import Recording
+from asrserver.inference.recording import Outcome, Recording
 
 __all__ = ["Fenced", "Transcriber"]
 
@@ -231,8 +233,13 @@ class Transcriber:
 
     async def _opens(self, kind: str, data: bytes, label: str) -> bool:
         """Whether the bytes, no file by themselves, may be the beginning of one."""
+
+        def work() -> Work[bool]:
+            yield []
+            return begins(kind, data)
+
         async with self._recogniser.turn(self._alone):
-            return bool(await self._recogniser.live([label], lambda: begins(kind, data)))
+            return await self._recogniser.listener.run([label], work())
 
     # -- a recording ---------------------------------------------------------------------------------------------
 
@@ -286,7 +293,7 @@ class Transcriber:
             if file is not None:
                 kind = file.kind
             headerless = "pcm_s16le" if options["format"] == "auto" else options["format"]
-            decoder = StreamDecoder(kind or headerless, options["sample_rate"], options["channels"])
+            decoder = open_decoder(kind or headerless, options["sample_rate"], options["channels"])
             recording = Recording(kind, decoder, self._silence, n_mels)
         captions = Captions(
             self._recogniser,

@@ -1,0 +1,149 @@
+"""feed.py and listener.py: many live streams are read and heard together, and nobody waits long for that."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asrserver.broker import Entry
+from asrserver.errors import AudioError
+from asrserver.inference import silero
+from asrserver.inference.feed import ON_ITS_WAY, POLL, WIDEST, Feed
+from asrserver.inference.listener import TOGETHER, Listener, Work
+from asrserver.inference.pace import Pace
+from asrserver.inference.silero import Stretch
+
+pytestmark = pytest.mark.gen_test
+
+
+class Stub:
+    """A session, as far as the feed's reading knows it."""
+
+    hungry, unread, largest, over = True, 0, 0, False
+
+    def __init__(self, live: bool, backlog: float = 0.0) -> None:
+        self.live = live
+        self.backlog = backlog
+        self.cursor = "0-1"
+
+    def feed(self, entries: list[Entry]) -> None:
+        self.cursor = entries[-1].id
+
+
+class Shelf:
+    """A broker that has something for everybody, and knows who was asked for."""
+
+    name = "w"
+
+    def __init__(self) -> None:
+        self.asked: list[set[str]] = []
+
+    async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
+        if cursors:
+            self.asked.append(set(cursors))
+        return {sid: [Entry(f"{int(cursor[0]) + 1}-0", b"", None)] for sid, cursor in cursors.items()}
+
+
+def feed_of(live: int, others: int = 0, backlog: float = 0.0) -> tuple[Feed, Shelf]:
+    shelf = Shelf()
+    recogniser = SimpleNamespace(engine=SimpleNamespace(pace=Pace()))
+    feed = Feed(shelf, recogniser, url="redis://", lease=10, max_backlog=30)  # type: ignore[arg-type]
+    feed.sessions.update({f"live{n}": Stub(True, backlog) for n in range(live)})  # type: ignore[misc]
+    feed.sessions.update({f"file{n}": Stub(False, backlog) for n in range(others)})  # type: ignore[misc]
+    return feed, shelf
+
+
+async def test_the_more_streams_the_coarser_they_are_read() -> None:
+    """A few as often as ever, many no less than WIDEST apart; the pace knows of it."""
+    grains = []
+    for streams in (0, 5, 50, 500):
+        feed, _ = feed_of(streams)
+        grains.append(feed._grain())
+        assert feed.recogniser.engine.pace.grain == grains[-1]
+    assert grains[:2] == [POLL, POLL]
+    assert POLL < grains[2] < grains[3] == WIDEST
+
+
+async def test_files_do_not_wait_for_streams() -> None:
+    feed, shelf = feed_of(live=200, others=1)
+    await feed._read(100.0)
+    assert len(shelf.asked[-1]) == 201
+    assert feed._next(100.0) == 100.0 + POLL
+    await feed._read(100.0 + POLL)
+    assert shelf.asked[-1] == {"file0"}
+    await feed._read(100.0 + WIDEST)
+    assert len(shelf.asked[-1]) == 201
+    del feed.sessions["file0"]
+    assert feed._next(100.0 + WIDEST) == 100.0 + 2 * WIDEST
+
+
+async def test_what_is_on_its_way_is_no_backlog() -> None:
+    """Hundreds of streams that are served in time leave room for more; one that is behind takes it."""
+    feed, _ = feed_of(live=500, backlog=ON_ITS_WAY / 2)
+    assert feed.backlog == 0.0
+    for late in list(feed.sessions.values())[:250]:
+        late.backlog = 3.0  # type: ignore[misc]
+    assert feed.backlog == pytest.approx(250 * 3.0 + 250 * 0.5 - 500 * ON_ITS_WAY)
+    feed, _ = feed_of(live=0, others=4, backlog=ON_ITS_WAY / 2)
+    assert feed.backlog == 2.0
+
+
+# -- the listener
+
+
+def listen(frames: int, told: list[Any]) -> Work[float]:
+    stretch = Stretch(np.ones((frames, silero.CONTEXT + silero.FRAME), np.float32), None)
+    yield [stretch]
+    told.append(threading.current_thread().name)
+    return float(stretch.probabilities.sum())
+
+
+async def test_what_is_asked_in_one_turn_is_heard_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    held: list[list[str]] = []
+    hear = silero.hear
+
+    def counting(stretches: list[Stretch]) -> None:
+        calls.append(len(stretches))
+        hear(stretches)
+
+    monkeypatch.setattr(silero, "hear", counting)
+    listener = Listener(lambda place, labels: held.append(labels), Pace())
+    told: list[Any] = []
+    count = TOGETHER + 5
+    found = await asyncio.gather(*(listener.run([f"s{n} 1-0"], listen(n % 3 + 1, told)) for n in range(count)))
+    alone = [await listener.run(["s 1-0"], listen(n + 1, told)) for n in range(3)]
+    assert calls == [TOGETHER, 5, 1, 1, 1]
+    np.testing.assert_allclose(found, [alone[n % 3] for n in range(count)], rtol=1e-4)
+    assert set(told) == {"live"}
+    assert [f"s{n} 1-0" for n in range(TOGETHER)] in held  # while the network hears them
+    assert held[:2] == [["s0 1-0"], ["s1 1-0"]]  # alone, while its bytes are decoded
+    assert held[-1] == []
+    listener.close()
+    listener._thread.join()
+
+
+async def test_one_that_fails_fails_alone() -> None:
+    listener = Listener(lambda place, labels: None, Pace())
+
+    def bad(late: bool) -> Work[float]:
+        if late:
+            yield []
+        raise AudioError("undecodable_audio", "bad")
+
+    waits = [listener.run([], work) for work in (listen(1, []), bad(False), listen(1, []), bad(True), listen(1, []))]
+    dropped = asyncio.ensure_future(listener.run([], listen(1, [])))
+    found = asyncio.gather(*waits, return_exceptions=True)
+    await asyncio.sleep(0)
+    dropped.cancel()
+    one, two, three, four, five = await found
+    assert one == pytest.approx(three, rel=1e-3) == pytest.approx(five, rel=1e-3)
+    assert isinstance(two, AudioError)
+    assert isinstance(four, AudioError)
+    listener.close()
