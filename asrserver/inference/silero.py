@@ -138,8 +138,9 @@ class _Network:
     def decode(self, hidden: _Array) -> _Array:
         """The probabilities."""
         found: _Array = np.maximum(hidden, 0) @ self._output + self._output_bias
-        likely: _Array = np.float32(1) / (1 + np.exp(-found))
-        return likely
+        np.exp(-found, out=found)
+        found += 1
+        return np.reciprocal(found, out=found)
 
 
 def _taps(weight: _Array) -> _Array:
