@@ -49,6 +49,7 @@ class _Upto:
     stored: str = "0-1"
     sent: int = 0  # to the client
     mark: tuple[str, int] | None = None  # one that is stored: up to it they go when the client is KEEP further
+    session: dict[str, Any] | None = None  # what of its row never changes, once it was read
 
 
 class Recorder:
@@ -118,11 +119,16 @@ class Recorder:
         for sid in batch:
             del self._dirty[sid]  # what comes from now on marks it again
         try:
-            found = await self._broker.read_sessions({sid: upto.stored for sid, upto in batch.items()})
+            after = {sid: upto.stored for sid, upto in batch.items()}
+            known = {sid for sid, upto in batch.items() if upto.session is not None}
+            found = await self._broker.read_sessions(after, known)
             records = []
             for sid, (fields, events) in found.items():
                 try:
-                    records += [record(sid, fields, events)] if fields else []
+                    if fields:
+                        batch[sid].session = row(sid, fields)
+                    session = batch[sid].session
+                    records += [record(session, events)] if session and (fields or events) else []
                 except Exception as exc:  # one that cannot be understood must not hold up the others
                     log.exception("session=%s cannot be stored", sid)
                     await self._broker.bury(sid, "", f"not stored: {type(exc).__name__}: {exc}")
@@ -133,18 +139,25 @@ class Recorder:
             raise
         _measure(began, [event["time"] for _, events in found.values() for event in events])
         self._waits_since = began if self._dirty else None
+        over = []
         for sid, (fields, events) in found.items():
-            if not fields:
+            if not fields and sid not in known:
                 log.warning("session=%s is gone from Redis: nothing to store", sid)
-                await self._broker.close_session(sid, self._ttl)
+                over.append(sid)
             elif events and events[-1]["type"] == "final":
-                await self._broker.close_session(sid, self._ttl)
+                over.append(sid)
                 self._dirty.pop(sid, None)
-            else:
-                if events:
-                    await self._advance(sid, batch[sid], events[-1])
+            elif events:
+                await self._advance(sid, batch[sid], events[-1])
                 if sid not in self._dirty:
                     self._stored[sid] = batch[sid]
+            elif sid in known:
+                # Nothing new, most often since it came with what was new before; or it is gone: read all of it again.
+                batch[sid].session = None
+                self._dirty.setdefault(sid, batch[sid])
+            elif sid not in self._dirty:
+                self._stored[sid] = batch[sid]
+        await asyncio.gather(*(self._broker.close_session(sid, self._ttl) for sid in over))
         while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
             del self._stored[next(iter(self._stored))]
 
@@ -166,17 +179,21 @@ def _measure(began: float, times: list[float]) -> None:
         metrics.persist_seconds.observe(max(0.0, now - at))
 
 
-def record(sid: str, fields: dict[str, str], events: list[dict[str, Any]]) -> Record:
-    """The rows of a session's fields and (new) durable events."""
-    options = orjson.loads(fields["options"])
-    session: dict[str, Any] = {
+def row(sid: str, fields: dict[str, str]) -> dict[str, Any]:
+    """What a session's row begins as."""
+    return {
         "id": sid,
         "user_id": fields.get("user_id") or None,
         "owner": fields.get("owner") or None,
         "status": "recording",
-        "mode": options["mode"],
+        "mode": orjson.loads(fields["options"])["mode"],
         "created_at": datetime.fromtimestamp(float(fields["created"]), UTC),
     }
+
+
+def record(session: dict[str, Any], events: list[dict[str, Any]]) -> Record:
+    """The rows of a session, as it began, and of its (new) durable events."""
+    session, sid = dict(session), session["id"]
     chunks, segments = [], []
     for event in events:
         at = datetime.fromtimestamp(event["time"], UTC)

@@ -113,6 +113,27 @@ async def test_a_session_of_which_everything_is_trimmed(doors: tuple[Door, Door]
         assert list(await worker.audio("s", 1)) == ["10-0"]
 
 
+async def test_a_session_that_is_gone_is_let_go_of(
+    doors: tuple[Door, Door], worker: Pretender, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its fields are read once; where nothing new is found, again: it may be no more."""
+    stored = doors[0].gateway.recorder
+    async with await Talk.open(doors[0].url) as talk:
+        await talk.start("s")
+        await worker.take("s")
+        await talk.chunk("s", 0, AUDIO)
+        await worker.chunk("s", 0)
+        await talk.find("s", "chunk_result", 0)
+        await until(stored.settled)
+        stored.mark("s")  # nothing is new
+        await until(lambda: stored.settled() and stored._stored["s"].session is not None)
+        with look(redis_url) as client:
+            client.delete(keys.session_key("s"), keys.events_key("s"))
+        stored.mark("s")
+        await until(lambda: stored.settled() and "s" not in stored._stored)
+        assert "session=s is gone from Redis" in caplog.text
+
+
 async def test_a_long_session_keeps_the_last_results(
     doors: tuple[Door, Door], worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

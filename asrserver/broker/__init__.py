@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -223,19 +223,16 @@ class Broker:
         entries = await self.lane.submit("XRANGE", events_key(sid), f"({after}", "+")
         return replies.events(entries)
 
-    async def read_sessions(self, after: dict[str, str]) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
-        """Fields and durable events past an id, of several sessions in one round trip."""
-        waits = [
-            (
-                sid,
-                self.lane.submit("HGETALL", session_key(sid)),
-                self.lane.submit("XRANGE", events_key(sid), f"({last}", "+"),
-            )
-            for sid, last in after.items()
-        ]
-        await asyncio.gather(*(future for _, fields, events in waits for future in (fields, events)))
+    async def read_sessions(
+        self, after: Mapping[str, str], known: Collection[str] = ()
+    ) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
+        """Fields and durable events past an id, of several sessions in one round trip; no fields of those `known`."""
+        fields = {sid: self.lane.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
+        events = {sid: self.lane.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
+        await asyncio.gather(*fields.values(), *events.values())
         return {
-            sid: (replies.strings(fields.result()), replies.events(events.result())) for sid, fields, events in waits
+            sid: (replies.strings(fields[sid].result()) if sid in fields else {}, replies.events(found.result()))
+            for sid, found in events.items()
         }
 
     async def forget_events(self, sid: str, upto: str) -> None:

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
@@ -18,7 +17,7 @@ from asrserver.storage import reading
 from asrserver.storage.errors import StorageError, StorageRejected, StorageUnavailable
 from asrserver.storage.pool import Pool
 from asrserver.storage.reading import CURSOR, Filter, Page
-from asrserver.storage.tables import UPSERTS, Record, clean, metadata, pieces, rows, sessions, tombstones
+from asrserver.storage.tables import UPSERTS, Record, as_json, clean, metadata, pieces, rows, sessions, tombstones
 
 __all__ = [
     "CURSOR",
@@ -198,8 +197,7 @@ class Storage(Pool):
             await conn.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(WRITE_LOCK)))
             for table, upsert in UPSERTS:
                 for piece in pieces(table, rows(table, records)):
-                    values = {**upsert.params, "rows": orjson.dumps(piece).decode()}
-                    await conn.execute(str(upsert), values)
+                    await conn.execute(upsert.string, {**upsert.params, "rows": as_json(piece)})
 
 
 _SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%(names)s) AS name"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from aiopg.sa.engine import get_dialect
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TIMESTAMP, insert
@@ -79,26 +80,49 @@ def clean(value: Any) -> Any:
     return [clean(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """The rows as JSON, without what PostgreSQL cannot hold; floats that are no numbers become null (orjson)."""
+    try:
+        data = orjson.dumps(rows)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, or what is no JSON at all and raises once more
+        data = b"\\u0000"
+    # Nearly never: to look through every word in Python took half of the time of storing it.
+    if b"\\u0000" in data:
+        data = orjson.dumps(clean(rows))
+    return data.decode()
+
+
+#: Each table's columns, and those of them that are times.
+_COLUMNS = {
+    table.name: (
+        frozenset(table.columns.keys()),
+        tuple(column.name for column in table.columns if column.name.endswith("_at")),
+    )
+    for table in (sessions, chunks, segments)
+}
+
+
 def _row(table: sa.Table, values: dict[str, Any]) -> dict[str, Any]:
-    """The values as JSON for the table; floats that are no numbers become null (orjson)."""
-    unknown = values.keys() - table.columns.keys()
-    if unknown:
-        raise ValueError(f"{table.name} has no column {', '.join(sorted(unknown))}")
-    row: dict[str, Any] = clean(values)
-    for key in row:
-        if key.endswith("_at") and isinstance(row[key], (int, float)):
-            row[key] = datetime.fromtimestamp(row[key], UTC)
-    return row
+    """The values, changed in place, as columns of the table."""
+    names, times = _COLUMNS[table.name]
+    if not values.keys() <= names:
+        raise ValueError(f"{table.name} has no column {', '.join(sorted(values.keys() - names))}")
+    for name in times:
+        at = values.get(name)
+        if isinstance(at, (int, float)):
+            values[name] = datetime.fromtimestamp(at, UTC)
+    return values
 
 
 def rows(table: sa.Table, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """The records' rows of this table, those of a session together."""
     for record in sorted(records, key=lambda record: record.session["id"]):
+        session_id = clean(record.session["id"])
         if table is sessions:
-            yield _row(table, record.session)
+            yield _row(table, {**record.session, "id": session_id})
         else:
             for values in record.chunks if table is chunks else record.segments:
-                yield _row(table, {**values, "session_id": record.session["id"]})
+                yield _row(table, {**values, "session_id": session_id})
 
 
 def pieces(table: sa.Table, rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

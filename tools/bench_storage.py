@@ -1,0 +1,204 @@
+#!/usr/bin/env python3
+"""What persistence costs: CPU of storing sessions' results against raw multi-row INSERT of the same rows, in one run.
+
+    python tools/bench_storage.py [--sessions 200] [--results 4] [--batches 10] [--rounds 3]
+
+SESSIONS sessions go on at the same time; a batch has RESULTS new results of each: a chunk with one segment, in stream
+mode's proportions. Three ways to store the same batches, by turns, each for sessions of its own, all through aiopg on
+uvloop, a transaction a batch:
+
+    raw       INSERT … VALUES (…), (…), …  of the rows as they are; a session that is there is updated (ON CONFLICT)
+    storage   Storage.save(): late or repeated rows change nothing, deleted sessions stay deleted, no status goes back
+    recorder  Recorder: the results read back from Redis as workers wrote them, made rows, and saved
+
+CPU is that of this process, user and system, and of PostgreSQL's and Redis's processes. Ratios are to raw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import psutil
+import uvloop
+from benching import Servers, cpu, family, server_process, servers
+from psycopg2.extras import Json
+
+from asrserver.broker import Broker
+from asrserver.broker.keys import events_key
+from asrserver.recorder import Recorder, record, row
+from asrserver.session import Options
+from asrserver.storage import Record, Storage
+
+TEXT = "turn on the light in the kitchen and close the window"
+
+WORDS = [{"word": word, "start": n / 4, "end": n / 4 + 0.2, "confidence": 0.98} for n, word in enumerate(TEXT.split())]
+
+#: Columns of the raw statements: those that are given.
+TABLES = {
+    "asr_sessions": "id user_id status mode created_at model total_duration chunk_count language",
+    "asr_chunks": "session_id chunk_index text duration language received_at recognised_at",
+    "asr_segments": "session_id number chunk_index start_time end_time text language confidence words worker",
+}
+AGAIN = {
+    "asr_sessions": "ON CONFLICT (id) DO UPDATE SET total_duration = excluded.total_duration, "
+    "chunk_count = excluded.chunk_count, language = excluded.language, updated_at = now()"
+}
+
+
+def event(number: int) -> dict[str, Any]:
+    """What a worker says of chunk `number` (from 0)."""
+    segment = {
+        "number": number, "start": 2.0 * number, "end": 2.0 * number + 1.8, "text": TEXT, "language": "en",
+        "confidence": 0.97, "chunk_index": number, "words": WORDS,
+    }  # fmt: skip
+    return {
+        "seq": number + 1, "type": "chunk", "chunk_index": number, "text": TEXT, "duration": 2.0, "language": "en",
+        "time": time.time(), "received": time.time() - 0.3, "worker": "bench", "model": "demo",
+        "chunk_count": number + 1, "total": 2.0 * (number + 1), "segments": [segment],
+    }  # fmt: skip
+
+
+def fields() -> dict[str, str]:
+    options = orjson.dumps(Options(mode="chunk").asdict()).decode()
+    return {"options": options, "user_id": "somebody", "created": str(time.time()), "gateway": "bench"}
+
+
+class Bench:
+    """One run of the three ways, on servers of its own."""
+
+    def __init__(self, servers: Servers, options: argparse.Namespace) -> None:
+        self._options = options
+        self._broker = Broker(servers.redis.url, "bench")
+        self._storage = Storage(servers.postgres.dsn)
+        self._recorder = Recorder(self._broker, self._storage, 60.0)
+        self._processes = {name: server_process(getattr(servers, name)) for name in ("postgres", "redis")}
+
+    async def run(self) -> dict[str, list[dict[str, float]]]:
+        """What each way used, round by round."""
+        await self._broker.open()
+        await self._storage.open()
+        ways = {"raw": self.raw, "storage": self.saved, "recorder": self.recorded}
+        used: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        for number in range(-1, self._options.rounds):  # the first warms up
+            for way, store in ways.items():
+                cost = await store([f"{way}-{number}-{n}" for n in range(self._options.sessions)])
+                if number >= 0:
+                    used[way].append(cost)
+        await self._storage.close()
+        await self._broker.close()
+        return used
+
+    async def raw(self, sids: list[str]) -> dict[str, float]:
+        cost = Cost(self._processes)
+        for records in self._records(sids):
+            tables = (
+                [each.session for each in records],
+                [
+                    {**row, "received_at": datetime.fromtimestamp(row["received_at"], UTC)}
+                    for each in records
+                    for row in each.chunks
+                ],
+                [{**row, "words": Json(row["words"])} for each in records for row in each.segments],
+            )
+            with cost:
+                async with self._storage.connection() as conn, conn.begin(), conn.connection.cursor() as cursor:
+                    for (table, columns), rows in zip(TABLES.items(), tables, strict=True):
+                        names = columns.split()
+                        places = f"({', '.join(['%s'] * len(names))})"
+                        text = f"INSERT INTO {table} ({', '.join(names)}) VALUES {', '.join([places] * len(rows))}"
+                        values = [each[name] for each in rows for name in names]
+                        await cursor.execute(f"{text} {AGAIN.get(table, '')}", values)
+        return cost.total
+
+    async def saved(self, sids: list[str]) -> dict[str, float]:
+        cost = Cost(self._processes)
+        for records in self._records(sids):
+            with cost:
+                assert not await self._storage.save(records)
+        return cost.total
+
+    async def recorded(self, sids: list[str]) -> dict[str, float]:
+        cost = Cost(self._processes)
+        for sid in sids:
+            await self._broker.open_session(sid, sid, fields(), time.time() + 600)
+        for events in self._batches():
+            lane = self._broker.lane
+            for sid in sids:
+                for each in events:
+                    data = orjson.dumps({**each, "session_id": sid, "id": f"1-{each['seq']}"})
+                    lane.call(
+                        lambda _: None, "XADD", events_key(sid), f"1-{each['seq']}", "seq", each["seq"], "data", data
+                    )
+            await lane.drain()
+            with cost:
+                for sid in sids:
+                    self._recorder.mark(sid)
+                await self._recorder._write()
+        assert not self._recorder.waiting
+        return cost.total
+
+    def _batches(self) -> list[list[dict[str, Any]]]:
+        count = self._options.results
+        return [[event(batch * count + n) for n in range(count)] for batch in range(self._options.batches)]
+
+    def _records(self, sids: list[str]) -> Iterator[list[Record]]:
+        for batch in self._batches():
+            yield [record(row(sid, fields()), batch) for sid in sids]
+
+
+class Cost:
+    """CPU and wall seconds of all blocks: of this process, of PostgreSQL, of Redis."""
+
+    def __init__(self, processes: dict[str, psutil.Process]) -> None:
+        self._processes = processes
+        self.total = dict.fromkeys(("client", "postgres", "redis", "wall"), 0.0)
+
+    def _now(self) -> dict[str, float]:
+        others = {name: cpu(family(process)) for name, process in self._processes.items()}
+        return {**others, "client": time.process_time(), "wall": time.monotonic()}
+
+    def __enter__(self) -> None:
+        self._before = self._now()
+
+    def __exit__(self, *_exc: object) -> None:
+        used = time.process_time()  # before looking at the others, which costs
+        now = {**self._now(), "client": used}
+        for name, value in now.items():
+            self.total[name] += value - self._before[name]
+
+
+def report(options: argparse.Namespace, used: dict[str, list[dict[str, float]]]) -> None:
+    rows = options.sessions * options.batches * (1 + 2 * options.results)
+    print(f"{rows} rows a round in {options.batches} batches of {options.sessions} sessions; microseconds a row")
+    print(f"{'':10}{'client':>9}{'postgres':>10}{'redis':>8}{'wall':>8}   to raw: {'client':>7}{'both':>7}{'wall':>7}")
+    for way, rounds in used.items():
+        median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+        figures = "".join(f"{1e6 * median[name] / rows:{width}.1f}" for name, width in
+                          (("client", 9), ("postgres", 10), ("redis", 8), ("wall", 8)))  # fmt: skip
+        pairs = list(zip(rounds, used["raw"], strict=True))
+        ratios = [
+            statistics.median(sum(a[name] for name in names) / sum(b[name] for name in names) for a, b in pairs)
+            for names in (("client",), ("client", "postgres"), ("wall",))
+        ]
+        print(f"{way:10}{figures}           {''.join(f'{ratio:7.2f}' for ratio in ratios)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--results", type=int, default=4, help="results of each session in a batch")
+    parser.add_argument("--batches", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with servers() as own:
+        report(options, uvloop.run(Bench(own, options).run()))
+
+
+if __name__ == "__main__":
+    main()
