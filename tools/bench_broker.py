@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""What the broker costs: CPU and time of what gateways and workers do, against raw pipelines of redis-py, in one run.
+
+    python tools/bench_broker.py [--sessions 200] [--turns 400] [--together 50] [--rounds 3]
+
+In each turn TOGETHER commands travel together, for sessions by turns; on either side the same bytes:
+
+    append  a gateway's 100 ms chunk (3,200 bytes): a script that refuses what is out of order or another gateway's
+            against XADD
+    emit    a worker's result: a script that fences off older owners, publishes and trims the audio
+            against XADD, PUBLISH, XTRIM
+    read    a worker's look for audio, TOGETHER sessions at a time: XREAD, and what its reply means
+            against XREAD
+
+CPU is that of this process and of Redis's, user and system; ratios are the broker's to raw, medians of the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+import psutil
+import uvloop
+from bench_storage import event
+from benching import cpu, server_process, servers
+
+from asrserver.broker import Broker, Claim
+from asrserver.broker.keys import audio_key, events_key, results_channel
+from asrserver.broker.lane import connect
+from asrserver.session import Options
+
+CHUNK = bytes(range(256)) * 12 + bytes(128)
+
+Used = tuple[float, float, float]
+
+
+class Bench:
+    """Both ways, on one Redis."""
+
+    def __init__(self, url: str, redis: psutil.Process, options: argparse.Namespace) -> None:
+        self._options = options
+        self._redis = redis
+        self._broker = Broker(url, "bench")
+        self._raw = connect(url, timeout=10.0)
+
+    async def run(self) -> dict[str, list[tuple[Used, Used]]]:
+        """(broker, raw) of every round, by what was done: (client, Redis, wall) seconds."""
+        await self._broker.open()
+        found: dict[str, list[tuple[Used, Used]]] = {"append": [], "emit": [], "read": []}
+        for number in range(-1, self._options.rounds):  # the first warms up
+            ours, theirs = await self._ours(f"b{number}"), await self._bare(f"r{number}")
+            if number >= 0:
+                for what, both in found.items():
+                    both.append((ours[what], theirs[what]))
+            await self._raw.flushdb()
+            await self._broker.open()
+        await self._raw.aclose()
+        await self._broker.close()
+        return found
+
+    async def _ours(self, name: str) -> dict[str, Used]:
+        broker, count = self._broker, self._options.together
+        sids = [f"{name}-{n}" for n in range(self._options.sessions)]
+        fields = {"gateway": "bench", "options": orjson.dumps(Options(mode="chunk").asdict()).decode()}
+        claims = {}
+        for sid in sids:
+            await broker.open_session(sid, sid, fields, time.time() + 600)
+        for task, sid in await broker.claim(None, len(sids), 0.0):
+            claim = await broker.own(task, sid)
+            assert claim is not None
+            claims[sid] = claim
+        failed: list[Exception] = []
+
+        async def append(turn: int) -> None:
+            done = asyncio.Event()
+            left = count
+
+            def answered(error: Exception | None) -> None:
+                nonlocal left
+                left -= 1
+                if error is not None:
+                    failed.append(error)
+                if not left:
+                    done.set()
+
+            for sid, index in self._turn(sids, turn):
+                broker.append(sid, index, index - 1 if index else None, CHUNK, answered)
+            await done.wait()
+
+        async def emit(turn: int) -> None:
+            def one(sid: str, index: int) -> Awaitable[bool]:
+                claim: Claim = claims[sid]
+                return broker.emit(claim, index + 1, event(index), f"{index}-0")
+
+            assert all(await asyncio.gather(*(one(sid, index) for sid, index in self._turn(sids, turn))))
+
+        cursors = dict.fromkeys(sids, "0-1")
+
+        async def read(turn: int) -> None:
+            some = {sid: cursors[sid] for sid, _ in self._turn(sids, turn)}
+            for sid, entries in (await broker.read_audio(some, 4)).items():
+                cursors[sid] = entries[-1].id
+
+        used = await self._measure(append, read, emit)
+        if failed:
+            raise SystemExit(f"the broker refused a chunk: {failed[0]}")
+        return used
+
+    async def _bare(self, name: str) -> dict[str, Used]:
+        raw = self._raw
+        sids = [f"{name}-{n}" for n in range(self._options.sessions)]
+        channel = results_channel("bench")
+
+        async def append(turn: int) -> None:
+            pipe = raw.pipeline(transaction=False)
+            for sid, index in self._turn(sids, turn):
+                pipe.execute_command("XADD", audio_key(sid), f"{index + 1}-0", "d", CHUNK, "at", time.time())
+            await pipe.execute()
+
+        async def emit(turn: int) -> None:
+            pipe = raw.pipeline(transaction=False)
+            for sid, index in self._turn(sids, turn):
+                data = orjson.dumps({**event(index), "id": f"1-{index + 1}", "session_id": sid})
+                pipe.execute_command("XADD", events_key(sid), f"1-{index + 1}", "seq", index + 1, "data", data)
+                pipe.execute_command("PUBLISH", channel, data)
+                pipe.execute_command("XTRIM", audio_key(sid), "MINID", f"{index}-1")
+            await pipe.execute()
+
+        cursors = dict.fromkeys(sids, "0-1")
+
+        async def read(turn: int) -> None:
+            some = {audio_key(sid): cursors[sid] for sid, _ in self._turn(sids, turn)}
+            reply = await raw.execute_command("XREAD", "COUNT", 4, "STREAMS", *some, *some.values())
+            for key, entries in reply or ():
+                cursors[key.decode().partition("{")[2][:-1]] = entries[-1][0].decode()
+
+        return await self._measure(append, read, emit)
+
+    def _turn(self, sids: list[str], turn: int) -> list[tuple[str, int]]:
+        """(session, chunk index) of a turn's commands: each session's come in order."""
+        begin = turn * self._options.together
+        return [(sids[n % len(sids)], n // len(sids)) for n in range(begin, begin + self._options.together)]
+
+    async def _measure(self, *works: Callable[[int], Awaitable[None]]) -> dict[str, Used]:
+        found = {}
+        for work in works:
+            client, redis, wall = time.process_time(), cpu([self._redis]), time.monotonic()
+            for turn in range(self._options.turns):
+                await work(turn)
+            found[work.__name__] = time.process_time() - client, cpu([self._redis]) - redis, time.monotonic() - wall
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sessions", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=400)
+    parser.add_argument("--together", type=int, default=50, help="commands in a turn, at most as many as sessions")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with servers() as own:
+        found = uvloop.run(Bench(own.redis.url, server_process(own.redis), options).run())
+    scale = 1e6 / (options.turns * options.together)
+    print(f"{options.turns * options.together} of each, {options.together} together; microseconds each, broker / raw")
+    print(f"{'':8}{'client CPU':>24}{'Redis CPU':>24}{'both':>7}{'time':>24}")
+    for what, rounds in found.items():
+        figures = []
+        for place in range(3):
+            a, b = (scale * statistics.median(each[way][place] for each in rounds) for way in (0, 1))
+            figures.append(f"{a:8.1f} /{b:6.1f} = {a / b if b else 0:4.2f}")
+        both = statistics.median((a[0] + a[1]) / (b[0] + b[1]) for a, b in rounds)
+        print(f"{what:8}{figures[0]:>24}{figures[1]:>24}{both:7.2f}{figures[2]:>24}")
+
+
+if __name__ == "__main__":
+    main()
