@@ -36,12 +36,16 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         began = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT):
-                workers, gateways, queue = await asyncio.gather(
-                    gateway.broker.heartbeats("worker"), gateway.broker.heartbeats("gateway"), gateway.broker.queue()
+                workers, gateways, queue, census = await asyncio.gather(
+                    gateway.broker.heartbeats("worker"),
+                    gateway.broker.heartbeats("gateway"),
+                    gateway.broker.queue(),
+                    gateway.broker.census(),
                 )
         except (TimeoutError, Unavailable) as exc:
             redis_state = {"ready": False, "error": str(exc) or "too slow"}
         else:
+            redis_state |= census
             latency = round((time.monotonic() - began) * 1000, 2)
             recognition = {"ready": True, "latency_ms": latency}
             if not workers:

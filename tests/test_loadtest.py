@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,10 +24,11 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler, websocket_connect
 
-from asrserver.loadtest import runner
+from asrserver.loadtest import report, runner
 from asrserver.loadtest.crew import Crew, Told, work
 from asrserver.loadtest.machine import Cost
 from asrserver.loadtest.plan import Plan, duration, parse_duration
+from asrserver.loadtest.report import trend
 from asrserver.loadtest.runner import Capacity, Outcome, Sample
 from asrserver.loadtest.screen import Dashboard
 from asrserver.loadtest.speech import Scripts, load
@@ -327,15 +330,15 @@ async def test_long_recordings_end_with_the_test(shared: System) -> None:
 
 def test_the_command_passes(shared: System, tmp_path: Path) -> None:
     """In several processes; the report says everything, and the numbers are beside it."""
-    report = tmp_path / "report.md"
+    written = tmp_path / "report.md"
     done = cli(
         *("loadtest", "--server", f"http://127.0.0.1:{shared.port}", "-c", "10", "-d", "3s", "--ramp", "1s"),
-        *("--processes", "2", "--talk-ratio", "0.8", "--report", report, "--key", "s3cret"),
+        *("--processes", "2", "--talk-ratio", "0.8", "--report", written, "--key", "s3cret"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("PASS: 10 of 10 sessions right")
-    text, numbers = report.read_text(), json.loads(report.with_suffix(".json").read_text())
-    assert "s3cret" not in text + report.with_suffix(".json").read_text()
+    text, numbers = written.read_text(), json.loads(written.with_suffix(".json").read_text())
+    assert "s3cret" not in text + written.with_suffix(".json").read_text()
     run = numbers["run"]
     assert (run["passed"], run["right"], run["failed"], run["failures"]) == (True, 10, 0, {})
     assert run["times"]["finalisation"]["p95"] > 0
@@ -344,6 +347,11 @@ def test_the_command_passes(shared: System, tmp_path: Path) -> None:
     assert all(len(sample["tester"]) == 2 for sample in run["samples"])
     for words in ("**PASS", "gateway 1", "finalisation", "tester 2", "talk_ratio", numbers["machine"]["cpu"]):
         assert words in text
+    before, after = run["redis"]["before"], run["redis"]["after"]
+    assert after["keys"] > before["keys"]  # kept for clients that come late, for a while
+    assert after["lasting_keys"] <= before["lasting_keys"]
+    assert f"keys in Redis that do not expire: {before['lasting_keys']} before" in done.stdout
+    assert run["memory_mib_a_minute"]["gateway 1"]["memory"] == "too short to say"
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 4
     assert all(picture.read_bytes().startswith(b"\x89PNG") and picture.name in text for picture in pictures)
@@ -462,6 +470,33 @@ def test_the_verdict() -> None:
     assert outcome(plan, right=4).why_not == ["1 of 5 sessions failed"]
     assert outcome(plan, connected=4).why_not == ["4 of 5 connections were had"]
     assert not outcome(plan, failures=Counter(lost_connection=1)).passed
+
+
+def test_memory_is_flat_or_grows() -> None:
+    """Noise is no growth, even where neighbours resemble each other; growth is, under as much noise."""
+    dice = random.Random(1)
+    times = [float(n) for n in range(400)]
+    noise = [dice.gauss(0, 1) for _ in times]
+    assert trend(times, noise).word == "flat"
+    wander = [math.sin(n / 40) for n in range(400)]
+    assert trend(times, wander).word == "flat"
+    assert trend(times, [value + n / 200 for n, value in enumerate(noise)]).word == "**grows**"
+    assert trend(times, [5.0 * n for n in range(400)]).slope == pytest.approx(5.0)
+    assert trend(times, [7.0] * 400).word == "flat"
+    assert trend(times, noise[::-1]).noise > 0
+    assert trend(times[:5], noise[:5]).word == "too short to say"
+    assert trend([], []).word == "too short to say"
+
+
+def test_keys_that_stay_are_told(tmp_path: Path) -> None:
+    made = outcome(Plan(("ws://x",), connections=5))
+    keys = {"keys": 10, "lasting_keys": 4, "memory_bytes": 2**20}
+    made.redis = (keys, keys)
+    assert "4 after: no more" in "\n".join(report.notes(made))
+    made.redis = (keys, {**keys, "lasting_keys": 9})
+    assert "**5 more**" in "\n".join(report.notes(made))
+    report.write(tmp_path / "report.md", made, {}, "asrserver loadtest")
+    assert "| keys that do not expire | 4 | 9 |" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 8, 9, 100, 497, 1000])

@@ -98,6 +98,8 @@ async def test_health_is_true(api: Api, worker: Pretender) -> None:
     assert len(body["gateways"]) == 1
     assert body["queue"] == {"waiting": 0, "processing": 0, "dead": 0}
     assert body["redis"]["latency_ms"] > 0
+    assert body["redis"]["keys"] >= body["redis"]["lasting_keys"] > 0
+    assert body["redis"]["memory_bytes"] > 0
     assert body["postgres"]["latency_ms"] > 0
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import psutil
 from demo import clean_environment
 
 from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
-from asrserver.loadtest.machine import get
+from asrserver.loadtest.machine import get, hardware
 from asrserver.parent import raise_file_limit
 
 
@@ -122,24 +123,19 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def about() -> dict[str, Any]:
-    """Where and when: what figures mean nothing without."""
-    from datetime import UTC, datetime
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    ).stdout.strip()
+    """Where, when and of what: figures mean nothing without."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent, check=False).stdout.strip()
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit or "unknown",
-        "cores": os.cpu_count(),
-        "cpu": model,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average_before": [round(value, 2) for value in os.getloadavg()],
-        "python": sys.version.split()[0],
+        **hardware(),
     }
+
+
+def about_line(about: dict[str, Any]) -> str:
+    """One line of it."""
+    return (
+        f"{about['at']}, commit {about['commit']}, {about['cores']} cores of {about['cpu']}, "
+        f"{about['memory_bytes'] / 2**30:.0f} GiB, load before {about['load_before']:.1f}"
+    )

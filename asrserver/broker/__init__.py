@@ -443,6 +443,19 @@ class Broker:
         """Seconds that the first session no worker has claimed has waited; 0 if there is none."""
         return float(await self.lane.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
 
+    async def census(self) -> dict[str, int]:
+        """Keys in Redis, those of them that do not expire, and bytes of memory used."""
+        keyspace, memory = await asyncio.gather(
+            self.lane.submit("INFO", "keyspace"), self.lane.submit("INFO", "memory")
+        )
+        number = self._client.connection_pool.connection_kwargs.get("db") or 0
+        here = keyspace.get(f"db{number}", {"keys": 0, "expires": 0})
+        return {
+            "keys": here["keys"],
+            "lasting_keys": here["keys"] - here["expires"],
+            "memory_bytes": memory["used_memory"],
+        }
+
     async def queue(self) -> dict[str, int]:
         """Sessions waiting for a worker, sessions with one, and audio buried."""
         total, pending, dead = await asyncio.gather(

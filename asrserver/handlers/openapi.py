@@ -104,6 +104,17 @@ _RECORD = {
 
 _PART = _object({"ready": _BOOLEAN}, {"latency_ms": {"type": "number"}, "error": {"type": "string"}})
 
+_REDIS = _object(
+    {"ready": _BOOLEAN},
+    {
+        "latency_ms": {"type": "number"},
+        "error": {"type": "string"},
+        "keys": _count("Keys."),
+        "lasting_keys": _count("Those of them that do not expire."),
+        "memory_bytes": _count("Memory used."),
+    },
+)
+
 SCHEMAS: Schema = {
     "Error": _object(
         {
@@ -164,7 +175,7 @@ SCHEMAS: Schema = {
             "redis_ready": _BOOLEAN,
             "workers_ready": _BOOLEAN,
             "postgres_ready": _BOOLEAN,
-            "redis": _PART,
+            "redis": _REDIS,
             "postgres": _PART,
             "recognition": _PART,
             "queue": {"type": "object", "additionalProperties": {"type": "integer"}},

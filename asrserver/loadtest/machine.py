@@ -22,6 +22,9 @@ from asrserver.client import authorization
 #: Seconds to wait for an answer of the server's REST interface.
 TIMEOUT = 5.0
 
+#: Seconds after the last session within which the server should have stored all of them.
+SETTLE = 10.0
+
 #: Names by which the embedded servers' processes are known.
 _SERVERS = {"valkey-server": "redis", "redis-server": "redis", "postgres": "postgres", "postgresql": "postgres"}
 
@@ -52,25 +55,30 @@ def is_here(server: str) -> bool:
     return bool(found & own) or any(address.startswith("127.") or address == "::1" for address in found)
 
 
-def describe(server: str, key: str) -> dict[str, Any]:
-    """The machine, and the versions of what is tested with what."""
+def hardware() -> dict[str, Any]:
+    """The machine, and what it was busy with before."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     except OSError:
         pass
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def describe(server: str, key: str) -> dict[str, Any]:
+    """The machine, and the versions of what is tested with what."""
     document = get(server, "/api/v1/openapi.json", key)
     health = get(server, "/api/v1/health", key)
     workers = health.get("workers") or []
     return {
-        "machine": {
-            "cpu": cpu,
-            "cores": os.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "system": f"{platform.system()} {platform.release()}",
-            "load_before": os.getloadavg()[0],
-        },
+        "machine": hardware(),
         "versions": {
             "server": document.get("info", {}).get("version", "unknown"),
             "asrserver": version("asrserver"),
@@ -98,6 +106,7 @@ class Processes:
     """The processes of a server on this machine: those given, their children, and those that it tells of itself."""
 
     def __init__(self, server: str, key: str, pids: tuple[int, ...]) -> None:
+        self._server, self._key = server, key
         self._given = pids
         self._names: dict[int, str] = {}
         self._before: dict[int, tuple[float, float]] = {}
@@ -126,6 +135,20 @@ class Processes:
         if parent is not None and parent.pid > 1:  # its supervisor, and all that this has started
             self._names[parent.pid] = "supervisor"
             self._roots.add(parent.pid)
+
+    def redis(self) -> dict[str, int]:
+        """What the server says of its Redis: keys, those that do not expire, bytes; {} where it says nothing."""
+        state = get(self._server, "/api/v1/health", self._key).get("redis") or {}
+        return {name: state[name] for name in ("keys", "lasting_keys", "memory_bytes") if name in state}
+
+    def redis_after(self, before: dict[str, int]) -> dict[str, int]:
+        """The same once no more keys last than before, or after SETTLE seconds: sessions are still being stored."""
+        deadline = time.monotonic() + SETTLE
+        while (now := self.redis()) and now["lasting_keys"] > before.get("lasting_keys", 0):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        return now
 
     def look(self) -> dict[str, Cost]:
         """What each costs since the last look; a process that ended is left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ from asrserver.loadtest.tally import FAILURES, TIMES, Tally
 
 #: Inches and dots an inch of a picture.
 SIZE, DPI = (9.0, 3.6), 110
+
+#: Samples from which on something is said of memory's trend.
+FEWEST = 12
 
 
 def write(path: Path, outcome: Outcome, about: dict[str, Any], command: str, capacity: Capacity | None = None) -> None:
@@ -93,6 +97,13 @@ def notes(outcome: Outcome) -> list[str]:
     if tally.refusals:
         kinds = ", ".join(f"{count} {kind}" for kind, count in tally.refusals.most_common())
         found.append(f"refused for the moment, and tried again: {kinds}")
+    before, after = (each.get("lasting_keys") for each in outcome.redis)
+    if before is not None and after is not None:
+        more = "no more" if after <= before else f"**{after - before} more**"
+        found.append(f"keys in Redis that do not expire: {before} before, {after} after: {more}")
+    grows = [name for name in _names(outcome) if memory_trend(outcome, name).word == "**grows**"]
+    if grows:
+        found.append(f"memory grew by more than its noise: {', '.join(grows)} (short runs have not warmed up)")
     if outcome.unseen:
         found.append(f"nothing is known of the server's processes: {outcome.unseen}")
     return found + [f"error of the tester: `{error.strip().splitlines()[-1]}`" for error in outcome.errors]
@@ -168,18 +179,32 @@ def _costs(outcome: Outcome) -> list[str]:
     lines = ["## Processes", ""]
     rows = []
     for place, cores in enumerate(outcome.tester, 1):
-        rows.append((f"tester {place}", f"{sum(cores) / len(cores):.2f}", f"{max(cores):.2f}", "", "", ""))
+        rows.append((f"tester {place}", f"{sum(cores) / len(cores):.2f}", f"{max(cores):.2f}", "", "", "", ""))
     for name in _names(outcome):
-        times, cores_, memory = _series(outcome, name)
-        slope = _slope(times[len(times) // 3 :], memory[len(memory) // 3 :]) * 60
+        _, cores_, memory = _series(outcome, name)
+        trend = memory_trend(outcome, name)
         values = (f"{sum(cores_) / len(cores_):.2f}", f"{max(cores_):.2f}", f"{memory[0]:.0f}", f"{max(memory):.0f}")
-        rows.append((name, *values, f"{slope:+.2f}"))
-    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (last two thirds)")
+        rows.append((name, *values, f"{trend.slope * 60:+.2f} ± {trend.noise * 60:.2f}", trend.word))
+    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (last two thirds)", "memory")
     lines += _table(head, rows)
     if outcome.unseen:
         lines += [f"Nothing is known of the server's processes: {outcome.unseen}.", ""]
     else:
-        lines += ["Memory is resident; what PostgreSQL's processes share is counted in each of them.", ""]
+        lines += [
+            "Memory is resident; what PostgreSQL's processes share is counted in each of them. It is flat where its "
+            "slope is within its noise: twice the slope's standard error, as if the samples that resemble their "
+            "neighbours were that many fewer.",
+            "",
+        ]
+    before, after = outcome.redis
+    if before and after:
+        names = {"keys": "keys", "lasting_keys": "keys that do not expire", "memory_bytes": "MiB of memory"}
+        scale = {"memory_bytes": 2**20}
+        held = [
+            (what, *(f"{each[name] / scale.get(name, 1):.0f}" for each in outcome.redis))
+            for name, what in names.items()
+        ]
+        lines += _table(("Redis", "before", "after the last session was stored"), held)
     return lines
 
 
@@ -238,6 +263,12 @@ def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
         **tally,
         "tester": {"busiest_cores": outcome.busiest, "saturated": outcome.saturated, "lag": outcome.lag.summary()},
         "errors_of_the_tester": outcome.errors,
+        "redis": dict(zip(("before", "after"), outcome.redis, strict=True)),
+        "memory_mib_a_minute": {
+            name: {"slope": found.slope * 60, "noise": found.noise * 60, "memory": found.word.strip("*")}
+            for name in _names(outcome)
+            for found in (memory_trend(outcome, name),)
+        },
         "samples": [dataclasses.asdict(sample) for sample in outcome.samples] if samples else None,
     }
 
@@ -256,12 +287,45 @@ def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float], list
     return [at for at, _ in found], [cost.cores for _, cost in found], [cost.memory / 2**20 for _, cost in found]
 
 
-def _slope(times: list[float], values: list[float]) -> float:
-    """Of the line through them (least squares), a second."""
+@dataclasses.dataclass(frozen=True)
+class Trend:
+    """Of values over time: the line's slope (least squares), and how much of one may be noise; both a second."""
+
+    slope: float
+    noise: float  # NaN of too few values to say
+
+    @property
+    def word(self) -> str:
+        if math.isnan(self.noise):
+            return "too short to say"
+        return "flat" if self.slope <= self.noise else "**grows**"
+
+
+def trend(times: list[float], values: list[float]) -> Trend:
+    """The trend; its noise is two standard errors, of as many values as tell something new.
+
+    Neighbours resemble each other: with a correlation r from one residual to the next, n values say no more than
+    n (1 - r) / (1 + r) that do not (Bartlett 1935).
+    """
     n = len(times)
     mean_t, mean_v = sum(times) / max(n, 1), sum(values) / max(n, 1)
     spread = sum((t - mean_t) ** 2 for t in times)
-    return sum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True)) / spread if spread else 0.0
+    if not spread:
+        return Trend(0.0, math.nan)
+    slope = sum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True)) / spread
+    left = [v - mean_v - slope * (t - mean_t) for t, v in zip(times, values, strict=True)]
+    squares = sum(e * e for e in left)
+    if n < FEWEST:
+        return Trend(slope, math.nan)
+    r = max(0.0, sum(a * b for a, b in itertools.pairwise(left)) / squares) if squares else 0.0
+    real = max(3.0, n * (1 - r) / (1 + r))
+    return Trend(slope, 2 * math.sqrt(squares / (n - 2) / spread * n / real))
+
+
+def memory_trend(outcome: Outcome, name: str) -> Trend:
+    """Of a process's MiB, in the last two thirds of the run."""
+    times, _, memory = _series(outcome, name)
+    return trend(times[len(times) // 3 :], memory[len(memory) // 3 :])
 
 
 def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
@@ -296,7 +360,8 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
         figure, axes = _figure("MiB resident")
         for name in _names(outcome):
             at, _, memory = _series(outcome, name)
-            axes.plot(at, memory, label=name)
+            found = memory_trend(outcome, name)
+            axes.plot(at, memory, label=f"{name}: {found.slope * 60:+.2f} ± {found.noise * 60:.2f} a minute")
         _save(figure, axes, pictures["memory"])
 
 

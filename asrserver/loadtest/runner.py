@@ -59,6 +59,7 @@ class Outcome:
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
     unseen: str = ""  # why nothing is known of the server's processes
+    redis: tuple[dict[str, int], dict[str, int]] = ({}, {})  # what it held before, and once all sessions were stored
 
     @property
     def finalisation(self) -> float:
@@ -122,6 +123,7 @@ def run(plan: Plan, processes: Processes, screen: Screen) -> Outcome:
     """Do it; raises RuntimeError when it cannot begin. Ctrl+C ends it early, a second time at once."""
     outcome = Outcome(plan, unseen=processes.why_not)
     with closing(Crew(plan)) as crew, _interrupts(outcome, crew.stop):
+        before = processes.redis()
         crew.begin()
         processes.look()
         eye = _Eye(outcome, crew, processes)
@@ -130,6 +132,7 @@ def run(plan: Plan, processes: Processes, screen: Screen) -> Outcome:
             crew.listen(every)
             eye.look()
             screen.update(outcome)
+        outcome.redis = before, processes.redis_after(before)
         outcome.errors = [told.error for told in crew.told if told.error]
     return outcome
 

@@ -1,0 +1,439 @@
+#!/usr/bin/env python3
+"""How cost grows: with idle connections, with streams, with the length of a session, with the history.
+
+    python tools/bench_growth.py connections|streams|length|history|all [--out build/growth] [--quick]
+
+Prints a table of each, every figure with its ratio to the first row's; writes DIR/growth-PART.json with the machine,
+the commit and the load that was there before, and a picture DIR/growth-PART.png. Each part has a Redis, a PostgreSQL
+and a server of its own and takes two to three minutes on two cores; --quick stops a step or two earlier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import orjson
+import psutil
+import psycopg2
+import redis
+from bench_rest import FILL, Statement, detail, page
+from benching import System, about, about_line, cpu, family, quantile, server_process, servers, system
+from matplotlib.figure import Figure
+
+from asrserver.broker.keys import audio_key, events_key, said_key, session_key
+from asrserver.client import Client
+from asrserver.loadtest.machine import Processes
+from asrserver.loadtest.plan import Plan
+from asrserver.loadtest.runner import Outcome, run
+from asrserver.loadtest.speech import Scripts, load, quiet_frames
+from asrserver.storage import Filter
+
+CLIENTS = Path(__file__).with_name("idle_clients.py")
+
+#: Inches and dots an inch of a picture.
+SIZE, DPI = (9.0, 3.2), 80
+
+
+@dataclass
+class Growth:
+    """One table: rows of figures by what grows. `panels` says which columns are drawn together, under what name."""
+
+    grows: str
+    panels: dict[str, list[str]]
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def table(self) -> list[list[str]]:
+        """Cells with their ratios to the first row's."""
+        first = self.rows[0]
+        lines = [list(first)]
+        for row in self.rows:
+            cells = [f"{row[self.grows]:,.0f}"]
+            for name, value in row.items():
+                if name != self.grows:
+                    ratio = f" (×{value / first[name]:.2f})" if first[name] and row is not first else ""
+                    cells.append(f"{value:,.3g}{ratio}" if abs(value) < 1000 else f"{value:,.0f}{ratio}")
+            lines.append(cells)
+        return lines
+
+    def draw(self, path: Path) -> None:
+        style = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
+        with mpl.rc_context(style):
+            figure = Figure(figsize=SIZE, layout="constrained")
+            for axes, (title, columns) in zip(
+                figure.subplots(1, len(self.panels), squeeze=False)[0], self.panels.items(), strict=True
+            ):
+                for name in columns:
+                    axes.plot(
+                        [row[self.grows] for row in self.rows], [row[name] for row in self.rows], ".-", label=name
+                    )
+                axes.set(title=title, xlabel=self.grows, xscale="log")
+                axes.title.set_size("medium")
+                axes.set_ylim(bottom=0)
+                axes.legend(fontsize="x-small", frameon=False)
+            figure.savefig(path, dpi=DPI)
+
+
+# -- idle connections ------------------------------------------------------------------------------------------------
+
+
+def connections(quick: bool) -> Growth:
+    """10 → 5,000 WebSockets that say nothing and answer pings, on one gateway."""
+    growth = Growth(
+        "connections",
+        {
+            "memory": ["KB each"],
+            "CPU": ["gateway, millicores"],
+            "health, ms": ["health p50, ms", "health p95, ms"],
+        },
+    )
+    with servers() as own, system(own, "gateway", "--log-level", "warning") as gateway:
+        [process] = gateway.children("gateway")
+        with idle(gateway.port, 50):  # what the first connections load is not theirs
+            health(gateway, 2.0)
+        base = process.memory_info().rss
+        nobody = idling(gateway, process)
+        for count in (10, 100, 1000) if quick else (10, 100, 1000, 5000):
+            before = cpu([process])
+            with idle(gateway.port, count):
+                opening = (cpu([process]) - before) / count
+                row = {"connections": count, "ms to open one": 1000 * opening, **idling(gateway, process)}
+                memory = process.memory_info().rss
+            each = {
+                "KB each": (memory - base) / count / 1024,
+                "microcores each": 1000 * row["gateway, millicores"] / count,
+            }
+            growth.rows.append({**row, **each})
+        for row in growth.rows:
+            row["health p95 to none's"] = row["health p95, ms"] / nobody["health p95, ms"]
+        print("without connections: " + ", ".join(f"{name} {value:.1f}" for name, value in nobody.items()))
+    return growth
+
+
+@contextmanager
+def idle(port: int, count: int) -> Iterator[None]:
+    """So many idle connections, held by another process."""
+    line = [sys.executable, str(CLIENTS), str(port), str(count)]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
+        assert clients.stdin is not None
+        assert clients.stdout is not None
+        if clients.stdout.readline().strip() != str(count):
+            raise SystemExit(f"{count} connections could not be had")
+        try:
+            yield
+        finally:
+            lost = clients.poll()
+            clients.stdin.close()
+    if lost is not None:
+        raise SystemExit("connections were lost")
+    time.sleep(1.0)  # for the gateway to see that they are gone
+
+
+def idling(gateway: System, process: psutil.Process) -> dict[str, float]:
+    """Millicores of the gateway for a ping of every connection; then how long health takes to answer."""
+    before, begun = cpu([process]), time.monotonic()
+    time.sleep(21.0)  # every connection is pinged once: --ping-interval is 20 s
+    cores = (cpu([process]) - before) / (time.monotonic() - begun)
+    times = health(gateway, 5.0)
+    return {
+        "gateway, millicores": 1000 * cores,
+        "health p50, ms": 1000 * statistics.median(times),
+        "health p95, ms": 1000 * quantile(times, 0.95),
+    }
+
+
+def health(gateway: System, seconds: float) -> list[float]:
+    """Seconds that each answer took, one after another with small pauses, on a connection that is kept."""
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
+    times: list[float] = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        begun = time.perf_counter()
+        connection.request("GET", "/api/v1/health")
+        connection.getresponse().read()
+        times.append(time.perf_counter() - begun)
+        time.sleep(0.03)
+    connection.close()
+    return times
+
+
+# -- streams ---------------------------------------------------------------------------------------------------------
+
+
+class Silent:
+    """A screen that shows nothing."""
+
+    def update(self, outcome: Outcome) -> None:
+        pass
+
+
+def streams(quick: bool) -> Growth:
+    """10 → 500 live streams of the load test, three tenths of them speech."""
+    growth = Growth(
+        "streams",
+        {
+            "millicores a stream": [*KINDS, "sum"],
+            "cores": ["cores in all"],
+            "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
+        },
+    )
+    with servers() as own, system(own, "run") as server:
+        pids = tuple(process.pid for process in (server_process(own.redis), server_process(own.postgres)))
+        for count in (10, 50, 100) if quick else (10, 50, 100, 250, 500):
+            plan = Plan(
+                urls=(f"ws://127.0.0.1:{server.port}/ws/asr",), connections=count, duration=15.0, talk_ratio=0.3
+            )
+            outcome = run(plan, processes(server, pids), Silent())
+            growth.rows.append(of_streams(outcome))
+            print(f"  {count} streams: {outcome.tally.right} of {outcome.tally.sessions} sessions right", flush=True)
+    return growth
+
+
+#: Kinds of processes, and the names that Processes gives them.
+KINDS = {"gateway": "gateway", "worker": "worker", "Redis": "redis", "PostgreSQL": "postgres", "tester": ""}
+
+
+def processes(server: System, pids: tuple[int, ...]) -> Processes:
+    """The server's, and those of its Redis and PostgreSQL, which are not its children here."""
+    found = Processes(server.url, "", ())
+    found._roots |= set(pids)
+    return found
+
+
+def of_streams(outcome: Outcome) -> dict[str, float]:
+    """A row: millicores of each kind for each stream, over the whole run."""
+    count = outcome.plan.connections
+    cores = {kind: mean_cores(outcome, name) for kind, name in KINDS.items() if name}
+    cores["tester"] = sum(statistics.mean(each) for each in outcome.tester)
+    times = outcome.tally.times["finalisation"]
+    return {
+        "streams": count,
+        **{kind: 1000 * value / count for kind, value in cores.items()},
+        "sum": 1000 * sum(cores.values()) / count,
+        "cores in all": sum(cores.values()),
+        "right, %": 100 * outcome.tally.right / max(1, outcome.tally.sessions),
+        "finalisation p50, s": times.percentile(0.5),
+        "finalisation p95, s": times.percentile(0.95),
+    }
+
+
+def mean_cores(outcome: Outcome, name: str) -> float:
+    """Of the server's processes whose names begin so, from the second sample on: the first has no interval."""
+    samples = outcome.samples[1:] or outcome.samples
+    each = [sum(cost.cores for key, cost in sample.server.items() if key.startswith(name)) for sample in samples]
+    return statistics.mean(each)
+
+
+# -- length of a session ---------------------------------------------------------------------------------------------
+
+#: How many times faster than it is spoken the long session's audio comes.
+SPEED = 30.0
+
+#: Of what the resident memory is shown.
+RESIDENT = ("gateway", "worker")
+
+
+def length(quick: bool) -> Growth:
+    """One session of an hour: what it holds, and what a minute of it costs, the longer it is."""
+    growth = Growth(
+        "minutes",
+        {
+            "CPU of a minute, ms": [f"{kind}, ms a minute" for kind in ("gateway", "worker", "Redis", "PostgreSQL")],
+            "resident, MiB": ["gateway, MiB", "worker, MiB"],
+            "Redis, KiB": ["session's keys, KiB"],
+        },
+    )
+    with servers() as own, system(own, "run", "--workers", "1") as server:
+        parts = {
+            "gateway": server.children("gateway"),
+            "worker": server.children("worker"),
+            "Redis": [server_process(own.redis)],
+            "PostgreSQL": [server_process(own.postgres)],
+        }
+        marks = (1, 2, 5, 10, 20) if quick else (1, 2, 5, 10, 20, 40, 60)
+        with redis.Redis.from_url(own.redis.url) as broker:
+            asyncio.run(talk(server, marks, lambda used: growth.rows.append(used), parts, broker))
+    return growth
+
+
+async def talk(
+    server: System,
+    marks: tuple[int, ...],
+    on_mark: Callable[[dict[str, float]], None],
+    parts: dict[str, list[psutil.Process]],
+    broker: redis.Redis,
+) -> None:
+    """A session of marks[-1] minutes; at each mark, what the minutes since the one before have cost."""
+    plan = Plan(urls=(), connections=1, talk_ratio=0.3, mode="long")
+    quiet = quiet_frames()
+    async with await Client.connect([f"ws://127.0.0.1:{server.port}/ws/asr"]) as client:
+        session = await client.start("long", mode="stream", format="pcm_s16le")
+        sent, begun, reached = 0, time.monotonic(), 0
+        before = {name: cpu(_living(processes)) for name, processes in parts.items()}
+        for part in Scripts(load(()), plan).script(0, 0):
+            for frame in (*(quiet[n % len(quiet)] for n in range(part.quiet)), *part.sentence.frames):
+                await asyncio.sleep(begun + sent / 10 / SPEED - time.monotonic())
+                await session.send(frame)
+                sent += 1
+                if sent == marks[reached] * 600:
+                    await asyncio.sleep(1.0)  # for what was just said
+                    now = {name: cpu(_living(processes)) for name, processes in parts.items()}
+                    minutes = marks[reached] - (marks[reached - 1] if reached else 0)
+                    memory = {f"{kind}, MiB": parts[kind][0].memory_info().rss / 2**20 for kind in RESIDENT}
+                    keys = (session_key("long"), audio_key("long"), events_key("long"), said_key("long"))
+                    on_mark(
+                        {
+                            "minutes": marks[reached],
+                            **{f"{name}, ms a minute": 1000 * (now[name] - before[name]) / minutes for name in parts},
+                            **memory,
+                            "session's keys, KiB": sum(broker.memory_usage(key) or 0 for key in keys) / 1024,
+                            "Redis, MiB": broker.info("memory")["used_memory"] / 2**20,
+                            "speed": minutes * 60 / (time.monotonic() - begun - (sent / 10 - minutes * 60) / SPEED),
+                        }
+                    )
+                    before, reached = now, reached + 1
+                    begun = time.monotonic() - sent / 10 / SPEED
+                    if reached == len(marks):
+                        await session.finish()
+                        return
+
+
+def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [each for process in processes for each in family(process)]
+
+
+# -- history ---------------------------------------------------------------------------------------------------------
+
+ROUTES: dict[str, tuple[str, list[Statement]]] = {
+    "newest page": ("/api/v1/history", page(Filter())),
+    "a user's": ("/api/v1/history?user_id=user7", page(Filter(user_id="user7"))),
+    "a rare word": ("/api/v1/history?q=7777", page(Filter(search="7777"))),
+    "a word in 1 %": ("/api/v1/history?q=zeppelin", page(Filter(search="zeppelin"))),
+    "one session": ("/api/v1/session/s77", detail("s77")),
+    "stats": ("/api/v1/stats", []),
+}
+
+#: Seconds for one route at one size: of slow ones fewer requests are made.
+A_ROUTE = 2.5
+
+
+def history(quick: bool) -> Growth:
+    """1e3 → 1e6 sessions stored: REST against the bare SQL behind it."""
+    growth = Growth(
+        "sessions",
+        {
+            "REST, ms (median)": [f"{name}, ms" for name in ROUTES],
+            "REST to bare SQL": [f"{name}, to SQL" for name, (_, bare) in ROUTES.items() if bare],
+        },
+    )
+    with servers() as own, system(own, "gateway") as gateway:
+        database = psycopg2.connect(own.postgres.dsn)
+        database.autocommit = True
+        stored = 0
+        for count in (1_000, 10_000, 100_000) if quick else (1_000, 10_000, 100_000, 1_000_000):
+            fill(database, stored, count)
+            stored = count
+            connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=60)
+            row: dict[str, float] = {"sessions": count}
+            for name, (path, bare) in ROUTES.items():
+                rest, sql = both(connection, database, path, bare)
+                row[f"{name}, ms"] = 1000 * statistics.median(rest)
+                if bare:
+                    row[f"{name}, to SQL"] = statistics.median(rest) / statistics.median(sql)
+            connection.close()
+            growth.rows.append(row)
+            print(f"  {count} sessions measured", flush=True)
+        database.close()
+    return growth
+
+
+def fill(database: Any, first: int, count: int) -> None:
+    """Sessions number `first` to `count` as bench_rest makes them, a hundredth of them with chunks and segments."""
+    every, some = "generate_series(%(first)s, %(count)s - 1)", "generate_series(%(first)s + 77, %(count)s - 1, 100)"
+    sessions, *others = FILL.split(";")
+    others = [each.replace("generate_series(0, %(count)s - 1)", some) for each in others]
+    sessions = sessions.replace("generate_series(0, %(count)s - 1)", every)
+    with database.cursor() as cursor:
+        cursor.execute("SET synchronous_commit = off; SET maintenance_work_mem = '256MB'")
+        # A million rows into the index of words one by one would take most of the time there is.
+        cursor.execute("SELECT pg_get_indexdef('asr_sessions_search'::regclass)")
+        (index,) = cursor.fetchone()
+        cursor.execute("DROP INDEX asr_sessions_search")
+        cursor.execute(sessions, {"first": first, "count": count})
+        for each in others:
+            cursor.execute(each, {"first": first, "count": count})
+        cursor.execute(index)
+        cursor.execute("VACUUM ANALYZE")
+
+
+def both(
+    connection: http.client.HTTPConnection, database: Any, path: str, statements: list[Statement]
+) -> tuple[list[float], list[float]]:
+    """Seconds of requests and, by turns, of the same statements."""
+    rest: list[float] = []
+    sql: list[float] = []
+    end = time.monotonic() + A_ROUTE
+    while time.monotonic() < end or len(rest) < 3:
+        begun = time.perf_counter()
+        connection.request("GET", path)
+        response = connection.getresponse()
+        body = response.read()
+        rest.append(time.perf_counter() - begun)
+        if response.status != 200:
+            raise SystemExit(f"{path}: {body.decode()}")
+        begun = time.perf_counter()
+        with database.cursor() as cursor:
+            for text, values in statements:
+                cursor.execute(text, values)
+                cursor.fetchall()
+        sql.append(time.perf_counter() - begun)
+    return rest, sql
+
+
+# -- the program -----------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, Callable[[bool], Growth]] = {
+    "connections": connections,
+    "streams": streams,
+    "length": length,
+    "history": history,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "all"])
+    parser.add_argument("--out", type=Path, default=Path("build/growth"), help="directory for JSON and pictures")
+    parser.add_argument("--quick", action="store_true", help="without the last steps")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in PARTS if options.part == "all" else [options.part]:
+        where = about()
+        begun = time.monotonic()
+        print(f"\n{name}: {PARTS[name].__doc__}", flush=True)
+        growth = PARTS[name](options.quick)
+        print(f"{about_line(where)}; took {time.monotonic() - begun:.0f} s")
+        lines = growth.table()
+        print("| " + " | ".join(lines[0]) + " |\n|" + "---:|" * len(lines[0]))
+        for line in lines[1:]:
+            print("| " + " | ".join(line) + " |")
+        path = options.out / f"growth-{name}"
+        path.with_suffix(".json").write_bytes(
+            orjson.dumps({"about": where, "rows": growth.rows}, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        )
+        growth.draw(path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
