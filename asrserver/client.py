@@ -13,21 +13,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
+import struct
 import time
 import uuid
 from base64 import b64encode
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, cast
 
 import orjson
+from tornado import httpclient
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, websocket_connect
+from tornado.httputil import HTTPHeaders
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
+
+from asrserver.wire import BINARY, TEXT, StreamClosedError, Wire
 
 #: Chunks of a session that may wait for their acknowledgement, and their bytes; `send` waits for room.
 WINDOW = 32
 WINDOW_BYTES = 32 * 2**20
+
+#: Seconds for which acknowledgements may wait for each other, where the window has room for it.
+ACK_INTERVAL = 0.5
+
+#: What a binary frame begins with: the session's channel, and the chunk's index.
+HEADER = struct.Struct("!IQ")
 
 #: Seconds without a connection after which it is given up.
 PATIENCE = 60.0
@@ -88,6 +100,46 @@ class Watch:
         """A message came."""
 
 
+class Connection(WebSocketClientConnection):
+    """Tornado's, with frames of our own; `heard` gets every message, and `ended` is set when no more comes."""
+
+    def __init__(self, request: HTTPRequest, heard: Callable[[str | bytes], None]) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard = heard
+        request.headers = HTTPHeaders(request.headers)
+        proxy = httpclient._RequestProxy(request, HTTPRequest._DEFAULTS)  # both as websocket_connect does
+        super().__init__(
+            cast(HTTPRequest, proxy), self._hear, ping_interval=PING, ping_timeout=PING, max_message_size=1 << 26
+        )
+
+    def get_websocket_protocol(self) -> Wire:
+        return Wire(self, mask_outgoing=True, params=self.params)
+
+    @property
+    def wire(self) -> Wire:
+        """Raises WebSocketClosedError."""
+        if self.protocol is None or self.protocol.is_closing():
+            raise WebSocketClosedError
+        return cast(Wire, self.protocol)
+
+    async def write(self, message: Event) -> None:
+        """Raises WebSocketClosedError."""
+        wire = self.wire
+        wire.send(TEXT, orjson.dumps(message))
+        await wire.drained()
+
+    def _hear(self, message: str | bytes | None) -> None:
+        if self.ended.done():
+            return
+        if message is None:
+            self.ended.set_result(None)
+            return
+        try:
+            self._heard(message)
+        except Exception as exc:
+            self.ended.set_exception(exc)
+
+
 class Client:
     """A connection, made again whenever it is lost, and its sessions."""
 
@@ -101,7 +153,8 @@ class Client:
         self._key = key
         self._timeout = timeout
         self._watch = watch or Watch()
-        self.connection: WebSocketClientConnection | None = None
+        self.connection: Connection | None = None
+        self.channels = itertools.count()
         self._sessions: dict[str, ClientSession] = {}
         self._failure: Exception | None = None
         self._closing = asyncio.Event()
@@ -128,7 +181,7 @@ class Client:
         """
         urls = [url] if isinstance(url, str) else list(url)
         client = cls(urls, key, timeout, patience, window, watch)
-        connection: WebSocketClientConnection | None = None
+        connection: Connection | None = None
         for left in reversed(range(len(urls))):
             try:
                 connection = await client._dial()
@@ -184,7 +237,7 @@ class Client:
 
     # -- the connection ------------------------------------------------------------------------------------------
 
-    async def _run(self, connection: WebSocketClientConnection | None) -> None:
+    async def _run(self, connection: Connection | None) -> None:
         failure: Exception = ConnectionLost("the connection was closed")
         try:
             while connection is not None:
@@ -203,14 +256,17 @@ class Client:
             for session in list(self._sessions.values()):
                 session.fail(failure)
 
-    async def _read(self, connection: WebSocketClientConnection) -> None:
+    async def _read(self, connection: Connection) -> None:
         self.connection = connection
         if self._closing.is_set():  # while it was dialled
             connection.close()
         for session in list(self._sessions.values()):
             session.connected(connection)
-        while (message := await connection.read_message()) is not None:
-            self._take(orjson.loads(message))
+        try:
+            await connection.ended
+        except Exception:
+            connection.close()
+            raise
         self.connection = None
         if not self._closing.is_set():
             self._watch.lost(connection.close_code)
@@ -218,7 +274,8 @@ class Client:
         for session in self._sessions.values():
             session.disconnected()
 
-    def _take(self, event: Event) -> None:
+    def _take(self, message: str | bytes) -> None:
+        event = orjson.loads(message)
         self._watch.received(event)
         if "session_id" in event:
             session = self._sessions.get(event["session_id"])
@@ -229,7 +286,7 @@ class Client:
             if not session.opening:  # of no session: a message so large that it was not read, say
                 session.take(event)
 
-    async def _again(self, code: int | None, least: float = 0.0) -> WebSocketClientConnection | None:
+    async def _again(self, code: int | None, least: float = 0.0) -> Connection | None:
         """A new connection, after `least` seconds or more; None if there should be none."""
         deadline = time.monotonic() + self.patience
         longest = FIRST_PAUSE * (8 if code == 1013 else 1)  # "try again later"
@@ -249,12 +306,13 @@ class Client:
                 least = self._refused(exc)
             longest = min(longest * 2, LAST_PAUSE)
 
-    async def _dial(self) -> WebSocketClientConnection:
+    async def _dial(self) -> Connection:
         url = self._urls[self._turn % len(self._urls)]
         self._turn += 1  # whatever becomes of it, the next try is at the next one
         request = HTTPRequest(url, headers=authorization(self._key), connect_timeout=self._timeout)
         began = time.monotonic()
-        made = await websocket_connect(request, max_message_size=1 << 26, ping_interval=PING, ping_timeout=PING)
+        made = Connection(request, self._take)
+        await made.connect_future
         self._watch.connected(time.monotonic() - began)
         return made
 
@@ -285,6 +343,8 @@ class ClientSession:
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._client = client
         self._options = options
+        self._channel = next(client.channels)
+        self._addressed = False  # the server takes its chunks as binary frames
         self._last_seq = 0
         self._unacknowledged: dict[int, bytes] = {}
         self._bytes = 0
@@ -295,6 +355,8 @@ class ClientSession:
         self._news = asyncio.Event()  # for events()
         self._room = asyncio.Event()  # for send()
         self._more = asyncio.Event()  # for the pump
+        self._index = 0  # of the next chunk that is written on this connection
+        self._wire: Wire | None = None  # where the pump has nothing to do, and `send` may write
         self.opening = True  # there is no answer yet to a start or a resume on this connection
         self._work: asyncio.Task[None] | None = None  # opens the session, or pumps its chunks
         self._tries = 0  # of start
@@ -310,7 +372,13 @@ class ClientSession:
         index, self.next_index = self.next_index, self.next_index + 1
         self._unacknowledged[index] = data
         self._bytes += len(data)
-        self._more.set()
+        wire = self._wire
+        if wire is not None and self._addressed and self._index == index and not wire.blocked:
+            with contextlib.suppress(StreamClosedError):  # the client notices, and connects again
+                self._index += 1
+                wire.send(BINARY, HEADER.pack(self._channel, index) + data)
+        else:
+            self._more.set()
         return index
 
     async def end(self) -> None:
@@ -347,13 +415,14 @@ class ClientSession:
 
     # -- for the client ------------------------------------------------------------------------------------------
 
-    def connected(self, connection: WebSocketClientConnection | None) -> None:
+    def connected(self, connection: Connection | None) -> None:
         """There is a connection: open the session on it."""
         if connection is not None:
             self._reopen(connection)
 
     def disconnected(self) -> None:
         """The connection is gone, or the session is over: nothing more can be written."""
+        self._wire = None
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -371,10 +440,11 @@ class ClientSession:
         """An event of this session, or of none."""
         kind, index = event["type"], event.get("chunk_index")
         status = event.get("status")
-        if kind == "ack" and status == "session_started":
-            self._live(0)
-        elif kind == "ack" and status == "session_resumed":
-            self._live(event["next_chunk_index"])
+        if kind == "ack" and status in ("session_started", "session_resumed"):
+            self._addressed = event.get("channel") == self._channel  # older servers know none
+            self._live(event.get("next_chunk_index", 0))
+        elif kind == "ack" and event.get("through"):
+            self._acknowledged_below(event["chunk_index"] + 1)
         elif kind == "ack":
             self._acknowledged(index)
         elif kind == "error" and "seq" not in event:
@@ -392,54 +462,69 @@ class ClientSession:
 
     def _do(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
         async def run() -> None:
-            with contextlib.suppress(WebSocketClosedError):  # the reader notices, and connects again
+            with contextlib.suppress(WebSocketClosedError, StreamClosedError):  # the reader notices, and connects again
                 await work(*arguments)
 
         self.disconnected()
         self._work = asyncio.get_running_loop().create_task(run())
 
-    def _reopen(self, connection: WebSocketClientConnection, pause: float = 0.0) -> None:
+    def _reopen(self, connection: Connection, pause: float = 0.0) -> None:
         self.opening = True  # from now on, and not from the task's first step on: it is another connection
         self._do(self._open, connection, pause)
 
-    async def _open(self, connection: WebSocketClientConnection, pause: float) -> None:
+    async def _open(self, connection: Connection, pause: float) -> None:
         await asyncio.sleep(pause)
+        link = {"session_id": self.id, "channel": self._channel, "ack_interval": self._ack_interval}
         if self.opened.done():
-            message = {"action": "resume", "session_id": self.id, "last_seq": self._last_seq}
+            message = {"action": "resume", "last_seq": self._last_seq, **link}
         else:
             self._tries += 1
-            message = {"action": "start", **self._options, "session_id": self.id, "resume": True}
-        await connection.write_message(orjson.dumps(message))
+            message = {"action": "start", **self._options, "resume": True, **link}
+        await connection.write(message)
+
+    @property
+    def _ack_interval(self) -> float:
+        interval: float = self._options.get("ack_interval", ACK_INTERVAL if self._client.window >= WINDOW else 0.0)
+        return interval
 
     def _live(self, following: int) -> None:
         """The session is on this connection, and what follows is the chunk `following`."""
         self.opening, self._trying_since = False, None
         if not self.opened.done():
             self.opened.set_result(None)
-        for index in [index for index in self._unacknowledged if index < following]:
-            self._acknowledged(index)
+        self._acknowledged_below(following)
         if self._client.connection is not None:
             self._do(self._pump, self._client.connection, following)
 
-    async def _pump(self, connection: WebSocketClientConnection, index: int) -> None:
+    async def _pump(self, connection: Connection, index: int) -> None:
+        """Write the chunks from `index` on, and the end; where nothing waits, `send` writes by itself."""
+        wire, self._index = connection.wire, index
         while True:
-            while index < self.next_index:
+            while self._index < self.next_index:
+                index, self._index = self._index, self._index + 1
                 data = self._unacknowledged.get(index)
                 if data is None:  # refused before the connection was lost: the server must be told again
                     self._passed.add(index)
-                chunk = {
-                    "action": "chunk",
-                    "session_id": self.id,
-                    "chunk_index": index,
-                    "audio_data": b64encode(data or b"").decode(),
-                }
-                index += 1
-                await connection.write_message(orjson.dumps(chunk))
+                if self._addressed:
+                    wire.send(BINARY, HEADER.pack(self._channel, index) + (data or b""))
+                else:
+                    wire.send(TEXT, orjson.dumps(self._chunk(index, data or b"")))
+                await wire.drained()
             if self._ended:
-                await connection.write_message(orjson.dumps({"action": "finish", "session_id": self.id}))
+                await connection.write({"action": "finish", "session_id": self.id})
                 return
+            self._wire = wire
             self._more.clear()
             await self._more.wait()
+            self._wire = None
+
+    def _chunk(self, index: int, data: bytes) -> dict[str, Any]:
+        audio = b64encode(data).decode()
+        return {"action": "chunk", "session_id": self.id, "chunk_index": index, "audio_data": audio}
+
+    def _acknowledged_below(self, following: int) -> None:
+        for index in [index for index in self._unacknowledged if index < following]:
+            self._acknowledged(index)
 
     def _acknowledged(self, index: int | None) -> None:
         """The chunk was taken, or refused for good."""

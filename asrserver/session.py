@@ -24,6 +24,10 @@ MAX_INDEX = 2**48
 #: Chunks refused in one session whose indexes are remembered.
 MAX_REFUSED = 1000
 
+#: Chunks, and their bytes, after which what may be acknowledged later is at once: clients have larger windows.
+TOGETHER = 16
+TOGETHER_BYTES = 1 << 20
+
 #: Seconds between partial results, if nothing else is asked for.
 PARTIAL_INTERVAL = 0.5
 
@@ -133,6 +137,25 @@ class Start:
         return cls(sid, user_id, Options.parse(message), message.get("resume") is True)
 
 
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a session is carried on its connection, as `start` or `resume` asks: `channel` names it in binary frames,
+    acknowledgements come every `ack_interval` seconds, or (0) one for each chunk."""
+
+    channel: int | None
+    ack_interval: float
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Link:
+        """Raises BadRequest naming the field."""
+        channel, interval = message.get("channel"), message.get("ack_interval")
+        if channel is not None:
+            _whole("channel", channel, 0, 2**32 - 1)
+        if interval is not None:
+            _seconds("ack_interval", interval, 0.0, 5.0)
+        return cls(channel, float(interval or 0.0))
+
+
 class Session:
     """One session on the gateway that holds its client.
 
@@ -170,6 +193,8 @@ class Session:
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
         self.chunk_count = 0  # acknowledged here
         self._acknowledged = -1  # the index of the last one
+        self.ack_interval = 0.0  # seconds for which acknowledgements may wait for others
+        self._unsaid = self._unsaid_bytes = 0  # chunks that are acknowledged together with the next
         self._answered = -1  # the index of the last chunk with a result
         self._seq = 0  # of the last event that was taken
         self.sent = 0  # of the last one that the client was sent
@@ -294,17 +319,34 @@ class Session:
             self._tell(self._ack(index))
         return False
 
-    def appended(self, index: int) -> None:
-        """Redis has the chunk: acknowledge it, then what was held back for that."""
+    def appended(self, index: int, size: int = 0) -> bool:
+        """Redis has the chunk: acknowledge it, then what was held back for that.
+
+        True if `acknowledge` should be called, `ack_interval` seconds from now.
+        """
         owed = self._unacknowledged.pop(index)
         self.chunk_count += 1
         self._acknowledged = max(index, self._acknowledged)
-        for _ in range(owed):
-            self._tell(self._ack(index))
+        if self.ack_interval:
+            self._unsaid += 1
+            self._unsaid_bytes += size
+            ending = self.state != "recording" and not self._unacknowledged
+            if self._unsaid >= TOGETHER or self._unsaid_bytes >= TOGETHER_BYTES or ending:
+                self.acknowledge()
+        else:
+            for _ in range(owed):
+                self._tell(self._ack(index))
         if self._held:
             held, self._held = self._held, []
             for event in held:
                 self._release(event)
+        return self._unsaid == 1
+
+    def acknowledge(self) -> None:
+        """Acknowledge what Redis has and the client was not told."""
+        if self._unsaid:
+            self._unsaid = self._unsaid_bytes = 0
+            self._tell({**self._ack(self._acknowledged), "through": True})
 
     def _ack(self, index: int) -> dict[str, Any]:
         return {"type": "ack", "session_id": self.id, "chunk_index": index, "status": "received"}
@@ -349,5 +391,7 @@ class Session:
         self._tell(event)
 
     def _tell(self, event: dict[str, Any]) -> None:
+        if self._unsaid:
+            self.acknowledge()  # before any result
         if self.send is not None:
             self.send(event)

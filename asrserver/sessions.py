@@ -200,7 +200,8 @@ class Sessions(Mapping[str, Session]):
                 self._chunks.value += 1
                 self._bytes.value += size
                 self._recordings.chunk(session.id, index, data, session.options)
-                session.appended(index)
+                if session.appended(index, size):
+                    asyncio.get_running_loop().call_later(session.ack_interval, session.acknowledge)
             else:
                 self._fail(session, index, error)
 
@@ -220,6 +221,7 @@ class Sessions(Mapping[str, Session]):
         """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
         if session.state != "recording":
             raise BadRequest("session_finished", "finish was sent before", session_id=session.id)
+        session.acknowledge()
         self.end(session, "done")
 
     def abandon(self, session: Session) -> None:

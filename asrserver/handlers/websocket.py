@@ -2,7 +2,8 @@
 
 C {"action":"start","session_id":"…","user_id":"…", …options}
                                                                  S {"type":"ack","status":"session_started"}
-C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame
+C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame: the
+                          audio, of the session started last; or of the one that a HEADER before it names by its channel
                                                                  S {"type":"ack","chunk_index":0,"status":"received"}
                                                                  S {"type":"chunk_result","chunk_index":0,"text":"…"}
 in stream mode, or where asked for:                              S {"type":"partial_result","text":"…","stable":"…"}
@@ -21,6 +22,7 @@ import logging
 import math
 import random
 import socket
+import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -37,7 +39,7 @@ from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers.base import JsonErrors
 from asrserver.handlers.reading import Brake, DrainingWire
 from asrserver.handlers.upkeep import Bygone, Connections
-from asrserver.session import Session
+from asrserver.session import Link, Session
 from asrserver.wire import TEXT, Params, StreamBufferFullError, StreamClosedError
 
 log = logging.getLogger("asrserver.websocket")
@@ -74,6 +76,9 @@ ERROR_FIELDS = (
     "resumable",
     "seq",
 )
+
+#: What a binary frame begins with, once a session has a channel: that, and the chunk's index (big endian).
+HEADER = struct.Struct("!IQ")
 
 #: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
 UNREAD = frozenset(
@@ -118,6 +123,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.sessions: dict[str, Session] = {}
         self.ended: dict[str, tuple[str, str]] = {}  # what is said of each: code, message
         self.current: Session | None = None  # the last one started: binary frames are its chunks
+        self.channels: dict[int, str] = {}  # whose are the binary frames, once one was started so
         self.too_large = 0
         self.messages = 0
         self._brake = Brake()
@@ -314,9 +320,21 @@ class WebSocket(JsonErrors, WebSocketHandler):
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _binary(self, data: bytes) -> Awaitable[Any] | None:
+        if self.channels:
+            return self._addressed(data)
         if self.current is None:
             raise BadRequest("no_session", "audio came before start")
         return self._audio(self.current, None, data)
+
+    def _addressed(self, data: bytes) -> Awaitable[Any] | None:
+        if len(data) < HEADER.size:
+            raise BadRequest("bad_request", f"a binary frame begins with {HEADER.size} bytes: channel and chunk_index")
+        channel, index = HEADER.unpack_from(data)
+        sid = self.channels.get(channel)
+        if sid is None:
+            raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
+        session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
+        return self._audio(session, index, data[HEADER.size :])
 
     def _text(self, text: str) -> Awaitable[Any] | None:
         try:
@@ -342,12 +360,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     async def _start(self, message: dict[str, Any]) -> None:
         try:
+            link = Link.parse(message)
             session = await self.gateway.start(message, self.on_event, self.key_id, len(self.sessions))
         except AsrError as exc:
             self._told(exc, _named(message))
             return
-        self.sessions[session.id] = self.current = session
         ack: dict[str, Any] = {"type": "ack", "session_id": session.id, "status": "session_started"}
+        ack |= self._carry(session, link)
         if message.get("queue_position") is True:
             with contextlib.suppress(Unavailable):
                 ack["queued"] = await self.gateway.place()
@@ -357,11 +376,11 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     async def _resume(self, message: dict[str, Any]) -> None:
         try:
+            link = Link.parse(message)
             session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
         except AsrError as exc:
             self._told(exc, _named(message))
             return
-        self.sessions[session.id] = self.current = session
         self._send(
             {
                 "type": "ack",
@@ -369,12 +388,25 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 "status": "session_resumed",
                 "state": session.state,
                 "next_chunk_index": session.next_index,
+                **self._carry(session, link),
                 **({"missed": session.missed} if session.missed else {}),
             }
         )
         await self.gateway.sessions.replay(session, missed, self._read)
         if self.ws_connection is None:
             self.gateway.sessions.abandon(session)
+
+    def _carry(self, session: Session, link: Link) -> dict[str, Any]:
+        """The session is on this connection; what of its link is told."""
+        self.sessions[session.id] = self.current = session
+        session.ack_interval = link.ack_interval
+        if link.channel is None:
+            return {}
+        if len(self.channels) >= MAX_ENDED + len(self.sessions):
+            ended = (channel for channel, sid in self.channels.items() if sid not in self.sessions)
+            del self.channels[next(ended, next(iter(self.channels)))]
+        self.channels[link.channel] = session.id
+        return {"channel": link.channel}
 
     async def _read(self) -> None:
         """Wait until the client has read what it was sent, if that is much."""
