@@ -21,8 +21,9 @@ from tornado.websocket import WebSocketHandler
 
 from asrserver import client as client_module
 from asrserver.broker import Broker
-from asrserver.client import Client, ConnectionLost, ServerError
+from asrserver.client import Client, ConnectionLost, ServerError, Watch
 from asrserver.errors import Unavailable
+from asrserver.handlers.websocket import WebSocket
 from tests.conftest import Door, until
 from tests.pretend import Pretender
 
@@ -110,6 +111,34 @@ async def test_a_new_connection_is_one_without_answers(doors: tuple[Door, Door],
         await session.send(b"one")
         async with obedient(worker, session.id):
             assert (await session.finish())["text"] == "1"
+
+
+async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a connection is lost and after it."""
+    texts: list[str] = []
+    text = WebSocket._text
+    monkeypatch.setattr(WebSocket, "_text", lambda self, message: texts.append(message) or text(self, message))
+    acks: list[int] = []
+
+    class Listens(Watch):
+        def received(self, event: dict[str, Any]) -> None:
+            if event["type"] == "ack" and "chunk_index" in event:
+                assert event["through"]
+                acks.append(event["chunk_index"])
+
+    async with await Client.connect([door.url for door in doors], watch=Listens()) as client:
+        session = await client.start()
+        for turn in range(1, 3):
+            for index in range(40):
+                assert await session.send(b"%d" % index) == 40 * (turn - 1) + index
+            await until(lambda turn=turn: acks and acks[-1] == 40 * turn - 1)  # type: ignore[misc]
+            cut(client)
+        async with obedient(worker, session.id):
+            assert (await session.finish())["text"] == "80"
+        assert [orjson.loads(text)["action"] for text in texts] == ["start", "resume", "resume", "finish"]
+        assert len(acks) < 20
 
 
 async def test_many_sessions_on_a_connection_that_is_cut(doors: tuple[Door, Door], worker: Pretender) -> None:

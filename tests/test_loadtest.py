@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler, websocket_connect
 
+from asrserver.client import HEADER
 from asrserver.loadtest import report, runner
 from asrserver.loadtest.crew import Crew, Told, work
 from asrserver.loadtest.machine import Cost
@@ -46,7 +48,12 @@ Message = dict[str, Any]
 
 
 class Fault:
-    """Passes everything on. `up` is what the client says, `down` the server; each gives what goes on instead."""
+    """Passes everything on. `up` is what the client says, `down` the server; each gives what goes on instead.
+
+    Unless they come `together`, each chunk is acknowledged at once.
+    """
+
+    together = False
 
     def __init__(self) -> None:
         self.kept: list[tuple[Proxy, Message]] = []
@@ -66,6 +73,7 @@ class Proxy(WebSocketHandler):
 
     def initialize(self, target: str, fault: Fault) -> None:
         self.target, self.fault = target, fault
+        self.channels: dict[str, int] = {}  # by session; the server behind is not told of them
 
     async def get(self, *args: Any, **kwargs: Any) -> None:
         if self.fault.refuses(self):
@@ -77,11 +85,24 @@ class Proxy(WebSocketHandler):
         await super().get(*args, **kwargs)
 
     def on_message(self, text: str | bytes) -> None:
-        for message in self.fault.up(self, json.loads(text)):
+        if isinstance(text, bytes):
+            channel, index = HEADER.unpack_from(text)
+            [sid] = [sid for sid, its in self.channels.items() if its == channel]
+            audio = b64encode(text[HEADER.size :]).decode()
+            asked = {"action": "chunk", "session_id": sid, "chunk_index": index, "audio_data": audio}
+        else:
+            asked = json.loads(text)
+            if "channel" in asked:
+                self.channels[asked["session_id"]] = asked.pop("channel")
+            if not self.fault.together:
+                asked.pop("ack_interval", None)
+        for message in self.fault.up(self, asked):
             self.server.write_message(json.dumps(message))
 
     def answered(self, text: str | bytes | None) -> None:
         for message in [] if text is None else self.fault.down(self, json.loads(text)):
+            if isinstance(message, dict) and message.get("status") in ("session_started", "session_resumed"):
+                message["channel"] = self.channels[message["session_id"]]
             self.say(message)
 
     def say(self, message: Message | str) -> None:
@@ -175,6 +196,17 @@ class Twice(Fault):
         return [message] * (2 if message["type"] == self.kind else 1)
 
 
+class NoAcknowledgement(Fault):
+    together = True
+
+    def down(self, proxy: Proxy, message: Message) -> list[Message | str]:
+        return [] if "through" in message else [message]
+
+
+class TogetherTwice(Twice):
+    together = True
+
+
 class OnlyTakes(Fault):
     """Acknowledges everything, and never says a word."""
 
@@ -253,7 +285,9 @@ BOTH = ("stream", "chunk")
 @pytest.mark.gen_test(timeout=120)
 @pytest.mark.parametrize("mode", BOTH)
 async def test_a_server_that_does_right(shared: System, mode: str) -> None:
-    tally = await judged(shared, Fault(), protocol_mode=mode, partials=mode == "stream")
+    fault = Fault()
+    fault.together = True
+    tally = await judged(shared, fault, protocol_mode=mode, partials=mode == "stream")
     assert (tally.sessions, tally.right, tally.failures, tally.examples) == (4, 4, {}, [])
     assert tally.words > 40
     assert tally.word_errors <= 0.05 * tally.words
@@ -277,6 +311,8 @@ async def test_a_server_that_does_right(shared: System, mode: str) -> None:
         *[(lambda: Lost("ack", chunk_index=2), mode, "missing_ack", 1) for mode in BOTH],
         *[(LostChunks, mode, "missing_audio", 4) for mode in BOTH],
         *[(lambda: Twice("ack"), mode, "duplicate", 4) for mode in BOTH],
+        (NoAcknowledgement, "chunk", "missing_ack", 4),
+        (lambda: TogetherTwice("ack"), "stream", "duplicate", 4),
         (lambda: Twice("chunk_result"), "chunk", "duplicate", 4),
         (lambda: Twice("segment_result"), "stream", "duplicate", 4),
         *[(lambda: Twice("final_result"), mode, "duplicate", 4) for mode in BOTH],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
-from asrserver.session import MAX_REFUSED, Options, Session, valid_id
+from asrserver.session import MAX_REFUSED, TOGETHER, TOGETHER_BYTES, Link, Options, Session, valid_id
 
 
 class Client:
@@ -245,3 +245,67 @@ def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
     client.session.state = "over"
     assert client.session.guess({**guess, "follows": 2})
     assert len(client.got) == 3
+
+
+# -- acknowledgements at intervals
+
+
+@pytest.fixture
+def patient(client: Client) -> Client:
+    client.session.ack_interval = 0.5
+    return client
+
+
+def acks(client: Client) -> list[tuple[int, bool]]:
+    return [(event["chunk_index"], event.get("through", False)) for event in client.got if event["type"] == "ack"]
+
+
+def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
+    for _ in range(3):
+        patient.send(None)
+    assert [patient.session.appended(index, 100) for index in range(3)] == [True, False, False]
+    assert patient.got == []
+    patient.session.acknowledge()
+    patient.session.acknowledge()  # of a timer that was overtaken
+    assert acks(patient) == [(2, True)]
+    patient.send(2)  # again: Redis has it
+    patient.send(3)
+    assert patient.session.appended(3, 100)
+    assert acks(patient) == [(2, True), (2, False)]
+
+
+@pytest.mark.parametrize(("count", "size"), [(TOGETHER, 1), (2, TOGETHER_BYTES // 2)])
+def test_many_chunks_are_acknowledged_at_once(patient: Client, count: int, size: int) -> None:
+    for index in range(count):
+        assert patient.got == []
+        patient.send(None)
+        patient.session.appended(index, size)
+    assert acks(patient) == [(count - 1, True)]
+
+
+def test_no_result_before_its_acknowledgement(patient: Client) -> None:
+    """Nor an acknowledgement that waits after the end."""
+    for _ in range(2):
+        patient.send(None)
+    patient.session.appended(0)
+    patient.session.deliver(result(1, 0))
+    assert patient.summary() == [("ack", 0), ("chunk", 0)]
+    patient.session.state = "finishing"
+    assert not patient.session.appended(1)
+    assert acks(patient) == [(0, True), (1, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("channel", value) for value in (-1, 2**32, "1", True, 1.0)]
+    + [("ack_interval", value) for value in (-0.1, 5.1, "1", True, float("nan"))],
+)
+def test_a_bad_link_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest) as error:
+        Link.parse({name: value})
+    assert error.value.details == {"option": name}
+
+
+def test_links() -> None:
+    assert Link.parse({}) == Link.parse({"channel": None, "ack_interval": None}) == Link(None, 0.0)
+    assert Link.parse({"channel": 2**32 - 1, "ack_interval": 5}) == Link(2**32 - 1, 5.0)

@@ -278,6 +278,79 @@ async def test_many_sessions_on_one_connection(url: str, worker: Pretender) -> N
             assert [m["text"] for m in talk.of(sid, "chunk_result")] == [f"{sid} {index}" for index in range(3)]
 
 
+def addressed(channel: int, index: int, data: bytes) -> bytes:
+    return channel.to_bytes(4, "big") + index.to_bytes(8, "big") + data
+
+
+async def test_binary_frames_of_several_sessions(url: str, worker: Pretender) -> None:
+    """Each goes where its channel says, and what is wrong with one is told of its session and chunk."""
+    async with await Talk.open(url) as talk:
+        for sid, channel in (("a", 7), ("b", 2**32 - 1)):
+            await talk.send({**start(sid), "channel": channel})
+            assert (await talk.find(sid, "ack"))["channel"] == channel
+        await talk.start("plain")
+        await talk.chunk("plain", 0, b"plain")
+        await talk.send(addressed(7, 5, b"a5"))
+        await talk.send(addressed(2**32 - 1, 0, b"b0"))
+        await talk.send(addressed(7, 6, b"a6"))
+        await talk.send(addressed(7, 6, b"a6"))
+        await until(lambda: len(talk.of("a", "ack")) == 4)
+        assert [message.get("chunk_index") for message in talk.of("a", "ack")] == [None, 5, 6, 6]
+        await talk.find("b", "ack", 0)
+        for message in (b"short", addressed(1, 0, b"x"), addressed(7, 9, b"x"), addressed(7, 7, b"")):
+            await talk.send(message)
+        found = await errors(talk, 4)
+        assert [(error["code"], error.get("session_id"), error.get("chunk_index")) for error in found] == [
+            ("bad_request", None, None),
+            ("no_session", None, 0),
+            ("chunk_gap", "a", 9),
+            ("empty_chunk", "a", 7),
+        ]
+        await talk.send(addressed(7, 8, b"a8"))  # 7 was refused
+        await talk.find("a", "ack", 8)
+        await worker.take("a", "b", "plain")
+        assert await worker.audio("a", 3) == {"6-0": b"a5", "7-0": b"a6", "9-0": b"a8"}
+        assert await worker.audio("b", 1) == {"1-0": b"b0"}
+        await talk.send({"action": "finish", "session_id": "a"})
+        await worker.final("a")
+        await talk.find("a", "final_result")
+        await talk.send(addressed(7, 9, b"late"))
+        assert (await errors(talk, 5))[-1]["code"] == "session_finished"
+
+
+async def test_channels_of_ended_sessions_are_forgotten(
+    url: str, app: AsrApplication, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "MAX_ENDED", 2)
+    async with await Talk.open(url) as talk:
+        for channel in range(6):
+            sid = f"s{channel}"
+            await talk.send({**start(sid), "channel": channel})
+            await talk.find(sid, "ack")
+            await talk.send({"action": "finish", "session_id": sid})
+            await worker.take(sid)
+            await worker.final(sid)
+            await talk.find(sid, "final_result")
+        [handler] = app.sockets
+        assert list(handler.channels) == [3, 4, 5]
+
+
+async def test_acknowledgements_that_wait_for_each_other(url: str, worker: Pretender) -> None:
+    """In time where nothing else comes; and before a result, whichever is first."""
+    async with await Talk.open(url) as talk:
+        for sid, interval in (("soon", 0.05), ("late", 5.0)):
+            await talk.send({**start(sid), "ack_interval": interval})
+            for index in range(3):
+                await talk.send(chunk(sid, index, AUDIO))
+        assert (await talk.find("soon", "ack", 2))["through"] is True
+        assert len(talk.of("soon", "ack")) <= 3
+        await worker.take("soon", "late")
+        await worker.audio("late", 3)
+        await worker.chunk("late", 0)
+        await talk.find("late", "chunk_result")
+        assert [message.get("chunk_index") for message in talk.of("late")] == [None, 2, 0]
+
+
 async def test_a_session_after_another_on_one_connection(url: str, worker: Pretender) -> None:
     """Binary frames belong to the last one started."""
     async with await Talk.open(url) as talk:

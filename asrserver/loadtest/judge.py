@@ -115,9 +115,11 @@ class Judgement:
         index = event.get("chunk_index")
         if index is None:
             return  # of start and resume
-        sent = self._waiting.pop(index, None)
-        if sent is not None:
-            self._tally.times["ack"].add(now - sent)
+        told = [one for one in self._waiting if one <= index] if event.get("through") else [index]
+        times = [self._waiting.pop(one) for one in told if one in self._waiting]
+        if times:
+            for sent in times:
+                self._tally.times["ack"].add(now - sent)
         elif not self.lost:  # what is sent again after a resume is acknowledged again
             self.problem("duplicate", f"chunk {index} was acknowledged twice, or before it was sent")
 

@@ -20,7 +20,7 @@ EXAMPLES = 20
 TIMES = {
     "connect": "from the first byte to the WebSocket's upgrade",
     "start": "from `start` to its acknowledgement",
-    "ack": "from sending a chunk to its acknowledgement",
+    "ack": "from sending a chunk to its acknowledgement, which may be that of a later one too (`ack_interval`)",
     "first_result": "from sending a session's first speech to the first text",
     "result": "stream: from the end of a segment's speech to its text; chunk: from sending an utterance to its text",
     "finalisation": "from `finish` to `final_result`",
