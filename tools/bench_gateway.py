@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """What a gateway costs: its CPU against that of a bare Tornado echo that answers with as many bytes, in one run.
 
-    python tools/bench_gateway.py [--connections 300] [--rate 10] [--seconds 10] [--rounds 3] [--results]
+    python tools/bench_gateway.py [--connections 500] [--rate 10] [--seconds 10] [--rounds 3] [--results] [--client]
 
 Each connection sends a binary 100 ms chunk (3,200 bytes) RATE times a second, paced and spread evenly, first to the
 echo, then to a real gateway on a real Redis and PostgreSQL; ROUNDS times in turn. CPU is getrusage's, user and system,
-of the server process alone. Without --results nobody consumes the audio and the gateway's answers are the
+of the server process alone; that of Redis, and of the clients, is told beside it. With --client the chunks come from
+the Python client, whose binary frames name their session and which is acknowledged every half second; else each is
+acknowledged at once. Without --results nobody consumes the audio and the gateway's answers are the
 acknowledgements; with it a stand-in for the workers answers every chunk too, and the echo sends as many bytes more.
 """
 
@@ -27,16 +29,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 from asrserver.broker import Broker
+from asrserver.client import Client, Watch
 from asrserver.config import Settings
 from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
 
 CHUNK = bytes(3200)
+
+#: Bytes of an acknowledgement, which an echo answers with where the client had only some.
+ACK = 102
 
 #: Seconds after the last chunk within which the last answer must come.
 LATE = 10.0
@@ -57,6 +64,12 @@ class Echo(WebSocketHandler):
         self.write_message(self.answer)
 
 
+def own_cpu() -> float:
+    """CPU seconds of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
 def report_cpu(pipe: Connection) -> None:
     """Answer every question on the pipe, from a thread, with the CPU seconds of this process so far."""
 
@@ -66,8 +79,7 @@ def report_cpu(pipe: Connection) -> None:
                 pipe.recv()
             except EOFError:
                 os._exit(0)
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            pipe.send(usage.ru_utime + usage.ru_stime)
+            pipe.send(own_cpu())
 
     threading.Thread(target=answer, daemon=True).start()
 
@@ -169,8 +181,49 @@ async def load(
     pipe.send(None)
     await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
     go.set()
+    before = own_cpu()
     await asyncio.gather(*tasks)
-    pipe.send(tuple(counts))
+    pipe.send((*counts, own_cpu() - before))
+
+
+async def load_by_client(
+    port: int, connections: int, rate: float, seconds: float, answers: int, echo: bool, pipe: Connection
+) -> None:
+    """The same with the Python client."""
+    ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
+    counts, steps = [0, 0, 0], int(seconds * rate)
+
+    class Counting(Watch):
+        def __init__(self) -> None:
+            self.through, self.all = -1, asyncio.Event()
+
+        def received(self, event: dict[str, Any]) -> None:
+            self.through = max(self.through, event.get("chunk_index", -1))
+            counts[1] += "chunk_index" in event
+            if self.through == steps - 1:
+                self.all.set()
+
+    async def client(number: int) -> None:
+        watch = Counting()
+        async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr", watch=watch) as client:
+            session = await client.start(mode="stream", format="pcm_s16le")
+            await ready.wait()
+            await go.wait()
+            begun = time.monotonic() + number / connections / rate
+            for step in range(steps):
+                await asyncio.sleep(begun + step / rate - time.monotonic())
+                await session.send(CHUNK)
+                counts[0] += 1
+            await asyncio.wait_for(watch.all.wait(), LATE)
+
+    tasks = [asyncio.create_task(client(number)) for number in range(connections)]
+    await ready.wait()
+    pipe.send(None)
+    await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+    go.set()
+    before = own_cpu()
+    await asyncio.gather(*tasks)
+    pipe.send((*counts, own_cpu() - before))
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:
@@ -192,40 +245,45 @@ async def _receive(reader: asyncio.StreamReader, counts: list[int], wanted: int)
             counts[2] += len(payload)
 
 
-def run_load(arguments: tuple[Any, ...], pipe: Connection) -> None:
-    uvloop.run(load(*arguments, pipe))
+def run_load(arguments: tuple[Any, ...], by_client: bool, pipe: Connection) -> None:
+    uvloop.run((load_by_client if by_client else load)(*arguments, pipe))
 
 
-def measure(port: int, cpu: Connection, options: argparse.Namespace, echo: bool) -> tuple[float, int]:
+def measure(
+    port: int, cpu: Connection, options: argparse.Namespace, echo: bool, redis: psutil.Process | None = None
+) -> tuple[float, int]:
     """(CPU seconds of the server, bytes it answered) for one round."""
     here, there = _spawn.Pipe()
     answers = 2 if options.results and not echo else 1
     arguments = (port, options.connections, options.rate, options.seconds, answers, echo)
-    loader = _spawn.Process(target=run_load, args=(arguments, there))
+    by_client = options.client and not echo
+    loader = _spawn.Process(target=run_load, args=(arguments, by_client, there))
     loader.start()
     here.recv()
     cpu.send(None)
     before = cpu.recv()
+    redis_before = sum(redis.cpu_times()[:2]) if redis else 0.0
     here.send(None)
-    sent, received, size = here.recv()
+    sent, received, size, clients = here.recv()
+    redis_used = sum(redis.cpu_times()[:2]) - redis_before if redis else 0.0
     loader.join()
     cpu.send(None)
     used = cpu.recv() - before
-    print(
-        f"  {'echo' if echo else 'gateway'}: {sent} chunks, {received} answers of {size} bytes, {used:.2f} s of CPU,"
-        f" {1e6 * used / sent:.0f} µs a chunk"
-    )
-    if received < sent * answers:
+    costs = {"echo" if echo else "gateway": used, "Redis": redis_used, "clients": clients}
+    told = ", ".join(f"{name} {1e6 * seconds / sent:.0f}" for name, seconds in costs.items() if seconds)
+    print(f"  {sent} chunks, {received} answers of {size} bytes; µs of CPU a chunk: {told}")
+    if not by_client and received < sent * answers:
         raise SystemExit(f"only {received} answers to {sent} chunks: something is not keeping up")
     return used, size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--connections", type=int, default=300)
+    parser.add_argument("--connections", type=int, default=500)
     parser.add_argument("--rate", type=float, default=10.0, help="chunks a second from each connection")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--client", action="store_true", help="send with the Python client")
     parser.add_argument("--results", action="store_true", help="answer every chunk with a result too")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -252,10 +310,10 @@ def one_round(options: argparse.Namespace, redis: EmbeddedRedis, postgres: Embed
     settings = Settings(redis_url=redis.url, database_url=postgres.dsn, port=0)
     others = [(run_consumer, (settings,))] if options.results else []
     with serving(run_gateway, settings, others) as (port, cpu):
-        gateway, answered = measure(port, cpu, options, echo=False)
+        gateway, answered = measure(port, cpu, options, False, psutil.Process(redis.pid))
     chunks = options.connections * int(options.seconds * options.rate)
-    with serving(run_echo, answered // chunks, []) as (port, cpu):
-        echo, _ = measure(port, cpu, options, echo=True)
+    with serving(run_echo, answered // chunks or ACK, []) as (port, cpu):
+        echo, _ = measure(port, cpu, options, True)
     return gateway / echo
 
 
