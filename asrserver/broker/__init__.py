@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -40,7 +41,7 @@ from asrserver.broker.keys import (
     said_key,
     session_key,
 )
-from asrserver.broker.lane import AWAY, Lane, Part, connect
+from asrserver.broker.lane import AWAY, Lane, Part, connect, packed
 from asrserver.broker.lease import Lease, Steward
 from asrserver.broker.quota import Quota, minute
 from asrserver.broker.replies import Claim, Entry
@@ -159,9 +160,10 @@ class Broker:
             replied,
             Part(
                 scripts.APPEND,
-                (session_key(sid), audio_key(sid)),
+                _append_keys(sid),
                 self.name,
-                (index, "" if before is None else before, data, time.time()),
+                4,
+                packed(b"%d" % index, b"" if before is None else b"%d" % before, data, b"%.6f" % time.time()),
             ),
             size=len(data) + 100,
         )
@@ -463,6 +465,11 @@ class Broker:
         )
         held = pending["pending"] if isinstance(pending, dict) else pending[0]
         return {"waiting": max(0, total - held), "processing": held, "dead": dead}
+
+
+@lru_cache(10_000)
+def _append_keys(sid: str) -> bytes:
+    return packed(session_key(sid).encode(), audio_key(sid).encode())
 
 
 def _following(entry: str) -> str:

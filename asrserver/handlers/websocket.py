@@ -23,6 +23,7 @@ import math
 import random
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -239,7 +240,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take one message, or keep it until those before it are done; what it returns stops the reading."""
         self.messages += 1
-        self._heard = asyncio.get_running_loop().time()
+        self._heard = time.monotonic()
         size, self.too_large = self.too_large, 0
         if len(message) > self.gateway.settings.max_message:
             size = len(message)  # by a last fragment so small that it was read
