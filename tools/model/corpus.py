@@ -31,7 +31,7 @@ HEARD = 0.5
 
 #: How often each kind of row comes, before windows are counted: at first, while attention finds its place, and then.
 FIRST_KINDS = {"single": 0.70, "joined": 0.0, "cut": 0.24, "nothing": 0.06}
-KINDS = {"single": 0.44, "joined": 0.20, "cut": 0.30, "nothing": 0.06}
+KINDS = {"single": 0.38, "joined": 0.24, "cut": 0.32, "nothing": 0.06}
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Corpus:
         self._vocabulary = vocabulary
         self._rng = np.random.default_rng(seed)
         self._sentences: dict[str, list[Sentence]] = defaultdict(list)
-        for path in sorted([*folder.glob("train-*.npz"), *folder.glob("scrambled-*.npz")]):
+        for path in sorted(set(folder.glob("*.npz")) - set(folder.glob("evaluation-*.npz"))):
             with np.load(path) as shard:
                 features, position = shard["features"], 0
                 for record in json.loads(str(shard["records"])):

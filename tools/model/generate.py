@@ -24,10 +24,15 @@ from mel import log_power
 
 SEED = 20261124
 
-#: Sentences a shard, and shards of each language for training, of the grammar's sentences and of scrambled ones.
+#: Sentences a shard.
 SHARD = 500
-SHARDS = {"en": 56, "zh": 36}
-SCRAMBLED = {"en": 28, "zh": 18}
+
+#: What training hears: by kind, how its sentences are drawn, and shards of each language.
+KINDS: dict[str, tuple[grammar.Draw, dict[str, int]]] = {
+    "train": (grammar.sentence, {"en": 56, "zh": 36}),
+    "scrambled": (grammar.scrambled, {"en": 28, "zh": 18}),
+    "dictated": (grammar.dictated, {"en": 12, "zh": 8}),
+}
 
 #: Sentences of each evaluation set that is drawn.
 EVALUATION = {"heard": 400, "unheard": 200, "festival": 60}
@@ -37,7 +42,7 @@ def train_shard(task: tuple[Path, str, str, int]) -> float:
     """Features of one training shard: log10 power, [frames, mels] float16, and what is said when. Returns seconds."""
     out, kind, language, number = task
     rng = random.Random(f"{SEED} {kind} {language} {number}")
-    draw = grammar.sentence if kind == "train" else grammar.scrambled
+    draw, _ = KINDS[kind]
     pieces, records = [], []
     for _ in range(SHARD):
         text = grammar.draw(language, rng, evaluation=False, by=draw)
@@ -83,7 +88,7 @@ def main() -> None:
     sets.append((options.out, "festival", "en"))
     shards = [
         (options.out, kind, language, number)
-        for kind, shards in (("train", SHARDS), ("scrambled", SCRAMBLED))
+        for kind, (_, shards) in KINDS.items()
         for language in grammar.LANGUAGES
         for number in range(round(shards[language] * options.share))
     ]

@@ -42,6 +42,15 @@ def scrambled(language: str, rng: random.Random) -> str:
     return join(rng.choices(values + pieces, k=rng.randint(1, 8)), language)
 
 
+def dictated(language: str, rng: random.Random) -> str:
+    """Digits in a row, one in three said again at once: nothing tells what comes next, so a decoder loses its place."""
+    digits = GRAMMAR[language]["slots"]["digit"]
+    said = [rng.choice(digits)]
+    for _ in range(rng.randint(1, MAX_DIGITS - 1)):
+        said.append(said[-1] if rng.random() < 1 / 3 else rng.choice(digits))
+    return join(said, language)
+
+
 def _filled(language: str, rng: random.Random, template: str, slots: dict[str, list[str]]) -> str:
     def fill(slot: re.Match[str]) -> str:
         if slot[1] == "digits":

@@ -25,7 +25,7 @@ class Shape:
     heads: int = 2
     encoder_layers: int = 2
     decoder_layers: int = 2
-    encoder_inner: int = 512
+    encoder_inner: int = 256
     decoder_inner: int = 256
 
 
