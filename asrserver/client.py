@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import itertools
 import random
-import struct
 import time
 import uuid
 from base64 import b64encode
@@ -29,7 +28,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httputil import HTTPHeaders
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
 
-from asrserver.wire import BINARY, TEXT, StreamClosedError, Wire
+from asrserver.wire import BINARY, HEADER, TEXT, StreamClosedError, Wire
 
 #: Chunks of a session that may wait for their acknowledgement, and their bytes; `send` waits for room.
 WINDOW = 32
@@ -37,9 +36,6 @@ WINDOW_BYTES = 32 * 2**20
 
 #: Seconds for which acknowledgements may wait for each other, where the window has room for it.
 ACK_INTERVAL = 0.5
-
-#: What a binary frame begins with: the session's channel, and the chunk's index.
-HEADER = struct.Struct("!IQ")
 
 #: Seconds without a connection after which it is given up.
 PATIENCE = 60.0

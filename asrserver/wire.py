@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -23,9 +24,12 @@ from tornado.websocket import _WebSocketParams as Params
 if TYPE_CHECKING:
     from tornado.ioloop import IOLoop
 
-__all__ = ["BINARY", "TEXT", "Params", "StreamBufferFullError", "StreamClosedError", "Wire"]
+__all__ = ["BINARY", "HEADER", "TEXT", "Params", "StreamBufferFullError", "StreamClosedError", "Wire"]
 
 TEXT, BINARY = 1, 2
+
+#: What a binary frame begins with, once a session has a channel: that, and the chunk's index (big endian).
+HEADER = struct.Struct("!IQ")
 
 #: Frames of one connection after which it is others' turn: what was read may be hundreds of small ones, and five
 #: clients that flooded a gateway so kept others waiting for 0.4 s.

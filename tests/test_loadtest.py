@@ -25,7 +25,6 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler, websocket_connect
 
-from asrserver.client import HEADER
 from asrserver.loadtest import report, runner
 from asrserver.loadtest.crew import Crew, Told, work
 from asrserver.loadtest.machine import Cost
@@ -36,6 +35,7 @@ from asrserver.loadtest.screen import Dashboard
 from asrserver.loadtest.speech import Scripts, load
 from asrserver.loadtest.tally import FAILURES, Histogram, Tally, total
 from asrserver.wer import spoken, word_errors
+from asrserver.wire import HEADER
 from tests.conftest import System, Utterance, wait_until
 from tests.test_cli import NOBODY, cli, shared
 

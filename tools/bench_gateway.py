@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -141,6 +141,30 @@ async def _consume(settings: Settings) -> None:
         await asyncio.sleep(0.04)
 
 
+#: What a client waits for when it is connected: that all are, and for the word.
+Connected = Callable[[], Coroutine[Any, Any, None]]
+
+
+async def measured(
+    client: Callable[[int, Connected], Coroutine[Any, Any, None]], connections: int, counts: list[int], pipe: Connection
+) -> None:
+    """Let the clients connect, tell, wait for a word, and tell their counts and what they took of the CPU since."""
+    ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
+
+    async def connected() -> None:
+        await ready.wait()
+        await go.wait()
+
+    tasks = [asyncio.create_task(client(number, connected)) for number in range(connections)]
+    await ready.wait()
+    pipe.send(None)
+    await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
+    go.set()
+    before = own_cpu()
+    await asyncio.gather(*tasks)
+    pipe.send((*counts, own_cpu() - before))
+
+
 async def load(
     port: int, connections: int, rate: float, seconds: float, answers: int, echo: bool, pipe: Connection
 ) -> None:
@@ -148,10 +172,9 @@ async def load(
 
     Tells (messages sent, messages received, their bytes). What connecting costs is not measured.
     """
-    ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
     counts = [0, 0, 0]
 
-    async def client(number: int) -> None:
+    async def client(number: int, connected: Connected) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(
             b"GET /ws/asr HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -163,8 +186,7 @@ async def load(
             writer.write(bytes([0x81, 0x80 | len(start), 0, 0, 0, 0]) + start)
             _, answer = await _frame(reader)
             assert b"session_started" in answer, answer
-        await ready.wait()
-        await go.wait()
+        await connected()
         frame = b"\x82\xfe" + len(CHUNK).to_bytes(2, "big") + bytes(4) + CHUNK
         steps = int(seconds * rate)
         receiving = asyncio.create_task(_receive(reader, counts, steps * answers))
@@ -176,21 +198,13 @@ async def load(
         await asyncio.wait_for(receiving, LATE)
         writer.close()
 
-    tasks = [asyncio.create_task(client(number)) for number in range(connections)]
-    await ready.wait()
-    pipe.send(None)
-    await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-    go.set()
-    before = own_cpu()
-    await asyncio.gather(*tasks)
-    pipe.send((*counts, own_cpu() - before))
+    await measured(client, connections, counts, pipe)
 
 
 async def load_by_client(
     port: int, connections: int, rate: float, seconds: float, answers: int, echo: bool, pipe: Connection
 ) -> None:
     """The same with the Python client."""
-    ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
     counts, steps = [0, 0, 0], int(seconds * rate)
 
     class Counting(Watch):
@@ -203,12 +217,11 @@ async def load_by_client(
             if self.through == steps - 1:
                 self.all.set()
 
-    async def client(number: int) -> None:
+    async def client(number: int, connected: Connected) -> None:
         watch = Counting()
         async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr", watch=watch) as client:
             session = await client.start(mode="stream", format="pcm_s16le")
-            await ready.wait()
-            await go.wait()
+            await connected()
             begun = time.monotonic() + number / connections / rate
             for step in range(steps):
                 await asyncio.sleep(begun + step / rate - time.monotonic())
@@ -216,14 +229,7 @@ async def load_by_client(
                 counts[0] += 1
             await asyncio.wait_for(watch.all.wait(), LATE)
 
-    tasks = [asyncio.create_task(client(number)) for number in range(connections)]
-    await ready.wait()
-    pipe.send(None)
-    await asyncio.get_running_loop().run_in_executor(None, pipe.recv)
-    go.set()
-    before = own_cpu()
-    await asyncio.gather(*tasks)
-    pipe.send((*counts, own_cpu() - before))
+    await measured(client, connections, counts, pipe)
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:

@@ -102,13 +102,12 @@ _RECORD = {
     "completed_at": _WHEN,
 }
 
-_PART = _object({"ready": _BOOLEAN}, {"latency_ms": {"type": "number"}, "error": {"type": "string"}})
-
+_STATE: Schema = {"latency_ms": {"type": "number"}, "error": {"type": "string"}}
+_PART = _object({"ready": _BOOLEAN}, _STATE)
 _REDIS = _object(
     {"ready": _BOOLEAN},
     {
-        "latency_ms": {"type": "number"},
-        "error": {"type": "string"},
+        **_STATE,
         "keys": _count("Keys."),
         "lasting_keys": _count("Those of them that do not expire."),
         "memory_bytes": _count("Memory used."),

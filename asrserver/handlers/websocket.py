@@ -22,7 +22,6 @@ import logging
 import math
 import random
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -41,7 +40,7 @@ from asrserver.handlers.base import JsonErrors
 from asrserver.handlers.reading import Brake, DrainingWire
 from asrserver.handlers.upkeep import Bygone, Connections
 from asrserver.session import Link, Session
-from asrserver.wire import TEXT, Params, StreamBufferFullError, StreamClosedError
+from asrserver.wire import HEADER, TEXT, Params, StreamBufferFullError, StreamClosedError
 
 log = logging.getLogger("asrserver.websocket")
 
@@ -77,9 +76,6 @@ ERROR_FIELDS = (
     "resumable",
     "seq",
 )
-
-#: What a binary frame begins with, once a session has a channel: that, and the chunk's index (big endian).
-HEADER = struct.Struct("!IQ")
 
 #: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
 UNREAD = frozenset(
@@ -173,8 +169,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
         metrics.connections_opened.inc()
         now = self._heard = asyncio.get_running_loop().time()
         # Not all at the same time, where all connect again at once.
-        self._ping_at = self.due = now + self.gateway.settings.ping_interval * random.uniform(0.5, 1.0)
-        self.due = min(self.due, now + (self.gateway.settings.idle_timeout or math.inf))
+        self._ping_at = now + self.gateway.settings.ping_interval * random.uniform(0.5, 1.0)
+        self.due = min(self._ping_at, now + (self.gateway.settings.idle_timeout or math.inf))
         self.connections.add(self)
         log.info("connection open from %s key=%s", self.request.remote_ip, self.key_id or "-")
         self._slim()

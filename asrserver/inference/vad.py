@@ -243,9 +243,8 @@ class _Probabilities:
         self._hold = 0  # frames for which the gate stays open
         self._closed = True
         self._state: Samples | None = None
-        self._energies = np.zeros(
-            0, np.float32
-        )  # of what is heard and not yet judged, and what the network hears of it
+        # Of what is heard and not yet judged; and what the network hears of it.
+        self._energies = np.zeros(0, np.float32)
         self._stretches: list[tuple[int, int, Stretch]] = []
 
     @property
