@@ -29,12 +29,25 @@ import psutil
 import psycopg2
 import redis
 from bench_rest import FILL, Statement, detail, page
-from benching import System, about, about_line, cpu, family, quantile, server_process, servers, system
+from benching import (
+    KINDS,
+    Silent,
+    System,
+    a_stream,
+    about,
+    about_line,
+    cpu,
+    family,
+    processes,
+    quantile,
+    server_process,
+    servers,
+    system,
+)
 from matplotlib.figure import Figure
 
 from asrserver.broker.keys import audio_key, events_key, said_key, session_key
 from asrserver.client import Client
-from asrserver.loadtest.machine import Processes
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Outcome, run
 from asrserver.loadtest.speech import Scripts, load, quiet_frames
@@ -171,68 +184,40 @@ def health(gateway: System, seconds: float) -> list[float]:
 # -- streams ---------------------------------------------------------------------------------------------------------
 
 
-class Silent:
-    """A screen that shows nothing."""
-
-    def update(self, outcome: Outcome) -> None:
-        pass
-
-
 def streams(quick: bool) -> Growth:
     """10 → 500 live streams of the load test, three tenths of them speech."""
     growth = Growth(
         "streams",
         {
-            "millicores a stream": [*KINDS, "sum"],
+            "millicores a stream": [*KINDS, "tester", "sum"],
             "cores": ["cores in all"],
             "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
         },
     )
     with servers() as own, system(own, "run") as server:
-        pids = tuple(process.pid for process in (server_process(own.redis), server_process(own.postgres)))
         for count in (10, 50, 100) if quick else (10, 50, 100, 250, 500):
             plan = Plan(
                 urls=(f"ws://127.0.0.1:{server.port}/ws/asr",), connections=count, duration=15.0, talk_ratio=0.3
             )
-            outcome = run(plan, processes(server, pids), Silent())
+            outcome = run(plan, processes(server, own), Silent())
             growth.rows.append(of_streams(outcome))
             print(f"  {count} streams: {outcome.tally.right} of {outcome.tally.sessions} sessions right", flush=True)
     return growth
 
 
-#: Kinds of processes, and the names that Processes gives them.
-KINDS = {"gateway": "gateway", "worker": "worker", "Redis": "redis", "PostgreSQL": "postgres", "tester": ""}
-
-
-def processes(server: System, pids: tuple[int, ...]) -> Processes:
-    """The server's, and those of its Redis and PostgreSQL, which are not its children here."""
-    found = Processes(server.url, "", ())
-    found._roots |= set(pids)
-    return found
-
-
 def of_streams(outcome: Outcome) -> dict[str, float]:
     """A row: millicores of each kind for each stream, over the whole run."""
-    count = outcome.plan.connections
-    cores = {kind: mean_cores(outcome, name) for kind, name in KINDS.items() if name}
-    cores["tester"] = sum(statistics.mean(each) for each in outcome.tester)
+    cores = a_stream(outcome)
     times = outcome.tally.times["finalisation"]
     return {
-        "streams": count,
-        **{kind: 1000 * value / count for kind, value in cores.items()},
-        "sum": 1000 * sum(cores.values()) / count,
-        "cores in all": sum(cores.values()),
+        "streams": outcome.plan.connections,
+        **{kind: 1000 * value for kind, value in cores.items()},
+        "sum": 1000 * sum(cores.values()),
+        "cores in all": sum(cores.values()) * outcome.plan.connections,
         "right, %": 100 * outcome.tally.right / max(1, outcome.tally.sessions),
         "finalisation p50, s": times.percentile(0.5),
         "finalisation p95, s": times.percentile(0.95),
     }
-
-
-def mean_cores(outcome: Outcome, name: str) -> float:
-    """Of the server's processes whose names begin so, from the second sample on: the first has no interval."""
-    samples = outcome.samples[1:] or outcome.samples
-    each = [sum(cost.cores for key, cost in sample.server.items() if key.startswith(name)) for sample in samples]
-    return statistics.mean(each)
 
 
 # -- length of a session ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers of their own, a system of their own, and what processes use."""
+"""What the benchmarks share: servers of their own, a system of their own, and what processes and load tests use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import psutil
 from demo import clean_environment
 
 from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
-from asrserver.loadtest.machine import get, hardware
+from asrserver.loadtest.machine import Processes, get, hardware
+from asrserver.loadtest.runner import Outcome
 from asrserver.parent import raise_file_limit
 
 
@@ -106,6 +107,36 @@ def cpu(processes: Iterable[psutil.Process]) -> float:
 def server_process(server: Any) -> psutil.Process:
     """An embedded server's."""
     return psutil.Process(server._process.pid)
+
+
+#: Kinds of processes in a load test, and the names that Processes gives them.
+KINDS = {"gateway": "gateway", "worker": "worker", "Redis": "redis", "PostgreSQL": "postgres"}
+
+
+class Silent:
+    """A screen of a load test that shows nothing."""
+
+    def update(self, outcome: Outcome) -> None:
+        pass
+
+
+def processes(system: System, servers: Servers) -> Processes:
+    """Those of a system, and of its Redis and PostgreSQL, which are not its children here."""
+    found = Processes(system.url, "", ())
+    found._roots |= {server_process(server).pid for server in (servers.redis, servers.postgres)}
+    return found
+
+
+def a_stream(outcome: Outcome) -> dict[str, float]:
+    """Cores that each kind of process took for a stream: CPU seconds for each second of audio that was sent."""
+    used = dict.fromkeys([*KINDS, "tester"], 0.0)
+    then = 0.0
+    for sample in outcome.samples:
+        seconds, then = sample.at - then, sample.at
+        used["tester"] += seconds * sum(sample.tester)
+        for kind, name in KINDS.items():
+            used[kind] += seconds * sum(cost.cores for key, cost in sample.server.items() if key.startswith(name))
+    return {kind: each / outcome.tally.audio_sent for kind, each in used.items()}
 
 
 def quantile(times: Sequence[float], part: float) -> float:

@@ -25,9 +25,9 @@ SATURATED_CORES = 0.9
 SATURATED_LAG = 0.1
 
 #: The search ends when the number of streams that is too many is at most this many times the number that is not.
-PRECISION = 1.1
+PRECISION = 1.05
 
-#: The search begins with the most streams divided by this.
+#: The search begins with the most streams divided by this, where nothing else is said.
 FIRST_SHARE = 16
 
 
@@ -206,14 +206,15 @@ class Capacity:
         return max(passed, key=lambda level: level.plan.connections) if passed else self.levels[0]
 
 
-def find_capacity(plan: Plan, processes: Processes, screen: Screen) -> Capacity:
-    """Double the streams until one level fails, then halve the difference; `plan.connections` is the most.
+def find_capacity(plan: Plan, processes: Processes, screen: Screen, first: int = 0) -> Capacity:
+    """Double the streams from the `first` level until one fails, then halve the difference; `plan.connections` is the
+    most.
 
     Each level is a run of the plan's duration. A server that bears all but a share x of the audio falls behind by x
     seconds a second, so a level of d seconds tells numbers of streams apart down to x = bound / d.
     """
     capacity = Capacity()
-    level = max(1, plan.connections // FIRST_SHARE)
+    level = min(first, plan.connections) or max(1, plan.connections // FIRST_SHARE)
     while level:
         outcome = run(replace(plan, connections=level), processes, screen)
         capacity.levels.append(outcome)

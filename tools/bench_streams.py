@@ -1,0 +1,385 @@
+#!/usr/bin/env python3
+"""What a live stream that speaks without a pause costs each part, in cores; each part alone.
+
+    python tools/bench_streams.py [--streams 100]
+
+So many streams say the load test's recordings (--talk-ratio 1, a session of 20 s each, 100 ms frames of PCM, begun over
+5 s), without partial results, to one part after another:
+
+    voice activity, features, engine
+            one after another in a process with nothing else: audio in the pieces that a worker reads at so many
+            streams, the network on as many recordings a call; the segments' features as they grow; their text.
+    worker  a real one on a real Redis, which a plain feeder fills in real time; no gateway. "The rest" is what is left
+            of its CPU: reading, dispatch, events, and what its threads lose to each other.
+    gateway, Redis, PostgreSQL, tester
+            the load tester talks in real time to a real gateway on a real Redis and PostgreSQL; no worker. In its place
+            a stand-in reads the streams and emits events as a worker does, without hearing anything: it knows a
+            sentence by the frame in its middle. The gateway's part holds the recorder's, Redis's its whole traffic.
+
+CPU is user and system of each process, by getrusage or /proc, and of the children that it has had; divided by the
+seconds of audio it is the cores that a stream takes. Whatever is slow or wrong shows: texts are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+import orjson
+import psutil
+import uvloop
+from bench_worker import run_worker
+from benching import Silent, a_stream, about, about_line, cpu, processes, servers, system
+
+from asrserver.broker import Broker, Entry, Lease
+from asrserver.config import Settings
+from asrserver.errors import AsrError
+from asrserver.inference import silero
+from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.features import GrowingLogMel
+from asrserver.inference.feed import EACH, POLL, READ, WIDEST
+from asrserver.inference.ledger import SURE, Ledger
+from asrserver.inference.listener import TOGETHER
+from asrserver.inference.models import Request, window_for
+from asrserver.inference.plain import open_decoder
+from asrserver.inference.recognise import Segment
+from asrserver.inference.vad import PAD, Endpointer, SegmentEnded
+from asrserver.inference.worker import load as load_model
+from asrserver.loadtest.plan import Plan
+from asrserver.loadtest.runner import run
+from asrserver.loadtest.speech import FRAME, FRAME_SECONDS, Scripts, Sentence, load
+from asrserver.parent import die_with_parent
+from asrserver.session import Options
+from asrserver.wer import spoken, word_errors
+
+#: The parts of the worker's CPU, and those beside it.
+OF_WORKER = ("voice activity", "features", "engine", "worker, the rest")
+BESIDE = ("gateway", "Redis", "PostgreSQL", "tester")
+
+#: Seconds that the streams may be late with their last results.
+LATE = 60.0
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+def parts(streams: int) -> dict[str, float]:
+    """Cores a stream of each part, with so many of them at once."""
+    # As `asrserver run` does: a worker a core, less one for the gateway.
+    each = math.ceil(streams / max(1, len(os.sched_getaffinity(0)) - 1))
+    computed = computing(each)
+    worker = working(each)
+    return {**computed, OF_WORKER[-1]: worker - sum(computed.values()), **serving(streams)}
+
+
+def plan(streams: int, *urls: str) -> Plan:
+    """A session each, of continuous speech."""
+    return Plan(urls=urls, connections=streams, talk_ratio=1.0, sessions=1)
+
+
+def script(scripts: Scripts, number: int) -> list[Sentence]:
+    """What a stream says: there is no quiet between."""
+    return [part.sentence for part in scripts.script(number, 0)]
+
+
+def check(part: str, said: list[Sentence], text: str) -> None:
+    """A text that is wrong ends the benchmark: what it measures would not be the work."""
+    words = [word for sentence in said for word in sentence.words]
+    if word_errors(words, understood := spoken(text)) > 0.02 * len(words):
+        raise SystemExit(f"{part}: said “{' '.join(words)}”, understood “{' '.join(understood)}”")
+
+
+@contextmanager
+def started(target: Any, *arguments: Any) -> Iterator[BaseProcess]:
+    """A process, until the block is left; numpy there computes with one thread, as in a worker."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    process = _spawn.Process(target=target, args=arguments)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+# -- computing -------------------------------------------------------------------------------------------------------
+
+
+def computing(streams: int) -> dict[str, float]:
+    """Voice activity, features and engine."""
+    here, there = _spawn.Pipe()
+    with started(_compute, streams, there) as process:
+        there.close()
+        try:
+            found: dict[str, float] = here.recv()
+        except EOFError:
+            process.join()
+            raise SystemExit("voice activity, features and engine could not be measured") from None
+        return found
+
+
+def grain(streams: int) -> float:
+    """Seconds from one read of a worker's to the next."""
+    return max(POLL, min(WIDEST, EACH * streams))
+
+
+def _compute(streams: int, pipe: Connection) -> None:
+    settings = Settings(device="cpu")
+    model = load_model(settings)
+    some = plan(min(streams, TOGETHER))
+    scripts = Scripts(load(()), some)
+    said = [script(scripts, number) for number in range(some.connections)]
+    recordings = [_samples(each) for each in said]
+    step = max(1, round(grain(streams) / FRAME_SECONDS)) * FRAME // 2
+    used = {}
+    for seconds in (2, 0):  # the first warms up
+        audio = [recording[: seconds * RATE or None] for recording in recordings]
+        begun = time.process_time()
+        segments = [_cut(events) for events in _hear(audio, step, settings.silence)]
+        heard = time.process_time()
+        grown = [_features(*each, step, settings, model.n_mels) for each in zip(audio, segments, strict=True)]
+        seen = time.process_time()
+        texts = [_recognise(model, each) for each in grown]
+        spent = (heard - begun, seen - heard, time.process_time() - seen)
+        used = dict(zip(OF_WORKER, spent, strict=False))
+    for each, text in zip(said, texts, strict=True):
+        check("engine", each, text)
+    total = sum(map(len, recordings)) / RATE
+    pipe.send({part: seconds / total for part, seconds in used.items()})
+
+
+def _samples(said: list[Sentence]) -> Samples:
+    pcm = b"".join(frame for sentence in said for frame in sentence.frames)
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+
+
+def _hear(audio: list[Samples], step: int, silence: float) -> list[list[Any]]:
+    """The events of recordings that are heard together, piece by piece."""
+    endpointers = [Endpointer(silence) for _ in audio]
+    events: list[list[Any]] = [[] for _ in audio]
+    for at in range(0, max(map(len, audio)), step):
+        pairs = list(zip(endpointers, audio, strict=True))
+        silero.hear([stretch for one, samples in pairs for stretch in one.hear(samples[at : at + step])])
+        for found, one in zip(events, endpointers, strict=True):
+            found += one.judge()
+    for found, one in zip(events, endpointers, strict=True):
+        found += one.flush()
+    return events
+
+
+def _cut(events: list[Any]) -> list[tuple[int, int]]:
+    return [(event.start, event.end) for event in events if isinstance(event, SegmentEnded)]
+
+
+def _features(
+    audio: Samples, segments: list[tuple[int, int]], step: int, settings: Settings, n_mels: int
+) -> list[tuple[Any, float]]:
+    """(features, seconds) of the segments, which grew until the silence after them was long enough."""
+    found = []
+    for start, end in segments:
+        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD) * RATE)
+        for at in range(start, upto, step):
+            mel.feed(audio[at : min(at + step, upto)], at + step >= upto)
+        seconds = (end - start) / RATE
+        found.append((mel.window(window_for(seconds, settings.window), end - start), seconds))
+    return found
+
+
+def _recognise(model: Any, segments: list[tuple[Any, float]]) -> str:
+    """One recording's text; its language is detected until it is sure, as in a session."""
+    language, texts = None, []
+    for features, seconds in segments:
+        [found] = model.recognise([(features, Request(language), seconds)])
+        if language is None and found.language_probability >= SURE:
+            language = found.language
+        texts.append(found.text)
+    return " ".join(texts)
+
+
+# -- a worker --------------------------------------------------------------------------------------------------------
+
+
+def working(streams: int) -> float:
+    """A worker's cores a stream."""
+    here, there = _spawn.Pipe()  # it ends when we do
+    with servers() as own, started(run_worker, Settings(redis_url=own.redis.url, device="cpu"), there) as process:
+        uvloop.run(feed(own.redis.url, "warm", plan(2)))
+        worker = psutil.Process(process.pid)
+        before = cpu([worker])
+        seconds, late = uvloop.run(feed(own.redis.url, "stream", plan(streams)))
+        used = cpu([worker]) - before
+        here.close()
+    print(f"  worker: {used / seconds * streams:.2f} cores, last results after {late:.1f} s", flush=True)
+    return used / seconds
+
+
+async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
+    """Put the streams' frames into Redis in real time: (seconds of audio, seconds from its end to the last result)."""
+    broker, loop = Broker(url, f"bench-{name}"), asyncio.get_running_loop()
+    await broker.open()
+    scripts = Scripts(load(()), some)
+    sids = [f"{name}-{number}" for number in range(some.connections)]
+    finals: dict[str, asyncio.Future[str]] = {sid: loop.create_future() for sid in sids}
+    subscribed = asyncio.Event()
+    asked = Options(mode="stream", format="pcm_s16le").asdict()
+    fields = {"gateway": broker.name, "options": orjson.dumps(asked).decode(), "user_id": ""}
+
+    def told(event: dict[str, Any]) -> None:
+        if event["type"] == "final":
+            finals[event["session_id"]].set_result(event["text"])
+
+    def appended(error: Exception | None) -> None:
+        for final in finals.values():
+            if error is not None and not final.done():
+                final.set_exception(error)
+
+    async def stream(number: int) -> tuple[float, float]:
+        sid, said = sids[number], script(scripts, number)
+        await asyncio.sleep(some.starts(number))
+        await broker.open_session(sid, sid, fields, time.time() + 600)
+        due, frames = time.monotonic(), [frame for sentence in said for frame in sentence.frames]
+        for index, frame in enumerate(frames):
+            due += FRAME_SECONDS
+            await asyncio.sleep(due - time.monotonic())
+            broker.append(sid, index, index - 1 if index else None, frame, appended)
+        await broker.end_session(sid, "done", time.time() + 600)
+        async with asyncio.timeout(LATE):
+            text = await finals[sid]
+        check("worker", said, text)
+        return len(frames) * FRAME_SECONDS, time.monotonic() - due
+
+    listening = loop.create_task(broker.subscribe(told, subscribed.set))
+    await subscribed.wait()
+    found = await asyncio.gather(*(stream(number) for number in range(some.connections)))
+    listening.cancel()
+    await broker.close()
+    return sum(seconds for seconds, _ in found), max(late for _, late in found)
+
+
+# -- a gateway, and all that is not a worker -------------------------------------------------------------------------
+
+
+def serving(streams: int) -> dict[str, float]:
+    """Cores a stream of the gateway, Redis, PostgreSQL and the load tester."""
+    with servers() as own, system(own, "gateway") as server, started(_stand_in, own.redis.url, os.getpid()):
+        some = plan(streams, f"ws://127.0.0.1:{server.port}/ws/asr")
+        outcome = run(some, processes(server, own), Silent())
+    tally = outcome.tally
+    if outcome.why_not:
+        raise SystemExit(f"gateway: {'; '.join(outcome.why_not)}: {tally.examples[:1]}")
+    used = a_stream(outcome)
+    print(
+        f"  gateway: {used['gateway'] * streams:.2f} cores; {tally.right} of {tally.sessions} sessions right",
+        flush=True,
+    )
+    return {part: used[part] for part in BESIDE}
+
+
+def _stand_in(url: str, parent: int) -> None:
+    die_with_parent(parent)
+    uvloop.run(StandIn(url).run())
+
+
+class StandIn:
+    """What workers do to Redis and to gateways, without hearing anything."""
+
+    def __init__(self, url: str) -> None:
+        self._broker = Broker(url, "stand-in")
+        self._lease = Lease(url, "stand-in")
+        self._sentences = {one.frames[len(one.frames) // 2]: one for one in load(())}
+        self._sessions: dict[str, Sitting] = {}
+
+    async def run(self) -> None:
+        await self._broker.open()
+        renewing = asyncio.create_task(self._renew())
+        while not renewing.done():
+            begun = time.monotonic()
+            await self._read()
+            await asyncio.sleep(max(POLL / 4, begun + grain(len(self._sessions)) - time.monotonic()))
+        renewing.result()
+
+    async def _read(self) -> None:
+        for task, sid in await self._broker.claim(None, 100, 0.0):
+            claim = await self._broker.own(task, sid)
+            if claim is not None:
+                self._sessions[sid] = Sitting(task, Ledger(claim, self._broker, "stand-in"), self._sentences)
+        cursors = {sid: session.cursor for sid, session in self._sessions.items()}
+        found = await self._broker.read_audio(cursors, READ)
+        await asyncio.gather(*(self._sessions[sid].take(entries) for sid, entries in found.items()))
+        self._sessions = {sid: session for sid, session in self._sessions.items() if not session.over}
+
+    async def _renew(self) -> None:
+        """The leases, as often as a worker does it."""
+        while True:
+            await asyncio.sleep(Settings().lease / 5)
+            await asyncio.to_thread(self._lease.renew, [session.task for session in self._sessions.values()])
+
+
+class Sitting:
+    """One session of the stand-in's: a segment a sentence."""
+
+    def __init__(self, task: str, ledger: Ledger, sentences: dict[bytes, Sentence]) -> None:
+        self.task = task
+        self.cursor = "0-1"
+        self.over = False
+        self._ledger = ledger
+        self._sentences = sentences
+        self._seconds = 0.0
+        self._border = open_decoder("pcm_s16le", RATE, 1).border(0).asdict()
+
+    async def take(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry.data is not None:
+                self._ledger.count(entry.index)
+                self._seconds += FRAME_SECONDS
+                await self._hear(entry, entry.data)
+            elif entry.status is not None:
+                self.over = True
+                await self._ledger.say({"type": "final", "status": entry.status}, [], self._seconds, (entry.id, None))
+        self.cursor = entries[-1].id
+        if not self.over:
+            self._ledger.progress(self._seconds)
+
+    async def _hear(self, entry: Entry, frame: bytes) -> None:
+        sentence = self._sentences.get(frame)
+        if sentence is None:
+            return
+        end = self._seconds + sentence.seconds / 2
+        segment = Segment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
+        event = {"type": "segment", "text": self._ledger.join([segment]), "language": "en"}
+        place = {"after": entry.id, "kind": None, "sample": int(end * RATE), "skip": 0, "border": self._border}
+        await self._ledger.say(event, [segment], self._seconds, (entry.id, place))
+
+
+def table(found: dict[str, float], cores: float) -> list[str]:
+    """Cores a stream of each part, how many streams would fill the cores with it alone, its share; and the sum."""
+    total = sum(found.values())
+    lines = [f"{'':18}{'millicores a stream':>20}{'streams by it alone':>21}{'share':>8}"]
+    for part, each in {**found, "sum": total}.items():
+        lines.append(f"{part:18}{1000 * each:20.2f}{cores / each:21,.0f}{each / total:8.0%}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, default=100)
+    options = parser.parse_args()
+    print(about_line(about()))
+    try:
+        found = parts(options.streams)
+    except AsrError as exc:
+        raise SystemExit(str(exc)) from None
+    print("\n".join(table(found, len(os.sched_getaffinity(0)))))
+
+
+if __name__ == "__main__":
+    main()
