@@ -42,6 +42,7 @@ bench: .venv/test ## ratios against the bare libraries
 	$(BIN)/python tools/bench_broker.py
 	$(BIN)/python tools/bench_storage.py
 	$(BIN)/python tools/bench_limits.py
+	$(BIN)/python tools/bench_streams.py
 	$(BIN)/python tools/bench_growth.py all --quick
 
 promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the metrics and of the alert rules
