@@ -190,7 +190,7 @@ def streams(quick: bool) -> Growth:
         "streams",
         {
             "millicores a stream": [*KINDS, "tester", "sum"],
-            "cores": ["cores in all"],
+            "cores": ["cores wanted"],
             "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
         },
     )
@@ -206,14 +206,14 @@ def streams(quick: bool) -> Growth:
 
 
 def of_streams(outcome: Outcome) -> dict[str, float]:
-    """A row: millicores of each kind for each stream, over the whole run."""
+    """A row: millicores of each kind for each stream; where more cores are wanted than there are, results are late."""
     cores = a_stream(outcome)
     times = outcome.tally.times["finalisation"]
     return {
         "streams": outcome.plan.connections,
         **{kind: 1000 * value for kind, value in cores.items()},
         "sum": 1000 * sum(cores.values()),
-        "cores in all": sum(cores.values()) * outcome.plan.connections,
+        "cores wanted": sum(cores.values()) * outcome.plan.connections,
         "right, %": 100 * outcome.tally.right / max(1, outcome.tally.sessions),
         "finalisation p50, s": times.percentile(0.5),
         "finalisation p95, s": times.percentile(0.95),

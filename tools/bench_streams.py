@@ -47,7 +47,7 @@ from asrserver.errors import AsrError
 from asrserver.inference import silero
 from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.features import GrowingLogMel
-from asrserver.inference.feed import EACH, POLL, READ, WIDEST
+from asrserver.inference.feed import POLL, READ, grain
 from asrserver.inference.ledger import SURE, Ledger
 from asrserver.inference.listener import TOGETHER
 from asrserver.inference.models import Request, window_for
@@ -125,11 +125,6 @@ def computing(streams: int) -> dict[str, float]:
             process.join()
             raise SystemExit("voice activity, features and engine could not be measured") from None
         return found
-
-
-def grain(streams: int) -> float:
-    """Seconds from one read of a worker's to the next."""
-    return max(POLL, min(WIDEST, EACH * streams))
 
 
 def _compute(streams: int, pipe: Connection) -> None:
@@ -340,8 +335,8 @@ class Sitting:
         for entry in entries:
             if entry.data is not None:
                 self._ledger.count(entry.index)
-                self._seconds += FRAME_SECONDS
-                await self._hear(entry, entry.data)
+                for at in range(0, len(entry.data), FRAME):
+                    await self._hear(entry, entry.data[at : at + FRAME])
             elif entry.status is not None:
                 self.over = True
                 await self._ledger.say({"type": "final", "status": entry.status}, [], self._seconds, (entry.id, None))
@@ -350,6 +345,7 @@ class Sitting:
             self._ledger.progress(self._seconds)
 
     async def _hear(self, entry: Entry, frame: bytes) -> None:
+        self._seconds += FRAME_SECONDS
         sentence = self._sentences.get(frame)
         if sentence is None:
             return

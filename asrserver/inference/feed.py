@@ -181,9 +181,8 @@ class Feed:
 
     def _grain(self) -> float:
         """Seconds from one read of the live streams to the next."""
-        streams = sum(session.live for session in self.sessions.values())
-        grain = self.recogniser.engine.pace.grain = max(POLL, min(WIDEST, EACH * streams))
-        return grain
+        every = self.recogniser.engine.pace.grain = grain(sum(session.live for session in self.sessions.values()))
+        return every
 
     def _next(self, now: float) -> float:
         """When to look again, having looked now."""
@@ -215,6 +214,11 @@ class Feed:
         if session is not None and session.claim.task == task and not session.over:
             log.warning("session=%s dropped: its lease is another's", sid)
             self._drop(sid)
+
+
+def grain(streams: int) -> float:
+    """Seconds from one read of so many live streams to the next."""
+    return max(POLL, min(WIDEST, EACH * streams))
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
