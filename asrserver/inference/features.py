@@ -21,6 +21,10 @@ HALF = FFT // 2
 #: Frames a second.
 FRAMES = RATE // HOP
 
+#: Frames that are computed at a time: what they take stays in the cache, and is so small that malloc keeps it. The
+#: pages of larger arrays come from the system each time, and all at once takes twice as long.
+BLOCK = 64
+
 Features = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -121,10 +125,11 @@ def log_power(padded: Samples, mel: Features) -> None:
     """Fill `mel` with the logarithms of its frames' powers; the first frame begins where `padded` does."""
     count = mel.shape[1]
     view = np.lib.stride_tricks.as_strided(padded, (count, FFT), (HOP * 4, 4), writeable=False)
-    spectrum = np.fft.rfft(view * _window(), axis=1)
-    power = np.square(spectrum.real)
-    power += np.square(spectrum.imag)
-    np.matmul(mel_filters(len(mel)), power.T, out=mel)
+    for begin in range(0, count, BLOCK):
+        spectrum = np.fft.rfft(view[begin : begin + BLOCK] * _window(), axis=1)
+        power = np.square(spectrum.real)
+        power += np.square(spectrum.imag)
+        np.matmul(mel_filters(len(mel)), power.T, out=mel[:, begin : begin + BLOCK])
     np.maximum(mel, 1e-10, out=mel)
     np.log10(mel, out=mel)
 
