@@ -92,7 +92,7 @@ def row(utterance: Utterance, frames: int | None = None, request: Request | None
 
 async def together(engine: Engine, rows: list[Row]) -> list[Hypothesis | BaseException]:
     """Queue rows in one go, so that they may share calls."""
-    with engine._condition:
+    with engine._lock:
         waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
         await asyncio.sleep(0)  # each is queued; the thread waits for the lock
     return await asyncio.gather(*waits, return_exceptions=True)
@@ -180,7 +180,7 @@ async def test_the_row_of_a_dropped_session_harms_nobody(engine: Engine, utteran
 
 async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     assert engine.queue_age == 0.0
-    with engine._condition:
+    with engine._lock:
         wait = asyncio.ensure_future(engine.recognise(row(utterances[0])))
         await asyncio.sleep(0)
         assert engine.waiting == 1
@@ -217,7 +217,7 @@ async def test_a_guess_that_waited_is_of_what_is_newest(
 
 async def test_who_gave_up_waiting_is_not_served(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     rows = [row(one) for one in utterances[:2]]
-    with engine._condition:
+    with engine._lock:
         waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
         await asyncio.sleep(0)
         waits[0].cancel()
@@ -414,6 +414,7 @@ class Trouble:
         self._spoil = spoil
         self.calls: list[tuple[int, float]] = []  # frames, temperature
         self.encoded = 0
+        self._frames = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -423,11 +424,11 @@ class Trouble:
         self._frames = features.shape[2]
         return self._real.encode(features)
 
-    def generate(self, encoded: Any, prompts: Any, **options: Any) -> Any:
+    def generate(self, heard: Any, prompts: Any, **options: Any) -> Any:
+        if heard.shape[1] == MELS:  # features, which it encodes itself
+            self._frames = heard.shape[2]
         self.calls.append((self._frames, options.get("sampling_temperature", 0.0)))
-        return [
-            self._spoil(self._frames, options, result) for result in self._real.generate(encoded, prompts, **options)
-        ]
+        return [self._spoil(self._frames, options, result) for result in self._real.generate(heard, prompts, **options)]
 
 
 class Result:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 
 from asrserver import metrics
 from asrserver.inference.fair import FairQueue
@@ -54,7 +55,8 @@ class Engine:
         self._batch_size = batch_size or (GPU_BATCH if model.device == "cuda" else 1)
         self._hold = hold
         self._rows = FairQueue[Row]()
-        self._condition = threading.Condition()
+        self._lock = threading.RLock()
+        self._calls = SimpleQueue[None]()  # an item for each row: a Condition wakes the thread before it can go on
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self.pace = Pace()
@@ -75,33 +77,31 @@ class Engine:
     @property
     def queue_age(self) -> float:
         """Seconds that the oldest waiting row has waited."""
-        with self._condition:
+        with self._lock:
             queued = [row.queued for row in self._rows]
         return time.monotonic() - min(queued) if queued else 0.0
 
     async def recognise(self, row: Row) -> Hypothesis:
         """What is said in the row; raises what the model raised for it, and for it alone."""
         row.key = self._key(row)  # here, where what it raises is this row's alone and not the thread's end
-        with self._condition:
+        with self._lock:
             self._rows.put(row, row.priority, row.session)
-            self._condition.notify()
+        self._calls.put(None)
         return await row.future
 
     def stop(self, timeout: float) -> None:
         """Finish the call in hand and end the thread."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
+        self._stopping = True
+        self._calls.put(None)
         self._thread.join(timeout)
 
     def _run(self) -> None:
         while True:
-            with self._condition:
-                while not self._rows and not self._stopping:
-                    self._condition.wait()
-                if self._stopping:
-                    return
-                batch = [row for row in self._take() if not row.future.cancelled()]
+            self._calls.get()
+            if self._stopping:
+                return
+            with self._lock:  # rows may have gone with an earlier one's call
+                batch = [row for row in self._take() if not row.future.cancelled()] if self._rows else []
             if not batch:
                 continue
             began = time.monotonic()

@@ -142,6 +142,8 @@ class Whisper:
         self._previous = self._token("<|startofprev|>")
         self._no_timestamps = self._token("<|notimestamps|>")
         self._languages = self._language_tokens(config)
+        languages = set(self._languages.values())
+        self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
         # A prompt is asked for twice a window, once to see what may share its call; a session's is always the same.
         self._encode_text = lru_cache(maxsize=PROMPTS)(self._tokens)
 
@@ -170,8 +172,10 @@ class Whisper:
 
         A window whose text repeats itself or is a mere guess is tried again: at full length, then with temperature.
         """
-        encoded = self._encode([features for features, _, _ in rows])
         requests = [request for _, request, _ in rows]
+        encoded = self._view([features for features, _, _ in rows])
+        if self._is_wanted_again(encoded, requests):
+            encoded = self._model.encode(encoded)
         languages = self._detect(encoded, requests)
         results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
         attempts = []
@@ -193,7 +197,7 @@ class Whisper:
         if features.shape[1] < FULL:
             padded = np.full((features.shape[0], FULL), features.min(), np.float32)
             padded[:, : features.shape[1]] = features
-            encoded = self._encode([padded])
+            encoded = self._model.encode(self._view([padded]))
             temperatures = (0.0, *TEMPERATURES)
         else:
             encoded = _rows_of(first.encoded, [first.number])
@@ -227,8 +231,17 @@ class Whisper:
                 found[number] = timed_words(attempts[number].tokens, alignment, self._decode, language)
         return found
 
-    def _encode(self, features: list[Features]) -> Any:
-        return self._model.encode(ctranslate2.StorageView.from_array(np.ascontiguousarray(np.stack(features))))
+    def _view(self, features: list[Features]) -> Any:
+        rows = features[0][np.newaxis] if len(features) == 1 else np.stack(features)
+        return ctranslate2.StorageView.from_array(np.ascontiguousarray(rows))
+
+    def _is_wanted_again(self, features: Any, requests: list[Request]) -> bool:
+        """Whether the encoder's output serves more than the first generate(), which encodes what is not encoded yet.
+
+        A call more wakes CTranslate2's thread once more, a twentieth of what a window costs a small model.
+        """
+        detected = len(self._languages) > 1 and not all(request.language for request in requests)
+        return features.shape[2] == FULL or detected or any(request.words for request in requests)
 
     def _detect(self, encoded: Any, requests: list[Request]) -> list[tuple[str, float]]:
         """(language, probability) of each row: what was asked for, the only one there is, or what is heard."""
@@ -248,13 +261,12 @@ class Whisper:
         # CTranslate2 takes a small vocabulary for English-only and refuses: one token, languages alone. Not after the
         # start token itself: there it allows nothing but timestamps, and what comes is no language at all.
         codes = {number: code for code, number in self._languages.items()}
-        others = [number for number in range(self._tokenizer.get_vocab_size()) if number not in codes]
         results = self._model.generate(
             encoded,
             [[self._sot, self._no_timestamps]] * rows,
             beam_size=1,
-            max_length=4,
-            suppress_tokens=others,
+            max_length=2,
+            suppress_tokens=self._no_languages,
             suppress_blank=False,
             return_scores=True,
         )
@@ -337,6 +349,8 @@ def _loops(tokens: list[int]) -> bool:
     """Whether a token or a phrase is said over and over."""
     for size in range(1, PHRASE + 1):
         limit = size * ((MAX_SAME_TOKEN if size == 1 else MAX_SAME_PHRASE) - 1)
+        if len(tokens) < size + limit:
+            continue
         same = 0
         for one, other in zip(tokens, tokens[size:], strict=False):
             same = same + 1 if one == other else 0
