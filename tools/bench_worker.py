@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""What a worker costs: its CPU for each second of speech against a bare loop over the same windows, in one run.
+"""What recognising costs: the engine's CPU and a whole worker's, each against a bare loop that does the same.
 
-    python tools/bench_worker.py [--utterances 300] [--sessions 8] [--rounds 3]
+    python tools/bench_worker.py [--utterances 200] [--rounds 7] [--load 0.6]
 
-The worker is a real one, on a real Redis: it claims sessions in chunk mode, decodes WAV, finds speech, recognises,
-publishes. The bare loop computes the same features and calls ctranslate2.models.Whisper for the same windows, with the
-same options, one after another. Finding speech is measured apart and taken off the worker's side. CPU is getrusage's,
-user and system, of each process, after a warm-up.
+Work comes at an even pace, at which the bare loop is busy for LOAD of the time; both sides get the same, by turns. CPU
+is getrusage's, user and system, of each process; the ratios are the medians of the rounds. The texts must be the same.
+
+The engine gets the samples of segments: features, its queue, its thread, the guards against invented text. The worker
+is a real one on a real Redis and gets WAV files, as chunks of sessions: it claims, reads, decodes, finds speech,
+recognises, publishes. A bare loop is the fewest lines from the same samples, or files, to the same texts, one after
+another in one thread: our features, `ctranslate2.models.Whisper` with the same windows and limits, the tokenizer; for
+files our decoder too, and our speech detector in the worker's slices. The language is given, as a session's is once its
+first segment is recognised; in the second row it is to be detected, on the bare side with the fewest calls too.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import statistics
 import tempfile
 import time
 import wave
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,142 +34,253 @@ from typing import Any
 
 import ctranslate2
 import numpy as np
+import tokenizers
 import uvloop
-from bench_gateway import report_cpu
+from bench_gateway import own_cpu, report_cpu
 
 from asrserver.broker import Broker
 from asrserver.config import Settings
 from asrserver.embedded import EmbeddedRedis
 from asrserver.inference import audio, vad
+from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import log_mel
-from asrserver.inference.models import MARGIN, Request, length_limit, window_for
+from asrserver.inference.models import Request, Whisper, find, length_limit, window_for
+from asrserver.inference.recognise import SLICE
+from asrserver.inference.worker import Hands, load, work
 from asrserver.session import Options
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 
+#: Seconds of silence that end a segment.
+SILENCE = 0.4
+
+#: Sessions that share the worker's files.
+SESSIONS = 8
+
 _spawn = multiprocessing.get_context("spawn")
 
 
-def wavs(count: int) -> list[bytes]:
-    """The test recordings as WAV files, repeated up to `count`."""
-    files = []
-    for name in json.loads((RECORDINGS / "transcripts.json").read_text()):
-        samples = audio.decode((RECORDINGS / name).read_bytes(), "ogg", 60)
-        buffer = BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setparams((1, 2, 16000, 0, "NONE", ""))
-            file.writeframes((samples * 32767).astype("<i2").tobytes())
-        files.append(buffer.getvalue())
-    return list(itertools.islice(itertools.cycle(files), count))
+def recordings(count: int) -> list[Samples]:
+    """The English test recordings, repeated up to `count`."""
+    texts = json.loads((RECORDINGS / "transcripts.json").read_text())
+    names = [name for name, text in texts.items() if text.isascii()]
+    decoded = [audio.decode((RECORDINGS / name).read_bytes(), "ogg", 60) for name in names]
+    return list(itertools.islice(itertools.cycle(decoded), count))
+
+
+def wav(samples: Samples) -> bytes:
+    buffer = BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return buffer.getvalue()
+
+
+def speech(samples: Samples) -> Iterator[Samples]:
+    """The segments of an utterance, as a worker finds them."""
+    endpointer = vad.Endpointer(SILENCE)
+    events: list[vad.Event] = []
+    for begin in range(0, len(samples), SLICE):
+        events += endpointer.feed(samples[begin : begin + SLICE])
+    for event in events + endpointer.flush():
+        if isinstance(event, vad.SegmentEnded):
+            yield samples[event.start : event.end]
+
+
+class Bare:
+    """A bare loop's model: the fewest lines from samples to text."""
+
+    def __init__(self) -> None:
+        path = Path(find("demo"))
+        self.model = ctranslate2.models.Whisper(str(path), device="cpu", intra_threads=1, inter_threads=1)
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        self.languages = json.loads((path / "config.json").read_text())["lang_ids"]
+        self.others = sorted(set(range(self.tokenizer.get_vocab_size())) - set(self.languages))
+
+    def token(self, text: str) -> int:
+        return int(self.tokenizer.token_to_id(f"<|{text}|>"))
+
+    def text(self, samples: Samples, language: str | None) -> str:
+        seconds = len(samples) / RATE
+        features = log_mel(samples, window_for(seconds, "fit"), self.model.n_mels)
+        heard = ctranslate2.StorageView.from_array(features[np.newaxis])
+        if language is None:
+            heard = self.model.encode(heard)
+        spoken = self.detected(heard) if language is None else self.token(language)
+        prompt = [self.token("startoftranscript"), spoken, self.token("transcribe"), self.token("notimestamps")]
+        found = self.model.generate(heard, [prompt], beam_size=1, max_length=length_limit(len(prompt), seconds))[0]
+        return str(self.tokenizer.decode(found.sequences_ids[0])).strip()
+
+    def detected(self, encoded: Any) -> int:
+        """The token of the language. `detect_language` refuses a vocabulary other than OpenAI's."""
+        prompt = [self.token("startoftranscript"), self.token("notimestamps")]
+        options = {"beam_size": 1, "max_length": 2, "suppress_tokens": self.others, "suppress_blank": False}
+        return int(self.model.generate(encoded, [prompt], **options)[0].sequences_ids[0][0])
+
+    def file(self, data: bytes) -> str:
+        segments = speech(audio.decode(data, "wav", 60))
+        return " ".join(text for text in (self.text(segment, "en") for segment in segments) if text)
+
+
+# -- the sides that are compared: each a process that is told what to do, and answers with its CPU seconds and its texts
+
+
+def paced(items: Iterable[Any], gap: float) -> Iterator[tuple[float, Any]]:
+    """(seconds until it is due, item) of each, `gap` seconds apart."""
+    begun = time.monotonic()
+    for number, item in enumerate(items):
+        yield max(0.0, begun + number * gap - time.monotonic()), item
+
+
+def run_bare(language: str | None, pipe: Connection) -> None:
+    bare = Bare()
+    while True:
+        items, gap = pipe.recv()
+        texts = []
+        before = own_cpu()
+        for wait, item in paced(items, gap):
+            time.sleep(wait)
+            texts.append(bare.file(item) if isinstance(item, bytes) else bare.text(item, language))
+        pipe.send((own_cpu() - before, texts))
+
+
+def run_engine(language: str | None, pipe: Connection) -> None:
+    async def main() -> None:
+        model = Whisper("demo", "cpu", "default", 1, 1)
+        engine = Engine(model, 0, Hands(lambda _: None).hold)
+        request = Request(language)
+
+        async def text(samples: Samples) -> str:
+            seconds = len(samples) / RATE
+            features = log_mel(samples, window_for(seconds, "fit"), model.n_mels)
+            return (await engine.recognise(Row(features, request, seconds, "bench 1-0", session="bench"))).text
+
+        while True:
+            items, gap = pipe.recv()
+            before = own_cpu()
+            tasks = []
+            for wait, item in paced(items, gap):
+                await asyncio.sleep(wait)
+                tasks.append(asyncio.create_task(text(item)))
+            texts = await asyncio.gather(*tasks)
+            pipe.send((own_cpu() - before, texts))
+
+    uvloop.run(main())
 
 
 def run_worker(settings: Settings, pipe: Connection) -> None:
-    from asrserver.inference.worker import load, work
-
     report_cpu(pipe)
     uvloop.run(work(settings, "bench", load(settings), lambda: None, lambda: None, lambda _: None))
 
 
-async def feed(settings: Settings, files: list[bytes], sessions: int, label: str) -> None:
-    """Put the utterances into sessions and wait for all their final results."""
-    broker = Broker(settings.redis, "bench-gateway")
-    await broker.open()
-    fields = {"gateway": "bench-gateway", "options": json.dumps(Options(mode="chunk").asdict()), "user_id": ""}
-    names = [f"{label}-{number}" for number in range(sessions)]
-    for name in names:
-        await broker.open_session(name, name, fields, time.time() + 600)
-    for number, data in enumerate(files):
-        index = number // sessions
-        broker.append(names[number % sessions], index, index - 1 if index else None, data, lambda error: None)
-    for name in names:
-        await broker.end_session(name, "done", time.time() + 600)
-    for name in names:
+class Side:
+    """One of the two that are compared."""
+
+    def __init__(self, target: Callable[..., None], argument: Any) -> None:
+        self.pipe, there = _spawn.Pipe()
+        self._process = _spawn.Process(target=target, args=(argument, there), daemon=True)
+        self._process.start()
+
+    def take(self, items: list[Any], gap: float) -> tuple[float, list[str]]:
+        """(CPU seconds, texts) of the items, which come `gap` seconds apart."""
+        self.pipe.send((items, gap))
+        cpu, texts = self.pipe.recv()
+        return cpu, texts
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+class Worker(Side):
+    """A real worker, whose gateway is here."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(run_worker, settings)
+        self._settings = settings
+        self._rounds = 0
+
+    def _cpu(self) -> float:
+        self.pipe.send(None)
+        return float(self.pipe.recv())
+
+    def take(self, items: list[Any], gap: float) -> tuple[float, list[str]]:
+        self._rounds += 1
+        before = self._cpu()
+        texts = asyncio.run(self._feed(items, gap, [f"{self._rounds}-{number}" for number in range(SESSIONS)]))
+        return self._cpu() - before, texts
+
+    async def _feed(self, files: list[bytes], gap: float, names: list[str]) -> list[str]:
+        """Put the files into sessions by turns, and wait for all their results."""
+        broker = Broker(self._settings.redis, "bench-gateway")
+        await broker.open()
+        options = json.dumps(Options(mode="chunk", language="en").asdict())
+        fields = {"gateway": "bench-gateway", "options": options, "user_id": ""}
+        for name in names:
+            await broker.open_session(name, name, fields, time.time() + 600)
+        for number, (wait, data) in enumerate(paced(files, gap)):
+            await asyncio.sleep(wait)
+            index = number // len(names)
+            broker.append(names[number % len(names)], index, index - 1 if index else None, data, lambda error: None)
+        for name in names:
+            await broker.end_session(name, "done", time.time() + 600)
+        said = {name: await self._results(broker, name) for name in names}
+        await broker.close()
+        return [said[names[number % len(names)]][number // len(names)] for number in range(len(files))]
+
+    async def _results(self, broker: Broker, name: str) -> list[str]:
         while not (events := await broker.read_events(name)) or events[-1]["type"] != "final":
             await asyncio.sleep(0.1)
-        errors = [event for event in events if event["type"] == "error"]
-        if errors:
+        if errors := [event for event in events if event["type"] == "error"]:
             raise SystemExit(f"the worker failed: {errors[0]}")
-    await broker.close()
+        return [event["text"] for event in events if event["type"] == "chunk"]
 
 
-def bare(files: list[bytes]) -> tuple[float, float, float]:
-    """(CPU seconds of features and model, CPU seconds of finding speech, seconds of speech) in one thread."""
-    from asrserver.inference.models import Whisper, find
-
-    shipped = Whisper("demo", "cpu", "default", 1, 1)  # for its prompt alone
-    prompt = shipped.prompt(Request(), shipped.languages[0])
-    model = ctranslate2.models.Whisper(find("demo"), device="cpu", intra_threads=1, inter_threads=1)
-    spoken, recognising, finding = 0.0, 0.0, 0.0
-    for warm in (True, False):
-        spoken = recognising = finding = 0.0
-        for data in files[:10] if warm else files:
-            samples = audio.decode(data, "wav", 60)
-            begun = time.process_time()
-            spans = vad.segments(samples, 0.4)
-            found = time.process_time()
-            for start, end in spans:
-                seconds = (end - start) / audio.RATE
-                features = log_mel(samples[start:end], window_for(seconds, "fit"), model.n_mels)
-                view = ctranslate2.StorageView.from_array(np.ascontiguousarray(features[np.newaxis]))
-                model.generate(view, [prompt], beam_size=1, max_length=length_limit(len(prompt), seconds))
-                spoken += seconds
-            finding += found - begun
-            recognising += time.process_time() - found
-    return recognising, finding, spoken
-
-
-def run_bare(files: list[bytes], pipe: Connection) -> None:
-    pipe.send(bare(files))
-
-
-def one_round(options: argparse.Namespace, settings: Settings, number: int) -> float:
-    files = wavs(options.utterances)
-    here, there = _spawn.Pipe()
-    worker = _spawn.Process(target=run_worker, args=(settings, there))
-    worker.start()
-    asyncio.run(feed(settings, files[:20], 2, f"warm-{number}"))
-    used = -ask(here)
-    asyncio.run(feed(settings, files, options.sessions, f"round-{number}"))
-    used += ask(here)
-    worker.terminate()
-    worker.join()
-
-    here, there = _spawn.Pipe()
-    loop = _spawn.Process(target=run_bare, args=(files, there))
-    loop.start()
-    recognising, finding, spoken = here.recv()
-    loop.join()
-    ratio = (used - finding) / recognising
+def compare(name: str, side: Side, bare: Side, items: list[Any], options: argparse.Namespace) -> None:
+    """Print the ratio of what the items cost one side and the other."""
+    for each in (side, bare):
+        each.take(items[:20], 0.0)  # warm
+    cost, _ = bare.take(items[:50], 0.0)
+    gap = cost / min(50, len(items)) / options.load
+    rounds = []
+    for _ in range(options.rounds):
+        cpu, texts = side.take(items, gap)
+        bare_cpu, bare_texts = bare.take(items, gap)
+        if texts != bare_texts:
+            different = next(pair for pair in zip(texts, bare_texts, strict=True) if pair[0] != pair[1])
+            raise SystemExit(f"{name}: not the text of the bare loop: {different[0]!r}, {different[1]!r}")
+        rounds.append((1000 * cpu / len(items), 1000 * bare_cpu / len(items)))
+    own, other = (statistics.median(column) for column in zip(*rounds, strict=True))
+    ratios = sorted(one / two for one, two in rounds)
     print(
-        f"  {spoken:.0f} s of speech: worker {1000 * used / spoken:.2f} ms of CPU a second,"
-        f" of it {1000 * finding / spoken:.2f} finding speech; bare loop {1000 * recognising / spoken:.2f}; {ratio:.2f}"
+        f"{name:32}{own:10.2f}{other:10.2f}{statistics.median(ratios):10.2f}   ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        flush=True,
     )
-    return ratio
-
-
-def ask(pipe: Connection) -> float:
-    pipe.send(None)
-    answer: Any = pipe.recv()
-    return float(answer)
+    side.end()
+    bare.end()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--utterances", type=int, default=300)
-    parser.add_argument("--sessions", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--utterances", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--load", type=float, default=0.6)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of what is spawned: before its numpy
+    said = recordings(options.utterances)
+    segments = [segment for samples in said for segment in speech(samples)]
+    print(f"{'ms of CPU each, medians':32}{'ours':>10}{'bare':>10}{'ratio':>10}")
+    for language, name in (("en", "engine, a segment"), (None, "engine, language to be detected")):
+        compare(name, Side(run_engine, language), Side(run_bare, language), segments, options)
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as directory:
         redis = EmbeddedRedis(Path(directory), appendfsync="no")
         redis.start()
         try:
-            settings = Settings(redis_url=redis.url, device="cpu", max_backlog=1e9)
-            ratios = [one_round(options, settings, number) for number in range(options.rounds)]
+            settings = Settings(redis_url=redis.url, device="cpu", max_backlog=1e9, silence=SILENCE)
+            compare("worker, a WAV file", Worker(settings), Side(run_bare, "en"), [wav(one) for one in said], options)
         finally:
             redis.stop(10)
-    print(f"worker / bare loop, windows of speech + {MARGIN} s: {statistics.median(ratios):.2f}", end=" ")
-    print(f"(of {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 
 
 if __name__ == "__main__":
