@@ -29,6 +29,7 @@ from asrserver.inference.models import (
     window_for,
 )
 from asrserver.inference.pace import LATE, LEAST, SHARE, SPAN, Pace
+from asrserver.inference.vad import segments
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 from tests.owner import recogniser_of
@@ -494,6 +495,67 @@ async def test_a_guess_where_nothing_is_said_is_silence(own_model: Whisper, utte
     own_model._model = trouble
     assert recognise(own_model, utterances[0]).text == ""
     assert len(trouble.calls) == 1
+
+
+async def test_what_is_surely_no_speech_is_silence_however_probable(
+    own_model: Whisper, utterances: list[Utterance]
+) -> None:
+    real = own_model._model
+    texts = []
+    for probability in (0.8, 0.95):
+        own_model._model = trouble = Trouble(
+            real, lambda frames, options, result, p=probability: Result(result, no_speech_prob=p)
+        )
+        texts.append(recognise(own_model, utterances[0]).text)
+        assert len(trouble.calls) == 1
+    assert texts == [utterances[0].text, ""]
+
+
+def chords(seconds: int, random: np.random.Generator) -> Samples:
+    """Two a second, of three decaying notes with overtones each: music enough for the speech detector to be unsure."""
+    time = np.arange(RATE // 2) / RATE
+    pieces = []
+    for _ in range(2 * seconds):
+        notes = 440 * 2 ** ((random.integers(48, 72, 3) - 69) / 12)
+        tones = [np.sin(2 * np.pi * note * n * time) / n for note in notes for n in (1, 2, 3)]
+        pieces.append(np.sum(tones, axis=0) * np.exp(-4 * time))
+    return (np.concatenate(pieces) * random.uniform(0.02, 0.1)).astype(np.float32)
+
+
+def heard(model: Whisper, recording: Samples, request: Request | None = None) -> list[tuple[int, Hypothesis]]:
+    """(where it begins, what the model makes of it) of each stretch that the speech detector lets through."""
+    found = []
+    for start, end in segments(recording, 0.4):
+        seconds = (end - start) / RATE
+        features = log_mel(recording[start:end], window_for(seconds, "fit"), MELS)
+        found.append((start, model.recognise([(features, request or Request(), seconds)])[0]))
+    return found
+
+
+async def test_chords_are_no_words(model: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the speech detector takes some for speech, and the model would write them as short words."""
+    random = np.random.default_rng(5)
+    music = [chords(6, random) for _ in range(40)]
+    let_through = [found.text for recording in music for _, found in heard(model, recording)]
+    assert len(let_through) >= 5
+    assert not any(let_through)
+    monkeypatch.setattr(models, "SURELY_NO_SPEECH", 1.0)
+    assert any(found.text for recording in music for _, found in heard(model, recording))
+
+
+async def test_words_alone_are_words(
+    model: Whisper, all_utterances: list[Utterance], mandarin: list[Utterance]
+) -> None:
+    """Cut out of their sentences, however short they are: what the speech detector hears has a text."""
+    texts = []
+    for one, language in [(one, "en") for one in all_utterances[:20]] + [(one, "zh") for one in mandarin]:
+        for begin, sentence in heard(model, samples(one), Request(language, words=True)):
+            for word in sentence.words:
+                start, end = (begin + int(word[edge] * RATE) for edge in ("start", "end"))
+                alone = np.pad(samples(one)[start:end], RATE // 2)
+                texts += [found.text for _, found in heard(model, alone)]
+    assert len(texts) >= 150
+    assert sum(not text for text in texts) <= 0.01 * len(texts)
 
 
 async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances: list[Utterance]) -> None:

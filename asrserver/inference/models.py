@@ -40,6 +40,12 @@ MAX_COMPRESSION = 2.4
 MIN_LOGPROB = -1.0
 NO_SPEECH = 0.6
 
+#: With so much of it nothing was said, however probable the text: a chord that the speech detector lets through is a
+#: short word to a model, and not even an improbable one. whisper_streaming's limit; where somebody speaks, the most
+#: that large-v2 and large-v3 were seen to give is 0.1 and 0.06, and large-v3-turbo next to nothing, whatever it hears
+#: (faster-whisper#1028).
+SURELY_NO_SPEECH = 0.9
+
 #: A word, or a phrase of up to so many tokens, said so often in a row is a decoder that has lost its way. The
 #: compression ratio sees only long loops.
 MAX_SAME_TOKEN = 10
@@ -336,8 +342,9 @@ class _Attempt:
         self.confidence = round(float(np.exp(min(0.0, self.logprob))), 4)
         raw = text.encode()
         self.repeats = len(raw) > MAX_COMPRESSION * len(zlib.compress(raw)) or _loops(self.tokens)
-        self.silence = result.no_speech_prob > NO_SPEECH and self.logprob < MIN_LOGPROB
-        self.failed = not self.silence and (self.repeats or self.logprob < MIN_LOGPROB)
+        unlikely = self.logprob < MIN_LOGPROB
+        self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else SURELY_NO_SPEECH)
+        self.failed = not self.silence and (self.repeats or unlikely)
 
     @property
     def good(self) -> bool:
