@@ -10,7 +10,6 @@ Names follow https://prometheus.io/docs/practices/naming/; no label has values t
 from __future__ import annotations
 
 import os
-import time
 from bisect import bisect_left
 from typing import Any
 
@@ -114,17 +113,6 @@ def refused(code: str) -> None:
     refusals.labels(code).inc()
 
 
-def recognised(began: float, rows: list[tuple[float, float]]) -> None:
-    """One call of the model, begun at `began` (monotonic), of rows (queued at, seconds of speech)."""
-    took = time.monotonic() - began
-    decode_seconds.observe(took)
-    batch_size.observe(len(rows))
-    busy_seconds.inc(took)
-    for queued, seconds in rows:
-        queue_seconds.observe(max(0.0, began - queued))
-        speech_seconds.inc(seconds)
-
-
 class Flow:
     """A counter on the path of every chunk: a number of this process, shared at every heartbeat."""
 
@@ -162,6 +150,27 @@ class Spread:
                 bucket.inc(count)
         self._histogram._sum.inc(self._total)
         self._counts, self._total = [0] * len(self._bounds), 0.0
+
+
+class Recognised:
+    """The calls of the model, counted in the loop and shared at every heartbeat: a short call would notice it else."""
+
+    def __init__(self) -> None:
+        self._took, self._rows, self._waited = Spread(decode_seconds), Spread(batch_size), Spread(queue_seconds)
+        self._busy, self._speech = Flow(busy_seconds), Flow(speech_seconds)
+
+    def count(self, took: float, waited: list[float], speech: float) -> None:
+        """A call that took so many seconds, of rows that had waited so long, with so much speech."""
+        self._took.observe(took)
+        self._rows.observe(len(waited))
+        for seconds in waited:
+            self._waited.observe(seconds)
+        self._busy.value += took
+        self._speech.value += speech
+
+    def share(self) -> None:
+        for metric in (self._took, self._rows, self._waited, self._busy, self._speech):
+            metric.share()
 
 
 # -- for those who ask -----------------------------------------------------------------------------------------------

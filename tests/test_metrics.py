@@ -70,6 +70,7 @@ def test_every_process_answers_for_all(start: Callable[..., System], utterances:
         assert asyncio.run(speak(system.url, utterance))
     wait_until(lambda: samples(port)["asrserver_chunks_total"] == 6, 30, "all chunks are counted")
     wait_until(lambda: samples(port)["asrserver_persist_seconds_count"] >= 12, 30, "all results are stored")
+    wait_until(lambda: samples(port)["asrserver_decode_seconds_count"] >= 6, 30, "all calls are counted")
     for asked in (port, *[system.port] * 6):
         found = samples(asked)
         assert found["asrserver_sessions_started_total"] == found["asrserver_sessions_ended_total{status=done}"] == 6

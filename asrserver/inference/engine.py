@@ -60,6 +60,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self.pace = Pace()
+        self.recognised = metrics.Recognised()
         self.busy_seconds = 0.0
         self.speech_seconds = 0.0
         self.last_batch = 0
@@ -106,16 +107,28 @@ class Engine:
                 continue
             began = time.monotonic()
             results = self._recognise(batch)
-            took = time.monotonic() - began
-            metrics.recognised(began, [(row.queued, row.seconds * (row.priority == FINAL)) for row in batch])
-            self.busy_seconds += took
-            self.speech_seconds += sum(row.seconds for row in batch if row.priority == FINAL)
-            self.last_batch = len(batch)
-            drafts = sum(row.priority != FINAL for row in batch)
-            waited = max((began - row.queued for row in batch if row.priority == FINAL), default=0.0)
-            self.pace.spent(took * drafts / len(batch), drafts, took, waited)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_settle, list(zip(batch, results, strict=True)))
+                took = time.monotonic() - began
+                self._loop.call_soon_threadsafe(self._settle, batch, results, began, took)
+
+    def _settle(self, batch: list[Row], results: list[Hypothesis | Exception], began: float, took: float) -> None:
+        """Back in the loop: a call is over."""
+        finals = [row for row in batch if row.priority == FINAL]
+        speech = sum(row.seconds for row in finals)
+        self.busy_seconds += took
+        self.speech_seconds += speech
+        self.last_batch = len(batch)
+        self.recognised.count(took, [max(0.0, began - row.queued) for row in batch], speech)
+        drafts = len(batch) - len(finals)
+        waited = max((began - row.queued for row in finals), default=0.0)
+        self.pace.spent(took * drafts / len(batch), drafts, took, waited)
+        for row, result in zip(batch, results, strict=True):
+            if row.future.done():
+                continue  # its session was dropped
+            if isinstance(result, Exception):
+                row.future.set_exception(result)
+            else:
+                row.future.set_result(result)
 
     def _take(self) -> list[Row]:
         """The row whose turn it is and, up to the batch size, rows that may share its call, in their order."""
@@ -154,13 +167,3 @@ def _renew(row: Row) -> None:
     if row.newest is not None:
         row.features, row.seconds = row.newest()
         row.key = (row.features.shape[1], *row.key[1:])
-
-
-def _settle(results: list[tuple[Row, Hypothesis | Exception]]) -> None:
-    for row, result in results:
-        if row.future.done():
-            continue  # its session was dropped
-        if isinstance(result, Exception):
-            row.future.set_exception(result)
-        else:
-            row.future.set_result(result)

@@ -152,6 +152,7 @@ class Whisper:
         self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
         # A prompt is asked for twice a window, once to see what may share its call; a session's is always the same.
         self._encode_text = lru_cache(maxsize=PROMPTS)(self._tokens)
+        self._start = lru_cache(maxsize=PROMPTS)(self._start_tokens)
 
     @property
     def languages(self) -> list[str]:
@@ -308,13 +309,15 @@ class Whisper:
 
     def prompt(self, request: Request, language: str) -> list[int]:
         """The tokens before the text. Rows batch only where these are equally many."""
-        before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
+        before: tuple[int, ...] = ()
+        if request.hotwords or request.prompt:
+            before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
         if request.previous:
             before += self._tokens(request.previous)
         tokens = [self._previous, *before[-MAX_PROMPT:]] if before else []
         return [*tokens, *self._start(language, request.task), self._no_timestamps]
 
-    def _start(self, language: str, task: str) -> list[int]:
+    def _start_tokens(self, language: str, task: str) -> list[int]:
         """The start token, and what language and task there are tokens for."""
         number = self._languages.get(language, -1)
         return [self._sot, number, self._token(f"<|{task}|>")] if number >= 0 else [self._sot]

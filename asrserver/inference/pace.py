@@ -23,7 +23,7 @@ WEIGHT = 0.1
 class Pace:
     """Drafts thin out before finals slow down: all growing segments together get what is left of the engine's time.
 
-    Told by the engine's thread, asked by the loop.
+    The loop tells and asks; how long audio waits to be heard, the thread that hears it tells.
     """
 
     def __init__(self) -> None:

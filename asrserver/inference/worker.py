@@ -51,7 +51,8 @@ class Hands:
                 self._since[place] = time.monotonic()
             else:
                 self._since.pop(place, None)
-            self._write("\n".join(label for held in self._held.values() for label in held).encode())
+            held = [label for labels in self._held.values() for label in labels]
+            self._write("\n".join(held).encode())
 
 
 def load(settings: Settings) -> Whisper:
@@ -99,6 +100,7 @@ async def work(
     await cancelled(tasks)
     await broker.forget("worker")
     engine.stop(1.0)
+    engine.recognised.share()
     recogniser.close()
     await broker.close()
     for task in failed:
@@ -150,6 +152,7 @@ async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
 
 def _share_metrics(engine: Engine, feed: Feed, before: tuple[float, float]) -> tuple[float, float]:
     """Set the gauges; `before` are the engine's busy and speech seconds at the last time."""
+    engine.recognised.share()
     now = (engine.busy_seconds, engine.speech_seconds)
     metrics.worker_sessions.set(len(feed.sessions))
     metrics.worker_backlog.set(feed.backlog)
