@@ -9,7 +9,7 @@ is getrusage's, user and system, of each process; the ratios are the medians of 
 The engine gets the samples of segments: features, its queue, its thread, the guards against invented text. The worker
 is a real one on a real Redis and gets WAV files, as chunks of sessions: it claims, reads, decodes, finds speech,
 recognises, publishes. A bare loop is the fewest lines from the same samples, or files, to the same texts, one after
-another in one thread: our features, `ctranslate2.models.Whisper` with the same windows and limits, the tokenizer; for
+another in one thread: our features, `ctranslate2.models.Whisper` with the same windows and options, the tokenizer; for
 files our decoder too, and our speech detector in the worker's slices. The language is given, as a session's is once its
 first segment is recognised; in the second row it is to be detected, on the bare side with the fewest calls too.
 """
@@ -109,7 +109,8 @@ class Bare:
             heard = self.model.encode(heard)
         spoken = self.detected(heard) if language is None else self.token(language)
         prompt = [self.token("startoftranscript"), spoken, self.token("transcribe"), self.token("notimestamps")]
-        found = self.model.generate(heard, [prompt], beam_size=1, max_length=length_limit(len(prompt), seconds))[0]
+        options = {"beam_size": 1, "return_scores": True, "return_no_speech_prob": True}
+        found = self.model.generate(heard, [prompt], max_length=length_limit(len(prompt), seconds), **options)[0]
         return str(self.tokenizer.decode(found.sequences_ids[0])).strip()
 
     def detected(self, encoded: Any) -> int:

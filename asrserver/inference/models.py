@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -187,7 +188,7 @@ class Whisper:
         results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
-            attempt = _Attempt(result, self._text(result), self._eot, encoded, number)
+            attempt = self._attempt(result, encoded, number)
             if attempt.failed and not row[1].draft:
                 attempt = self._retry(row, language, attempt)
             attempts.append(attempt)
@@ -210,7 +211,7 @@ class Whisper:
             encoded = _rows_of(first.encoded, [first.number])
         for temperature in temperatures:
             result = self._generate(encoded, [request], [language], [seconds], temperature)[0]
-            attempts.append(_Attempt(result, self._text(result), self._eot, encoded, 0))
+            attempts.append(self._attempt(result, encoded, 0))
             if not attempts[-1].failed:
                 return attempts[-1]
         return max(attempts, key=lambda attempt: (not attempt.repeats, attempt.logprob))
@@ -325,26 +326,28 @@ class Whisper:
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids) if text else ()
 
-    def _text(self, result: Any) -> str:
-        return self._decode([number for number in result.sequences_ids[0] if number < self._eot]).strip()
+    def _attempt(self, result: Any, encoded: Any, number: int) -> _Attempt:
+        generated = result.sequences_ids[0]
+        tokens = [token for token in generated if token < self._eot]
+        return _Attempt(result, len(generated), tokens, self._decode(tokens).strip(), encoded, number)
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
 
 
 class _Attempt:
-    """One decoding of one window, judged. `number` is its row in the encoder's output."""
+    """One decoding of one window, judged: `length` tokens, of which `tokens` are text. `number` is its row in the
+    encoder's output."""
 
-    def __init__(self, result: Any, text: str, eot: int, encoded: Any, number: int) -> None:
-        length = len(result.sequences_ids[0])
+    def __init__(self, result: Any, length: int, tokens: list[int], text: str, encoded: Any, number: int) -> None:
         self.text = text
         self.encoded = encoded
         self.number = number
-        self.tokens = [token for token in result.sequences_ids[0] if token < eot]
+        self.tokens = tokens
         self.logprob = result.scores[0] * length / (length + 1)  # the end token counts, as in the reference
-        self.confidence = round(float(np.exp(min(0.0, self.logprob))), 4)
-        raw = text.encode()
-        self.repeats = len(raw) > MAX_COMPRESSION * len(zlib.compress(raw)) or _loops(self.tokens)
+        self.confidence = round(math.exp(min(0.0, self.logprob)), 4)
+        said_twice = len(set(tokens)) < len(tokens)  # some token: for most texts there is nothing to compress
+        self.repeats = said_twice and (_compresses(text) or _loops(tokens))
         unlikely = self.logprob < MIN_LOGPROB
         self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else SURELY_NO_SPEECH)
         self.failed = not self.silence and (self.repeats or unlikely)
@@ -353,6 +356,12 @@ class _Attempt:
     def good(self) -> bool:
         """Whether its text may be believed."""
         return not (self.silence or self.repeats)
+
+
+def _compresses(text: str) -> bool:
+    """Whether it is so much the same that it compresses well."""
+    raw = text.encode()
+    return len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
 
 
 def _loops(tokens: list[int]) -> bool:
