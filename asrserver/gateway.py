@@ -167,7 +167,7 @@ class Gateway:
         return None if self._has_room(session) else until(lambda: self._has_room(session), MAX_WAIT)
 
     def _has_room(self, session: Session) -> bool:
-        if self.broker.lane.bytes >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
+        if self.broker.bytes_on_their_way >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
             return False
         waiting = self.sessions.backlog.waiting(session.id)
         return session.state != "recording" or self.admission.has_room(session, waiting)

@@ -87,6 +87,11 @@ class Options:
         """Of headerless audio."""
         return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
 
+    @property
+    def borderless(self) -> bool:
+        """Whether it means nothing where a chunk ends and the next begins."""
+        return self.mode == "stream" and self.format != "auto"
+
     def asdict(self) -> dict[str, Any]:
         return asdict(self)
 

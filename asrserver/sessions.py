@@ -205,7 +205,7 @@ class Sessions(Mapping[str, Session]):
             else:
                 self._fail(session, index, error)
 
-        self._broker.append(session.id, index, before, data, done)
+        self._broker.append(session.id, index, before, data, session.options.borderless, done)
 
     def _admit(self, session: Session, index: int, data: bytes, rate: float) -> None:
         seconds = self.backlog.estimate(session.id, data, rate)

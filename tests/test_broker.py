@@ -15,7 +15,7 @@ import pytest
 import redis
 import tornado.ioloop
 
-from asrserver.broker import HEARTBEAT_TTL, Broker, Claim, Lease, Steward, keys
+from asrserver.broker import HEARTBEAT_TTL, Broker, Claim, Lease, Steward, gathering, keys
 from asrserver.broker import lane as lane_module
 from asrserver.broker.subscription import QUIET
 from asrserver.errors import Unavailable
@@ -78,7 +78,7 @@ async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
 async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0) -> Exception | None:
     """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    gateway.append(sid, index, index - 1 if index > first else None, data, future.set_result)
+    gateway.append(sid, index, index - 1 if index > first else None, data, False, future.set_result)
     return await future
 
 
@@ -271,7 +271,7 @@ async def test_chunks_that_travel_together_are_answered_one_by_one(g: Broker, db
     answers: dict[tuple[str, int], Any] = {}
     for sid, index in (("a", 0), ("moved", 0), ("a", 1), ("broken", 0), ("gone", 0), ("b", 0), ("b", 2), ("a", 0)):
         last = None if index == 0 else index - 1
-        g.append(sid, index, last, b"x", lambda error, of=(sid, index): answers.setdefault(of, error))  # type: ignore[misc]
+        g.append(sid, index, last, b"x", False, lambda error, of=(sid, index): answers.setdefault(of, error))  # type: ignore[misc]
     await until(lambda: len(answers) == 7)
     assert db.info("commandstats")["cmdstat_eval"]["calls"] == before + 1
     assert [answers.pop(of) for of in (("a", 0), ("a", 1), ("b", 0))] == [None] * 3
@@ -545,7 +545,7 @@ async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db
     answers: list[Any] = []
     for index in range(2000):
         before = index - 1 if index else None
-        g.append("s", index, before, b"x" * 2000, lambda error, index=index: answers.append((index, error)))
+        g.append("s", index, before, b"x" * 2000, False, lambda error, index=index: answers.append((index, error)))
         if index % 200 == 50:
             await asyncio.sleep(0)
             drop_connections(db)
@@ -594,7 +594,7 @@ async def test_callers_are_told_when_redis_stays_away(
 @pytest.mark.gen_test
 async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
     await opened(g)
-    g.append("s", 0, None, b"x", lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    g.append("s", 0, None, b"x", False, lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
     assert await append(g, 1) is None
 
 
@@ -680,3 +680,90 @@ async def test_the_queue_in_numbers(g: Broker, w: Broker) -> None:
     await w.claim(None, 1, 0)
     await w.bury("one", "1-0", "because")
     assert await g.queue() == {"waiting": 1, "processing": 1, "dead": 1}
+
+
+@pytest.fixture
+def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many chunks come that those of one session wait for each other."""
+    monkeypatch.setattr(gathering, "FREE", -1e9)
+
+
+async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
+    """Append chunks, each after the one before; the answers, which come later."""
+    answers: dict[int, Any] = {}
+    before = None
+    for index, data in chunks.items():
+        g.append(sid, index, before, data, joins, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        before = index
+    return answers
+
+
+@pytest.mark.gen_test
+async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
+    g: Broker, w: Broker, db: redis.Redis, busy: None
+) -> None:
+    """But for its first, which waits for nobody. Each is acknowledged, and none before Redis has it."""
+    await opened(g)
+    answers = await gathered(g, "s", {4: b"a", 5: b"bc", 7: b"d", 8: b"e"})
+    await until(lambda: len(answers) == 4)
+    assert answers == dict.fromkeys((4, 5, 7, 8))
+    found = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [(entry.id, entry.data, entry.chunks) for entry in found] == [("5-0", b"a", 1), ("9-0", b"bcde", 3)]
+    assert (db.hget(keys.session_key("s"), "first"), db.hget(keys.session_key("s"), "last")) == ("4", "8")
+    assert g.bytes_on_their_way == 0
+
+
+@pytest.mark.gen_test
+async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, busy: None) -> None:
+    await opened(g)
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"}, joins=False)
+    await until(lambda: len(answers) == 3)
+    assert ids(db, keys.audio_key("s")) == ["0-1", "1-0", "2-0", "3-0"]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("then", ["end", "resume", "close", "fill"])
+async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy: None, then: str) -> None:
+    """A session's end, its resumption elsewhere, the gateway's own end; and it goes when there is a second of it."""
+    await opened(g)
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c" * (gathering.FULL if then == "fill" else 1)})
+    if then == "end":
+        assert await g.end_session("s", "done", time.time() + 60)
+    elif then == "resume":
+        assert await g.resume_session("s", time.time() + 60, "") is not None
+    elif then == "close":
+        await g.close()
+    else:
+        assert g.bytes_on_their_way == g.lane.bytes > gathering.FULL
+        await until(lambda: len(answers) == 3)
+    assert answers == dict.fromkeys((0, 1, 2))
+    found = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [entry.chunks for entry in found if entry.data is not None] == [1, 2]
+
+
+@pytest.mark.gen_test
+async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db: redis.Redis, busy: None) -> None:
+    await opened(g)
+    db.hset(keys.session_key("s"), "gateway", "another")
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"})
+    await until(lambda: len(answers) == 3)
+    assert [error.code for error in answers.values()] == ["session_moved"] * 3
+
+
+@pytest.mark.gen_test
+async def test_a_shared_entry_sent_again_is_there_once(g: Broker, w: Broker, db: redis.Redis, busy: None) -> None:
+    """Its reply was lost with the connection."""
+    await opened(g)
+    answers: dict[int, Any] = {}
+    for index in range(1000):
+        before = index - 1 if index else None
+        g.append("s", index, before, b"x" * 900, True, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        if index % 200 == 50:
+            await asyncio.sleep(0)
+            drop_connections(db)
+    await until(lambda: len(answers) == 1000)
+    assert set(answers.values()) == {None}
+    entries = (await w.read_audio({"s": "0-1"}, 1000))["s"]
+    assert sum(entry.chunks for entry in entries) == 1000
+    assert sum(len(entry.data or b"") for entry in entries) == 900_000
+    assert len(entries) < 100

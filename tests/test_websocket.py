@@ -373,8 +373,9 @@ async def test_an_acknowledgement_comes_before_its_result(
     held: list[Callable[[], None]] = []
     append = gateway.broker.append
 
-    def slow(sid: str, index: int, before: int | None, data: bytes, done: Callable[[Exception | None], None]) -> None:
-        append(sid, index, before, data, lambda error: held.append(lambda: done(error)))
+    def slow(*args: Any) -> None:
+        *chunk, done = args
+        append(*chunk, lambda error: held.append(lambda: done(error)))
 
     monkeypatch.setattr(gateway.broker, "append", slow)
     async with await Talk.open(url) as talk:

@@ -223,7 +223,9 @@ class Worker(Side):
         for number, (wait, data) in enumerate(paced(files, gap)):
             await asyncio.sleep(wait)
             index = number // len(names)
-            broker.append(names[number % len(names)], index, index - 1 if index else None, data, lambda error: None)
+            broker.append(
+                names[number % len(names)], index, index - 1 if index else None, data, False, lambda error: None
+            )
         for name in names:
             await broker.end_session(name, "done", time.time() + 600)
         said = {name: await self._results(broker, name) for name in names}

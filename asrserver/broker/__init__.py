@@ -4,7 +4,8 @@
     asr_open                      sorted set, session → deadline of the gateway that answers for it
     asr_session:{sid}             hash: options, gateway, first and last chunk, how it ended, strikes, where a next
                                   owner goes on
-    asr_audio:{sid}               stream, ids <index+1>-0: the chunks' bytes; control entries at <last>-<k>
+    asr_audio:{sid}               stream, ids <index+1>-0: the bytes of chunks, of one or (`n`) of some in a row, by the
+                                  last one's index; control entries at <last>-<k>
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
     asr_results:<gateway>         Pub/Sub channel: the same results, at once
     worker:<name>:heartbeat, gateway:<name>:heartbeat      JSON with a TTL
@@ -27,6 +28,7 @@ import orjson
 import redis
 
 from asrserver.broker import replies, scripts
+from asrserver.broker.gathering import Gathered, Gathering
 from asrserver.broker.keys import (
     DEAD,
     GROUP,
@@ -86,6 +88,7 @@ class Broker:
         self._blocking = connect(url, timeout=10.0, connections=2)
         self.lane = Lane(self._client)
         self.quota = Quota(self.lane)
+        self._gathering = Gathering(self._append)
 
     async def open(self) -> None:
         """Wait for Redis (bounded by PATIENCE) and see that the group is there; raises Unavailable."""
@@ -97,6 +100,7 @@ class Broker:
                 raise
 
     async def close(self) -> None:
+        self._gathering.flush_all()
         await self.lane.drain()
         await self._client.aclose()
         await self._blocking.aclose()
@@ -136,37 +140,44 @@ class Broker:
 
         Commands of this gateway issued before are done by then, and those of the other are refused from then on.
         """
+        self._gathering.flush(sid)
         keys = (session_key(sid), OPEN)
         reply = await self.lane.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     def append(
-        self, sid: str, index: int, before: int | None, data: bytes, done: Callable[[Exception | None], None]
+        self,
+        sid: str,
+        index: int,
+        before: int | None,
+        data: bytes,
+        joins: bool,
+        done: Callable[[Exception | None], None],
     ) -> None:
         """Append a chunk after the one with the index `before`; `done` gets None once Redis has it.
 
-        One that arrived before its reply was lost changes nothing the second time.
+        One that arrived before its reply was lost changes nothing the second time. One that `joins` may share an entry
+        with those around it, and wait for them: its borders mean nothing.
         """
+        self._gathering.add(sid, index, before, data, joins, done)
 
+    def _append(self, sid: str, gathered: Gathered) -> None:
         def replied(reply: Any) -> None:
             if reply == 1:
-                done(None)
-            elif isinstance(reply, Exception):
-                done(reply)
+                gathered.answer(None)
             else:
-                done(Unavailable(*_NOT_APPENDED[reply]))
+                gathered.answer(reply if isinstance(reply, Exception) else Unavailable(*_NOT_APPENDED[reply]))
 
-        self.lane.call(
-            replied,
-            Part(
-                scripts.APPEND,
-                _append_keys(sid),
-                self.name,
-                4,
-                packed(b"%d" % index, b"" if before is None else b"%d" % before, data, b"%.6f" % time.time()),
-            ),
-            size=len(data) + 100,
-        )
+        before = b"" if gathered.before is None else b"%d" % gathered.before
+        data = gathered.data[0] if len(gathered.data) == 1 else b"".join(gathered.data)
+        arguments = (b"%d" % gathered.index, before, data, b"%.6f" % gathered.received, b"%d" % len(gathered.data))
+        part = Part(scripts.APPEND, _append_keys(sid), self.name, len(arguments), packed(*arguments))
+        self.lane.call(replied, part, size=gathered.size + 100)
+
+    @property
+    def bytes_on_their_way(self) -> int:
+        """Bytes that wait for Redis."""
+        return self.lane.bytes + self._gathering.bytes
 
     async def end_session(
         self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None
@@ -175,6 +186,7 @@ class Broker:
 
         With `overdue`, a time, also False if somebody answers for it since.
         """
+        self._gathering.flush(sid)
         try:
             return bool(
                 await self.lane.submit(

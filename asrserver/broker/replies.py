@@ -24,16 +24,17 @@ class Claim:
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a session's audio: a chunk's bytes, or the end (`status` says how)."""
+    """One entry of a session's audio: the bytes of a chunk, or of `chunks` in a row; or the end (`status` says how)."""
 
     id: str
     data: bytes | None
     status: str | None
-    received: float | None = None  # when the gateway had the chunk, in seconds of the epoch
+    received: float | None = None  # when the gateway had the first chunk, in seconds of the epoch
+    chunks: int = 1
 
     @property
     def index(self) -> int:
-        """The chunk's."""
+        """The last chunk's."""
         return int(self.id.partition("-")[0]) - 1
 
 
@@ -73,5 +74,9 @@ def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     status = fields.get(b"s")
     received = fields.get(b"at")
     return Entry(
-        entry_id.decode(), fields.get(b"d"), status.decode() if status else None, float(received) if received else None
+        entry_id.decode(),
+        fields.get(b"d"),
+        status.decode() if status else None,
+        float(received) if received else None,
+        int(fields.get(b"n", 1)),
     )

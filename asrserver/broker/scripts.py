@@ -28,12 +28,12 @@ local function move(sid, from, to, ended)
 end
 """
 
-# Chunks of any sessions: KEYS session audio … · ARGV gateway, then index before data received … → for each, 1: it is
-# there, perhaps since a time whose reply was lost; 0: another gateway has the session; -1: the chunk before it is
-# missing; -2: the session is gone; or an error. `before` is the index of the chunk before it, empty for the first: one
-# that could not be written must not be followed by the next.
+# Entries of any sessions: KEYS session audio … · ARGV gateway, then index before data received chunks … → for each, 1:
+# it is there, perhaps since a time whose reply was lost; 0: another gateway has the session; -1: the chunk before it is
+# missing; -2: the session is gone; or an error. `index` is that of the last of its chunks, `before` that of the chunk
+# before them, empty for the first: one that could not be written must not be followed by the next.
 APPEND = """
-local function append(session, audio, index, before, data, received)
+local function append(session, audio, index, before, data, received, chunks)
   local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end')
   if fields.err then return fields end
   if not fields[1] then return -2 end
@@ -41,7 +41,12 @@ local function append(session, audio, index, before, data, received)
   if fields[2] and fields[2] ~= before then return tonumber(index) <= tonumber(fields[2]) and 1 or -1 end
   if fields[3] then return -2 end
   local id = string.format('%.0f-0', index + 1)
-  local added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received)
+  local added
+  if chunks == '1' then
+    added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received)
+  else
+    added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received, 'n', chunks)
+  end
   if not added then return -2 end
   if type(added) == 'table' then return added end
   if before == '' then
@@ -53,8 +58,8 @@ local function append(session, audio, index, before, data, received)
 end
 local answers, at = {}, 2
 for i = 1, #KEYS, 2 do
-  answers[#answers + 1] = append(KEYS[i], KEYS[i + 1], ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3])
-  at = at + 4
+  answers[#answers + 1] = append(KEYS[i], KEYS[i + 1], unpack(ARGV, at, at + 4))
+  at = at + 5
 end
 return answers
 """

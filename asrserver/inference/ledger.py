@@ -74,11 +74,11 @@ class Ledger:
         text, language = self._said[-1] if self._said else ("", None)
         return text if language == self.language else ""
 
-    def count(self, index: int) -> None:
-        """A chunk is taken."""
+    def count(self, index: int, chunks: int = 1) -> None:
+        """So many chunks are taken, the last with this index."""
         if index > self.taken:
             self.taken = index
-            self.chunks += 1
+            self.chunks += chunks
 
     def join(self, segments: list[Segment]) -> str:
         """The text of segments, and a chance to be sure of the session's language."""

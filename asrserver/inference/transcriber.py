@@ -164,7 +164,7 @@ class Transcriber:
 
     async def _chunk(self, entry: Entry, data: bytes) -> None:
         index = entry.index
-        self._ledger.count(index)
+        self._ledger.count(index, entry.chunks)
         try:
             await self._check_strikes(entry)
             kind = None if self._resumed else self._container(data)
@@ -261,7 +261,7 @@ class Transcriber:
             raise
         self._resumed = None
         for entry in entries:
-            self._ledger.count(entry.index)
+            self._ledger.count(entry.index, entry.chunks)
             if entry.id in self._strikes:
                 self._suspect = ongoing.recording.heard
         self._done(entries)

@@ -1,0 +1,121 @@
+"""Chunks on their way to their session's audio stream: where there are many, those of one session wait for each other.
+
+Each entry costs a gateway, Redis and a worker several times what the 100 ms of audio in it do. A worker with hundreds
+of streams reads each of them a few times a second anyway: what waits here for less than that comes no later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+#: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
+FREE = 1000
+EACH = 75e-6
+LONGEST = 0.3
+
+#: Bytes of a session with which its entry goes at once: a second of PCM.
+FULL = 32_000
+
+#: Seconds between looks at what has waited for long enough, at least.
+TICK = 0.02
+
+#: Seconds over which chunks are counted.
+SPAN = 0.5
+
+Done = Callable[[Exception | None], None]
+
+
+class Gathered:
+    """Chunks in a row of one session, which become one entry: the index of the last, and of the one before the first.
+
+    `received` is when the first came, in seconds of the epoch.
+    """
+
+    __slots__ = ("before", "data", "dones", "index", "received", "since", "size")
+
+    def __init__(self, before: int | None, since: float) -> None:
+        self.before = before
+        self.since = since
+        self.received = time.time()
+        self.index = -1
+        self.size = 0
+        self.data: list[bytes] = []
+        self.dones: list[Done] = []
+
+    def add(self, index: int, data: bytes, done: Done) -> None:
+        self.index = index
+        self.size += len(data)
+        self.data.append(data)
+        self.dones.append(done)
+
+    def answer(self, error: Exception | None) -> None:
+        for done in self.dones:
+            done(error)
+
+
+class Gathering:
+    """Gathers what may be joined, and hands each entry to `send`, with the session that it is of."""
+
+    def __init__(self, send: Callable[[str, Gathered], None]) -> None:
+        self.bytes = 0  # that wait
+        self._send = send
+        self._waiting: dict[str, Gathered] = {}  # those that began first come first
+        self._pause = 0.0
+        self._count = 0
+        self._since = 0.0  # counted since then
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, sid: str, index: int, before: int | None, data: bytes, joins: bool, done: Done) -> None:
+        """A chunk of a session; `joins`: it may share an entry with those around it."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._measure(now)
+        gathered = self._waiting.get(sid)
+        if gathered is None:
+            gathered = Gathered(before, now)
+            gathered.add(index, data, done)
+            # A session's first chunk never waits: what begins is claimed and seen at once.
+            if not joins or before is None or not self._pause or gathered.size >= FULL:
+                self._send(sid, gathered)
+                return
+            self._waiting[sid] = gathered
+            self.bytes += len(data)
+            if self._timer is None:
+                self._timer = loop.call_later(max(TICK, self._pause), self._tick)
+            return
+        gathered.add(index, data, done)
+        self.bytes += len(data)
+        if gathered.size >= FULL:
+            self.flush(sid)
+
+    def flush(self, sid: str) -> None:
+        """What waits of a session goes now: another command is to follow it."""
+        gathered = self._waiting.pop(sid, None)
+        if gathered is not None:
+            self.bytes -= gathered.size
+            self._send(sid, gathered)
+
+    def flush_all(self) -> None:
+        """Nothing is to wait any more."""
+        for sid in list(self._waiting):
+            self.flush(sid)
+
+    def _measure(self, now: float) -> None:
+        self._count += 1
+        if now - self._since >= SPAN:
+            rate = self._count / (now - self._since)
+            self._pause = min(LONGEST, max(0.0, EACH * (rate - FREE)))
+            self._count, self._since = 0, now
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        due = [sid for sid, gathered in self._waiting.items() if gathered.since + self._pause <= now]
+        for sid in due:
+            self.flush(sid)
+        self._timer = None
+        if self._waiting:
+            first = next(iter(self._waiting.values())).since
+            self._timer = loop.call_later(max(TICK, first + self._pause - now), self._tick)
