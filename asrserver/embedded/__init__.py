@@ -42,6 +42,7 @@ COMMAND_TIMEOUT = 60.0  # seconds for `--version` and for initdb (0.7 s, measure
 LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside as *.1 at the next start
 SOCKET_PATH_LIMIT = 107  # bytes: sun_path in unix(7), less its closing zero
 TORN_TAIL_LIMIT = 1 << 20  # bytes; what a loss of power may spoil at the end of the append-only file
+REWRITE_FROM = 1 << 29  # bytes of append-only file; from Redis's 64 MiB on, 500 streams rewrite it every four seconds
 POSTGRES_PORT = 5432  # only part of the socket's name
 
 _CLONE_NEWUSER = 0x10000000
@@ -259,7 +260,8 @@ class EmbeddedRedis(EmbeddedServer):
         options = {
             "port": 0, "unixsocket": self.socket_path, "unixsocketperm": 700, "dir": self.directory,
             "daemonize": "no", "save": "", "appendonly": "yes", "appendfsync": self.appendfsync,
-            "aof-load-truncated": "yes", "maxmemory": self.maxmemory, "maxmemory-policy": "noeviction",
+            "aof-load-truncated": "yes", "auto-aof-rewrite-min-size": REWRITE_FROM, "rdbcompression": "no",
+            "maxmemory": self.maxmemory, "maxmemory-policy": "noeviction",
         }  # fmt: skip
         words = (word for key, value in options.items() for word in (f"--{key}", str(value)))
         return [str(program), *words]
