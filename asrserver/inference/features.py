@@ -30,7 +30,8 @@ Features = np.ndarray[Any, np.dtype[np.float32]]
 
 @cache
 def _window() -> Samples:
-    return np.hanning(FFT + 1)[:-1].astype(np.float32)
+    """Times FFT: numpy 2.4 computes in float32 only where it divides by that (norm="forward"), in half the time."""
+    return (FFT * np.hanning(FFT + 1)[:-1]).astype(np.float32)
 
 
 @cache
@@ -126,12 +127,13 @@ def log_power(padded: Samples, mel: Features) -> None:
     count = mel.shape[1]
     view = np.lib.stride_tricks.as_strided(padded, (count, FFT), (HOP * 4, 4), writeable=False)
     for begin in range(0, count, BLOCK):
-        spectrum = np.fft.rfft(view[begin : begin + BLOCK] * _window(), axis=1)
+        spectrum = np.fft.rfft(view[begin : begin + BLOCK] * _window(), axis=1, norm="forward")
         power = np.square(spectrum.real)
         power += np.square(spectrum.imag)
         np.matmul(mel_filters(len(mel)), power.T, out=mel[:, begin : begin + BLOCK])
     np.maximum(mel, 1e-10, out=mel)
-    np.log10(mel, out=mel)
+    np.log(mel, out=mel)  # numpy computes it in vectors, and log10 not
+    mel *= np.float32(1 / np.log(10))
 
 
 def normalise(mel: Features, filled: int) -> Features:
