@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -36,6 +37,17 @@ NICE = 10
 
 #: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
 IN_HAND = 1 << 15
+
+
+#: New containers, that are not gone yet, at which Python looks for cycles among them. Its own 700 are come by with a
+#: few sessions: of a gateway with 500, a fifth of the time went into looking, and nothing was found.
+YOUNG = 20_000
+
+#: glibc's mallopt: parameters, and bytes that a worker keeps of what it freed. By its own rules glibc gives an array's
+#: pages back when a window is done, and gets new ones, which the kernel must clear, for the next.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT = 1 << 28
+LARGEST = 1 << 25
 
 
 class Vitals(ctypes.Structure):
@@ -68,6 +80,9 @@ class _Signs:
         self._vitals.beat = time.monotonic()
 
     def ready(self) -> None:
+        gc.collect()
+        gc.freeze()  # modules, the model: nothing of it is garbage, ever
+        gc.set_threshold(YOUNG)
         self.alive()
         self._vitals.ready = 1
 
@@ -93,6 +108,7 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     _begin(settings, parent)
     if settings.device == "cpu":
         os.nice(NICE)  # before there are threads: they inherit it
+    _keep_memory()
     from asrserver.inference.worker import load, work
 
     signs = _Signs(vitals)
@@ -101,6 +117,13 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     except ModelError as exc:
         signs.refuse(str(exc))
     _run(work(settings, name, model, signs.alive, signs.ready, signs.in_hand))
+
+
+def _keep_memory() -> None:
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others manage memory in other ways
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
