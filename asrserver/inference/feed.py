@@ -24,7 +24,7 @@ POLL = 0.04
 #: dealt with in one go, and costs much the same whether it is one piece or three. With few streams nobody waits for
 #: that; with many, a result is late by no more than WIDEST.
 EACH = 0.004
-WIDEST = 0.3
+WIDEST = 0.5
 
 #: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
 ON_ITS_WAY = 1.0
