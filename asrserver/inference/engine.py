@@ -18,9 +18,16 @@ from asrserver.inference.pace import Pace
 
 log = logging.getLogger("asrserver.engine")
 
-#: Rows in one call on a GPU; gains flatten past 8 to 16. On a CPU four rows gain a fifth with the model in the package,
-#: and would make the first wait for the last with a larger one.
+#: Rows in one call on a GPU; gains flatten past 8 to 16.
 GPU_BATCH = 8
+
+#: On a CPU four rows gain a fifth with the model in the package. A larger model gains less, and the first would wait for
+#: the last: a call there is to be no longer than so many seconds.
+CPU_BATCH = 4
+CPU_CALL = 0.05
+
+#: How much the seconds of a new call weigh in those that a row is expected to take.
+WEIGHT = 0.1
 
 
 #: What waits is taken in this order: what ends a segment; the first guess at one that grows; a further guess.
@@ -53,7 +60,8 @@ class Engine:
 
     def __init__(self, model: Whisper, batch_size: int, hold: Callable[[str, list[str]], None]) -> None:
         self._model = model
-        self._batch_size = batch_size or (GPU_BATCH if model.device == "cuda" else 1)
+        self._batch_size = batch_size
+        self._each = CPU_CALL  # seconds that a row takes
         self._hold = hold
         self._rows = FairQueue[Row]()
         self._lock = threading.RLock()
@@ -108,8 +116,9 @@ class Engine:
                 continue
             began = time.monotonic()
             results = self._recognise(batch)
+            took = time.monotonic() - began
+            self._each += WEIGHT * (took / len(batch) - self._each)
             if not self._loop.is_closed():
-                took = time.monotonic() - began
                 self._loop.call_soon_threadsafe(self._settle, batch, results, began, took)
 
     def _settle(self, batch: list[Row], results: list[Hypothesis | Exception], began: float, took: float) -> None:
@@ -131,15 +140,25 @@ class Engine:
             else:
                 row.future.set_result(result)
 
+    def _most(self) -> int:
+        """Rows in one call."""
+        if self._batch_size:
+            return self._batch_size
+        if self._model.device == "cuda":
+            return GPU_BATCH
+        return min(CPU_BATCH, max(1, int(CPU_CALL / self._each)))
+
     def _take(self) -> list[Row]:
         """The row whose turn it is and, up to the batch size, rows that may share its call, in their order."""
 
         def together(first: Row, other: Row) -> bool:
+            if first.alone or other.alone or first.priority != other.priority:
+                return False  # what ends a segment waits for no guess
             _renew(first)
             _renew(other)
-            return not first.alone and not other.alone and other.key == first.key
+            return other.key == first.key
 
-        batch = self._rows.take(self._batch_size, together)
+        batch = self._rows.take(self._most(), together)
         _renew(batch[0])
         return batch
 
