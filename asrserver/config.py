@@ -234,8 +234,8 @@ class Settings:
         0,
         "worker",
         _COUNT_OR_AUTO,
-        "Windows recognised in one call; 0 is 8 on a GPU; on a CPU up to 4, of a model so small that they take no longer "
-        "than 50 ms.",
+        "Windows recognised in one call; 0 is 8 on a GPU; on a CPU up to 4, of a model so small that they take no "
+        "longer than 50 ms.",
     )
     beam_size: int = setting(1, "worker", click.IntRange(1, 20), "Beams of the decoder; 1 is greedy and fastest.")
     window: str = setting(

@@ -120,6 +120,30 @@ async def test_rows_share_calls_and_none_another_s_text(
     assert engine.speech_seconds == pytest.approx(sum(len(one.pcm) for one in said) / 32000)
 
 
+@pytest.mark.parametrize(
+    ("device", "each", "most"), [("cpu", 0.004, 4), ("cpu", 0.02, 2), ("cpu", 1.0, 1), ("cuda", 1.0, 8)]
+)
+async def test_a_call_takes_no_more_rows_than_are_soon_done(
+    watched: Watched, device: str, each: float, most: int
+) -> None:
+    """Where nothing is set, of a model that takes so long for one."""
+    watched.device = device  # type: ignore[attr-defined]
+    engine = Engine(watched, 0, lambda place, labels: None)  # type: ignore[arg-type]
+    try:
+        engine._each = each
+        assert engine._most() == most
+    finally:
+        engine.stop(10)
+
+
+async def test_what_ends_a_segment_shares_no_call_with_a_guess(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    said = same_length(utterances, 4)
+    await together(engine, [row(one, priority=n % 2) for n, one in enumerate(said)])
+    assert [len(call) for call in watched.calls] == [2, 2]
+
+
 async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     """Another window, prompt or suspicion: a call of its own; the order is the queue's."""
     first, second, third, fourth, fifth = same_length(utterances, 5)

@@ -21,8 +21,8 @@ log = logging.getLogger("asrserver.engine")
 #: Rows in one call on a GPU; gains flatten past 8 to 16.
 GPU_BATCH = 8
 
-#: On a CPU four rows gain a fifth with the model in the package. A larger model gains less, and the first would wait for
-#: the last: a call there is to be no longer than so many seconds.
+#: On a CPU four rows gain a fifth with the model in the package. With a larger one the first would wait for the last: a
+#: call there is to be no longer than so many seconds.
 CPU_BATCH = 4
 CPU_CALL = 0.05
 

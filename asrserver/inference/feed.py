@@ -49,6 +49,10 @@ MAX_UNREAD = 64 * 2**20
 STALE_EVERY = 1.0
 
 
+#: Seconds between looks at how far behind it is: each is a look at every session.
+WEIGH_EVERY = 0.25
+
+
 class Feed:
     """A worker's sessions. `max_backlog` is the unrecognised audio, in seconds, at which it claims no more."""
 
@@ -62,6 +66,8 @@ class Feed:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._stale_at = 0.0
+        self._full = False  # behind by so much that it claims no more
+        self._weighed_at = 0.0
         self._live_at = 0.0  # when the live streams are read again
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
@@ -129,7 +135,7 @@ class Feed:
         """How many were claimed the last time: all that wait are, a few at a time, while there is room."""
         lease = self._lease if stale else None
         while True:
-            if self.backlog >= self._max_backlog:
+            if self._is_full():
                 return 0
             block = 0.0 if self.sessions else IDLE
             found = await self._broker.claim(lease, CLAIM, block)
@@ -138,6 +144,12 @@ class Feed:
                     self._take(claim)
             if len(found) < CLAIM or self._stopping:
                 return len(found)
+
+    def _is_full(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now >= self._weighed_at + WEIGH_EVERY:
+            self._full, self._weighed_at = self.backlog >= self._max_backlog, now
+        return self._full
 
     def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
