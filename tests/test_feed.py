@@ -129,6 +129,22 @@ async def test_what_is_asked_in_one_turn_is_heard_in_one_go(monkeypatch: pytest.
     listener._thread.join()
 
 
+async def test_who_waits_for_the_last_word_is_heard_first() -> None:
+    """However many were asked for before, in the same turn."""
+    order: list[int] = []
+
+    def work(number: int) -> Work[None]:
+        order.append(number)
+        yield []
+
+    listener = Listener(lambda place, labels: None, Pace())
+    count = 2 * TOGETHER
+    await asyncio.gather(*(listener.run([], work(number), first=number == count) for number in range(count + 1)))
+    assert order == [count, *range(count)]
+    listener.close()
+    listener._thread.join()
+
+
 async def test_one_that_fails_fails_alone() -> None:
     listener = Listener(lambda place, labels: None, Pace())
 

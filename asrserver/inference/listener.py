@@ -32,6 +32,7 @@ class _Job:
     labels: Sequence[str]
     work: Work[Any]
     future: asyncio.Future[Any]
+    first: bool
     asked: float = field(default_factory=time.monotonic)
     stretches: list[Stretch] = field(default_factory=list)
     result: Any = None
@@ -40,22 +41,24 @@ class _Job:
 
 
 class Listener:
-    """Does work in its thread, in the order in which it comes. `hold` is told what is in hand before native calls."""
+    """Does work in its thread: what is to be first, then the rest, in the order in which it comes. `hold` is told what
+    is in hand before native calls."""
 
     def __init__(self, hold: Callable[[str, list[str]], None], pace: Pace) -> None:
         self._hold = hold
         self._pace = pace
         self._loop = asyncio.get_running_loop()
         self._asked: list[_Job] = []  # in this turn of the loop
+        self._first = deque[_Job]()
         self._waiting = deque[_Job]()
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="live", daemon=True)
         self._thread.start()
 
-    async def run(self, labels: Sequence[str], work: Work[T]) -> T:
+    async def run(self, labels: Sequence[str], work: Work[T], first: bool = False) -> T:
         """What the work returns; raises what it raises. `labels` ("session entry" each) are what it works on."""
-        job = _Job(labels, work, self._loop.create_future())
+        job = _Job(labels, work, self._loop.create_future(), first)
         if not self._asked:  # at the end of this turn of the loop: what one read of the feed brings comes together
             self._loop.call_soon(self._send)
         self._asked.append(job)
@@ -64,7 +67,8 @@ class Listener:
 
     def _send(self) -> None:
         with self._condition:
-            self._waiting.extend(self._asked)
+            self._first.extend(job for job in self._asked if job.first)
+            self._waiting.extend(job for job in self._asked if not job.first)
             self._condition.notify()
         self._asked.clear()
 
@@ -79,17 +83,24 @@ class Listener:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting and not self._closed:
+                while not self._first and not self._waiting and not self._closed:
                     self._condition.wait()
                 if self._closed:
                     return
-                jobs = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+                jobs = self._take()
             jobs = [job for job in jobs if not job.future.cancelled()]
             for job in jobs:
                 self._pace.waited("heard", time.monotonic() - job.asked)
             self._work(jobs)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(_settle, jobs)
+
+    def _take(self) -> list[_Job]:
+        jobs: list[_Job] = []
+        for queue in (self._first, self._waiting):
+            while queue and len(jobs) < TOGETHER:
+                jobs.append(queue.popleft())
+        return jobs
 
     def _work(self, jobs: list[_Job]) -> None:
         """Step by step, those that are not done yet together."""

@@ -38,13 +38,17 @@ class Ongoing:
         waiting = self.captions.waiting
         return self.recording.place(waiting.start if waiting is not None else self.recording.needed)
 
-    async def take(self, pieces: list[Piece], labels: list[str], opening: Piece | None) -> list[Outcome]:
-        """Go on with pieces: what came of each.
+    async def take(
+        self, pieces: list[Piece], labels: list[str], opening: Piece | None, ends: bool = False
+    ) -> list[Outcome]:
+        """Go on with pieces: what came of each. Where nothing follows them it `ends`, and others wait for it.
 
         `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
         """
         async with self._recogniser.turn(self._alone()):
-            outcomes, speeches = await self._recogniser.listener.run(labels, self.recording.take(pieces, opening))
+            outcomes, speeches = await self._recogniser.listener.run(
+                labels, self.recording.take(pieces, opening), first=ends
+            )
             self.captions.ended(speeches, labels[-1], self._alone())
             if self._alone():
                 await self.captions.settle()
@@ -55,7 +59,7 @@ class Ongoing:
     async def finish(self, label: str) -> None:
         """No more pieces come: recognise what is left; raises AudioError if there never was any audio."""
         async with self._recogniser.turn(self._alone()):
-            speeches = await self._recogniser.listener.run([label], self.recording.finish())
+            speeches = await self._recogniser.listener.run([label], self.recording.finish(), first=True)
             self.captions.ended(speeches, label, self._alone())
             if self._alone():
                 await self.captions.settle()

@@ -254,8 +254,11 @@ class Transcriber:
         pieces = [(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
         labels = [self._label(entry) for entry in entries]
         heard = ongoing.recording.heard
+        opening = (file.before, file.data) if file is not None else None
+        # Whoever has finished waits for the last word; hundreds of others were read with it, and go on talking.
+        ends = self._entries[-1].status is not None
         try:
-            outcomes = await ongoing.take(pieces, labels, (file.before, file.data) if file is not None else None)
+            outcomes = await ongoing.take(pieces, labels, opening, ends)
         except AudioError:  # the file is none that can go on: it stays as it is
             self._file, self._ongoing = file, None
             raise
