@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import faulthandler
-import gc
 import logging
 import os
 import signal
@@ -23,6 +22,7 @@ import uvloop
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError
+from asrserver.garbage import settle
 from asrserver.logs import configure_logging
 from asrserver.parent import die_with_parent
 
@@ -38,10 +38,6 @@ NICE = 10
 #: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
 IN_HAND = 1 << 15
 
-
-#: New containers, that are not gone yet, at which Python looks for cycles among them. Its own 700 are come by with a
-#: few sessions: of a gateway with 500, a fifth of the time went into looking, and nothing was found.
-YOUNG = 20_000
 
 #: glibc's mallopt: parameters, and bytes that a worker keeps of what it freed. By its own rules glibc gives an array's
 #: pages back when a window is done, and gets new ones, which the kernel must clear, for the next.
@@ -80,9 +76,7 @@ class _Signs:
         self._vitals.beat = time.monotonic()
 
     def ready(self) -> None:
-        gc.collect()
-        gc.freeze()  # modules, the model: nothing of it is garbage, ever
-        gc.set_threshold(YOUNG)
+        settle()
         self.alive()
         self._vitals.ready = 1
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from asrserver.garbage import settle
 from asrserver.loadtest.caller import Caller
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import Scripts, load
@@ -161,6 +162,7 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
     told = Told()
     try:
         scripts = Scripts(load(plan.audio), plan)
+        settle()
         pipe.send("ready")
         begin = pipe.recv()
         told.idle = time.process_time()
