@@ -13,7 +13,7 @@ import asyncio
 import os
 import struct
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamBufferFullError, StreamClosedError
@@ -37,6 +37,17 @@ TURN = 8
 
 #: Bytes read at a time under TLS.
 STEP = 1 << 16
+
+
+def _draw() -> Iterator[bytes]:
+    """Masks that nobody can predict (RFC 6455, 5.3); the system is not asked for each."""
+    while True:
+        drawn = os.urandom(4096)
+        for at in range(0, len(drawn), 4):
+            yield drawn[at : at + 4]
+
+
+_masks = _draw()
 
 
 class Wire(WebSocketProtocol13):
@@ -76,7 +87,7 @@ class Wire(WebSocketProtocol13):
         else:
             head = bytes((0x80 | opcode, mark | 127)) + size.to_bytes(8, "big")
         if mark:
-            mask = os.urandom(4)
+            mask = next(_masks)
             self.stream.write(b"".join((head, mask, masked(mask, data))))
         else:
             self.stream.write(head + data)
