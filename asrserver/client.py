@@ -360,11 +360,17 @@ class ClientSession:
 
     async def send(self, data: bytes) -> int:
         """Send the next chunk, once there is room for it; its index. Raises ServerError, ConnectionLost."""
-        while self._failure is None and not self._has_room():
+        while (index := self.send_nowait(data)) is None:
             self._room.clear()
             await self._room.wait()
+        return index
+
+    def send_nowait(self, data: bytes) -> int | None:
+        """The same, but None where there is no room for it yet: then it is not sent."""
         if self._failure is not None:
             raise self._failure
+        if not self._has_room():
+            return None
         index, self.next_index = self.next_index, self.next_index + 1
         self._unacknowledged[index] = data
         self._bytes += len(data)

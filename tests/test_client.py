@@ -223,7 +223,7 @@ async def test_a_chunk_refused_before_the_connection_was_lost(doors: tuple[Door,
 async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
     doors: tuple[Door, Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`send` waits, while there is no connection too."""
+    """`send` waits and `send_nowait` does nothing, while there is no connection too."""
     monkeypatch.setattr(client_module, "FIRST_PAUSE", 1000.0)
     monkeypatch.setattr(client_module, "WINDOW_BYTES", 5000)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
@@ -235,6 +235,7 @@ async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
     await until(lambda: small.next_index == 4 and large.next_index == 3)
     for _ in range(10):
         await asyncio.sleep(0)
+    assert small.send_nowait(b"x") is large.send_nowait(b"x") is None
     assert (small.next_index, large.next_index) == (4, 3)
     await client.close()
     for task in sending:

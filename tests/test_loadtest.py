@@ -32,7 +32,7 @@ from asrserver.loadtest.plan import Plan, duration, parse_duration
 from asrserver.loadtest.report import trend
 from asrserver.loadtest.runner import Capacity, Outcome, Sample
 from asrserver.loadtest.screen import Dashboard
-from asrserver.loadtest.speech import Scripts, load
+from asrserver.loadtest.speech import FRAME_SECONDS, Scripts, load
 from asrserver.loadtest.tally import FAILURES, Histogram, Tally, total
 from asrserver.wer import spoken, word_errors
 from asrserver.wire import HEADER
@@ -246,6 +246,23 @@ class Interrupted(Fault):
         return [{**message, "status": "interrupted"} if message["type"] == "final_result" else message]
 
 
+class Hearer(Fault):
+    """Notes when each session began, and each of its chunks came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: dict[str, float] = {}
+        self.came: dict[str, list[float]] = {}
+
+    def up(self, proxy: Proxy, message: Message) -> list[Message]:
+        sid = message["session_id"]
+        if message["action"] == "start":
+            self.began[sid] = time.monotonic()
+        elif message["action"] == "chunk":
+            self.came.setdefault(sid, []).append(time.monotonic())
+        return [message]
+
+
 class RefusesAtFirst(Fault):
     """503 with Retry-After, to the first three who come."""
 
@@ -355,10 +372,14 @@ async def test_refusals_are_no_failures(shared: System) -> None:
 @pytest.mark.gen_test(timeout=120)
 async def test_long_recordings_end_with_the_test(shared: System) -> None:
     """An hour is put together while it is sent, and ends with a sentence when the time is over."""
-    tally = await judged(shared, Fault(), mode="long", realtime=True, connections=2, duration=1)
+    hearer = Hearer()
+    tally = await judged(shared, hearer, mode="long", realtime=True, connections=2, duration=1)
     assert (tally.right, tally.sessions) == (2, 2)
     assert tally.times["late"].count == tally.chunks
     assert tally.audio_sent < 60
+    assert sum(map(len, hearer.came.values())) == tally.chunks
+    for sid, came in hearer.came.items():  # nothing is sent before it could have been spoken
+        assert all(when - hearer.began[sid] >= count * FRAME_SECONDS for count, when in enumerate(came, 1))
 
 
 # -- the command -------------------------------------------------------------------------------------------------------

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
 from asrserver.loadtest.judge import Event, Judgement
+from asrserver.loadtest.pace import Clock, Pace
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import FRAME_SECONDS, Part, Scripts, quiet_frames
 from asrserver.loadtest.tally import Tally
@@ -80,13 +82,14 @@ class Witness(Watch):
 class Caller:
     """Connection `number` of the plan. `deadline` ends it (time.monotonic()): the sentence being said is its last."""
 
-    def __init__(self, number: int, plan: Plan, scripts: Scripts, tally: Tally, begin: float) -> None:
+    def __init__(self, number: int, plan: Plan, scripts: Scripts, tally: Tally, begin: float, clock: Clock) -> None:
         self.deadline = begin + plan.duration
         self._begin = begin + plan.starts(number)
         self._number = number
         self._plan = plan
         self._scripts = scripts
         self._tally = tally
+        self._clock = clock
         self._quiet = quiet_frames()
         self._sessions = 0
         self._connected = False
@@ -198,28 +201,25 @@ class Caller:
 
     async def _stream(self, session: ClientSession, script: Iterator[Part], judgement: Judgement) -> None:
         """Frames of 100 ms, when they would have been spoken or all at once."""
-        due = time.monotonic()
-        judgement.begins(due)
-        turn = 0
+        frames = self._frames(script, judgement)
+        begin = time.monotonic()
+        judgement.begins(begin)
+        if self._plan.realtime:
+            await Pace(self._clock, session, frames, begin, judgement, self._tally).run()
+            return
+        for frame in frames:
+            judgement.sent(await session.send(frame), FRAME_SECONDS)
+            self._tally.audio_sent += FRAME_SECONDS
+
+    def _frames(self, script: Iterator[Part], judgement: Judgement) -> Iterator[bytes]:
+        """Whoever has sent one takes the next at once: the recording ends with a frame, and not when another is due."""
+        quiet = itertools.cycle(self._quiet)
         for count, part in enumerate(script, 1):
-            turn += part.quiet
-            quiet = (self._quiet[at % len(self._quiet)] for at in range(turn - part.quiet, turn))
-            due = await self._send(session, quiet, due, judgement)
+            yield from itertools.islice(quiet, part.quiet)
             judgement.says(part.sentence)
-            due = await self._send(session, part.sentence.frames, due, judgement)
+            yield from part.sentence.frames
             if self._enough(count):
                 return
-
-    async def _send(self, session: ClientSession, frames: Iterable[bytes], due: float, judgement: Judgement) -> float:
-        tally, realtime = self._tally, self._plan.realtime
-        for frame in frames:
-            due += FRAME_SECONDS
-            if realtime:
-                await self._until(due)
-            index = await session.send(frame)
-            judgement.sent(index, FRAME_SECONDS)
-            tally.audio_sent += FRAME_SECONDS
-        return due
 
     async def _utter(self, session: ClientSession, script: Iterator[Part], judgement: Judgement) -> None:
         """A WAV a sentence, when it would have been spoken or all at once."""

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from asrserver.garbage import settle
 from asrserver.loadtest.caller import Caller
+from asrserver.loadtest.pace import Clock
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import Scripts, load
 from asrserver.loadtest.tally import Histogram, Tally, total
@@ -181,7 +182,8 @@ async def work(
 ) -> None:
     """The callers of these numbers, from `begin` (time.monotonic()) to their end, counted in `told`."""
     loop = asyncio.get_running_loop()
-    callers = [Caller(number, plan, scripts, told.tally, begin) for number in numbers]
+    clock = Clock()
+    callers = [Caller(number, plan, scripts, told.tally, begin, clock) for number in numbers]
     tasks = [loop.create_task(caller.run()) for caller in callers]
 
     def asked() -> None:

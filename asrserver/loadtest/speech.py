@@ -14,7 +14,7 @@ import random
 import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -59,8 +59,9 @@ class Part:
     sentence: Sentence
 
 
+@cache
 def quiet_frames() -> list[bytes]:
-    """Frames of quiet."""
+    """Frames of quiet, the same for all."""
     noise = np.random.default_rng(0).normal(0, QUIET_LEVEL, QUIET_FRAMES * FRAME // 2)
     pcm = noise.astype("<i2").tobytes()
     return [pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME)]

@@ -54,9 +54,10 @@ class Histogram:
     longest: float = 0.0
 
     def add(self, seconds: float) -> None:
-        self.bins[math.ceil(math.log(max(seconds, LEAST) / LEAST) / STEP)] += 1
+        self.bins[math.ceil(math.log(seconds / LEAST) / STEP) if seconds > LEAST else 0] += 1
         self.total += seconds
-        self.longest = max(self.longest, seconds)
+        if seconds > self.longest:
+            self.longest = seconds
 
     @property
     def count(self) -> int:
