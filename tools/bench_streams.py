@@ -8,7 +8,8 @@ So many streams say the load test's recordings (--talk-ratio 1, a session of 20 
 
     voice activity, features, engine
             one after another in a process with nothing else: audio in the pieces that a worker reads at so many
-            streams, the network on as many recordings a call; the segments' features as they grow; their text.
+            streams, the network on as many recordings a call; the segments' features as they grow; their text, a window
+            a call (a worker with several that wait does some in one: that lessens its rest).
     worker  a real one on a real Redis, which a plain feeder fills in real time; no gateway. "The rest" is what is left
             of its CPU: reading, dispatch, events, and what its threads lose to each other.
     gateway, Redis, PostgreSQL, tester
@@ -334,7 +335,7 @@ class Sitting:
     async def take(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry.data is not None:
-                self._ledger.count(entry.index)
+                self._ledger.count(entry.index, entry.chunks)
                 for at in range(0, len(entry.data), FRAME):
                     await self._hear(entry, entry.data[at : at + FRAME])
             elif entry.status is not None:
