@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from asrserver.access import Access, Key, KeyLimits
+from asrserver.backlog import Backlog
 from asrserver.broker.quota import Quota, minute
 from asrserver.config import Settings
 from asrserver.errors import Refused
@@ -29,7 +30,6 @@ class Admission:
         self._name = name
         self._serial = itertools.count()
         self._connections: dict[str, str] = {}  # member → owner
-        self._paces: dict[str, Pace] = {}  # session → its audio against the clock
         self._spent: dict[str, float] = {}  # owner → seconds of audio in the minute _spent_in
         self._spent_in = 0
 
@@ -78,36 +78,34 @@ class Admission:
 
     def ended(self, sid: str, owner: str) -> None:
         """The session is over, or is not this gateway's any more."""
-        self._paces.pop(sid, None)
         if self._limits(owner).sessions:
             self._quota.release("sessions", owner, sid)
 
     def chunk(self, session: Session, size: int, seconds: float, length: float) -> None:
         """Let a session of `length` seconds so far take a chunk of so many bytes, or about so many seconds; raises
         Refused."""
-        pace = self._pace(session)
+        pace = session.pace
+        if pace is None:
+            pace = session.pace = Pace(self._settings.max_speed, self._settings.speed_burst)
         self.limits.chunk(size, length, pace)
-        limits = self._limits(session.owner)
-        if limits.audio_per_minute:
-            self._refuse_spent(session.owner, limits)
+        if session.owner:
+            limits = self._limits(session.owner)
+            if limits.audio_per_minute:
+                self._refuse_spent(session.owner, limits)
         pace.spend(seconds)
 
-    def has_room(self, session: Session, waiting: float) -> bool:
-        """Whether more of a session may be read, of which `waiting` seconds are still to be recognised."""
-        pace, ahead = self._pace(session), self._settings.max_ahead
-        return not pace.debt and not (ahead and waiting > ahead and pace.lead > ahead)
+    def has_room(self, session: Session, backlog: Backlog) -> bool:
+        """Whether more of a session may be read, whose audio in the `backlog` is still to be recognised."""
+        pace, ahead = session.pace, self._settings.max_ahead
+        if pace is None:
+            return True
+        return not pace.debt and not (ahead and pace.lead > ahead and backlog.waiting(session.id) > ahead)
 
     def is_idle(self, session: Session) -> bool:
         """Whether the session has had no audio for too long."""
-        heard = self._paces[session.id].heard if session.id in self._paces else session.opened
+        heard = session.opened if session.pace is None else session.pace.heard
         limit = self._settings.session_idle_timeout
         return bool(limit) and time.monotonic() - heard > limit
-
-    def _pace(self, session: Session) -> Pace:
-        pace = self._paces.get(session.id)
-        if pace is None:
-            pace = self._paces[session.id] = Pace(self._settings.max_speed, self._settings.speed_burst)
-        return pace
 
     # -- keys' shares --------------------------------------------------------------------------------------------
 

@@ -78,20 +78,17 @@ class Backlog:
         self._flows.pop(sid, None)
         self._heard.pop(sid, None)
 
-    def estimate(self, sid: str, data: bytes, pcm_rate: float) -> float:
-        """Seconds of audio in a session's next chunk."""
+    def measure(self, sid: str, data: bytes, pcm_rate: float) -> tuple[float, float]:
+        """Seconds of audio in a session's next chunk, and in the session so far, answered or not."""
         flow = self._flows.get(sid)
-        return len(data) / (flow.rate if flow is not None else _rate(data, pcm_rate))
+        if flow is None:
+            return len(data) / _rate(data, pcm_rate), 0.0
+        return len(data) / flow.rate, flow.total + flow.waiting / flow.rate
 
     def waiting(self, sid: str) -> float:
         """Seconds of a session's audio that wait."""
         flow = self._flows.get(sid)
         return flow.waiting / flow.rate if flow is not None else 0.0
-
-    def length(self, sid: str) -> float:
-        """Seconds of a session's audio so far, answered or not."""
-        flow = self._flows.get(sid)
-        return flow.total + flow.waiting / flow.rate if flow is not None else 0.0
 
     @property
     def seconds(self) -> float:

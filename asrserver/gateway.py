@@ -169,8 +169,7 @@ class Gateway:
     def _has_room(self, session: Session) -> bool:
         if self.broker.bytes_on_their_way >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
             return False
-        waiting = self.sessions.backlog.waiting(session.id)
-        return session.state != "recording" or self.admission.has_room(session, waiting)
+        return session.state != "recording" or self.admission.has_room(session, self.sessions.backlog)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:

@@ -22,24 +22,27 @@ PATIENCE = 8.0
 class Pace:
     """A session's audio against the clock: `factor` seconds of it a second, after a burst."""
 
+    __slots__ = ("_burst", "_due", "_factor", "_sent", "_since", "heard")
+
     def __init__(self, factor: float, burst: float) -> None:
         self._factor = factor
         self._burst = burst
         self._since = self.heard = time.monotonic()
         self._sent = 0.0
+        self._due = 0.0  # when what was sent is no more than might have been
 
     def spend(self, seconds: float) -> None:
         """So much audio was sent now."""
         self._sent += seconds
         self.heard = time.monotonic()
+        if self._factor:
+            self._due = self._since + (self._sent - self._burst) / self._factor
 
     @property
     def debt(self) -> float:
         """Seconds until what was sent is no more than might have been; 0 if it is not."""
-        if not self._factor:
-            return 0.0
-        ahead = self._sent - self._burst - self._factor * (time.monotonic() - self._since)
-        return max(0.0, ahead / self._factor)
+        left = self._due - time.monotonic()
+        return left if left > 0.0 else 0.0
 
     @property
     def lead(self) -> float:

@@ -9,11 +9,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from asrserver.errors import AsrError, BadRequest
+
+if TYPE_CHECKING:
+    from asrserver.limits import Pace
 
 #: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
 SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
@@ -168,6 +171,44 @@ class Session:
     where there are no keys. States: recording → finishing → over.
     """
 
+    # Every chunk touches most of it: as a dict it would be three times the memory.
+    __slots__ = (
+        "_acknowledged",
+        "_answered",
+        "_first",
+        "_held",
+        "_last",
+        "_refused",
+        "_seq",
+        "_skips",
+        "_unacknowledged",
+        "_unsaid",
+        "_unsaid_bytes",
+        "ack_interval",
+        "borderless",
+        "bytes_in",
+        "chunk_count",
+        "failed",
+        "heard",
+        "id",
+        "last_event",
+        "missed",
+        "move",
+        "opened",
+        "options",
+        "owner",
+        "pace",
+        "pcm_rate",
+        "replaying",
+        "results",
+        "resumable",
+        "resume_by",
+        "send",
+        "sent",
+        "state",
+        "user_id",
+    )
+
     def __init__(
         self,
         sid: str,
@@ -180,6 +221,9 @@ class Session:
         self.user_id = user_id
         self.owner = owner
         self.options = options
+        self.pcm_rate = options.bytes_per_second
+        self.borderless = options.borderless
+        self.pace: Pace | None = None  # its audio against the clock, from its first chunk on
         self.send = send
         self.state = "recording"
         self.failed: AsrError | None = None
@@ -271,6 +315,8 @@ class Session:
         if self.state != "recording":
             raise BadRequest("session_finished", "the session takes no more audio", session_id=self.id)
         following = self.next_index
+        if index == following and type(index) is int and index < MAX_INDEX:
+            return index, True
         if index is None:
             index = following + self._skips
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:

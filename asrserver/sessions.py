@@ -11,6 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -155,10 +156,11 @@ class Sessions(Mapping[str, Session]):
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
         events = await self._broker.read_events(sid)
         session = Session.resumed(sid, fields, events, last_seq, send)
+        session.pace = before.pace if before is not None else None
         if session.state != "over":
             self._open[sid] = session
             if events:
-                self.backlog.restore(sid, events[-1]["total"], session.options.bytes_per_second)
+                self.backlog.restore(sid, events[-1]["total"], session.pcm_rate)
         self._recorder.mark(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, [event for event in events if event["seq"] > last_seq]
@@ -184,33 +186,30 @@ class Sessions(Mapping[str, Session]):
 
     def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
         """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
-        rate = session.options.bytes_per_second
         if fresh:
-            self._admit(session, index, data, rate)
+            self._admit(session, index, data)
         before = session.last
-        if not session.appending(index, len(data), fresh):
+        if session.appending(index, len(data), fresh):
+            self.backlog.taken(session.id, index, data, session.pcm_rate)
+            done = partial(self._appended, session, index, data, time.monotonic())
+            self._broker.append(session.id, index, before, data, session.borderless, done)
+
+    def _appended(self, session: Session, index: int, data: bytes, taken: float, error: Exception | None) -> None:
+        if error is not None:
+            self._fail(session, index, error)
             return
+        size = len(data)
+        self._enqueued.observe(time.monotonic() - taken)
+        self._chunks.value += 1
+        self._bytes.value += size
+        self._recordings.chunk(session.id, index, data, session.options)
+        if session.appended(index, size):
+            asyncio.get_running_loop().call_later(session.ack_interval, session.acknowledge)
 
-        self.backlog.taken(session.id, index, data, rate)
-        taken, size = time.monotonic(), len(data)
-
-        def done(error: Exception | None) -> None:
-            if error is None:
-                self._enqueued.observe(time.monotonic() - taken)
-                self._chunks.value += 1
-                self._bytes.value += size
-                self._recordings.chunk(session.id, index, data, session.options)
-                if session.appended(index, size):
-                    asyncio.get_running_loop().call_later(session.ack_interval, session.acknowledge)
-            else:
-                self._fail(session, index, error)
-
-        self._broker.append(session.id, index, before, data, session.options.borderless, done)
-
-    def _admit(self, session: Session, index: int, data: bytes, rate: float) -> None:
-        seconds = self.backlog.estimate(session.id, data, rate)
+    def _admit(self, session: Session, index: int, data: bytes) -> None:
+        seconds, length = self.backlog.measure(session.id, data, session.pcm_rate)
         try:
-            self._admission.chunk(session, len(data), seconds, self.backlog.length(session.id))
+            self._admission.chunk(session, len(data), seconds, length)
         except Refused as exc:
             exc.details |= {"session_id": session.id, "chunk_index": index}
             if exc.code == "session_too_long":

@@ -110,23 +110,28 @@ def test_when_a_session_may_start(given: dict[str, Any], used: tuple[int, int, f
     assert refused.value.details["retry_after"] > 0
 
 
+def length(backlog: Backlog) -> float:
+    """Seconds of audio so far in the session s."""
+    return backlog.measure("s", b"", 32000)[1]
+
+
 def test_seconds_of_audio_by_its_bytes() -> None:
     """Of a WAV as it says itself; of what is compressed as a guess, until answers tell."""
     backlog = Backlog()
-    assert backlog.estimate("s", Utterance("", "", bytes(64000)).wav, 96000) == pytest.approx(2.0, abs=0.01)
-    assert backlog.estimate("s", bytes(96000), 96000) == 1.0
-    assert backlog.estimate("s", b"OggS" + bytes(7996), 96000) == 8000 / COMPRESSED
+    assert backlog.measure("s", Utterance("", "", bytes(64000)).wav, 96000)[0] == pytest.approx(2.0, abs=0.01)
+    assert backlog.measure("s", bytes(96000), 96000)[0] == 1.0
+    assert backlog.measure("s", b"OggS" + bytes(7996), 96000)[0] == 8000 / COMPRESSED
     backlog.taken("s", 0, b"OggS" + bytes(7996), 96000)
-    assert backlog.waiting("s") == backlog.length("s") == 1.0
+    assert backlog.waiting("s") == length(backlog) == 1.0
     backlog.answered("s", 0, 4.0)
-    assert (backlog.waiting("s"), backlog.length("s")) == (0.0, 4.0)
-    assert backlog.estimate("s", bytes(8000), 96000) == 4.0
+    assert (backlog.waiting("s"), length(backlog)) == (0.0, 4.0)
+    assert backlog.measure("s", bytes(8000), 96000)[0] == 4.0
     for index in (1, 2, 3):
         backlog.taken("s", index, bytes(2000), 96000)
     backlog.progressed("s", 2, 6.0)
-    assert (backlog.waiting("s"), backlog.length("s")) == (1.0, 7.0)
+    assert (backlog.waiting("s"), length(backlog)) == (1.0, 7.0)
     backlog.over("s")
-    assert backlog.length("s") == 0.0
+    assert length(backlog) == 0.0
 
 
 def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
@@ -134,9 +139,9 @@ def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
     backlog.restore("s", 100.0, 32000)
     backlog.taken("s", 7, bytes(32000), 32000)
     backlog.taken("s", 8, bytes(32000), 32000)
-    assert (backlog.waiting("s"), backlog.length("s")) == (2.0, 102.0)
+    assert (backlog.waiting("s"), length(backlog)) == (2.0, 102.0)
     backlog.answered("s", 7, 101.0)
-    assert (backlog.waiting("s"), backlog.length("s")) == (1.0, 102.0)
+    assert (backlog.waiting("s"), length(backlog)) == (1.0, 102.0)
 
 
 # -- over a socket ---------------------------------------------------------------------------------------------------

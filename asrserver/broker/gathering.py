@@ -69,9 +69,10 @@ class Gathering:
 
     def add(self, sid: str, index: int, before: int | None, data: bytes, joins: bool, done: Done) -> None:
         """A chunk of a session; `joins`: it may share an entry with those around it."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._measure(now)
+        now = time.monotonic()
+        self._count += 1
+        if now - self._since >= SPAN:
+            self._measure(now)
         gathered = self._waiting.get(sid)
         if gathered is None:
             gathered = Gathered(before, now)
@@ -83,7 +84,7 @@ class Gathering:
             self._waiting[sid] = gathered
             self.bytes += len(data)
             if self._timer is None:
-                self._timer = loop.call_later(max(TICK, self._pause), self._tick)
+                self._timer = asyncio.get_running_loop().call_later(max(TICK, self._pause), self._tick)
             return
         gathered.add(index, data, done)
         self.bytes += len(data)
@@ -103,19 +104,18 @@ class Gathering:
             self.flush(sid)
 
     def _measure(self, now: float) -> None:
-        self._count += 1
-        if now - self._since >= SPAN:
-            rate = self._count / (now - self._since)
-            self._pause = min(LONGEST, max(0.0, EACH * (rate - FREE)))
-            self._count, self._since = 0, now
+        rate = self._count / (now - self._since)
+        self._pause = min(LONGEST, max(0.0, EACH * (rate - FREE)))
+        self._count, self._since = 0, now
 
     def _tick(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        due = [sid for sid, gathered in self._waiting.items() if gathered.since + self._pause <= now]
+        self._timer = None
+        now, due = time.monotonic(), []
+        for sid, gathered in self._waiting.items():
+            left = gathered.since + self._pause - now
+            if left > 0:
+                self._timer = asyncio.get_running_loop().call_later(max(TICK, left), self._tick)
+                break
+            due.append(sid)
         for sid in due:
             self.flush(sid)
-        self._timer = None
-        if self._waiting:
-            first = next(iter(self._waiting.values())).since
-            self._timer = loop.call_later(max(TICK, first + self._pause - now), self._tick)

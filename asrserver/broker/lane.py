@@ -128,8 +128,9 @@ def _digest(script: str) -> str:
     return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
-def _cannot_persist(reply: Any) -> bool:
-    return isinstance(reply, redis.ResponseError) and str(reply).startswith("MISCONF")  # its disk is full, say
+def _takes_nothing(error: redis.ResponseError) -> bool:
+    full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
+    return full or str(error).startswith("MISCONF")  # its disk is full, say
 
 
 class Part(NamedTuple):
@@ -218,7 +219,7 @@ class Lane:
             self._task = None
 
     def _answer(self, callback: Callable[[Any], None], reply: Any) -> None:
-        if isinstance(reply, redis.OutOfMemoryError | redis.ReadOnlyError) or _cannot_persist(reply):
+        if isinstance(reply, redis.ResponseError) and _takes_nothing(reply):
             reply = Unavailable("broker_full", f"the broker takes nothing now: {reply}", 10.0)
         try:
             callback(reply)

@@ -62,11 +62,10 @@ class DrainingWire(Wire):
         self.write_ping(b"")
 
     def overflows(self, size: int, held: int) -> bool:
-        """Whether the frame is too large; if it is, what was kept of its message goes too."""
-        handler = self.handler
-        limit = handler.gateway.settings.max_message
-        if size + held <= limit or (size <= SMALL and held <= limit):
+        """Whether the frame is not read either; what was kept of its message goes too."""
+        if size <= SMALL and held <= self.params.max_message_size:
             return False
+        handler = self.handler
         handler.too_large += held
         if self._fragmented_message_buffer is not None:
             self._fragmented_message_buffer.clear()

@@ -44,6 +44,9 @@ from asrserver.wire import HEADER, TEXT, Params, StreamBufferFullError, StreamCl
 
 log = logging.getLogger("asrserver.websocket")
 
+#: Bytes before the audio in a binary frame, once the connection has a channel.
+HEADED = HEADER.size
+
 #: Bytes that wait for a client that does not read; then the connection is cut. As many wait in the kernel, which would
 #: let it be megabytes.
 MAX_UNREAD = 1 << 18
@@ -152,7 +155,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
             return None
-        return DrainingWire(self, False, Params())
+        return DrainingWire(self, False, Params(max_message_size=self.gateway.settings.max_message))
 
     def check_origin(self, origin: str) -> bool:
         return True  # the door has asked
@@ -242,9 +245,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
             size = len(message)  # by a last fragment so small that it was read
         if self._busy is None:
             waits = self._take(message, size)
-            if waits is not None:
-                self._busy = asyncio.ensure_future(self._in_order(waits))
-            return self._pause() if waits is None else None
+            if waits is None:
+                return self._pause()
+            self._busy = asyncio.ensure_future(self._in_order(waits))
+            return None
         if self._later is None:
             self._later = deque()
         self._later.append((message, size))
@@ -256,7 +260,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def _pause(self) -> Awaitable[None] | None:
         """None, or what to wait for before the next message is taken."""
-        if self.ws_connection is not None and self._wire.blocked:
+        wire = self.ws_connection
+        if wire is not None and wire.stream.writing():
             return self._until_read()  # what is more than the kernel takes: who does not read is not read
         return self._brake.pause()
 
@@ -317,21 +322,18 @@ class WebSocket(JsonErrors, WebSocketHandler):
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _binary(self, data: bytes) -> Awaitable[Any] | None:
-        if self.channels:
-            return self._addressed(data)
-        if self.current is None:
-            raise BadRequest("no_session", "audio came before start")
-        return self._audio(self.current, None, data)
-
-    def _addressed(self, data: bytes) -> Awaitable[Any] | None:
-        if len(data) < HEADER.size:
-            raise BadRequest("bad_request", f"a binary frame begins with {HEADER.size} bytes: channel and chunk_index")
+        if not self.channels:
+            if self.current is None:
+                raise BadRequest("no_session", "audio came before start")
+            return self._audio(self.current, None, data)
+        if len(data) < HEADED:
+            raise BadRequest("bad_request", f"a binary frame begins with {HEADED} bytes: channel and chunk_index")
         channel, index = HEADER.unpack_from(data)
         sid = self.channels.get(channel)
         if sid is None:
             raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
         session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
-        return self._audio(session, index, data[HEADER.size :])
+        return self._audio(session, index, data[HEADED:])
 
     def _text(self, text: str) -> Awaitable[Any] | None:
         try:
