@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 #: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
 FREE = 1000
-EACH = 75e-6
-LONGEST = 0.3
+EACH = 125e-6
+LONGEST = 0.5
 
 #: Bytes of a session with which its entry goes at once: a second of PCM.
 FULL = 32_000

@@ -16,7 +16,7 @@ from asrserver.inference.text import join
 SURE = 0.8
 
 #: Seconds between two notices of what is taken.
-PROGRESS_EVERY = 1.0
+PROGRESS_EVERY = 2.0
 
 #: Where a session is: the entry after which to read, and the recording that goes on there, if one does.
 Place = tuple[str, dict[str, Any] | None]
