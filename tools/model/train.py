@@ -135,12 +135,15 @@ def main() -> None:
     averaged = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
     step = first = 0
+    ctc_weight = CTC_WEIGHT
     if options.resume:
         state = torch.load(options.resume, weights_only=True)
         model.load_state_dict(state["raw"])
         averaged.load_state_dict(state["model"])
         if "optimiser" in state:
             optimiser.load_state_dict(state["optimiser"])
+        else:  # restored: attention is in place, and a CTC head that knows nothing would only pull the encoder about
+            ctc_weight = 0.0
         step = first = state["step"]
     corpus = Corpus(options.corpus, vocabulary, SEED + step)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary.size} tokens", flush=True)
@@ -159,7 +162,7 @@ def main() -> None:
         parts = losses(model, batch, vocabulary)
         loss = (
             parts["token"]
-            + CTC_WEIGHT * parts["ctc"]
+            + ctc_weight * parts["ctc"]
             + ATTENTION_WEIGHT * parts["attention"]
             + LANGUAGE_WEIGHT * parts["language"]
         )
