@@ -35,7 +35,7 @@ WINDOW = 32
 WINDOW_BYTES = 32 * 2**20
 
 #: Seconds for which acknowledgements may wait for each other, where the window has room for it.
-ACK_INTERVAL = 1.0
+ACK_INTERVAL = 0.5
 
 #: Seconds without a connection after which it is given up.
 PATIENCE = 60.0
