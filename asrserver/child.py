@@ -38,7 +38,6 @@ NICE = 10
 #: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
 IN_HAND = 1 << 15
 
-
 #: glibc's mallopt: parameters, and bytes that a worker keeps of what it freed. By its own rules glibc gives an array's
 #: pages back when a window is done, and gets new ones, which the kernel must clear, for the next.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -44,9 +44,6 @@ from asrserver.wire import HEADER, TEXT, Params, StreamBufferFullError, StreamCl
 
 log = logging.getLogger("asrserver.websocket")
 
-#: Bytes before the audio in a binary frame, once the connection has a channel.
-HEADED = HEADER.size
-
 #: Bytes that wait for a client that does not read; then the connection is cut. As many wait in the kernel, which would
 #: let it be megabytes.
 MAX_UNREAD = 1 << 18
@@ -261,7 +258,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def _pause(self) -> Awaitable[None] | None:
         """None, or what to wait for before the next message is taken."""
         wire = self.ws_connection
-        if wire is not None and wire.stream.writing():
+        if wire is not None and wire.blocked:
             return self._until_read()  # what is more than the kernel takes: who does not read is not read
         return self._brake.pause()
 
@@ -326,14 +323,14 @@ class WebSocket(JsonErrors, WebSocketHandler):
             if self.current is None:
                 raise BadRequest("no_session", "audio came before start")
             return self._audio(self.current, None, data)
-        if len(data) < HEADED:
-            raise BadRequest("bad_request", f"a binary frame begins with {HEADED} bytes: channel and chunk_index")
+        if len(data) < HEADER.size:
+            raise BadRequest("bad_request", f"a binary frame begins with {HEADER.size} bytes: channel and chunk_index")
         channel, index = HEADER.unpack_from(data)
         sid = self.channels.get(channel)
         if sid is None:
             raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
         session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
-        return self._audio(session, index, data[HEADED:])
+        return self._audio(session, index, data[HEADER.size :])
 
     def _text(self, text: str) -> Awaitable[Any] | None:
         try:

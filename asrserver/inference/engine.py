@@ -14,7 +14,7 @@ from asrserver import metrics
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
 from asrserver.inference.models import Hypothesis, Request, Whisper
-from asrserver.inference.pace import Pace
+from asrserver.inference.pace import WEIGHT, Pace
 
 log = logging.getLogger("asrserver.engine")
 
@@ -25,10 +25,6 @@ GPU_BATCH = 8
 #: call there is to be no longer than so many seconds.
 CPU_BATCH = 4
 CPU_CALL = 0.05
-
-#: How much the seconds of a new call weigh in those that a row is expected to take.
-WEIGHT = 0.1
-
 
 #: What waits is taken in this order: what ends a segment; the first guess at one that grows; a further guess.
 FINAL, FIRST, REFRESH = range(3)

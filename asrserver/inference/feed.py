@@ -51,7 +51,6 @@ MAX_UNREAD = 64 * 2**20
 #: Seconds between looks for sessions whose lease ran out.
 STALE_EVERY = 1.0
 
-
 #: Seconds between looks at how far behind it is: each is a look at every session.
 WEIGH_EVERY = 0.25
 

@@ -78,6 +78,7 @@ def hear(stretches: Sequence[Stretch]) -> None:
 class _Network:
     def __init__(self, weights: dict[str, _Array]) -> None:
         # Its spectrum is a convolution with cosines and sines under a window: an FFT takes a third of the time.
+        # (Times its length, for norm="forward": see features.py.)
         self._window = _FFT * weights["encoder.feature_extractor.forward_basis_buffer"][0, 0]
         self._layers = [
             (_taps(weights[f"encoder.conv_layers.{n}.weight"]), weights[f"encoder.conv_layers.{n}.bias"])

@@ -164,8 +164,9 @@ class Evaluation:
             missed = errors(recording.said, heard)
             wrong += missed
             total += whole(recording.said)
-            halves_wrong += word_errors(by_half(recording.said), heard)
-            halves += len(by_half(recording.said))
+            half = by_half(recording.said)
+            halves_wrong += word_errors(half, heard)
+            halves += len(half)
             right += language == recording.language
             if missed:
                 said = " ".join(f"({one.word})" if one.fragment else one.word for one in recording.said)
