@@ -22,8 +22,8 @@ import uvloop
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError
-from asrserver.garbage import settle
 from asrserver.logs import configure_logging
+from asrserver.memory import keep, settle
 from asrserver.parent import die_with_parent
 
 log = logging.getLogger("asrserver.child")
@@ -38,11 +38,9 @@ NICE = 10
 #: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
 IN_HAND = 1 << 15
 
-#: glibc's mallopt: parameters, and bytes that a worker keeps of what it freed. By its own rules glibc gives an array's
-#: pages back when a window is done, and gets new ones, which the kernel must clear, for the next.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT = 1 << 28
-LARGEST = 1 << 25
+#: Bytes that a gateway and a worker keep of what they freed.
+GATEWAY_KEEPS = 1 << 25
+WORKER_KEEPS = 1 << 28
 
 
 class Vitals(ctypes.Structure):
@@ -90,6 +88,7 @@ class _Signs:
 def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: int) -> None:
     """The main function of a gateway process."""
     _begin(settings, parent)
+    keep(GATEWAY_KEEPS)
     from asrserver.app import serve
 
     signs = _Signs(vitals)
@@ -101,7 +100,7 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     _begin(settings, parent)
     if settings.device == "cpu":
         os.nice(NICE)  # before there are threads: they inherit it
-    _keep_memory()
+    keep(WORKER_KEEPS)
     from asrserver.inference.worker import load, work
 
     signs = _Signs(vitals)
@@ -110,13 +109,6 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     except ModelError as exc:
         signs.refuse(str(exc))
     _run(work(settings, name, model, signs.alive, signs.ready, signs.in_hand))
-
-
-def _keep_memory() -> None:
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others manage memory in other ways
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

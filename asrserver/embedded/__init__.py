@@ -23,13 +23,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 import psycopg2
 
 from asrserver.embedded import locate
 from asrserver.embedded.locate import EmbeddedError
+from asrserver.memory import keeping
 from asrserver.parent import die_with_parent
 
 __all__ = ["DataDir", "EmbeddedError", "EmbeddedPostgres", "EmbeddedRedis", "EmbeddedServer"]
@@ -57,6 +58,7 @@ class EmbeddedServer:
 
     name: str  # of the directory, the log file and the log lines
     socket_name: str
+    environment: ClassVar[dict[str, str]] = {}
     stop_signal: signal.Signals  # the graceful end; also what the kernel sends when the parent dies
     _prepare: Callable[[int], list[str]]  # makes the directory ready under its lock; returns the command line
     _answers: Callable[[], bool]
@@ -205,7 +207,8 @@ class EmbeddedServer:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked stop signal would be inherited
             die_with_parent(parent, self.stop_signal)
 
-        environment = {"LC_ALL": "C"} | {key: os.environ[key] for key in ("PATH", "TZ") if key in os.environ}
+        inherited = {key: os.environ[key] for key in ("PATH", "TZ") if key in os.environ}
+        environment = {"LC_ALL": "C", **self.environment, **inherited}
         # A session of its own: Ctrl+C in the terminal must not end it before its clients.
         return {"preexec_fn": setup, "env": environment, "pass_fds": [lock], "start_new_session": True}
 
@@ -229,6 +232,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     name = "redis"
     socket_name = "redis.sock"
+    environment = keeping(1 << 27)  # the wheel's has no allocator of its own
     stop_signal = signal.SIGTERM
 
     def __init__(self, data_dir: Path, *, maxmemory: int = 1 << 30, appendfsync: str = "always") -> None:

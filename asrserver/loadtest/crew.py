@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from asrserver.garbage import settle
 from asrserver.loadtest.caller import Caller
 from asrserver.loadtest.pace import Clock
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import Scripts, load
 from asrserver.loadtest.tally import Histogram, Tally, total
+from asrserver.memory import keep, settle
 from asrserver.parent import die_with_parent
 
 #: Seconds between two tellings, and between two looks at how late the event loop is.
@@ -30,6 +30,9 @@ SILENT = 60.0
 
 #: Seconds that a process has to load its sentences before the first connection is due.
 PREPARE = 60.0
+
+#: Bytes that a process keeps of what it freed.
+KEEPS = 1 << 25
 
 _spawn = multiprocessing.get_context("spawn")
 
@@ -158,6 +161,7 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides
     logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the judgement says what fails
+    keep(KEEPS)
     import uvloop
 
     told = Told()
