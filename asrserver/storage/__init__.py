@@ -67,11 +67,8 @@ class Storage(Pool):
 
     async def known(self, session_id: str) -> bool:
         """Whether the session is stored, or was and has been deleted."""
-        name = clean(session_id)
-        stored = sa.exists().where(sessions.c.id == name)
-        deleted = sa.exists().where(tombstones.c.session_id == name)
         async with self.connection() as conn:
-            return bool(await conn.scalar(sa.select(sa.or_(stored, deleted))))
+            return bool(await conn.scalar(reading.KNOWN.text, {"id": clean(session_id)}))
 
     async def history(self, limit: int, which: Filter = _EVERYTHING, cursor: str | None = None) -> Page:
         """The newest sessions of those that match, newest first; from `cursor` on, where a page before ended.

@@ -16,7 +16,7 @@ from aiopg.sa import SAConnection
 from aiopg.sa.engine import get_dialect
 
 from asrserver.storage.search import tsquery
-from asrserver.storage.tables import chunks, clean, segments, sessions, tally
+from asrserver.storage.tables import chunks, clean, segments, sessions, tally, tombstones
 
 #: A place in the history: the microseconds since 1970 and the id of a session. Every text of this form is one.
 CURSOR = re.compile(r"[0-9]{1,16}-(?:[0-9a-f]{2}){1,512}")
@@ -140,9 +140,13 @@ def one(owned: bool) -> Compiled:
     return compiled(_RECORD.where(sessions.c.id == sa.bindparam("id", type_=sa.Text), *condition))
 
 
+_ID = sa.bindparam("id", type_=sa.Text)
+KNOWN = compiled(
+    sa.select(sa.or_(sa.exists().where(sessions.c.id == _ID), sa.exists().where(tombstones.c.session_id == _ID)))
+)
 CHUNKS = compiled(
     sa.select(chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:])
-    .where(chunks.c.session_id == sa.bindparam("id", type_=sa.Text))
+    .where(chunks.c.session_id == _ID)
     .order_by(chunks.c.chunk_index)
 )
 SEGMENTS = compiled(
@@ -150,7 +154,7 @@ SEGMENTS = compiled(
         segments.c.number, segments.c.chunk_index, segments.c.start_time.label("start"),
         segments.c.end_time.label("end"), *list(segments.c)[5:],
     )
-    .where(segments.c.session_id == sa.bindparam("id", type_=sa.Text))
+    .where(segments.c.session_id == _ID)
     .order_by(segments.c.number)
 )  # fmt: skip
 
