@@ -7,8 +7,10 @@ itself, and the server under test shares the machine: so one timer serves all co
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Iterator
+from heapq import heappop, heappush
 
 from asrserver.client import ClientSession
 from asrserver.loadtest.judge import Judgement
@@ -25,10 +27,13 @@ class Clock:
 
     def __init__(self) -> None:
         self._paces: set[Pace] = set()
+        self._next: list[tuple[float, int, Pace]] = []  # a heap of when each is due; of those removed too, until then
+        self._numbers = itertools.count()
         self._ticking = False
 
     def add(self, pace: Pace) -> None:
         self._paces.add(pace)
+        heappush(self._next, (pace.due, next(self._numbers), pace))
         if not self._ticking:
             self._ticking = True
             asyncio.get_running_loop().call_later(TICK, self._tick)
@@ -38,9 +43,13 @@ class Clock:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        for pace in [pace for pace in self._paces if pace.due <= now]:
-            pace.go()
-        self._ticking = bool(self._paces)
+        while self._next and self._next[0][0] <= now:
+            _, number, pace = heappop(self._next)
+            if pace in self._paces:
+                pace.go()
+            if pace in self._paces:
+                heappush(self._next, (pace.due, number, pace))
+        self._ticking = bool(self._next)
         if self._ticking:
             asyncio.get_running_loop().call_later(TICK, self._tick)
 
