@@ -96,7 +96,11 @@ def describe(server: str, key: str) -> dict[str, Any]:
 
 @dataclass
 class Cost:
-    """Of one process, or of several of a kind: cores busy since the last look, and bytes resident."""
+    """Of one process, or of several of a kind: cores busy since the last look, and bytes resident that are its own.
+
+    What it shares is not counted: PostgreSQL's buffers, which fill up to what they are allowed, would be in each of its
+    processes anew.
+    """
 
     cores: float
     memory: int
@@ -156,7 +160,7 @@ class Processes:
         for process in self._all():
             try:
                 with process.oneshot():
-                    times, memory, now = process.cpu_times(), process.memory_info().rss, time.monotonic()
+                    times, memory, now = process.cpu_times(), process.memory_info(), time.monotonic()
                     name = self._name(process)
             except psutil.Error:
                 continue
@@ -165,7 +169,7 @@ class Processes:
             self._before[process.pid] = (used, now)
             cost = costs.setdefault(name, Cost(0.0, 0))
             cost.cores += (used - before) / (now - then)
-            cost.memory += memory
+            cost.memory += memory.rss - memory.shared
         return costs
 
     def _all(self) -> list[psutil.Process]:

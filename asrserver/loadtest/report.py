@@ -191,9 +191,9 @@ def _costs(outcome: Outcome) -> list[str]:
         lines += [f"Nothing is known of the server's processes: {outcome.unseen}.", ""]
     else:
         lines += [
-            "Memory is resident; what PostgreSQL's processes share is counted in each of them. It is flat where its "
-            "slope is within its noise: twice the slope's standard error, as if the samples that resemble their "
-            "neighbours were that many fewer.",
+            "Memory is resident and a process's own: what it shares, files and PostgreSQL's buffers, is not counted. "
+            "It is flat where its slope is within its noise: twice the slope's standard error, as if the samples that "
+            "resemble their neighbours were that many fewer.",
             "",
         ]
     before, after = outcome.redis
@@ -357,7 +357,7 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
             at, cores_, _ = _series(outcome, name)
             axes.plot(at, cores_, label=name)
         _save(figure, axes, pictures["cpu"])
-        figure, axes = _figure("MiB resident")
+        figure, axes = _figure("MiB resident, of its own")
         for name in _names(outcome):
             at, _, memory = _series(outcome, name)
             found = memory_trend(outcome, name)
