@@ -787,3 +787,60 @@ async def test_one_session_that_cannot_be_stored_holds_up_no_other(
         assert cursor.fetchall() == [("done",)]
     connection.close()
     assert (await gateway.broker.queue())["dead"] >= 1
+
+
+# -- where many messages come ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many messages come that a connection rests after each read."""
+    monkeypatch.setattr(reading, "FREE", -1e9)
+
+
+async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of it is lost, nor out of order; one that closes meanwhile is gone."""
+    reads: list[int] = []
+    read = app.sockets.rests.read
+
+    def seen(wire: reading.DrainingWire, messages: int, size: int) -> None:
+        reads.append(messages)
+        read(wire, messages, size)
+
+    monkeypatch.setattr(app.sockets.rests, "read", seen)
+    async with await Talk.open(url) as talk:
+        await talk.call(start(mode="stream", format="pcm_s16le"))
+        [handler] = app.sockets
+        wire = handler.ws_connection
+        assert wire is not None
+        for first in (0, 5):
+            await until(lambda: wire._rests)
+            reads.clear()
+            for index in range(first, first + 5):
+                await talk.send(chunk("s", index, AUDIO[index:]))
+            await until(lambda: sum(reads) == 5)
+            assert reads == [5]
+        await until(lambda: len(talk.messages) == 1 + 10)
+        assert [message["chunk_index"] for message in talk.messages[1:]] == list(range(10))
+        await until(lambda: wire._rests)
+    await until(lambda: not app.sockets)
+
+
+async def test_a_large_message_is_read_without_a_rest(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Talk.open(url) as talk:
+        await talk.call(start())
+        await until(lambda: not app.sockets.rests._resting)
+        rests: list[reading.DrainingWire] = []
+        rest = reading.DrainingWire.rest
+
+        def counted(wire: reading.DrainingWire) -> bool:
+            rests.append(wire)
+            return rest(wire)
+
+        monkeypatch.setattr(reading.DrainingWire, "rest", counted)
+        await talk.call(bytes(3_000_000))
+        assert len(rests) <= 1  # once it is whole

@@ -10,19 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from asrserver.crowd import Crowd
+
 #: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
 FREE = 1000
-EACH = 125e-6
-LONGEST = 0.5
+EACH = 250e-6
+LONGEST = 1.0
 
 #: Bytes of a session with which its entry goes at once: a second of PCM.
 FULL = 32_000
 
 #: Seconds between looks at what has waited for long enough, at least.
 TICK = 0.02
-
-#: Seconds over which chunks are counted.
-SPAN = 0.5
 
 Done = Callable[[Exception | None], None]
 
@@ -62,29 +61,25 @@ class Gathering:
         self.bytes = 0  # that wait
         self._send = send
         self._waiting: dict[str, Gathered] = {}  # those that began first come first
-        self._pause = 0.0
-        self._count = 0
-        self._since = 0.0  # counted since then
+        self._crowd = Crowd(FREE, EACH, LONGEST)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, sid: str, index: int, before: int | None, data: bytes, joins: bool, done: Done) -> None:
         """A chunk of a session; `joins`: it may share an entry with those around it."""
         now = time.monotonic()
-        self._count += 1
-        if now - self._since >= SPAN:
-            self._measure(now)
+        self._crowd.come(now)
         gathered = self._waiting.get(sid)
         if gathered is None:
             gathered = Gathered(before, now)
             gathered.add(index, data, done)
             # A session's first chunk never waits: what begins is claimed and seen at once.
-            if not joins or before is None or not self._pause or gathered.size >= FULL:
+            if not joins or before is None or not self._crowd.pause or gathered.size >= FULL:
                 self._send(sid, gathered)
                 return
             self._waiting[sid] = gathered
             self.bytes += len(data)
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(max(TICK, self._pause), self._tick)
+                self._timer = asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
             return
         gathered.add(index, data, done)
         self.bytes += len(data)
@@ -103,16 +98,11 @@ class Gathering:
         for sid in list(self._waiting):
             self.flush(sid)
 
-    def _measure(self, now: float) -> None:
-        rate = self._count / (now - self._since)
-        self._pause = min(LONGEST, max(0.0, EACH * (rate - FREE)))
-        self._count, self._since = 0, now
-
     def _tick(self) -> None:
         self._timer = None
         now, due = time.monotonic(), []
         for sid, gathered in self._waiting.items():
-            left = gathered.since + self._pause - now
+            left = gathered.since + self._crowd.pause - now
             if left > 0:
                 self._timer = asyncio.get_running_loop().call_later(max(TICK, left), self._tick)
                 break

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
+from asrserver.crowd import Crowd
 from asrserver.wire import Wire
 
 if TYPE_CHECKING:
@@ -18,6 +20,42 @@ REFUSALS = 200
 
 #: Longest payload that is none of a chunk's size: frame headers, and control frames between the parts of a message.
 SMALL = 125
+
+#: Messages a second, of all connections, up to which none rests; seconds that a connection rests after it was read for
+#: each one more; and the most. Every read costs as much as the message in it, and what is gathered waits longer.
+FREE = 1000
+EACH = 75e-6
+LONGEST = 0.3
+
+#: Seconds between looks at who has rested, at least.
+TICK = 0.02
+
+#: Bytes in a read from which on there is more to be read, most likely.
+MUCH = 1 << 15
+
+
+class Rests:
+    """Connections that are not read just now: what comes of one while it rests is read in one go."""
+
+    def __init__(self) -> None:
+        self._crowd = Crowd(FREE, EACH, LONGEST)
+        self._resting: deque[tuple[float, DrainingWire]] = deque()  # and since when; the first to go on comes first
+
+    def read(self, wire: DrainingWire, messages: int, size: int) -> None:
+        """A connection was read: so many messages in so many bytes."""
+        now = time.monotonic()
+        self._crowd.come(now, messages)
+        if self._crowd.pause and size < MUCH and wire.rest():
+            if not self._resting:
+                asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
+            self._resting.append((now, wire))
+
+    def _tick(self) -> None:
+        until = time.monotonic() - self._crowd.pause
+        while self._resting and (left := self._resting[0][0] - until) <= 0:
+            self._resting.popleft()[1].go_on()
+        if self._resting:
+            asyncio.get_running_loop().call_later(max(TICK, left), self._tick)
 
 
 class Brake:
@@ -48,7 +86,28 @@ class DrainingWire(Wire):
 
     handler: WebSocket
 
+    _rests = False  # it is not read just now
     _asked = False  # a ping that was not answered yet
+
+    def feed(self, data: bytes) -> None:
+        handler = self.handler
+        before = handler.messages
+        super().feed(data)
+        handler.connections.rests.read(self, handler.messages - before, len(data))
+
+    def rest(self) -> bool:
+        """Do not read for a while, until `go_on`; False if it is not read already, or never will be."""
+        if self._rests or self._held is not None or self.client_terminated:
+            return False
+        self._rests = True
+        self.stream.pause()
+        return True
+
+    def go_on(self) -> None:
+        """It has rested."""
+        self._rests = False
+        if self._held is None:
+            self.stream.resume()
 
     def start_pinging(self) -> None:
         """Not by a task for each: Connections has one timer for all."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tornado.httputil import HTTPServerRequest
 
 from asrserver.config import Settings
+from asrserver.handlers.reading import Rests
 
 if TYPE_CHECKING:
     from asrserver.handlers.websocket import WebSocket
@@ -30,6 +31,7 @@ class Connections(set["WebSocket"]):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
+        self.rests = Rests()
         self._every = min(LOOK, settings.ping_interval / 4, (settings.idle_timeout or math.inf) / 4)
         self._timer: asyncio.TimerHandle | None = None
 
