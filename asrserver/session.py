@@ -373,7 +373,7 @@ class Session:
     def appended(self, index: int, size: int = 0) -> bool:
         """Redis has the chunk: acknowledge it, then what was held back for that.
 
-        True if `acknowledge` should be called, `ack_interval` seconds from now.
+        True if `acknowledge` should be called, `ack_interval` seconds after the chunk came.
         """
         owed = self._unacknowledged.pop(index)
         self.chunk_count += 1

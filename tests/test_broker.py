@@ -18,6 +18,7 @@ import tornado.ioloop
 from asrserver.broker import HEARTBEAT_TTL, Broker, Claim, Lease, Steward, gathering, keys
 from asrserver.broker import lane as lane_module
 from asrserver.broker.subscription import QUIET
+from asrserver.crowd import Crowd
 from asrserver.errors import Unavailable
 from tests.conftest import Servers, until
 
@@ -682,10 +683,24 @@ async def test_the_queue_in_numbers(g: Broker, w: Broker) -> None:
     assert await g.queue() == {"waiting": 1, "processing": 1, "dead": 1}
 
 
+@pytest.mark.gen_test
+async def test_workers_hear_of_a_session_that_ends_and_once(g: Broker, w: Broker, db: redis.Redis) -> None:
+    heard: list[str] = []
+    listening = asyncio.ensure_future(w.listen_for_ends(heard.append))
+    await until(lambda: db.pubsub_numsub(keys.ENDED) == [(keys.ENDED, 1)])
+    await opened(g)
+    for _ in range(2):  # its reply was lost
+        assert await g.end_session("s", "done", time.time() + 60)
+    db.publish(keys.ENDED, '{"session_id": "the last"}')
+    await until(lambda: heard[-1:] == ["the last"])
+    assert heard == ["s", "the last"]
+    listening.cancel()
+
+
 @pytest.fixture
 def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many chunks come that those of one session wait for each other."""
-    monkeypatch.setattr(gathering, "FREE", -1e9)
+    monkeypatch.setattr(g._gathering, "_crowd", Crowd(-1e9, gathering.EACH, gathering.LONGEST))
 
 
 async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:

@@ -16,7 +16,7 @@ import tornado.ioloop
 from asrserver.errors import ModelError
 from asrserver.inference import models
 from asrserver.inference.audio import RATE, Pcm, Samples
-from asrserver.inference.engine import FINAL, FIRST, REFRESH, Engine, Row
+from asrserver.inference.engine import FINAL, FIRST, LAST, REFRESH, Engine, Row
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import log_mel
 from asrserver.inference.models import (
@@ -140,7 +140,7 @@ async def test_what_ends_a_segment_shares_no_call_with_a_guess(
     engine: Engine, watched: Watched, utterances: list[Utterance]
 ) -> None:
     said = same_length(utterances, 4)
-    await together(engine, [row(one, priority=n % 2) for n, one in enumerate(said)])
+    await together(engine, [row(one, priority=(FINAL, FIRST)[n % 2]) for n, one in enumerate(said)])
     assert [len(call) for call in watched.calls] == [2, 2]
 
 
@@ -227,6 +227,23 @@ async def test_finals_go_before_guesses_and_nobody_is_served_twice_first(
     assert served == [
         ("a", FINAL), ("c", FINAL), ("a", FINAL), ("a", FINAL), ("a", FIRST), ("b", FIRST), ("b", REFRESH)
     ]  # fmt: skip
+
+
+async def test_who_has_finished_is_served_first(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
+    """With what waits already, and in its order; not with guesses."""
+    one = utterances[0]
+    engine._batch_size = 1
+    asked = [("a", FINAL), ("b", FINAL), ("b", FINAL), ("b", FIRST), ("c", LAST)]
+    rows = [row(one, session=session, priority=priority) for session, priority in asked]
+    with engine._lock:  # held until all of them wait, and one session has ended
+        wait = asyncio.gather(*(engine.recognise(item) for item in rows))
+        await asyncio.sleep(0)
+        engine.hurry("b")
+        engine.hurry("nobody")
+    await wait
+    served = [[item.features is call[0][0] for item in rows].index(True) for call in watched.calls]
+    assert served == [4, 1, 2, 0, 3]
+    assert [item.priority for item in rows] == [FINAL, LAST, LAST, FIRST, LAST]
 
 
 async def test_a_guess_that_waited_is_of_what_is_newest(

@@ -71,16 +71,33 @@ async def test_the_more_streams_the_coarser_they_are_read() -> None:
 
 
 async def test_files_do_not_wait_for_streams() -> None:
-    feed, shelf = feed_of(live=200, others=1)
+    feed, shelf = feed_of(live=300, others=1)
     await feed._read(100.0)
-    assert len(shelf.asked[-1]) == 201
+    assert len(shelf.asked[-1]) == 301
     assert feed._next(100.0) == 100.0 + POLL
     await feed._read(100.0 + POLL)
     assert shelf.asked[-1] == {"file0"}
     await feed._read(100.0 + WIDEST)
-    assert len(shelf.asked[-1]) == 201
+    assert len(shelf.asked[-1]) == 301
     del feed.sessions["file0"]
     assert feed._next(100.0 + WIDEST) == pytest.approx(100.0 + 2 * WIDEST)
+
+
+async def test_who_has_ended_does_not_wait_for_the_next_read_of_all() -> None:
+    feed, shelf = feed_of(live=300)
+    await feed._read(100.0)
+    feed.on_end("live7")
+    feed.on_end("another worker's")
+    await feed._read(100.0 + POLL)
+    assert shelf.asked[1:] == [{"live7"}]
+    await feed._read(100.0 + 2 * POLL)
+    assert len(shelf.asked) == 2
+    now = asyncio.get_running_loop().time()
+    feed._live_at = now + 100.0
+    rest = asyncio.ensure_future(feed._rest(now))
+    await asyncio.sleep(0)
+    feed.on_end("live8")
+    assert await rest == now + POLL
 
 
 async def test_what_is_on_its_way_is_no_backlog() -> None:
@@ -89,9 +106,9 @@ async def test_what_is_on_its_way_is_no_backlog() -> None:
     assert feed.backlog == 0.0
     for late in list(feed.sessions.values())[:250]:
         late.backlog = 3.0  # type: ignore[misc]
-    assert feed.backlog == pytest.approx(250 * 3.0 + 250 * 0.5 - 500 * ON_ITS_WAY)
+    assert feed.backlog == pytest.approx(250 * (3.0 + ON_ITS_WAY / 2) - 500 * ON_ITS_WAY)
     feed, _ = feed_of(live=0, others=4, backlog=ON_ITS_WAY / 2)
-    assert feed.backlog == 2.0
+    assert feed.backlog == 4 * ON_ITS_WAY / 2
 
 
 # -- the listener

@@ -8,6 +8,7 @@
                                   last one's index; control entries at <last>-<k>
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
     asr_results:<gateway>         Pub/Sub channel: the same results, at once
+    asr_ended                     Pub/Sub channel: sessions that have ended, for workers that read seldom
     worker:<name>:heartbeat, gateway:<name>:heartbeat      JSON with a TTL
     asr_alive:worker, asr_alive:gateway                    sorted sets, name → last heartbeat: their index
     asr_dead                      stream: audio that killed workers three times
@@ -31,6 +32,7 @@ from asrserver.broker import replies, scripts
 from asrserver.broker.gathering import Gathered, Gathering
 from asrserver.broker.keys import (
     DEAD,
+    ENDED,
     GROUP,
     OPEN,
     TASKS,
@@ -313,6 +315,10 @@ class Broker:
             for _, entries in reply or ():
                 found += replies.tasks(entries)
         return found
+
+    async def listen_for_ends(self, on_end: Callable[[str], None]) -> None:
+        """Tell `on_end` the id of every session that ends, for ever. One that goes by is seen when it is read next."""
+        await listen(self._client, ENDED, lambda event: on_end(event["session_id"]), lambda: None)
 
     async def _block(self, *command: Any) -> Any:
         """A command that waits in Redis, on a connection of its own: in the lane it would hold up all others."""

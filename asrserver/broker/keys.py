@@ -6,6 +6,7 @@ TASKS = "asr_tasks"
 GROUP = "asr_workers"
 OPEN = "asr_open"
 DEAD = "asr_dead"
+ENDED = "asr_ended"
 
 
 def session_key(sid: str) -> str:

@@ -96,6 +96,7 @@ return lost
 
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway has
 # it. With `overdue` (a time), nobody may have answered for the session since: a client may just have resumed it.
+# Workers hear of it: one with hundreds of streams reads each of them but once a second.
 # The control entry's id follows the last chunk's, whatever that is. Then the stream takes no more: a chunk of a gateway
 # that slept through the adoption of its session would be acknowledged and never heard.
 END = (
@@ -119,6 +120,7 @@ if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
       redis.call('XSETID', KEYS[2], '18446744073709551615-0')
     end
   end
+  redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = ARGV[1]}))
 end
 if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3], true) end
 redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])

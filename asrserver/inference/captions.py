@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from asrserver.inference.agreement import Agreement
 from asrserver.inference.audio import RATE
-from asrserver.inference.engine import FINAL, FIRST, REFRESH, Row
+from asrserver.inference.engine import FINAL, FIRST, LAST, REFRESH, Row
 from asrserver.inference.features import Features
 from asrserver.inference.models import Hypothesis, Request
 from asrserver.inference.recognise import Recogniser, Segment
@@ -79,6 +79,7 @@ class Captions:
         self._request = request
         self._changed = changed
         self._guess = guess
+        self._last = False  # the session is finished
         self._interval = interval
         self._waiting = deque[tuple[Speech, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
@@ -114,6 +115,12 @@ class Captions:
                     early[1].cancel()
                 task = self._final(speech, label, alone)
             self._waiting.append((speech, task))
+
+    def hurry(self) -> None:
+        """The session is finished: its client waits for the text of its segments."""
+        if not self._last:
+            self._last = True
+            self._recogniser.engine.hurry(self._session)
 
     def grow(self, recording: Recording, label: str) -> None:
         """The recording has gone on: guess at its growing segment, if it is time to."""
@@ -181,7 +188,7 @@ class Captions:
                 label,
                 alone,
                 self._session,
-                FINAL,
+                LAST if self._last else FINAL,
             )
             if alone:  # within a turn already
                 return await self._recogniser.engine.recognise(row)

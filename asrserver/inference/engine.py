@@ -26,8 +26,9 @@ GPU_BATCH = 8
 CPU_BATCH = 4
 CPU_CALL = 0.05
 
-#: What waits is taken in this order: what ends a segment; the first guess at one that grows; a further guess.
-FINAL, FIRST, REFRESH = range(3)
+#: What waits is taken in this order: what a finished session's last word waits for; what ends another segment; the
+#: first guess at one that grows; a further guess.
+LAST, FINAL, FIRST, REFRESH = range(4)
 
 
 @dataclass(slots=True)
@@ -95,6 +96,12 @@ class Engine:
         self._calls.put(None)
         return await row.future
 
+    def hurry(self, session: str) -> None:
+        """The session is finished: its client waits for what is said in its rows."""
+        with self._lock:
+            for row in self._rows.promote(session, FINAL, LAST):
+                row.priority = LAST
+
     def stop(self, timeout: float) -> None:
         """Finish the call in hand and end the thread."""
         self._stopping = True
@@ -119,7 +126,7 @@ class Engine:
 
     def _settle(self, batch: list[Row], results: list[Hypothesis | Exception], began: float, took: float) -> None:
         """Back in the loop: a call is over."""
-        finals = [row for row in batch if row.priority == FINAL]
+        finals = [row for row in batch if row.priority <= FINAL]
         speech = sum(row.seconds for row in finals)
         self.busy_seconds += took
         self.speech_seconds += speech
@@ -148,7 +155,7 @@ class Engine:
         """The row whose turn it is and, up to the batch size, rows that may share its call, in their order."""
 
         def together(first: Row, other: Row) -> bool:
-            if first.alone or other.alone or first.priority != other.priority:
+            if first.alone or other.alone or max(first.priority, FINAL) != max(other.priority, FINAL):
                 return False  # what ends a segment waits for no guess
             _renew(first)
             _renew(other)

@@ -42,6 +42,16 @@ class FairQueue(Generic[T]):
         self._number += 1
         heapq.heappush(self._heap, (priority, begin + cost, self._number, owner, begin, item))
 
+    def promote(self, owner: str, before: int, after: int) -> list[T]:
+        """Give an owner's items of one priority another; those items."""
+        mine = sorted(entry for entry in self._heap if entry[3] == owner and entry[0] == before)
+        if mine:
+            self._heap = [entry for entry in self._heap if entry[3] != owner or entry[0] != before]
+            heapq.heapify(self._heap)
+            for _, end, _, _, begin, item in mine:
+                self.put(item, after, owner, end - begin)
+        return [entry[-1] for entry in mine]
+
     def take(self, count: int, together: Callable[[T, T], bool]) -> list[T]:
         """The item whose turn it is, and up to `count` in all that go `together` with it, in their order."""
         entries = [heapq.heappop(self._heap)]

@@ -24,10 +24,10 @@ POLL = 0.04
 #: dealt with in one go, and costs much the same whether it is one piece or three. With few streams nobody waits for
 #: that; with many, a result is late by no more than WIDEST.
 EACH = 0.004
-WIDEST = 0.6
+WIDEST = 1.0
 
 #: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
-ON_ITS_WAY = 1.0
+ON_ITS_WAY = 1.4
 
 #: Seconds that a worker without sessions waits in Redis for one.
 IDLE = 1.0
@@ -71,6 +71,8 @@ class Feed:
         self._full = False  # behind by so much that it claims no more
         self._weighed_at = 0.0
         self._live_at = 0.0  # when the live streams are read again
+        self._ending: set[str] = set()  # live streams that have ended since
+        self._news = asyncio.Event()
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
             target=self._renew, args=(Lease(url, broker.name), asyncio.get_running_loop()), name="lease", daemon=True
@@ -101,9 +103,14 @@ class Feed:
                 await self._read(now)
             except Unavailable as exc:
                 log.warning("no broker: %s", exc)
-            due = self._next(now) if self.sessions else None
-            if due is not None:
-                await asyncio.sleep(max(POLL / 4, due - loop.time()))
+            due = await self._rest(now) if self.sessions else None
+
+    def on_end(self, sid: str) -> None:
+        """A session has ended: its client waits for the last word, and not for the next read of all streams."""
+        session = self.sessions.get(sid)
+        if session is not None and session.live:
+            self._ending.add(sid)
+            self._news.set()
 
     async def stop(self, timeout: float) -> None:
         """Claim and read nothing more, finish what is in hand, give every session up."""
@@ -180,13 +187,16 @@ class Feed:
             del self.sessions[session.sid], self._tasks[session.sid]
 
     async def _read(self, now: float) -> None:
+        ending, self._ending = self._ending, set()
+        self._news.clear()
         live = now >= self._live_at
         if live:
             self._live_at = now + self._grain()
         full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            if session.hungry and (live or not session.live) and not (full and session.unread):
+            due = live or not session.live or sid in ending
+            if due and session.hungry and not (full and session.unread):
                 (large if session.largest > LARGE else small)[sid] = session.cursor
         for cursors, count in ((small, READ), (large, READ_LARGE)):
             for sid, entries in (await self._broker.read_audio(cursors, count)).items():
@@ -198,6 +208,19 @@ class Feed:
         """Seconds from one read of the live streams to the next."""
         every = self.recogniser.engine.pace.grain = grain(sum(session.live for session in self.sessions.values()))
         return every
+
+    async def _rest(self, now: float) -> float:
+        """Wait until it is time to look again, having looked now; when that was due."""
+        loop = asyncio.get_running_loop()
+        due = self._next(now)
+        try:
+            async with asyncio.timeout(max(POLL / 4, due - loop.time())):
+                await self._news.wait()
+                due = now + POLL
+                await asyncio.sleep(due - loop.time())
+        except TimeoutError:
+            pass
+        return due
 
     def _next(self, now: float) -> float:
         """When to look again, having looked now."""

@@ -45,6 +45,8 @@ class Ongoing:
 
         `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
         """
+        if ends:
+            self.captions.hurry()
         async with self._recogniser.turn(self._alone()):
             outcomes, speeches = await self._recogniser.listener.run(
                 labels, self.recording.take(pieces, opening), first=ends
@@ -58,6 +60,7 @@ class Ongoing:
 
     async def finish(self, label: str) -> None:
         """No more pieces come: recognise what is left; raises AudioError if there never was any audio."""
+        self.captions.hurry()
         async with self._recogniser.turn(self._alone()):
             speeches = await self._recogniser.listener.run([label], self.recording.finish(), first=True)
             self.captions.ended(speeches, label, self._alone())

@@ -88,6 +88,7 @@ async def work(
     feed = Feed(broker, recogniser, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog)
     tasks = [
         loop.create_task(feed.run()),
+        loop.create_task(broker.listen_for_ends(feed.on_end)),
         loop.create_task(_beat(broker, engine, feed)),
         loop.create_task(_live(settings, hands, alive)),
     ]
