@@ -55,7 +55,7 @@ REPLAYED = 1 << 16
 MAX_NAME = 128
 
 #: Ended sessions of a connection that are still told apart from unknown ones.
-MAX_ENDED = 100
+MAX_ENDED = 20
 
 #: Bytes of messages that wait for one before them, a `start` say, while the connection is still read: pings and pongs
 #: come in the same stream, and unanswered they would end it.
