@@ -6,14 +6,15 @@ gaps up to 28 s, speech cut anywhere (forced cuts, partials), full windows with 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-import grammar
 import numpy as np
 from mel import FLOOR, MELS, log_power, normalised
 from vocabulary import Vocabulary
@@ -26,45 +27,71 @@ LONGEST = 28 * FRAMES
 #: What a batch holds, in frames: twenty windows of 4 s.
 BATCH_FRAMES = 8000
 
-#: Of a word that a cut went through, the least share that is still to be written.
-HEARD = 0.5
+#: Frames of a word that may be missing, or there, without a cut having gone through it (fragments.py's).
+TOLERANCE = 2
+
+#: Of a word that a cut went through, the least share from which it may be told: from less it is to be left out, from
+#: more either is right, as fragments.py counts it, and training decides by what the model can tell. A share from which
+#: it had to be written taught it to guess: half of a word, cut from what comes before it, is half of many.
+TOLD = 0.3
 
 #: How often each kind of row comes, before windows are counted: at first, while attention finds its place, and then.
 FIRST_KINDS = {"single": 0.70, "joined": 0.0, "cut": 0.24, "nothing": 0.06}
-KINDS = {"single": 0.32, "joined": 0.24, "cut": 0.34, "nothing": 0.10}
+KINDS = {"single": 0.16, "joined": 0.31, "cut": 0.45, "nothing": 0.08}
+
+#: How often each language comes: English has more words and more ways to put them.
+LANGUAGES = {"en": 0.6, "zh": 0.4}
+
+
+class Word(NamedTuple):
+    """A word and when it is spoken, in frames; of a fragment a cut has left a part."""
+
+    text: str
+    start: float
+    end: float
+    fragment: bool = False
 
 
 @dataclass
 class Sentence:
-    """One utterance of the corpus: log10 power [frames, MELS] and its words, (word, start, end) in frames."""
+    """One utterance of the corpus: log10 power [frames, MELS] and its words."""
 
     features: np.ndarray
-    words: list[tuple[str, float, float]]
+    words: list[Word]
 
 
 @dataclass
-class Row:
-    """One window: features [MELS, window], decoder input, targets (-1: none), and where each target is spoken.
+class Reading:
+    """One right way to write a row: decoder input, targets (-1: none), and where each target is spoken.
 
-    `spans` are (start, end) in encoder steps of 20 ms, (-1, -1) for tokens that are not spoken. `hears` is the
-    position where the language is asked for without its token, or -1.
+    `spans` are (start, end) in encoder steps of 20 ms, (-1, -1) for tokens that are not spoken. `text` has no prompt.
     """
 
-    features: np.ndarray
     inputs: list[int]
     targets: list[int]
     spans: list[tuple[float, float]]
     text: list[int]
+
+
+@dataclass
+class Row:
+    """One window: features [MELS, window], and its readings: a fragment of a word may be written or left out.
+
+    `hears` is the position where the language is asked for without its token, or -1.
+    """
+
+    features: np.ndarray
+    readings: list[Reading]
     language: int
     hears: int = -1
 
 
 @dataclass
 class _Speech:
-    """Sentences laid out in time: power [frames, MELS], and each sentence's words in frames."""
+    """Sentences laid out in time: power [frames, MELS], and each sentence's words."""
 
     power: np.ndarray
-    sentences: list[list[tuple[str, float, float]]] = field(default_factory=list)
+    sentences: list[list[Word]] = field(default_factory=list)
     edges: list[tuple[float, float]] = field(default_factory=list)
 
 
@@ -79,7 +106,7 @@ class Corpus:
             with np.load(path) as shard:
                 features, position = shard["features"], 0
                 for record in json.loads(str(shard["records"])):
-                    words = [(word, start * FRAMES, end * FRAMES) for word, start, end in record["words"]]
+                    words = [Word(word, start * FRAMES, end * FRAMES) for word, start, end in record["words"]]
                     piece = features[position : position + record["frames"]]
                     self._sentences[record["language"]].append(Sentence(piece, words))
                     position += record["frames"]
@@ -106,7 +133,7 @@ class Corpus:
         rng = self._rng
         kinds = FIRST_KINDS if self.first else KINDS
         kind = rng.choice(list(kinds), p=list(kinds.values()))
-        language = str(rng.choice(grammar.LANGUAGES))
+        language = str(rng.choice(list(LANGUAGES), p=list(LANGUAGES.values())))
         if kind == "nothing":
             # Half as short as what a voice-activity detector takes for speech: a chord of music was written as 二.
             frames = int(rng.integers(25, 100) if rng.random() < 0.5 else rng.integers(50, 1000))
@@ -116,7 +143,7 @@ class Corpus:
         elif kind == "joined":
             speech = self._lay_out(language, int(rng.integers(2, 7)))
         else:
-            speech = self._cut(self._lay_out(language, 1 if self.first else int(rng.integers(1, 5))))
+            speech = self._cut(self._lay_out(language, 1 if self.first else int(rng.integers(1, 4))))
         return self._finish(speech, language, noise=rng.random() < 0.6)
 
     def _lay_out(self, language: str, count: int) -> _Speech:
@@ -142,7 +169,7 @@ class Corpus:
             warp, gain = colour if same else self._colour()
             power = power @ warp * gain
             pieces.append(power)
-            speech.sentences.append([(word, position + start, position + end) for word, start, end in sentence.words])
+            speech.sentences.append([Word(w.text, position + w.start, position + w.end) for w in sentence.words])
             speech.edges.append((position, position + len(power)))
             position += len(power)
         tail = rng.uniform(0, 0.5) if rng.random() < 0.8 else rng.uniform(0, 2.0)
@@ -159,22 +186,29 @@ class Corpus:
         return warp, (10 ** (decibels / 10)).astype(np.float32)
 
     def _cut(self, speech: _Speech) -> _Speech:
-        """The speech cut at its start, its end or both, mid-word too; words heard by half stay."""
+        """The speech cut at its start, its end or both, mid-word too.
+
+        At its start more often: what follows has no context there, and most errors on cut speech were the first word
+        or two. Often silence is put where the cut was: without it a silent start would tell that the word is whole.
+        """
         rng = self._rng
         length = len(speech.power)
-        begin = int(rng.uniform(0, 0.5) * length) if rng.random() < 0.45 else 0
+        begin = int(rng.uniform(0, 0.5) * length) if rng.random() < 0.7 else 0
         end = int(length - rng.uniform(0, 0.7) * (length - begin)) if begin == 0 or rng.random() < 0.5 else length
         end = min(max(end, begin + 40), length)
-        result = _Speech(speech.power[begin:end])
+        lead, tail = (int(rng.uniform(0, 0.35) * FRAMES) if rng.random() < 0.6 else 0 for _ in range(2))
+        result = _Speech(np.pad(speech.power[begin:end], ((lead, tail), (0, 0))))
+        shift = lead - begin
         for words, (first, last) in zip(speech.sentences, speech.edges, strict=True):
-            kept = [
-                (word, max(s, begin) - begin, min(e, end) - begin)
-                for word, s, e in words
-                if min(e, end) - max(s, begin) >= HEARD * max(e - s, 1)
-            ]
+            kept = []
+            for word in words:
+                start, stop = max(word.start, begin), min(word.end, end)
+                fragment = stop - start < word.end - word.start - TOLERANCE
+                if stop - start > (max(TOLD * (word.end - word.start), TOLERANCE) if fragment else 0):
+                    kept.append(Word(word.text, start + shift, stop + shift, fragment))
             if kept:
                 result.sentences.append(kept)
-                result.edges.append((max(first, begin) - begin, min(last, end) - begin))
+                result.edges.append((max(first, begin) + shift, min(last, end) + shift))
         return result
 
     def _finish(self, speech: _Speech, language: str, noise: bool) -> Row:
@@ -212,47 +246,57 @@ class Corpus:
         rng, vocabulary = self._rng, self._vocabulary
         with_language = rng.random() < 0.6
         timestamps = rng.random() < 0.45
+        prompt = [vocabulary.sot]
+        if with_language:
+            prompt += [vocabulary.languages[language], vocabulary.transcribe]
+        if not timestamps:
+            prompt.append(vocabulary.no_timestamps)
+        before = [vocabulary.previous, *self._previous(language)] if rng.random() < 0.08 else []
+        asks = not with_language and not timestamps  # for the language: <|notimestamps|> is never predicted
+        fragments = [word for words in speech.sentences for word in words if word.fragment]
+        readings = []
+        for choice in itertools.product((False, True), repeat=len(fragments)):
+            text, spoken = self._written(speech, set(itertools.compress(fragments, choice)), language, timestamps)
+            inputs = [*before, *prompt, *(token for token, _ in spoken)]
+            targets = [-1] * len(before) + inputs[len(before) + 1 :] + [vocabulary.eot]
+            if not text:
+                targets[len(before)] = vocabulary.no_speech
+            elif asks:
+                targets[len(before)] = vocabulary.languages[language]
+            spans = [(-1.0, -1.0)] * (len(before) + len(prompt) - 1) + [span for _, span in spoken] + [(-1.0, -1.0)]
+            readings.append(Reading(inputs, targets, spans, text))
+        hears = len(before) + len(prompt) - 1 if asks and readings[0].text else -1
+        return Row(features, readings, vocabulary.languages[language], hears)
+
+    def _written(
+        self, speech: _Speech, left_out: set[Word], language: str, timestamps: bool
+    ) -> tuple[list[int], list[tuple[int, tuple[float, float]]]]:
+        """The speech without some of its words: the tokens of its text, and all of its tokens with their spans."""
+        vocabulary = self._vocabulary
         text: list[int] = []
         spoken: list[tuple[int, tuple[float, float]]] = []
         for words, (first, last) in zip(speech.sentences, speech.edges, strict=True):
-            if timestamps:
+            kept = [word for word in words if word not in left_out]
+            if timestamps and kept:
                 spoken.append((vocabulary.timestamp(first / FRAMES), (-1, -1)))
-            for word, start, end in words:
+            for word, start, end, _ in kept:
                 tokens = vocabulary.unit(word, language)
                 text += tokens
                 step = (end - start) / len(tokens)
                 spoken += [
                     (token, ((start + n * step) / 2, (start + (n + 1) * step) / 2)) for n, token in enumerate(tokens)
                 ]
-            if timestamps:
+            if timestamps and kept:
                 spoken.append((vocabulary.timestamp(last / FRAMES), (-1, -1)))
-        prompt = [vocabulary.sot]
-        if with_language:
-            prompt += [vocabulary.languages[language], vocabulary.transcribe]
-        if not timestamps:
-            prompt.append(vocabulary.no_timestamps)
-        before: list[int] = []
-        if rng.random() < 0.08:
-            before = [vocabulary.previous, *self._previous(language)]
-        inputs = [*before, *prompt, *(token for token, _ in spoken)]
-        targets = [-1] * len(before) + prompt[1:] + [token for token, _ in spoken] + [vocabulary.eot]
-        spans = [(-1.0, -1.0)] * (len(before) + len(prompt) - 1) + [span for _, span in spoken] + [(-1.0, -1.0)]
-        if not speech.sentences:
-            targets[len(before)] = vocabulary.no_speech
-        elif not with_language and not timestamps:
-            targets[len(before)] = vocabulary.languages[language]  # <|notimestamps|> is never predicted after the start
-        hears = -1
-        if speech.sentences and not with_language and not timestamps:
-            hears = len(inputs) - len(spoken) - 1
-        return Row(features, inputs, targets, spans, text, vocabulary.languages[language], hears)
+        return text, spoken
 
     def _previous(self, language: str) -> list[int]:
         """Text as a prompt: sentences that were said before, which say nothing of what is said now."""
         rng, pool = self._rng, self._sentences[language]
         tokens: list[int] = []
         for _ in range(int(rng.integers(1, 9))):
-            for word, _, _ in pool[int(rng.integers(len(pool)))].words:
-                tokens += self._vocabulary.unit(word, language)
+            for word in pool[int(rng.integers(len(pool)))].words:
+                tokens += self._vocabulary.unit(word.text, language)
         return tokens[-200:]
 
 

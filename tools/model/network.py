@@ -86,7 +86,7 @@ class DecoderLayer(EncoderLayer):
 
 
 class Whisper(nn.Module):
-    """Features [batch, mels, frames] and tokens [batch, length] → logits, CTC logits, attention of the last layer."""
+    """Features [batch, mels, frames], tokens [batch, length] → decoder states, CTC logits, the last attention."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -115,10 +115,14 @@ class Whisper(nn.Module):
             x = layer(x)
         return self.encoder_norm(x)
 
-    def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`rows` tells of which row of features each row of tokens is written."""
         memory = self.encode(features)
         x = self.tokens(tokens) + self.text_positions[: tokens.shape[1]]
         for layer in self.decoder:
-            x, weights = layer.decode(x, memory)
-        logits = self.decoder_norm(x) @ self.tokens.weight.T
-        return logits, self.ctc(memory), weights
+            x, weights = layer.decode(x, memory[rows])
+        return self.decoder_norm(x), self.ctc(memory), weights
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Of the next token, from states of the decoder."""
+        return states @ self.tokens.weight.T

@@ -55,33 +55,45 @@ DECAY = 0.999
 
 
 class Batch:
-    """Rows as tensors."""
+    """Rows as tensors; inputs, targets and spans are of their readings, one after another."""
 
     def __init__(self, rows: list[Row], vocabulary: Vocabulary, rng: np.random.Generator) -> None:
-        length = max(len(row.inputs) for row in rows)
-        count = len(rows)
         self.features = torch.from_numpy(np.stack([row.features for row in rows]))
+        readings = [reading for row in rows for reading in row.readings]
+        first = np.cumsum([0, *(len(row.readings) for row in rows)])[:-1]
+        self.rows = torch.tensor([n for n, row in enumerate(rows) for _ in row.readings])
+        self.places = torch.tensor([place for row in rows for place, _ in enumerate(row.readings)])
+        length = max(len(reading.inputs) for reading in readings)
+        count = len(readings)
         inputs = np.full((count, length), vocabulary.eot)
         targets = np.full((count, length), -1)
         spans = np.full((count, length, 2), -1.0, np.float32)
-        for n, row in enumerate(rows):
-            inputs[n, : len(row.inputs)] = row.inputs
-            targets[n, : len(row.targets)] = row.targets
-            spans[n, : len(row.spans)] = row.spans
+        for n, reading in enumerate(readings):
+            inputs[n, : len(reading.inputs)] = reading.inputs
+            targets[n, : len(reading.targets)] = reading.targets
+            spans[n, : len(reading.spans)] = reading.spans
         confused = (rng.random(inputs.shape) < CONFUSION) & (inputs < vocabulary.eot)
         inputs[confused] = rng.integers(256, vocabulary.eot, int(confused.sum()))
         self.inputs, self.targets = torch.from_numpy(inputs), torch.from_numpy(targets)
         self.spans = torch.from_numpy(spans)
         letters = {token: letter for letter, token in enumerate(vocabulary.alphabet)}
-        self.texts = torch.tensor([letters[token] for row in rows for token in row.text], dtype=torch.long)
-        self.lengths = torch.tensor([len(row.text) for row in rows])
-        heard = [(n, row.hears, row.language) for n, row in enumerate(rows) if row.hears >= 0]
+        texts = [row.readings[0].text for row in rows]
+        self.texts = torch.tensor([letters[token] for text in texts for token in text], dtype=torch.long)
+        self.lengths = torch.tensor([len(text) for text in texts])
+        heard = [(n, row.hears, row.language) for n, row in zip(first, rows, strict=True) if row.hears >= 0]
         self.heard = torch.tensor(heard, dtype=torch.long).reshape(-1, 3)
 
 
 def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
-    logits, ctc, weights = model(batch.features, batch.inputs)
-    token = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1)
+    states, ctc, weights = model(batch.features, batch.inputs, batch.rows)
+    readings, positions = (batch.targets >= 0).nonzero(as_tuple=True)  # what is padding needs no logits
+    logits = model.logits(states[readings, positions])
+    missed = F.cross_entropy(logits, batch.targets[readings, positions], reduction="none")
+    told = missed.new_zeros(len(states)).index_add(0, readings, -missed)
+    # Any reading of a row will do: what counts is how likely one or another of them is.
+    likely = told.new_full((len(batch.features), int(batch.places.max()) + 1), -math.inf)
+    likely = likely.index_put((batch.rows, batch.places), told).logsumexp(1)
+    token = -likely.sum() / (len(missed) * len(likely) / len(told))
     steps = torch.full((len(ctc),), ctc.shape[1])
     spoken = F.ctc_loss(
         ctc.log_softmax(-1).transpose(0, 1), batch.texts, steps, batch.lengths,
@@ -96,7 +108,7 @@ def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Te
     language = token.new_zeros(())
     if len(batch.heard):
         rows, places, spoken_in = batch.heard.T
-        language = F.cross_entropy(logits[rows, places][:, languages], spoken_in - languages[0])
+        language = F.cross_entropy(model.logits(states[rows, places])[:, languages], spoken_in - languages[0])
     return {"token": token, "ctc": spoken, "attention": attention, "language": language}
 
 
