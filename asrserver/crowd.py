@@ -5,6 +5,9 @@ from __future__ import annotations
 #: Seconds over which those who come are counted.
 SPAN = 0.5
 
+#: Seconds between looks at who has waited for long enough, at least.
+TICK = 0.02
+
 
 class Crowd:
     """None waits while no more than `free` come in a second; then `each` seconds for each one more, `longest` at most.

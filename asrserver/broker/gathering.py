@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from asrserver.crowd import Crowd
+from asrserver.crowd import TICK, Crowd
 
 #: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
 FREE = 1000
@@ -19,9 +19,6 @@ LONGEST = 1.0
 
 #: Bytes of a session with which its entry goes at once: a second of PCM.
 FULL = 32_000
-
-#: Seconds between looks at what has waited for long enough, at least.
-TICK = 0.02
 
 Done = Callable[[Exception | None], None]
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
-from asrserver.crowd import Crowd
+from asrserver.crowd import TICK, Crowd
 from asrserver.wire import Wire
 
 if TYPE_CHECKING:
@@ -26,9 +26,6 @@ SMALL = 125
 FREE = 1000
 EACH = 75e-6
 LONGEST = 0.3
-
-#: Seconds between looks at who has rested, at least.
-TICK = 0.02
 
 #: Bytes in a read from which on there is more to be read, most likely.
 MUCH = 1 << 15
@@ -96,7 +93,7 @@ class DrainingWire(Wire):
         handler.connections.rests.read(self, handler.messages - before, len(data))
 
     def rest(self) -> bool:
-        """Do not read for a while, until `go_on`; False if it is not read already, or never will be."""
+        """Do not read for a while, until `go_on`; False if it rests already, waits for a message, or is over."""
         if self._rests or self._held is not None or self.client_terminated:
             return False
         self._rests = True

@@ -99,6 +99,8 @@ _RECORD = sa.select(
     sessions.c.error_message, sessions.c.audio_path, sessions.c.created_at, sessions.c.completed_at,
 )  # fmt: skip
 
+_ID = sa.bindparam("id", type_=sa.Text)
+
 _CONDITIONS = {
     "owner": sessions.c.owner == sa.bindparam("owner", type_=sa.Text),
     "user_id": sessions.c.user_id == sa.bindparam("user_id", type_=sa.Text),
@@ -137,10 +139,9 @@ def total(names: frozenset[str]) -> Compiled:
 def one(owned: bool) -> Compiled:
     """The session `id`, if it is its `owner`'s."""
     condition = [_CONDITIONS["owner"]] if owned else []
-    return compiled(_RECORD.where(sessions.c.id == sa.bindparam("id", type_=sa.Text), *condition))
+    return compiled(_RECORD.where(sessions.c.id == _ID, *condition))
 
 
-_ID = sa.bindparam("id", type_=sa.Text)
 KNOWN = compiled(
     sa.select(sa.or_(sa.exists().where(sessions.c.id == _ID), sa.exists().where(tombstones.c.session_id == _ID)))
 )
