@@ -7,10 +7,9 @@ itself, and the server under test shares the machine: so one timer serves all co
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from heapq import heappop, heappush
 
 from asrserver.client import ClientSession
 from asrserver.loadtest.judge import Judgement
@@ -23,34 +22,32 @@ TICK = 0.005
 
 
 class Clock:
-    """Has each pace send what is due, while there are any."""
+    """Has each pace send what is due, for as long as it goes on."""
 
     def __init__(self) -> None:
-        self._paces: set[Pace] = set()
-        self._next: list[tuple[float, int, Pace]] = []  # a heap of when each is due; of those removed too, until then
-        self._numbers = itertools.count()
-        self._ticking = False
+        self._due = defaultdict[int, list[Pace]](list)  # by the tick at which they are; those that have stopped too
+        self._at = 0  # the last tick that was dealt with
 
     def add(self, pace: Pace) -> None:
-        self._paces.add(pace)
-        heappush(self._next, (pace.due, next(self._numbers), pace))
-        if not self._ticking:
-            self._ticking = True
+        """From now on, until its `going` is no more."""
+        if not self._due:
+            self._at = int(time.monotonic() / TICK)
             asyncio.get_running_loop().call_later(TICK, self._tick)
+        self._put(pace)
 
-    def remove(self, pace: Pace) -> None:
-        self._paces.discard(pace)
+    def _put(self, pace: Pace) -> None:
+        self._due[max(self._at, int(pace.due / TICK)) + 1].append(pace)
 
     def _tick(self) -> None:
-        now = time.monotonic()
-        while self._next and self._next[0][0] <= now:
-            _, number, pace = heappop(self._next)
-            if pace in self._paces:
-                pace.go()
-            if pace in self._paces:
-                heappush(self._next, (pace.due, number, pace))
-        self._ticking = bool(self._next)
-        if self._ticking:
+        now = int(time.monotonic() / TICK)
+        while self._at < now:
+            self._at += 1
+            for pace in self._due.pop(self._at, ()):
+                if pace.going:
+                    pace.go()
+                if pace.going:
+                    self._put(pace)
+        if self._due:
             asyncio.get_running_loop().call_later(TICK, self._tick)
 
 
@@ -70,6 +67,7 @@ class Pace:
         tally: Tally,
     ) -> None:
         self.due = begin + FRAME_SECONDS
+        self.going = False
         self._clock = clock
         self._session = session
         self._frames = frames
@@ -83,11 +81,12 @@ class Pace:
         """To the end of the frames. Raises ServerError, ConnectionLost."""
         while self._frame is not None:
             self._stopped = asyncio.get_running_loop().create_future()
+            self.going = True
             self._clock.add(self)
             try:
                 await self._stopped
             finally:
-                self._clock.remove(self)
+                self.going = False
             if self._frame is not None:
                 self._sent(await self._session.send(self._frame))
 
@@ -115,7 +114,7 @@ class Pace:
         self._frame = next(self._frames, None)
 
     def _stop(self, error: Exception | None = None) -> None:
-        self._clock.remove(self)
+        self.going = False
         if self._stopped.done():  # cancelled in this moment
             return
         if error is None:
