@@ -8,14 +8,19 @@ from dataclasses import dataclass, field
 #: Bytes a second of compressed audio, until the session's own rate is known: 64 kbit/s.
 COMPRESSED = 8000.0
 
+#: Seconds of a live stream that are on their way and no backlog: under load they are gathered for one, read once in
+#: another, and a worker says every two what it has taken.
+ON_ITS_WAY = 4.0
+
 _MAGIC = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3")
 
 
 @dataclass(slots=True)
 class _Flow:
-    """One session's unanswered chunks: index → (when it was taken, its bytes)."""
+    """One session's unanswered chunks: index → (when it was taken, its bytes). Of those taken together, the last."""
 
     rate: float  # bytes a second
+    live: bool = False  # what it gets are pieces of a stream, which are not answered one by one
     chunks: dict[int, tuple[float, int]] = field(default_factory=dict)
     waiting: int = 0  # bytes
     answered: int = 0  # bytes
@@ -34,13 +39,16 @@ class Backlog:
         """A session begins here: nothing of it was heard before."""
         self._heard[sid] = 0.0
 
-    def taken(self, sid: str, index: int, data: bytes, pcm_rate: float) -> None:
-        """A chunk came; `pcm_rate` is the bytes a second of the session's headerless audio."""
+    def taken(self, sid: str, index: int, head: bytes, size: int, pcm_rate: float, live: bool) -> None:
+        """Chunks of so many bytes came, the last with this index; they begin like `head`.
+
+        `pcm_rate` is the bytes a second of the session's headerless audio; `live`: they are pieces of a stream.
+        """
         flow = self._flows.get(sid)
         if flow is None:
-            flow = self._flows[sid] = _Flow(_rate(data, pcm_rate))
-        flow.chunks[index] = (time.monotonic(), len(data))
-        flow.waiting += len(data)
+            flow = self._flows[sid] = _Flow(_rate(head, pcm_rate), live)
+        flow.chunks[index] = (time.monotonic(), size)
+        flow.waiting += size
 
     def restore(self, sid: str, total: float, pcm_rate: float) -> None:
         """A session came from elsewhere, with so many seconds of audio answered; what waits of it is not known."""
@@ -78,12 +86,13 @@ class Backlog:
         self._flows.pop(sid, None)
         self._heard.pop(sid, None)
 
-    def measure(self, sid: str, data: bytes, pcm_rate: float) -> tuple[float, float]:
-        """Seconds of audio in a session's next chunk, and in the session so far, answered or not."""
+    def measure(self, sid: str, head: bytes, size: int, pcm_rate: float) -> tuple[float, float]:
+        """Seconds of audio in a session's next bytes, which begin like `head`; and in the session so far, answered or
+        not."""
         flow = self._flows.get(sid)
         if flow is None:
-            return len(data) / _rate(data, pcm_rate), 0.0
-        return len(data) / flow.rate, flow.total + flow.waiting / flow.rate
+            return size / _rate(head, pcm_rate), 0.0
+        return size / flow.rate, flow.total + flow.waiting / flow.rate
 
     def waiting(self, sid: str) -> float:
         """Seconds of a session's audio that wait."""
@@ -92,8 +101,8 @@ class Backlog:
 
     @property
     def seconds(self) -> float:
-        """Seconds of audio that wait."""
-        return sum(flow.waiting / flow.rate for flow in self._flows.values())
+        """Seconds of audio that wait, beyond what of live streams is on its way in any case."""
+        return sum(max(0.0, flow.waiting / flow.rate - ON_ITS_WAY * flow.live) for flow in self._flows.values())
 
     @property
     def oldest(self) -> float:

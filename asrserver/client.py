@@ -124,6 +124,10 @@ class Connection(WebSocketClientConnection):
         wire.send(TEXT, orjson.dumps(message))
         await wire.drained()
 
+    def on_binaries(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self.on_message(message)
+
     def _hear(self, message: str | bytes | None) -> None:
         if self.ended.done():
             return

@@ -139,9 +139,9 @@ class Spread:
         self._counts = [0] * len(self._bounds)
         self._total = 0.0
 
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._total += value
+    def observe(self, value: float, times: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += times
+        self._total += value * times
 
     def share(self) -> None:
         # As Histogram.observe does of prometheus_client 0.21 to 0.26, many at once.

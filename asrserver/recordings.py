@@ -68,9 +68,14 @@ class Recordings:
             (self._directory / "incoming").mkdir(parents=True, exist_ok=True, mode=0o700)
             self._thread.start()
 
-    def chunk(self, sid: str, index: int, data: bytes, options: Options) -> None:
-        """Record a chunk that Redis has."""
-        if self._directory is None or sid in self._lost:
+    def chunks(self, sid: str, index: int, pieces: list[bytes], options: Options) -> None:
+        """Record chunks that Redis has, from this index on."""
+        if self._directory is not None:
+            for number, data in enumerate(pieces, index):
+                self._chunk(sid, number, data, options)
+
+    def _chunk(self, sid: str, index: int, data: bytes, options: Options) -> None:
+        if sid in self._lost:
             return
         if self._waiting + len(data) > MAX_WAITING:
             self._lose(sid, "slow")

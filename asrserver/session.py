@@ -333,6 +333,12 @@ class Session:
             raise self._gap(index, following)
         return index, True
 
+    def follows(self, index: int | None) -> bool:
+        """Whether a chunk with this index (None: with none) is the next and nothing else."""
+        if self.state != "recording" or self._skips:
+            return False
+        return index is None or index == self.next_index
+
     def _gap(self, index: int, expected: int) -> BadRequest:
         return BadRequest(
             "chunk_gap",
@@ -353,16 +359,16 @@ class Session:
             self._refused.add(position)
             self._skips += 1
 
-    def appending(self, index: int, size: int, fresh: bool) -> bool:
-        """A chunk is on its way to Redis; False if it is a duplicate that needs no second append."""
+    def appending(self, index: int, size: int, fresh: bool, count: int = 1) -> bool:
+        """So many chunks are on their way to Redis; False if it is a duplicate that needs no second append."""
         if fresh:
             if self._last is None:
                 self._first = index
-            self._last = index
+            self._last = index + count - 1
             self._skips = 0
             self._refused.discard(index)
             self.bytes_in += size
-            self._unacknowledged[index] = 1
+            self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
             return True
         if index in self._unacknowledged:
             self._unacknowledged[index] += 1
@@ -370,28 +376,30 @@ class Session:
             self._tell(self._ack(index))
         return False
 
-    def appended(self, index: int, size: int = 0) -> bool:
-        """Redis has the chunk: acknowledge it, then what was held back for that.
+    def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
+        """Redis has so many chunks: acknowledge them, then what was held back for that.
 
-        True if `acknowledge` should be called, `ack_interval` seconds after the chunk came.
+        True if `acknowledge` should be called, `ack_interval` seconds after the chunks came.
         """
-        owed = self._unacknowledged.pop(index)
-        self.chunk_count += 1
-        self._acknowledged = max(index, self._acknowledged)
+        owed = {one: self._unacknowledged.pop(one) for one in range(index, index + count)}
+        self.chunk_count += count
+        self._acknowledged = max(index + count - 1, self._acknowledged)
+        first = not self._unsaid
         if self.ack_interval:
-            self._unsaid += 1
+            self._unsaid += count
             self._unsaid_bytes += size
             ending = self.state != "recording" and not self._unacknowledged
             if self._unsaid >= TOGETHER or self._unsaid_bytes >= TOGETHER_BYTES or ending:
                 self.acknowledge()
         else:
-            for _ in range(owed):
-                self._tell(self._ack(index))
+            for one, times in owed.items():
+                for _ in range(times):
+                    self._tell(self._ack(one))
         if self._held:
             held, self._held = self._held, []
             for event in held:
                 self._release(event)
-        return self._unsaid == 1
+        return first and self._unsaid > 0
 
     def acknowledge(self) -> None:
         """Acknowledge what Redis has and the client was not told."""

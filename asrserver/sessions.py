@@ -188,27 +188,44 @@ class Sessions(Mapping[str, Session]):
         """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
         if fresh:
             self._admit(session, index, data)
-        before = session.last
-        if session.appending(index, len(data), fresh):
-            self.backlog.taken(session.id, index, data, session.pcm_rate)
-            done = partial(self._appended, session, index, data, time.monotonic())
-            self._broker.append(session.id, index, before, data, session.borderless, done)
+        self._append(session, index, [data], fresh)
 
-    def _appended(self, session: Session, index: int, data: bytes, taken: float, error: Exception | None) -> None:
+    def append_run(self, session: Session, pieces: list[bytes]) -> bool:
+        """Append the next chunks of a session for which it means nothing where one of them ends; False, and nothing
+        done, if one by one not all would be admitted."""
+        seconds, length = self.backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
+        try:
+            self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
+        except Refused:
+            return False
+        self._append(session, session.next_index, pieces, True)
+        return True
+
+    def _append(self, session: Session, index: int, pieces: list[bytes], fresh: bool) -> None:
+        before, count, size = session.last, len(pieces), sum(map(len, pieces))
+        if session.appending(index, size, fresh, count):
+            live = session.borderless
+            self.backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, live)
+            done = partial(self._appended, session, index, pieces, size, time.monotonic())
+            self._broker.append(session.id, index, before, pieces, live, done)
+
+    def _appended(
+        self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None
+    ) -> None:
         if error is not None:
             self._fail(session, index, error)
             return
-        size, waited = len(data), time.monotonic() - taken
-        self._enqueued.observe(waited)
-        self._chunks.value += 1
+        count, waited = len(pieces), time.monotonic() - taken
+        self._enqueued.observe(waited, count)
+        self._chunks.value += count
         self._bytes.value += size
-        self._recordings.chunk(session.id, index, data, session.options)
-        if session.appended(index, size):
+        self._recordings.chunks(session.id, index, pieces, session.options)
+        if session.appended(index, size, count):
             # Those that share its entry come in this turn of the loop, and are acknowledged with it.
             asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
 
     def _admit(self, session: Session, index: int, data: bytes) -> None:
-        seconds, length = self.backlog.measure(session.id, data, session.pcm_rate)
+        seconds, length = self.backlog.measure(session.id, data, len(data), session.pcm_rate)
         try:
             self._admission.chunk(session, len(data), seconds, length)
         except Refused as exc:

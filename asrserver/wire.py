@@ -28,6 +28,9 @@ __all__ = ["BINARY", "HEADER", "TEXT", "Params", "StreamBufferFullError", "Strea
 
 TEXT, BINARY = 1, 2
 
+#: The first byte of a frame that is a binary message.
+WHOLE_BINARY = 0x80 | BINARY
+
 #: What a binary frame begins with, once a session has a channel: that, and the chunk's index (big endian).
 HEADER = struct.Struct("!IQ")
 
@@ -53,10 +56,13 @@ _masks = _draw()
 class Wire(WebSocketProtocol13):
     """One connection's frames. What its handler's `on_message` returns, if anything, is waited for before the next.
 
+    Binary messages that were read together are handed over together, to `on_binaries`.
+
     Messages are not compressed. One larger than `params.max_message_size` closes the connection, unless `overflows` is
     overridden.
     """
 
+    handler: Any
     stream: Any  # what of an IOStream the protocol uses: here Plain or Secure
 
     def __init__(self, handler: Any, mask_outgoing: bool, params: Params) -> None:
@@ -161,6 +167,15 @@ class Wire(WebSocketProtocol13):
         """Take the frames in `data` from `at` on."""
         end, turn, largest = len(data), 0, self.params.max_message_size
         while not self.client_terminated:
+            messages, at = self._binaries(data, at, TURN - turn)
+            if messages:
+                wait = self._handled(self.handler.on_binaries, messages)
+                turn += len(messages)
+                if wait is not None or (turn == TURN and at < end):
+                    self._hold(data, at, wait)
+                    return
+                if at == end or self.client_terminated:
+                    return
             begin, wanted = at + 2, 2
             if end >= begin:
                 first, second = data[at], data[at + 1]
@@ -203,6 +218,27 @@ class Wire(WebSocketProtocol13):
             if at == end:
                 return
 
+    def _binaries(self, data: bytes, at: int, most: int) -> tuple[list[bytes], int]:
+        """The next binary messages that are whole, one a frame and below 64 KiB, if there are any, and their end."""
+        messages: list[bytes] = []
+        end, largest = len(data), self.params.max_message_size
+        while len(messages) < most and end - at >= 2 and data[at] == WHOLE_BINARY:
+            second, begin = data[at + 1], at + 2
+            size = second & 0x7F
+            if size >= 126:
+                if size == 127 or end - at < 4:
+                    break
+                begin, size = at + 4, data[at + 2] << 8 | data[at + 3]
+            if second & 0x80:
+                begin += 4
+            after = begin + size
+            if after > end or size > largest or self._fragmented_message_buffer is not None:
+                break
+            payload = data[begin:after]
+            messages.append(masked(data[begin - 4 : begin], payload) if second & 0x80 else payload)
+            at = after
+        return messages, at
+
     def _keep(self, data: bytes, at: int, wanted: int) -> None:
         self._partial, self._wanted = bytearray(data[at:]), wanted
 
@@ -223,13 +259,19 @@ class Wire(WebSocketProtocol13):
         elif not last:
             self._fragmented_message_opcode, self._fragmented_message_buffer = opcode, bytearray(data)  # type: ignore[assignment]
             return None
+        if opcode == BINARY:
+            return self._handled(self.handler.on_binaries, [data])
+        if opcode == TEXT:
+            try:
+                return self._handled(self.handler.on_message, data.decode())
+            except UnicodeDecodeError:
+                pass
+        self._abort()
+        return None
+
+    def _handled(self, take: Callable[[Any], Awaitable[Any] | None], message: Any) -> Awaitable[Any] | None:
         try:
-            if opcode == BINARY:
-                return self.handler.on_message(data)
-            if opcode == TEXT:
-                return self.handler.on_message(data.decode())
-        except UnicodeDecodeError:
-            pass
+            return take(message)
         except Exception:
             self.handler.log_exception(*sys.exc_info())
         self._abort()

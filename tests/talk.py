@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -26,6 +27,17 @@ Message = dict[str, Any]
 def chunk(sid: str, index: int, data: bytes) -> Message:
     """A `chunk` message."""
     return {"action": "chunk", "session_id": sid, "chunk_index": index, "audio_data": base64.b64encode(data).decode()}
+
+
+def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
+    """As a client sends it."""
+    size = len(payload)
+    head = bytes([(0x80 if final else 0) | opcode])
+    if size < 126:
+        head += bytes([0x80 | size])
+    else:
+        head += struct.pack("!BH", 0xFE, size) if size < 1 << 16 else struct.pack("!BQ", 0xFF, size)
+    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
 class Talk:
@@ -70,6 +82,13 @@ class Talk:
         async with self._news:
             self.closed = True
             self._news.notify_all()
+
+    async def write(self, data: bytes) -> None:
+        """Bytes as they are: frames, say, that come together."""
+        protocol = self.connection.protocol
+        assert protocol is not None
+        assert protocol.stream is not None
+        await protocol.stream.write(data)
 
     async def send(self, message: Message | bytes | str) -> None:
         """An object as JSON, bytes as a binary frame, a str as it is."""

@@ -79,7 +79,7 @@ async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
 async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0) -> Exception | None:
     """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
-    gateway.append(sid, index, index - 1 if index > first else None, data, False, future.set_result)
+    gateway.append(sid, index, index - 1 if index > first else None, [data], False, future.set_result)
     return await future
 
 
@@ -272,7 +272,7 @@ async def test_chunks_that_travel_together_are_answered_one_by_one(g: Broker, db
     answers: dict[tuple[str, int], Any] = {}
     for sid, index in (("a", 0), ("moved", 0), ("a", 1), ("broken", 0), ("gone", 0), ("b", 0), ("b", 2), ("a", 0)):
         last = None if index == 0 else index - 1
-        g.append(sid, index, last, b"x", False, lambda error, of=(sid, index): answers.setdefault(of, error))  # type: ignore[misc]
+        g.append(sid, index, last, [b"x"], False, lambda error, of=(sid, index): answers.setdefault(of, error))  # type: ignore[misc]
     await until(lambda: len(answers) == 7)
     assert db.info("commandstats")["cmdstat_eval"]["calls"] == before + 1
     assert [answers.pop(of) for of in (("a", 0), ("a", 1), ("b", 0))] == [None] * 3
@@ -546,7 +546,7 @@ async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db
     answers: list[Any] = []
     for index in range(2000):
         before = index - 1 if index else None
-        g.append("s", index, before, b"x" * 2000, False, lambda error, index=index: answers.append((index, error)))
+        g.append("s", index, before, [b"x" * 2000], False, lambda error, index=index: answers.append((index, error)))
         if index % 200 == 50:
             await asyncio.sleep(0)
             drop_connections(db)
@@ -595,7 +595,7 @@ async def test_callers_are_told_when_redis_stays_away(
 @pytest.mark.gen_test
 async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
     await opened(g)
-    g.append("s", 0, None, b"x", False, lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    g.append("s", 0, None, [b"x"], False, lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
     assert await append(g, 1) is None
 
 
@@ -708,7 +708,7 @@ async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = 
     answers: dict[int, Any] = {}
     before = None
     for index, data in chunks.items():
-        g.append(sid, index, before, data, joins, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        g.append(sid, index, before, [data], joins, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
         before = index
     return answers
 
@@ -772,7 +772,7 @@ async def test_a_shared_entry_sent_again_is_there_once(g: Broker, w: Broker, db:
     answers: dict[int, Any] = {}
     for index in range(1000):
         before = index - 1 if index else None
-        g.append("s", index, before, b"x" * 900, True, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        g.append("s", index, before, [b"x" * 900], True, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
         if index % 200 == 50:
             await asyncio.sleep(0)
             drop_connections(db)

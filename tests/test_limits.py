@@ -24,15 +24,16 @@ from asrserver import gateway as gateway_module
 from asrserver import limits as limits_module
 from asrserver.access import KeyLimits, KeysFile
 from asrserver.app import AsrApplication, Server
-from asrserver.backlog import COMPRESSED, Backlog
+from asrserver.backlog import COMPRESSED, ON_ITS_WAY, Backlog
 from asrserver.broker import Broker, keys, quota
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway import Gateway
 from asrserver.limits import Limits, Pace
+from asrserver.wire import BINARY
 from tests.conftest import System, Utterance, until
 from tests.pretend import Pretender
-from tests.talk import Message, Talk, chunk, look, stored
+from tests.talk import Message, Talk, chunk, frame, look, stored
 from tools import hostile
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -112,22 +113,23 @@ def test_when_a_session_may_start(given: dict[str, Any], used: tuple[int, int, f
 
 def length(backlog: Backlog) -> float:
     """Seconds of audio so far in the session s."""
-    return backlog.measure("s", b"", 32000)[1]
+    return backlog.measure("s", b"", 0, 32000)[1]
 
 
 def test_seconds_of_audio_by_its_bytes() -> None:
     """Of a WAV as it says itself; of what is compressed as a guess, until answers tell."""
     backlog = Backlog()
-    assert backlog.measure("s", Utterance("", "", bytes(64000)).wav, 96000)[0] == pytest.approx(2.0, abs=0.01)
-    assert backlog.measure("s", bytes(96000), 96000)[0] == 1.0
-    assert backlog.measure("s", b"OggS" + bytes(7996), 96000)[0] == 8000 / COMPRESSED
-    backlog.taken("s", 0, b"OggS" + bytes(7996), 96000)
+    wav = Utterance("", "", bytes(64000)).wav
+    assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
+    assert backlog.measure("s", bytes(96), 96000, 96000)[0] == 1.0
+    assert backlog.measure("s", b"OggS", 8000, 96000)[0] == 8000 / COMPRESSED
+    backlog.taken("s", 0, b"OggS", 8000, 96000, live=False)
     assert backlog.waiting("s") == length(backlog) == 1.0
     backlog.answered("s", 0, 4.0)
     assert (backlog.waiting("s"), length(backlog)) == (0.0, 4.0)
-    assert backlog.measure("s", bytes(8000), 96000)[0] == 4.0
+    assert backlog.measure("s", bytes(8), 8000, 96000)[0] == 4.0
     for index in (1, 2, 3):
-        backlog.taken("s", index, bytes(2000), 96000)
+        backlog.taken("s", index, bytes(8), 2000, 96000, live=False)
     backlog.progressed("s", 2, 6.0)
     assert (backlog.waiting("s"), length(backlog)) == (1.0, 7.0)
     backlog.over("s")
@@ -137,11 +139,22 @@ def test_seconds_of_audio_by_its_bytes() -> None:
 def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
     backlog = Backlog()
     backlog.restore("s", 100.0, 32000)
-    backlog.taken("s", 7, bytes(32000), 32000)
-    backlog.taken("s", 8, bytes(32000), 32000)
+    backlog.taken("s", 7, bytes(8), 32000, 32000, live=False)
+    backlog.taken("s", 8, bytes(8), 32000, 32000, live=False)
     assert (backlog.waiting("s"), length(backlog)) == (2.0, 102.0)
     backlog.answered("s", 7, 101.0)
     assert (backlog.waiting("s"), length(backlog)) == (1.0, 102.0)
+
+
+def test_what_is_on_its_way_is_no_backlog() -> None:
+    """Of a stream that is read once a second and told of every two; of files all waits that is not answered."""
+    backlog = Backlog()
+    for sid, live in (("stream", True), ("files", False)):
+        backlog.taken(sid, 0, bytes(8), int(3.5 * 32000), 32000, live)
+    assert backlog.seconds == 3.5
+    backlog.taken("stream", 9, bytes(8), 32000, 32000, live=True)
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
+    assert backlog.waiting("stream") == 4.5
 
 
 # -- over a socket ---------------------------------------------------------------------------------------------------
@@ -382,6 +395,17 @@ async def test_too_long_a_session_is_ended_with_what_it_has(
         assert (final["text"], final["chunk_count"]) == ("all of it", 10)
         await until(gateway.recorder.settled)
         assert stored(database_url, "s") == ("interrupted", "all of it", 10)
+
+
+@pytest.mark.parametrize("given", [{"max_session": 1.0}])
+async def test_frames_that_come_together_are_limited_one_by_one(url: str, worker: Pretender) -> None:
+    async with await talk(url) as client:
+        await client.start("s", mode="stream", format="pcm_s16le")
+        await client.write(b"".join(frame(BINARY, PIECE) for _ in range(12)))
+        refused = await error(client, "session_too_long")
+        assert (refused["session_id"], refused["chunk_index"]) == ("s", 10)
+        await error(client, "session_finished")
+        assert [ack["chunk_index"] for ack in client.of("s", "ack")[1:]] == list(range(10))
 
 
 @pytest.mark.parametrize("given", [{"session_idle_timeout": 0.5}])

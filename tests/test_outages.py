@@ -20,7 +20,7 @@ import pytest
 from asrserver.client import Client, ClientSession
 from tests.conftest import System, Utterance, until, wait_until
 from tests.talk import Talk, check_stored, look, stored
-from tests.test_websocket import frame
+from tests.test_websocket import said
 
 Start = Callable[..., System]
 
@@ -260,7 +260,7 @@ async def test_clients_that_never_read(start: Start, database_url: str, utteranc
     before = peak = process.memory_info().rss
     loop = asyncio.get_running_loop()
     # The answer is five times as long: what cannot be printed is spelt out.
-    flood = frame({"action": "\U0010ffff" * 50}) * 20
+    flood = said({"action": "\U0010ffff" * 50}) * 20
     caused = 0
 
     async def deaf(number: int) -> None:
@@ -276,7 +276,7 @@ async def test_clients_that_never_read(start: Start, database_url: str, utteranc
             )
             await loop.sock_sendall(client, upgrade.encode())
             assert (await loop.sock_recv(client, 100)).startswith(b"HTTP/1.1 101")
-            await loop.sock_sendall(client, frame({"action": "start", "session_id": f"deaf-{number}"}))
+            await loop.sock_sendall(client, said({"action": "start", "session_id": f"deaf-{number}"}))
             with contextlib.suppress(ConnectionError):
                 while True:
                     await loop.sock_sendall(client, flood)

@@ -130,7 +130,7 @@ async def test_the_stand_in(bench: Any, redis_url: str) -> None:
     said = load(())[:3]
     frames = [frame for sentence in said for frame in sentence.frames]
     for index, frame in enumerate(frames):
-        gateway.append("s", index, index - 1 if index else None, frame, True, lambda error: None)
+        gateway.append("s", index, index - 1 if index else None, [frame], True, lambda error: None)
     await gateway.end_session("s", "done", time.time() + 60)
     events: list[dict[str, Any]] = []
     while not events or events[-1]["type"] != "final":

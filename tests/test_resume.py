@@ -15,7 +15,7 @@ from asrserver.storage import StorageUnavailable
 from tests.conftest import Door, until
 from tests.pretend import Pretender
 from tests.talk import Message, Talk, chunk, look
-from tests.test_websocket import frame, raw
+from tests.test_websocket import raw, said
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -308,7 +308,7 @@ async def test_a_replay_is_no_faster_than_its_reader(
         await until(lambda: len(talk.of("s", "error")) == 1100)
         assert [m["seq"] for m in talk.of("s", "error")] == list(range(1, 1101))
         deaf = await raw(two.url)
-        await deaf.write(frame(resume()))
+        await deaf.write(said(resume()))
         assert (await talk.find("s", "error", None))["seq"] == 1
         await until(lambda: any(m.get("code") == "session_moved" for m in talk.messages))
         await until(lambda: (it := two.gateway.sessions.get("s")) is not None and it.resume_by)

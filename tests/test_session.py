@@ -274,6 +274,27 @@ def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
     assert acks(patient) == [(2, True), (2, False)]
 
 
+@pytest.mark.parametrize("interval", [0.0, 0.5])
+def test_chunks_that_are_appended_together(client: Client, interval: float) -> None:
+    """They are acknowledged as the client asked for, and each by itself is a duplicate when it comes again."""
+    session, session.ack_interval = client.session, interval
+    assert session.follows(0)
+    assert session.follows(None)
+    assert not session.follows(1)
+    assert session.appending(0, 300, True, 3)
+    assert (session.last, session.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
+    assert client.send(1) == 1  # again, before Redis has it
+    assert session.appended(0, 300, 3) == bool(interval)
+    assert session.in_flight == 0
+    session.acknowledge()
+    assert acks(client) == ([(2, True)] if interval else [(0, False), (1, False), (1, False), (2, False)])
+    assert session.follows(3)
+    session.refuse(3)
+    assert not session.follows(3)  # it may be the one that was refused, or the one after
+    session.state = "finishing"
+    assert not session.follows(4)
+
+
 @pytest.mark.parametrize(("count", "size"), [(TOGETHER, 1), (2, TOGETHER_BYTES // 2)])
 def test_many_chunks_are_acknowledged_at_once(patient: Client, count: int, size: int) -> None:
     for index in range(count):

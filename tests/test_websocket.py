@@ -29,9 +29,11 @@ from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway import Gateway
 from asrserver.handlers import reading, websocket
+from asrserver.sessions import Sessions
+from asrserver.wire import BINARY, TEXT
 from tests.conftest import until
 from tests.pretend import Pretender
-from tests.talk import Message, Talk, chunk
+from tests.talk import Message, Talk, chunk, frame
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -318,6 +320,65 @@ async def test_binary_frames_of_several_sessions(url: str, worker: Pretender) ->
         assert (await errors(talk, 5))[-1]["code"] == "session_finished"
 
 
+STREAM = {"mode": "stream", "format": "pcm_s16le"}
+
+
+@pytest.mark.parametrize("channel", [None, 7])
+async def test_frames_that_come_together_are_taken_as_one_by_one(
+    url: str, worker: Pretender, channel: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is acknowledged, and all that is wrong is refused by itself."""
+    taken: list[int] = []
+    appended = Sessions._append
+    monkeypatch.setattr(Sessions, "_append", lambda *given: (taken.append(len(given[3])), appended(*given)))
+
+    def frames(*pieces: tuple[int, bytes]) -> bytes:
+        each = [data if channel is None else addressed(channel, index, data) for index, data in pieces]
+        return b"".join(frame(BINARY, data) for data in each)
+
+    async with await Talk.open(url) as talk:
+        await talk.send({**start(**STREAM), **({} if channel is None else {"channel": channel})})
+        await talk.find("s", "ack")
+        await talk.write(frames(*((index, b"%02d" % index) for index in range(6))))
+        await talk.find("s", "ack", 5)
+        await talk.write(frames((6, b"06"), (7, b""), (8, b"08")))  # the one in the middle is refused and passed over
+        await talk.find("s", "ack", 8)
+        if channel is not None:
+            await talk.write(frames((9, b"09"), (11, b"11"), (9, b"09"), (10, b"10")))  # a gap, one again
+            await talk.find("s", "ack", 10)
+        found = [(error["code"], error.get("chunk_index")) for error in await errors(talk)]
+        assert found == [("empty_chunk", channel and 7)] + [("chunk_gap", 11)] * (channel is not None)
+        acks = [ack["chunk_index"] for ack in talk.of("s", "ack")[1:]]
+        assert acks == [*range(6), 6, 8, *([9, 9, 10] if channel is not None else [])]
+        assert taken[0] == 6
+        await worker.take("s")
+        heard = b"".join((await worker.audio("s", 1)).values())
+        assert heard == b"000102030405" + b"0608" + b"0910" * (channel is not None)
+
+
+async def test_frames_of_two_sessions_that_come_together(url: str, worker: Pretender) -> None:
+    async with await Talk.open(url) as talk:
+        for sid, channel in (("a", 1), ("b", 2)):
+            await talk.send({**start(sid, **STREAM), "channel": channel})
+            await talk.find(sid, "ack")
+        await talk.write(b"".join(frame(BINARY, addressed(1 + n % 2, n // 2, b"%d" % n)) for n in range(6)))
+        await talk.find("b", "ack", 2)
+        await worker.take("a", "b")
+        assert b"".join((await worker.audio("a", 1)).values()) == b"024"
+        assert b"".join((await worker.audio("b", 1)).values()) == b"135"
+
+
+async def test_frames_that_come_with_their_start_wait_for_it(url: str, worker: Pretender) -> None:
+    async with await Talk.open(url) as talk:
+        await talk.start("s", **STREAM)
+        again = said(start("t", **STREAM))
+        await talk.write(frame(BINARY, b"0") + again + b"".join(frame(BINARY, b"%d" % n) for n in range(3)))
+        await talk.find("t", "ack", 2)
+        await worker.take("s", "t")
+        assert b"".join((await worker.audio("s", 1)).values()) == b"0"
+        assert b"".join((await worker.audio("t", 1)).values()) == b"012"
+
+
 async def test_channels_of_ended_sessions_are_forgotten(
     url: str, app: AsrApplication, worker: Pretender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -549,9 +610,9 @@ async def raw(url: str) -> IOStream:
     return stream
 
 
-def frame(message: Message) -> bytes:
-    text = json.dumps(message).encode()
-    return struct.pack("!BBH4x", 0x81, 0x80 | 126, len(text)) + text
+def said(message: Message) -> bytes:
+    """The frame of a message."""
+    return frame(TEXT, json.dumps(message).encode())
 
 
 async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
@@ -561,7 +622,7 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 16)
     stream = await raw(url)
-    await stream.write(frame(start("deaf")))
+    await stream.write(said(start("deaf")))
     await until(lambda: "deaf" in gateway.sessions)
     session = gateway.sessions["deaf"]
     async with await Talk.open(url) as talk:
@@ -587,7 +648,7 @@ async def test_a_client_that_does_not_read_is_not_read(
     """While an answer waits, nothing more is taken; read in time, nothing is missing; else the connection is cut."""
     monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 14)
     monkeypatch.setattr(reading, "REFUSALS", 1e9)
-    flood = frame({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
+    flood = said({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
 
     async def deaf() -> tuple[IOStream, asyncio.Future[None]]:
         stream = await raw(url)
@@ -629,8 +690,8 @@ async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypat
     monkeypatch.setattr(gateway, "refused", lambda error, *_: taken.append(error.code))
     flood, other = await raw(url), await raw(url)
     # Past the loop, so that both are there when it looks again.
-    flood.socket.send(frame({"action": "x"}) * 190)
-    other.socket.send(frame(finish()))
+    flood.socket.send(said({"action": "x"}) * 190)
+    other.socket.send(said(finish()))
     await until(lambda: len(taken) == 191)
     assert taken.index("no_session") < 50
     flood.close()
@@ -662,7 +723,7 @@ async def test_pings_are_answered_while_a_start_waits(
     """And what was sent behind it is taken in order when it is through."""
     monkeypatch.setattr(gateway, "_fullness", 0.85)
     stream = await raw(url)
-    await stream.write(frame(start("s")) + frame(chunk("s", 0, AUDIO)) + frame(finish()))
+    await stream.write(said(start("s")) + said(chunk("s", 0, AUDIO)) + said(finish()))
     await stream.write(struct.pack("!BB4x", 0x89, 0x80 | 4) + b"ping")
     assert await asyncio.wait_for(stream.read_bytes(6), 5) == b"\x8a\x04ping"
     monkeypatch.setattr(gateway, "_fullness", 0.0)

@@ -4,43 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from tornado.iostream import IOStream, StreamBufferFullError
 
-from asrserver.wire import BINARY, TEXT, Params, Wire
+from asrserver.wire import BINARY, TEXT, TURN, Params, Wire
 from tests.conftest import until
+from tests.talk import frame
 
 pytestmark = pytest.mark.gen_test(timeout=20)
 
 CLOSE, PING, PONG = 8, 9, 10
 
 
-def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
-    """As a client sends it."""
-    size = len(payload)
-    head = bytes([(0x80 if final else 0) | opcode])
-    if size < 126:
-        head += bytes([0x80 | size])
-    else:
-        head += struct.pack("!BH", 0xFE, size) if size < 1 << 16 else struct.pack("!BQ", 0xFF, size)
-    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-
-
 class Handler:
-    """What a Wire asks of one. `wait` is what each message is waited for."""
+    """What a Wire asks of one. `wait` is what each message, or run of binary ones, is waited for."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
+        self.together: list[int] = []  # how many binary messages were handed over at once
         self.ended = False
         self.failed = False
         self.wait: Callable[[], Awaitable[None] | None] = lambda: None
 
     def on_message(self, message: Any) -> Awaitable[None] | None:
         self.got.append(message)
+        return self.wait()
+
+    def on_binaries(self, messages: list[bytes]) -> Awaitable[None] | None:
+        self.together.append(len(messages))
+        self.got += messages
         return self.wait()
 
     def on_ping(self, data: bytes) -> None:
@@ -113,6 +108,20 @@ async def test_frames_in_pieces_of_any_size(step: int) -> None:
     assert await ends.read(3) == b"\x8a\x01!"
     await ends.close()
     assert ends.handler.ended
+
+
+async def test_binary_messages_of_one_read_are_handed_over_together() -> None:
+    """Others have their turn as often as before."""
+    ends = Ends()
+    parts: list[str | bytes] = ["0", *[b"%d" % n for n in range(1, 4)], "4", *[b"%d" % n for n in range(5, 20)]]
+    data = [frame(BINARY, part) if isinstance(part, bytes) else frame(TEXT, part.encode()) for part in parts]
+    await ends.send(b"".join(data) + frame(BINARY, b"20")[:4])
+    await until(lambda: len(ends.handler.got) == 20)
+    assert ends.handler.got == parts
+    assert ends.handler.together == [3, TURN - 5, TURN, 15 - (TURN - 5) - TURN]
+    await ends.send(frame(BINARY, b"20")[4:])
+    await until(lambda: ends.handler.got[20:] == [b"20"])
+    await ends.close()
 
 
 async def test_what_came_with_the_upgrade_is_taken_first() -> None:

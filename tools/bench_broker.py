@@ -89,7 +89,7 @@ class Bench:
                     done.set()
 
             for sid, index in self._turn(sids, turn):
-                broker.append(sid, index, index - 1 if index else None, CHUNK, False, answered)
+                broker.append(sid, index, index - 1 if index else None, [CHUNK], False, answered)
             await done.wait()
 
         async def emit(turn: int) -> None:

@@ -246,7 +246,7 @@ async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
         for index, frame in enumerate(frames):
             due += FRAME_SECONDS
             await asyncio.sleep(due - time.monotonic())
-            broker.append(sid, index, index - 1 if index else None, frame, True, appended)
+            broker.append(sid, index, index - 1 if index else None, [frame], True, appended)
         await broker.end_session(sid, "done", time.time() + 600)
         async with asyncio.timeout(LATE):
             text = await finals[sid]

@@ -152,16 +152,17 @@ class Broker:
         sid: str,
         index: int,
         before: int | None,
-        data: bytes,
+        pieces: list[bytes],
         joins: bool,
         done: Callable[[Exception | None], None],
     ) -> None:
-        """Append a chunk after the one with the index `before`; `done` gets None once Redis has it.
+        """Append chunks, from this index on, after the one with the index `before`; `done` gets None once Redis has
+        them.
 
-        One that arrived before its reply was lost changes nothing the second time. One that `joins` may share an entry
-        with those around it, and wait for them: its borders mean nothing.
+        What arrived before its reply was lost changes nothing the second time. Those that `joins` may share an entry,
+        with others around them too, and wait for them: their borders mean nothing. Any other comes alone.
         """
-        self._gathering.add(sid, index, before, data, joins, done)
+        self._gathering.add(sid, index, before, pieces, joins, done)
 
     def _append(self, sid: str, gathered: Gathered) -> None:
         def replied(reply: Any) -> None:

@@ -40,10 +40,10 @@ class Gathered:
         self.data: list[bytes] = []
         self.dones: list[Done] = []
 
-    def add(self, index: int, data: bytes, done: Done) -> None:
-        self.index = index
-        self.size += len(data)
-        self.data.append(data)
+    def add(self, index: int, pieces: list[bytes], size: int, done: Done) -> None:
+        self.index = index + len(pieces) - 1
+        self.size += size
+        self.data += pieces
         self.dones.append(done)
 
     def answer(self, error: Exception | None) -> None:
@@ -61,25 +61,26 @@ class Gathering:
         self._crowd = Crowd(FREE, EACH, LONGEST)
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, sid: str, index: int, before: int | None, data: bytes, joins: bool, done: Done) -> None:
-        """A chunk of a session; `joins`: it may share an entry with those around it."""
+    def add(self, sid: str, index: int, before: int | None, pieces: list[bytes], joins: bool, done: Done) -> None:
+        """Chunks of a session from the index on; `joins`: they may share an entry with those around them."""
         now = time.monotonic()
-        self._crowd.come(now)
+        self._crowd.come(now, len(pieces))
+        size = sum(map(len, pieces))
         gathered = self._waiting.get(sid)
         if gathered is None:
             gathered = Gathered(before, now)
-            gathered.add(index, data, done)
+            gathered.add(index, pieces, size, done)
             # A session's first chunk never waits: what begins is claimed and seen at once.
             if not joins or before is None or not self._crowd.pause or gathered.size >= FULL:
                 self._send(sid, gathered)
                 return
             self._waiting[sid] = gathered
-            self.bytes += len(data)
+            self.bytes += size
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
             return
-        gathered.add(index, data, done)
-        self.bytes += len(data)
+        gathered.add(index, pieces, size, done)
+        self.bytes += size
         if gathered.size >= FULL:
             self.flush(sid)
 

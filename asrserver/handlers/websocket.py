@@ -36,6 +36,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 from asrserver import metrics
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway import MAX_WAIT, Gateway
+from asrserver.handlers import events
 from asrserver.handlers.base import JsonErrors
 from asrserver.handlers.reading import Brake, DrainingWire
 from asrserver.handlers.upkeep import Bygone, Connections
@@ -64,18 +65,6 @@ MAX_LATER = 1 << 18
 
 #: What browsers name beside `bearer.<key>`: who offers subprotocols wants one of them back, and not the key.
 SUBPROTOCOL = "asr.v1"
-
-ERROR_FIELDS = (
-    "type",
-    "code",
-    "message",
-    "session_id",
-    "chunk_index",
-    "expected",
-    "retry_after",
-    "resumable",
-    "seq",
-)
 
 #: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
 UNREAD = frozenset(
@@ -233,6 +222,19 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if leave is not None:
             leave()
 
+    def on_binaries(self, messages: list[bytes]) -> Awaitable[Any] | None:
+        """Take binary messages that were read together, as one by one."""
+        if len(messages) > 1 and self._busy is None and (session := self._together(messages)) is not None:
+            self.messages += len(messages)
+            self._heard = time.monotonic()
+            room = self.gateway.room(session)
+            if room is None:
+                return self._pause()
+            self._busy = asyncio.ensure_future(self._in_order(room))
+            return None
+        waits = [wait for message in messages if (wait := self.on_message(message)) is not None]
+        return asyncio.gather(*waits) if waits else None
+
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take one message, or keep it until those before it are done; what it returns stops the reading."""
         self.messages += 1
@@ -331,6 +333,23 @@ class WebSocket(JsonErrors, WebSocketHandler):
             raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
         session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
         return self._audio(session, index, data[HEADER.size :])
+
+    def _together(self, messages: list[bytes]) -> Session | None:
+        """Take messages as the next chunks of one session, if they are that, for less than one by one; whose."""
+        session, index, pieces = self.current, None, messages
+        if self.channels:
+            if len(messages[0]) < HEADER.size:
+                return None
+            channel, index = HEADER.unpack_from(messages[0])
+            session = self.sessions.get(self.channels.get(channel, ""))
+        if session is None or not session.borderless or not session.follows(index):
+            return None
+        if index is not None:
+            heads = [HEADER.pack(channel, number) for number in range(index, index + len(messages))]
+            if not all(map(bytes.startswith, messages, heads)):
+                return None
+            pieces = [message[HEADER.size :] for message in messages]
+        return session if all(pieces) and self.gateway.sessions.append_run(session, pieces) else None
 
     def _text(self, text: str) -> Awaitable[Any] | None:
         try:
@@ -460,49 +479,16 @@ class WebSocket(JsonErrors, WebSocketHandler):
     # -- events --------------------------------------------------------------------------------------------------
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Send a session's event in the words of this protocol; what was not asked for is not sent."""
-        kind = event["type"]
-        if kind == "chunk":
-            self._send(
-                {
-                    "type": "chunk_result",
-                    "session_id": event["session_id"],
-                    "chunk_index": event["chunk_index"],
-                    "text": event["text"],
-                    "duration": event["duration"],
-                    "language": event["language"],
-                    "seq": event["seq"],
-                }
-            )
-        elif kind == "segment":
-            (segment,) = event["segments"]
-            said = {name: value for name, value in segment.items() if name != "chunk_index"}
-            self._send({"type": "segment_result", "session_id": event["session_id"], **said, "seq": event["seq"]})
-        elif kind == "partial":
-            said = {name: event[name] for name in ("session_id", "start", "end", "text", "stable", "language")}
-            self._send({"type": "partial_result", **said})
-        elif kind == "final":
-            self._send(
-                {
-                    "type": "final_result",
-                    "session_id": event["session_id"],
-                    "text": event["text"],
-                    "duration": event["total"],
-                    "chunk_count": event["chunk_count"],
-                    "language": event["language"],
-                    "status": event["status"],
-                    "seq": event["seq"],
-                }
-            )
+        """Send a session's event; what was not asked for is not sent."""
+        message = events.message(event)
+        if message is not None:
+            self._send(message)
+        if event["type"] == "final":
             self._forget(event["session_id"], "session_finished", "the session is over")
-        elif kind == "error":
-            self._send({name: event[name] for name in ERROR_FIELDS if event.get(name) is not None})
-            if event.get("lost"):
-                detached = ("session_detached", "the session is not on this connection any more: resume it")
-                again = detached if event.get("resumable") else (event["code"], event["message"])
-                self._forget(event["session_id"], *again)
-        elif kind == "ack":
-            self._send(event)
+        elif event["type"] == "error" and event.get("lost"):
+            detached = ("session_detached", "the session is not on this connection any more: resume it")
+            again = detached if event.get("resumable") else (event["code"], event["message"])
+            self._forget(event["session_id"], *again)
 
     def _forget(self, sid: str, code: str, message: str) -> None:
         """The session is over, or not here any more; `code` and `message` answer what still comes for it."""
