@@ -757,6 +757,22 @@ async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy
 
 
 @pytest.mark.gen_test
+async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has waited longest goes; nobody is kept from being read for what waits by choice."""
+    monkeypatch.setattr(gathering, "MOST", 10)
+    for sid in ("a", "b"):
+        await opened(g, sid)
+        await gathered(g, sid, {0: b"first"})
+    answers: dict[str, Exception | None] = {}
+    for sid, before, data in (("a", 0, b"12345"), ("b", 0, b"12345"), ("b", 1, b"6")):
+        g.append(sid, before + 1, before, [data], True, lambda error, sid=sid: answers.setdefault(sid, error))  # type: ignore[misc]
+    await until(lambda: answers)
+    assert answers == {"a": None}
+    assert g.bytes_on_their_way == 0
+    assert g._gathering.bytes == 6
+
+
+@pytest.mark.gen_test
 async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db: redis.Redis, busy: None) -> None:
     await opened(g)
     db.hset(keys.session_key("s"), "gateway", "another")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ import pytest
 from asrserver.broker import Entry
 from asrserver.errors import AudioError
 from asrserver.inference import silero
-from asrserver.inference.feed import ON_ITS_WAY, POLL, WIDEST, Feed
+from asrserver.inference.feed import EACH, GROUPS, ON_ITS_WAY, POLL, WIDEST, Feed
 from asrserver.inference.listener import TOGETHER, Listener, Work
 from asrserver.inference.pace import Pace
 from asrserver.inference.silero import Stretch
+from tests.conftest import until
 
 pytestmark = pytest.mark.gen_test
 
@@ -27,10 +29,15 @@ class Stub:
 
     hungry, unread, largest, over = True, 0, 0, False
 
-    def __init__(self, live: bool, backlog: float = 0.0) -> None:
+    def __init__(self, live: bool, backlog: float = 0.0, number: int = 0) -> None:
         self.live = live
         self.backlog = backlog
+        self.number = number
         self.cursor = "0-1"
+        self.hurried = False
+
+    def hurry(self) -> None:
+        self.hurried = True
 
     def feed(self, entries: list[Entry]) -> None:
         self.cursor = entries[-1].id
@@ -54,7 +61,7 @@ def feed_of(live: int, others: int = 0, backlog: float = 0.0) -> tuple[Feed, She
     shelf = Shelf()
     recogniser = SimpleNamespace(engine=SimpleNamespace(pace=Pace()))
     feed = Feed(shelf, recogniser, url="redis://", lease=10, max_backlog=30)  # type: ignore[arg-type]
-    feed.sessions.update({f"live{n}": Stub(True, backlog) for n in range(live)})  # type: ignore[misc]
+    feed.sessions.update({f"live{n}": Stub(True, backlog, n) for n in range(live)})  # type: ignore[misc]
     feed.sessions.update({f"file{n}": Stub(False, backlog) for n in range(others)})  # type: ignore[misc]
     return feed, shelf
 
@@ -64,32 +71,46 @@ async def test_the_more_streams_the_coarser_they_are_read() -> None:
     grains = []
     for streams in (0, 5, 50, 500):
         feed, _ = feed_of(streams)
-        grains.append(feed._grain())
-        assert feed.recogniser.engine.pace.grain == grains[-1]
+        feed._whose_turn(100.0)
+        grains.append(feed.recogniser.engine.pace.grain)
     assert grains[:2] == [POLL, POLL]
     assert POLL < grains[2] < grains[3] == WIDEST
 
 
 async def test_files_do_not_wait_for_streams() -> None:
-    feed, shelf = feed_of(live=300, others=1)
+    feed, shelf = feed_of(live=40, others=1)
+    every = EACH * 40
     await feed._read(100.0)
-    assert len(shelf.asked[-1]) == 301
+    assert len(shelf.asked[-1]) == 41
     assert feed._next(100.0) == 100.0 + POLL
     await feed._read(100.0 + POLL)
     assert shelf.asked[-1] == {"file0"}
-    await feed._read(100.0 + WIDEST)
-    assert len(shelf.asked[-1]) == 301
+    await feed._read(100.0 + every)
+    assert len(shelf.asked[-1]) == 41
     del feed.sessions["file0"]
-    assert feed._next(100.0 + WIDEST) == pytest.approx(100.0 + 2 * WIDEST)
+    assert feed._next(100.0 + every) == pytest.approx(100.0 + 2 * every)
+
+
+async def test_many_streams_are_read_in_groups() -> None:
+    """One after another, of much the same size; each stream once in the time from one read of it to the next."""
+    feed, shelf = feed_of(live=500)
+    now = 100.0
+    for _ in range(2 * GROUPS):
+        await feed._read(now)
+        now = feed._next(now)
+    assert now == pytest.approx(100.0 + 2 * WIDEST)
+    assert {len(asked) for asked in shelf.asked} == {500 // GROUPS, 500 // GROUPS + 1}
+    assert Counter(sid for asked in shelf.asked for sid in asked) == dict.fromkeys(feed.sessions, 2)
 
 
 async def test_who_has_ended_does_not_wait_for_the_next_read_of_all() -> None:
-    feed, shelf = feed_of(live=300)
+    feed, shelf = feed_of(live=40)
     await feed._read(100.0)
     feed.on_end("live7")
     feed.on_end("another worker's")
     await feed._read(100.0 + POLL)
     assert shelf.asked[1:] == [{"live7"}]
+    assert [sid for sid, session in feed.sessions.items() if session.hurried] == ["live7"]  # type: ignore[attr-defined]
     await feed._read(100.0 + 2 * POLL)
     assert len(shelf.asked) == 2
     now = asyncio.get_running_loop().time()
@@ -158,6 +179,39 @@ async def test_who_waits_for_the_last_word_is_heard_first() -> None:
     count = 2 * TOGETHER
     await asyncio.gather(*(listener.run([], work(number), first=number == count) for number in range(count + 1)))
     assert order == [count, *range(count)]
+    listener.close()
+    listener._thread.join()
+
+
+async def test_who_ends_while_its_audio_waits_to_be_heard_goes_before_others() -> None:
+    """What was asked for in this turn of the loop, and what waits for the thread."""
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first() -> Work[None]:
+        begun.set()
+        go_on.wait(10)
+        yield []
+
+    def work(session: str) -> Work[None]:
+        order.append(session)
+        yield []
+
+    listener = Listener(lambda place, labels: None, Pace())
+    count = 2 * TOGETHER
+    waits = [asyncio.ensure_future(listener.run(["busy 1-0"], first()))]
+    await until(begun.is_set)
+    waits += [asyncio.ensure_future(listener.run([f"s{n} 1-0"], work(f"s{n}"))) for n in range(count)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # they wait for the thread
+    listener.hurry(f"s{count - 1}")
+    waits += [asyncio.ensure_future(listener.run([f"t{n} 1-0"], work(f"t{n}"))) for n in range(2)]
+    await asyncio.sleep(0)
+    listener.hurry("t1")
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*waits)
+    assert order == [f"s{count - 1}", "t1", *(f"s{n}" for n in range(count - 1)), "t0"]
     listener.close()
     listener._thread.join()
 

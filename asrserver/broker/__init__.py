@@ -179,8 +179,8 @@ class Broker:
 
     @property
     def bytes_on_their_way(self) -> int:
-        """Bytes that wait for Redis."""
-        return self.lane.bytes + self._gathering.bytes
+        """Bytes that wait for Redis; those that wait for others to come along are bounded by themselves."""
+        return self.lane.bytes
 
     async def end_session(
         self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None

@@ -20,6 +20,9 @@ LONGEST = 1.0
 #: Bytes of a session with which its entry goes at once: a second of PCM.
 FULL = 32_000
 
+#: Bytes of all sessions that wait; with more, those go that have waited longest.
+MOST = 1 << 25
+
 Done = Callable[[Exception | None], None]
 
 
@@ -83,6 +86,8 @@ class Gathering:
         self.bytes += size
         if gathered.size >= FULL:
             self.flush(sid)
+        while self.bytes > MOST:
+            self.flush(next(iter(self._waiting)))
 
     def flush(self, sid: str) -> None:
         """What waits of a session goes now: another command is to follow it."""

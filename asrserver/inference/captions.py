@@ -117,10 +117,10 @@ class Captions:
             self._waiting.append((speech, task))
 
     def hurry(self) -> None:
-        """The session is finished: its client waits for the text of its segments."""
+        """The session is finished: its client waits for what is still to be heard of it, and for its segments' text."""
         if not self._last:
             self._last = True
-            self._recogniser.engine.hurry(self._session)
+            self._recogniser.hurry(self._session)
 
     def grow(self, recording: Recording, label: str) -> None:
         """The recording has gone on: guess at its growing segment, if it is time to."""

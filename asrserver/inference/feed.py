@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 from collections.abc import Callable
@@ -25,6 +26,11 @@ POLL = 0.04
 #: that; with many, a result is late by no more than WIDEST.
 EACH = 0.004
 WIDEST = 1.0
+
+#: Live streams that are read together at least, where they are read in groups, one after another; and the most groups.
+#: All at once held the loop for a quarter of a second, of a worker with 500, and whatever else was to be done waited.
+GROUP = 48
+GROUPS = 8
 
 #: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
 ON_ITS_WAY = 1.4
@@ -70,7 +76,9 @@ class Feed:
         self._stale_at = 0.0
         self._full = False  # behind by so much that it claims no more
         self._weighed_at = 0.0
-        self._live_at = 0.0  # when the live streams are read again
+        self._live_at = 0.0  # when live streams are read again
+        self._turn = 0  # of the groups in which they are read
+        self._numbers = itertools.count()
         self._ending: set[str] = set()  # live streams that have ended since
         self._news = asyncio.Event()
         self._stop_renewing = threading.Event()
@@ -109,6 +117,7 @@ class Feed:
         """A session has ended: its client waits for the last word, and not for the next read of all streams."""
         session = self.sessions.get(sid)
         if session is not None and session.live:
+            session.hurry()
             self._ending.add(sid)
             self._news.set()
 
@@ -168,6 +177,7 @@ class Feed:
         except Exception:  # not written by us: it must not stop every worker that claims it
             log.exception("session=%s cannot be understood", claim.sid)
             return
+        session.number = next(self._numbers)
         self.sessions[claim.sid] = session
         self._tasks[claim.sid] = asyncio.get_running_loop().create_task(self._work(session))
         log.info("session=%s claimed epoch=%d events=%d", claim.sid, claim.epoch, len(claim.events))
@@ -189,13 +199,11 @@ class Feed:
     async def _read(self, now: float) -> None:
         ending, self._ending = self._ending, set()
         self._news.clear()
-        live = now >= self._live_at
-        if live:
-            self._live_at = now + self._grain()
+        group, groups = self._whose_turn(now)
         full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            due = live or not session.live or sid in ending
+            due = session.number % groups == group or not session.live or sid in ending
             if due and session.hungry and not (full and session.unread):
                 (large if session.largest > LARGE else small)[sid] = session.cursor
         for cursors, count in ((small, READ), (large, READ_LARGE)):
@@ -204,10 +212,16 @@ class Feed:
                 if owned is not None and owned.cursor == cursors[sid]:
                     owned.feed(entries)
 
-    def _grain(self) -> float:
-        """Seconds from one read of the live streams to the next."""
-        every = self.recogniser.engine.pace.grain = grain(sum(session.live for session in self.sessions.values()))
-        return every
+    def _whose_turn(self, now: float) -> tuple[int, int]:
+        """(group, groups): which of the groups of live streams is read now; none is where nobody's turn has come."""
+        if now < self._live_at:
+            return -1, 1
+        streams = sum(session.live for session in self.sessions.values())
+        every = self.recogniser.engine.pace.grain = grain(streams)
+        groups = max(1, min(GROUPS, streams // GROUP))
+        self._turn += 1
+        self._live_at = now + every / groups
+        return self._turn % groups, groups
 
     async def _rest(self, now: float) -> float:
         """Wait until it is time to look again, having looked now; when that was due."""
@@ -255,7 +269,7 @@ class Feed:
 
 
 def grain(streams: int) -> float:
-    """Seconds from one read of so many live streams to the next."""
+    """Seconds from one read of each of so many live streams to the next."""
     return max(POLL, min(WIDEST, EACH * streams))
 
 

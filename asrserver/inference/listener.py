@@ -39,6 +39,10 @@ class _Job:
     error: BaseException | None = None
     over: bool = False
 
+    @property
+    def session(self) -> str:
+        return self.labels[0].partition(" ")[0]
+
 
 class Listener:
     """Does work in its thread: what is to be first, then the rest, in the order in which it comes. `hold` is told what
@@ -71,6 +75,16 @@ class Listener:
             self._waiting.extend(job for job in self._asked if not job.first)
             self._condition.notify()
         self._asked.clear()
+
+    def hurry(self, session: str) -> None:
+        """What waits of a session is first: its client waits for its last word."""
+        for job in self._asked:
+            job.first = job.first or job.session == session
+        with self._condition:
+            late = [job for job in self._waiting if job.session == session]
+            for job in late:
+                self._waiting.remove(job)
+            self._first.extend(late)
 
     def close(self) -> None:
         """Begin no more work."""

@@ -104,6 +104,11 @@ class Recogniser:
     def model_name(self) -> str:
         return self.engine.model.name
 
+    def hurry(self, session: str) -> None:
+        """The session is finished: its client waits for what is said in its audio."""
+        self.listener.hurry(session)
+        self.engine.hurry(session)
+
     def window(self, seconds: float) -> int:
         """The window in frames for so much speech."""
         return window_for(seconds, self._window)

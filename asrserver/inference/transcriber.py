@@ -73,6 +73,7 @@ class Transcriber:
     def __init__(self, claim: Claim, recogniser: Recogniser, broker: Voice) -> None:
         self.claim = claim
         self.over = False
+        self.number = 0  # of the worker's sessions
         self.unread = 0  # bytes of the entries that wait
         self.largest = MAX_UNREAD  # of its chunks so far, in bytes; unknown is as large as may be
         self._recogniser = recogniser
@@ -124,6 +125,11 @@ class Transcriber:
         self.unread += sum(sizes)
         self.largest = max(sizes) if self.largest == MAX_UNREAD else max(self.largest, *sizes)
         self._wake.set()
+
+    def hurry(self) -> None:
+        """No more audio comes, and the client waits for the last word."""
+        if self._ongoing is not None:
+            self._ongoing.captions.hurry()
 
     async def run(self) -> None:
         """Work until the session is over; raises Fenced when it is another's."""
