@@ -24,8 +24,8 @@ SMALL = 125
 #: Messages a second, of all connections, up to which none rests; seconds that a connection rests after it was read for
 #: each one more; and the most. Every read costs as much as the message in it, and what is gathered waits longer.
 FREE = 1000
-EACH = 75e-6
-LONGEST = 0.3
+EACH = 125e-6
+LONGEST = 0.5
 
 #: Bytes in a read from which on there is more to be read, most likely.
 MUCH = 1 << 15

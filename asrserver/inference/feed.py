@@ -25,7 +25,7 @@ POLL = 0.04
 #: dealt with in one go, and costs much the same whether it is one piece or three. With few streams nobody waits for
 #: that; with many, a result is late by no more than WIDEST.
 EACH = 0.004
-WIDEST = 1.0
+WIDEST = 1.5
 
 #: Live streams that are read together at least, where they are read in groups, one after another; and the most groups.
 #: All at once held the loop for a quarter of a second, of a worker with 500, and whatever else was to be done waited.
@@ -33,7 +33,7 @@ GROUP = 48
 GROUPS = 8
 
 #: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
-ON_ITS_WAY = 1.4
+ON_ITS_WAY = 1.9
 
 #: Seconds that a worker without sessions waits in Redis for one.
 IDLE = 1.0

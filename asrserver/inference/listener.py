@@ -23,8 +23,9 @@ T = TypeVar("T")
 #: Work in steps: what it yields, the network must hear before it goes on.
 Work = Generator[list[Stretch], None, T]
 
-#: Recordings that are heard in one go at most, so that the first of many does not wait for the last.
-TOGETHER = 32
+#: Recordings that are heard in one go at most, so that the first of many does not wait for the last: 32 or 160 of them
+#: take no less CPU each.
+TOGETHER = 16
 
 
 @dataclass(slots=True)

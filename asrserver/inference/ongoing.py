@@ -39,9 +39,9 @@ class Ongoing:
         return self.recording.place(waiting.start if waiting is not None else self.recording.needed)
 
     async def take(
-        self, pieces: list[Piece], labels: list[str], opening: Piece | None, ends: bool = False
+        self, pieces: list[Piece], labels: list[str], opening: Piece | None, ends: bool = False, last: bool = False
     ) -> list[Outcome]:
-        """Go on with pieces: what came of each. Where nothing follows them it `ends`, and others wait for it.
+        """Go on with pieces: what came of each. Where it `ends` soon, others wait for it; the `last` are its end.
 
         `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
         """
@@ -49,7 +49,7 @@ class Ongoing:
             self.captions.hurry()
         async with self._recogniser.turn(self._alone()):
             outcomes, speeches = await self._recogniser.listener.run(
-                labels, self.recording.take(pieces, opening), first=ends
+                labels, self.recording.take(pieces, opening, last), first=ends
             )
             self.captions.ended(speeches, labels[-1], self._alone())
             if self._alone():
@@ -61,6 +61,8 @@ class Ongoing:
     async def finish(self, label: str) -> None:
         """No more pieces come: recognise what is left; raises AudioError if there never was any audio."""
         self.captions.hurry()
+        if self.recording.over:
+            return
         async with self._recogniser.turn(self._alone()):
             speeches = await self._recogniser.listener.run([label], self.recording.finish(), first=True)
             self.captions.ended(speeches, label, self._alone())

@@ -56,6 +56,7 @@ class Recording:
 
     def __init__(self, kind: str | None, decoder: Decoder, silence: float, n_mels: int, floor: int = 0) -> None:
         self.kind = kind
+        self.over = False  # nothing is left of it to be heard
         self.growing: Speech | None = None  # as it would be if it ended now
         self.paused = (
             False  # it has been quiet for as long as is kept of a pause: what would end now has all it can have
@@ -94,10 +95,13 @@ class Recording:
 
     # -- in a thread ---------------------------------------------------------------------------------------------
 
-    def take(self, pieces: list[Piece], opening: Piece | None = None) -> Work[tuple[list[Outcome], list[Speech]]]:
+    def take(
+        self, pieces: list[Piece], opening: Piece | None = None, last: bool = False
+    ) -> Work[tuple[list[Outcome], list[Speech]]]:
         """What came of each of some pieces, and the segments that end in them. One that is wrong is lost, no other.
 
-        `opening` is a file that may be the recording's beginning; raises AudioError if it is none.
+        `opening` is a file that may be the recording's beginning; raises AudioError if it is none. The `last` pieces
+        of headerless audio are its end too.
         """
         decoded: list[Samples] = []
         outcomes: list[Outcome] = []
@@ -111,6 +115,8 @@ class Recording:
                 error = exc
             outcomes.append((self.heard, error))
         speeches = yield from self._hear(decoded)
+        if last and self.kind is None and self.heard:  # a container's end may be wrong by itself
+            speeches += yield from self.finish()
         return outcomes, speeches
 
     def finish(self) -> Work[list[Speech]]:
@@ -118,6 +124,7 @@ class Recording:
         ended = yield from self._hear([self._decoder.flush()])
         ended += self._ended(self._endpointer.flush())
         self.growing = None
+        self.over = True
         return ended
 
     def _decode(self, before: str, data: bytes) -> Samples:

@@ -263,8 +263,9 @@ class Transcriber:
         opening = (file.before, file.data) if file is not None else None
         # Whoever has finished waits for the last word; hundreds of others were read with it, and go on talking.
         ends = self._entries[-1].status is not None
+        last = ends and len(entries) == len(self._entries) - 1
         try:
-            outcomes = await ongoing.take(pieces, labels, opening, ends)
+            outcomes = await ongoing.take(pieces, labels, opening, ends, last)
         except AudioError:  # the file is none that can go on: it stays as it is
             self._file, self._ongoing = file, None
             raise
