@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -213,6 +214,34 @@ async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utte
     with pytest.raises(Unavailable):
         await run(away)
     assert len(calls) == 2
+
+
+async def test_the_end_of_a_stream_is_heard_with_its_last_pieces(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one trip to the thread that hears; what is no sample yet, and a container's end, take one of their own."""
+    asked: list[int] = []
+    run = recogniser.listener.run
+
+    async def counting(labels: list[str], *given: Any, **how: Any) -> Any:
+        asked.append(len(labels))
+        return await run(labels, *given, **how)
+
+    monkeypatch.setattr(recogniser.listener, "run", counting)
+
+    async def final(chunks: list[bytes], **options: Any) -> Any:
+        asked.clear()
+        return (await Session(recogniser, chunks, mode="stream", **options).own())[-1]
+
+    spoken = utterances[0]
+    for rate, pcm in ((16000, spoken.pcm), (48000, np.repeat(np.frombuffer(spoken.pcm, "<i2"), 3).tobytes())):
+        chunks = pieces(pcm, rate)
+        event = await final(chunks, format="pcm_s16le", sample_rate=rate)
+        assert event["text"] == spoken.text
+        assert event["total"] == pytest.approx(len(spoken.pcm) / 32000, abs=0.01)
+        assert asked == [len(chunks)]
+    assert (await final([b"x"], format="pcm_s16le"))["text"] == ""
+    assert asked == [1, 1]
 
 
 async def test_entries_may_come_one_by_one(recogniser: Recogniser, utterances: list[Utterance]) -> None:

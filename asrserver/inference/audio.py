@@ -70,9 +70,14 @@ def refuse_what_is_no_audio(data: bytes, first: bool = True) -> None:
     for magic, name in _MISTAKES if first else ():
         if data.startswith(magic):
             raise AudioError("not_audio", f"the chunk is {name}")
-    head = data[:4096]
-    if len(head) >= _TEXT_PREFIX and _PRINTABLE.issuperset(head):
+    if is_text(data):
         raise AudioError("not_audio", "the chunk is text")
+
+
+def is_text(data: bytes) -> bool:
+    """Whether the bytes are none of audio, coded or not."""
+    head = data[:4096]
+    return len(head) >= _TEXT_PREFIX and _PRINTABLE.issuperset(head)
 
 
 def decode(data: bytes, kind: str, max_seconds: float) -> Samples:

@@ -30,6 +30,7 @@ from asrserver.inference.ongoing import Ongoing
 from asrserver.inference.plain import open_decoder
 from asrserver.inference.recognise import Recogniser, Segment
 from asrserver.inference.recording import Outcome, Recording
+from asrserver.inference.suspicion import Suspicion
 
 __all__ = ["Fenced", "Transcriber"]
 
@@ -79,7 +80,7 @@ class Transcriber:
         self._recogniser = recogniser
         self._broker = broker
         self._options = orjson.loads(claim.fields["options"])
-        self._strikes = {key[7:]: int(n) for key, n in claim.fields.items() if key.startswith("strike:")}
+        self._suspicion = Suspicion(claim.fields)
         self._ledger = Ledger(claim, broker, recogniser.model_name)
         self._pcm = Pcm(self._options["format"], self._options["sample_rate"], self._options["channels"])
         self._entries: deque[Entry] = deque()
@@ -88,7 +89,6 @@ class Transcriber:
         self._file: _File | None = None
         self._ongoing: Ongoing | None = None
         self._final: list[Segment] = []  # that the next event tells
-        self._suspect = 0  # samples of the recording up to which it is under suspicion
         self.cursor = self._before  # the last entry that the feed has read
 
     # -- for the feed --------------------------------------------------------------------------------------------
@@ -272,8 +272,8 @@ class Transcriber:
         self._resumed = None
         for entry in entries:
             self._ledger.count(entry.index, entry.chunks)
-            if entry.id in self._strikes:
-                self._suspect = ongoing.recording.heard
+            if entry.id in self._suspicion:
+                self._suspicion.heard = ongoing.recording.heard
         self._done(entries)
         await self._answer_pieces(ongoing, entries, outcomes, heard)
 
@@ -284,9 +284,9 @@ class Transcriber:
         for entry in itertools.islice(self._entries, 1, MOST_PIECES):
             if entry.data is None or size + len(entry.data) > MOST_BYTES or not self._is_piece(None, entry.data):
                 break
-            if entry.id in self._strikes or entries[0].id in self._strikes:
+            if entry.id in self._suspicion or entries[0].id in self._suspicion:
                 break
-            if auto and (audio.container(entry.data, first=False) or _is_refused(entry.data)):
+            if auto and (audio.container(entry.data, first=False) or audio.is_text(entry.data)):
                 break
             entries.append(entry)
             size += len(entry.data)
@@ -469,9 +469,9 @@ class Transcriber:
     @property
     def _alone(self) -> bool:
         """Whether what is in hand, or comes before it, is under suspicion of having killed a worker."""
-        if any(_key(entry) > _key(self._before) for entry in self._strikes):
+        if self._suspicion.ahead(self._before):
             return True
-        return self._ongoing is not None and self._ongoing.recording.needed < self._suspect
+        return self._ongoing is not None and self._ongoing.recording.needed < self._suspicion.heard
 
     def _request(self, start: int | None = None) -> Request:
         """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
@@ -490,7 +490,7 @@ class Transcriber:
         return f"{self.sid} {entry.id}"
 
     async def _check_strikes(self, entry: Entry) -> None:
-        if self._strikes.get(entry.id, 0) >= STRIKES:
+        if self._suspicion.convicts(entry.id):
             await self._broker.bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
             ongoing = self._ongoing or (self._open_recording(None) if self._resumed is not None else None)
             if ongoing is not None:
@@ -498,16 +498,3 @@ class Transcriber:
                 ongoing.recording.let_go(self._before, len(entry.data or b""))
                 self._resumed = None
             raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
-
-
-def _key(entry: str) -> tuple[int, int]:
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n)
-
-
-def _is_refused(data: bytes) -> bool:
-    try:
-        audio.refuse_what_is_no_audio(data, first=False)
-    except AudioError:
-        return True
-    return False
