@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, default=Path("build/model/demo.pt"))
     parser.add_argument("--out", type=Path, default=Path("asrserver/data/demo-model"))
     options = parser.parse_args()
-    saved = torch.load(options.checkpoint, weights_only=True)
+    saved = torch.load(options.checkpoint, map_location="cpu", weights_only=True)
     convert(saved["model"], Shape(**saved["shape"]), Vocabulary(build()), options.out)
     size = sum(path.stat().st_size for path in options.out.iterdir())
     print(f"{options.out}: {size / 1e6:.2f} MB")

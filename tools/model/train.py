@@ -83,6 +83,12 @@ class Batch:
         heard = [(n, row.hears, row.language) for n, row in zip(first, rows, strict=True) if row.hears >= 0]
         self.heard = torch.tensor(heard, dtype=torch.long).reshape(-1, 3)
 
+    def to(self, device: torch.device) -> Batch:
+        """Itself, with its tensors there."""
+        for name, tensor in vars(self).items():
+            setattr(self, name, tensor.to(device))
+        return self
+
 
 def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Tensor]:
     states, ctc, weights = model(batch.features, batch.inputs, batch.rows)
@@ -94,12 +100,12 @@ def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Te
     likely = told.new_full((len(batch.features), int(batch.places.max()) + 1), -math.inf)
     likely = likely.index_put((batch.rows, batch.places), told).logsumexp(1)
     token = -likely.sum() / (len(missed) * len(likely) / len(told))
-    steps = torch.full((len(ctc),), ctc.shape[1])
+    steps = torch.full((len(ctc),), ctc.shape[1], device=ctc.device)
     spoken = F.ctc_loss(
         ctc.log_softmax(-1).transpose(0, 1), batch.texts, steps, batch.lengths,
         blank=len(vocabulary.alphabet), reduction="sum", zero_infinity=True,
     ) / max(len(batch.texts), 1)  # fmt: skip
-    time = torch.arange(ctc.shape[1])
+    time = torch.arange(ctc.shape[1], device=ctc.device)
     start, end = batch.spans[..., :1], batch.spans[..., 1:]
     within = (time >= start - SLACK) & (time <= end + SLACK) & (start >= 0)
     mass = (weights.mean(1) * within).sum(-1)[batch.spans[..., 0] >= 0]
@@ -112,7 +118,7 @@ def losses(model: Whisper, batch: Batch, vocabulary: Vocabulary) -> dict[str, Te
     return {"token": token, "ctc": spoken, "attention": attention, "language": language}
 
 
-def ahead(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Batch]:
+def ahead(corpus: Corpus, vocabulary: Vocabulary, device: torch.device) -> Iterator[Batch]:
     """Batches made in a thread beside the training."""
     made: queue.Queue[Batch] = queue.Queue(4)
     rng = np.random.default_rng(SEED)
@@ -123,7 +129,7 @@ def ahead(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Batch]:
 
     threading.Thread(target=make, daemon=True).start()
     while True:
-        yield made.get()
+        yield made.get().to(device)
 
 
 def main() -> None:
@@ -132,6 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/model/demo.pt"))
     parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU if there is one")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
     parser.add_argument("--resume", type=Path, help="a checkpoint to go on from, with a rate that rises and falls anew")
     for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
@@ -139,17 +146,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
     torch.manual_seed(SEED)
     vocabulary = Vocabulary(build())
     size = {name: getattr(options, name) for name in ("width", "heads", "encoder_layers", "decoder_layers")}
     inner = {name: getattr(options, name) for name in ("encoder_inner", "decoder_inner")}
-    model = Whisper(Shape(MELS, vocabulary.size, len(vocabulary.alphabet), **size, **inner))
+    model = Whisper(Shape(MELS, vocabulary.size, len(vocabulary.alphabet), **size, **inner)).to(device)
     averaged = deepcopy(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.01)
     step = first = 0
     ctc_weight = CTC_WEIGHT
     if options.resume:
-        state = torch.load(options.resume, weights_only=True)
+        state = torch.load(options.resume, map_location=device, weights_only=True)
         model.load_state_dict(state["raw"])
         averaged.load_state_dict(state["model"])
         if "optimiser" in state:
@@ -161,7 +169,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary.size} tokens", flush=True)
     minutes, last, reported = 0.0, time.monotonic(), time.monotonic()
     sums: dict[str, float] = {}
-    for batch in ahead(corpus, vocabulary):
+    for batch in ahead(corpus, vocabulary, device):
         now = time.monotonic()
         minutes += min(now - last, LONGEST_STEP) / 60
         last, done = now, minutes / options.minutes
