@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/model/demo.pt"))
     parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU if there is one")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU, if any")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
     parser.add_argument("--resume", type=Path, help="a checkpoint to go on from, with a rate that rises and falls anew")
     for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
