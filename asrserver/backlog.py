@@ -50,9 +50,9 @@ class Backlog:
         flow.chunks[index] = (time.monotonic(), size)
         flow.waiting += size
 
-    def restore(self, sid: str, total: float, pcm_rate: float) -> None:
+    def restore(self, sid: str, total: float, pcm_rate: float, live: bool) -> None:
         """A session came from elsewhere, with so many seconds of audio answered; what waits of it is not known."""
-        flow = self._flows.setdefault(sid, _Flow(pcm_rate))
+        flow = self._flows.setdefault(sid, _Flow(pcm_rate, live))
         flow.total = flow.elsewhere = total
         flow.answered = 0
 

@@ -74,7 +74,9 @@ persist_seconds = _histogram("persist_seconds", "From a result's making in the w
 persist_batch_seconds = _histogram("persist_batch_seconds", "Storing one batch of sessions in PostgreSQL.")
 to_store = _gauge("unstored_sessions", "Sessions with results that PostgreSQL has not.")
 persist_lag = _gauge("persist_lag_seconds", "How long the oldest of them has waited.", mode="livemax")
-backlog = _gauge("backlog_seconds", "Seconds of audio that were received and have no result yet; of a live stream, beyond 4 s.")
+backlog = _gauge(
+    "backlog_seconds", "Seconds of audio that were received and have no result yet; of a live stream, beyond 4 s."
+)
 oldest_waiting = _gauge("oldest_waiting_seconds", "How long the oldest chunk without a result waits.", mode="livemax")
 redis_fullness = _gauge("redis_memory_ratio", "Redis's used memory over its maxmemory.", mode="livemostrecent")
 queue = _gauge(

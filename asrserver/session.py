@@ -192,6 +192,7 @@ class Session:
         "heard",
         "id",
         "last_event",
+        "live",
         "missed",
         "move",
         "opened",
@@ -223,6 +224,7 @@ class Session:
         self.options = options
         self.pcm_rate = options.bytes_per_second
         self.borderless = options.borderless
+        self.live = options.mode == "stream"
         self.pace: Pace | None = None  # its audio against the clock, from its first chunk on
         self.send = send
         self.state = "recording"
@@ -333,9 +335,9 @@ class Session:
             raise self._gap(index, following)
         return index, True
 
-    def follows(self, index: int | None) -> bool:
-        """Whether a chunk with this index (None: with none) is the next and nothing else."""
-        if self.state != "recording" or self._skips:
+    def follows(self, index: int | None, count: int) -> bool:
+        """Whether so many chunks, from this index on (None: without), are the next and nothing else."""
+        if self.state != "recording" or self._skips or self.next_index + count > MAX_INDEX:
             return False
         return index is None or index == self.next_index
 
@@ -366,7 +368,7 @@ class Session:
                 self._first = index
             self._last = index + count - 1
             self._skips = 0
-            self._refused.discard(index)
+            self._refused.difference_update(range(index, index + count))
             self.bytes_in += size
             self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
             return True

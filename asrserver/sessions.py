@@ -160,7 +160,7 @@ class Sessions(Mapping[str, Session]):
         if session.state != "over":
             self._open[sid] = session
             if events:
-                self.backlog.restore(sid, events[-1]["total"], session.pcm_rate)
+                self.backlog.restore(sid, events[-1]["total"], session.pcm_rate, session.live)
         self._recorder.mark(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, [event for event in events if event["seq"] > last_seq]
@@ -191,8 +191,11 @@ class Sessions(Mapping[str, Session]):
         self._append(session, index, [data], fresh)
 
     def append_run(self, session: Session, pieces: list[bytes]) -> bool:
-        """Append the next chunks of a session for which it means nothing where one of them ends; False, and nothing
-        done, if one by one not all would be admitted."""
+        """Append the next chunks of a session for which it means nothing where one of them ends.
+
+        False, and nothing done, where the next or the session's length is near a limit: one by one, as many are taken
+        as there may be.
+        """
         seconds, length = self.backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
         try:
             self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
@@ -204,10 +207,9 @@ class Sessions(Mapping[str, Session]):
     def _append(self, session: Session, index: int, pieces: list[bytes], fresh: bool) -> None:
         before, count, size = session.last, len(pieces), sum(map(len, pieces))
         if session.appending(index, size, fresh, count):
-            live = session.borderless
-            self.backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, live)
+            self.backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live)
             done = partial(self._appended, session, index, pieces, size, time.monotonic())
-            self._broker.append(session.id, index, before, pieces, live, done)
+            self._broker.append(session.id, index, before, pieces, session.borderless, done)
 
     def _appended(
         self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None

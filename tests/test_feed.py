@@ -121,6 +121,25 @@ async def test_who_has_ended_does_not_wait_for_the_next_read_of_all() -> None:
     assert await rest == now + POLL
 
 
+async def test_who_is_behind_is_read_at_the_next_look() -> None:
+    """A stream of small entries, or one taken over, brings more in the time of a group than one read takes."""
+    feed, shelf = feed_of(live=40)
+    full = {"live3"}
+    read = shelf.read_audio
+
+    async def many(cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
+        found = await read(cursors, count)
+        return {sid: entries * (count if sid in full else 1) for sid, entries in found.items()}
+
+    shelf.read_audio = many  # type: ignore[method-assign]
+    await feed._read(100.0)
+    await feed._read(100.0 + POLL)
+    full.clear()
+    await feed._read(100.0 + 2 * POLL)
+    await feed._read(100.0 + 3 * POLL)
+    assert shelf.asked[1:] == [{"live3"}, {"live3"}]
+
+
 async def test_what_is_on_its_way_is_no_backlog() -> None:
     """Hundreds of streams that are served in time leave room for more; one that is behind takes it."""
     feed, _ = feed_of(live=500, backlog=ON_ITS_WAY / 2)

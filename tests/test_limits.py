@@ -138,7 +138,7 @@ def test_seconds_of_audio_by_its_bytes() -> None:
 
 def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
     backlog = Backlog()
-    backlog.restore("s", 100.0, 32000)
+    backlog.restore("s", 100.0, 32000, live=False)
     backlog.taken("s", 7, bytes(8), 32000, 32000, live=False)
     backlog.taken("s", 8, bytes(8), 32000, 32000, live=False)
     assert (backlog.waiting("s"), length(backlog)) == (2.0, 102.0)
@@ -155,6 +155,9 @@ def test_what_is_on_its_way_is_no_backlog() -> None:
     backlog.taken("stream", 9, bytes(8), 32000, 32000, live=True)
     assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
     assert backlog.waiting("stream") == 4.5
+    backlog.restore("resumed", 100.0, 32000, live=True)
+    backlog.taken("resumed", 0, bytes(8), int(3.5 * 32000), 32000, live=True)
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
 
 
 # -- over a socket ---------------------------------------------------------------------------------------------------

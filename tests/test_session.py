@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
-from asrserver.session import MAX_REFUSED, TOGETHER, TOGETHER_BYTES, Link, Options, Session, valid_id
+from asrserver.session import MAX_INDEX, MAX_REFUSED, TOGETHER, TOGETHER_BYTES, Link, Options, Session, valid_id
 
 
 class Client:
@@ -278,9 +278,10 @@ def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
 def test_chunks_that_are_appended_together(client: Client, interval: float) -> None:
     """They are acknowledged as the client asked for, and each by itself is a duplicate when it comes again."""
     session, session.ack_interval = client.session, interval
-    assert session.follows(0)
-    assert session.follows(None)
-    assert not session.follows(1)
+    assert session.follows(0, 3)
+    assert session.follows(None, 3)
+    assert not session.follows(1, 3)
+    assert not session.follows(0, MAX_INDEX + 1)
     assert session.appending(0, 300, True, 3)
     assert (session.last, session.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
     assert client.send(1) == 1  # again, before Redis has it
@@ -288,11 +289,16 @@ def test_chunks_that_are_appended_together(client: Client, interval: float) -> N
     assert session.in_flight == 0
     session.acknowledge()
     assert acks(client) == ([(2, True)] if interval else [(0, False), (1, False), (1, False), (2, False)])
-    assert session.follows(3)
-    session.refuse(3)
-    assert not session.follows(3)  # it may be the one that was refused, or the one after
+    assert session.follows(3, 2)
+    for index in (3, 4, 5):
+        session.refuse(index)
+    assert not session.follows(3, 2)  # it may be the one that was refused, or the one after
+    session.appending(3, 10, True)
+    session.appending(4, 20, True, 2)
+    session.appended(4, 20, 2)
+    assert session.accept(5) == (5, False)  # again, and no more refused
     session.state = "finishing"
-    assert not session.follows(4)
+    assert not session.follows(6, 1)
 
 
 @pytest.mark.parametrize(("count", "size"), [(TOGETHER, 1), (2, TOGETHER_BYTES // 2)])

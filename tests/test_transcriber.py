@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.broker import Claim
+from asrserver.broker import Claim, Entry
 from asrserver.errors import Unavailable
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Fenced, Transcriber
@@ -216,10 +216,18 @@ async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utte
     assert len(calls) == 2
 
 
+async def test_how_large_chunks_are_is_not_how_many_share_an_entry(recogniser: Recogniser) -> None:
+    """Those of a second and more are read one by one."""
+    session = Session(recogniser, [])
+    transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, Voice(session))
+    transcriber.feed([Entry("8-0", bytes(80_000), None, chunks=8), Entry("9-0", bytes(9_000), None)])
+    assert (transcriber.largest, transcriber.unread) == (10_000, 89_000)
+
+
 async def test_the_end_of_a_stream_is_heard_with_its_last_pieces(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one trip to the thread that hears; what is no sample yet, and a container's end, take one of their own."""
+    """In one trip to the thread that hears; what is no sample yet takes another."""
     asked: list[int] = []
     run = recogniser.listener.run
 

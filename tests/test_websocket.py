@@ -866,9 +866,9 @@ async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
     reads: list[int] = []
     read = app.sockets.rests.read
 
-    def seen(wire: reading.DrainingWire, messages: int, size: int) -> None:
+    def seen(wire: reading.DrainingWire, messages: int, size: int, may_rest: bool) -> None:
         reads.append(messages)
-        read(wire, messages, size)
+        read(wire, messages, size, may_rest)
 
     monkeypatch.setattr(app.sockets.rests, "read", seen)
     async with await Talk.open(url) as talk:
@@ -876,17 +876,32 @@ async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
         [handler] = app.sockets
         wire = handler.ws_connection
         assert wire is not None
-        for first in (0, 5):
+        for first in (0, 7):
+            await until(lambda: not wire._rests)
+            await talk.write(said(chunk("s", first, AUDIO)) + said(chunk("s", first + 1, AUDIO)))
             await until(lambda: wire._rests)
             reads.clear()
-            for index in range(first, first + 5):
+            for index in range(first + 2, first + 7):
                 await talk.send(chunk("s", index, AUDIO[index:]))
             await until(lambda: sum(reads) == 5)
             assert reads == [5]
-        await until(lambda: len(talk.messages) == 1 + 10)
-        assert [message["chunk_index"] for message in talk.messages[1:]] == list(range(10))
+        await until(lambda: len(talk.messages) == 1 + 14)
+        assert [message["chunk_index"] for message in talk.messages[1:]] == list(range(14))
         await until(lambda: wire._rests)
     await until(lambda: not app.sockets)
+
+
+async def test_who_waits_for_each_acknowledgement_does_not_wait_for_rests_too(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender
+) -> None:
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        [handler] = app.sockets
+        wire = handler.ws_connection
+        assert wire is not None
+        for index in range(5):
+            assert not wire._rests
+            await talk.chunk("s", index, AUDIO)
 
 
 async def test_a_large_message_is_read_without_a_rest(

@@ -1,7 +1,7 @@
 """Chunks on their way to their session's audio stream: where there are many, those of one session wait for each other.
 
 Each entry costs a gateway, Redis and a worker several times what the 100 ms of audio in it do. A worker with hundreds
-of streams reads each of them a few times a second anyway: what waits here for less than that comes no later.
+of streams reads each of them about once a second anyway: what waits here for that long comes little later.
 """
 
 from __future__ import annotations
@@ -78,11 +78,10 @@ class Gathering:
                 self._send(sid, gathered)
                 return
             self._waiting[sid] = gathered
-            self.bytes += size
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
-            return
-        gathered.add(index, pieces, size, done)
+        else:
+            gathered.add(index, pieces, size, done)
         self.bytes += size
         if gathered.size >= FULL:
             self.flush(sid)

@@ -96,7 +96,7 @@ return lost
 
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway has
 # it. With `overdue` (a time), nobody may have answered for the session since: a client may just have resumed it.
-# Workers hear of it: one with hundreds of streams reads each of them but once a second.
+# Workers hear of it: one with hundreds of streams reads each of them every second or two.
 # The control entry's id follows the last chunk's, whatever that is. Then the stream takes no more: a chunk of a gateway
 # that slept through the adoption of its session would be acknowledged and never heard.
 END = (

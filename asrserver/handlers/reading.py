@@ -38,11 +38,11 @@ class Rests:
         self._crowd = Crowd(FREE, EACH, LONGEST)
         self._resting: deque[tuple[float, DrainingWire]] = deque()  # and since when; the first to go on comes first
 
-    def read(self, wire: DrainingWire, messages: int, size: int) -> None:
+    def read(self, wire: DrainingWire, messages: int, size: int, may_rest: bool) -> None:
         """A connection was read: so many messages in so many bytes."""
         now = time.monotonic()
         self._crowd.come(now, messages)
-        if self._crowd.pause and size < MUCH and wire.rest():
+        if self._crowd.pause and may_rest and size < MUCH and wire.rest():
             if not self._resting:
                 asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
             self._resting.append((now, wire))
@@ -88,9 +88,11 @@ class DrainingWire(Wire):
 
     def feed(self, data: bytes) -> None:
         handler = self.handler
-        before = handler.messages
+        before, waits = handler.messages, handler.waits_for_an_answer
         super().feed(data)
-        handler.connections.rests.read(self, handler.messages - before, len(data))
+        messages = handler.messages - before
+        # Who sends one chunk and then the next when it is acknowledged must not be slowed down by what others send.
+        handler.connections.rests.read(self, messages, len(data), messages > 1 or not waits)
 
     def rest(self) -> bool:
         """Do not read for a while, until `go_on`; False if it rests already, waits for a message, or is over."""

@@ -197,6 +197,11 @@ class WebSocket(JsonErrors, WebSocketHandler):
         return all(session.resumable for session in self.sessions.values())
 
     @property
+    def waits_for_an_answer(self) -> bool:
+        """Whether nothing of its last session was on its way: its client may wait for each chunk's acknowledgement."""
+        return self.current is None or not self.current.in_flight
+
+    @property
     def _wire(self) -> DrainingWire:
         assert self.ws_connection is not None
         return self.ws_connection
@@ -224,14 +229,21 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     def on_binaries(self, messages: list[bytes]) -> Awaitable[Any] | None:
         """Take binary messages that were read together, as one by one."""
-        if len(messages) > 1 and self._busy is None and (session := self._together(messages)) is not None:
-            self.messages += len(messages)
-            self._heard = time.monotonic()
-            room = self.gateway.room(session)
-            if room is None:
-                return self._pause()
-            self._busy = asyncio.ensure_future(self._in_order(room))
-            return None
+        if len(messages) > 1 and self._busy is None:
+            try:
+                session = self._take_run(messages)
+            except Exception:
+                log.exception("messages could not be handled")
+                self._send(INTERNAL)
+                return None
+            if session is not None:
+                self.messages += len(messages)
+                self._heard = time.monotonic()
+                room = self.gateway.room(session)
+                if room is None:
+                    return self._pause()
+                self._busy = asyncio.ensure_future(self._in_order(room))
+                return None
         waits = [wait for message in messages if (wait := self.on_message(message)) is not None]
         return asyncio.gather(*waits) if waits else None
 
@@ -334,7 +346,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
         return self._audio(session, index, data[HEADER.size :])
 
-    def _together(self, messages: list[bytes]) -> Session | None:
+    def _take_run(self, messages: list[bytes]) -> Session | None:
         """Take messages as the next chunks of one session, if they are that, for less than one by one; whose."""
         session, index, pieces = self.current, None, messages
         if self.channels:
@@ -342,7 +354,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 return None
             channel, index = HEADER.unpack_from(messages[0])
             session = self.sessions.get(self.channels.get(channel, ""))
-        if session is None or not session.borderless or not session.follows(index):
+        if session is None or not session.borderless or not session.follows(index, len(messages)):
             return None
         if index is not None:
             heads = [HEADER.pack(channel, number) for number in range(index, index + len(messages))]

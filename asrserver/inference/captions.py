@@ -93,6 +93,11 @@ class Captions:
         return self._waiting[0][0] if self._waiting else None
 
     @property
+    def finished(self) -> bool:
+        """Whether the session is, and its client waits for the last word."""
+        return self._last
+
+    @property
     def full(self) -> bool:
         return len(self._waiting) >= MOST_WAITING
 

@@ -79,7 +79,7 @@ class Feed:
         self._live_at = 0.0  # when live streams are read again
         self._turn = 0  # of the groups in which they are read
         self._numbers = itertools.count()
-        self._ending: set[str] = set()  # live streams that have ended since
+        self._next_ones: set[str] = set()  # live streams that are read at the next look: they have ended, or are behind
         self._news = asyncio.Event()
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
@@ -118,7 +118,7 @@ class Feed:
         session = self.sessions.get(sid)
         if session is not None and session.live:
             session.hurry()
-            self._ending.add(sid)
+            self._next_ones.add(sid)
             self._news.set()
 
     async def stop(self, timeout: float) -> None:
@@ -197,13 +197,13 @@ class Feed:
             del self.sessions[session.sid], self._tasks[session.sid]
 
     async def _read(self, now: float) -> None:
-        ending, self._ending = self._ending, set()
+        at_once, self._next_ones = self._next_ones, set()
         self._news.clear()
         group, groups = self._whose_turn(now)
         full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            due = session.number % groups == group or not session.live or sid in ending
+            due = session.number % groups == group or not session.live or sid in at_once
             if due and session.hungry and not (full and session.unread):
                 (large if session.largest > LARGE else small)[sid] = session.cursor
         for cursors, count in ((small, READ), (large, READ_LARGE)):
@@ -211,6 +211,8 @@ class Feed:
                 owned = self.sessions.get(sid)
                 if owned is not None and owned.cursor == cursors[sid]:
                     owned.feed(entries)
+                    if len(entries) == count and owned.live:
+                        self._next_ones.add(sid)
 
     def _whose_turn(self, now: float) -> tuple[int, int]:
         """(group, groups): which of the groups of live streams is read now; none is where nobody's turn has come."""

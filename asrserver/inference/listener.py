@@ -42,7 +42,7 @@ class _Job:
 
     @property
     def session(self) -> str:
-        return self.labels[0].partition(" ")[0]
+        return self.labels[0].partition(" ")[0] if self.labels else ""
 
 
 class Listener:
@@ -82,10 +82,8 @@ class Listener:
         for job in self._asked:
             job.first = job.first or job.session == session
         with self._condition:
-            late = [job for job in self._waiting if job.session == session]
-            for job in late:
-                self._waiting.remove(job)
-            self._first.extend(late)
+            self._first.extend(job for job in self._waiting if job.session == session)
+            self._waiting = deque(job for job in self._waiting if job.session != session)
 
     def close(self) -> None:
         """Begin no more work."""

@@ -49,7 +49,7 @@ class Ongoing:
             self.captions.hurry()
         async with self._recogniser.turn(self._alone()):
             outcomes, speeches = await self._recogniser.listener.run(
-                labels, self.recording.take(pieces, opening, last), first=ends
+                labels, self.recording.take(pieces, opening, last), first=self.captions.finished
             )
             self.captions.ended(speeches, labels[-1], self._alone())
             if self._alone():

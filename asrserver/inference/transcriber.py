@@ -121,8 +121,8 @@ class Transcriber:
         """Entries that follow those fed before."""
         self.cursor = entries[-1].id
         self._entries.extend(entries)
-        sizes = [len(entry.data or b"") for entry in entries]
-        self.unread += sum(sizes)
+        self.unread += sum(len(entry.data or b"") for entry in entries)
+        sizes = [len(entry.data or b"") // max(1, entry.chunks) for entry in entries]
         self.largest = max(sizes) if self.largest == MAX_UNREAD else max(self.largest, *sizes)
         self._wake.set()
 

@@ -16,8 +16,8 @@ from asrserver.loadtest.judge import Judgement
 from asrserver.loadtest.speech import FRAME_SECONDS
 from asrserver.loadtest.tally import Tally
 
-#: Seconds between two looks at what is due: a frame is sent so late at most, for want of a timer of its own. It is far
-#: less than what networks do to frames, and the report counts it.
+#: Seconds between two looks at what is due: a frame is sent so late, or twice, for want of a timer of its own. It is
+#: far less than what networks do to frames, and the report counts it.
 TICK = 0.005
 
 
