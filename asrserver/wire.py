@@ -53,6 +53,23 @@ def _draw() -> Iterator[bytes]:
 _masks = _draw()
 
 
+def _head(data: bytes, at: int) -> tuple[int, int]:
+    """Where the payload of the frame at `at` begins, and its size; `data` may end before that.
+
+    What is before the payload: two bytes, of the size two or eight more, and a client's mask of four.
+    """
+    begin, size = at + 2, 0
+    if len(data) >= begin:
+        second = data[at + 1]
+        size = second & 0x7F
+        if size >= 126:
+            begin += 2 if size == 126 else 8
+            size = int.from_bytes(data[at + 2 : begin], "big")
+        if second & 0x80:
+            begin += 4
+    return begin, size
+
+
 class Wire(WebSocketProtocol13):
     """One connection's frames. What its handler's `on_message` returns, if anything, is waited for before the next.
 
@@ -176,19 +193,11 @@ class Wire(WebSocketProtocol13):
                     return
                 if at == end or self.client_terminated:
                     return
-            begin, wanted = at + 2, 2
-            if end >= begin:
-                first, second = data[at], data[at + 1]
-                size = second & 0x7F
-                if size >= 126:
-                    begin += 2 if size == 126 else 8
-                    size = int.from_bytes(data[at + 2 : begin], "big")
-                if second & 0x80:
-                    begin += 4
-                wanted = begin - at
+            begin, size = _head(data, at)
             if end < begin:
-                self._keep(data, at, wanted)
+                self._keep(data, at, begin - at)
                 return
+            first, second = data[at], data[at + 1]
             if first & 0x70 or (first & 8 and (size >= 126 or not first & 0x80)):
                 self._abort()  # an extension that nobody agreed on; a control frame that is long, or in parts
                 return
@@ -221,21 +230,16 @@ class Wire(WebSocketProtocol13):
     def _binaries(self, data: bytes, at: int, most: int) -> tuple[list[bytes], int]:
         """The next binary messages that are whole, one a frame and below 64 KiB, if there are any, and their end."""
         messages: list[bytes] = []
-        end, largest = len(data), self.params.max_message_size
+        if self._fragmented_message_buffer is not None:
+            return messages, at
+        end, largest = len(data), min(self.params.max_message_size, 0xFFFF)
         while len(messages) < most and end - at >= 2 and data[at] == WHOLE_BINARY:
-            second, begin = data[at + 1], at + 2
-            size = second & 0x7F
-            if size >= 126:
-                if size == 127 or end - at < 4:
-                    break
-                begin, size = at + 4, data[at + 2] << 8 | data[at + 3]
-            if second & 0x80:
-                begin += 4
+            begin, size = _head(data, at)
             after = begin + size
-            if after > end or size > largest or self._fragmented_message_buffer is not None:
+            if after > end or size > largest:
                 break
             payload = data[begin:after]
-            messages.append(masked(data[begin - 4 : begin], payload) if second & 0x80 else payload)
+            messages.append(masked(data[begin - 4 : begin], payload) if data[at + 1] & 0x80 else payload)
             at = after
         return messages, at
 

@@ -79,7 +79,7 @@ class Captions:
         self._request = request
         self._changed = changed
         self._guess = guess
-        self._last = False  # the session is finished
+        self.finished = False  # the session is, and its client waits for the last word
         self._interval = interval
         self._waiting = deque[tuple[Speech, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
@@ -91,11 +91,6 @@ class Captions:
     def waiting(self) -> Speech | None:
         """The first ended segment whose text is still to come or to be told."""
         return self._waiting[0][0] if self._waiting else None
-
-    @property
-    def finished(self) -> bool:
-        """Whether the session is, and its client waits for the last word."""
-        return self._last
 
     @property
     def full(self) -> bool:
@@ -123,8 +118,8 @@ class Captions:
 
     def hurry(self) -> None:
         """The session is finished: its client waits for what is still to be heard of it, and for its segments' text."""
-        if not self._last:
-            self._last = True
+        if not self.finished:
+            self.finished = True
             self._recogniser.hurry(self._session)
 
     def grow(self, recording: Recording, label: str) -> None:
@@ -193,7 +188,7 @@ class Captions:
                 label,
                 alone,
                 self._session,
-                LAST if self._last else FINAL,
+                LAST if self.finished else FINAL,
             )
             if alone:  # within a turn already
                 return await self._recogniser.engine.recognise(row)
