@@ -89,6 +89,7 @@ class Wire(WebSocketProtocol13):
         self._skip = 0  # bytes of a frame that are still to be thrown away
         self._skipped = 0  # its first byte
         self._ended = False
+        self._moving: asyncio.Task[None] | None = None
         self._held: tuple[bytes, int] | None = None  # bytes that wait for a message before them, and where they begin
 
     def overflows(self, size: int, held: int) -> bool:
@@ -155,6 +156,7 @@ class Wire(WebSocketProtocol13):
             self._held = None
             self._abort()
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+            self._moving = None
 
     def feed(self, data: bytes) -> None:
         """Take what was read."""
@@ -305,6 +307,9 @@ class Wire(WebSocketProtocol13):
             self.stream.resume()
 
 
+def _nothing(_data: bytes = b"") -> None: ...
+
+
 class Plain(asyncio.Protocol):
     """A TCP connection, taken from a Tornado stream. `feed` gets what is read; `end` is called when nothing more is.
 
@@ -413,7 +418,11 @@ class Plain(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self.resume_writing()
-        self._end()
+        end = self._end
+        # The transport and whom this was read for refer back to this: nobody would be gone before a search for cycles.
+        self._transport = None
+        self.data_received, self._end = _nothing, _nothing  # type: ignore[assignment]
+        end()
 
     def pause_writing(self) -> None:
         self._drained = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ utterances   recordings that the model understands alone, so that a wrong text i
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import itertools
 import json
@@ -237,6 +238,15 @@ def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Pretender
     pretender = io_loop.run_sync(made)
     yield pretender
     io_loop.run_sync(pretender.close)
+
+
+@pytest.fixture
+def acyclic() -> Iterator[None]:
+    """There is no garbage that only the search for cycles would free, and none is looked for."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 # -- the program -----------------------------------------------------------------------------------------------------

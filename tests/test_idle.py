@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -12,10 +13,13 @@ from typing import Any
 
 import pytest
 from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
 
 from asrserver.app import AsrApplication
 from asrserver.config import Settings
 from asrserver.gateway import Gateway
+from asrserver.handlers.websocket import WebSocket
+from asrserver.wire import Plain, Wire
 from tests.conftest import System, until
 from tests.talk import Talk
 
@@ -79,6 +83,24 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
         await talk.start("s")  # who answers stays
     await until(lambda: gateway.connections == 0 and app.sockets._timer is None)
     assert not gateway.admission.limits._addresses
+
+
+async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
+    url: str, gateway: Gateway, acyclic: None
+) -> None:
+    """Gateways look for cycles rarely: what only they free makes them grow."""
+    kinds = (WebSocket, Wire, Plain, HTTPServerRequest)
+    others = [one for one in gc.get_objects() if isinstance(one, kinds)]
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        await talk.chunk("s", 0, bytes(640))
+    async with await Talk.open(url) as talk:
+        talk.drop()
+        await until(lambda: gateway.connections == 0)
+    await until(lambda: talk.closed)
+    del talk
+    left = [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others]
+    assert left == []
 
 
 async def test_a_connection_that_cannot_be_looked_at_costs_the_others_nothing(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -20,6 +21,8 @@ from typing import Any
 import aiopg
 import psycopg2
 import pytest
+from aiopg.sa import SAConnection
+from aiopg.sa.transaction import Transaction
 from sqlalchemy.dialects import postgresql
 
 from asrserver import storage as module
@@ -264,6 +267,18 @@ async def test_save_twice_is_save_once(store):
     assert len(found["chunks"]) == len(found["segments"]) == 2
     assert (found["status"], found["text"], found["duration"]) == ("done", "all", 8.5)
     assert await store.save([]) == []
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_nothing_of_a_statement_waits_for_the_search_for_cycles(store, acyclic):
+    """Gateways look for cycles rarely: what only they free makes them grow."""
+    kinds = (aiopg.Cursor, psycopg2.extensions.cursor, SAConnection, Transaction)
+    for _ in range(10):
+        await store.save([record(**DONE)])
+        assert await store.known("a")
+        assert (await store.session("a"))["text"] == "all"
+        assert (await store.history(1)).total == 1
+    assert [one for one in gc.get_objects() if isinstance(one, kinds)] == []
 
 
 @pytest.mark.gen_test(timeout=20)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -174,7 +173,8 @@ class Broker:
         before = b"" if gathered.before is None else b"%d" % gathered.before
         data = gathered.data[0] if len(gathered.data) == 1 else b"".join(gathered.data)
         arguments = (b"%d" % gathered.index, before, data, b"%.6f" % gathered.received, b"%d" % len(gathered.data))
-        part = Part(scripts.APPEND, _append_keys(sid), self.name, len(arguments), packed(*arguments))
+        keys = packed(session_key(sid).encode(), audio_key(sid).encode())
+        part = Part(scripts.APPEND, keys, self.name, len(arguments), packed(*arguments))
         self.lane.call(replied, part, size=gathered.size + 100)
 
     @property
@@ -484,11 +484,6 @@ class Broker:
         )
         held = pending["pending"] if isinstance(pending, dict) else pending[0]
         return {"waiting": max(0, total - held), "processing": held, "dead": dead}
-
-
-@lru_cache(10_000)
-def _append_keys(sid: str) -> bytes:
-    return packed(session_key(sid).encode(), audio_key(sid).encode())
 
 
 def _following(entry: str) -> str:

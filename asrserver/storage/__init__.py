@@ -109,7 +109,7 @@ class Storage(Pool):
         """
         name = clean(session_id)
         mine = sessions.c.id == name if owner is None else sa.and_(sessions.c.id == name, sessions.c.owner == owner)
-        async with self.connection() as conn, conn.begin():
+        async with self.transaction() as conn:
             await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
             deleted = await conn.execute(sessions.delete().where(mine))
             if deleted.rowcount or pending:
@@ -160,7 +160,7 @@ class Storage(Pool):
 
     async def add_up(self) -> None:
         """Make one row of the tally's many; nothing if another gateway is at it."""
-        async with self.connection() as conn, conn.begin():
+        async with self.transaction() as conn:
             if await conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(TALLY_LOCK))):
                 await conn.execute(_ADD_UP)
 
@@ -189,13 +189,15 @@ class Storage(Pool):
     async def _write(self, records: Sequence[Record]) -> None:
         if not records:
             return
-        async with self.connection() as conn, conn.begin():
+        async with self.transaction() as conn:
             # else a session deleted between our look at the tombstones and our commit would come back to life
-            await conn.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(WRITE_LOCK)))
+            await conn.scalar(_LOCK_SHARED, {"key": WRITE_LOCK})
             for table, upsert in UPSERTS:
                 for piece in pieces(table, rows(table, records)):
                     await conn.execute(upsert.string, {**upsert.params, "rows": as_json(piece)})
 
+
+_LOCK_SHARED = "SELECT pg_advisory_xact_lock_shared(%(key)s)"
 
 _SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%(names)s) AS name"
 

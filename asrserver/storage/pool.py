@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import sqlalchemy as sa
+from aiopg import Cursor
 from aiopg.sa import Engine, SAConnection, create_engine
 from psycopg2.extensions import QueryCanceledError
 
@@ -23,6 +24,22 @@ TIMEOUT = 5.0
 
 #: Seconds the whole of a ping may take.
 PING_TIMEOUT = 2.0
+
+
+class Connection(SAConnection):  # type: ignore[misc]  # aiopg has no types
+    """A connection whose cursors are gone once nobody has them, and what PostgreSQL answered with them.
+
+    aiopg 1.4.0 gives each cursor a transaction of its own, which refers back to it. Only the search for cycles freed
+    them, which finds enough in a gateway once in 1,400 sessions (memory.py), and goes on to spare what outlived one
+    search: a gateway grew by 350 bytes a session.
+    """
+
+    __slots__ = ()
+
+    async def _open_cursor(self) -> Cursor:
+        cursor = await super()._open_cursor()
+        cursor._transaction = None  # never begun: transactions are SAConnection's
+        return cursor
 
 
 class Pool:
@@ -75,8 +92,11 @@ class Pool:
         """A connection of the pool; whatever goes wrong with it or in the block leaves as a StorageError."""
         try:
             engine = await self._ready()
-            async with engine.acquire() as conn:
+            conn = Connection(await engine._pool.acquire(), engine)  # as engine.acquire() does
+            try:
                 yield conn
+            finally:
+                await conn.close()
         except asyncio.CancelledError as exc:
             # aiopg 1.4.0 disguises the server's statement_timeout as a cancellation (Connection._poll), which
             # would end the background writer in silence
@@ -86,6 +106,13 @@ class Pool:
         except Exception as exc:
             self._stale = self._stale or getattr(exc, "pgcode", None) in REOPEN
             raise translated(exc, TIMEOUT) from None
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[SAConnection]:
+        """The same, in a transaction: committed at the end of the block, rolled back where something goes wrong."""
+        async with self.connection() as conn, conn.begin() as transaction:
+            yield conn
+        transaction._parent = None  # itself, for aiopg 1.4.0: see Connection
 
     async def _ready(self) -> Engine:
         """The pool, made anew when one of its connections was lost.
