@@ -72,7 +72,7 @@ class Voice:
         self.session.in_order.append(event)
 
     def progress(self, claim: Claim, taken: int, total: float) -> None:
-        pass
+        self.session.taken.append((taken, total))
 
     async def bury(self, sid: str, entry: str, reason: str) -> None:
         self.session.buried.append((sid, entry, reason))
@@ -90,6 +90,7 @@ class Session:
         self.buried: list[tuple[str, str, str]] = []
         self.guesses: list[Event] = []
         self.covered: list[tuple[str, dict[str, str]]] = []
+        self.taken: list[tuple[int, float]] = []  # as notices of progress say: up to which chunk, and how many seconds
         self.in_order: list[Event] = []  # events and guesses
         self.states: dict[str, str] = {}  # after each event
 

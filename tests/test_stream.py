@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.inference import captions
+from asrserver.inference import captions, ledger
 from asrserver.inference.recognise import Recogniser
 from asrserver.wer import word_errors
 from tests.conftest import Utterance
@@ -119,6 +119,14 @@ async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances:
     after = orjson.loads(session.states[events[-2]["id"]])["after"]
     assert key(after)[0] > len(session.entries) * 0.7
     assert len(session.states[events[-2]["id"]]) < 2000
+
+
+async def test_what_is_taken_is_told_by_the_audio_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is ahead of time is read when what was sent is taken: not only as often as time has it."""
+    monkeypatch.setattr(ledger, "PROGRESS_EVERY", 1000.0)
+    session = Session(recogniser, pieces(QUIET * 20, 32000), mode="stream")
+    await session.live()
+    assert session.taken == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
 
 
 async def test_quiet_is_let_go_of_without_a_word(recogniser: Recogniser, utterances: list[Utterance]) -> None:

@@ -15,8 +15,10 @@ from asrserver.inference.text import join
 #: Language probability from which a session keeps a detected language.
 SURE = 0.8
 
-#: Seconds between two notices of what is taken.
+#: Seconds between two notices of what is taken; and of audio after which one goes at once: a client ahead of time is
+#: not read until what it sent is taken, and was held at five times real time by a worker that had nothing to do.
 PROGRESS_EVERY = 2.0
+PROGRESS_SECONDS = 4.0
 
 #: Where a session is: the entry after which to read, and the recording that goes on there, if one does.
 Place = tuple[str, dict[str, Any] | None]
@@ -56,6 +58,7 @@ class Ledger:
         state = orjson.loads(claim.fields.get("state", "{}"))
         options = orjson.loads(claim.fields["options"])
         self._progress = 0.0  # seconds of audio that are taken
+        self._told = 0.0  # and of which that was told
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0  # of this owner's events
         self._seq = events[-1]["seq"] if events else 0
@@ -123,11 +126,16 @@ class Ledger:
     def progress(self, open_seconds: float) -> None:
         """What is taken of a recording has no result of its own: say at times that it is taken."""
         self._progress = self.total + open_seconds
-        if self._timer is None:
+        if self._progress - self._told >= PROGRESS_SECONDS:
+            self._tell_progress()
+        elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PROGRESS_EVERY, self._tell_progress)
 
     def _tell_progress(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._told = self._progress
         self._broker.progress(self._claim, self.taken, self._progress)
 
     def _state(self, place: Place) -> dict[str, str]:
