@@ -98,7 +98,6 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
         talk.drop()
         await until(lambda: gateway.connections == 0)
     await until(lambda: talk.closed)
-    del talk
     left = [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others]
     assert left == []
 

@@ -93,6 +93,35 @@ async def test_an_hour_in_one_session(
     assert statistics.median(lags[-10:]) <= statistics.median(lags[5:15]) + 5.0
 
 
+def owned(process: psutil.Process) -> int:
+    """Bytes of memory that are the process's alone."""
+    full = process.memory_full_info()
+    return int(full.uss)
+
+
+@pytest.mark.gen_test(timeout=1500)
+async def test_thousands_of_sessions_leave_nothing(start: Callable[..., System]) -> None:
+    """A gateway grew by 350 bytes a session: by cached keys, and by what only the search for cycles would free."""
+    system = start("run", "--workers", "1").wait_ready()
+    [gateway], [worker] = system.children("gateway"), system.children("worker")
+
+    async def some(count: int, name: str) -> None:
+        async with await Talk.open(system.url) as talk:
+            for number in range(count):
+                await talk.start(f"{name}-{number}", mode="stream")
+                await talk.chunk(f"{name}-{number}", 0, bytes(6400))
+                assert (await talk.finish(f"{name}-{number}"))["duration"] == 0.2
+
+    async def many(rounds: int, name: str) -> tuple[int, int]:
+        for number in range(rounds):
+            await asyncio.gather(*(some(50, f"{name}-{number}-{peer}") for peer in range(8)))
+        return owned(gateway), owned(worker)
+
+    before = await many(6, "first")  # what is remembered of so many is remembered of no more
+    after = await many(16, "second")
+    assert all(late - early < 64 * 16 * 400 for early, late in zip(before, after, strict=True)), (before, after)
+
+
 @pytest.mark.gen_test(timeout=900)
 async def test_sixty_live_streams(start: Callable[..., System], utterances: list[Utterance]) -> None:
     """Every text right, nobody starved: the slowest stream's p95 delay is at most three times the fastest's."""
