@@ -63,8 +63,9 @@ class Voice:
         self.session.in_order.append(event)
         return True
 
-    async def cover(self, claim: Claim, after: str, fields: dict[str, str]) -> bool:
+    async def cover(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
         self.session.covered.append((after, fields))
+        self.session.charged.append(total)
         return True
 
     def publish(self, claim: Claim, event: Event) -> None:
@@ -90,6 +91,7 @@ class Session:
         self.buried: list[tuple[str, str, str]] = []
         self.guesses: list[Event] = []
         self.covered: list[tuple[str, dict[str, str]]] = []
+        self.charged: list[float] = []  # seconds of the session, as of each of these
         self.taken: list[tuple[int, float]] = []  # as notices of progress say: up to which chunk, and how many seconds
         self.in_order: list[Event] = []  # events and guesses
         self.states: dict[str, str] = {}  # after each event

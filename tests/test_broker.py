@@ -339,9 +339,9 @@ async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker
     claim = await taken(w)
     assert await w.emit(claim, 1, event(1), "1-0", {"state": "one"})
     assert ids(db, keys.audio_key("s")) == ["2-0", "3-0", "4-0"]
-    assert await w.cover(claim, "3-0", {"state": "two"})
+    assert await w.cover(claim, "3-0", 0.0, {"state": "two"})
     assert ids(db, keys.audio_key("s")) == ["4-0"]
-    assert await w.cover(claim, "3-0", {"state": "two"})  # the reply was lost
+    assert await w.cover(claim, "3-0", 0.0, {"state": "two"})  # the reply was lost
     new = await taken(v, lease=0)
     assert new.fields["state"] == "two"
     assert [found["seq"] for found in new.events] == [1]
@@ -378,7 +378,7 @@ async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v
     listener.subscribe(keys.results_channel("g"))
     listener.get_message(timeout=5)  # the subscription's own
     assert not await w.emit(old, 2, event(2, "final"), "1-0", {"state": "old"})
-    assert not await w.cover(old, "1-0", {"state": "old"})
+    assert not await w.cover(old, "1-0", 0.0, {"state": "old"})
     w.publish(old, {"type": "partial", "text": "old"})
     await w.lane.drain()
     assert not db.hexists(keys.session_key("s"), "state")

@@ -655,6 +655,15 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
         assert charged() == 2.0
         assert await v.emit(second, 2, event(3, 1.0), "0-1")  # a guess that was too high is not paid back
         assert charged() == 2.0
+        for _ in range(2):
+            assert await v.cover(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
+            assert charged() == 12.0
+            second.counted = 2.0  # as if the reply was lost
+        third = await w.own(task, sid)
+        assert third is not None
+        assert not await v.cover(second, "0-1", 14.0, {"state": "{}"})
+        assert await w.emit(third, 1, event(4, 13.0), "0-1")
+        assert charged() == 13.0
         assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
     await w.close()
     await v.close()

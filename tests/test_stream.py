@@ -136,6 +136,7 @@ async def test_quiet_is_let_go_of_without_a_word(recogniser: Recogniser, utteran
     events = await session.live()
     assert [event["text"] for event in events[:-1]] == [one.text, two.text]
     assert 5 <= len(session.covered) <= 7
+    assert np.diff(session.charged) == pytest.approx(10.0, abs=1.0)
     assert key(session.covered[-1][0])[0] > 100
     session.fields["state"] = session.covered[-1][1]["state"]
     session.states.clear()

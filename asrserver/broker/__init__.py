@@ -3,7 +3,7 @@
     asr_tasks                     stream, group asr_workers: one entry a session; its pending entry is the lease
     asr_open                      sorted set, session → deadline of the gateway that answers for it
     asr_session:{sid}             hash: options, gateway, first and last chunk, how it ended, strikes, where a next
-                                  owner goes on
+                                  owner goes on, the seconds that are charged without an event
     asr_audio:{sid}               stream, ids <index+1>-0: the bytes of chunks, of one or (`n`) of some in a row, by the
                                   last one's index; control entries at <last>-<k>
     asr_events:{sid}              stream, ids <epoch>-<n>: durable results, fenced by the epoch
@@ -341,8 +341,9 @@ class Broker:
         if epoch is None or not fields or (events and events[-1]["type"] == "final"):
             await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
             return None
-        counted = events[-1].get("total", 0.0) if events else 0.0
-        return Claim(sid, task, epoch, replies.strings(fields), events, replies.texts(said), counted)
+        session = replies.strings(fields)
+        counted = max(events[-1].get("total", 0.0) if events else 0.0, float(session.get("charged", 0.0)))
+        return Claim(sid, task, epoch, session, events, replies.texts(said), counted)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
@@ -398,16 +399,19 @@ class Broker:
         except redis.ResponseError as exc:  # full, say: the event must come to be, by the next owner if not by this one
             raise Unavailable("broker_error", str(exc)) from exc
 
-    async def cover(self, claim: Claim, after: str, fields: Mapping[str, str]) -> bool:
-        """Trim audio that gave no event, as `emit` does; False if another worker owns the session now."""
-        sid = claim.sid
-        keys = (events_key(sid), session_key(sid), audio_key(sid))
+    async def cover(self, claim: Claim, after: str, total: float, fields: Mapping[str, str]) -> bool:
+        """Trim audio that gave no event, of a session of so many seconds by then, and charge it, as `emit` does; False
+        if another worker owns the session now."""
+        sid, owner = claim.sid, claim.fields.get("owner", "")
+        keys = (events_key(sid), session_key(sid), audio_key(sid), quota_key(owner, minute()))
+        seconds = (f"{total:.3f}", f"{claim.counted:.3f}") if owner else (0, 0)
+        arguments = (claim.epoch, _following(after), *seconds, *_flat(fields))
         try:
-            return bool(
-                await self.lane.submit("EVAL", scripts.COVER, 3, *keys, claim.epoch, _following(after), *_flat(fields))
-            )
+            accepted = bool(await self.lane.submit("EVAL", scripts.COVER, 4, *keys, *arguments))
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
+        claim.counted = max(claim.counted, total)
+        return accepted
 
     def publish(self, claim: Claim, event: dict[str, Any]) -> None:
         """Publish what may be lost, a partial result: it is stored nowhere, and none of an older owner's gets out."""

@@ -166,12 +166,19 @@ end
 return 1
 """
 
-# KEYS events session audio · ARGV epoch minid field value … → 1, or 0 if the owner is another. For audio that gave no
-# result: silence for minutes would stay in Redis otherwise.
+# KEYS events session audio quota · ARGV epoch minid total counted field value … → 1, or 0 if the owner is another. For
+# audio that gave no result: silence for minutes would stay in Redis otherwise, and cost its key nothing until the end.
+# A `total` of 0 is not charged; what was, without an event that says so, the session's hash knows.
 COVER = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[2], unpack(ARGV, 3))
+local charge = tonumber(ARGV[3]) - math.max(tonumber(ARGV[4]), tonumber(redis.call('HGET', KEYS[2], 'charged') or 0))
+if charge > 0 then
+  redis.call('INCRBYFLOAT', KEYS[4], string.format('%.3f', charge))
+  redis.call('EXPIRE', KEYS[4], 300)
+  redis.call('HSET', KEYS[2], 'charged', ARGV[3])
+end
+redis.call('HSET', KEYS[2], unpack(ARGV, 5))
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[2])
 return 1
 """

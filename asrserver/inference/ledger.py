@@ -37,7 +37,7 @@ class Voice(Protocol):
         self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: dict[str, str] | None = None
     ) -> bool: ...
 
-    async def cover(self, claim: Claim, after: str, fields: dict[str, str]) -> bool: ...
+    async def cover(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool: ...
 
     def publish(self, claim: Claim, event: dict[str, Any]) -> None: ...
 
@@ -114,9 +114,10 @@ class Ledger:
         if not await self._broker.emit(self._claim, self._number, event, place[0], self._state(place)):
             raise Fenced(self._claim.sid)
 
-    async def cover(self, place: Place) -> None:
-        """Let go of audio that gave nothing to say; raises Fenced, Unavailable."""
-        if not await self._broker.cover(self._claim, place[0], self._state(place)):
+    async def cover(self, place: Place, open_seconds: float) -> None:
+        """Let go of audio that gave nothing to say, of a recording of so many seconds; raises Fenced, Unavailable."""
+        total = self.total + open_seconds
+        if not await self._broker.cover(self._claim, place[0], total, self._state(place)):
             raise Fenced(self._claim.sid)
 
     def guess(self, event: dict[str, Any]) -> None:

@@ -327,7 +327,7 @@ class Transcriber:
         if self._options["mode"] == "stream":
             self._ledger.progress(ongoing.seconds)
         if ongoing.needed - ongoing.covered >= COVER and ongoing.captions.waiting is None and not self._final:
-            await self._ledger.cover(self._place())
+            await self._ledger.cover(self._place(), ongoing.seconds)
             ongoing.covered = ongoing.needed
 
     async def _tell(self, told: Told) -> None:
