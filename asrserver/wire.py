@@ -149,6 +149,9 @@ class Wire(WebSocketProtocol13):
             await self.stream.run()
         except (StreamClosedError, asyncio.CancelledError):
             self._end()
+        except OSError:  # there are no more files, say: it cannot be taken
+            self.handler.log_exception(*sys.exc_info())
+            self._end()
 
     def _end(self) -> None:
         if not self._ended:
@@ -156,7 +159,10 @@ class Wire(WebSocketProtocol13):
             self._held = None
             self._abort()
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
+            # All of them refer to each other: none would be gone before a search for cycles, which is rare.
             self._moving = None
+            if isinstance(self.stream, Plain | Secure):
+                self.stream.forget()
 
     def feed(self, data: bytes) -> None:
         """Take what was read."""
@@ -345,11 +351,13 @@ class Plain(asyncio.Protocol):
         """Take it; raises StreamClosedError where it is gone already."""
         stream, self._stream = self._stream, None
         assert stream is not None
-        await stream.write(b"")  # what was written before
-        unread = stream._read_buffer_size
-        self._first = await stream.read_bytes(unread) if unread else b""
-        socket = stream.socket.dup()
-        stream.close()
+        try:
+            await stream.write(b"")  # what was written before
+            unread = stream._read_buffer_size
+            self._first = await stream.read_bytes(unread) if unread else b""
+            socket = stream.socket.dup()
+        finally:
+            stream.close()
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: self, socket)
         except BaseException as exc:
@@ -398,6 +406,10 @@ class Plain(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def forget(self) -> None:
+        """It is over: let go of whom it was read for."""
+        self.data_received, self._end = _nothing, _nothing  # type: ignore[assignment]
+
     # -- as asyncio's protocol -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -418,11 +430,8 @@ class Plain(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
         self.resume_writing()
-        end = self._end
-        # The transport and whom this was read for refer back to this: nobody would be gone before a search for cycles.
         self._transport = None
-        self.data_received, self._end = _nothing, _nothing  # type: ignore[assignment]
-        end()
+        self._end()
 
     def pause_writing(self) -> None:
         self._drained = asyncio.get_running_loop().create_future()
@@ -463,6 +472,10 @@ class Secure:
 
     def closed(self) -> bool:
         return self._stream.closed()
+
+    def forget(self) -> None:
+        """It is over: let go of whom it was read for."""
+        self._feed, self._end = _nothing, _nothing
 
     def close(self) -> None:
         self._stream.close()

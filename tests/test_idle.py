@@ -12,16 +12,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
+from tornado.netutil import bind_sockets
+from tornado.websocket import websocket_connect
 
 from asrserver.app import AsrApplication
 from asrserver.config import Settings
 from asrserver.gateway import Gateway
 from asrserver.handlers.websocket import WebSocket
-from asrserver.wire import Plain, Wire
+from asrserver.wire import Plain, Secure, Wire
 from tests.conftest import System, until
 from tests.talk import Talk
+from tests.test_access import TLS
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -85,19 +89,26 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
     assert not gateway.admission.limits._addresses
 
 
+@pytest.mark.parametrize("secure", [False, True])
 async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
-    url: str, gateway: Gateway, acyclic: None
+    gateway: Gateway, app: AsrApplication, acyclic: None, secure: bool
 ) -> None:
     """Gateways look for cycles rarely: what only they free makes them grow."""
-    kinds = (WebSocket, Wire, Plain, HTTPServerRequest)
+    kinds = (WebSocket, Wire, Plain, Secure, HTTPServerRequest)
     others = [one for one in gc.get_objects() if isinstance(one, kinds)]
-    async with await Talk.open(url) as talk:
+    certificate = {"certfile": TLS / "cert.pem", "keyfile": TLS / "key.pem"} if secure else None
+    server, [listening] = HTTPServer(app, ssl_options=certificate), bind_sockets(0, "127.0.0.1")
+    server.add_socket(listening)
+    url = f"{'wss' if secure else 'ws'}://127.0.0.1:{listening.getsockname()[1]}/ws/asr"
+    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
         await talk.start("s")
         await talk.chunk("s", 0, bytes(640))
-    async with await Talk.open(url) as talk:
+    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
         talk.drop()
         await until(lambda: gateway.connections == 0)
     await until(lambda: talk.closed)
+    server.stop()
+    await server.close_all_connections()
     left = [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others]
     assert left == []
 
