@@ -12,7 +12,7 @@ demo: .venv/installed ## the whole system on real speech, from nothing
 run: .venv/installed ## the server on port 8080
 	$(BIN)/asrserver run
 
-test: ## everything that must pass
+test: .venv/test ## everything that must pass
 	$(MAKE) --no-print-directory -j2 lint browser
 	$(BIN)/python -m pytest -m 'not slow'
 

@@ -110,7 +110,7 @@ class Storage(Pool):
         name = clean(session_id)
         mine = sessions.c.id == name if owner is None else sa.and_(sessions.c.id == name, sessions.c.owner == owner)
         async with self.transaction() as conn:
-            await conn.execute(sa.select(sa.func.pg_advisory_xact_lock(WRITE_LOCK)))
+            await conn.scalar("SELECT pg_advisory_xact_lock(%(key)s)", {"key": WRITE_LOCK})
             deleted = await conn.execute(sessions.delete().where(mine))
             if deleted.rowcount or pending:
                 await conn.execute(insert(tombstones).values(session_id=name).on_conflict_do_nothing())
@@ -191,13 +191,11 @@ class Storage(Pool):
             return
         async with self.transaction() as conn:
             # else a session deleted between our look at the tombstones and our commit would come back to life
-            await conn.scalar(_LOCK_SHARED, {"key": WRITE_LOCK})
+            await conn.scalar("SELECT pg_advisory_xact_lock_shared(%(key)s)", {"key": WRITE_LOCK})
             for table, upsert in UPSERTS:
                 for piece in pieces(table, rows(table, records)):
                     await conn.execute(upsert.string, {**upsert.params, "rows": as_json(piece)})
 
-
-_LOCK_SHARED = "SELECT pg_advisory_xact_lock_shared(%(key)s)"
 
 _SIZE = "SELECT coalesce(sum(pg_total_relation_size(to_regclass(name))), 0)::bigint FROM unnest(%(names)s) AS name"
 
