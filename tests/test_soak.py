@@ -95,8 +95,7 @@ async def test_an_hour_in_one_session(
 
 def owned(process: psutil.Process) -> int:
     """Bytes of memory that are the process's alone."""
-    full = process.memory_full_info()
-    return int(full.uss)
+    return int(process.memory_full_info().uss)
 
 
 @pytest.mark.gen_test(timeout=1500)
