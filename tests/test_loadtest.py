@@ -543,6 +543,11 @@ def test_memory_is_flat_or_grows() -> None:
     assert trend(times, noise[::-1]).noise > 0
     assert trend(times[:5], noise[:5]).word == "too short to say"
     assert trend([], []).word == "too short to say"
+    one = [float(n >= 200) for n in range(400)]
+    assert trend(times, one).word == "**grows**"
+    assert trend(times, one, step=1.0).word == "flat"
+    assert trend(times, [n // 100 for n in range(400)], step=1.0).word == "**grows**"
+    assert trend(times, [0.005 * n for n in range(400)], step=1.0).word == "**grows**"
 
 
 def test_keys_that_stay_are_told(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ SIZE, DPI = (9.0, 3.6), 110
 #: Samples from which on something is said of memory's trend.
 FEWEST = 12
 
+#: MiB that Python takes from the system at a time (an arena, since 3.10): a heap of a constant size may take one more.
+ARENA = 1.0
+
 
 def write(path: Path, outcome: Outcome, about: dict[str, Any], command: str, capacity: Capacity | None = None) -> None:
     """Write PATH, PATH's name with .json, and pictures with -NAME.png; raises OSError."""
@@ -175,7 +178,7 @@ def _times(outcome: Outcome) -> list[str]:
 
 
 def _costs(outcome: Outcome) -> list[str]:
-    """CPU and memory of each process: mean and most; how memory grew after the first third, when all has warmed up."""
+    """CPU and memory of each process: mean and most; how memory grew in the second half, when all has warmed up."""
     lines = ["## Processes", ""]
     rows = []
     for place, cores in enumerate(outcome.tester, 1):
@@ -185,7 +188,7 @@ def _costs(outcome: Outcome) -> list[str]:
         trend = memory_trend(outcome, name)
         values = (f"{sum(cores_) / len(cores_):.2f}", f"{max(cores_):.2f}", f"{memory[0]:.0f}", f"{max(memory):.0f}")
         rows.append((name, *values, f"{trend.slope * 60:+.2f} ± {trend.noise * 60:.2f}", trend.word))
-    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (last two thirds)", "memory")
+    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (second half)", "memory")
     lines += _table(head, rows)
     if outcome.unseen:
         lines += [f"Nothing is known of the server's processes: {outcome.unseen}.", ""]
@@ -193,7 +196,8 @@ def _costs(outcome: Outcome) -> list[str]:
         lines += [
             "Memory is resident and a process's own: what it shares, files and PostgreSQL's buffers, is not counted. "
             "It is flat where its slope is within its noise: twice the slope's standard error, as if the samples that "
-            "resemble their neighbours were that many fewer.",
+            "resemble their neighbours were that many fewer, and at least what one step of a MiB makes of it, for that "
+            "is what Python takes at a time. The longer the run, the less is noise.",
             "",
         ]
     before, after = outcome.redis
@@ -301,11 +305,12 @@ class Trend:
         return "flat" if self.slope <= self.noise else "**grows**"
 
 
-def trend(times: list[float], values: list[float]) -> Trend:
+def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
     """The trend; its noise is two standard errors, of as many values as tell something new.
 
     Neighbours resemble each other: with a correlation r from one residual to the next, n values say no more than
-    n (1 - r) / (1 + r) that do not (Bartlett 1935).
+    n (1 - r) / (1 + r) that do not (Bartlett 1935). Of what moves by steps a single one is no trend: a line through it
+    is steepest where it is in the middle, with a slope of 1.5 steps in the whole time.
     """
     n = len(times)
     mean_t, mean_v = sum(times) / max(n, 1), sum(values) / max(n, 1)
@@ -319,13 +324,15 @@ def trend(times: list[float], values: list[float]) -> Trend:
         return Trend(slope, math.nan)
     r = max(0.0, sum(a * b for a, b in itertools.pairwise(left)) / squares) if squares else 0.0
     real = max(3.0, n * (1 - r) / (1 + r))
-    return Trend(slope, 2 * math.sqrt(squares / (n - 2) / spread * n / real))
+    error = math.sqrt(squares / (n - 2) / spread * n / real)
+    return Trend(slope, max(2 * error, 1.5 * step / (times[-1] - times[0])))
 
 
 def memory_trend(outcome: Outcome, name: str) -> Trend:
-    """Of a process's MiB, in the last two thirds of the run."""
+    """Of a process's MiB, in the second half of the run: a session's traces are kept for ten minutes unless told."""
     times, _, memory = _series(outcome, name)
-    return trend(times[len(times) // 3 :], memory[len(memory) // 3 :])
+    half = len(times) // 2
+    return trend(times[half:], memory[half:], ARENA)
 
 
 def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
