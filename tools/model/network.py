@@ -46,16 +46,21 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
-    def forward(self, x: Tensor, memory: Tensor, causal: bool = False) -> Tensor:
-        query, key, value = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
+    def forward(self, x: Tensor, memory: Tensor, rows: Tensor | None = None, causal: bool = False) -> Tensor:
+        """`rows` tells which row of the memory each row of `x` looks at; without it, the one beside it."""
+        query, key, value = self._split(self.query(x)), *self._remembered(memory, rows)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def with_weights(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def with_weights(self, x: Tensor, memory: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The same, and the weights [batch, heads, queries, keys]."""
-        query, key, value = self._split(self.query(x)), self._split(self.key(memory)), self._split(self.value(memory))
+        query, key, value = self._split(self.query(x)), *self._remembered(memory, rows)
         weights = (query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])).softmax(-1)
         return self.out((weights @ value).transpose(1, 2).flatten(2)), weights
+
+    def _remembered(self, memory: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        key, value = self._split(self.key(memory)), self._split(self.value(memory))
+        return (key, value) if rows is None else (key.index_select(0, rows), value.index_select(0, rows))
 
 
 class EncoderLayer(nn.Module):
@@ -77,10 +82,14 @@ class DecoderLayer(EncoderLayer):
         self.cross_norm = nn.LayerNorm(width)
         self.cross = Attention(width, heads)
 
-    def decode(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(self, x: Tensor, memory: Tensor, rows: Tensor, with_weights: bool) -> tuple[Tensor, Tensor | None]:
         normed = self.attention_norm(x)
         x = x + self.attention(normed, normed, causal=True)
-        mixed, weights = self.cross.with_weights(self.cross_norm(x), memory)
+        weights = None
+        if with_weights:
+            mixed, weights = self.cross.with_weights(self.cross_norm(x), memory, rows)
+        else:
+            mixed = self.cross(self.cross_norm(x), memory, rows)
         x = x + mixed
         return x + self.fall(F.gelu(self.rise(self.mlp_norm(x)))), weights
 
@@ -120,7 +129,7 @@ class Whisper(nn.Module):
         memory = self.encode(features)
         x = self.tokens(tokens) + self.text_positions[: tokens.shape[1]]
         for layer in self.decoder:
-            x, weights = layer.decode(x, memory[rows])
+            x, weights = layer.decode(x, memory, rows, layer is self.decoder[-1])
         return self.decoder_norm(x), self.ctc(memory), weights
 
     def logits(self, states: Tensor) -> Tensor:
