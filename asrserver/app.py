@@ -33,7 +33,7 @@ from asrserver.handlers.rest import (
     Ready,
     Stats,
 )
-from asrserver.handlers.upkeep import Connections
+from asrserver.handlers.upkeep import Connection, Connections
 from asrserver.handlers.websocket import WebSocket
 from asrserver.waiting import until
 
@@ -87,7 +87,7 @@ class AsrApplication(Application):
             if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
                 handler.close(1008, "the API key is revoked")
 
-    def part(self, handlers: Iterable[WebSocket]) -> None:
+    def part(self, handlers: Iterable[Connection]) -> None:
         """Tell clients to connect again, and to resume."""
         for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")

@@ -28,7 +28,7 @@ from asrserver.broker import keys
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway import Gateway
-from asrserver.handlers import reading, websocket
+from asrserver.handlers import carried, reading, websocket
 from asrserver.sessions import Sessions
 from asrserver.wire import BINARY, TEXT
 from tests.conftest import until
@@ -382,7 +382,7 @@ async def test_frames_that_come_with_their_start_wait_for_it(url: str, worker: P
 async def test_channels_of_ended_sessions_are_forgotten(
     url: str, app: AsrApplication, worker: Pretender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "MAX_ENDED", 2)
+    monkeypatch.setattr(carried, "MAX_ENDED", 2)
     async with await Talk.open(url) as talk:
         for channel in range(6):
             sid = f"s{channel}"
@@ -393,7 +393,7 @@ async def test_channels_of_ended_sessions_are_forgotten(
             await worker.final(sid)
             await talk.find(sid, "final_result")
         [handler] = app.sockets
-        assert list(handler.channels) == [3, 4, 5]
+        assert list(handler.sessions.channels) == [3, 4, 5]
 
 
 async def test_acknowledgements_that_wait_for_each_other(url: str, worker: Pretender) -> None:

@@ -6,13 +6,10 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from asrserver.crowd import TICK, Crowd
 from asrserver.wire import Wire
-
-if TYPE_CHECKING:
-    from asrserver.handlers.websocket import WebSocket
 
 #: Messages that may be refused on a connection in a second, and at once; then it is read no faster. A refusal costs its
 #: client less than the server.
@@ -75,13 +72,24 @@ class Brake:
         return asyncio.sleep(debt) if self._paid and (debt := self.debt) else None
 
 
+class Reader(Protocol):
+    """Who takes what is read."""
+
+    rests: Rests
+    messages: int  # taken so far
+    too_large: int  # bytes that were thrown away and not told of yet
+
+    @property
+    def waits_for_an_answer(self) -> bool: ...
+
+
 class DrainingWire(Wire):
     """Throws away the payload of a message that is too large, and goes on.
 
     Tornado closes the connection, and with it every session on it; one message must cost one message.
     """
 
-    handler: WebSocket
+    handler: Reader
 
     _rests = False  # it is not read just now
     _asked = False  # a ping that was not answered yet
@@ -92,7 +100,7 @@ class DrainingWire(Wire):
         super().feed(data)
         messages = handler.messages - before
         # Who sends one chunk and then the next when it is acknowledged must not be slowed down by what others send.
-        handler.connections.rests.read(self, messages, len(data), messages > 1 or not waits)
+        handler.rests.read(self, messages, len(data), messages > 1 or not waits)
 
     def rest(self) -> bool:
         """Do not read for a while, until `go_on`; False if it rests already, waits for a message, or is over."""

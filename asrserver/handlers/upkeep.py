@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tornado.httputil import HTTPServerRequest
 
+from asrserver.access import Key
 from asrserver.config import Settings
 from asrserver.handlers.reading import Rests
-
-if TYPE_CHECKING:
-    from asrserver.handlers.websocket import WebSocket
 
 log = logging.getLogger("asrserver.websocket")
 
@@ -26,7 +24,21 @@ log = logging.getLogger("asrserver.websocket")
 LOOK = 1.0
 
 
-class Connections(set["WebSocket"]):
+class Connection(Protocol):
+    """An open WebSocket, to those who keep it."""
+
+    due: float
+    key: Key | None
+
+    @property
+    def resumable(self) -> bool: ...
+
+    def look(self, now: float) -> float: ...
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None: ...
+
+
+class Connections(set[Connection]):
     """The open WebSockets of one gateway. Each is looked at when it is `due`, by the loop's clock."""
 
     def __init__(self, settings: Settings) -> None:
@@ -35,7 +47,7 @@ class Connections(set["WebSocket"]):
         self._every = min(LOOK, settings.ping_interval / 4, (settings.idle_timeout or math.inf) / 4)
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, socket: WebSocket) -> None:
+    def add(self, socket: Connection) -> None:
         super().add(socket)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._every, self._look)

@@ -38,10 +38,11 @@ from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway import MAX_WAIT, Gateway
 from asrserver.handlers import events
 from asrserver.handlers.base import JsonErrors
+from asrserver.handlers.carried import Carried, named
 from asrserver.handlers.reading import Brake, DrainingWire
 from asrserver.handlers.upkeep import Bygone, Connections
 from asrserver.session import Link, Session
-from asrserver.wire import HEADER, TEXT, Params, StreamBufferFullError, StreamClosedError
+from asrserver.wire import TEXT, Params, StreamBufferFullError, StreamClosedError
 
 log = logging.getLogger("asrserver.websocket")
 
@@ -52,33 +53,12 @@ MAX_UNREAD = 1 << 18
 #: Bytes of a replay that are written before the next wait until those are read.
 REPLAYED = 1 << 16
 
-#: Longest session id that an error repeats, in characters: no valid one is longer.
-MAX_NAME = 128
-
-#: Ended sessions of a connection that are still told apart from unknown ones.
-MAX_ENDED = 20
-
 #: Bytes of messages that wait for one before them, a `start` say, while the connection is still read: pings and pongs
 #: come in the same stream, and unanswered they would end it.
 MAX_LATER = 1 << 18
 
-
 #: What browsers name beside `bearer.<key>`: who offers subprotocols wants one of them back, and not the key.
 SUBPROTOCOL = "asr.v1"
-
-#: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
-UNREAD = frozenset(
-    (
-        "bad_json",
-        "bad_base64",
-        "empty_chunk",
-        "message_too_large",
-        "bad_request",
-        "chunk_too_large",
-        "quota_exceeded",
-        "too_fast",
-    )
-)
 
 #: In place of the headers of a response that is long sent.
 NO_HEADERS = HTTPHeaders()
@@ -91,12 +71,6 @@ def _where(session: Session, index: Any) -> dict[str, Any]:
     return {"session_id": session.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
 
-def _named(message: dict[str, Any]) -> dict[str, Any]:
-    """The session that a message is about, as its client named it; nothing where that is no id."""
-    sid = message.get("session_id")
-    return {"session_id": sid} if isinstance(sid, str) and 0 < len(sid) <= MAX_NAME else {}
-
-
 class WebSocket(JsonErrors, WebSocketHandler):
     """One connection and the sessions started on it."""
 
@@ -106,10 +80,8 @@ class WebSocket(JsonErrors, WebSocketHandler):
     def initialize(self, gateway: Gateway, connections: Connections) -> None:  # type: ignore[override]
         super().initialize(gateway)
         self.connections = connections
-        self.sessions: dict[str, Session] = {}
-        self.ended: dict[str, tuple[str, str]] = {}  # what is said of each: code, message
-        self.current: Session | None = None  # the last one started: binary frames are its chunks
-        self.channels: dict[int, str] = {}  # whose are the binary frames, once one was started so
+        self.rests = connections.rests
+        self.sessions = Carried()
         self.too_large = 0
         self.messages = 0
         self._brake = Brake()
@@ -179,7 +151,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if protocol is None or protocol.is_closing():
             return math.inf
         limit = settings.idle_timeout or math.inf
-        if now >= self._heard + limit and not any(session.owed for session in self.sessions.values()):
+        if now >= self._heard + limit and not self.sessions.owed:
             self._told(Refused(408, "idle_timeout", f"no message came for {limit:g} s"))
             self.close(1008, "idle")
             return math.inf
@@ -194,12 +166,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
     @property
     def resumable(self) -> bool:
         """Whether closing the connection costs its client nothing: it has no session that it cannot resume."""
-        return all(session.resumable for session in self.sessions.values())
+        return self.sessions.resumable
 
     @property
     def waits_for_an_answer(self) -> bool:
         """Whether nothing of its last session was on its way: its client may wait for each chunk's acknowledgement."""
-        return self.current is None or not self.current.in_flight
+        current = self.sessions.current
+        return current is None or not current.in_flight
 
     @property
     def _wire(self) -> DrainingWire:
@@ -312,7 +285,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         return None
 
     def _refuse(self, error: AsrError) -> None:
-        session = self._session_of(error)
+        session = self.sessions.unread(error)
         if session is not None:
             session.refuse(error.details.get("chunk_index"))
         self._told(error)
@@ -323,45 +296,15 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self._brake.refused()
         self._send({**(named or {}), **error.event()})
 
-    def _session_of(self, error: AsrError) -> Session | None:
-        """The session whose next chunk a refused message may have been."""
-        if error.code not in UNREAD:
-            return None
-        sid = error.details.get("session_id")
-        return self.sessions.get(sid) if sid else self.current
-
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _binary(self, data: bytes) -> Awaitable[Any] | None:
-        if not self.channels:
-            if self.current is None:
-                raise BadRequest("no_session", "audio came before start")
-            return self._audio(self.current, None, data)
-        if len(data) < HEADER.size:
-            raise BadRequest("bad_request", f"a binary frame begins with {HEADER.size} bytes: channel and chunk_index")
-        channel, index = HEADER.unpack_from(data)
-        sid = self.channels.get(channel)
-        if sid is None:
-            raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
-        session = self.sessions.get(sid) or self._session({"session_id": sid, "chunk_index": index})
-        return self._audio(session, index, data[HEADER.size :])
+        return self._audio(*self.sessions.framed(data))
 
     def _take_run(self, messages: list[bytes]) -> Session | None:
         """Take messages as the next chunks of one session, if they are that, for less than one by one; whose."""
-        session, index, pieces = self.current, None, messages
-        if self.channels:
-            if len(messages[0]) < HEADER.size:
-                return None
-            channel, index = HEADER.unpack_from(messages[0])
-            session = self.sessions.get(self.channels.get(channel, ""))
-        if session is None or not session.borderless or not session.follows(index, len(messages)):
-            return None
-        if index is not None:
-            heads = [HEADER.pack(channel, number) for number in range(index, index + len(messages))]
-            if not all(map(bytes.startswith, messages, heads)):
-                return None
-            pieces = [message[HEADER.size :] for message in messages]
-        return session if all(pieces) and self.gateway.sessions.append_run(session, pieces) else None
+        run = self.sessions.run(messages)
+        return run[0] if run is not None and self.gateway.sessions.append_run(*run) else None
 
     def _text(self, text: str) -> Awaitable[Any] | None:
         try:
@@ -378,7 +321,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if action == "resume":
             return self._resume(message)
         if action == "finish":
-            session = self._session(message)
+            session = self.sessions.meant(message)
             self.gateway.sessions.finish(session)
             return None
         if action is None:
@@ -390,10 +333,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
             link = Link.parse(message)
             session = await self.gateway.start(message, self.on_event, self.key_id, len(self.sessions))
         except AsrError as exc:
-            self._told(exc, _named(message))
+            self._told(exc, named(message))
             return
         ack: dict[str, Any] = {"type": "ack", "session_id": session.id, "status": "session_started"}
-        ack |= self._carry(session, link)
+        ack |= self.sessions.carry(session, link)
         if message.get("queue_position") is True:
             with contextlib.suppress(Unavailable):
                 ack["queued"] = await self.gateway.place()
@@ -406,7 +349,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             link = Link.parse(message)
             session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
         except AsrError as exc:
-            self._told(exc, _named(message))
+            self._told(exc, named(message))
             return
         self._send(
             {
@@ -415,25 +358,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 "status": "session_resumed",
                 "state": session.state,
                 "next_chunk_index": session.next_index,
-                **self._carry(session, link),
+                **self.sessions.carry(session, link),
                 **({"missed": session.missed} if session.missed else {}),
             }
         )
         await self.gateway.sessions.replay(session, missed, self._read)
         if self.ws_connection is None:
             self.gateway.sessions.abandon(session)
-
-    def _carry(self, session: Session, link: Link) -> dict[str, Any]:
-        """The session is on this connection; what of its link is told."""
-        self.sessions[session.id] = self.current = session
-        session.ack_interval = link.ack_interval
-        if link.channel is None:
-            return {}
-        if len(self.channels) >= MAX_ENDED + len(self.sessions):
-            ended = (channel for channel, sid in self.channels.items() if sid not in self.sessions)
-            del self.channels[next(ended, next(iter(self.channels)))]
-        self.channels[link.channel] = session.id
-        return {"channel": link.channel}
 
     async def _read(self) -> None:
         """Wait until the client has read what it was sent, if that is much."""
@@ -452,7 +383,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             self._cut()
 
     def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
-        session = self._session(message)
+        session = self.sessions.meant(message)
         index = message.get("chunk_index")
         audio = message.get("audio_data")
         if not isinstance(audio, str):
@@ -470,24 +401,6 @@ class WebSocket(JsonErrors, WebSocketHandler):
         self.gateway.sessions.append(session, index, data, fresh)
         return self.gateway.room(session)
 
-    def _session(self, message: dict[str, Any]) -> Session:
-        """The session that a message is for: the one it names, or the connection's last."""
-        sid = message.get("session_id")
-        if sid in (None, "") and self.current is not None:
-            return self.current
-        session = self.sessions.get(sid) if isinstance(sid, str) else None
-        if session is None:
-            named = _named(message)
-            if "chunk_index" in message and isinstance(message["chunk_index"], int):
-                named["chunk_index"] = message["chunk_index"]
-            if isinstance(sid, str) and sid in self.ended:
-                code, text = self.ended[sid]
-                raise BadRequest(code, text, **named)
-            raise BadRequest(
-                "no_session", "there is no such session on this connection: send start or resume first", **named
-            )
-        return session
-
     # -- events --------------------------------------------------------------------------------------------------
 
     def on_event(self, event: dict[str, Any]) -> None:
@@ -496,20 +409,11 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if message is not None:
             self._send(message)
         if event["type"] == "final":
-            self._forget(event["session_id"], "session_finished", "the session is over")
+            self.sessions.forget(event["session_id"], "session_finished", "the session is over")
         elif event["type"] == "error" and event.get("lost"):
             detached = ("session_detached", "the session is not on this connection any more: resume it")
             again = detached if event.get("resumable") else (event["code"], event["message"])
-            self._forget(event["session_id"], *again)
-
-    def _forget(self, sid: str, code: str, message: str) -> None:
-        """The session is over, or not here any more; `code` and `message` answer what still comes for it."""
-        session = self.sessions.pop(sid, None)
-        self.ended[sid] = (code, message)
-        if len(self.ended) > MAX_ENDED:
-            del self.ended[next(iter(self.ended))]
-        if session is self.current:
-            self.current = None
+            self.sessions.forget(event["session_id"], *again)
 
     def _send(self, message: dict[str, Any]) -> None:
         """Queue a message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
