@@ -29,7 +29,7 @@ from asrserver.loadtest import report, runner
 from asrserver.loadtest.crew import Crew, Told, work
 from asrserver.loadtest.machine import Cost
 from asrserver.loadtest.plan import Plan, duration, parse_duration
-from asrserver.loadtest.report import trend
+from asrserver.loadtest.report import memory_trend, trend
 from asrserver.loadtest.runner import Capacity, Outcome, Sample
 from asrserver.loadtest.screen import Dashboard
 from asrserver.loadtest.speech import FRAME_SECONDS, Scripts, load
@@ -543,11 +543,28 @@ def test_memory_is_flat_or_grows() -> None:
     assert trend(times, noise[::-1]).noise > 0
     assert trend(times[:5], noise[:5]).word == "too short to say"
     assert trend([], []).word == "too short to say"
-    one = [float(n >= 200) for n in range(400)]
+    one = [1.02 * (n >= 200) for n in range(400)]
     assert trend(times, one).word == "**grows**"
-    assert trend(times, one, step=1.0).word == "flat"
+    assert trend(times, one, step=1.0).word == "flat to a MiB"
     assert trend(times, [n // 100 for n in range(400)], step=1.0).word == "**grows**"
     assert trend(times, [0.005 * n for n in range(400)], step=1.0).word == "**grows**"
+
+
+def test_memory_is_looked_at_when_it_has_warmed_up() -> None:
+    """What was taken in the first half, and one MiB in the second, is no growth."""
+
+    def word(*mib: float) -> str:
+        run = outcome(Plan(("ws://x",), connections=5))
+        each = 100 // len(mib)
+        run.samples = [
+            Sample(float(n), 0, 0, 0, 0, 0.0, 0.0, [], {"gateway": Cost(0.1, int(mib[n // each] * 2**20))})
+            for n in range(each * len(mib))
+        ]
+        return memory_trend(run, "gateway").word
+
+    assert word(50, 60, 70, 80, 80, 80) == "flat"
+    assert word(50, 60, 70, 80, 81, 81) == "flat to a MiB"
+    assert word(50, 60, 70, 80, 81, 82) == "**grows**"
 
 
 def test_keys_that_stay_are_told(tmp_path: Path) -> None:

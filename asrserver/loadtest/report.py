@@ -22,7 +22,8 @@ SIZE, DPI = (9.0, 3.6), 110
 #: Samples from which on something is said of memory's trend.
 FEWEST = 12
 
-#: MiB that Python takes from the system at a time (an arena, since 3.10): a heap of a constant size may take one more.
+#: MiB that an allocator takes from the system at a time (Python since 3.10; others about as much): a heap that holds no
+#: more than before may still take one more.
 ARENA = 1.0
 
 
@@ -178,7 +179,7 @@ def _times(outcome: Outcome) -> list[str]:
 
 
 def _costs(outcome: Outcome) -> list[str]:
-    """CPU and memory of each process: mean and most; how memory grew in the second half, when all has warmed up."""
+    """CPU and memory of each process: mean and most; how memory grew in the second half."""
     lines = ["## Processes", ""]
     rows = []
     for place, cores in enumerate(outcome.tester, 1):
@@ -196,8 +197,9 @@ def _costs(outcome: Outcome) -> list[str]:
         lines += [
             "Memory is resident and a process's own: what it shares, files and PostgreSQL's buffers, is not counted. "
             "It is flat where its slope is within its noise: twice the slope's standard error, as if the samples that "
-            "resemble their neighbours were that many fewer, and at least what one step of a MiB makes of it, for that "
-            "is what Python takes at a time. The longer the run, the less is noise.",
+            "resemble their neighbours were that many fewer. It is flat to a MiB where the slope is no more than a "
+            "single MiB makes of it, for as much is taken at a time. Redis keeps a session for ten minutes after its "
+            "end, unless told otherwise: in runs of less than twenty it fills.",
             "",
         ]
     before, after = outcome.redis
@@ -293,24 +295,28 @@ def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float], list
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """Of values over time: the line's slope (least squares), and how much of one may be noise; both a second."""
+    """Of values over time: the line's slope (least squares), how much of one may be noise; and how much of one a single
+    step makes of it. All a second."""
 
     slope: float
     noise: float  # NaN of too few values to say
+    step: float = 0.0
 
     @property
     def word(self) -> str:
         if math.isnan(self.noise):
             return "too short to say"
-        return "flat" if self.slope <= self.noise else "**grows**"
+        if self.slope <= self.noise:
+            return "flat"
+        return "flat to a MiB" if self.slope <= math.hypot(self.noise, self.step) else "**grows**"
 
 
 def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
     """The trend; its noise is two standard errors, of as many values as tell something new.
 
     Neighbours resemble each other: with a correlation r from one residual to the next, n values say no more than
-    n (1 - r) / (1 + r) that do not (Bartlett 1935). Of what moves by steps a single one is no trend: a line through it
-    is steepest where it is in the middle, with a slope of 1.5 steps in the whole time.
+    n (1 - r) / (1 + r) that do not (Bartlett 1935). A line through a single step is steepest where that is in the
+    middle, with a slope of 1.5 steps in the whole time.
     """
     n = len(times)
     mean_t, mean_v = sum(times) / max(n, 1), sum(values) / max(n, 1)
@@ -325,7 +331,7 @@ def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
     r = max(0.0, sum(a * b for a, b in itertools.pairwise(left)) / squares) if squares else 0.0
     real = max(3.0, n * (1 - r) / (1 + r))
     error = math.sqrt(squares / (n - 2) / spread * n / real)
-    return Trend(slope, max(2 * error, 1.5 * step / (times[-1] - times[0])))
+    return Trend(slope, 2 * error, 1.5 * step / (times[-1] - times[0]))
 
 
 def memory_trend(outcome: Outcome, name: str) -> Trend:
