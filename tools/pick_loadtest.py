@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Choose the recordings that `asrserver loadtest` brings: what the packaged model understands whatever is around.
 
-    python tools/pick_loadtest.py [--count 16] [--repeats 40]
+    python tools/pick_loadtest.py [--count 15] [--repeats 40]
 
 Run it again whenever the model in the package is exchanged. Takes tests/data/utterances, says each REPEATS times in one
 live session at a real server, with other quiet before it each time, and as an utterance of its own, and keeps what was
@@ -113,7 +113,7 @@ def far_apart(candidates: dict[str, Sentence], count: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=16)
+    parser.add_argument("--count", type=int, default=15)
     parser.add_argument("--repeats", type=int, default=40)
     arguments = parser.parse_args()
     transcripts: dict[str, str] = json.loads((UTTERANCES / "transcripts.json").read_text())
