@@ -53,8 +53,12 @@ def allocate(slot: str) -> bool:
     """Make a process's files; False if there is no room: then its metrics are missing, but it runs."""
     try:
         for kind in _KINDS:
-            with open(os.path.join(os.environ[DIRECTORY], f"{kind}_{slot}.db"), "ab") as file:
+            path = os.path.join(os.environ[DIRECTORY], f"{kind}_{slot}.db")
+            if os.path.exists(path):
+                continue
+            with open(f"{path}.new", "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, ALLOCATED)
+            os.rename(file.name, path)  # never seen empty: whoever reads all files (0.26) fails by one without a byte
     except OSError:
         return False
     return True

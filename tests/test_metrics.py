@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 from asrserver import metrics, scrape
@@ -59,6 +62,25 @@ async def speak(url: str, utterance: Utterance) -> str:
         session = await client.start()
         await session.send(utterance.wav)
         return str((await session.finish())["text"])
+
+
+def test_a_process_that_begins_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is asked while a child makes its files answers; one that had them has them still."""
+    monkeypatch.setenv(scrape.DIRECTORY, str(tmp_path))
+    allocate = os.posix_fallocate
+
+    def asked(*arguments: int) -> None:
+        assert list(MultiProcessCollector(CollectorRegistry(), str(tmp_path)).collect()) == []
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", asked)
+    assert scrape.allocate("worker-1")
+    made = sorted(tmp_path.iterdir())
+    assert len(made) == 5
+    assert {path.suffix for path in made} == {".db"}
+    made[0].write_bytes(b"kept")
+    assert scrape.allocate("worker-1")
+    assert made[0].read_bytes() == b"kept"
 
 
 def test_every_process_answers_for_all(start: Callable[..., System], utterances: list[Utterance]) -> None:
