@@ -14,7 +14,7 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
-from asrserver.access import Access, is_loopback, tls_context
+from asrserver.auth import Access, is_loopback, tls_context
 from asrserver.errors import SettingError
 
 #: Which commands take which groups of settings.

@@ -39,15 +39,15 @@ from psycopg2.extensions import make_dsn, parse_dsn
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from asrserver.app import AsrApplication
 from asrserver.config import Settings
-from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
-from asrserver.gateway import Gateway
+from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.gateway.gateway import Gateway
+from asrserver.handlers.app import AsrApplication
 
 if TYPE_CHECKING:
-    from asrserver.inference.models import Whisper
     from asrserver.inference.recognise import Recogniser
-    from tests.pretend import Pretender
+    from asrserver.inference.whisper import Whisper
+    from tests.fakes import Pretender
 
 DATA = Path(__file__).parent / "data"
 
@@ -230,7 +230,7 @@ def doors(
 @pytest.fixture
 def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Pretender]:
     """A worker that says what the test tells it to."""
-    from tests.pretend import Pretender
+    from tests.fakes import Pretender
 
     async def made() -> Pretender:
         return Pretender(redis_url)
@@ -256,7 +256,7 @@ class System:
     """The program, running. `port` is where it listens."""
 
     #: How it is started; a test may put another launcher here.
-    program = ("-m", "asrserver.cli")
+    program = ("-m", "asrserver")
 
     def __init__(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.log = tempfile.NamedTemporaryFile("w+", prefix="asrserver-", suffix=".log")  # noqa: SIM115
@@ -358,11 +358,11 @@ class Utterance:
 
 def recorded(folder: str) -> list[Utterance]:
     """The recordings of a folder of tests/data, with what is said in them."""
-    from asrserver.inference import audio
+    from asrserver.audio import files
 
     found = []
     for name, text in json.loads((DATA / folder / "transcripts.json").read_text()).items():
-        samples = audio.decode((DATA / folder / name).read_bytes(), "ogg", 60)
+        samples = files.decode((DATA / folder / name).read_bytes(), "ogg", 60)
         found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
     return found
 
@@ -382,7 +382,7 @@ def mandarin() -> list[Utterance]:
 @pytest.fixture(scope="session")
 def model() -> Whisper:
     """The one in the package, on the CPU."""
-    from asrserver.inference.models import Whisper
+    from asrserver.inference.whisper import Whisper
 
     return Whisper("demo", "cpu", "default", 1, 1)
 
@@ -391,7 +391,7 @@ def model() -> Whisper:
 def recogniser(io_loop: tornado.ioloop.IOLoop, model: Whisper) -> Iterator[Recogniser]:
     """Everything behind a worker's sessions, with the real model."""
     from asrserver.inference.engine import Engine
-    from tests.owner import recogniser_of
+    from tests.worker_harness import recogniser_of
 
     made: list[Any] = []
 
@@ -414,7 +414,7 @@ def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
     """
     from asrserver.inference import vad
     from asrserver.inference.features import log_mel
-    from asrserver.inference.models import Request, Whisper, window_for
+    from asrserver.inference.whisper import Request, Whisper, window_for
 
     model = Whisper("demo", "cpu", "default", 1, 1)
     random = np.random.default_rng(1)

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import os
 
-from asrserver.inference import audio
+from asrserver.audio import files
 
 #: What the deadly recording contains.
 MARK = b"this recording kills"
 
-_decode = audio.decode
+_decode = files.decode
 
 
-def decode(data: bytes, kind: str, max_seconds: float) -> audio.Samples:
+def decode(data: bytes, kind: str, max_seconds: float) -> files.Samples:
     if MARK in data:
         os.abort()
     return _decode(data, kind, max_seconds)
 
 
-audio.decode = decode
+files.decode = decode
 
 if __name__ == "__main__":
-    from asrserver.cli import main
+    from asrserver.cli.main import main
 
     main()

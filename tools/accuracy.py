@@ -20,14 +20,14 @@ from typing import Any
 
 from live import Heard, Recording, delays, load, make, percentile, server, speak
 
+from asrserver.audio.files import RATE, Samples
 from asrserver.client import Client
 from asrserver.inference import vad
 from asrserver.inference.agreement import common
-from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.features import log_mel
-from asrserver.inference.models import Request, Whisper, find, window_for
-from asrserver.inference.text import words
-from asrserver.wer import word_errors
+from asrserver.inference.whisper import Request, Whisper, find, window_for
+from asrserver.text.wer import word_errors
+from asrserver.text.words import words
 
 
 def offline(recordings: list[Recording], recognise: Callable[[Samples], str]) -> list[str]:

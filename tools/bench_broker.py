@@ -29,10 +29,11 @@ import uvloop
 from bench_storage import event
 from benching import cpu, server_process, servers
 
-from asrserver.broker import Broker, Claim
+from asrserver.broker.broker import Broker
 from asrserver.broker.keys import audio_key, events_key, results_channel
-from asrserver.broker.lane import connect
-from asrserver.session import Options
+from asrserver.broker.pipeline import connect
+from asrserver.broker.replies import Claim
+from asrserver.gateway.session import Options
 
 CHUNK = bytes(range(256)) * 12 + bytes(128)
 

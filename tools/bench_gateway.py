@@ -35,10 +35,10 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
-from asrserver.broker import Broker
+from asrserver.broker.broker import Broker
 from asrserver.client import Client, Watch
 from asrserver.config import Settings
-from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
 
 CHUNK = bytes(3200)
 
@@ -94,7 +94,7 @@ def run_echo(listener: socket.socket, size: int, pipe: Connection) -> None:
 
 
 def run_gateway(listener: socket.socket, settings: Settings, pipe: Connection) -> None:
-    from asrserver.app import serve
+    from asrserver.handlers.app import serve
 
     report_cpu(pipe)
     uvloop.run(serve(settings, listener, lambda: None, lambda: None))

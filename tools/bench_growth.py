@@ -51,7 +51,7 @@ from asrserver.client import Client
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Outcome, run
 from asrserver.loadtest.speech import Scripts, load, quiet_frames
-from asrserver.storage import Filter
+from asrserver.storage.queries import Filter
 
 CLIENTS = Path(__file__).with_name("idle_clients.py")
 

@@ -24,7 +24,7 @@ import psutil
 from live import Heard, Recording, delays, load, make, percentile, server, speak
 
 from asrserver.client import Client
-from asrserver.wer import word_errors
+from asrserver.text.wer import word_errors
 
 #: Seconds between looks at the workers' heartbeats, which come as often.
 LOOK = 1.0

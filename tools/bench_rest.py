@@ -5,7 +5,7 @@
 
 A real gateway, as its own process, on a real Redis and PostgreSQL with so many sessions stored. In turn, one request on
 a connection that is kept open, then the same statements by psycopg2 on one that is kept open too: so both meet the same
-disturbances. The bare statements are those of asrserver/storage/reading.py, with the rows fetched and nothing done.
+disturbances. The bare statements are those of asrserver/storage/queries.py, with the rows fetched and nothing done.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from typing import Any
 
 import psycopg2
 
-from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
-from asrserver.storage import Filter, reading
+from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.storage import queries
+from asrserver.storage.queries import Filter
 
 FILL = """
     INSERT INTO asr_sessions (id, user_id, status, mode, language, final_text, chunk_count, total_duration, created_at)
@@ -49,7 +50,7 @@ def page(which: Filter, limit: int = 50) -> list[Statement]:
     """The two statements of a page of the history."""
     values = which.values()
     names = frozenset(values)
-    count, rows = reading.total(names), reading.history(names)
+    count, rows = queries.total(names), queries.history(names)
     return [
         (count.text, {**count.parameters, **values}),
         (rows.text, {**rows.parameters, **values, "limit": limit + 1}),
@@ -57,7 +58,7 @@ def page(which: Filter, limit: int = 50) -> list[Statement]:
 
 
 def detail(sid: str) -> list[Statement]:
-    return [(s.text, {**s.parameters, "id": sid}) for s in (reading.one(False), reading.CHUNKS, reading.SEGMENTS)]
+    return [(s.text, {**s.parameters, "id": sid}) for s in (queries.one(False), queries.CHUNKS, queries.SEGMENTS)]
 
 
 ROUTES: dict[str, list[Statement]] = {
@@ -69,7 +70,7 @@ ROUTES: dict[str, list[Statement]] = {
     "/api/v1/history?q=kitchen": page(Filter(search="kitchen")),
     "/api/v1/history?q=%E5%A4%A9%E6%B0%94%E9%A2%84%E6%8A%A5": page(Filter(search="天气预报")),
     "/api/v1/session/s77": detail("s77"),
-    "/api/v1/stats": [(reading.sums(False).text, reading.sums(False).parameters)],
+    "/api/v1/stats": [(queries.sums(False).text, queries.sums(False).parameters)],
 }
 
 
@@ -125,7 +126,7 @@ def main() -> None:
         redis, postgres = EmbeddedRedis(Path(place), appendfsync="no"), EmbeddedPostgres(Path(place))
         redis.start()
         postgres.start()
-        command = [sys.executable, "-m", "asrserver.cli", "gateway", "--port", "0", "--log-level", "warning"]
+        command = [sys.executable, "-m", "asrserver", "gateway", "--port", "0", "--log-level", "warning"]
         env = {**os.environ, "REDIS_URL": redis.url, "DATABASE_URL": postgres.dsn}
         gateway = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         try:

@@ -29,11 +29,12 @@ import uvloop
 from benching import Servers, cpu, family, server_process, servers
 from psycopg2.extras import Json
 
-from asrserver.broker import Broker
+from asrserver.broker.broker import Broker
 from asrserver.broker.keys import events_key
-from asrserver.recorder import Recorder, record, row
-from asrserver.session import Options
-from asrserver.storage import Record, Storage
+from asrserver.gateway.persistence import Recorder, record, row
+from asrserver.gateway.session import Options
+from asrserver.storage.storage import Storage
+from asrserver.storage.tables import Record
 
 TEXT = "turn on the light in the kitchen and close the window"
 

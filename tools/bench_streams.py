@@ -42,26 +42,28 @@ import uvloop
 from bench_worker import run_worker
 from benching import Silent, a_stream, about, about_line, cpu, processes, servers, system
 
-from asrserver.broker import Broker, Entry, Lease
+from asrserver.audio.decoders import open_decoder
+from asrserver.audio.files import RATE, Samples
+from asrserver.broker.broker import Broker
+from asrserver.broker.lease import Lease
+from asrserver.broker.replies import Entry
 from asrserver.config import Settings
 from asrserver.errors import AsrError
+from asrserver.gateway.session import Options
 from asrserver.inference import silero
-from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.audio_thread import TOGETHER
+from asrserver.inference.consumer import POLL, READ, grain
+from asrserver.inference.event_log import SURE, Ledger
 from asrserver.inference.features import GrowingLogMel
-from asrserver.inference.feed import POLL, READ, grain
-from asrserver.inference.ledger import SURE, Ledger
-from asrserver.inference.listener import TOGETHER
-from asrserver.inference.models import Request, window_for
-from asrserver.inference.plain import open_decoder
 from asrserver.inference.recognise import Segment
 from asrserver.inference.vad import PAD, Endpointer, SegmentEnded
+from asrserver.inference.whisper import Request, window_for
 from asrserver.inference.worker import load as load_model
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import run
 from asrserver.loadtest.speech import FRAME, FRAME_SECONDS, Scripts, Sentence, load
-from asrserver.parent import die_with_parent
-from asrserver.session import Options
-from asrserver.wer import spoken, word_errors
+from asrserver.process.limits import die_with_parent
+from asrserver.text.wer import spoken, word_errors
 
 #: The parts of the worker's CPU, and those beside it.
 OF_WORKER = ("voice activity", "features", "engine", "worker, the rest")

@@ -25,8 +25,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy, as in a worker: produc
 import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
-from asrserver.inference import audio
-from asrserver.inference.audio import RATE, Samples
+from asrserver.audio import files
+from asrserver.audio.files import RATE, Samples
 from asrserver.inference.silero import CONTEXT, FRAME, UNITS, Stretch, hear
 from asrserver.inference.vad import Endpointer
 
@@ -38,7 +38,7 @@ SLICES = (0.02, 0.1, 0.25, 1.0, 60.0)
 def recordings(minutes: float) -> dict[str, Samples]:
     random = np.random.default_rng(1)
     count = int(minutes * 60 * RATE)
-    said = [audio.decode((UTTERANCES / name).read_bytes(), "ogg", 60) for name in _names()]
+    said = [files.decode((UTTERANCES / name).read_bytes(), "ogg", 60) for name in _names()]
     spoken = np.resize(np.concatenate([_trimmed(one) for one in said]), count)
     talk = np.concatenate(
         [part for one in said for part in (_trimmed(one), np.zeros(2 * len(_trimmed(one)), np.float32))]
@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     bare(np.zeros(RATE, np.float32))
     heads = "".join(f"{f'{int(1000 * seconds)} ms':>17}" for seconds in SLICES)
-    print(f"ms of CPU for each second of audio, ratio to bare\n{'':26}{'bare':>8}{heads}")
+    print(f"ms of CPU for each second of files, ratio to bare\n{'':26}{'bare':>8}{heads}")
     for name, recording in recordings(options.minutes).items():
         works = [partial(bare, recording), *(partial(ours, recording, seconds) for seconds in SLICES)]
         rounds = [[cost(work) for work in works] for _ in range(options.rounds)]

@@ -38,17 +38,18 @@ import tokenizers
 import uvloop
 from bench_gateway import own_cpu, report_cpu
 
-from asrserver.broker import Broker
+from asrserver.audio import files as audio
+from asrserver.audio.files import RATE, Samples
+from asrserver.broker.broker import Broker
 from asrserver.config import Settings
-from asrserver.embedded import EmbeddedRedis
-from asrserver.inference import audio, vad
-from asrserver.inference.audio import RATE, Samples
+from asrserver.embedded.server import EmbeddedRedis
+from asrserver.gateway.session import Options
+from asrserver.inference import vad
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import log_mel
-from asrserver.inference.models import Request, Whisper, find, length_limit, window_for
 from asrserver.inference.recognise import SLICE
+from asrserver.inference.whisper import Request, Whisper, find, length_limit, window_for
 from asrserver.inference.worker import Hands, load, work
-from asrserver.session import Options
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 

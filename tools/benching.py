@@ -18,10 +18,10 @@ from typing import Any
 import psutil
 from demo import clean_environment
 
-from asrserver.embedded import EmbeddedPostgres, EmbeddedRedis
-from asrserver.loadtest.machine import Processes, get, hardware
+from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.loadtest.host import Processes, get, hardware
 from asrserver.loadtest.runner import Outcome
-from asrserver.parent import raise_file_limit
+from asrserver.process.limits import raise_file_limit
 
 
 @dataclass
@@ -71,7 +71,7 @@ class System:
 @contextmanager
 def system(servers: Servers, command: str, *options: str) -> Iterator[System]:
     """`asrserver COMMAND` on the servers, until the block is left."""
-    line = [sys.executable, "-m", "asrserver.cli", command, "--port", "0", "--log-level", "warning", *options]
+    line = [sys.executable, "-m", "asrserver", command, "--port", "0", "--log-level", "warning", *options]
     with tempfile.NamedTemporaryFile("w", prefix="asrserver-bench-", suffix=".log") as log:
         process = subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=log, text=True, env={**clean_environment(), **servers.environment}

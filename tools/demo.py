@@ -41,7 +41,7 @@ class Failed(Exception):
 
 def start(directory: str) -> tuple[subprocess.Popen[str], int]:
     """The running system and its port."""
-    command = [sys.executable, "-m", "asrserver.cli", "run", "--port", "0", "--data-dir", f"{directory}/data"]
+    command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{directory}/data"]
     with open(f"{directory}/log", "w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env=clean_environment(), start_new_session=True

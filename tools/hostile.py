@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asrserver.access import KeyLimits, KeysFile
+from asrserver.auth import KeyLimits, KeysFile
 
 #: Low, so that they are reached soon, and so that a client in real time reaches none.
 SETTINGS: dict[str, Any] = {

@@ -11,7 +11,7 @@ import selectors
 import socket
 import sys
 
-from asrserver.parent import raise_file_limit
+from asrserver.process.limits import raise_file_limit
 
 #: Connections from one address, 127.0.0.x: fewer than --max-address-connections allows.
 AN_ADDRESS = 900

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from asrserver.audio import files
+from asrserver.audio.files import RATE, Samples
 from asrserver.client import Client
-from asrserver.inference import audio
-from asrserver.inference.audio import RATE, Samples
 
 UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 
@@ -65,7 +65,7 @@ def load(names: Sequence[str] = ()) -> list[tuple[str, Samples]]:
     """(text, samples) of the test utterances, of those names or of all."""
     transcripts = json.loads((UTTERANCES / "transcripts.json").read_text())
     return [
-        (text, audio.decode((UTTERANCES / name).read_bytes(), "ogg", 60))
+        (text, files.decode((UTTERANCES / name).read_bytes(), "ogg", 60))
         for name, text in transcripts.items()
         if not names or name in names
     ]
@@ -113,7 +113,7 @@ async def speak(client: Client, recording: Recording, speed: float = 1.0, **opti
 def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
     """A server of our own: its WebSocket URL, its HTTP URL, and its process id."""
     with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder, open(f"{folder}/log", "w+") as log:
-        command = [sys.executable, "-m", "asrserver.cli", "run", "--port", "0", "--data-dir", f"{folder}/data"]
+        command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{folder}/data"]
         process = subprocess.Popen(
             [*command, "--embedded-fsync", "no", *arguments], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
         )

@@ -26,7 +26,7 @@ from live import UTTERANCES, server
 
 from asrserver.client import Client
 from asrserver.loadtest.speech import Sentence, load, quiet_frames
-from asrserver.wer import word_errors
+from asrserver.text.wer import word_errors
 
 TARGET = Path(__file__).resolve().parent.parent / "asrserver" / "data" / "loadtest"
 

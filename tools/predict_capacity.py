@@ -32,7 +32,7 @@ import orjson
 from bench_streams import BESIDE, OF_WORKER, parts, table
 from benching import a_stream, about, about_line, processes, servers, system
 
-from asrserver.loadtest.command import CAPACITY_BOUND
+from asrserver.cli.loadtest import CAPACITY_BOUND
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Capacity, Outcome, find_capacity
 

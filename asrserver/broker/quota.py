@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from asrserver.broker.keys import held_key, quota_key, starts_key
-from asrserver.broker.lane import Lane
+from asrserver.broker.pipeline import Lane
 from asrserver.errors import Unavailable
 
 #: Seconds that something is held without being kept, and seconds between keepings.

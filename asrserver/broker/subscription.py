@@ -11,7 +11,7 @@ import orjson
 import redis
 import redis.asyncio
 
-from asrserver.broker.lane import AWAY
+from asrserver.broker.pipeline import AWAY
 
 log = logging.getLogger("asrserver.broker")
 

@@ -14,9 +14,9 @@ import orjson
 from tornado.web import HTTPError, RequestHandler
 
 from asrserver.errors import AsrError, Unavailable
-from asrserver.handlers.door import Door
-from asrserver.logs import request_id
-from asrserver.storage import StorageError
+from asrserver.handlers.auth import Door
+from asrserver.storage.errors import StorageError
+from asrserver.telemetry.logs import request_id
 
 log = logging.getLogger("asrserver.rest")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from asrserver import metrics
 from asrserver.handlers.base import Rest
+from asrserver.telemetry import metrics
 
 
 class Metrics(Rest):

@@ -6,8 +6,8 @@ from functools import cache
 from typing import Any
 
 from asrserver import __version__
-from asrserver.assembly import MEDIA
-from asrserver.storage import CURSOR
+from asrserver.gateway.archive_files import MEDIA
+from asrserver.storage.queries import CURSOR
 
 Schema = dict[str, Any]
 

@@ -6,12 +6,12 @@ import logging
 
 from tornado.web import HTTPError
 
-from asrserver import overview
+from asrserver.gateway import health as overview
 from asrserver.handlers import openapi
 from asrserver.handlers.base import BadParameter, Rest
-from asrserver.handlers.upstream import Upstream
-from asrserver.storage import Filter
-from asrserver.subtitles import plain, srt, vtt
+from asrserver.handlers.proxy import Upstream
+from asrserver.storage.queries import Filter
+from asrserver.text.subtitles import plain, srt, vtt
 
 log = logging.getLogger("asrserver.rest")
 

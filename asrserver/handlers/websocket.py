@@ -33,16 +33,16 @@ from tornado.iostream import IOStream
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
-from asrserver import metrics
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
-from asrserver.gateway import MAX_WAIT, Gateway
+from asrserver.gateway.gateway import MAX_WAIT, Gateway
+from asrserver.gateway.session import Link, Session
 from asrserver.handlers import events
 from asrserver.handlers.base import JsonErrors
-from asrserver.handlers.carried import Carried, named
-from asrserver.handlers.reading import Brake, DrainingWire
-from asrserver.handlers.upkeep import Bygone, Connections
-from asrserver.session import Link, Session
-from asrserver.wire import TEXT, Params, StreamBufferFullError, StreamClosedError
+from asrserver.handlers.flow_control import Brake, DrainingWire
+from asrserver.handlers.keepalive import Bygone, Connections
+from asrserver.handlers.multiplex import Carried, named
+from asrserver.protocol.frames import TEXT, Params, StreamBufferFullError, StreamClosedError
+from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.websocket")
 

@@ -1,1 +1,1 @@
-"""What runs in a worker: feed, audio, speech detection, features, engine. Never imports handlers or Tornado."""
+"""What runs in a worker: consumer, speech detection, features, engine. Never imports gateway, handlers or Tornado."""

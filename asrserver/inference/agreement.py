@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from itertools import pairwise, takewhile
 
-from asrserver.inference.text import clean, glue, words
+from asrserver.text.words import clean, glue, words
 
 #: Seconds of audio between the two decodings that agree.
 APART = 0.5

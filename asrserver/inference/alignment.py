@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asrserver.inference.text import UNSPACED
+from asrserver.text.words import UNSPACED
 
 #: Seconds of one step of the encoder's output, in which the alignment counts.
 STEP = 0.02

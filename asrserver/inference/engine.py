@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from asrserver import metrics
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
-from asrserver.inference.models import Hypothesis, Request, Whisper
-from asrserver.inference.pace import WEIGHT, Pace
+from asrserver.inference.partials import WEIGHT, Pace
+from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.engine")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from asrserver.inference.audio import RATE, Samples
+from asrserver.audio.files import RATE, Samples
 
 #: Samples between frames, and samples a frame looks at: 10 and 25 ms.
 HOP = 160

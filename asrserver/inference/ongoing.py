@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asrserver.inference.audio import RATE
-from asrserver.inference.captions import Captions
+from asrserver.audio.files import RATE
 from asrserver.inference.recognise import Recogniser
-from asrserver.inference.recording import Outcome, Piece, Recording
+from asrserver.inference.segments import Captions
+from asrserver.inference.stream import Outcome, Piece, Recording
 
 
 class Ongoing:

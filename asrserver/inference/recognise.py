@@ -9,14 +9,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from asrserver.inference import audio, vad
+from asrserver.audio import files
+from asrserver.audio.files import RATE, Samples
+from asrserver.inference import vad
 from asrserver.inference.alignment import Word
-from asrserver.inference.audio import RATE, Samples
+from asrserver.inference.audio_thread import Listener
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.fair import FairPool
 from asrserver.inference.features import Features, log_mel
-from asrserver.inference.listener import Listener
-from asrserver.inference.models import Hypothesis, Request, window_for
+from asrserver.inference.whisper import Hypothesis, Request, window_for
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
 AHEAD = 8
@@ -119,7 +120,7 @@ class Recogniser:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
         async with self.turn(alone):
             seconds = len(data) / FILE_RATE
-            samples = await self._prepare(label, seconds, audio.decode, data, kind, self._max_seconds)
+            samples = await self._prepare(label, seconds, files.decode, data, kind, self._max_seconds)
             return len(samples) / RATE, await self._segments(samples, silence, request, label, alone)
 
     async def samples(
@@ -173,7 +174,7 @@ class Recogniser:
     # -- in the loop ---------------------------------------------------------------------------------------------
 
     async def _prepare(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
-        """What `work`, on so many seconds of audio, returns: done in a thread when it is the session's turn."""
+        """What `work`, on so many seconds of files, returns: done in a thread when it is the session's turn."""
         held = self._holding([label], lambda: work(*args))
         return await self._pool.run(held, label.partition(" ")[0], seconds)
 

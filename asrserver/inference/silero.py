@@ -17,8 +17,8 @@ from typing import Any
 import faster_whisper
 import numpy as np
 
+from asrserver.audio.files import Samples
 from asrserver.errors import ModelError
-from asrserver.inference.audio import Samples
 
 #: Samples of a frame, and of the audio before it that is heard with it.
 FRAME = 512

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import orjson
 
-from asrserver.broker import STRIKES, Claim, Entry
+from asrserver.audio import files
+from asrserver.audio.decoders import open_decoder
+from asrserver.audio.files import RATE, Pcm
+from asrserver.audio.stream import begins
+from asrserver.broker.broker import STRIKES
+from asrserver.broker.replies import Claim, Entry
 from asrserver.errors import AsrError, AudioError, Unavailable
-from asrserver.inference import audio
-from asrserver.inference.audio import RATE, Pcm
-from asrserver.inference.captions import Captions, Guess, Told
-from asrserver.inference.decoding import begins
-from asrserver.inference.ledger import Fenced, Ledger, Place, Voice
-from asrserver.inference.listener import Work
-from asrserver.inference.models import Request
+from asrserver.inference.audio_thread import Work
+from asrserver.inference.event_log import Fenced, Ledger, Place, Voice
 from asrserver.inference.ongoing import Ongoing
-from asrserver.inference.plain import open_decoder
+from asrserver.inference.poison import Suspicion
 from asrserver.inference.recognise import Recogniser, Segment
-from asrserver.inference.recording import Outcome, Recording
-from asrserver.inference.suspicion import Suspicion
+from asrserver.inference.segments import Captions, Guess, Told
+from asrserver.inference.stream import Outcome, Recording
+from asrserver.inference.whisper import Request
 
 __all__ = ["Fenced", "Transcriber"]
 
@@ -175,7 +176,7 @@ class Transcriber:
             await self._check_strikes(entry)
             kind = None if self._resumed else self._container(data)
             if kind is None and self._options["format"] == "auto":
-                audio.refuse_what_is_no_audio(data, first=not (self._ongoing or self._file or self._resumed))
+                files.refuse_what_is_no_audio(data, first=not (self._ongoing or self._file or self._resumed))
             if self._is_piece(kind, data):
                 await self._pieces(kind)
                 return
@@ -196,7 +197,7 @@ class Transcriber:
         """The container that a chunk opens, if it opens one."""
         if self._options["format"] != "auto":
             return None
-        return audio.container(data, first=self._before == "0-1" or self._options["mode"] == "chunk")
+        return files.container(data, first=self._before == "0-1" or self._options["mode"] == "chunk")
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or goes on with a recording; else it is an utterance."""
@@ -286,7 +287,7 @@ class Transcriber:
                 break
             if entry.id in self._suspicion or entries[0].id in self._suspicion:
                 break
-            if auto and (audio.container(entry.data, first=False) or audio.is_text(entry.data)):
+            if auto and (files.container(entry.data, first=False) or files.is_text(entry.data)):
                 break
             entries.append(entry)
             size += len(entry.data)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asrserver.audio.files import RATE, Samples
 from asrserver.inference import silero
-from asrserver.inference.audio import RATE, Samples
 from asrserver.inference.silero import CONTEXT as _CONTEXT
 from asrserver.inference.silero import FRAME, Stretch
 

@@ -11,16 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from asrserver import metrics
-from asrserver.broker import HEARTBEAT_EVERY, Broker
+from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
+from asrserver.gateway.session import PARTIAL_INTERVAL
+from asrserver.inference.consumer import Feed
 from asrserver.inference.engine import Engine
-from asrserver.inference.feed import Feed
-from asrserver.inference.models import Whisper
 from asrserver.inference.recognise import Recogniser
-from asrserver.session import PARTIAL_INTERVAL
-from asrserver.waiting import cancelled
+from asrserver.inference.whisper import Whisper
+from asrserver.process.aio import cancelled
+from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.worker")
 

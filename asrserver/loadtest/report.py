@@ -14,7 +14,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from asrserver.loadtest.runner import Capacity, Outcome
-from asrserver.loadtest.tally import FAILURES, TIMES, Tally
+from asrserver.loadtest.stats import FAILURES, TIMES, Tally
 
 #: Inches and dots an inch of a picture.
 SIZE, DPI = (9.0, 3.6), 110

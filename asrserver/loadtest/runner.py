@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from asrserver.loadtest.crew import Crew
-from asrserver.loadtest.machine import Cost, Processes
+from asrserver.loadtest.host import Cost, Processes
 from asrserver.loadtest.plan import Plan
-from asrserver.loadtest.tally import Histogram, Tally
+from asrserver.loadtest.processes import Crew
+from asrserver.loadtest.stats import Histogram, Tally
 
 #: Samples of a run, about: longer runs are looked at less often.
 SAMPLES = 600

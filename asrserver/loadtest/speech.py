@@ -23,7 +23,7 @@ import numpy as np
 
 from asrserver.errors import SettingError
 from asrserver.loadtest.plan import Plan
-from asrserver.wer import spoken
+from asrserver.text.wer import spoken
 
 #: Samples a second, and bytes in a frame: 100 ms of 16-bit PCM.
 RATE = 16000
@@ -85,7 +85,7 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
     """The sentences of (path, transcript) pairs; of none, those of the package. Raises SettingError."""
     import av
 
-    from asrserver.transcribe import pcm
+    from asrserver.cli.transcribe import pcm
 
     if not audio:
         folder = Path(str(files("asrserver").joinpath("data", "loadtest")))

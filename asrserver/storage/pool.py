@@ -16,7 +16,7 @@ from aiopg import Cursor
 from aiopg.sa import Engine, SAConnection, create_engine
 from psycopg2.extensions import QueryCanceledError
 
-from asrserver.storage import server
+from asrserver.storage import schema
 from asrserver.storage.errors import REOPEN, StorageUnavailable, translated
 
 #: Seconds to wait for a free connection, and for the answer to one statement.
@@ -46,7 +46,7 @@ class Pool:
     """Connections to the database that `dsn` names: a libpq keyword string or URL, of one host or several."""
 
     def __init__(self, dsn: str, size: int) -> None:
-        self._parameters = server.parameters(dsn)
+        self._parameters = schema.parameters(dsn)
         self._pool_size = size
         self._engine: Engine | None = None
         self._opening: asyncio.Task[Engine] | None = None
@@ -169,7 +169,7 @@ class Pool:
         return engine
 
     def _prepare(self) -> dict[str, Any]:
-        return server.prepare(self._parameters)
+        return schema.prepare(self._parameters)
 
 
 async def _retire(engine: Engine) -> None:

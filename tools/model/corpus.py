@@ -20,7 +20,7 @@ from mel import FLOOR, MELS, log_power, normalised
 from vocabulary import Vocabulary
 
 from asrserver.inference.features import FRAMES, mel_filters
-from asrserver.inference.models import WINDOWS
+from asrserver.inference.whisper import WINDOWS
 
 LONGEST = 28 * FRAMES
 

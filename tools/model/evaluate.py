@@ -36,11 +36,11 @@ from network import Shape
 from network import Whisper as Network
 from vocabulary import Vocabulary, build
 
-from asrserver.inference.audio import RATE
+from asrserver.audio.files import RATE
 from asrserver.inference.features import FRAMES, log_mel
-from asrserver.inference.models import Request, Whisper, window_for
 from asrserver.inference.vad import segments
-from asrserver.wer import word_errors
+from asrserver.inference.whisper import Request, Whisper, window_for
+from asrserver.text.wer import word_errors
 
 SEED = 20261125
 MODEL = Path(__file__).resolve().parents[2] / "asrserver" / "data" / "demo-model"

@@ -24,7 +24,7 @@ import grammar
 import numpy as np
 import voices
 
-from asrserver.inference.models import find
+from asrserver.inference.whisper import find
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261126

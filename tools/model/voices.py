@@ -19,7 +19,7 @@ import av
 import numpy as np
 from grammar import units
 
-from asrserver.inference.audio import RATE
+from asrserver.audio.files import RATE
 
 #: espeak-ng's accents of English. Its Mandarin is the voice that reads pinyin: `cmn` of espeak-ng 1.51 (Debian 12)
 #: has no dictionary of syllables and spells the pinyin of each character in English letters.

@@ -1,0 +1,153 @@
+"""FLAC (RFC 9639), whose frames do not say how long they are: the next one's header ends them."""
+
+from __future__ import annotations
+
+from asrserver.audio.demux.base import MAX_HEAD, Demuxer, Packet, Track
+
+_SYNC = (b"\xff\xf8", b"\xff\xf9")
+
+#: Frames that may be missing before one is no longer believed to belong to the stream.
+_GAP = 64
+
+#: The mark of a stream and the header of its first block, which is always the same.
+_MARK = b"fLaC"
+
+
+class Flac(Demuxer):
+    """A frame ends where a header begins that has the right checksum and the number that comes next."""
+
+    name = "FLAC"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._info = b""
+        self._metadata = False  # whether blocks of it are still to come
+        self._looked = 0  # bytes of the frame at the front in which it does not end
+
+    def _next(self) -> Track | Packet | None:
+        if len(self._buffer) < 4:
+            return None
+        if self._buffer[:4] == _MARK:
+            self.start, self.track, self._metadata = self.offset, None, True
+            self._drop(4)
+            return None
+        if self._metadata:
+            return self._block()
+        if self.track is None:
+            raise self._damaged("it does not begin with fLaC")
+        if self._buffer[:2] not in _SYNC:
+            raise self._damaged("no frame begins here")
+        if len(self._buffer) < 16:
+            return None
+        header = _header(self._buffer, 0)
+        if header is None:
+            raise self._damaged("no frame begins here")
+        end = self._end(*header)
+        if end is None and self._ended:
+            end = len(self._buffer)
+        return None if end is None else self._frame(end)
+
+    def _frame(self, length: int) -> Packet:
+        packet = Packet(bytes(self._buffer[:length]), self.offset)
+        self._drop(length)
+        self._looked = 0
+        return packet
+
+    def _block(self) -> Track | None:
+        kind, size = self._buffer[0], int.from_bytes(self._buffer[1:4], "big")
+        if kind & 0x7F == 0:
+            if len(self._buffer) < 4 + size:
+                return None
+            self._info = bytes(self._buffer[4:38])
+        self._drop(4 + size)
+        if not kind & 0x80:
+            return None
+        self._metadata = False
+        if len(self._info) < 34:
+            raise self._unsupported("it does not say what it holds (STREAMINFO)")
+        self.track = Track("flac", self._info)
+        return self.track
+
+    def _end(self, number: int, step: int) -> int | None:
+        """Where the frame at the front ends: at the next number's header, or at another stream's mark.
+
+        At that of a somewhat later number too, if it is otherwise like this one: those between are damaged.
+        """
+        at = max(self._looked, 8)
+        while (at := self._buffer.find(b"\xff", at)) >= 0 and at + 16 <= len(self._buffer):
+            if self._buffer[at : at + 2] == self._buffer[:2]:
+                header = _header(self._buffer, at)
+                ahead = (header[0] - number) / step if header is not None else 0
+                if ahead == 1 or (1 < ahead < _GAP and self._buffer[at + 2] == self._buffer[2]):
+                    return at
+            at += 1
+        mark = self._buffer.find(_MARK + b"\0\0\0\x22", max(self._looked - 8, 8))
+        if mark >= 0:
+            return mark
+        self._looked = max(8, len(self._buffer) - 16 if at < 0 else min(at, len(self._buffer) - 16))
+        if len(self._buffer) > MAX_HEAD:
+            self._looked = 0
+            raise self._damaged("a frame does not end")
+        return None
+
+    def _find(self) -> bool:
+        self._looked = 0
+        at = -1
+        while (at := self._buffer.find(b"\xff", at + 1)) >= 0 and at + 16 <= len(self._buffer):
+            if self.track is not None and self._buffer[at : at + 2] in _SYNC and _header(self._buffer, at) is not None:
+                self._drop(at)
+                return True
+        if self._buffer.find(_MARK) >= 0:
+            self._drop(self._buffer.find(_MARK))
+            return True
+        self._drop(min(at if at >= 0 else len(self._buffer), max(0, len(self._buffer) - 16)))
+        return False
+
+
+def _header(data: bytearray, at: int) -> tuple[int, int] | None:
+    """(number, what to add for the number after it) of the frame whose header is there; None if it is none (9.1)."""
+    if len(data) < at + 6 or data[at + 1] & 0xFE != 0xF8:
+        return None
+    block, rate = data[at + 2] >> 4, data[at + 2] & 0x0F
+    if not block or rate == 15 or data[at + 3] >> 4 > 10 or data[at + 3] & 0x0E == 0x06 or data[at + 3] & 1:
+        return None
+    lead, end = data[at + 4], at + 5
+    extra = 0 if lead < 0x80 else 7 - (lead ^ 0xFF).bit_length()
+    number = lead if not extra else lead & (0x3F >> extra)
+    if lead & 0xC0 == 0x80 or lead == 0xFF or len(data) < end + extra + 5:
+        return None
+    for byte in data[end : end + extra]:
+        number = number << 6 | byte & 0x3F
+    end += extra
+    if block < 6:
+        size = 192 if block == 1 else 576 << block - 2
+    elif block > 7:
+        size = 256 << block - 8
+    else:
+        width = block - 5
+        size = int.from_bytes(data[end : end + width], "big") + 1
+        end += width
+    end += {12: 1, 13: 2, 14: 2}.get(rate, 0)
+    if _crc8(data[at:end]) != data[end]:
+        return None
+    return number, size if data[at + 1] & 1 else 1
+
+
+def _crc8(data: bytes | bytearray) -> int:
+    value = 0
+    for byte in data:
+        value = _CRC8[value ^ byte]
+    return value
+
+
+def _table() -> bytes:
+    """Of the polynomial x^8 + x^2 + x + 1."""
+    table = bytearray()
+    for value in range(256):
+        for _ in range(8):
+            value = (value << 1 ^ 0x07) & 0xFF if value & 0x80 else value << 1
+        table.append(value)
+    return bytes(table)
+
+
+_CRC8 = _table()

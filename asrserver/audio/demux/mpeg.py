@@ -1,0 +1,153 @@
+"""Streams that are frames and nothing else: MP3 (ISO 11172-3) with its tags, and AAC in ADTS (ISO 13818-7)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from asrserver.audio.demux.base import Demuxer, Packet, Track
+
+_BITRATES = {  # kbit/s of layer III
+    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+_MP3_RATES = (44100, 48000, 32000)
+_ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+
+#: Samples that every MP3 decoder adds to the delay that the encoder says it has.
+_DECODER_DELAY = 529
+
+
+class _Frames(Demuxer):
+    """A frame is believed when another like it follows, or when it follows one that was."""
+
+    #: Bytes of a header.
+    _header = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._like = b""  # what all frames' headers have in common; empty while none is believed
+
+    def _next(self) -> Track | Packet | None:
+        if len(self._buffer) < 10:
+            return None
+        if tag := self._tag():
+            self._drop(tag)
+            return None
+        length = self._length(0)
+        if not length or (self._like and self._signature(0) != self._like):
+            self._like = b""
+            raise self._damaged("no frame begins here")
+        if not self._like and not self._confirmed(0, length):
+            return None
+        if len(self._buffer) < length:
+            return None
+        self._like = self._signature(0)
+        if self.track is None:
+            return self._begin(length)
+        packet = Packet(bytes(self._buffer[:length]), self.offset)
+        self._drop(length)
+        return packet
+
+    def _find(self) -> bool:
+        at = self._buffer.find(b"\xff")
+        while at >= 0 and len(self._buffer) - at >= 10:
+            length = self._length(at)
+            if length and len(self._buffer) < at + length + self._header:
+                break
+            if length and self._signature(at) == self._signature(at + length) and self._length(at + length):
+                self._drop(at)
+                return True
+            at = self._buffer.find(b"\xff", at + 1)
+        self._drop(at if at >= 0 else len(self._buffer))
+        return False
+
+    def _confirmed(self, at: int, length: int) -> bool:
+        """Whether a frame that follows is like this one; False also while that cannot be seen."""
+        following = at + length
+        if len(self._buffer) < following + self._header:
+            return self._ended and len(self._buffer) == following
+        if self._buffer[following : following + 3] in (bytearray(b"TAG"), bytearray(b"ID3")):
+            return True
+        if self._signature(at) != self._signature(following):
+            raise self._damaged("no frame begins here")
+        return True
+
+    def _tag(self) -> int:
+        """Bytes of the tag at the front; 0 if none is."""
+        data = self._buffer
+        if data[:3] == b"ID3" and len(data) >= 10:
+            size = 0
+            for byte in data[6:10]:
+                size = size << 7 | byte & 0x7F
+            return 10 + size
+        if data[:8] == b"APETAGEX" and len(data) >= 16:
+            return 32 + int.from_bytes(data[12:16], "little")
+        return 128 if data[:3] == b"TAG" else 0
+
+    @abstractmethod
+    def _length(self, at: int) -> int:
+        """Bytes of the frame whose header is there; 0 if none is."""
+
+    @abstractmethod
+    def _signature(self, at: int) -> bytes:
+        """Of a header, what does not change from frame to frame."""
+
+    @abstractmethod
+    def _begin(self, length: int) -> Track:
+        """The recording that the frame at the front opens."""
+
+
+class Mp3(_Frames):
+    """Layer III."""
+
+    name = "MP3"
+
+    def _length(self, at: int) -> int:
+        head = self._buffer[at : at + 4]
+        if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2 or head[1] & 0x18 == 0x08:
+            return 0
+        bitrate, rate = head[2] >> 4, head[2] >> 2 & 3
+        if not 0 < bitrate < 15 or rate == 3:
+            return 0
+        first = head[1] & 0x18 == 0x18  # MPEG-1; else 2, or 2.5
+        hertz = _MP3_RATES[rate] >> (0 if first else 1 if head[1] & 0x10 else 2)
+        return (144 if first else 72) * 1000 * _BITRATES[first][bitrate] // hertz + (head[2] >> 1 & 1)
+
+    def _signature(self, at: int) -> bytes:
+        return bytes((self._buffer[at + 1] & 0xFE, self._buffer[at + 2] & 0x0C))
+
+    def _begin(self, length: int) -> Track:
+        frame = bytes(self._buffer[:length])
+        first, mono = frame[1] & 0x18 == 0x18, frame[3] >> 6 == 3
+        at = 4 + ((17 if mono else 32) if first else (9 if mono else 17)) + 2 * (not frame[1] & 1)
+        skip = 0
+        if frame[at : at + 4] in (b"Xing", b"Info"):  # a frame that is no audio
+            flags = frame[at + 7]
+            lame = at + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
+            if len(frame) >= lame + 24 and frame[lame : lame + 4].isalnum():
+                skip = int.from_bytes(frame[lame + 21 : lame + 24], "big") >> 12
+                skip += _DECODER_DELAY
+            self._drop(length)
+        self.track = Track("mp3", skip=skip)
+        return self.track
+
+
+class Adts(_Frames):
+    """AAC, each frame with its header."""
+
+    name = "AAC"
+    _header = 7
+
+    def _length(self, at: int) -> int:
+        head = self._buffer[at : at + 7]
+        if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 0x0F >= len(_ADTS_RATES):
+            return 0
+        length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+        return length if length > 7 else 0
+
+    def _signature(self, at: int) -> bytes:
+        return bytes((self._buffer[at + 1], self._buffer[at + 2], self._buffer[at + 3] & 0xC0))
+
+    def _begin(self, length: int) -> Track:
+        self.track = Track("aac")
+        return self.track

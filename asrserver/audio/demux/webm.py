@@ -1,0 +1,211 @@
+"""WebM and Matroska (RFC 9559) as recorders write them: sizes unknown, the head in the first slice alone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from asrserver.audio.demux.base import MAX_HEAD, MAX_PACKET, MAX_SKIP, Demuxer, Packet, Track, opus_skip
+
+_EBML = 0x1A45DFA3
+_SEGMENT = 0x18538067
+_CLUSTER = 0x1F43B675
+_TRACKS = 0x1654AE6B
+_TRACK_ENTRY = 0xAE
+_BLOCK_GROUP = 0xA0
+_BLOCK = 0xA1
+_SIMPLE_BLOCK = 0xA3
+_DISCARD_PADDING = 0x75A2
+
+#: Of a track entry.
+_NUMBER, _TYPE, _CODEC_ID, _CODEC_PRIVATE, _CODEC_DELAY = 0xD7, 0x83, 0x86, 0x63A2, 0x56AA
+_AUDIO, _ENCODINGS = 0xE1, 0x6D80
+_RATE, _CHANNELS, _BITS = 0xB5, 0x9F, 0x6264
+
+#: What else there is outside and inside of clusters. An element that is none of these is damage.
+_PASSED = frozenset(
+    (
+        *(0xEC, 0xBF, 0x1549A966, 0x114D9B74, 0x1254C367, 0x1C53BB6B, 0x1043A770, 0x1941A469),
+        *(0xE7, 0xAB, 0xA7, 0x5854, 0xAF, 0x75A1, 0x9B, 0xFB, 0xFA, 0xFD, 0xA4, 0x8E, 0xC8),
+    )
+)
+
+_AUDIO_TRACK = 2
+
+_CODECS = {
+    "A_OPUS": "opus",
+    "A_VORBIS": "vorbis",
+    "A_AAC": "aac",
+    "A_FLAC": "flac",
+    "A_MPEG/L3": "mp3",
+    "A_PCM/FLOAT/IEEE": "pcm_f",
+    "A_PCM/INT/LIT": "pcm_s",
+}
+
+
+class WebM(Demuxer):
+    """Walks the elements without minding their levels: so it begins before any block, and needs no cluster's size."""
+
+    name = "WebM"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._group_at = 0  # where the open block group began, and where it ends
+        self._group_end = 0
+        self._held: Packet | None = None  # of that group: its padding may follow
+
+    def _next(self) -> Track | Packet | None:
+        if self._held is not None and (self.offset >= self._group_end or self._ended):
+            held, self._held = self._held, None
+            return held
+        header = _header(self._buffer)
+        if header is None:
+            return None
+        ident, size, length = header
+        if length == 0:
+            raise self._damaged("no element begins here")
+        if ident in (_SEGMENT, _CLUSTER):
+            self._drop(length)
+        elif ident == _EBML:
+            self.start = self.offset
+            self.track = None
+            self._pass(length, size)
+        elif size is None:
+            raise self._damaged(f"element {ident:X} has no size")
+        elif ident == _BLOCK_GROUP:
+            self._group_at = self.offset
+            self._group_end = self.offset + length + size
+            self._drop(length)
+        elif ident == _TRACKS:
+            return self._tracks(length, size)
+        elif ident in (_SIMPLE_BLOCK, _BLOCK):
+            return self._block(ident, length, size)
+        elif ident == _DISCARD_PADDING:
+            self._padding(length, size)
+        elif ident in _PASSED:
+            self._pass(length, size)
+        else:
+            raise self._damaged(f"there is no element {ident:X}")
+        return None
+
+    def _find(self) -> bool:
+        self._held = None
+        return self._find_any((_EBML.to_bytes(4, "big"), _CLUSTER.to_bytes(4, "big")))
+
+    def _pass(self, length: int, size: int | None) -> None:
+        if size is None or size > MAX_SKIP:
+            raise self._damaged("an element is too long")
+        self._drop(length + size)
+
+    def _tracks(self, length: int, size: int) -> Track | None:
+        if size > MAX_HEAD:
+            raise self._damaged("the list of tracks is too long")
+        if len(self._buffer) < length + size:
+            return None
+        body = bytes(self._buffer[length : length + size])
+        self._drop(length + size)
+        entries = [dict(_elements(entry)) for ident, entry in _elements(body) if ident == _TRACK_ENTRY]
+        for entry in entries:
+            if int.from_bytes(entry.get(_TYPE, b""), "big") == _AUDIO_TRACK:
+                return self._begin_track(self._audio(entry))
+        raise self._unsupported("it has no audio track")
+
+    def _audio(self, entry: dict[int, bytes]) -> Track:
+        named = entry.get(_CODEC_ID, b"").rstrip(b"\0").decode("ascii", "replace")
+        codec = _CODECS.get(named) or ("aac" if named.startswith("A_AAC") else None)
+        if codec is None:
+            raise self._unsupported(f"its codec is {named}")
+        if _ENCODINGS in entry:
+            raise self._unsupported("its track is compressed or encrypted once more")
+        audio = dict(_elements(entry.get(_AUDIO, b"")))
+        channels = int.from_bytes(audio.get(_CHANNELS, b"\1"), "big")
+        rate, bits, frame = _rate(audio.get(_RATE, b"")), int.from_bytes(audio.get(_BITS, b""), "big"), 0
+        if codec.startswith("pcm"):
+            codec = f"{codec}{bits}le" if bits > 8 else "pcm_u8"
+            frame = bits // 8 * channels
+        private = entry.get(_CODEC_PRIVATE, b"")
+        delay = int.from_bytes(entry.get(_CODEC_DELAY, b""), "big") * rate // 10**9
+        # Vorbis has it too, but its decoder does not return it.
+        skip = opus_skip(private) if codec == "opus" else delay if codec == "aac" else 0
+        return Track(codec, private, rate, channels, skip, int.from_bytes(entry.get(_NUMBER, b""), "big"), frame)
+
+    def _block(self, ident: int, length: int, size: int) -> Packet | None:
+        available = len(self._buffer) - length
+        if available < min(size, 8):
+            return None
+        number, width = _number(self._buffer, length)
+        if not number or size < width + 3:
+            raise self._damaged("a block has no track")
+        if self.track is None or number != self.track.number:
+            self._pass(length, size)
+            return None
+        if size > MAX_PACKET:
+            raise self._damaged("a block of audio is too long")
+        if available < size:
+            return None
+        if self._buffer[length + width + 2] & 0x06:
+            raise self._unsupported("its blocks are laced")
+        data = bytes(self._buffer[length + width + 3 : length + size])
+        in_group = ident == _BLOCK and self._group_at < self.offset < self._group_end
+        packet = Packet(data, self._group_at if in_group else self.offset)
+        self._drop(length + size)
+        if not in_group:
+            return packet
+        held, self._held = self._held, packet
+        return held
+
+    def _padding(self, length: int, size: int) -> None:
+        """DiscardPadding: nanoseconds at the end of the block that are not audio."""
+        if size > 8:
+            raise self._damaged("an element is too long")
+        if len(self._buffer) < length + size:
+            return
+        nanoseconds = int.from_bytes(self._buffer[length : length + size], "big", signed=True)
+        if self._held is not None and self.track is not None and nanoseconds > 0:
+            rate = 48000 if self.track.codec == "opus" else self.track.rate
+            self._held.trim = nanoseconds * rate // 10**9
+        self._drop(length + size)
+
+
+def _header(data: bytearray) -> tuple[int, int | None, int] | None:
+    """(id, size or None if unknown, bytes of both) of the element at the front; None if cut; 0 bytes if none is."""
+    if len(data) < 2:
+        return None
+    width = 9 - data[0].bit_length()
+    if width > 4:
+        return 0, None, 0
+    if len(data) <= width:
+        return None
+    ident = int.from_bytes(data[:width], "big")
+    size_width = 9 - data[width].bit_length()
+    if size_width > 8:
+        return 0, None, 0
+    if len(data) < width + size_width:
+        return None
+    size, _ = _number(data, width)
+    unknown = (1 << 7 * size_width) - 1  # all bits set: the way of a recorder that does not know yet
+    return ident, None if size == unknown else size, width + size_width
+
+
+def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """(value, bytes) of the variable-size integer there (RFC 8794, 4); (0, 0) if there is none."""
+    width = 9 - data[at].bit_length()
+    if width > 8 or len(data) < at + width:
+        return 0, 0
+    return int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1), width
+
+
+def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """(id, content) of each element of a master; stops at what is none."""
+    while (header := _header(bytearray(body[:12]))) is not None:
+        ident, size, length = header
+        if not length or size is None:
+            return
+        yield ident, body[length : length + size]
+        body = body[length + size :]
+
+
+def _rate(data: bytes) -> int:
+    """Of an element that holds a float; the default is 8 kHz, and what is no number is none."""
+    value = struct.unpack(">d" if len(data) == 8 else ">f", data)[0] if len(data) in (4, 8) else 8000.0
+    return int(value) if 0 <= value < 1e6 else -1

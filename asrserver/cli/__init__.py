@@ -1,0 +1,1 @@
+"""What a person types: the asrserver command and its subcommands. Nothing imports it."""

@@ -1,0 +1,1 @@
+"""One gateway process without its web server: sessions, admission, backlog, persistence, archive."""

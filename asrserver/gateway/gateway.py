@@ -1,0 +1,272 @@
+"""One gateway process: who and what is let in, and its standing duties. What then happens to sessions: sessions.py.
+
+Handlers translate a protocol into calls of `Gateway` and its `sessions`, and events back; they decide nothing.
+Redis and SQL are known only through their owners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asrserver.auth import Access, Key
+from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
+from asrserver.broker.quota import KEEP_EVERY
+from asrserver.config import Settings
+from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
+from asrserver.gateway.admission import Admission
+from asrserver.gateway.archive import Recordings
+from asrserver.gateway.persistence import Recorder
+from asrserver.gateway.session import Session, Start
+from asrserver.gateway.sessions import REPAIR_EVERY, Event, Send, Sessions
+from asrserver.gateway.tasks import Background
+from asrserver.process.aio import until
+from asrserver.storage.errors import StorageError
+from asrserver.storage.storage import Storage
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.gateway")
+
+#: Seconds between sweeps for sessions of dead gateways, and after which Redis is back for long enough: while it was
+#: away, no gateway could put off the deadlines of its sessions.
+SWEEP_EVERY = 5.0
+
+#: Seconds between housekeepings, and for how long a deleted session is remembered.
+TIDY_EVERY = 60.0
+REMEMBERED = 30 * 86400.0
+
+#: Seconds that a request of REST waits for Redis.
+ANSWER = 5.0
+
+#: How full Redis may be before new sessions wait, and before audio does; the rest is for events and heartbeats.
+FULL_FOR_SESSIONS = 0.8
+FULL_FOR_AUDIO = 0.9
+
+#: Bytes on their way to Redis at which sockets are no longer read.
+MAX_IN_FLIGHT = 16 * 2**20
+
+#: Seconds between looks whether the file of keys has changed.
+KEYS_EVERY = 1.0
+
+#: Seconds between looks at idle sessions, and at what the keys of open ones have spent.
+WATCH_EVERY = 1.0
+
+#: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
+MAX_WAIT = 8.0
+
+
+class Gateway:
+    """All that one gateway process does for its sessions. `alive` is called as a sign of life for the supervisor."""
+
+    def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
+        self.broker = Broker(settings.redis, self.name)
+        self.storage = Storage(settings.database)
+        self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
+        self.recordings = Recordings(settings, self.name, self.broker, self.storage)
+        self.admission = Admission(settings, self.access, self.broker.quota, self.name)
+        self._background = Background()
+        self.sessions = Sessions(
+            settings, self.broker, self.storage, self.recorder, self.recordings, self.admission, self._background
+        )
+        self.connections = 0
+        self.closing = False
+        self._alive = alive
+        self._fullness = 0.0
+        self._backlog_elsewhere = 0.0  # seconds of audio that other gateways wait for
+        self._languages: frozenset[str] = frozenset()
+        self._subscribed = asyncio.Event()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect; returns when results can be received. PostgreSQL may come later. Raises Unavailable."""
+        await self.broker.open()
+        background = self._background
+        background.forever(self.broker.subscribe(self.sessions.on_event, self._on_subscribed))
+        background.forever(self.recorder.run())
+        background.every(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live)
+        background.every(HEARTBEAT_EVERY, self._beat)
+        background.every(REPAIR_EVERY, self.sessions.repair)
+        background.every(SWEEP_EVERY, self._sweep)
+        background.every(KEYS_EVERY, self._reread_keys)
+        background.every(TIDY_EVERY, self._tidy)
+        background.every(KEEP_EVERY, self._keep_shares)
+        background.every(WATCH_EVERY, self._watch)
+        async with asyncio.timeout(10):
+            await self._subscribed.wait()
+        try:
+            await self.storage.open()
+        except StorageError as exc:
+            log.warning("PostgreSQL is not there yet, sessions will be stored later: %s", exc)
+
+    def _on_subscribed(self) -> None:
+        self._subscribed.set()
+        self.sessions.catch_up()
+
+    async def drain(self, timeout: float) -> None:
+        """Let the sessions end whose clients are here, for at most `timeout` seconds: not every client can resume."""
+        await until(lambda: all(session.send is None for session in self.sessions.values()), timeout)
+
+    async def close(self) -> None:
+        self._share_metrics()
+        await self._background.close()
+        with contextlib.suppress(Unavailable):
+            await self.broker.forget("gateway")
+        await self.broker.close()
+        await self.storage.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.recordings.close)
+
+    # -- the door ----------------------------------------------------------------------------------------------------
+
+    async def connect(self, address: str, key: Key | None) -> Callable[[], None]:
+        """Let a connection in, until what this returns is called; raises Refused or Unavailable."""
+        self._refuse_when_closing()
+        return await self.admission.connect(address, key)
+
+    def refused(self, error: AsrError, address: str | None, key_id: str, at_door: bool = False) -> None:
+        """Every refusal passes here, of a request at the door or of a message on a connection."""
+        metrics.refused(error.code)
+        level = logging.INFO if at_door else logging.DEBUG  # not a line a chunk
+        log.log(level, "refused code=%s from %s key=%s", error.code, address, key_id or "-")
+
+    async def start(self, message: dict[str, Any], send: Send, owner: str = "", siblings: int = 0) -> Session:
+        """Open a session as a `start` message asks, of the key `owner`, on a connection with `siblings` other sessions.
+
+        Raises BadRequest, Refused or Unavailable.
+        """
+        self._refuse_when_closing()
+        asked = Start.parse(message)
+        language = asked.options.language
+        if language and self._languages and language not in self._languages:
+            known = ", ".join(sorted(self._languages))
+            raise BadRequest("bad_option", f"language {language} is not one of the model's: {known}", option="language")
+        if not await until(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
+            raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
+        return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
+
+    async def resume(self, message: dict[str, Any], send: Send, owner: str = "") -> tuple[Session, list[Event]]:
+        """Take a session as a `resume` message asks, with what its client has not got, as Sessions.resume does."""
+        self._refuse_when_closing()
+        return await self.sessions.resume(message, send, owner)
+
+    async def place(self) -> int:
+        """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
+        return max(0, (await self.broker.queue())["waiting"] - 1)
+
+    def room(self, session: Session) -> Awaitable[bool] | None:
+        """None, or what to wait for before more audio of this session's connection is read."""
+        return None if self._has_room(session) else until(lambda: self._has_room(session), MAX_WAIT)
+
+    def _has_room(self, session: Session) -> bool:
+        if self.broker.bytes_on_their_way >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
+            return False
+        return session.state != "recording" or self.admission.has_room(session, self.sessions.backlog)
+
+    def _refuse_when_closing(self) -> None:
+        if self.closing:
+            raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
+
+    # -- what REST asks ----------------------------------------------------------------------------------------------
+
+    async def settled(self, sid: str) -> None:
+        """Wait, at most two seconds, until what this gateway knows of the session is stored."""
+        await until(lambda: self.recorder.settled(sid), 2.0)
+
+    async def delete(self, sid: str, owner: str | None = None) -> bool:
+        """Delete a session of the owner's: its rows now, its keys now or, of one that is open, when it is over.
+
+        Whether there was one. Raises StorageError or Unavailable; then the same call again does the rest.
+        """
+        try:
+            async with asyncio.timeout(ANSWER):
+                known = await self.broker.delete_session(sid, owner)
+        except TimeoutError:
+            raise Unavailable("broker_unavailable", "the broker cannot be reached") from None
+        deleted = await self.storage.delete(sid, pending=known, owner=owner) or known
+        if deleted:  # after its row, without which no recording is kept that is put together just now
+            await self.recordings.delete(sid)
+        return deleted
+
+    # -- standing duties ---------------------------------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        self._alive()  # apart from the heartbeat in Redis, which waits while Redis is away
+
+    async def _beat(self) -> None:
+        self.broker.beat(
+            "gateway",
+            {
+                "pid": os.getpid(),
+                "host": self.settings.host,
+                "port": self.settings.port,
+                "connections": self.connections,
+                "sessions": len(self.sessions),
+                "to_store": self.recorder.waiting,
+                "backlog": round(self.sessions.backlog.seconds, 1),
+                "oldest_waiting": round(self.sessions.backlog.oldest, 3),
+            },
+        )
+        self._share_metrics()
+        self._fullness = await self.broker.memory()
+        metrics.redis_fullness.set(self._fullness)
+        queue = await self.broker.queue()
+        for state in ("waiting", "processing"):
+            metrics.queue.labels(state).set(queue[state])
+        metrics.buried.set(queue["dead"])
+        others = [g for g in await self.broker.heartbeats("gateway") if g["name"] != self.name]
+        self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
+        workers = await self.broker.heartbeats("worker")
+        self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
+
+    def _share_metrics(self) -> None:
+        metrics.connections.set(self.connections)
+        metrics.to_store.set(self.recorder.waiting)
+        metrics.persist_lag.set(self.recorder.lag)
+        self.sessions.share_metrics()
+
+    async def _reread_keys(self) -> None:
+        try:
+            if await asyncio.get_running_loop().run_in_executor(None, self.access.reread):
+                log.info("the file of keys was read again")
+                self.access.on_change()
+        except SettingError as exc:
+            log.error("%s; the keys that were read before go on to count", exc)
+
+    async def _keep_shares(self) -> None:
+        self.admission.keep(self.sessions.values())
+
+    async def _watch(self) -> None:
+        """End sessions without audio; see what keys have spent."""
+        waiting: dict[str, float] = {}
+        for session in list(self.sessions.values()):
+            if session.state == "recording" and session.send is not None and self.admission.is_idle(session):
+                limit = self.settings.session_idle_timeout
+                error = Refused(408, "session_idle", f"no audio came for {limit:g} s", session_id=session.id)
+                self.refused(error, None, session.owner)
+                session.send(error.event())
+                self.sessions.end(session, "interrupted")
+            if session.owner:
+                waiting[session.owner] = waiting.get(session.owner, 0.0) + self.sessions.backlog.waiting(session.id)
+        await self.admission.watch(waiting)
+
+    async def _sweep(self) -> None:
+        if not self.closing and time.monotonic() - self.broker.lane.back_at >= SWEEP_EVERY:
+            await self.sessions.adopt()
+
+    async def _tidy(self) -> None:
+        """Keep the tables small: the tally's rows, and the memory of what was deleted long ago."""
+        await self.storage.add_up()
+        old = await self.storage.old_tombstones(REMEMBERED, 1000)
+        if old:
+            await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
+        await self.recordings.tidy()

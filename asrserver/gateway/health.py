@@ -1,0 +1,129 @@
+"""What an operator asks: is it healthy, what waits, what was done. Read cheaply, from heartbeats and sums."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any
+
+from asrserver.errors import Unavailable
+from asrserver.storage.errors import StorageError
+
+if TYPE_CHECKING:
+    from asrserver.gateway.gateway import Gateway
+
+#: Seconds that reading the heartbeats may take.
+TIMEOUT = 2.0
+
+
+async def not_ready(gateway: Gateway) -> str:
+    """Why this gateway takes no sessions now; '' if it does. PostgreSQL is not asked: sessions are stored later."""
+    if gateway.closing:
+        return "shutting down"
+    state = await _probe(gateway.broker.ping())
+    return "" if state["ready"] else f"Redis: {state['error']}"
+
+
+async def health(gateway: Gateway) -> dict[str, Any]:
+    """The state of every part, each probed now: latencies in milliseconds, reasons for what does not work."""
+    redis_state, postgres_state = await asyncio.gather(_probe(gateway.broker.ping()), _probe(gateway.storage.ping()))
+    workers: list[dict[str, Any]] = []
+    gateways: list[dict[str, Any]] = []
+    queue: dict[str, int] = {}
+    recognition: dict[str, Any] = {"ready": False, "error": "Redis does not say whether a worker lives"}
+    if redis_state["ready"]:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                workers, gateways, queue, census = await asyncio.gather(
+                    gateway.broker.heartbeats("worker"),
+                    gateway.broker.heartbeats("gateway"),
+                    gateway.broker.queue(),
+                    gateway.broker.census(),
+                )
+        except (TimeoutError, Unavailable) as exc:
+            redis_state = {"ready": False, "error": str(exc) or "too slow"}
+        else:
+            redis_state |= census
+            latency = round((time.monotonic() - began) * 1000, 2)
+            recognition = {"ready": True, "latency_ms": latency}
+            if not workers:
+                recognition = {"ready": False, "error": "no worker lives"}
+    ready = redis_state["ready"] and postgres_state["ready"] and recognition["ready"]
+    return {
+        "status": "ok" if ready else "degraded",
+        "funasr_ready": recognition["ready"],
+        "redis_ready": redis_state["ready"],
+        "workers_ready": recognition["ready"],
+        "postgres_ready": postgres_state["ready"],
+        "redis": redis_state,
+        "postgres": postgres_state,
+        "recognition": recognition,
+        "queue": queue,
+        "gateways": gateways,
+        "workers": workers,
+    }
+
+
+async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
+    """What was recognised since the beginning; with an owner, of its sessions. Raises StorageError or Unavailable."""
+    (workers,) = await _soon(gateway.broker.heartbeats("worker"))
+    found = await gateway.storage.stats(owner=owner)
+    size = await gateway.storage.size() if owner is None else 0
+    totals = {name: sum(row[name] for row in found.values()) for name in ("sessions", "audio_ms", "audio_bytes")}
+    return {
+        "total_tasks": totals["sessions"],
+        "total_duration": totals["audio_ms"] / 1000,
+        "avg_rtf": _real_time_factor(workers),
+        "storage_used": size + totals["audio_bytes"],
+        "storage": {"database": size, "recordings": totals["audio_bytes"]},
+        "sessions": {
+            status: found.get(status, {}).get("sessions", 0) for status in ("recording", "done", "interrupted", "error")
+        },
+    }
+
+
+async def queue_status(gateway: Gateway) -> dict[str, Any]:
+    """What waits, how long, and who works; raises Unavailable."""
+    broker, backlog = gateway.broker, gateway.sessions.backlog
+    workers, gateways, queue, waiting = await _soon(
+        broker.heartbeats("worker"), broker.heartbeats("gateway"), broker.queue(), broker.oldest_waiting()
+    )
+    others = [state for state in gateways if state["name"] != gateway.name]
+    oldest = [backlog.oldest, waiting, *(state.get("oldest_waiting", 0.0) for state in others)]
+    return {
+        "queued": queue["waiting"],
+        "processing": queue["processing"],
+        "failed": queue["dead"],
+        "workers": len(workers),
+        "workers_busy": sum(bool(state.get("backlog") or state.get("queue")) for state in workers),
+        "backlog_seconds": round(backlog.seconds + sum(state.get("backlog", 0.0) for state in others), 1),
+        "oldest_waiting_seconds": round(max(oldest), 3),
+        "real_time_factor": _real_time_factor(workers),
+        "sessions": len(gateway.sessions) + sum(state.get("sessions", 0) for state in others),
+        "to_store": gateway.recorder.waiting + sum(state.get("to_store", 0) for state in others),
+    }
+
+
+async def _soon(*questions: Awaitable[Any]) -> list[Any]:
+    """The answers of Redis, which the broker's lane would wait for much longer."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            return await asyncio.gather(*questions)
+    except TimeoutError:
+        raise Unavailable("broker_unavailable", "Redis does not answer") from None
+
+
+def _real_time_factor(workers: list[dict[str, Any]]) -> float:
+    """Seconds of work a second of speech, of all workers that live; 0 before there was any."""
+    speech = sum(state.get("speech_seconds", 0.0) for state in workers)
+    busy = sum(state.get("speech_seconds", 0.0) * state.get("real_time_factor", 0.0) for state in workers)
+    return round(busy / speech, 4) if speech else 0.0
+
+
+async def _probe(ping: Awaitable[float]) -> dict[str, Any]:
+    try:
+        return {"ready": True, "latency_ms": round(await ping * 1000, 2)}
+    except (Unavailable, StorageError) as exc:
+        return {"ready": False, "error": str(exc)}

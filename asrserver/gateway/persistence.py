@@ -1,0 +1,243 @@
+"""Write-behind: what Redis holds as durable events becomes rows in PostgreSQL, in batches, behind the client's back.
+
+A session that has something new is only marked; the events themselves are read back from Redis when a batch is written.
+So PostgreSQL may be away for as long as Redis has room: what waits here is one small entry a session.
+
+Of an open session Redis keeps the last results, for a client that resumes; those before them go once they are stored
+and the client was sent KEEP more. So a session that goes on for hours takes no more and more of Redis.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from asrserver.broker.broker import Broker
+from asrserver.errors import Unavailable
+from asrserver.storage.errors import StorageUnavailable
+from asrserver.storage.storage import Storage
+from asrserver.storage.tables import Record
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.recorder")
+
+#: Seconds between batches: several results of one session become one write.
+EVERY = 0.25
+
+#: Sessions in one batch.
+BATCH = 200
+
+#: Open sessions with nothing new whose last stored event is remembered; of others, all events are read again.
+REMEMBERED = 20_000
+
+#: Results of an open session that Redis keeps at least, and half of what it keeps at most: more than a client can be
+#: behind, for whom megabytes wait in no socket (handlers/websocket.py).
+KEEP = 1000
+
+#: Longest pause between tries while PostgreSQL is away, in seconds.
+MAX_PAUSE = 5.0
+
+
+@dataclass(slots=True)
+class _Upto:
+    """How far a session's events are dealt with, by their ids and `seq`s."""
+
+    stored: str = "0-1"
+    sent: int = 0  # to the client
+    mark: tuple[str, int] | None = None  # one that is stored: up to it they go when the client is KEEP further
+    session: dict[str, Any] | None = None  # what of its row never changes, once it was read
+
+
+class Recorder:
+    """Stores sessions. `ttl` is how long Redis keeps a session after it is stored, in seconds."""
+
+    def __init__(self, broker: Broker, storage: Storage, ttl: float) -> None:
+        self._broker = broker
+        self._storage = storage
+        self._ttl = ttl
+        self._dirty: dict[str, _Upto] = {}  # sessions with something new
+        self._stored: dict[str, _Upto] = {}  # open ones without
+        self._wake = asyncio.Event()
+        self._writing: dict[str, _Upto] = {}
+        self._waits_since: float | None = None  # what waits longest
+
+    def mark(self, sid: str, sent: int = 0) -> None:
+        """The session has something new to store; its client was sent what there is up to the event number `sent`."""
+        if sid not in self._dirty:
+            self._dirty[sid] = self._stored.pop(sid, self._writing.get(sid, _Upto()))
+            if self._waits_since is None:
+                self._waits_since = time.monotonic()
+            self._wake.set()
+        upto = self._dirty[sid]
+        upto.sent = max(upto.sent, sent)
+
+    @property
+    def waiting(self) -> int:
+        """Sessions with something that is not stored yet."""
+        return len(self._dirty)
+
+    @property
+    def lag(self) -> float:
+        """Seconds that what waits longest has waited, at most."""
+        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
+
+    def settled(self, sid: str | None = None) -> bool:
+        """Whether the session, or every session, is stored as far as it is known."""
+        if sid is None:
+            return not self._dirty and not self._writing
+        return sid not in self._dirty and sid not in self._writing
+
+    async def run(self) -> None:
+        """Write batches, for ever."""
+        pause = EVERY
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(pause)
+            self._wake.clear()
+            try:
+                await self._write()
+                pause = EVERY
+            except (StorageUnavailable, Unavailable) as exc:
+                if pause == EVERY:
+                    log.warning("storing waits, %d sessions: %s", len(self._dirty), exc)
+                pause = min(pause * 2, MAX_PAUSE)
+            except Exception:
+                log.exception("storing failed, %d sessions wait", len(self._dirty))
+                pause = MAX_PAUSE
+            finally:
+                self._writing = {}
+            if self._dirty:
+                self._wake.set()
+
+    async def _write(self) -> None:
+        began = time.monotonic()
+        batch = self._writing = dict(list(self._dirty.items())[:BATCH])
+        for sid in batch:
+            del self._dirty[sid]  # what comes from now on marks it again
+        try:
+            after = {sid: upto.stored for sid, upto in batch.items()}
+            known = {sid for sid, upto in batch.items() if upto.session is not None}
+            found = await self._broker.read_sessions(after, known)
+            records = []
+            for sid, (fields, events) in found.items():
+                try:
+                    if fields:
+                        batch[sid].session = row(sid, fields)
+                    session = batch[sid].session
+                    records += [record(session, events)] if session and (fields or events) else []
+                except Exception as exc:  # one that cannot be understood must not hold up the others
+                    log.exception("session=%s cannot be stored", sid)
+                    await self._broker.bury(sid, "", f"not stored: {type(exc).__name__}: {exc}")
+            for sid, reason in await self._storage.save(records):
+                await self._broker.bury(sid, "", f"not stored: {reason}")
+        except BaseException:
+            self._dirty |= batch
+            raise
+        _measure(began, [event["time"] for _, events in found.values() for event in events])
+        self._waits_since = began if self._dirty else None
+        over = []
+        for sid, (fields, events) in found.items():
+            if not fields and sid not in known:
+                log.warning("session=%s is gone from Redis: nothing to store", sid)
+                over.append(sid)
+            elif events and events[-1]["type"] == "final":
+                over.append(sid)
+                self._dirty.pop(sid, None)
+            elif events:
+                await self._advance(sid, batch[sid], events[-1])
+                if sid not in self._dirty:
+                    self._stored[sid] = batch[sid]
+            elif sid in known:
+                # Nothing new, most often since it came with what was new before; or it is gone: read all of it again.
+                batch[sid].session = None
+                self._dirty.setdefault(sid, batch[sid])
+            elif sid not in self._dirty:
+                self._stored[sid] = batch[sid]
+        await asyncio.gather(*(self._broker.close_session(sid, self._ttl) for sid in over))
+        while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
+            del self._stored[next(iter(self._stored))]
+
+    async def _advance(self, sid: str, upto: _Upto, last: dict[str, Any]) -> None:
+        """The session's events are stored up to the `last`: let go of those that nobody can want any more."""
+        upto.stored = last["id"]
+        here = (last["id"], last["seq"])
+        if upto.mark is None:
+            upto.mark = here
+        elif min(last["seq"], upto.sent) >= upto.mark[1] + KEEP:
+            await self._broker.forget_events(sid, upto.mark[0])
+            upto.mark = here
+
+
+def _measure(began: float, times: list[float]) -> None:
+    metrics.persist_batch_seconds.observe(time.monotonic() - began)
+    now = time.time()
+    for at in times:
+        metrics.persist_seconds.observe(max(0.0, now - at))
+
+
+def row(sid: str, fields: dict[str, str]) -> dict[str, Any]:
+    """What a session's row begins as."""
+    return {
+        "id": sid,
+        "user_id": fields.get("user_id") or None,
+        "owner": fields.get("owner") or None,
+        "status": "recording",
+        "mode": orjson.loads(fields["options"])["mode"],
+        "created_at": datetime.fromtimestamp(float(fields["created"]), UTC),
+    }
+
+
+def record(session: dict[str, Any], events: list[dict[str, Any]]) -> Record:
+    """The rows of a session, as it began, and of its (new) durable events."""
+    session, sid = dict(session), session["id"]
+    chunks, segments = [], []
+    for event in events:
+        at = datetime.fromtimestamp(event["time"], UTC)
+        session["model"] = event["model"]
+        session["total_duration"] = event["total"]
+        session["chunk_count"] = event["chunk_count"]
+        if event.get("language"):
+            session["language"] = event["language"]
+        if event.get("chunk_index") is not None:
+            chunks.append(_chunk(sid, event, at))
+        segments += [_segment(sid, event, segment) for segment in event["segments"]]
+        if event["type"] == "final":
+            session |= {"status": event["status"], "final_text": event["text"], "completed_at": at}
+        elif event["type"] == "error" and event.get("chunk_index") is None:
+            session |= {"error_code": event["code"], "error_message": event["message"]}
+    return Record(session, chunks, segments)
+
+
+def _chunk(sid: str, event: dict[str, Any], at: datetime) -> dict[str, Any]:
+    return {
+        "session_id": sid,
+        "chunk_index": event["chunk_index"],
+        "text": event.get("text"),
+        "duration": event.get("duration"),
+        "language": event.get("language"),
+        "error_code": event.get("code"),
+        "error_message": event.get("message"),
+        "received_at": event.get("received"),
+        "recognised_at": at,
+    }
+
+
+def _segment(sid: str, event: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "session_id": sid,
+        "number": segment["number"],
+        "chunk_index": segment.get("chunk_index"),
+        "start_time": segment["start"],
+        "end_time": segment["end"],
+        "text": segment["text"],
+        "language": segment["language"],
+        "confidence": segment["confidence"],
+        "words": segment.get("words"),
+        "worker": event["worker"],
+    }

@@ -1,0 +1,458 @@
+"""What a session is, as its gateway sees it: options, states, the order of chunks and of results.
+
+Knows neither Tornado nor Redis: what it returns are events (dicts) in the order in which the client gets them.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from asrserver.errors import AsrError, BadRequest
+
+if TYPE_CHECKING:
+    from asrserver.gateway.rate_limits import Pace
+
+#: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
+SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
+
+#: Redis stream ids are 64-bit; this is far below, and still more chunks than anyone sends.
+MAX_INDEX = 2**48
+
+#: Chunks refused in one session whose indexes are remembered.
+MAX_REFUSED = 1000
+
+#: Chunks, and their bytes, after which what may be acknowledged later is at once: clients have larger windows.
+TOGETHER = 16
+TOGETHER_BYTES = 1 << 20
+
+#: Seconds between partial results, if nothing else is asked for.
+PARTIAL_INTERVAL = 0.5
+
+MODES = ("auto", "chunk", "stream")
+FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
+TASKS = ("transcribe", "translate")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a client asks for in `start`.
+
+    `mode` chunk: each chunk is an utterance of its own. `stream`: all chunks are one recording. `auto`: a chunk that
+    opens a container, or a second or more of raw PCM, is an utterance; anything else continues the one before.
+    `format`, `sample_rate` (hertz) and `channels` describe headerless audio. `silence` (seconds) ends a segment; None
+    is the server's own. `partials` are asked for every `partial_interval` seconds.
+    """
+
+    mode: str = "auto"
+    format: str = "auto"
+    sample_rate: int = 16000
+    channels: int = 1
+    language: str | None = None
+    task: str = "transcribe"
+    prompt: str = ""
+    hotwords: str = ""
+    partials: bool = False
+    partial_interval: float = PARTIAL_INTERVAL
+    silence: float | None = None
+    word_timestamps: bool = False
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Options:
+        """The options of a `start` message; raises BadRequest naming the field. Unknown fields are ignored."""
+        given = {key: message[key] for key in cls.__slots__ if message.get(key) is not None}
+        options = cls(**given)
+        _one_of("mode", options.mode, MODES)
+        _one_of("format", options.format, FORMATS)
+        _one_of("task", options.task, TASKS)
+        _whole("sample_rate", options.sample_rate, 8000, 48000)
+        _whole("channels", options.channels, 1, 2)
+        _flag("partials", options.partials)
+        _flag("word_timestamps", options.word_timestamps)
+        _seconds("partial_interval", options.partial_interval, 0.1, 10.0)
+        if options.silence is not None:
+            _seconds("silence", options.silence, 0.1, 5.0)
+        for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
+            if not isinstance(value, str) or len(value) > 1000 or "\x00" in value:
+                raise BadRequest("bad_option", f"{name} must be a text of at most 1000 characters", option=name)
+        language = options.language
+        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2,3}", language)):
+            raise BadRequest("bad_option", "language must be a code such as en or zh, or null", option="language")
+        return options
+
+    @property
+    def bytes_per_second(self) -> int:
+        """Of headerless audio."""
+        return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
+
+    @property
+    def borderless(self) -> bool:
+        """Whether it means nothing where a chunk ends and the next begins."""
+        return self.mode == "stream" and self.format != "auto"
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadRequest("bad_option", f"{name} must be one of {', '.join(allowed)}", option=name)
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise BadRequest("bad_option", f"{name} must be a whole number from {low} to {high}", option=name)
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise BadRequest("bad_option", f"{name} must be true or false", option=name)
+
+
+def _seconds(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise BadRequest("bad_option", f"{name} must be a number of seconds from {low:g} to {high:g}", option=name)
+
+
+def valid_id(value: Any, name: str) -> str:
+    """A session or user id that may be used in keys, rows and logs; raises BadRequest."""
+    if not isinstance(value, str) or not SESSION_ID.fullmatch(value):
+        raise BadRequest("bad_id", f"{name} must be 1 to 128 characters without spaces, braces or control characters")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a `start` message asks for. `sid` is empty where the client leaves the id to the server."""
+
+    sid: str
+    user_id: str
+    options: Options
+    resumable: bool  # the client says that it resumes
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Start:
+        """Raises BadRequest naming the field."""
+        sid, user_id = (
+            "" if message.get(name) in (None, "") else valid_id(message[name], name)
+            for name in ("session_id", "user_id")
+        )
+        return cls(sid, user_id, Options.parse(message), message.get("resume") is True)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a session is carried on its connection, as `start` or `resume` asks: `channel` names it in binary frames,
+    acknowledgements come every `ack_interval` seconds, or (0) one for each chunk."""
+
+    channel: int | None
+    ack_interval: float
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Link:
+        """Raises BadRequest naming the field."""
+        channel, interval = message.get("channel"), message.get("ack_interval")
+        if channel is not None:
+            _whole("channel", channel, 0, 2**32 - 1)
+        if interval is not None:
+            _seconds("ack_interval", interval, 0.0, 5.0)
+        return cls(channel, float(interval or 0.0))
+
+
+class Session:
+    """One session on the gateway that holds its client.
+
+    `send` is where events go; None while there is no client. `owner` is the id of the API key that started it, empty
+    where there are no keys. States: recording → finishing → over.
+    """
+
+    # Every chunk touches most of it: as a dict it would be three times the memory.
+    __slots__ = (
+        "_acknowledged",
+        "_answered",
+        "_first",
+        "_held",
+        "_last",
+        "_refused",
+        "_seq",
+        "_skips",
+        "_unacknowledged",
+        "_unsaid",
+        "_unsaid_bytes",
+        "ack_interval",
+        "borderless",
+        "bytes_in",
+        "chunk_count",
+        "failed",
+        "heard",
+        "id",
+        "last_event",
+        "live",
+        "missed",
+        "move",
+        "opened",
+        "options",
+        "owner",
+        "pace",
+        "pcm_rate",
+        "replaying",
+        "results",
+        "resumable",
+        "resume_by",
+        "send",
+        "sent",
+        "state",
+        "user_id",
+    )
+
+    def __init__(
+        self,
+        sid: str,
+        user_id: str,
+        options: Options,
+        send: Callable[[dict[str, Any]], None] | None,
+        owner: str = "",
+    ) -> None:
+        self.id = sid
+        self.user_id = user_id
+        self.owner = owner
+        self.options = options
+        self.pcm_rate = options.bytes_per_second
+        self.borderless = options.borderless
+        self.live = options.mode == "stream"
+        self.pace: Pace | None = None  # its audio against the clock, from its first chunk on
+        self.send = send
+        self.state = "recording"
+        self.failed: AsrError | None = None
+        self.opened = self.heard = time.monotonic()
+        self.resumable = False  # the client said that it resumes: it need not be waited for
+        self.replaying = False  # the client gets what it has missed, and nothing else
+        self.resume_by: float | None = None  # without a client: until when (time.time()) it may resume
+        self.move = 0  # how often the session had changed its gateway when this one got it
+        self.bytes_in = 0
+        self.results = 0
+        self.last_event = "0-1"
+        self._first = 0
+        self._last: int | None = None  # the index of the last chunk that was accepted
+        self._skips = 0  # indexes after it that were refused: the next chunk may be one of them or the one after
+        self._refused: set[int] = set()
+        self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
+        self.chunk_count = 0  # acknowledged here
+        self._acknowledged = -1  # the index of the last one
+        self.ack_interval = 0.0  # seconds for which acknowledgements may wait for others
+        self._unsaid = self._unsaid_bytes = 0  # chunks that are acknowledged together with the next
+        self._answered = -1  # the index of the last chunk with a result
+        self._seq = 0  # of the last event that was taken
+        self.sent = 0  # of the last one that the client was sent
+        self.missed = 0  # results that it asked for and Redis has no more
+        self._held: list[dict[str, Any]] = []  # results that came before their chunk's acknowledgement
+
+    @classmethod
+    def resumed(
+        cls,
+        sid: str,
+        fields: dict[str, str],
+        events: list[dict[str, Any]],
+        last_seq: int,
+        send: Callable[[dict[str, Any]], None],
+    ) -> Session:
+        """The session as Redis has it, for a client that has its results up to `last_seq`.
+
+        `fields` are its hash's, `events` its durable ones, but for the oldest of very many: of what is `missed` the
+        client can have no more than the final text. Raises BadRequest if `last_seq` is past the last of them.
+        """
+        options = Options.parse(orjson.loads(fields["options"]))
+        session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
+        session.resumable = True
+        session.move = int(fields["moves"])
+        session.state = "finishing" if "end" in fields else "recording"
+        if "last" in fields:
+            session._first, session._last = int(fields["first"]), int(fields["last"])
+            session._acknowledged = session._last
+        first, last = (events[0]["seq"], events[-1]["seq"]) if events else (1, 0)
+        if last_seq > last:
+            raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
+        session.missed = max(0, first - 1 - last_seq)
+        session._seq = session.sent = last_seq + session.missed
+        taken = [event for event in events if event["seq"] <= last_seq]
+        if taken:
+            session.last_event = taken[-1]["id"]
+            session.state = "over" if taken[-1]["type"] == "final" else session.state
+        answers = [event["chunk_index"] for event in events if event.get("chunk_index") is not None]
+        answered = [event["chunk_index"] for event in taken if event.get("chunk_index") is not None]
+        session._answered = max(answered, default=answers[0] - 1 if answers else -1)
+        return session
+
+    @property
+    def last(self) -> int | None:
+        """The index of the last chunk that was accepted."""
+        return self._last
+
+    @property
+    def next_index(self) -> int:
+        """The index of the first chunk that was not accepted."""
+        return 0 if self._last is None else self._last + 1
+
+    @property
+    def owed(self) -> bool:
+        """Whether a result is still to come."""
+        return self.state == "finishing" or self._answered < self._acknowledged
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks accepted and not yet acknowledged."""
+        return len(self._unacknowledged)
+
+    def accept(self, index: Any) -> tuple[int, bool]:
+        """The index of a chunk, and whether it is new; raises BadRequest for one that cannot be next.
+
+        The first index may be any; then each is the one before plus one. None is the next. A chunk that was refused
+        may be sent again or passed over.
+        """
+        if self.state != "recording":
+            raise BadRequest("session_finished", "the session takes no more audio", session_id=self.id)
+        following = self.next_index
+        if index == following and type(index) is int and index < MAX_INDEX:
+            return index, True
+        if index is None:
+            index = following + self._skips
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:
+            raise BadRequest("bad_index", "chunk_index must be a whole number from 0", session_id=self.id)
+        if self._last is None:
+            return index, True
+        if index in self._refused and index < following:
+            raise BadRequest("chunk_refused", "this chunk was refused and later ones were taken", **self._where(index))
+        if index <= self._last:
+            if index < self._first:
+                raise self._gap(index, following)
+            return index, False
+        if index > following + self._skips:
+            raise self._gap(index, following)
+        return index, True
+
+    def follows(self, index: int | None, count: int) -> bool:
+        """Whether so many chunks, from this index on (None: without), are the next and nothing else."""
+        if self.state != "recording" or self._skips or self.next_index + count > MAX_INDEX:
+            return False
+        return index is None or index == self.next_index
+
+    def _gap(self, index: int, expected: int) -> BadRequest:
+        return BadRequest(
+            "chunk_gap",
+            f"chunk {index} was sent where {expected} was expected",
+            expected=expected,
+            **self._where(index),
+        )
+
+    def _where(self, index: int) -> dict[str, Any]:
+        return {"session_id": self.id, "chunk_index": index}
+
+    def refuse(self, index: int | None = None) -> None:
+        """A chunk was refused, perhaps unread: the client may go on with the next, or send this one again."""
+        if self._last is None:
+            return
+        position = self._last + 1 + self._skips
+        if (index is None or index == position) and len(self._refused) < MAX_REFUSED:
+            self._refused.add(position)
+            self._skips += 1
+
+    def appending(self, index: int, size: int, fresh: bool, count: int = 1) -> bool:
+        """So many chunks are on their way to Redis; False if it is a duplicate that needs no second append."""
+        if fresh:
+            if self._last is None:
+                self._first = index
+            self._last = index + count - 1
+            self._skips = 0
+            self._refused.difference_update(range(index, index + count))
+            self.bytes_in += size
+            self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
+            return True
+        if index in self._unacknowledged:
+            self._unacknowledged[index] += 1
+        else:
+            self._tell(self._ack(index))
+        return False
+
+    def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
+        """Redis has so many chunks: acknowledge them, then what was held back for that.
+
+        True if `acknowledge` should be called, `ack_interval` seconds after the chunks came.
+        """
+        owed = {one: self._unacknowledged.pop(one) for one in range(index, index + count)}
+        self.chunk_count += count
+        self._acknowledged = max(index + count - 1, self._acknowledged)
+        first = not self._unsaid
+        if self.ack_interval:
+            self._unsaid += count
+            self._unsaid_bytes += size
+            ending = self.state != "recording" and not self._unacknowledged
+            if self._unsaid >= TOGETHER or self._unsaid_bytes >= TOGETHER_BYTES or ending:
+                self.acknowledge()
+        else:
+            for one, times in owed.items():
+                for _ in range(times):
+                    self._tell(self._ack(one))
+        if self._held:
+            held, self._held = self._held, []
+            for event in held:
+                self._release(event)
+        return first and self._unsaid > 0
+
+    def acknowledge(self) -> None:
+        """Acknowledge what Redis has and the client was not told."""
+        if self._unsaid:
+            self._unsaid = self._unsaid_bytes = 0
+            self._tell({**self._ack(self._acknowledged), "through": True})
+
+    def _ack(self, index: int) -> dict[str, Any]:
+        return {"type": "ack", "session_id": self.id, "chunk_index": index, "status": "received"}
+
+    def deliver(self, event: dict[str, Any]) -> bool:
+        """Take a durable event; False if one before it is missing and must be read from the broker.
+
+        An event that was taken before changes nothing.
+        """
+        seq = event["seq"]
+        if seq <= self._seq:
+            return True
+        if seq != self._seq + 1:
+            return False
+        self._seq = seq
+        self.last_event = event["id"]
+        self.heard = time.monotonic()
+        self._release(event)
+        return True
+
+    def guess(self, event: dict[str, Any]) -> bool:
+        """Pass a partial result on; False if the durable event that it follows is still to come."""
+        if event["follows"] > self._seq:
+            return False
+        if not self._held and self.state != "over":
+            self._tell(event)
+        return True
+
+    def _release(self, event: dict[str, Any]) -> None:
+        index = event.get("chunk_index")
+        owing = self._unacknowledged if event["type"] == "final" else index in self._unacknowledged
+        if owing or self._held:
+            self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
+            return
+        if index is not None:
+            self._answered = max(index, self._answered)
+        self.results += 1
+        if self.send is not None:
+            self.sent = event["seq"]
+        if event["type"] == "final":
+            self.state = "over"
+        self._tell(event)
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        if self._unsaid:
+            self.acknowledge()  # before any result
+        if self.send is not None:
+            self.send(event)

@@ -1,0 +1,449 @@
+"""The sessions that a gateway has: begun, resumed, fed, delivered to, ended; and those that a dead gateway left.
+
+Whoever calls decides that a session may begin (gateway.py); in what order things happen to it is decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import orjson
+
+from asrserver.broker.broker import Broker
+from asrserver.config import Settings
+from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
+from asrserver.gateway.admission import Admission
+from asrserver.gateway.archive import Recordings
+from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.persistence import Recorder
+from asrserver.gateway.session import Options, Session, Start, valid_id
+from asrserver.gateway.tasks import Background
+from asrserver.process.aio import until
+from asrserver.storage.errors import StorageError
+from asrserver.storage.storage import Storage
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.sessions")
+
+#: Seconds after which a session whose gateway is silent may be ended by another gateway; or the time that a client has
+#: to resume, if that is longer.
+GRACE = 30.0
+
+#: Seconds between looks at sessions that are owed a result: Pub/Sub is the fast path and may lose.
+REPAIR_EVERY = 2.0
+
+Event = dict[str, Any]
+Send = Callable[[Event], None]
+
+
+class Sessions(Mapping[str, Session]):
+    """By id, those that this gateway answers for. `backlog` is their audio that waits for its results."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        storage: Storage,
+        recorder: Recorder,
+        recordings: Recordings,
+        admission: Admission,
+        background: Background,
+    ) -> None:
+        self.backlog = Backlog()
+        self.keeping = 0  # recordings being put together
+        self._settings = settings
+        self._broker = broker
+        self._storage = storage
+        self._recorder = recorder
+        self._recordings = recordings
+        self._admission = admission
+        self._background = background
+        self._open: dict[str, Session] = {}
+        self._chunks = metrics.Flow(metrics.chunks)
+        self._bytes = metrics.Flow(metrics.received_bytes)
+        self._audio = metrics.Flow(metrics.audio_seconds)
+        self._enqueued = metrics.Spread(metrics.enqueue_seconds)
+        self._grace = max(GRACE, settings.resume_timeout)
+
+    def __getitem__(self, sid: str) -> Session:
+        return self._open[sid]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def share_metrics(self) -> None:
+        metrics.sessions.set(len(self._open))
+        metrics.backlog.set(self.backlog.seconds)
+        metrics.oldest_waiting.set(self.backlog.oldest)
+        for flow in (self._chunks, self._bytes, self._audio, self._enqueued):
+            flow.share()
+
+    # -- for their clients -------------------------------------------------------------------------------------------
+
+    async def start(self, asked: Start, send: Send, owner: str, siblings: int, backlog_elsewhere: float) -> Session:
+        """Open a session of the key `owner`, on a connection with `siblings` other sessions, while other gateways wait
+        for so many seconds of audio.
+
+        Raises BadRequest, Refused or Unavailable. What is refused here has not begun; what has begun is served.
+        An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
+        """
+        sid, options = asked.sid or str(uuid.uuid4()), asked.options
+        exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
+        backlog = self.backlog.seconds + backlog_elsewhere
+        if sid not in self._open:  # what this gateway refuses by itself costs no question to PostgreSQL
+            self._admission.limits.start(siblings, len(self._open), backlog)
+        if asked.sid and (sid in self._open or await self._stored(sid) or sid in self._open):
+            raise exists
+        await self._admission.start(sid, owner, siblings, len(self._open), backlog)
+        session = Session(sid, asked.user_id, options, send, owner)
+        session.resumable = asked.resumable
+        self._open[sid] = session  # before its first result can come
+        fields = {
+            "gateway": self._broker.name,
+            "user_id": asked.user_id,
+            "owner": owner,
+            "created": f"{time.time():.3f}",
+            "options": orjson.dumps(options.asdict()).decode(),
+        }
+        created = False
+        try:
+            created = await self._broker.open_session(sid, secrets.token_hex(8), fields, time.time() + self._grace)
+        finally:
+            if not created:
+                del self._open[sid]
+                self._admission.ended(sid, owner)
+        if not created:
+            raise exists
+        self._recorder.mark(sid)
+        self.backlog.started(sid)
+        metrics.sessions_started.inc()
+        log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
+        return session
+
+    async def _stored(self, sid: str) -> bool:
+        try:
+            async with asyncio.timeout(2):
+                return await self._storage.known(sid)
+        except (StorageError, TimeoutError):
+            return False  # PostgreSQL away costs nothing but delay: Redis still refuses what it knows
+
+    async def resume(self, message: dict[str, Any], send: Send, owner: str) -> tuple[Session, list[Event]]:
+        """Take a session as a `resume` message asks, wherever it was; raises BadRequest or Unavailable.
+
+        The second is what the client has not got: to be given to `replay` after the acknowledgement. Whoever held the
+        session, a connection that is half open say, is told that it moved. It must be the `owner`'s.
+        """
+        sid = valid_id(message.get("session_id"), "session_id")
+        last_seq = message.get("last_seq", 0)
+        if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
+            raise BadRequest("bad_seq", "last_seq must be a whole number from 0", session_id=sid)
+        fields = await self._broker.resume_session(sid, time.time() + self._grace, owner)
+        if fields is None:
+            raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
+        before = self._open.pop(sid, None)
+        if before is not None:
+            if before.send == send:
+                before.send = None  # it resumes on the connection that it is on
+            self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
+        events = await self._broker.read_events(sid)
+        session = Session.resumed(sid, fields, events, last_seq, send)
+        session.pace = before.pace if before is not None else None
+        if session.state != "over":
+            self._open[sid] = session
+            if events:
+                self.backlog.restore(sid, events[-1]["total"], session.pcm_rate, session.live)
+        self._recorder.mark(sid)
+        log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
+        return session, [event for event in events if event["seq"] > last_seq]
+
+    async def replay(self, session: Session, events: list[Event], read: Callable[[], Awaitable[None]]) -> None:
+        """Deliver what the client has not got yet, no faster than it reads: `read` waits until it has."""
+        session.replaying = True
+        reached = None
+        try:
+            while events and reached != session.last_event:
+                reached = session.last_event
+                for event in events:
+                    if session.deliver(event):
+                        self._delivered(session, event)
+                    await read()
+                events = await self._broker.read_events(session.id, session.last_event)
+        except Unavailable as exc:
+            log.warning("session=%s the rest is replayed later: %s", session.id, exc)
+        finally:
+            session.replaying = False
+        if session.state != "over":  # what was published since the last reading went by
+            self._background.once(self._read_missed(session))
+
+    def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
+        """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
+        if fresh:
+            self._admit(session, index, data)
+        self._append(session, index, [data], fresh)
+
+    def append_run(self, session: Session, pieces: list[bytes]) -> bool:
+        """Append the next chunks of a session for which it means nothing where one of them ends.
+
+        False, and nothing done, where the next or the session's length is near a limit: one by one, as many are taken
+        as there may be.
+        """
+        seconds, length = self.backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
+        try:
+            self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
+        except Refused:
+            return False
+        self._append(session, session.next_index, pieces, True)
+        return True
+
+    def _append(self, session: Session, index: int, pieces: list[bytes], fresh: bool) -> None:
+        before, count, size = session.last, len(pieces), sum(map(len, pieces))
+        if session.appending(index, size, fresh, count):
+            self.backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live)
+            done = partial(self._appended, session, index, pieces, size, time.monotonic())
+            self._broker.append(session.id, index, before, pieces, session.borderless, done)
+
+    def _appended(
+        self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None
+    ) -> None:
+        if error is not None:
+            self._fail(session, index, error)
+            return
+        count, waited = len(pieces), time.monotonic() - taken
+        self._enqueued.observe(waited, count)
+        self._chunks.value += count
+        self._bytes.value += size
+        self._recordings.chunks(session.id, index, pieces, session.options)
+        if session.appended(index, size, count):
+            # Those that share its entry come in this turn of the loop, and are acknowledged with it.
+            asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
+
+    def _admit(self, session: Session, index: int, data: bytes) -> None:
+        seconds, length = self.backlog.measure(session.id, data, len(data), session.pcm_rate)
+        try:
+            self._admission.chunk(session, len(data), seconds, length)
+        except Refused as exc:
+            exc.details |= {"session_id": session.id, "chunk_index": index}
+            if exc.code == "session_too_long":
+                self.end(session, "interrupted")
+            raise
+
+    def finish(self, session: Session) -> None:
+        """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
+        if session.state != "recording":
+            raise BadRequest("session_finished", "finish was sent before", session_id=session.id)
+        session.acknowledge()
+        self.end(session, "done")
+
+    def abandon(self, session: Session) -> None:
+        """The client is gone: the session waits for it to resume, and then ends with what it has."""
+        session.send = None
+        if session.state == "recording" and session.resume_by is None:
+            session.resume_by = time.time() + self._settings.resume_timeout
+            log.info("session=%s waits for its client", session.id)
+            self._background.once(self._refresh({session.id: session}))
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Read what was published while nobody listened."""
+        for session in self._open.values():
+            self._background.once(self._read_missed(session))
+
+    def on_event(self, event: Event) -> None:
+        """What a worker, or another gateway, published to this one."""
+        session = self._open.get(event["session_id"])
+        if session is None:
+            return  # of a session that another gateway has, or whose final result is out
+        taken = True
+        if event["type"] == "moved":
+            if event["move"] > session.move:  # else from before it came back
+                self._lost(session, "ended" if event["ended"] else "moved")
+        elif event["type"] == "progress":
+            self.backlog.progressed(session.id, event["taken"], event["total"])
+        elif session.replaying:
+            pass  # it is read, after what is before it
+        elif event["type"] == "partial":
+            taken = session.guess(event)
+        elif taken := session.deliver(event):
+            self._delivered(session, event)
+        if not taken:
+            self._background.once(self._read_missed(session))
+
+    def _delivered(self, session: Session, event: Event) -> None:
+        self._recorder.mark(session.id, session.sent)
+        self._measure(session, event)
+        if event["type"] == "final":
+            self._over(session, event["status"])
+            if self._settings.save_audio:
+                self._background.once(self._keep_recording(session.id, event["chunk_count"]))
+
+    def _measure(self, session: Session, event: Event) -> None:
+        index, waited = event.get("chunk_index"), None
+        if index is not None:
+            waited = self.backlog.answered(session.id, index, event["total"])
+        if waited is not None:
+            metrics.answer_seconds.observe(waited)
+            metrics.publish_seconds.observe(max(0.0, time.time() - event["time"]))
+        if waited is not None or event["type"] == "final":
+            self._audio.value += self.backlog.heard(session.id, event["total"])
+        if event["type"] == "error":
+            metrics.refused(event["code"])
+
+    async def _read_missed(self, session: Session) -> None:
+        events = [] if session.replaying else await self._broker.read_events(session.id, session.last_event)
+        for event in events:
+            if session.state != "over" and session.deliver(event):
+                self._delivered(session, event)
+
+    async def _keep_recording(self, sid: str, chunks: int) -> None:
+        self.keeping += 1
+        try:
+            await until(lambda: self._recorder.settled(sid), 30.0)
+            await self._recordings.keep(sid, chunks)
+        except (StorageError, Unavailable) as exc:
+            log.warning("session=%s recording is noted later: %s", sid, exc)
+        finally:
+            self.keeping -= 1
+
+    # -- among gateways ----------------------------------------------------------------------------------------------
+
+    async def repair(self) -> None:
+        """Say that these sessions are here, end those that were not resumed in time, read what Pub/Sub lost."""
+        await self._refresh(dict(self._open))
+        for session in list(self._open.values()):
+            if session.state == "recording" and session.resume_by is not None and session.resume_by < time.time():
+                log.info("session=%s was not resumed", session.id)
+                self.end(session, "interrupted")
+        now = time.monotonic()
+        owed = [s for s in self._open.values() if s.owed and now - s.heard >= REPAIR_EVERY]
+        await asyncio.gather(*(self._read_missed(session) for session in owed))
+
+    async def adopt(self) -> None:
+        """End sessions that nobody holds or resumes, and store what a dead gateway left."""
+        sids = [sid for sid in await self._broker.overdue(time.time(), 100) if sid not in self._open]
+        found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
+        for sid, (fields, events) in found.items():
+            if not fields:
+                self._recorder.mark(sid)
+                continue
+            now = time.time()
+            if not await self._broker.end_session(
+                sid, "interrupted", now + self._grace, seen=fields["gateway"], overdue=now
+            ):
+                continue  # it was resumed
+            if events and events[-1]["type"] == "final":
+                self._recorder.mark(sid)
+            elif sid not in self._open:
+                options = Options.parse(orjson.loads(fields["options"]))
+                session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
+                session.state = "finishing"
+                self._open[sid] = session
+                log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
+
+    async def hand_over(self, timeout: float) -> None:
+        """Leave what is still open to other gateways, or to the next start; nobody is connected any more.
+
+        Clients may resume for as long as they were promised. What only waits for its last results is anybody's now.
+        """
+        now = time.time()
+        deadlines = {sid: session.resume_by or now for sid, session in self._open.items()}
+        left, self._open = self._open, {}
+        try:
+            async with asyncio.timeout(timeout):
+                await self._broker.refresh(deadlines)
+                await until(lambda: self._recorder.settled() and not self.keeping, timeout)
+        except (TimeoutError, Unavailable) as exc:
+            log.warning("not all is stored, another gateway will do it: %s", exc or "too slow")
+        for session in left.values():
+            self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
+
+    async def _refresh(self, sessions: dict[str, Session]) -> None:
+        """Say until when this gateway answers for its sessions, and let go of those that are another's."""
+        deadline = time.time() + self._grace
+        deadlines = {sid: session.resume_by or deadline for sid, session in sessions.items()}
+        for sid, state in (await self._broker.refresh(deadlines)).items():
+            if self._open.get(sid) is sessions[sid]:
+                self._lost(sessions[sid], state)
+
+    def _lost(self, session: Session, state: str) -> None:
+        """The session is no longer this gateway's: it moved, it was ended by another gateway, or it is gone."""
+        if state == "ended":
+            session.state = "finishing"  # its results are found by the repair
+            return
+        if state == "gone":
+            self._tell(session, Unavailable("session_gone", "the session is over"))
+            self._recorder.mark(session.id)
+        else:
+            self._tell(session, Unavailable("session_moved", "the session was resumed elsewhere"))
+        self._over(session, state)
+
+    # -- ends --------------------------------------------------------------------------------------------------------
+
+    def end(self, session: Session, status: str) -> None:
+        """Take no more audio; `final` follows."""
+        session.state = "finishing"
+        self._background.once(self._end_in_order(session, status))
+
+    async def _end_in_order(self, session: Session, status: str) -> None:
+        # In one lane with the session's chunks, so it comes after them.
+        overdue = session.resume_by and time.time()
+        while True:
+            try:
+                deadline = time.time() + self._grace
+                if await self._broker.end_session(session.id, status, deadline, overdue=overdue):
+                    session.resume_by = None
+                else:  # it is not ours: what is it?
+                    await self._refresh({session.id: session})
+                return
+            except Unavailable as exc:
+                # Nobody else will: every repair puts off the deadline after which another gateway would.
+                log.warning("session=%s cannot be ended yet: %s", session.id, exc)
+                await asyncio.sleep(REPAIR_EVERY)
+
+    def _fail(self, session: Session, index: int, error: Exception) -> None:
+        """A chunk could not be written, nor can any after it. The client may resume, from this chunk on."""
+        if session.failed is not None or self._open.get(session.id) is not session:
+            return
+        reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
+        log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
+        session.failed = reason
+        self._tell(session, reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
+        if reason.code == "session_moved":
+            self._over(session, "moved")
+        else:
+            self.abandon(session)
+
+    def _tell(self, session: Session, error: AsrError, **details: Any) -> None:
+        """The last thing that the client hears of the session from here."""
+        send, session.send = session.send, None
+        if send is not None:
+            send({**error.event(), "session_id": session.id, "lost": True, **details})
+
+    def _over(self, session: Session, how: str) -> None:
+        self._open.pop(session.id, None)
+        self.backlog.over(session.id)
+        self._recordings.leave(session.id, how not in ("moved", "gone"))
+        self._admission.ended(session.id, session.owner)
+        self._log_end(session, how)
+
+    def _log_end(self, session: Session, how: str) -> None:
+        metrics.sessions_ended.labels(how).inc()
+        log.info(
+            "session=%s over status=%s chunks=%d bytes=%d results=%d seconds=%.1f",
+            session.id,
+            how,
+            session.chunk_count,
+            session.bytes_in,
+            session.results,
+            time.monotonic() - session.opened,
+        )

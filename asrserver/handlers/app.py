@@ -1,0 +1,152 @@
+"""The Tornado application: which path goes to which handler, and the life of one gateway process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import IOStream
+from tornado.web import Application, RequestHandler
+
+from asrserver.auth import tls_context
+from asrserver.config import Settings
+from asrserver.gateway.gateway import Gateway
+from asrserver.handlers.audio import Recording
+from asrserver.handlers.auth import normalise
+from asrserver.handlers.keepalive import Connection, Connections
+from asrserver.handlers.metrics import Metrics
+from asrserver.handlers.rest import Health, History, Live, NotFound, OneSession, OpenApi, QueueStatus, Ready, Stats
+from asrserver.handlers.websocket import WebSocket
+from asrserver.process.aio import until
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.app")
+
+#: Largest body of a REST request in bytes: none of them needs one.
+MAX_BODY = 1 << 16
+
+#: The routes, as openapi.py names them.
+ROUTES: dict[str, type[RequestHandler]] = {
+    "/ws/asr": WebSocket,
+    "/livez": Live,
+    "/readyz": Ready,
+    "/metrics": Metrics,
+    "/api/v1/health": Health,
+    "/api/v1/history": History,
+    "/api/v1/session/{session_id}": OneSession,
+    "/api/v1/session/{session_id}/audio": Recording,
+    "/api/v1/stats": Stats,
+    "/api/v1/asr/queue/status": QueueStatus,
+    "/api/v1/openapi.json": OpenApi,
+}
+
+#: Seconds that clients get to answer the closing of their connection.
+CLOSING = 2.0
+
+
+class AsrApplication(Application):
+    """The routes, around one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        gateway.access.on_change = self._cut_revoked
+        self.sockets = Connections(gateway.settings)
+        rest = {"gateway": gateway}
+        socket = {"gateway": gateway, "connections": self.sockets}
+        super().__init__(
+            [(_pattern(path), handler, socket if handler is WebSocket else rest) for path, handler in ROUTES.items()],
+            default_handler_class=NotFound,
+            default_handler_args=rest,
+            log_function=_log_request,
+        )
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        normalise(request, self.gateway.access)  # before anything of it can be logged
+        return super().find_handler(request, **kwargs)
+
+    def _cut_revoked(self) -> None:
+        """The file of keys has changed: whose key is no more must go."""
+        for handler in list(self.sockets):
+            if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
+                handler.close(1008, "the API key is revoked")
+
+    def part(self, handlers: Iterable[Connection]) -> None:
+        """Tell clients to connect again, and to resume."""
+        for handler in handlers:
+            handler.close(1012, "the server is restarting: connect again")
+
+    async def shut(self) -> None:
+        """Part with every client; Tornado's server does not close WebSockets."""
+        self.part(list(self.sockets))
+        if not await until(lambda: not self.sockets, CLOSING):
+            log.warning("%d connections did not answer their closing", len(self.sockets))
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(path))
+
+
+def _log_request(handler: RequestHandler) -> None:
+    status = handler.get_status()
+    if not isinstance(handler, WebSocket):
+        metrics.requests.labels(str(status)).inc()
+    level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
+    log.log(
+        level,
+        "%s %s %d %.1f ms",
+        handler.request.method,
+        handler.request.path,
+        status,
+        1000 * handler.request.request_time(),
+    )
+
+
+class Server(HTTPServer):
+    """Bounds what is connected and asks for nothing: past --max-connections of those, a new one is closed unanswered.
+
+    WebSockets are not among them any more; the application counts those.
+    """
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
+        assert isinstance(self.request_callback, AsrApplication)
+        limit = self.request_callback.gateway.settings.max_connections
+        if limit and len(self._connections) >= limit:
+            stream.close()
+            return
+        super().handle_stream(stream, address)
+
+
+async def serve(
+    settings: Settings, listener: socket.socket, alive: Callable[[], None], ready: Callable[[], None]
+) -> None:
+    """Run a gateway on a bound socket until SIGTERM; `ready` is called when it accepts connections."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    gateway = Gateway(settings, alive)
+    await gateway.open()
+    application = AsrApplication(gateway)
+    options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": 75}
+    if settings.tls_cert:
+        options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
+    server = Server(application, **options)
+    server.add_socket(listener)
+    ready()
+    log.info("gateway %s ready", gateway.name)
+    await stop.wait()
+    gateway.closing = True
+    server.stop()
+    application.part([handler for handler in application.sockets if handler.resumable])
+    await gateway.drain(settings.drain_timeout)
+    await application.shut()
+    await server.close_all_connections()
+    await gateway.sessions.hand_over(settings.drain_timeout)
+    await gateway.close()
+    log.info("gateway %s stopped", gateway.name)

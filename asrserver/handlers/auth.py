@@ -1,0 +1,117 @@
+"""What every request passes first, whatever it asks for: the page's origin, then the API key.
+
+`normalise` runs before Tornado knows a handler, and so before anything can be logged: a key shown in the address or as
+a subprotocol becomes an Authorization header and stands nowhere else.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qsl, urlencode
+
+import orjson
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
+
+from asrserver.auth import Access, Key, bearer
+from asrserver.errors import AsrError, Refused
+from asrserver.gateway.gateway import Gateway
+
+#: Methods and headers that pages of allowed origins may use, and seconds that browsers may remember it.
+CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
+CORS_HEADERS = "Authorization, Content-Type, X-Request-ID"
+CORS_MAX_AGE = "600"
+
+
+def normalise(request: HTTPServerRequest, access: Access) -> None:
+    """Make one Authorization header of whichever way the key was shown; take the client's address from proxies."""
+    tokens = request.query_arguments.pop("token", [])
+    request.arguments.pop("token", None)
+    if tokens and request.uri is not None:
+        # Where it was, Tornado's own warnings would quote it.
+        kept = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] != "token"]
+        request.query = urlencode(kept)
+        request.uri = request.uri.partition("?")[0] + (f"?{request.query}" if kept else "")
+    shown, protocols = bearer(
+        request.headers.get("Authorization"),
+        request.headers.get("Sec-WebSocket-Protocol"),
+        tokens[-1].decode(errors="replace") if tokens else None,
+    )
+    for name, value in (("Authorization", shown), ("Sec-WebSocket-Protocol", protocols)):
+        if value is not None:
+            request.headers[name] = value
+        elif name in request.headers:
+            del request.headers[name]
+    peer = request.remote_ip or ""
+    if access.believes(peer):
+        scheme = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip()
+        request.protocol = scheme if scheme in ("http", "https") else request.protocol
+    request.remote_ip = access.address(peer, request.headers)
+
+
+class Door(RequestHandler):
+    """The base of every handler. `key` is the client's, None where no keys are asked for."""
+
+    gateway: Gateway
+
+    #: Whether it answers without a key.
+    public = False
+
+    key: Key | None = None
+
+    def initialize(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    @property
+    def key_id(self) -> str:
+        """Whom sessions that this client starts belong to; empty where no keys are asked for."""
+        return self.key.id if self.key else ""
+
+    @property
+    def owner(self) -> str | None:
+        """Whose sessions this client sees: this owner's, or everybody's where it is None."""
+        return self.key.scope if self.key else None
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        # Here and not in prepare(): Tornado clears the headers before it writes an error, which pages want to read too.
+        origin = self.request.headers.get("Origin")
+        access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
+        if origin is not None and access.allows_pages_of(origin):
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Expose-Headers", "Retry-After, X-Request-ID")
+        if origin is not None:
+            self.set_header("Vary", "Origin")
+
+    def prepare(self) -> None:
+        origin = self.request.headers.get("Origin")
+        try:
+            if origin is not None and not self.gateway.access.allows_origin(origin, self.request.host):
+                raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server")
+            if not self.public and not self._preflight:
+                self.key = self.gateway.access.authenticate(self.request.headers.get("Authorization"))
+        except Refused as exc:
+            self.refuse(exc)
+
+    @property
+    def _preflight(self) -> bool:
+        """Whether a browser asks what a page may ask: without a key, as browsers do."""
+        return self.request.method == "OPTIONS" and "Access-Control-Request-Method" in self.request.headers
+
+    def options(self, *_args: str, **_kwargs: str) -> None:
+        self.set_header("Access-Control-Allow-Methods", CORS_METHODS)
+        self.set_header("Access-Control-Allow-Headers", CORS_HEADERS)
+        self.set_header("Access-Control-Max-Age", CORS_MAX_AGE)
+        self.set_status(204)
+        self.finish()
+
+    def refuse(self, error: AsrError) -> None:
+        """Answer with a refusal: its status, Retry-After where it is known, and the error as JSON."""
+        self.gateway.refused(error, self.request.remote_ip, self.key_id, at_door=True)
+        status = error.status if isinstance(error, Refused) else 503
+        self.set_status(status)
+        if status == 401:
+            self.set_header("WWW-Authenticate", 'Bearer realm="asrserver"')
+        if "retry_after" in error.details:
+            self.set_header("Retry-After", str(max(1, round(error.details["retry_after"]))))
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.finish(orjson.dumps({"error": {"code": error.code, "message": error.message, **error.details}}))

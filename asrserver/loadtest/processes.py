@@ -1,0 +1,240 @@
+"""The processes with the callers. Over a pipe each tells once a second what it has counted, and is asked to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from asrserver.loadtest.pacing import Clock
+from asrserver.loadtest.plan import Plan
+from asrserver.loadtest.speech import Scripts, load
+from asrserver.loadtest.stats import Histogram, Tally, total
+from asrserver.loadtest.virtual_user import Caller
+from asrserver.process.limits import die_with_parent
+from asrserver.process.memory import keep, settle
+
+#: Seconds between two tellings, and between two looks at how late the event loop is.
+TELL = 1.0
+LOOK = 0.05
+
+#: Seconds without a word after which a process is taken for hung.
+SILENT = 60.0
+
+#: Seconds that a process has to load its sentences before the first connection is due.
+PREPARE = 60.0
+
+#: Bytes that a process keeps of what it freed.
+KEEPS = 1 << 25
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class Told:
+    """What a process has counted, its CPU seconds since it began, and how late its event loop came to what was due."""
+
+    tally: Tally = field(default_factory=Tally)
+    cpu: float = 0.0
+    idle: float = 0.0  # CPU seconds before it began
+    lag: Histogram = field(default_factory=Histogram)
+    done: bool = False
+    error: str = ""
+
+
+class Crew:
+    """Processes that share the plan's connections evenly; `told` is the newest of each."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.told = [Told() for _ in range(plan.crew)]
+        self._pipes: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._heard: list[float] = []
+        for place in range(plan.crew):
+            ours, theirs = _spawn.Pipe()
+            numbers = range(place, plan.connections, plan.crew)
+            process = _spawn.Process(target=_work, args=(plan, numbers, theirs, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def begin(self) -> None:
+        """Have them begin together, once all are ready; raises RuntimeError if one is not."""
+        for pipe in self._pipes:
+            try:
+                ready = pipe.recv() if pipe.poll(PREPARE) else "it was not ready in time"
+            except EOFError:
+                ready = "it died"
+            if ready != "ready":
+                raise RuntimeError(f"a process of the load test cannot begin: {ready}")
+        begin = time.monotonic() + 0.2
+        self._heard = [begin] * len(self._pipes)
+        for pipe in self._pipes:
+            pipe.send(begin)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    @property
+    def done(self) -> bool:
+        return all(told.done for told in self.told)
+
+    @property
+    def tally(self) -> Tally:
+        """The sum."""
+        return total([told.tally for told in self.told])
+
+    @property
+    def lag(self) -> Histogram:
+        result = Histogram()
+        for told in self.told:
+            result += told.lag
+        return result
+
+    @property
+    def cpu(self) -> list[float]:
+        """CPU seconds of each process."""
+        return [told.cpu for told in self.told]
+
+    def listen(self, timeout: float) -> None:
+        """Take what the processes tell, for so many seconds at most, or until all are done."""
+        deadline = time.monotonic() + timeout
+        while not self.done and (left := deadline - time.monotonic()) > 0:
+            places = {pipe: place for place, pipe in enumerate(self._pipes) if not self.told[place].done}
+            for pipe in wait(list(places), left):
+                place = places[pipe]  # type: ignore[index]
+                try:
+                    self.told[place] = self._pipes[place].recv()
+                    self._heard[place] = time.monotonic()
+                except (EOFError, OSError):
+                    self._died(place)
+        for place, process in enumerate(self._processes):
+            if not self.told[place].done and time.monotonic() - self._heard[place] > SILENT:
+                process.kill()
+
+    def _died(self, place: int) -> None:
+        """What the process had in hand has failed, and so has it."""
+        told = self.told[place]
+        self._processes[place].join(1)
+        status = self._processes[place].exitcode
+        told.error = told.error or f"a process of the load test died with status {status}"
+        told.tally.sessions += told.tally.active
+        told.tally.failures["tester"] += max(1, told.tally.active)
+        told.tally.open = told.tally.active = 0
+        told.done = True
+
+    def stop(self) -> None:
+        """Ask them to end: each session with the sentence that is being said."""
+        for place, pipe in enumerate(self._pipes):
+            if not self.told[place].done:
+                try:
+                    pipe.send("stop")
+                except OSError:
+                    self._died(place)
+
+    def close(self) -> None:
+        """However it went, no process is left."""
+        for process in self._processes:
+            if process.is_alive() and not self.done:
+                process.kill()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        for pipe in self._pipes:
+            pipe.close()
+
+
+# -- in the process --------------------------------------------------------------------------------------------------
+
+
+def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
+    die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the judgement says what fails
+    keep(KEEPS)
+    import uvloop
+
+    told = Told()
+    try:
+        scripts = Scripts(load(plan.audio), plan)
+        settle()
+        pipe.send("ready")
+        begin = pipe.recv()
+        told.idle = time.process_time()
+        uvloop.run(work(plan, scripts, numbers, begin, told, pipe))
+    except EOFError:
+        return
+    except BaseException:
+        told.error = traceback.format_exc(limit=-3)
+        told.tally.failures["tester"] += 1
+    told.cpu, told.done = time.process_time() - told.idle, True
+    pipe.send(told)
+
+
+async def work(
+    plan: Plan, scripts: Scripts, numbers: range, begin: float, told: Told, pipe: Connection | None = None
+) -> None:
+    """The callers of these numbers, from `begin` (time.monotonic()) to their end, counted in `told`."""
+    loop = asyncio.get_running_loop()
+    clock = Clock()
+    callers = [Caller(number, plan, scripts, told.tally, begin, clock) for number in numbers]
+    tasks = [loop.create_task(caller.run()) for caller in callers]
+
+    def asked() -> None:
+        assert pipe is not None
+        try:
+            pipe.recv()
+        except EOFError:
+            loop.remove_reader(pipe.fileno())
+            for task in tasks:
+                task.cancel()
+        for caller in callers:
+            caller.deadline = time.monotonic()
+
+    if pipe is not None:
+        loop.add_reader(pipe.fileno(), asked)
+    others = [loop.create_task(_look(told.lag))]
+    if pipe is not None:
+        others.append(loop.create_task(_tell(told, pipe)))
+    try:
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):  # a defect: the session that it cost is no success
+                told.tally.failures["tester"] += 1
+                told.error = "".join(traceback.format_exception(result, limit=-3))
+    finally:
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        if pipe is not None:
+            loop.remove_reader(pipe.fileno())
+
+
+async def _look(lag: Histogram) -> None:
+    while True:
+        due = time.monotonic() + LOOK
+        await asyncio.sleep(LOOK)
+        lag.add(max(0.0, time.monotonic() - due))
+
+
+async def _tell(told: Told, pipe: Connection) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(TELL)
+        # Copies: what is counted goes on while it is being told.
+        news = Told(total([told.tally]), time.process_time() - told.idle, lag=told.lag.copy(), error=told.error)
+        sending = loop.run_in_executor(None, pipe.send, news)
+        try:
+            await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await sending  # half a message would be none
+            raise

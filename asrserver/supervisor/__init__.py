@@ -1,0 +1,1 @@
+"""The parent of gateways and workers: spawn, watch, replace, drain."""

@@ -1,0 +1,437 @@
+"""The supervisor: starts gateways and workers, watches them, restarts them, drains them, and outlives none of them.
+
+    SIGTERM, SIGINT   drain: gateways first, then workers, then the embedded servers; a second one stops at once
+    SIGHUP            rolling restart: each gateway and worker is replaced, one at a time, by one that is ready
+    SIGTTIN, SIGTTOU  one worker more, one fewer
+
+Exit status: 0 stopped as asked, 1 stopped by force, 3 could not start.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import random
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import redis
+
+from asrserver.broker.lease import Steward
+from asrserver.config import Settings
+from asrserver.supervisor import children as child
+from asrserver.supervisor.children import EXIT_BOOT, Vitals
+from asrserver.telemetry import multiprocess
+
+log = logging.getLogger("asrserver.supervisor")
+
+#: Seconds between looks at the children's signs of life; their deaths are noticed at once.
+TICK = 1.0
+
+#: Backoff of restarts in seconds: the first step, and the longest. A child that was healthy for HEALTHY seconds starts
+#: again at once.
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 30.0
+HEALTHY = 5.0
+
+#: Seconds that a child gets to write down its stacks after SIGABRT.
+LAST_WORDS = 3.0
+
+_spawn = multiprocessing.get_context("spawn")
+
+
+@dataclass
+class Slot:
+    """A place for one child: what runs there, and its history."""
+
+    kind: str  # gateway or worker
+    name: str
+    start: Callable[[Slot], multiprocessing.process.BaseProcess]
+    process: multiprocessing.process.BaseProcess | None = None
+    vitals: Any = None
+    started: float = 0.0
+    ready: bool = False
+    failures: int = 0
+    due: float = 0.0  # when it is to be started
+    aborted: float = 0.0  # when it was sent SIGABRT
+    retired: bool = False
+    gpu: str | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None
+
+
+class Supervisor:
+    """Runs `gateways` and `workers` children; `servers` are embedded servers, already started, that are kept alive."""
+
+    def __init__(self, settings: Settings, listener: socket.socket | None, workers: bool, servers: list[Any]) -> None:
+        from asrserver.telemetry import metrics  # not before the place where they are shared is known
+
+        self._metrics = metrics
+        self._settings = settings
+        self._listener = listener
+        self._servers = servers
+        self._server_due: dict[str, float] = {}
+        self._slots: list[Slot] = []
+        self._gpus = gpu_indexes() if settings.device == "cuda" else []  # now: starting a worker narrows what is seen
+        self._base = f"{socket.gethostname()}-{os.getpid()}"
+        self._stage = "running"  # → gateways → workers → stopped
+        self._deadline = 0.0
+        self._status = 0
+        self._announced = False
+        self._worker_was_ready = False
+        self._serial = {"gateway": 0, "worker": 0}
+        self._to_replace: deque[Slot] = deque()
+        self._replacing: tuple[Slot, Slot] | None = None  # the old one and the new one
+        if listener is not None:
+            for _ in range(settings.gateways):
+                self._add("gateway")
+        if workers:
+            for _ in range(worker_count(settings)):
+                self._add("worker")
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Supervise until stopped; the exit status. Must run in the main thread: children die with it."""
+        with _signals() as wake:
+            while self._stage != "stopped":
+                for number in self._wait(wake):
+                    self._on_signal(number)
+                self._reap()
+                self._look()
+                self._advance()
+                self._roll()
+                self._start_due()
+        return self._status
+
+    def _wait(self, wake: socket.socket) -> bytes:
+        """Signals that came, once something happened or a tick is over."""
+        sentinels = [slot.process.sentinel for slot in self._slots if slot.process is not None]
+        due = [slot.due - time.monotonic() for slot in self._slots if not slot.running]
+        timeout = max(0.0, min([TICK if self._announced else 0.05, *due]))
+        if wake in multiprocessing.connection.wait([wake, *sentinels], timeout):
+            return wake.recv(64)
+        return b""
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if number in (signal.SIGTERM, signal.SIGINT):
+            if self._stage == "running":
+                log.info("%s: draining", name)
+                self._enter("gateways")
+            else:
+                log.warning("%s again: stopping at once", name)
+                self._kill_all()
+        elif number == signal.SIGHUP and self._stage == "running":
+            if self._replacing is None and not self._to_replace:
+                self._to_replace.extend(slot for slot in self._slots if not slot.retired)
+                log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
+            else:
+                log.warning("%s: a rolling restart is under way", name)
+        elif number == signal.SIGTTIN and self._workers():
+            self._add("worker")
+            log.info("%s: %d workers", name, len(self._workers()))
+        elif number == signal.SIGTTOU and len(self._workers()) > 1:
+            self._retire(self._workers()[-1])
+            log.info("%s: %d workers", name, len(self._workers()))
+
+    def _enter(self, stage: str) -> None:
+        """Ask the children of a stage to stop; those that have not after their time are killed."""
+        self._stage = stage
+        # A gateway waits for its sessions, for their interruption and for their storage, each the timeout at most.
+        self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
+        for slot in list(self._slots):
+            if slot.kind == stage[:-1]:
+                self._retire(slot)
+
+    def _advance(self) -> None:
+        """Go on to the next stage of a drain when the one before is over."""
+        if self._stage == "running":
+            return
+        slots = [slot for slot in self._slots if slot.kind == self._stage[:-1]]
+        if slots and time.monotonic() > self._deadline:
+            log.error("%d %s did not stop in time: killed", len(slots), self._stage)
+            for slot in slots:
+                self._kill(slot)
+            self._status = 1
+            self._deadline = float("inf")
+        if not slots:
+            if self._stage == "gateways":
+                self._enter("workers")
+            else:
+                self._stage = "stopped"
+
+    def _roll(self) -> None:
+        """Go on with a rolling restart: the old one is drained once the new one is ready, and then the next is due."""
+        if self._stage != "running":
+            return
+        if self._replacing is not None:
+            old, new = self._replacing
+            if new.running and not new.ready:
+                return
+            if old in self._slots:
+                if not old.retired:
+                    log.info("%s %s is ready and replaces %s", new.kind, new.name, old.name)
+                    self._retire(old)
+                    self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
+                elif time.monotonic() > self._deadline:
+                    log.error("%s %s did not stop in time: killed", old.kind, old.name)
+                    self._kill(old)
+                return
+            self._replacing = None
+            if not self._to_replace:
+                log.info("the rolling restart is done")
+        while self._to_replace:
+            old = self._to_replace.popleft()
+            if old in self._slots and not old.retired:
+                self._replacing = old, self._add(old.kind, old.gpu)
+                return
+
+    def _give_up_rolling(self, new: Slot, why: str) -> None:
+        self._slots.remove(new)
+        self._replacing = None
+        self._to_replace.clear()
+        log.error("the rolling restart is given up, the old processes go on: the new %s %s", new.kind, why)
+
+    # -- children ------------------------------------------------------------------------------------------------
+
+    def _workers(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot.kind == "worker" and not slot.retired]
+
+    def _add(self, kind: str, gpu: str | None = None) -> Slot:
+        number = self._serial[kind]
+        self._serial[kind] += 1
+        if kind == "gateway":
+            slot = Slot(kind, f"gateway-{number}", self._start_gateway)
+        else:
+            gpu = gpu or (self._gpus[number % len(self._gpus)] if self._gpus else None)
+            slot = Slot(kind, f"{self._base}-{number}", self._start_worker, gpu=gpu)
+        self._slots.append(slot)
+        return slot
+
+    def _start_gateway(self, slot: Slot) -> multiprocessing.process.BaseProcess:
+        arguments = (self._settings, self._listener, slot.vitals, os.getpid())
+        return _spawn.Process(target=child.gateway, args=arguments, name=slot.name)
+
+    def _start_worker(self, slot: Slot) -> multiprocessing.process.BaseProcess:
+        # Before numpy and ctranslate2 are imported: OpenBLAS and OpenMP start a thread a core in every process, which
+        # makes two workers on two cores three times slower each.
+        os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+        if slot.gpu is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
+        arguments = (self._settings, slot.name, slot.vitals, os.getpid())
+        return _spawn.Process(target=child.worker, args=arguments, name=f"worker-{slot.name}")
+
+    def _start_due(self) -> None:
+        now = time.monotonic()
+        for slot in self._slots:
+            if not slot.running and not slot.retired and now >= slot.due and self._stage in ("running", "gateways"):
+                slot.vitals = _spawn.RawValue(Vitals)
+                slot.started, slot.ready, slot.aborted = now, False, 0.0
+                os.environ[multiprocess.SLOT] = slot.name
+                slot.process = slot.start(slot)
+                slot.process.start()
+                log.info("%s %s started: pid %d", slot.kind, slot.name, slot.process.pid)
+
+    def _reap(self) -> None:
+        for slot in list(self._slots):
+            if self._stage != "stopped" and slot.process is not None and slot.process.exitcode is not None:
+                self._on_death(slot, slot.process)
+
+    def _on_death(self, slot: Slot, process: multiprocessing.process.BaseProcess) -> None:
+        code = process.exitcode
+        slot.process = None
+        process.join()
+        multiprocess.forget_gauges(slot.name)
+        if slot.kind == "worker":
+            self._care_for_sessions(slot, crashed=code != 0)
+        if slot.retired:
+            self._slots.remove(slot)
+            log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
+            return
+        error = slot.vitals.error.decode(errors="replace")
+        if self._replacing is not None and slot is self._replacing[1] and not slot.ready:
+            self._give_up_rolling(slot, f"could not start: {error or _explain(code)}")
+            return
+        if code == EXIT_BOOT and not self._worker_was_ready:
+            log.critical("%s", error)
+            self._status = EXIT_BOOT
+            self._kill_all()
+            return
+        self._metrics.restarts.labels(slot.kind).inc()
+        now = time.monotonic()
+        healthy = slot.ready and now - slot.started > HEALTHY
+        slot.failures = 0 if healthy else slot.failures + 1
+        pause = (
+            0.0 if healthy else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (slot.failures - 1)) * random.uniform(0.5, 1.0)
+        )
+        slot.due = now + pause
+        log.error(
+            "%s %s died: %s%s; again in %.1f s",
+            slot.kind,
+            slot.name,
+            _explain(code),
+            f" ({error})" if error else "",
+            pause,
+        )
+
+    def _care_for_sessions(self, slot: Slot, crashed: bool) -> None:
+        """The dead worker's sessions may be claimed at once; what its native code had in hand gets a strike."""
+        try:
+            steward = Steward(self._settings.redis)
+            try:
+                for line in _lines(slot.vitals.in_hand) if crashed else ():
+                    sid, _, entry = line.rpartition(" ")
+                    log.warning("session=%s entry=%s was in hand: strike %d", sid, entry, steward.strike(sid, entry))
+                released = steward.release(slot.name)
+                if released:
+                    log.info("worker %s: %d sessions released", slot.name, released)
+                if slot.retired:
+                    steward.retire(slot.name)
+            finally:
+                steward.close()
+        except (redis.RedisError, OSError) as exc:
+            log.warning("worker %s: its sessions wait for their leases to run out: %s", slot.name, exc)
+
+    def _look(self) -> None:
+        """Readiness, signs of life, and the embedded servers."""
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.process is None:
+                continue
+            if not slot.ready and slot.vitals.ready:
+                slot.ready = True
+                self._worker_was_ready = self._worker_was_ready or slot.kind == "worker"
+            if slot.aborted and now - slot.aborted > LAST_WORDS:
+                self._kill(slot)
+            elif slot.ready and not slot.aborted and now - slot.vitals.beat > self._settings.hang_timeout:
+                log.error("%s %s gives no sign of life: killed", slot.kind, slot.name)
+                slot.aborted = now
+                os.kill(slot.process.pid or 0, signal.SIGABRT)
+        if self._stage == "running" and not self._announced and all(slot.ready for slot in self._slots):
+            self._announced = True
+            self._announce()
+        self._count_children()
+        for server in self._servers:
+            self._look_after(server, now)
+
+    def _look_after(self, server: Any, now: float) -> None:
+        """Restart an embedded server that died; the others wait for it as they would for any."""
+        code = server.poll()
+        if code is None or now < self._server_due.get(server.name, 0.0):
+            return
+        log.error("the embedded %s died: %s", server.name, _explain(code))
+        self._server_due[server.name] = now + FIRST_PAUSE * 4
+        try:
+            server.start()
+        except Exception as exc:
+            log.error("the embedded %s cannot be started: %s", server.name, exc)
+
+    def _count_children(self) -> None:
+        for kind in ("gateway", "worker"):
+            ready = sum(slot.kind == kind and slot.ready and slot.running for slot in self._slots)
+            self._metrics.children.labels(kind).set(ready)
+
+    def _announce(self) -> None:
+        workers = len(self._workers())
+        if self._listener is not None:
+            host, port = self._listener.getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
+            s = "s" if self._settings.tls_cert else ""
+            print(
+                f"asrserver listening on http{s}://{host}:{port} (ws{s}://{host}:{port}/ws/asr), {workers} workers",
+                flush=True,
+            )
+        else:
+            print(f"asrserver: {workers} workers ready", flush=True)
+
+    # -- endings -------------------------------------------------------------------------------------------------
+
+    def _retire(self, slot: Slot) -> None:
+        slot.retired = True
+        if slot.process is None:
+            self._slots.remove(slot)
+        else:
+            slot.process.terminate()
+
+    def _kill(self, slot: Slot) -> None:
+        if slot.process is not None:
+            slot.process.kill()
+
+    def _kill_all(self) -> None:
+        for slot in self._slots:
+            self._kill(slot)
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.join(5)
+        self._status = self._status or 1
+        self._stage = "stopped"
+
+
+@contextmanager
+def _signals() -> Iterator[socket.socket]:
+    """A socket from which the numbers of the signals that came can be read: handlers do nothing, not even log."""
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    descriptor = signal.set_wakeup_fd(writer.fileno())
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+def gpu_indexes() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; asked of the system: CUDA must not be loaded."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(glob.glob("/dev/nvidia[0-9]*")))]
+
+
+def with_device(settings: Settings) -> Settings:
+    """Settings whose device is no longer auto."""
+    if settings.device == "auto":
+        return replace(settings, device="cuda" if gpu_indexes() else "cpu")
+    return settings
+
+
+def worker_count(settings: Settings) -> int:
+    """One worker a GPU; on CPUs one a core, less what the gateways need."""
+    if settings.workers:
+        return settings.workers
+    if settings.device == "cuda":
+        return max(1, len(gpu_indexes()))
+    return max(1, len(os.sched_getaffinity(0)) - settings.gateways)
+
+
+def _lines(text: bytes) -> set[str]:
+    """The lines of what a dying child wrote: it may be cut anywhere, and ids may hold what splitlines() splits at."""
+    return set(text.decode(errors="replace").split("\n")) - {""}
+
+
+def _explain(code: int | None) -> str:
+    if code is None:
+        return "running"
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}, perhaps out of memory" if code == -signal.SIGKILL else name
+    return f"exit status {code}"

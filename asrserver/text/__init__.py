@@ -1,0 +1,1 @@
+"""How languages write: words, word errors, subtitles."""

@@ -1,0 +1,224 @@
+"""files.py and features.py: what bytes are, what they say, and the numbers that the model gets."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import wave
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+from faster_whisper.feature_extractor import FeatureExtractor
+
+from asrserver.audio import files
+from asrserver.audio.files import RATE, Pcm, Samples
+from asrserver.errors import AudioError
+from asrserver.inference.features import HOP, log_mel
+from asrserver.inference.whisper import FULL, WINDOWS, window_for
+from tests.conftest import Utterance
+
+#: The containers that clients send: ffmpeg's arguments, and what `container` says.
+CONTAINERS = {
+    "wav": ("-f wav", "wav"),
+    "wav-f32-48k-stereo": ("-c:a pcm_f32le -ar 48000 -ac 2 -f wav", "wav"),
+    "wav-u8-8k": ("-c:a pcm_u8 -ar 8000 -f wav", "wav"),
+    "wav-24k-stereo": ("-ar 24000 -ac 2 -f wav", "wav"),
+    "wav-mulaw": ("-c:a pcm_mulaw -ar 8000 -f wav", "wav"),
+    "webm": ("-c:a libopus -f webm", "matroska"),
+    "ogg-opus": ("-c:a libopus -f ogg", "ogg"),
+    "ogg-vorbis": ("-c:a libvorbis -f ogg", "ogg"),
+    "flac": ("-f flac", "flac"),
+    "mp3": ("-c:a libmp3lame -f mp3", "mp3"),
+    "mp3-bare": ("-c:a libmp3lame -id3v2_version 0 -write_xing 0 -f mp3", "mp3"),
+    "aac": ("-c:a aac -f adts", "aac"),
+    "mp4": ("-c:a aac -movflags frag_keyframe+empty_moov -f mp4", "mp4"),
+}
+
+
+def tone(seconds: float = 1.0, rate: int = RATE) -> Samples:
+    """440 Hz, half of full scale."""
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def s16(samples: Samples) -> bytes:
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def encode(samples: Samples, arguments: str) -> bytes:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
+    return subprocess.run(
+        [*command, *arguments.split(), "-"], input=s16(samples), stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
+def frequency(samples: Samples) -> float:
+    """The strongest, in hertz."""
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_container_is_known_and_decoded(name: str) -> None:
+    arguments, kind = CONTAINERS[name]
+    data = encode(tone(2.0), arguments)
+    assert files.container(data) == kind
+    samples = files.decode(data, kind, 10)
+    assert samples.dtype == np.float32
+    assert len(samples) / RATE == pytest.approx(2.0, abs=0.15)
+    assert frequency(samples) == pytest.approx(440, abs=2)
+    assert np.abs(samples).max() == pytest.approx(0.43, abs=0.15)  # stereo may cost 3 dB
+
+
+def test_plain_wav_is_what_ffmpeg_says() -> None:
+    """The way round FFmpeg gives its numbers."""
+    data = encode(tone(), "-f wav")
+    plain = files._plain_wav(data, 10)
+    assert plain is not None
+    np.testing.assert_allclose(plain, np.frombuffer(s16(tone()), "<i2") / 32768, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
+def test_a_wav_whose_header_does_not_know_its_length(size: int) -> None:
+    """As programs write it that write to a pipe."""
+    buffer = io.BytesIO()
+    with wave.open(buffer, "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes(s16(tone()))
+    data = bytearray(buffer.getvalue())
+    data[40:44] = size.to_bytes(4, "little")
+    data[4:8] = size.to_bytes(4, "little")
+    assert len(files.decode(bytes(data), "wav", 10)) / RATE == pytest.approx(1.0 if size else 0.5, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["wav", "webm", "ogg-opus", "flac", "mp3", "mp4"])
+def test_a_file_cut_short_gives_what_it_has(name: str) -> None:
+    arguments, kind = CONTAINERS[name]
+    data = encode(tone(4.0), arguments)
+    samples = files.decode(data[: len(data) * 3 // 4], kind, 10)
+    assert 1.0 < len(samples) / RATE < 4.0
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_too_long_is_an_error(name: str) -> None:
+    arguments, kind = CONTAINERS[name]
+    with pytest.raises(AudioError) as caught:
+        files.decode(encode(tone(3.0), arguments), kind, 2)
+    assert caught.value.code == "utterance_too_long"
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"RIFF\x24\x00\x00\x00WAVE", "wav"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(200), "wav"),
+        (b"\x1aE\xdf\xa3" + bytes(1000), "matroska"),
+        (b"OggS\x00\x02" + bytes(1000), "ogg"),
+        (b"fLaC" + bytes(1000), "flac"),
+        (b"\x00\x00\x00\x18ftypisom" + bytes(1000), "mp4"),
+        (b"ID3" + bytes(1000), "mp3"),
+    ],
+)
+def test_what_only_begins_like_a_container(data: bytes, kind: str) -> None:
+    """An error with a reason, nothing else."""
+    assert files.container(data) == kind
+    with pytest.raises(AudioError) as caught:
+        files.decode(data, kind, 10)
+    assert caught.value.code in ("undecodable_audio", "not_audio")
+
+
+def test_damaged_files_are_decoded_or_refused() -> None:
+    """Random bytes overwritten: audio or AudioError, never another exception."""
+    random = np.random.default_rng(7)
+    for arguments, kind in CONTAINERS.values():
+        data = np.frombuffer(encode(tone(0.5), arguments), np.uint8)
+        for _ in range(15):
+            damaged = data.copy()
+            damaged[random.integers(0, len(data), 20)] = random.integers(0, 256, 20)
+            try:
+                samples = files.decode(damaged.tobytes(), kind, 60)
+            except AudioError:
+                continue
+            assert samples.ndim == 1
+
+
+def test_pcm_is_no_container() -> None:
+    """Noise of any kind: strong magic does not come up, and weak magic counts at the start alone."""
+    random = np.random.default_rng(3)
+    for _ in range(2000):
+        assert files.container(random.bytes(64), first=False) is None
+    assert files.container(b"\xff\xfb\x90\x00" + bytes(60), first=False) is None
+    assert files.container(b"\xff\xfb\x90\x00" + bytes(60)) == "mp3"
+    for sign in (b"\xff\xff" * 50, b"\xff\xfe" * 50, bytes(100), b"", b"\xff"):
+        assert files.container(sign) is None
+    assert files.container(b"OggS\x00\x00" + bytes(60)) is None  # a page in the middle
+
+
+@pytest.mark.parametrize("data", [b"%PDF-1.7", b"\x89PNG\r\n", b"PK\x03\x04", b"hello, world! " * 20])
+def test_what_is_certainly_no_audio(data: bytes) -> None:
+    with pytest.raises(AudioError) as caught:
+        files.refuse_what_is_no_audio(data)
+    assert caught.value.code == "not_audio"
+
+
+@pytest.mark.parametrize("data", [bytes(100), b"short text", b"\xff\xff" * 50])
+def test_what_may_be_audio(data: bytes) -> None:
+    files.refuse_what_is_no_audio(data)
+
+
+@pytest.mark.parametrize("format", ["pcm_s16le", "pcm_f32le"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("size", [13, 1001, 10**6])
+def test_pcm_cut_anywhere(format: str, channels: int, rate: int, size: int) -> None:
+    """The same samples, however the bytes are cut."""
+    samples = np.repeat(tone(0.3, rate), channels)
+    data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
+    pcm = Pcm(format, rate, channels)
+    assert pcm.bytes_per_second == len(data) / 0.3
+    pieces = [pcm.feed(data[start : start + size]) for start in range(0, len(data), size)]
+    found = np.concatenate([*pieces, pcm.flush()])
+    assert len(found) / RATE == pytest.approx(0.3, abs=0.01)
+    assert frequency(found) == pytest.approx(440, abs=5)
+    whole = np.concatenate([pcm.feed(data), pcm.flush()])
+    np.testing.assert_allclose(found, whole, atol=1e-4)
+
+
+def test_pcm_that_is_no_number() -> None:
+    samples = Pcm("pcm_f32le", RATE, 1).feed(np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes())
+    assert np.isfinite(samples).all()
+    assert np.abs(samples).max() <= 1
+    assert samples[-1] == 0.5
+
+
+# -- features
+
+
+@pytest.mark.parametrize("n_mels", [64, 80, 128])
+@pytest.mark.parametrize("seconds", [0.05, 1.0, 7.3, 30.0])
+def test_features_are_the_reference_s(n_mels: int, seconds: float, utterances: list[Utterance]) -> None:
+    """Those of faster-whisper, for speech, in the window that fits and in the full one."""
+    speech = np.frombuffer(b"".join(one.pcm for one in utterances[:20]), "<i2").astype(np.float32) / 32768
+    samples = speech[: int(seconds * RATE)]
+    reference = FeatureExtractor(feature_size=n_mels)
+    for frames in {window_for(seconds, "fit"), FULL}:
+        padded = np.zeros(frames * HOP, np.float32)
+        padded[: len(samples)] = samples[: frames * HOP]
+        wanted = reference(padded)[:, :frames]
+        assert log_mel(samples, frames, n_mels).shape == (n_mels, frames)
+        inner = slice(0, frames - 2 if len(samples) >= frames * HOP else frames)  # its end is reflected, ours is silent
+        np.testing.assert_allclose(log_mel(samples, frames, n_mels)[:, inner], wanted[:, inner], atol=2e-3)
+
+
+@pytest.mark.parametrize("samples", [np.zeros(0, np.float32), np.zeros(1, np.float32), np.ones(10, np.float32)])
+def test_features_of_next_to_nothing(samples: Any) -> None:
+    assert np.isfinite(log_mel(samples, 200, 80)).all()
+
+
+def test_no_window_is_taken_for_raw_features() -> None:
+    """CTranslate2 encodes an input again whose encoder output has n_mels steps: 160 frames with 80, 256 with 128."""
+    assert not {2 * n_mels for n_mels in (64, 80, 128)} & set(WINDOWS)
+    for seconds in np.arange(0, 40, 0.01):
+        assert window_for(float(seconds), "fit") in WINDOWS
+        assert window_for(float(seconds), "full") == FULL
+    assert window_for(3.0, "fit") == 400

@@ -1,0 +1,434 @@
+"""The command line, as an operator and a user type it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from asrserver import __version__
+from asrserver.cli.live import Screen
+from asrserver.config import COMMANDS, rows
+from asrserver.embedded import locate
+from asrserver.embedded import server as embedded
+from tests.conftest import System, Utterance, wait_until
+from tests.ws_client import health, look, query, stored
+
+Start = Callable[..., System]
+
+#: A port where nobody listens.
+NOBODY = "ws://127.0.0.1:9"
+
+
+def cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "asrserver", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **(env or {})},
+    )
+
+
+#: No servers: an empty value counts as none, so what the caller of the tests has set does not matter.
+NONE = dict.fromkeys(("REDIS_URL", "REDIS_ADDR", "DATABASE_URL", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_NAME"), "")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[System]:
+    """One running system, with servers of its own, for the commands that only use it."""
+    directory = Path(tempfile.mkdtemp(prefix="asrserver-cli-"))
+    system = System("run", "--port", "0", "--data-dir", str(directory), env=NONE)
+    try:
+        yield system.wait_ready()
+        assert system.stop() == 0
+    finally:
+        system.close()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
+    """Three recordings as WAV files."""
+    paths = []
+    for utterance in utterances[:3]:
+        paths.append(tmp_path / f"{Path(utterance.name).stem}.wav")
+        paths[-1].write_bytes(utterance.wav)
+    return paths
+
+
+# -- help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", ["", "run", "gateway", "worker", "transcribe", "status", "loadtest", "keys", "keys create"]
+)
+def test_help(command: str) -> None:
+    """-h says what a command does and all that it takes, in lines that fit a terminal."""
+    done = cli(*command.split(), "-h")
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert done.stdout.startswith("Usage: ")
+    assert max(map(len, done.stdout.splitlines())) <= 110
+    for row in rows():
+        if row.group in COMMANDS.get(command, ()):
+            assert row.flag in done.stdout
+            assert row.env in done.stdout
+    if not command:
+        assert all(name in done.stdout for name in ("run", "gateway", "worker", "transcribe", "status", "loadtest"))
+    assert cli(*command.split(), "--help").stdout == done.stdout
+
+
+def test_version_and_unknown_command() -> None:
+    """--version is the package's; a command that is none is an error of one line."""
+    assert __version__ in cli("--version").stdout
+    done = cli("dance")
+    assert done.returncode == 2
+    assert "dance" in done.stderr
+
+
+# -- transcribe ------------------------------------------------------------------------------------------------------
+
+
+def test_transcribe_one_file(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """The text and nothing else on standard output, for a script to read."""
+    done = cli("transcribe", "--server", shared.url.removesuffix("/ws/asr"), files[0])
+    assert (done.returncode, done.stdout, done.stderr) == (0, utterances[0].text + "\n", "")
+
+
+def test_transcribe_several_files(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """Each text is headed by its file's name; the server by http URL and by environment; the user is stored."""
+    server = f"http://127.0.0.1:{shared.port}"
+    done = cli("transcribe", "--user", "operator", *files, env={"ASRSERVER_SERVER": server})
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = [f"{path}: {utterance.text}" for path, utterance in zip(files, utterances, strict=False)]
+    assert done.stdout.splitlines() == expected
+
+    def users() -> set[str]:
+        return {record["user_id"] for record in shared.get("/history?limit=3")["records"]}
+
+    wait_until(lambda: users() == {"operator"}, what="the sessions are stored")
+
+
+def test_transcribe_realtime(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """--realtime takes at least as long as the recording."""
+    started = time.monotonic()
+    done = cli("transcribe", "--realtime", "--server", f"127.0.0.1:{shared.port}", files[0])
+    assert (done.returncode, done.stdout) == (0, utterances[0].text + "\n")
+    assert time.monotonic() - started >= len(utterances[0].pcm) / 32000
+
+
+def test_transcribe_json(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """--json prints every event as a line, the final result last."""
+    done = cli("transcribe", "--json", "--language", "en", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
+    assert done.returncode == 0
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["type"] for event in events] == ["chunk_result"] * (len(events) - 1) + ["final_result"]
+    assert events[-1]["text"] == utterances[0].text
+    assert events[-1]["chunk_count"] == len(events) - 1
+
+
+def test_transcribe_progress(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """The bar goes to standard error: standard output stays the text."""
+    done = cli("transcribe", "--progress", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
+    assert (done.returncode, done.stdout) == (0, utterances[0].text + "\n")
+    assert files[0].name in done.stderr
+
+
+def test_transcribe_goes_on_after_a_file_that_is_no_audio(
+    shared: System, files: list[Path], utterances: list[Utterance], tmp_path: Path
+) -> None:
+    """A text file, an empty file and a cut one: a line each, status 1, the others are transcribed."""
+    text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
+    text.write_text("This is no recording.\n" * 100)
+    empty.write_bytes(b"")
+    done = cli("transcribe", "--server", f"ws://127.0.0.1:{shared.port}", text, files[0], empty, files[1])
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"{files[0]}: {utterances[0].text}",
+        f"{files[1]}: {utterances[1].text}",
+    ]
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == [str(text), str(empty)]
+
+
+def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
+    """Not faster than spoken; without a terminal no control characters: guesses, then the segment with its time."""
+    began = time.monotonic()
+    done = cli("transcribe", "--live", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
+    assert time.monotonic() - began >= len(utterances[0].pcm) / 32000
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(rf"\[00:0\d\.\d\] {utterances[0].text}", lines[-1])
+    assert all(line.startswith("... ") for line in lines[:-1])
+    assert "\x1b" not in done.stdout
+
+
+def test_transcribe_live_without_a_microphone_or_its_library(shared: System, tmp_path: Path) -> None:
+    """One line that says what to do."""
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    server = f"ws://127.0.0.1:{shared.port}"
+    done = cli("transcribe", "--live", "--server", server, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1
+    assert "asrserver[mic]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = cli("transcribe", "--server", server)
+    assert done.returncode == 2
+    assert "--live" in done.stderr
+
+
+def test_text_as_it_forms_on_a_terminal() -> None:
+    """One line that is drawn again: what is stable in bold, the guess dim, never wider than the terminal."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    screen = Screen(out)
+    screen.show({"type": "partial_result", "text": "turn on the chicken", "stable": "turn on"})
+    screen.show({"type": "partial_result", "text": "word " * 100, "stable": "word " * 90})
+    screen.show({"type": "segment_result", "text": "turn on the kitchen light", "start": 63.25})
+    screen.end()
+    first, second, third, last = out.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
+    assert first == "\x1b[1mturn on\x1b[0m\x1b[2m the chicken\x1b[0m"
+    assert len(re.sub(r"\x1b\[\dm", "", second)) < 500
+    assert third == "[01:03.2] turn on the kitchen light\n"
+    assert last == ""
+
+
+def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> None:
+    """What the server says is what is printed."""
+    done = cli("transcribe", "--language", "tlh", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
+    assert done.returncode == 1
+    assert "bad_option" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) -> None:
+    """Each is one line and not status 0."""
+    done = cli("transcribe", "--server", NOBODY, files[0])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert NOBODY in line
+    done = cli("transcribe", tmp_path / "nowhere.wav")
+    assert done.returncode == 2
+    assert "nowhere.wav" in done.stderr
+    assert cli("transcribe").returncode == 2
+
+
+# -- status ----------------------------------------------------------------------------------------------------------
+
+
+def test_status(shared: System) -> None:
+    """Tables for people, the health document for programs; status 0 while all works."""
+    done = cli("status", "--server", f"ws://127.0.0.1:{shared.port}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^status +ok$", done.stdout, re.M)
+    assert re.search(r"^redis +ready, [\d.]+ ms$", done.stdout, re.M)
+    assert re.search(r"^postgres +ready, [\d.]+ ms$", done.stdout, re.M)
+    for process in (*shared.children("gateway"), *shared.children("worker")):
+        assert re.search(rf" {process.pid} ", done.stdout)
+    done = cli("status", "--json", "--server", f"http://127.0.0.1:{shared.port}")
+    assert json.loads(done.stdout)["status"] == "ok"
+
+
+def test_status_of_what_is_not_there() -> None:
+    """No server, and a server that is another: one line, status 1."""
+    done = cli("status", "--server", NOBODY)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "127.0.0.1:9" in line
+
+
+def test_status_without_worker(start: Start) -> None:
+    """A gateway alone is degraded: status 1, and the table says that there is no worker."""
+    system = start("gateway").wait_ready()
+    done = cli("status", "--server", f"ws://127.0.0.1:{system.port}")
+    assert done.returncode == 1
+    assert re.search(r"^status +degraded$", done.stdout, re.M)
+    assert "no worker is alive" in done.stdout
+
+
+# -- gateway and worker ----------------------------------------------------------------------------------------------
+
+
+def test_gateway_and_worker_apart(start: Start, files: list[Path], utterances: list[Utterance]) -> None:
+    """Two commands on one Redis are one system; sessions that came before the worker are not lost."""
+    gateway = start("gateway").wait_ready()
+    command = [sys.executable, "-m", "asrserver", "transcribe", "--server", f"127.0.0.1:{gateway.port}"]
+    with subprocess.Popen([*command, str(files[0])], stdout=subprocess.PIPE, text=True) as early:
+        wait_until(lambda: health(gateway.port)["queue"]["waiting"] == 1, what="a session waits")
+        worker = start("worker", "--workers", "2").wait_ready()
+        assert early.communicate(timeout=60)[0] == utterances[0].text + "\n"
+        assert early.returncode == 0
+    assert "asrserver: 2 workers ready" in worker.output()
+    done = cli("transcribe", "--server", f"127.0.0.1:{gateway.port}", files[1])
+    assert done.stdout == utterances[1].text + "\n"
+    assert worker.stop() == 0
+    wait_until(lambda: not health(gateway.port)["workers_ready"], what="the gateway knows")
+    assert gateway.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "env", "missing"),
+    [
+        ("gateway", {}, "REDIS_URL"),
+        ("worker", {}, "REDIS_URL"),
+        ("gateway", {"REDIS_URL": "redis://127.0.0.1:9"}, "DATABASE_URL"),
+    ],
+)
+def test_gateway_and_worker_need_servers(command: str, env: dict[str, str], missing: str) -> None:
+    """Only run starts servers of its own; the others say what is missing, in one line."""
+    done = cli(command, env={**NONE, **env})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert missing in line
+
+
+# -- real servers on TCP ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tcp:
+    """Servers on TCP ports, as an operator has them: the system's programs where there are any, else the wheels'."""
+
+    redis_port: int
+    postgres_port: int
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
+    ports = Tcp(free_port(), free_port())
+
+    class TcpRedis(embedded.EmbeddedRedis):
+        def _prepare(self, lock: int) -> list[str]:
+            return [*super()._prepare(lock), "--port", str(ports.redis_port), "--bind", "127.0.0.1"]
+
+    class TcpPostgres(embedded.EmbeddedPostgres):
+        socket_name = f".s.PGSQL.{ports.postgres_port}"
+
+        def _prepare(self, lock: int) -> list[str]:
+            return [*super()._prepare(lock), "-c", "listen_addresses=127.0.0.1"]
+
+    monkeypatch.setattr(embedded, "POSTGRES_PORT", ports.postgres_port)
+    if system_redis := shutil.which("redis-server"):
+        monkeypatch.setattr(locate, "redis", lambda: Path(system_redis))
+    if system_postgres := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
+        monkeypatch.setattr(locate, "postgres", lambda: system_postgres[-1].parent)
+    directory = Path(tempfile.mkdtemp(prefix="asrserver-tcp-"))
+    redis, postgres = TcpRedis(directory, appendfsync="no"), TcpPostgres(directory)
+    try:
+        redis.start()
+        postgres.start()
+        yield ports
+    finally:
+        postgres.stop(10)
+        redis.stop(10)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_run_on_real_servers(tcp: Tcp, files: list[Path], utterances: list[Utterance], tmp_path: Path) -> None:
+    """REDIS_ADDR and DB_*: no server is started, the database is made under its name, the session is in it."""
+    data_dir = tmp_path / "data"
+    settings = {
+        **NONE,
+        "REDIS_ADDR": f"127.0.0.1:{tcp.redis_port}",
+        "DB_HOST": "127.0.0.1",
+        "DB_PORT": str(tcp.postgres_port),
+        "DB_USER": "asrserver",
+        "DB_PASSWORD": "p@ss/w rd%",
+        "DB_NAME": "speech & more",
+    }
+    system = System("run", "--port", "0", "--data-dir", str(data_dir), env=settings)
+    try:
+        system.wait_ready()
+        done = cli("transcribe", "--server", f"127.0.0.1:{system.port}", *files)
+        assert done.returncode == 0, done.stderr
+        assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [u.text for u in utterances[:3]]
+        assert health(system.port)["status"] == "ok"
+        assert not data_dir.exists()
+        # They are stored behind the client's back: the last may still be on its way when it has gone.
+        wait_until(lambda: system.get("/history")["total"] == 3, what="three sessions in the history")
+        sids = [record["session_id"] for record in system.get("/history")["records"]]
+        assert len(sids) == 3
+        dsn = psycopg2.extensions.make_dsn(
+            host="127.0.0.1", port=tcp.postgres_port, user="asrserver", dbname="speech & more"
+        )
+        wait_until(lambda: all(stored(dsn, sid) for sid in sids))
+        assert query(dsn, "SELECT count(*) FROM asr_sessions") == [(3,)]
+        with look(f"redis://127.0.0.1:{tcp.redis_port}") as client:
+            assert client.exists(*[f"asr_session:{{{sid}}}" for sid in sids]) == 3
+        assert system.stop() == 0
+    finally:
+        system.close()
+
+
+# -- configuration file ----------------------------------------------------------------------------------------------
+
+
+def test_configuration_file(start: Start, tmp_path: Path) -> None:
+    """--config gives defaults; environment and flags beat it."""
+    config = tmp_path / "asrserver.toml"
+    config.write_text('workers = 2\nlog_level = "debug"\nhang_timeout = 25.5\nport = 1\n')
+    system = start("run", "--config", str(config), env={"ASRSERVER_LOG_LEVEL": "info"}).wait_ready()
+    assert len(system.children("worker")) == 2
+    assert " DEBUG " not in system.output()
+    assert system.port != 1
+    assert system.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("workers = 'many'\n", "workers"),
+        ("wrokers = 2\n", "wrokers is not a setting"),
+        ("workers = \n", "--config"),
+        ("[server]\nport = 1\n", "server is not a setting"),
+        ("port = [1]\n", "port must be one value"),
+    ],
+)
+def test_bad_configuration_file(tmp_path: Path, text: str, words: str) -> None:
+    """One line that names the key or the file."""
+    config = tmp_path / "asrserver.toml"
+    config.write_text(text)
+    done = cli("run", env={"ASRSERVER_CONFIG": str(config)})
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert words in line
+
+
+def test_missing_configuration_file(tmp_path: Path) -> None:
+    done = cli("run", "--config", tmp_path / "none.toml")
+    assert done.returncode in (1, 2)
+    assert "none.toml" in done.stderr
+    assert len(done.stderr.splitlines()) <= 1 or done.returncode == 2
+
+
+def test_console_script() -> None:
+    """The program is there under its name."""
+    program = Path(sys.executable).with_name("asrserver")
+    done: Any = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,475 @@
+"""The Python client: it connects again, resumes, sends again, and tells its caller everything once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+import tornado.ioloop
+from tornado.httpclient import HTTPClientError
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+from tornado.websocket import WebSocketHandler
+
+from asrserver.broker.broker import Broker
+from asrserver.client import Client, ConnectionLost, ServerError, Watch
+from asrserver.client import client as client_module
+from asrserver.errors import Unavailable
+from asrserver.handlers.websocket import WebSocket
+from tests.conftest import Door, until
+from tests.fakes import Pretender
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+AUDIO = bytes(range(256)) * 8
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less patience than outside."""
+    monkeypatch.setattr(client_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(client_module, "LAST_PAUSE", 0.1)
+
+
+def cut(client: Client) -> None:
+    """The network is gone: no closing handshake."""
+    assert client.connection is not None
+    assert client.connection.protocol is not None
+    assert client.connection.protocol.stream is not None
+    client.connection.protocol.stream.close()
+
+
+@asynccontextmanager
+async def obedient(worker: Pretender, sid: str) -> AsyncIterator[None]:
+    """A worker that answers every chunk of the session with its own bytes, and then the end."""
+
+    async def work() -> None:
+        await worker.take(sid)
+        cursor, count = "0-1", 0
+        while True:
+            for entry in (await worker.broker.read_audio({sid: cursor}, 100)).get(sid, []):
+                cursor = entry.id
+                if entry.data is None:
+                    await worker.say(sid, "final", entry.id, text=str(count), status=entry.status, chunk_count=count)
+                    return
+                index, count = int(entry.id.split("-")[0]) - 1, count + 1
+                text = entry.data.decode()
+                await worker.say(sid, "chunk", entry.id, chunk_index=index, text=text, duration=0.1)
+            await asyncio.sleep(0.005)
+
+    task = asyncio.get_running_loop().create_task(work())
+    yield
+    await task
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_a_connection_cut_at_random_points(doors: tuple[Door, Door], worker: Pretender, seed: int) -> None:
+    """Each time the other gateway: every chunk is recognised once, every result comes once and in order."""
+    dice = random.Random(seed)
+    cuts = {dice.randrange(300) for _ in range(20)}
+    async with await Client.connect([door.url for door in doors]) as client:
+        session = await client.start("s")
+        async with obedient(worker, "s"):
+
+            async def send() -> None:
+                for index in range(300):
+                    assert await session.send(str(index).encode()) == index
+                    if index in cuts:
+                        await until(lambda: client.connection)
+                        cut(client)
+                    elif dice.random() < 0.2:
+                        await asyncio.sleep(0)
+                await session.end()
+
+            sending = asyncio.ensure_future(send())
+            events = [event async for event in session.events()]
+            await sending
+    assert [event["seq"] for event in events] == list(range(1, 302))
+    assert [event["text"] for event in events[:-1]] == [str(index) for index in range(300)]
+    assert (events[-1]["text"], events[-1]["status"]) == ("300", "done")
+
+
+async def test_a_new_connection_is_one_without_answers(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """From its first moment on: who saw it before the resume was sent took the session for live."""
+    async with await Client.connect([door.url for door in doors]) as client:
+        session = await client.start()
+        for _ in range(5):
+            before = client.connection
+            cut(client)
+            while client.connection in (before, None):
+                await asyncio.sleep(0)
+            assert session.opening
+            await until(lambda: not session.opening)
+        await session.send(b"one")
+        async with obedient(worker, session.id):
+            assert (await session.finish())["text"] == "1"
+
+
+async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a connection is lost and after it."""
+    texts: list[str] = []
+    text = WebSocket._text
+    monkeypatch.setattr(WebSocket, "_text", lambda self, message: texts.append(message) or text(self, message))
+    acks: list[int] = []
+
+    class Listens(Watch):
+        def received(self, event: dict[str, Any]) -> None:
+            if event["type"] == "ack" and "chunk_index" in event:
+                assert event["through"]
+                acks.append(event["chunk_index"])
+
+    async with await Client.connect([door.url for door in doors], watch=Listens()) as client:
+        session = await client.start()
+        for turn in range(1, 3):
+            for index in range(40):
+                assert await session.send(b"%d" % index) == 40 * (turn - 1) + index
+            await until(lambda turn=turn: acks and acks[-1] == 40 * turn - 1)  # type: ignore[misc]
+            cut(client)
+        async with obedient(worker, session.id):
+            assert (await session.finish())["text"] == "80"
+        assert [orjson.loads(text)["action"] for text in texts] == ["start", "resume", "resume", "finish"]
+        assert len(acks) < 20
+
+
+async def test_many_sessions_on_a_connection_that_is_cut(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """All of them are resumed, also one that is just being started or finished."""
+    async with await Client.connect([door.url for door in doors]) as client:
+        sessions = [await client.start(f"s{number}") for number in range(8)]
+        await sessions[0].end()
+        cut(client)
+        late = asyncio.ensure_future(client.start("late"))
+        for session in sessions[1:]:
+            await session.send(session.id.encode())
+        sessions.append(await late)
+        await sessions[-1].send(b"late")
+        for session in sessions:
+            async with obedient(worker, session.id):
+                final = await session.finish()
+            assert (final["text"], final["status"]) == ("0" if session is sessions[0] else "1", "done")
+
+
+async def test_a_start_whose_answer_is_lost(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session is there already: it is resumed, and there is no second."""
+    one, two = doors
+    open_session = one.gateway.broker.open_session
+
+    async def cut_off(*args: Any) -> bool:
+        made = await open_session(*args)
+        cut(client)
+        return made
+
+    monkeypatch.setattr(one.gateway.broker, "open_session", cut_off)
+    async with await Client.connect([one.url, two.url]) as client:
+        session = await client.start()
+        await session.send(b"hello")
+        async with obedient(worker, session.id):
+            assert (await session.finish())["text"] == "1"
+
+
+async def test_what_the_server_cannot_write_now_is_sent_again(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for a pause; nothing is lost, and the caller hears nothing of it."""
+    broker = doors[0].gateway.broker
+    append = broker.append
+    tries = iter(range(3))
+
+    def unlucky(sid: str, index: int, *args: Any) -> None:
+        if index == 2 and next(tries, None) is not None:
+            args[-1](Unavailable("broker_full", "full", 0.01))
+        else:
+            append(sid, index, *args)
+
+    monkeypatch.setattr(broker, "append", unlucky)
+    async with await Client.connect(doors[0].url) as client:
+        session = await client.start("s")
+        async with obedient(worker, "s"):
+            for index in range(10):
+                await session.send(str(index).encode())
+            await session.end()
+            events = [event async for event in session.events()]
+    assert [event["text"] for event in events] == [*map(str, range(10)), "10"]
+
+
+async def test_a_chunk_refused_before_the_connection_was_lost(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """It stays refused; those after it go on."""
+    async with await Client.connect([door.url for door in doors]) as client:
+        session = await client.start("s")
+        await session.send(b"0")
+        await session.send(b"")  # refused
+        await session.send(bytes(2 << 20))  # refused unread, as the largest there is
+        events = session.events()
+        assert {(await anext(events))["code"] for _ in range(2)} == {"empty_chunk", "message_too_large"}
+        cut(client)
+        await session.send(b"3")
+        async with obedient(worker, "s"):
+            await session.end()
+            assert [event["text"] async for event in events] == ["0", "3", "2"]
+        assert not session._unacknowledged
+
+
+async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
+    doors: tuple[Door, Door], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`send` waits and `send_nowait` does nothing, while there is no connection too."""
+    monkeypatch.setattr(client_module, "FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr(client_module, "WINDOW_BYTES", 5000)
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    client = await Client.connect(doors[0].url, window=4)
+    small, large = await client.start("small"), await client.start("large")
+    cut(client)
+    await until(lambda: client.connection is None)
+    sending = [asyncio.ensure_future(send_for_ever(small, b"x")), asyncio.ensure_future(send_for_ever(large, AUDIO))]
+    await until(lambda: small.next_index == 4 and large.next_index == 3)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert small.send_nowait(b"x") is large.send_nowait(b"x") is None
+    assert (small.next_index, large.next_index) == (4, 3)
+    await client.close()
+    for task in sending:
+        with pytest.raises(ConnectionLost):
+            await task
+
+
+async def send_for_ever(session: client_module.ClientSession, data: bytes) -> None:
+    while True:
+        await session.send(data)
+
+
+# -- what cannot go on
+
+
+async def test_a_session_that_was_taken_away(doors: tuple[Door, Door]) -> None:
+    """By another client: the caller is told, and the other sessions go on."""
+    async with await Client.connect(doors[0].url) as mine, await Client.connect(doors[1].url) as other:
+        session, kept = await mine.start("s"), await mine.start("kept")
+        await session.end()
+        thief = client_module.ClientSession(other, "s", {})
+        thief.opened.set_result(None)
+        other._sessions["s"] = thief
+        thief.connected(other.connection)
+        with pytest.raises(ServerError, match="session_moved"):
+            await session.finish()
+        await kept.send(b"x")
+        await until(lambda: not kept._unacknowledged)
+
+
+async def test_a_session_that_is_gone_when_the_client_comes_back(doors: tuple[Door, Door]) -> None:
+    async with await Client.connect([door.url for door in doors]) as client:
+        session = await client.start("s")
+        broker: Broker = doors[0].gateway.broker
+        await broker.lane.submit("FLUSHALL")
+        cut(client)
+        with pytest.raises(ServerError, match="no_session"):
+            await session.finish()
+        with pytest.raises(ServerError, match="no_session"):
+            await session.send(b"x")
+        await client.start("next")
+
+
+async def test_nobody_answers(doors: tuple[Door, Door]) -> None:
+    """At first: what the system says. Later: after the patience is over, to everyone who waits."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"ws://127.0.0.1:{taken.getsockname()[1]}/ws/asr"
+    with pytest.raises(OSError, match="refused"):
+        await Client.connect(nobody)
+    client = await Client.connect([nobody, doors[0].url], patience=0.5)
+    session = await client.start("s")
+    client._urls = [nobody]
+    cut(client)
+    with pytest.raises(ConnectionLost, match="no connection for"):
+        await session.finish()
+    with pytest.raises(ConnectionLost):
+        await client.start()
+    await client.close()
+
+
+async def test_errors_of_a_start_are_its_caller_s(doors: tuple[Door, Door]) -> None:
+    async with await Client.connect(doors[0].url) as client:
+        for options, code in (({"mode": "dance"}, "bad_option"), ({"session_id": "a b"}, "bad_id")):
+            with pytest.raises(ServerError, match=code):
+                await client.start(**options)
+        await client.start("s")
+        async with await Client.connect(doors[1].url) as other:
+            with pytest.raises(ServerError, match="session_exists"):
+                await other.start("s")
+        with pytest.raises(ValueError, match="in use"):
+            await client.start("s")
+        assert list(client._sessions) == ["s"]
+
+
+# -- a server that says what the test tells it to
+
+
+@pytest.fixture
+def told(io_loop: tornado.ioloop.IOLoop) -> Iterator[Callable[[type[RequestHandler]], str]]:
+    """told(handler): its URL."""
+    servers: list[HTTPServer] = []
+
+    def serve(handler: type[RequestHandler]) -> str:
+        server = HTTPServer(Application([("/", handler)]))
+        [listener] = bind_sockets(0, "127.0.0.1")
+        server.add_socket(listener)
+        servers.append(server)
+        return f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+
+    yield serve
+
+    async def stop() -> None:
+        for server in servers:
+            server.stop()
+            await server.close_all_connections()
+
+    io_loop.run_sync(stop)
+
+
+@pytest.mark.parametrize(("status", "again"), [(401, False), (403, False), (429, True), (503, True)])
+async def test_refusals_before_the_upgrade(told: Callable[..., str], status: int, again: bool) -> None:
+    """What will not change is not tried again; what may is, not before the time that was asked for."""
+    loop = asyncio.get_running_loop()
+    tries: list[float] = []
+
+    class Refusing(WebSocketHandler):
+        def prepare(self) -> None:
+            tries.append(loop.time())
+            if 1 < len(tries) < 4:
+                self.set_status(status)
+                self.set_header("Retry-After", "1")
+                self.finish({})
+
+        def on_message(self, message: str | bytes) -> None:
+            sid = orjson.loads(message)["session_id"]
+            self.write_message({"type": "ack", "session_id": sid, "status": "session_started"})
+            if len(tries) < 4:
+                self.close(1012)
+
+    async with await Client.connect(told(Refusing)) as client:
+        session = await client.start()
+        if again:
+            await until(lambda: len(tries) == 4)
+            assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(tries[1:]))
+        else:
+            with pytest.raises(HTTPClientError, match=str(status)):
+                await session.finish()
+            assert len(tries) == 2
+
+
+@pytest.mark.parametrize(("code", "again"), [(1012, True), (1013, True), (1001, True), (1008, False), (1009, False)])
+async def test_close_codes(told: Callable[..., str], code: int, again: bool) -> None:
+    connections: list[WebSocketHandler] = []
+
+    class Closing(WebSocketHandler):
+        def open(self, *_args: str, **_kwargs: str) -> None:
+            connections.append(self)
+
+        def on_message(self, message: str | bytes) -> None:
+            sid = orjson.loads(message)["session_id"]
+            self.write_message({"type": "ack", "session_id": sid, "status": "session_started"})
+            if len(connections) == 1:
+                self.close(code, "because")
+
+    async with await Client.connect(told(Closing)) as client:
+        session = await client.start()
+        if again:
+            await until(lambda: len(connections) == 2)
+        else:
+            with pytest.raises(ConnectionLost, match=f"{code} because"):
+                await session.finish()
+            assert len(connections) == 1
+
+
+async def test_closed_while_it_connects_again(told: Callable[..., str]) -> None:
+    """What is dialled just then is closed too, and not read for ever."""
+    dialled, dialled_again, go, closed = (asyncio.Event() for _ in range(4))
+
+    class Slow(WebSocketHandler):
+        async def prepare(self) -> None:
+            if dialled.is_set():
+                closed.clear()
+                dialled_again.set()
+                await go.wait()
+            dialled.set()
+
+        def on_close(self) -> None:
+            closed.set()
+
+    client = await Client.connect(told(Slow))
+    await until(lambda: client.connection is not None)
+    cut(client)
+    await dialled_again.wait()
+    closing = asyncio.ensure_future(client.close())
+    await asyncio.sleep(0)  # it has begun
+    go.set()
+    await closing
+    await closed.wait()
+    with pytest.raises(ConnectionLost):
+        await client.start()
+
+
+async def test_events_of_other_types(told: Callable[..., str]) -> None:
+    """They are the caller's, once; of partial results that nobody has read only the newest."""
+    done = asyncio.Event()
+
+    class Talking(WebSocketHandler):
+        def on_message(self, message: str | bytes) -> None:
+            sid = {"session_id": orjson.loads(message)["session_id"]}
+            if orjson.loads(message)["action"] != "start":
+                return
+            self.write_message({**sid, "type": "ack", "status": "session_started"})
+            for event in (
+                {"type": "partial_result", "text": "a"},
+                {"type": "partial_result", "text": "a b"},
+                {"type": "segment_result", "seq": 1, "text": "a b"},
+                {"type": "partial_result", "text": "c"},
+                {"type": "segment_result", "seq": 1, "text": "a b"},
+                {"type": "speech_started"},
+                {"type": "final_result", "seq": 2, "text": "a b"},
+            ):
+                self.write_message({**sid, **event})
+            done.set()
+
+    async with await Client.connect(told(Talking)) as client:
+        session = await client.start()
+        await done.wait()
+        await until(lambda: not client._sessions)
+        events = [(event["type"], event.get("text")) async for event in session.events()]
+    assert events == [
+        ("partial_result", "a b"),
+        ("segment_result", "a b"),
+        ("partial_result", "c"),
+        ("speech_started", None),
+        ("final_result", "a b"),
+    ]
+
+
+async def test_close_before_anything_was_read(doors: tuple[Door, Door]) -> None:
+    """A client that only looks whether it is let in is not in for ever."""
+    for _ in range(3):
+        client = await Client.connect(doors[0].url)
+        async with asyncio.timeout(20):
+            await client.close()
+
+
+async def test_insist() -> None:
+    """Who insists waits for a server that is not there yet, and gives up when there is no patience left."""
+    refusals: list[Exception] = []
+
+    class Counting(client_module.Watch):
+        def refused(self, reason: Exception, pause: float) -> None:
+            refusals.append(reason)
+
+    with pytest.raises(ConnectionLost):
+        await Client.connect("ws://127.0.0.1:9/", patience=0.2, insist=True, watch=Counting())
+    assert len(refusals) > 1

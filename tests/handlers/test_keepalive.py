@@ -1,0 +1,137 @@
+"""Connections that say nothing: what they cost, and how it is seen that they are gone."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tornado.httpclient import HTTPRequest
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.netutil import bind_sockets
+from tornado.websocket import websocket_connect
+
+from asrserver.config import Settings
+from asrserver.gateway.gateway import Gateway
+from asrserver.handlers.app import AsrApplication
+from asrserver.handlers.websocket import WebSocket
+from asrserver.protocol.frames import Plain, Secure, Wire
+from tests.conftest import System, until
+from tests.handlers.test_auth import TLS
+from tests.ws_client import Talk
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+UPGRADE = (
+    b"GET /ws/asr?x=1 HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36\r\n"
+    b"Accept-Encoding: gzip, deflate, br, zstd\r\nAccept-Language: en-GB,en;q=0.9,de;q=0.8\r\nCookie: a=%064d\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n" % 0
+)
+
+
+@contextmanager
+def opened(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """WebSockets as browsers ask for them, by hand: of these nothing answers pings."""
+    made: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            made.append(socket.create_connection(("127.0.0.1", port), timeout=10))
+            made[-1].sendall(UPGRADE)
+            answer = made[-1].recv(4096)
+            assert answer.startswith(b"HTTP/1.1 101"), answer
+        yield made
+    finally:
+        for one in made:
+            one.close()
+
+
+def test_an_idle_connection_takes_little_memory(start: Callable[..., System]) -> None:
+    """20 KB are promised; Tornado's own way takes that much or more, with such headers."""
+    system = start("gateway", "--ping-interval", "600").wait_ready()
+    [process] = system.children("gateway")
+    with opened(system.port, 100):
+        before = process.memory_info().rss
+        with opened(system.port, 400):
+            each = (process.memory_info().rss - before) / 400
+            assert each < 15 * 1024
+
+
+@pytest.fixture
+def gateway_settings(gateway_settings: Settings) -> Settings:
+    return replace(gateway_settings, ping_interval=0.4, idle_timeout=0.0)
+
+
+@pytest.fixture
+def url(gateway: Gateway, base_url: str, http_server: HTTPServer) -> str:
+    return base_url.replace("http", "ws", 1) + "/ws/asr"
+
+
+async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApplication, gateway: Gateway) -> None:
+    async with await Talk.open(url) as talk:
+        reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+        writer.write(UPGRADE)
+        await reader.readuntil(b"\r\n\r\n")
+        await until(lambda: gateway.connections == 2)
+        sent = await reader.readuntil(b"ping timed out")
+        assert sent[:2] == b"\x89\x00"  # a ping
+        writer.close()
+        await until(lambda: gateway.connections == 1)
+        await talk.start("s")  # who answers stays
+    await until(lambda: gateway.connections == 0 and app.sockets._timer is None)
+    assert not gateway.admission.limits._addresses
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
+    gateway: Gateway, app: AsrApplication, acyclic: None, secure: bool
+) -> None:
+    """Gateways look for cycles rarely: what only they free makes them grow."""
+    kinds = (WebSocket, Wire, Plain, Secure, HTTPServerRequest)
+    others = [one for one in gc.get_objects() if isinstance(one, kinds)]
+    certificate = {"certfile": TLS / "cert.pem", "keyfile": TLS / "key.pem"} if secure else None
+    server, [listening] = HTTPServer(app, ssl_options=certificate), bind_sockets(0, "127.0.0.1")
+    server.add_socket(listening)
+    url = f"{'wss' if secure else 'ws'}://127.0.0.1:{listening.getsockname()[1]}/ws/asr"
+    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
+        await talk.start("s")
+        await talk.chunk("s", 0, bytes(640))
+    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
+        talk.drop()
+        await until(lambda: gateway.connections == 0)
+    await until(lambda: talk.closed)
+    server.stop()
+    await server.close_all_connections()
+    left = [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others]
+    assert left == []
+
+
+async def test_a_connection_that_cannot_be_looked_at_costs_the_others_nothing(
+    url: str, app: AsrApplication, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await Talk.open(url), await Talk.open(url):
+        first, second = app.sockets
+        looked: list[Any] = []
+
+        def broken(now: float) -> float:
+            raise RuntimeError("a defect")
+
+        monkeypatch.setattr(first, "look", broken)
+        monkeypatch.setattr(second, "look", lambda now: looked.append(now) or now + 0.1)
+        await until(lambda: len(looked) > 2)
+        assert "could not be looked at" in caplog.text
+
+
+def test_too_few_files_for_the_connections_are_told_at_the_start(start: Callable[..., System]) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    system = start("gateway", "--max-connections", str(hard + 1)).wait_ready()
+    assert f"--max-connections {hard + 1}" in system.output()
+    limits = resource.prlimit(system.children("gateway")[0].pid, resource.RLIMIT_NOFILE)
+    assert limits == (hard, hard)

@@ -1,0 +1,459 @@
+"""handlers/rest.py: what REST says is true, and its errors are JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from dataclasses import replace
+from typing import Any
+
+import orjson
+import psycopg2
+import pytest
+import redis
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
+
+from asrserver.config import Settings
+from asrserver.errors import BadRequest
+from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.session import Session
+from tests.conftest import Servers, until
+from tests.fakes import Pretender
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+class Api:
+    """Requests, and what is in their answers."""
+
+    def __init__(self, client: AsyncHTTPClient, url: str) -> None:
+        self._client = client
+        self._url = url
+
+    async def fetch(self, path: str, method: str = "GET", **options: Any) -> HTTPResponse:
+        return await self._client.fetch(
+            self._url + path, method=method, raise_error=False, allow_nonstandard_methods=True, **options
+        )
+
+    async def call(self, path: str, method: str = "GET") -> tuple[int, Any]:
+        """(status, body); every answer is JSON."""
+        response = await self.fetch("/api/v1" + path, method)
+        assert response.headers["Content-Type"].startswith("application/json")
+        return response.code, orjson.loads(response.body)
+
+
+@pytest.fixture
+def api(http_client: AsyncHTTPClient, base_url: str) -> Api:
+    return Api(http_client, base_url)
+
+
+async def session(gateway: Gateway, sid: str = "s", **message: Any) -> tuple[Session, list[dict[str, Any]]]:
+    """A session that is open, and what its client gets."""
+    got: list[dict[str, Any]] = []
+    return await gateway.start({"session_id": sid, **message}, got.append), got
+
+
+async def whole_session(gateway: Gateway, worker: Pretender, sid: str, text: str = "hello world") -> None:
+    """A session of one chunk, from start to stored."""
+    opened, got = await session(gateway, sid, user_id="somebody")
+    gateway.sessions.append(opened, 0, b"audio", True)
+    gateway.sessions.finish(opened)
+    await worker.take(sid)
+    segment = {
+        "number": 0,
+        "start": 0.1,
+        "end": 1.4,
+        "text": text,
+        "language": "en",
+        "confidence": 0.9,
+        "chunk_index": 0,
+    }
+    await worker.audio(sid, 1)
+    await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[segment])
+    await worker.final(sid, text)
+    await until(lambda: got and got[-1]["type"] == "final")
+    await until(gateway.recorder.settled)
+
+
+# -- health
+
+
+async def test_health_is_true(api: Api, worker: Pretender) -> None:
+    """503 until a worker lives; then all of it, with numbers."""
+    status, body = await api.call("/health")
+    assert (status, body["status"]) == (503, "degraded")
+    ready = {"redis_ready": True, "postgres_ready": True, "workers_ready": False, "funasr_ready": False}
+    assert ready.items() <= body.items()
+    await worker.broker.open()
+    worker.broker.beat("worker", {"backlog": 0.0})
+    await worker.broker.lane.drain()
+    status, body = await api.call("/health")
+    assert (status, body["status"], body["workers_ready"], body["funasr_ready"]) == (200, "ok", True, True)
+    assert [found["name"] for found in body["workers"]] == ["pretender"]
+    assert len(body["gateways"]) == 1
+    assert body["queue"] == {"waiting": 0, "processing": 0, "dead": 0}
+    assert body["redis"]["latency_ms"] > 0
+    assert body["redis"]["keys"] >= body["redis"]["lasting_keys"] > 0
+    assert body["redis"]["memory_bytes"] > 0
+    assert body["postgres"]["latency_ms"] > 0
+
+
+async def test_health_while_redis_does_not_answer(api: Api, servers: Servers) -> None:
+    """Stopped, not gone: it says so in seconds, and recovers."""
+    pid = servers.redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        status, body = await api.call("/health")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (status, body["redis_ready"], body["postgres_ready"], body["workers_ready"]) == (503, False, True, False)
+    assert body["redis"]["error"]
+
+    async def recovered() -> bool:
+        return bool((await api.call("/health"))[1]["redis_ready"])
+
+    while not await recovered():
+        await asyncio.sleep(0.02)
+
+
+async def test_health_while_postgresql_is_away(api: Api, gateway: Gateway) -> None:
+    await gateway.storage.close()
+    status, body = await api.call("/health")
+    assert (status, body["redis_ready"], body["postgres_ready"]) == (503, True, False)
+    assert body["postgres"]["error"]
+    status, body = await api.call("/history")
+    assert (status, body["error"]["code"]) == (503, "storage_unavailable")
+    await gateway.storage.open()
+    assert (await api.call("/health"))[1]["postgres_ready"]
+
+
+# -- history and sessions
+
+
+async def test_history_and_one_session(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    """Newest first; a session with its chunks and segments."""
+    for sid in ("one", "two", "three"):
+        await whole_session(gateway, worker, sid, sid)
+    status, body = await api.call("/history?limit=2")
+    assert (status, body["total"]) == (200, 3)
+    assert [found["session_id"] for found in body["records"]] == ["three", "two"]
+    assert {"session_id", "text", "duration", "chunk_count", "created_at"} <= body["records"][0].keys()
+    status, body = await api.call("/session/one")
+    assert (status, body["status"], body["text"], body["user_id"]) == (200, "done", "one", "somebody")
+    assert [(found["chunk_index"], found["text"]) for found in body["chunks"]] == [(0, "one")]
+    assert [(found["number"], found["text"]) for found in body["segments"]] == [(0, "one")]
+
+
+async def test_an_open_session_is_in_the_history(api: Api, gateway: Gateway) -> None:
+    await session(gateway)
+    status, body = await api.call("/session/s")
+    assert (status, body["status"]) == (200, "recording")
+
+
+WRONG = (
+    "limit=0 limit=-1 limit=1001 limit=x limit= limit=1.5 limit=%C2%B2 limit=99999999999999 limit=1e2 limit=%ff"
+    " limit=1&limit=x status=finished status= from=yesterday to=2026-13-01 to=20260101 from= cursor=x cursor= q= q=%ff"
+    f" user_id= user_id=%c3 q={'x' * 201} user_id={'x' * 129}"
+).split()
+
+
+async def test_a_wrong_parameter_is_named(api: Api) -> None:
+    for query in WRONG:
+        status, body = await api.call(f"/history?{query}")
+        name = query.partition("=")[0]
+        assert (status, body["error"]["code"], body["error"]["parameter"]) == (400, "bad_request", name), query
+        assert name in body["error"]["message"]
+
+
+async def test_history_is_filtered_and_paged(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    for number, text in enumerate(("the kitchen light", "今天的天气", "the garden light")):
+        await whole_session(gateway, worker, f"s{number}", text)
+    await session(gateway, "open", user_id="another")
+    await until(gateway.recorder.settled)
+
+    async def found(query: str) -> list[str]:
+        status, body = await api.call(f"/history?{query}")
+        assert status == 200
+        assert body["total"] == len(body["records"])
+        return [record["session_id"] for record in body["records"]]
+
+    assert await found("user_id=somebody&status=done") == ["s2", "s1", "s0"]
+    assert await found("status=recording") == ["open"]
+    assert await found("q=light+-garden") == ["s0"]
+    assert await found("q=%E5%A4%A9%E6%B0%94") == ["s1"]
+    created = (await api.call("/session/s1"))[1]["created_at"].replace("+", "%2B")
+    assert await found(f"from={created}") == ["open", "s2", "s1"]
+    assert await found(f"to={created}") == ["s0"]
+    assert await found(f"from={created.replace('%2B', '+')}&to=2999-01-01") == ["open", "s2", "s1"]
+    assert await found("to=2020-01-01T00:00:00Z") == []
+    _, first = await api.call("/history?limit=3")
+    _, second = await api.call(f"/history?limit=3&cursor={first['cursor']}")
+    assert [len(first["records"]), [r["session_id"] for r in second["records"]], second["cursor"]] == [3, ["s0"], None]
+
+
+async def test_a_session_as_text_and_as_subtitles(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    await whole_session(gateway, worker, "s", "5 < 6 --> & more")
+    cue = "00:00:00{}100 --> 00:00:01{}400\n"
+    for kind, media, text in (
+        ("txt", "text/plain", "5 < 6 --> & more\n"),
+        ("srt", "application/x-subrip", "1\n" + cue.format(",", ",") + "5 < 6 --> & more\n"),
+        ("vtt", "text/vtt", "WEBVTT\n\n" + cue.format(".", ".") + "5 &lt; 6 --&gt; &amp; more\n"),
+    ):
+        response = await api.fetch(f"/api/v1/session/s?format={kind}")
+        assert (response.code, response.headers["Content-Type"]) == (200, f"{media}; charset=utf-8")
+        assert response.body.decode() == text
+    assert (await api.call("/session/s?format=json"))[1]["text"] == "5 < 6 --> & more"
+    status, body = await api.call("/session/s?format=pdf")
+    assert (status, body["error"]["parameter"]) == (400, "format")
+    assert (await api.call("/session/unknown?format=srt"))[0] == 404
+
+
+async def test_an_id_of_any_signs(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    sid = "a/ü?%#"
+    await whole_session(gateway, worker, sid)
+    assert (await api.call("/session/a%2F%C3%BC%3F%25%23"))[1]["session_id"] == sid
+
+
+async def test_a_deleted_session_is_gone(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    """And cannot be deleted again, nor started."""
+    await whole_session(gateway, worker, "s")
+    assert await api.call("/session/s", "DELETE") == (200, {"session_id": "s", "deleted": True})
+    assert (await api.call("/session/s"))[0] == 404
+    assert (await api.call("/session/s", "DELETE"))[0] == 404
+    assert (await api.call("/history"))[1]["total"] == 0
+
+
+def redis_keys(settings: Settings, sid: str) -> list[bytes]:
+    client = redis.Redis.from_url(settings.redis_url)
+    try:
+        return client.keys(f"asr_*:{{{sid}}}")
+    finally:
+        client.close()
+
+
+async def test_what_redis_has_of_a_deleted_session_goes_too(
+    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+) -> None:
+    """At once, and what a client or a worker then says of it is nothing to anybody."""
+    await whole_session(gateway, worker, "s")
+    assert len(redis_keys(gateway_settings, "s")) == 4
+    assert (await api.call("/session/s", "DELETE"))[0] == 200
+    assert redis_keys(gateway_settings, "s") == []
+    with pytest.raises(BadRequest, match="there is a session"):
+        await session(gateway, "s")
+
+
+async def test_a_session_that_another_gateway_has_open_can_be_deleted(
+    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+) -> None:
+    """Though nothing of it is stored yet: what will be is not kept."""
+    other = Gateway(gateway_settings)
+    await other.open()
+    other.storage._closed = True  # PostgreSQL is away from there
+    other.storage._stale = True
+    opened, _ = await session(other, "s")
+    assert (await api.call("/session/s", "DELETE"))[0] == 200
+    other.storage._closed = False
+    other.sessions.append(opened, 0, b"audio", True)
+    other.sessions.finish(opened)
+    await worker.take("s")
+    await worker.chunk("s", 0, "secret")
+    await worker.final("s", "secret")
+    await until(lambda: not redis_keys(gateway_settings, "s"))
+    assert (await api.call("/session/s"))[0] == 404
+    await other.close()
+
+
+async def test_what_was_deleted_long_ago_is_forgotten(
+    gateway: Gateway, worker: Pretender, gateway_settings: Settings
+) -> None:
+    """Unless Redis still has something of it."""
+    await whole_session(gateway, worker, "old")
+    await session(gateway, "open")
+    for sid in ("old", "open", "new"):
+        await gateway.storage.delete(sid, pending=True)
+    await gateway.broker.delete_session("old", None)
+    with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE asr_tombstones SET deleted_at = now() - interval '31 days' WHERE session_id IN ('old', 'open')"
+        )
+    connection.close()
+    await gateway._tidy()
+    assert [await gateway.storage.known(sid) for sid in ("old", "open", "new")] == [False, True, True]
+
+
+async def test_a_session_deleted_while_it_is_open_never_comes_back(
+    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+) -> None:
+    """Its client still gets its results; of what is written later, nothing is kept."""
+    opened, got = await session(gateway)
+    gateway.sessions.append(opened, 0, b"audio", True)
+    assert (await api.call("/session/s", "DELETE"))[0] == 200
+    gateway.sessions.finish(opened)
+    await worker.take("s")
+    await worker.chunk("s", 0, "secret")
+    await worker.final("s", "secret")
+    await until(lambda: got and got[-1]["type"] == "final")
+    await until(gateway.recorder.settled)
+    assert (await api.call("/session/s"))[0] == 404
+    with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
+        for table in ("asr_sessions", "asr_chunks", "asr_segments"):
+            cursor.execute(f"SELECT count(*) FROM {table}")
+            assert cursor.fetchone() == (0,)
+    connection.close()
+
+
+# -- what is not there
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "status", "code"),
+    [
+        ("/nothing", "GET", 404, "not_found"),
+        ("/session/unknown", "GET", 404, "not_found"),
+        ("/session/unknown", "DELETE", 404, "not_found"),
+        ("/session/%00", "GET", 404, "not_found"),
+        ("/session/%ff", "GET", 400, "bad_request"),
+        ("/session/", "GET", 404, "not_found"),
+        ("/health", "POST", 405, "method_not_allowed"),
+        ("/history", "DELETE", 405, "method_not_allowed"),
+        ("/session/s", "PUT", 405, "method_not_allowed"),
+    ],
+)
+async def test_refusals_are_json(api: Api, path: str, method: str, status: int, code: str) -> None:
+    found, body = await api.call(path, method)
+    assert (found, body["error"]["code"]) == (status, code)
+    assert body["error"]["message"]
+
+
+async def test_a_wrong_method_is_told_the_right_ones(api: Api) -> None:
+    for path, allowed in (
+        ("/api/v1/history", "GET, HEAD, OPTIONS"),
+        ("/api/v1/session/s", "DELETE, GET, HEAD, OPTIONS"),
+        ("/livez", "GET, HEAD, OPTIONS"),
+        ("/ws/asr", "GET, OPTIONS"),
+    ):
+        for method in ("PUT", "POST", "PATCH", "TRACE"):
+            response = await api.fetch(path, method)
+            assert (response.code, response.headers["Allow"]) == (405, allowed)
+            assert orjson.loads(response.body)["error"]["code"] == "method_not_allowed"
+
+
+async def test_head_is_get_without_a_body(api: Api) -> None:
+    response = await api.fetch("/api/v1/history", "HEAD")
+    assert (response.code, response.body) == (200, b"")
+    assert int(response.headers["Content-Length"]) > 0
+
+
+async def test_what_is_no_websocket(api: Api) -> None:
+    response = await api.fetch("/ws/asr")
+    assert (response.code, orjson.loads(response.body)["error"]["code"]) == (400, "bad_request")
+
+
+async def test_every_answer_has_a_request_id(api: Api) -> None:
+    """The client's, if it can stand in a header and a log line."""
+    for path in ("/livez", "/api/v1/session/unknown", "/nothing"):
+        for given in ("abc-123.X_y", "x" * 128):
+            assert (await api.fetch(path, headers={"X-Request-ID": given})).headers["X-Request-ID"] == given
+        for given in ("x" * 129, "a b", "a,b", '"', ""):
+            found = (await api.fetch(path, headers={"X-Request-ID": given})).headers["X-Request-ID"]
+            assert len(found) == 32
+
+
+# -- what an operator asks
+
+
+async def test_alive_and_ready(api: Api, gateway: Gateway, servers: Servers) -> None:
+    """Alive whatever happens; ready while sessions are taken, with or without PostgreSQL."""
+    await gateway.storage.close()
+    assert (await api.fetch("/livez")).code == (await api.fetch("/readyz")).code == 200
+    pid = servers.redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        response = await api.fetch("/readyz")
+        assert (response.code, (await api.fetch("/livez")).code) == (503, 200)
+        assert "Redis" in orjson.loads(response.body)["reason"]
+        for path in ("/stats", "/asr/queue/status"):
+            status, body = await api.call(path)
+            assert (status, body["error"]["code"]) == (503, "broker_unavailable")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    gateway.closing = True
+    response = await api.fetch("/readyz")
+    assert (response.code, orjson.loads(response.body)["reason"]) == (503, "shutting down")
+    assert (await api.fetch("/livez")).code == 200
+
+
+async def test_stats(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    await worker.broker.open()
+    worker.broker.beat("worker", {"speech_seconds": 100.0, "real_time_factor": 0.25})
+    await whole_session(gateway, worker, "a")
+    await whole_session(gateway, worker, "b")
+    await session(gateway, "c")
+    await until(gateway.recorder.settled)
+    status, body = await api.call("/stats")
+    assert (status, body["total_tasks"], body["total_duration"], body["avg_rtf"]) == (200, 3, 3.0, 0.25)
+    assert body["sessions"] == {"recording": 1, "done": 2, "interrupted": 0, "error": 0}
+    assert body["storage_used"] == body["storage"]["database"] > 10_000
+
+
+async def test_queue_status(api: Api, gateway: Gateway, worker: Pretender) -> None:
+    """Sessions that wait, audio that waits, in this gateway and in others."""
+    status, body = await api.call("/asr/queue/status")
+    ancestor = {"queued": 0, "processing": 0, "failed": 0, "workers": 0, "workers_busy": 0}
+    assert status == 200
+    assert ancestor.items() <= body.items()
+    assert body["backlog_seconds"] == body["oldest_waiting_seconds"] == 0.0
+    for sid in ("a", "b"):
+        opened, got = await session(gateway, sid)
+        gateway.sessions.append(opened, 0, bytes(32000 * 5), True)
+    gateway.broker.lane.call(
+        print, "SET", "gateway:other:heartbeat", b'{"name":"other","backlog":7.5,"oldest_waiting":99}'
+    )
+    gateway.broker.lane.call(print, "ZADD", "asr_alive:gateway", time.time(), "other")
+    await gateway.broker.lane.drain()
+    _, body = await api.call("/asr/queue/status")
+    assert (body["queued"], body["backlog_seconds"], body["sessions"]) == (2, 17.5, 2)
+    assert body["oldest_waiting_seconds"] == 99
+    await worker.take("a", "b")
+    worker.broker.beat("worker", {"backlog": 5.0, "queue": 1})
+    await worker.say("a", "chunk", "1-0", chunk_index=0, text="", duration=5.0, total=5.0)
+    await until(lambda: got or gateway.sessions.backlog.seconds == 5.0)
+    await worker.broker.lane.drain()
+    _, body = await api.call("/asr/queue/status")
+    assert (body["queued"], body["processing"], body["workers"], body["workers_busy"]) == (0, 2, 1, 1)
+    await until(lambda: gateway.sessions.backlog.seconds == 5.0)
+    gateway.sessions.abandon(opened)
+
+
+class Other(RequestHandler):
+    """A server that FUNASR_ADDR may name."""
+
+    def get(self, path: str) -> None:
+        if path == "stats":
+            self.finish({"total_tasks": 7})
+        else:
+            self.finish("<html>")
+
+
+async def test_another_server_answers_in_this_ones_place(api: Api, gateway: Gateway) -> None:
+    server = HTTPServer(Application([(r"/api/v1/(.*)", Other)]))
+    (sock,) = bind_sockets(0, "127.0.0.1")
+    server.add_socket(sock)
+    address = f"127.0.0.1:{sock.getsockname()[1]}"
+    gateway.settings = replace(gateway.settings, funasr_addr=address)
+    assert await api.call("/stats") == (200, {"total_tasks": 7})
+    for _ in range(2):
+        status, body = await api.call("/asr/queue/status")
+        assert (status, body["error"]["code"]) == (502, "bad_gateway")
+        assert "FUNASR_ADDR" in body["error"]["message"]
+        server.stop()  # the second time nobody listens
+    assert (await api.call("/stats"))[0] == 502
+    await server.close_all_connections()

@@ -1,0 +1,122 @@
+"""agreement.py and text.py: what is stable, and how languages write."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from asrserver.inference.agreement import APART, EARLIEST, SURE, Agreement
+from asrserver.text.words import clean, glue, join, words
+
+
+def decodings(*texts: str, language: str = "en", start: float = EARLIEST, step: float = APART) -> list[tuple[str, str]]:
+    """(text, stable) after each decoding of a segment that grows by `step` seconds."""
+    agreement = Agreement()
+    found = []
+    for number, text in enumerate(texts):
+        agreement.take(text, language, 1.0, start + number * step)
+        found.append((agreement.text, agreement.stable))
+    return found
+
+
+def test_what_two_agree_on_is_stable_but_the_last_word() -> None:
+    """The last word may be half a word: it waits until one follows."""
+    assert decodings("turn on", "turn on the", "turn on the kitchen light") == [
+        ("turn on", ""),
+        ("turn on the", "turn"),
+        ("turn on the kitchen light", "turn on"),
+    ]
+
+
+def test_what_is_stable_stays() -> None:
+    """Whatever later decodings say; the guess goes on behind it."""
+    texts = ["make a call to david", "make a call to anna", "take a ball", "take a ball", "make a call to anna now"]
+    found = decodings(*texts)
+    assert [stable for _, stable in found] == ["", *["make a call to"] * 3, "make a call to"]
+    assert found[2][0] == "make a call to"
+    assert found[4][0] == "make a call to anna now"
+
+
+@pytest.mark.parametrize(
+    ("confidence", "start", "step"), [(SURE - 0.01, EARLIEST, APART), (1, 0, 0.1), (1, EARLIEST, 0.1)]
+)
+def test_a_guess_agrees_with_nothing(confidence: float, start: float, step: float) -> None:
+    """Of too little audio, of nearly the same audio, or when the model says itself that it guesses."""
+    agreement = Agreement()
+    for number in range(5):
+        agreement.take("four five six seven", "en", confidence, start + number * step)
+    assert (agreement.text, agreement.stable) == ("four five six seven", "")
+
+
+def test_between_two_that_agree_nothing_says_otherwise() -> None:
+    found = decodings("one two three", "one two three", "five six seven", "one two three", step=APART / 3)
+    assert {stable for _, stable in found} == {""}
+
+
+def test_case_and_punctuation_change_and_it_is_the_same_word() -> None:
+    """Written as when it became stable."""
+    found = decodings("Hello. How are", "Hello, how are you", "hello how are you today")
+    assert found[-1] == ("Hello, how are you today", "Hello, how are")
+
+
+def test_languages_without_spaces_settle_by_characters() -> None:
+    found = decodings("打开厨", "打开厨房的", "打开厨房的灯", language="zh")
+    assert found[-1] == ("打开厨房的灯", "打开厨房")
+
+
+def test_nothing_new_is_no_change() -> None:
+    agreement = Agreement()
+    assert agreement.take("one two", "en", 1.0, 1.0)
+    assert not agreement.take("one two", "en", 0.5, 1.1)
+    assert agreement.take("one two", "en", 1.0, 2.0) is False
+    assert agreement.take("one two", "en", 1.0, 2.0 + APART)
+
+
+def test_what_was_taken_back_is_counted() -> None:
+    agreement = Agreement()
+    for seconds in (EARLIEST, EARLIEST + APART):
+        agreement.take("turn on the radio please", "en", 1.0, seconds)
+    assert agreement.stable == "turn on the radio"
+    assert agreement.revised("turn on the radio please", "en") == (0, 4)
+    assert agreement.revised("Turn on, the light", "en") == (1, 4)
+    assert agreement.revised("", "en") == (4, 4)
+
+
+@pytest.mark.parametrize("step", [0.1, 0.3, 0.5, 1.0])
+def test_stable_only_ever_grows(step: float) -> None:
+    vocabulary = itertools.cycle(["a", "b", "a b", "a b c", "b c", "a b c d e", "a b d"])
+    agreement = Agreement()
+    before = ""
+    for number in range(100):
+        agreement.take(next(vocabulary), "en", 1.0, 1 + number * step)
+        assert agreement.stable.startswith(before)
+        assert agreement.text.startswith(agreement.stable)
+        before = agreement.stable
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "expected"),
+    [
+        ("turn on  the light.", "en", ["turn", "on", "the", "light."]),
+        ("打开灯", "zh", ["打", "开", "灯"]),
+        ("打开 iPhone 15 的灯", "zh", ["打", "开", "iPhone", "15", "的", "灯"]),
+        ("ที่นี่", "th", ["ที่", "นี่"]),
+        ("", "en", []),
+    ],
+)
+def test_words(text: str, language: str, expected: list[str]) -> None:
+    found = words(text, language)
+    assert found == expected
+    assert words(glue(found, language), language) == found
+
+
+def test_texts_are_joined_as_their_languages_write() -> None:
+    assert join([("hello", "en"), ("", "en"), ("world", "en")]) == "hello world"
+    assert join([("打开", "zh"), ("灯", "zh")]) == "打开灯"
+    assert glue(["iPhone", "15", "的"], "zh") == "iPhone 15的"
+
+
+def test_clean_words() -> None:
+    written = ("Hello,", "“yes”", "don't", "...", "灯。")
+    assert [clean(word) for word in written] == ["hello", "yes", "don't", "...", "灯"]

@@ -1,0 +1,84 @@
+"""The model of two languages in the package, as any Whisper program would use it, and through the whole server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import faster_whisper
+import numpy as np
+import pytest
+
+from asrserver.audio.files import Samples
+from asrserver.text.wer import word_errors
+from tests.conftest import System, Utterance
+from tests.ws_client import Talk
+
+MODEL = Path(str(files("asrserver").joinpath("data", "demo-model")))
+
+
+def samples(utterance: Utterance) -> Samples:
+    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / 32768
+
+
+def errors(said: list[Utterance], heard: list[str]) -> float:
+    """Errors a hundred characters: it counts both languages alike."""
+    wrong = sum(word_errors(" ".join(u.text), " ".join(text.strip())) for u, text in zip(said, heard, strict=True))
+    return 100 * wrong / sum(len(utterance.text.replace(" ", "")) for utterance in said)
+
+
+@pytest.fixture(scope="module")
+def anybodys() -> faster_whisper.WhisperModel:
+    return faster_whisper.WhisperModel(str(MODEL), device="cpu", cpu_threads=1)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_faster_whisper_takes_it_as_it_is(
+    anybodys: faster_whisper.WhisperModel, all_utterances: list[Utterance], mandarin: list[Utterance], language: str
+) -> None:
+    """Its own transcribe(), with all its defaults: windows of 30 s, beams, timestamps."""
+    said = all_utterances[:15] if language == "en" else mandarin[:15]
+    heard = ["".join(segment.text for segment in anybodys.transcribe(samples(one))[0]) for one in said]
+    assert errors(said, heard) <= 10
+
+
+def test_its_timestamps_are_where_speech_is(
+    anybodys: faster_whisper.WhisperModel, all_utterances: list[Utterance]
+) -> None:
+    """The recordings have 0.2 s of silence before the speech and 0.3 s behind it."""
+    off = []
+    for one in all_utterances[:15]:
+        found = list(anybodys.transcribe(samples(one))[0])
+        off += [abs(found[0].start - 0.2), abs(found[-1].end - (len(one.pcm) / 32000 - 0.3))]
+    assert np.median(off) <= 0.2
+
+
+def test_its_card_has_the_table() -> None:
+    card = (MODEL / "README.md").read_text()
+    table = card.partition("<!-- table -->")[2].partition("<!-- /table -->")[0]
+    assert table.count("\n|") >= 20
+    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 6e6
+
+
+@pytest.mark.gen_test(timeout=90)
+async def test_two_languages_on_one_connection(
+    start: Callable[..., System], all_utterances: list[Utterance], mandarin: list[Utterance]
+) -> None:
+    """Each session is heard in its own language, which nobody named, and joined as that language joins words."""
+    said = {"english": all_utterances[:10], "mandarin": mandarin[:10]}
+    system = start("run").wait_ready()
+    async with await Talk.open(system.url) as talk:
+        for sid in said:
+            await talk.start(sid)
+        for index in range(10):
+            for sid, spoken in said.items():
+                await talk.chunk(sid, index, spoken[index].wav)
+        finals = {sid: await talk.finish(sid) for sid in said}
+    heard = {sid: [message["text"] for message in talk.of(sid, "chunk_result")] for sid in said}
+    assert {sid: final["language"] for sid, final in finals.items()} == {"english": "en", "mandarin": "zh"}
+    assert finals["english"]["text"] == " ".join(heard["english"])
+    assert finals["mandarin"]["text"] == "".join(heard["mandarin"])
+    assert " " not in finals["mandarin"]["text"]
+    for sid, spoken in said.items():
+        assert errors(spoken, heard[sid]) <= 10

@@ -1,0 +1,282 @@
+"""Stream mode with the real recogniser: segments at each pause, guesses that settle, takeovers, audio let go of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from asrserver.inference import event_log
+from asrserver.inference import segments as captions
+from asrserver.inference.recognise import Recogniser
+from asrserver.text.wer import word_errors
+from tests.conftest import Utterance
+from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
+
+pytestmark = pytest.mark.gen_test(timeout=120)
+
+
+def spoken(said: Sequence[Utterance], pause: float = 1.0) -> bytes:
+    """A recording of utterances with pauses between them."""
+    quiet = bytes(2 * int(pause * 16000))
+    return quiet.join(one.pcm for one in said)
+
+
+def cut(data: bytes, low: int, high: int, seed: int = 1) -> list[bytes]:
+    """Slices of random sizes."""
+    random = np.random.default_rng(seed)
+    slices, at = [], 0
+    while at < len(data):
+        slices.append(data[at : at + int(random.integers(low, high + 1))])
+        at += len(slices[-1])
+    return slices
+
+
+def segments(events: Sequence[Event]) -> list[dict[str, Any]]:
+    return [segment for event in events for segment in event["segments"]]
+
+
+def errors(said: Sequence[Utterance], text: str) -> float:
+    """Share of words that are wrong: in the middle of a recording the small model may hear another than alone."""
+    expected = " ".join(one.text for one in said)
+    return word_errors(expected, text) / len(expected.split())
+
+
+async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """Each with its times in the recording, its language, its words in order; the final text is all of them."""
+    said = utterances[:6]
+    session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", word_timestamps=True)
+    events = await session.own()
+    assert [event["type"] for event in events] == ["segment"] * 6 + ["final"]
+    assert all(len(event["segments"]) == 1 for event in events[:-1])
+    found = segments(events)
+    assert [segment["number"] for segment in found] == list(range(6))
+    assert events[-1]["text"] == " ".join(segment["text"] for segment in found)
+    assert errors(said, events[-1]["text"]) <= 0.05
+    at = 0.0
+    for one, segment in zip(said, found, strict=True):
+        assert at - 0.3 <= segment["start"] < segment["end"] <= at + len(one.pcm) / 32000 + 0.3
+        at += len(one.pcm) / 32000 + 1.0
+        assert " ".join(word["word"] for word in segment["words"]) == segment["text"]
+        times = [word[name] for word in segment["words"] for name in ("start", "end")]
+        assert times == sorted(times)
+        assert segment["start"] <= times[0]
+        assert times[-1] <= segment["end"] + 0.1
+        assert all(0 <= word["confidence"] <= 1 for word in segment["words"])
+    assert events[-1]["total"] == pytest.approx(at - 1.0, abs=0.01)
+    assert events[-1]["chunk_count"] == len(session.entries) - 1
+    assert not session.guesses
+
+
+@pytest.mark.parametrize("kind", LIVE)
+async def test_slices_of_a_recording_are_the_recording(
+    recogniser: Recogniser, utterances: list[Utterance], kind: str
+) -> None:
+    """Cut anywhere, 1 to 1,500 bytes, in either mode: the text of the same recording as WAV, and every takeover's."""
+    said = sorted(utterances, key=lambda one: -len(one.pcm))[:4]
+    pcm = spoken(said)
+    data = encode(pcm, *LIVE[kind])
+    slices = cut(data, 1, 1500)
+    wav = await Session(recogniser, [encode(pcm, "-f", "wav")]).own()
+    session = Session(recogniser, slices, mode="stream")
+    events = await session.takeovers(exactly=False)
+    assert events[-1]["text"] == wav[-1]["text"]
+    assert len(segments(events)) == len(segments(wav))
+    auto = await Session(recogniser, slices).own()
+    assert auto[-1]["text"] == wav[-1]["text"]
+    answers = [event["chunk_index"] for event in auto if event.get("chunk_index") is not None]
+    assert answers == list(range(len(slices)))
+
+
+@pytest.mark.parametrize(
+    ("format", "rate", "channels"), [("pcm_s16le", 8000, 1), ("pcm_f32le", 48000, 2), ("pcm_s16le", 44100, 2)]
+)
+async def test_headerless_audio_of_every_kind(
+    recogniser: Recogniser, utterances: list[Utterance], format: str, rate: int, channels: int
+) -> None:
+    """In pieces that respect no sample's borders."""
+    said = utterances[:3]
+    data = encode(spoken(said), "-f", format[4:], "-ar", str(rate), "-ac", str(channels))
+    slices = cut(data, 1, rate)
+    session = Session(recogniser, slices, mode="stream", format=format, sample_rate=rate, channels=channels)
+    events = await session.takeovers(exactly=False)
+    assert len(segments(events)) == 3
+    if rate > 8000:
+        assert errors(said, events[-1]["text"]) <= 0.1
+
+
+async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """At every event; the audio before what is final is let go of, whatever the container."""
+    said = utterances[:10]
+    data = encode(spoken(said), *LIVE["webm"])
+    session = Session(recogniser, cut(data, 1000, 4000), mode="stream")
+    events = await session.takeovers(exactly=False)
+    assert errors(said, events[-1]["text"]) <= 0.05
+    assert len(segments(events)) == 10
+    after = orjson.loads(session.states[events[-2]["id"]])["after"]
+    assert key(after)[0] > len(session.entries) * 0.7
+    assert len(session.states[events[-2]["id"]]) < 2000
+
+
+async def test_what_is_taken_is_told_by_the_audio_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is ahead of time is read when what was sent is taken: not only as often as time has it."""
+    monkeypatch.setattr(event_log, "PROGRESS_EVERY", 1000.0)
+    session = Session(recogniser, pieces(QUIET * 20, 32000), mode="stream")
+    await session.live()
+    assert session.taken == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
+
+
+async def test_quiet_is_let_go_of_without_a_word(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """A minute of it is noted every ten seconds, and who takes over then goes on from there."""
+    one, two = utterances[:2]
+    session = Session(recogniser, pieces(one.pcm + QUIET * 60 + two.pcm + QUIET, 16000), mode="stream")
+    events = await session.live()
+    assert [event["text"] for event in events[:-1]] == [one.text, two.text]
+    assert 5 <= len(session.covered) <= 7
+    assert np.diff(session.charged) == pytest.approx(10.0, abs=1.0)
+    assert key(session.covered[-1][0])[0] > 100
+    session.fields["state"] = session.covered[-1][1]["state"]
+    session.states.clear()
+    rest = await session.own(events[:1], epoch=2)
+    assert [event["type"] for event in rest] == ["segment", "final"]
+    assert rest[-1]["text"] == events[-1]["text"]
+    assert rest[-1]["total"] == events[-1]["total"]
+    assert rest[0]["segments"] == events[1]["segments"]
+
+
+async def test_guesses_settle(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each begins with the stable text before it; none comes after its segment, which begins with what was stable."""
+    monkeypatch.setattr(captions, "FIRST_DRAFT", 0.3)
+    said = sorted(utterances, key=lambda one: -len(one.pcm))[:5]
+    options = {"mode": "stream", "partials": True, "partial_interval": 0.1}
+    session = Session(recogniser, pieces(spoken(said), 3200), **options)
+    session.in_order = []
+    events = await session.live()
+    assert len(session.guesses) > 20
+    stable: dict[float, str] = {}
+    ended: set[float] = set()
+    for item in session.in_order:
+        if item["type"] == "segment":
+            (segment,) = item["segments"]
+            ended.add(segment["start"])
+        elif item["type"] == "partial":
+            assert item["start"] not in ended
+            assert item["text"].startswith(item["stable"])
+            assert item["stable"].startswith(stable.get(item["start"], ""))
+            stable[item["start"]] = item["stable"]
+            assert item["follows"] == len(ended)
+            assert item["end"] > item["start"]
+    assert stable.keys() <= ended
+    settled = sum(len(text.split()) for text in stable.values())
+    assert settled > 5
+    assert recogniser.stable_words == settled
+    kept = sum(segment["text"].startswith(stable.get(segment["start"], "")) for segment in segments(events))
+    assert kept >= len(said) - 1
+
+
+async def test_the_silence_that_ends_a_segment_is_the_sessions(
+    recogniser: Recogniser, utterances: list[Utterance]
+) -> None:
+    pcm = spoken(utterances[:3], 0.8)
+    short = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=0.3).own()
+    long = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=2.0).own()
+    assert (len(segments(short)), len(segments(long))) == (3, 1)
+
+
+async def test_a_bad_chunk_costs_itself(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """Text in the middle of a recording, and damage in a container: an error with the index, and the rest is heard."""
+    said = utterances[:2]
+    chunks = pieces(spoken(said), 16000)
+    chunks.insert(3, b"this is no audio at all, it is a text " * 5)
+    session = Session(recogniser, chunks, mode="stream")
+    events = await session.takeovers(exactly=False)
+    assert [(event["code"], event["chunk_index"]) for event in events if event["type"] == "error"] == [("not_audio", 3)]
+    assert len(segments(events)) == 2
+    assert errors(said, events[-1]["text"]) <= 0.1
+    data = encode(spoken(utterances[:6]), *LIVE["webm"])
+    slices = pieces(data, 2000)
+    slices[len(slices) // 2] = np.random.default_rng(3).bytes(2000)
+    events = await Session(recogniser, slices, mode="stream").own()
+    assert len(segments(events)) >= 5
+    assert {event["code"] for event in events if event["type"] == "error"} <= {"undecodable_audio"}
+
+
+async def test_a_recorder_that_starts_again(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """A new head in the middle: another recording of the same session, whose times go on."""
+    said = utterances[:4]
+    slices = [
+        *cut(encode(spoken(said[:2]), *LIVE["webm"]), 500, 1500),
+        *cut(encode(spoken(said[2:]), *LIVE["ogg"]), 500, 1500),
+    ]
+    events = await Session(recogniser, slices, mode="stream").takeovers(exactly=False)
+    assert errors(said, events[-1]["text"]) <= 0.15
+    times = [segment[name] for segment in segments(events) for name in ("start", "end")]
+    assert times == sorted(times)
+    assert times[-1] > len(spoken(said[:2])) / 32000 + 1
+
+
+async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """With what was being said; the recording goes on, whatever its container."""
+    said = utterances[:5]
+    for data in (spoken(said), encode(spoken(said), *LIVE["webm"])):
+        slices = pieces(data, len(data) // 60)
+        struck = len(slices) // 2
+        session = Session(recogniser, slices, mode="stream")
+        session.fields[f"strike:{struck + 1}-0"] = "3"
+        events = await session.own()
+        codes = [event["code"] for event in events if event["type"] == "error"]
+        assert codes in (["audio_rejected"], ["audio_rejected", "undecodable_audio"])  # the container has a hole then
+        assert events[-1]["text"].startswith(said[0].text)
+        assert events[-1]["text"].endswith(said[4].text)
+        assert [entry for _, entry, _ in session.buried] == [f"{struck + 1}-0"]
+
+
+async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """An innocent that was in hand when its worker died is guessed at again once it has passed the place."""
+    said = utterances[:4]
+    session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", partials=True, partial_interval=0.1)
+    session.fields["strike:10-0"] = "1"
+    events = await session.live()
+    assert len(segments(events)) == 4
+    starts = {guess["start"] for guess in session.guesses}
+    assert segments(events)[0]["start"] not in starts
+    assert segments(events)[-1]["start"] in starts
+
+
+async def test_silence_noise_and_tone_give_no_words(recogniser: Recogniser) -> None:
+    t = np.arange(20 * 16000) / 16000
+    noise = np.random.default_rng(1).normal(0, 0.05, len(t))
+    for sound in (np.zeros(len(t)), noise, 0.3 * np.sin(2 * np.pi * 440 * t)):
+        pcm = (sound * 32767).astype("<i2").tobytes()
+        session = Session(recogniser, pieces(pcm, 3200), mode="stream", partials=True)
+        events = await session.own()
+        assert [(event["type"], event["text"]) for event in events] == [("final", "")]
+        assert not session.guesses
+
+
+@pytest.mark.parametrize("context", [True, False])
+async def test_the_text_before_is_context_where_it_is_near(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch, context: bool
+) -> None:
+    """In the language of the session and across a short gap alone, and where the setting says so."""
+    asked: list[Any] = []
+    real = recogniser.engine.recognise
+
+    async def watched(row: Any) -> Any:
+        asked.append(row.request.previous)
+        return await real(dataclasses.replace(row, request=dataclasses.replace(row.request, previous="")))
+
+    monkeypatch.setattr(recogniser.engine, "recognise", watched)
+    recogniser.context = context
+    one, two, three = utterances[:3]
+    pcm = one.pcm + QUIET + two.pcm + QUIET * 5 + three.pcm
+    await Session(recogniser, pieces(pcm, 3200), mode="stream").live()
+    near = [previous for previous in asked if previous]
+    assert set(near) == ({one.text} if context else set())
+    assert not asked[-1]

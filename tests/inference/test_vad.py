@@ -1,0 +1,342 @@
+"""vad.py: where speech is, found as the audio comes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
+
+from asrserver.audio.files import RATE, Samples
+from asrserver.errors import ModelError
+from asrserver.inference import silero, vad
+from asrserver.inference.silero import FRAME, Stretch
+from asrserver.inference.vad import CONTEXT, Endpointer, Event, SegmentEnded, SpeechStarted, segments
+from asrserver.loadtest.speech import QUIET_LEVEL
+from tests.audio.test_files import tone
+from tests.conftest import Utterance
+
+SILENCE = 0.4
+
+
+def samples(utterance: Utterance) -> Samples:
+    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / 32768
+
+
+@pytest.fixture(scope="module")
+def said(all_utterances: list[Utterance]) -> list[Samples]:
+    return [samples(one) for one in all_utterances[:25]]
+
+
+def talk(said: list[Samples], seed: int, noise: float = 0.0, pauses: tuple[float, float] = (0.6, 3.0)) -> Samples:
+    """Utterances with pauses between them, and noise under all of it."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for one in said:
+        parts += [one, np.zeros(int(random.uniform(*pauses) * RATE), np.float32)]
+    whole = np.concatenate(parts)
+    return whole + random.normal(0, noise, len(whole)).astype(np.float32) if noise else whole
+
+
+def sliced(endpointer: Endpointer, recording: Samples, seed: int, largest: int = 8000) -> list[Event]:
+    """What it says of a recording that comes in random slices."""
+    random = np.random.default_rng(seed)
+    events: list[Event] = []
+    at = 0
+    while at < len(recording):
+        size = int(random.integers(0, largest))
+        events += endpointer.feed(recording[at : at + size])
+        at += size
+    return events + endpointer.flush()
+
+
+def spans(events: list[Event]) -> list[tuple[int, int]]:
+    return [(event.start, event.end) for event in events if isinstance(event, SegmentEnded)]
+
+
+def overlap(one: tuple[int, int], other: tuple[int, int]) -> int:
+    return max(0, min(one[1], other[1]) - max(one[0], other[0]))
+
+
+def speech(recording: Samples) -> list[tuple[int, int]]:
+    """Where faster-whisper's own use of Silero finds it, over the whole recording."""
+    options = VadOptions(min_speech_duration_ms=100, min_silence_duration_ms=int(SILENCE * 1000), speech_pad_ms=0)
+    return [(found["start"], found["end"]) for found in get_speech_timestamps(recording, options)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.0003, 0.003, 0.01])
+def test_segments_are_where_silero_finds_speech(said: list[Samples], noise: float) -> None:
+    """Every stretch that the whole recording shows is in exactly one segment, but for its blurred edges."""
+    recording = talk(said, 1, noise)
+    found = segments(recording, SILENCE)
+    for stretch in speech(recording):
+        inside = [part for span in found if (part := overlap(span, stretch))]
+        assert len(inside) == 1
+        assert inside[0] >= stretch[1] - stretch[0] - 4 * FRAME
+    assert len(found) == pytest.approx(len(speech(recording)), abs=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_slicing_changes_nothing(said: list[Samples], seed: int) -> None:
+    recording = talk(said[:12], seed, noise=(0.0, 0.003)[seed % 2])
+    whole = Endpointer(SILENCE)
+    wanted = whole.feed(recording) + whole.flush()
+    assert sliced(Endpointer(SILENCE), recording, seed) == wanted
+    assert sliced(Endpointer(SILENCE), recording[: 8 * RATE], seed, largest=20) == [
+        *(Endpointer(SILENCE)).feed(recording[: 8 * RATE]),
+        *_flushed(recording[: 8 * RATE]),
+    ]
+
+
+def _flushed(recording: Samples) -> list[Event]:
+    endpointer = Endpointer(SILENCE)
+    endpointer.feed(recording)
+    return endpointer.flush()
+
+
+def test_every_segment_is_announced_and_in_order(said: list[Samples]) -> None:
+    recording = talk(said, 3)
+    events = sliced(Endpointer(SILENCE), recording, 3)
+    borders = []
+    for started, ended in zip(events[::2], events[1::2], strict=True):
+        assert isinstance(started, SpeechStarted)
+        assert isinstance(ended, SegmentEnded)
+        assert started.at == ended.start
+        borders += [ended.start, ended.end]
+    assert borders == sorted(borders)
+    assert borders[0] >= 0
+    assert borders[-1] <= len(recording)
+    assert len(borders) == 2 * len(said)
+
+
+def test_the_open_segment(said: list[Samples]) -> None:
+    """It grows from where it was said to begin, says when its speech pauses, and is what ends."""
+    recording = talk(said[:8], 4)
+    endpointer = Endpointer(SILENCE)
+    start = None
+    paused = False
+    for at in range(0, len(recording), 1600):
+        before = endpointer.open
+        for event in endpointer.feed(recording[at : at + 1600]):
+            if isinstance(event, SpeechStarted):
+                start = event.at
+            else:
+                assert before is not None
+                assert (event.start, event.end) == (before.start, before.end)  # it was in its pause
+                assert before.paused > 0
+                start = None
+        if (found := endpointer.open) is not None:
+            assert found.start == start
+            assert start < found.end <= endpointer.position
+            paused |= found.paused > 0
+        assert endpointer.needed <= endpointer.position
+    assert paused
+
+
+@pytest.mark.parametrize("silence", [0.4, 0.8, 1.5])
+def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) -> None:
+    """A shorter pause does not, a longer one does; and not before it has passed."""
+    loud = np.flatnonzero(np.abs(said[0]) > 0.05)
+    one = said[0][loud[0] : loud[-1]]
+    for pause, count in ((silence - 0.2, 1), (silence + 0.2, 2)):
+        recording = np.concatenate([one, np.zeros(int(pause * RATE), np.float32), one])
+        assert len(segments(recording, silence)) == count
+    endpointer = Endpointer(silence)
+    endpointer.feed(one)
+    frames = 0
+    while not endpointer.feed(np.zeros(FRAME, np.float32)):
+        frames += 1
+    assert abs(frames * FRAME - silence * RATE) < 0.2 * RATE
+
+
+@pytest.mark.parametrize("longest", [10.0, 20.0, 28.0])
+def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -> None:
+    """Where the words are not: each cut is far quieter than speech; nothing spoken is lost or doubled."""
+    recording = talk(said, 5, noise=0.0005, pauses=(0.02, 0.12))
+    endpointer = Endpointer(3.0, longest=longest)
+    events = [event for event in endpointer.feed(recording) + endpointer.flush() if isinstance(event, SegmentEnded)]
+    assert len(events) > len(recording) / RATE / longest
+    loud = float(np.sqrt(np.mean(recording**2)))
+    for event, following in itertools.pairwise(events):
+        assert event.end <= following.start
+        if not event.cut:
+            continue
+        assert event.end - event.start <= longest * RATE
+        assert event.end - event.start >= longest * RATE * 0.4
+        around = recording[event.end - 400 : event.end + 400]
+        assert np.sqrt(np.mean(around**2)) < 0.3 * loud
+        between = recording[event.end : following.start]
+        assert not len(between) or np.sqrt(np.mean(between**2)) < 0.1 * loud
+    assert any(event.cut for event in events)
+
+
+def test_what_never_pauses_is_cut_all_the_same(said: list[Samples]) -> None:
+    """A minute of one voice, played back to back without a gap."""
+    part = said[0][4000:20000]
+    recording = np.tile(part, 60)
+    events = [event for event in Endpointer(0.4).feed(recording) if isinstance(event, SegmentEnded)]
+    assert all(event.end - event.start <= 28 * RATE for event in events)
+
+
+def test_another_goes_on(said: list[Samples]) -> None:
+    """From any moment: the later segments are the same, those before are not told again."""
+    random = np.random.default_rng(8)
+    for noise, slack in ((0.0, 0), (0.003, 4 * FRAME)):
+        recording = talk(said[:10], 8, noise)
+        wanted = segments(recording, SILENCE)
+        endpointer = Endpointer(SILENCE)
+        done = 0
+        at = 0
+        while at < len(recording):
+            size = int(random.integers(1, 4 * RATE))
+            done += len(spans(endpointer.feed(recording[at : at + size])))
+            at += size
+            start = max(0, endpointer.needed - CONTEXT - int(random.integers(0, 3 * FRAME)))
+            successor = Endpointer(SILENCE, start=start, floor=endpointer.needed)
+            found = spans(sliced(successor, recording[start:], 8, largest=10 * RATE))
+            assert len(found) == len(wanted[done:])
+            for one, other in zip(found, wanted[done:], strict=True):
+                assert abs(one[0] - other[0]) <= slack
+                assert abs(one[1] - other[1]) <= slack
+            assert all(start >= endpointer.needed for start, _ in found)
+
+
+def test_another_goes_on_in_the_middle_of_a_cut(said: list[Samples]) -> None:
+    """From the cut on, with speech on both sides of it."""
+    recording = talk(said[:15], 9, pauses=(0.0, 0.1))
+    endpointer = Endpointer(3.0, longest=8.0)
+    wanted = spans(endpointer.feed(recording) + endpointer.flush())
+    for done in range(1, len(wanted)):
+        floor = wanted[done - 1][1]
+        start = max(0, floor - CONTEXT)
+        successor = Endpointer(3.0, longest=8.0, start=start, floor=floor)
+        first = spans(successor.feed(recording[start:]) + successor.flush())[0]
+        assert first[0] >= floor
+        assert abs(first[0] - wanted[done][0]) <= 8 * FRAME
+
+
+@pytest.mark.parametrize(
+    "quiet",
+    [
+        lambda count: np.zeros(count, np.float32),
+        lambda count: np.random.default_rng(1).normal(0, 0.0003, count).astype(np.float32),
+        lambda count: np.random.default_rng(1).normal(0, 0.01, count).astype(np.float32),
+        lambda count: np.random.default_rng(1).normal(0, 0.2, count).astype(np.float32),
+        lambda count: tone(count / RATE),
+        lambda count: np.full(count, 0.5, np.float32),
+    ],
+    ids=["zero", "hiss", "noise", "loud noise", "tone", "offset"],
+)
+def test_what_is_no_speech(quiet: Callable[[int], Samples]) -> None:
+    """A minute of it is no segment, and nothing of it is kept."""
+    endpointer = Endpointer(SILENCE)
+    for _ in range(6):
+        assert not spans(endpointer.feed(quiet(10 * RATE)))
+        assert endpointer.needed > endpointer.position - RATE
+    assert not spans(endpointer.flush())
+
+
+def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silero sees the sound, a few frames around it, and each frame once."""
+    seen = 0
+    hear = silero.hear
+
+    def counting(stretches: Sequence[Stretch]) -> None:
+        nonlocal seen
+        seen += sum(len(stretch.frames) for stretch in stretches)
+        hear(stretches)
+
+    monkeypatch.setattr(silero, "hear", counting)
+    sliced(Endpointer(SILENCE), np.zeros(60 * RATE, np.float32), 1)
+    noise = np.random.default_rng(1).normal(0, QUIET_LEVEL / 32768, 60 * RATE)  # the load tester's quiet: -66 dBFS
+    sliced(Endpointer(SILENCE), noise.astype(np.float32), 1)
+    assert seen == 0
+    recording = np.concatenate([np.zeros(10 * RATE, np.float32), said[0], np.zeros(10 * RATE, np.float32)])
+    sliced(Endpointer(SILENCE), recording, 1)
+    assert len(said[0]) / FRAME * 0.5 < seen <= len(said[0]) / FRAME + 30
+    seen = 0
+    sliced(Endpointer(SILENCE), talk(said[:3], 1, noise=0.01), 1, largest=700)
+    assert seen == -(-len(talk(said[:3], 1)) // FRAME) + 3  # all of them, and the warm-up
+
+
+@pytest.mark.parametrize("level", [-25, -45])
+def test_the_gate_loses_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    """Of speech whose loudest frame has so many dBFS, 20 below what a bad microphone gives: the segments are those that
+    the network finds alone, but for four frames at an edge, which are in the padding."""
+    for one in said:
+        frames = one[: len(one) // FRAME * FRAME].reshape(-1, FRAME)
+        loudest = np.sqrt(np.mean(frames**2, axis=1)).max()
+        recording = np.pad(one * np.float32(10 ** (level / 20) / loudest), RATE)
+        gated = segments(recording, SILENCE)
+        with monkeypatch.context() as patch:
+            patch.setattr(vad, "QUIET", 0.0)
+            wanted = segments(recording, SILENCE)
+        assert len(gated) == len(wanted) > 0
+        for span, (start, end) in zip(gated, wanted, strict=True):
+            assert span[0] <= start + 4 * FRAME < start + vad.PAD * RATE
+            assert span[1] >= end - 4 * FRAME
+
+
+# -- the network
+
+
+def test_the_network_is_silero(said: list[Samples]) -> None:
+    """Stretches of all lengths at once, from whatever states: what onnxruntime says of each alone."""
+    random = np.random.default_rng(11)
+    session = get_vad_model().session
+    stretches, wanted = [], []
+    for count in (1, 2, 3, 7, 3, 1, 150, 64, 65):
+        recording = np.concatenate([said[count % len(said)], said[0], said[1]])
+        first = int(random.integers(0, len(recording) - count * FRAME - 64))
+        frames = np.stack([recording[at : at + 64 + FRAME] for at in range(first, first + count * FRAME, FRAME)])
+        state = random.normal(0, 0.3, 2 * silero.UNITS).astype(np.float32)
+        h, c = state.reshape(2, 1, 1, -1)
+        probabilities, h, c = session.run(None, {"input": frames, "h": h, "c": c})
+        wanted.append((probabilities, np.concatenate([h.ravel(), c.ravel()])))
+        stretches.append(Stretch(frames, state.copy()))
+    silero.hear([*stretches, Stretch(frames[:0], None)])
+    for stretch, (probabilities, state) in zip(stretches, wanted, strict=True):
+        np.testing.assert_allclose(stretch.probabilities, probabilities, atol=1e-4)
+        np.testing.assert_allclose(stretch.state, state, atol=1e-3)
+
+
+def test_recordings_heard_together_are_heard_as_alone(said: list[Samples]) -> None:
+    random = np.random.default_rng(12)
+    recordings = [talk(said[n : n + 4], n, noise=(0.0, 0.003)[n % 2]) for n in range(9)]
+    endpointers = [Endpointer(SILENCE) for _ in recordings]
+    found: list[list[Event]] = [[] for _ in recordings]
+    at = [0] * len(recordings)
+    while any(start < len(one) for start, one in zip(at, recordings, strict=True)):
+        stretches = []
+        for number, (endpointer, recording) in enumerate(zip(endpointers, recordings, strict=True)):
+            size = int(random.integers(0, 9000))
+            stretches += endpointer.hear(recording[at[number] : at[number] + size])
+            at[number] += size
+        silero.hear(stretches)
+        for events, endpointer in zip(found, endpointers, strict=True):
+            events += endpointer.judge()
+    for events, endpointer, recording in zip(found, endpointers, recordings, strict=True):
+        alone = Endpointer(SILENCE)
+        assert events + endpointer.flush() == alone.feed(recording) + alone.flush()
+        assert len(spans(events)) >= 4
+
+
+def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A faster-whisper with another Silero: an error that says so, not other numbers."""
+    monkeypatch.setattr(silero, "_weights", lambda model: {})
+    silero._network.cache_clear()
+    with pytest.raises(ModelError, match="Silero"):
+        silero.hear([Stretch(np.zeros((1, 64 + FRAME), np.float32), None)])
+    monkeypatch.undo()
+    silero._network.cache_clear()
+
+
+def test_next_to_nothing() -> None:
+    for count in (0, 1, 5, FRAME - 1, FRAME):
+        assert segments(np.zeros(count, np.float32), SILENCE) == []
+    endpointer = Endpointer(SILENCE)
+    assert endpointer.flush() == []
+    assert endpointer.needed == 0
+    assert endpointer.open is None

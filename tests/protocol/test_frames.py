@@ -1,0 +1,215 @@
+"""Frames as they come: in pieces, in parts, in floods, and wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from tornado.iostream import IOStream, StreamBufferFullError
+
+from asrserver.protocol.frames import BINARY, TEXT, TURN, Params, Wire
+from tests.conftest import until
+from tests.ws_client import frame
+
+pytestmark = pytest.mark.gen_test(timeout=20)
+
+CLOSE, PING, PONG = 8, 9, 10
+
+
+class Handler:
+    """What a Wire asks of one. `wait` is what each message, or run of binary ones, is waited for."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+        self.together: list[int] = []  # how many binary messages were handed over at once
+        self.ended = False
+        self.failed = False
+        self.wait: Callable[[], Awaitable[None] | None] = lambda: None
+
+    def on_message(self, message: Any) -> Awaitable[None] | None:
+        self.got.append(message)
+        return self.wait()
+
+    def on_binaries(self, messages: list[bytes]) -> Awaitable[None] | None:
+        self.together.append(len(messages))
+        self.got += messages
+        return self.wait()
+
+    def on_ping(self, data: bytes) -> None:
+        self.got.append(("ping", data))
+
+    def on_pong(self, data: bytes) -> None:
+        self.got.append(("pong", data))
+
+    def on_ws_connection_close(self, code: int | None, reason: str | None) -> None:
+        self.ended = True
+
+    def log_exception(self, *_what: Any) -> None:
+        self.failed = True
+
+
+class Ends:
+    """A wire whose other end is a plain socket."""
+
+    def __init__(self, limit: int | None = None, mask: bool = False, largest: int = 1 << 20, sent: bytes = b"") -> None:
+        ours, self.far = socket.socketpair()
+        self.far.setblocking(False)
+        stream = IOStream(ours, max_write_buffer_size=limit)
+        if sent:
+            self.far.send(sent)
+            stream._read_to_buffer()
+        self.handler = Handler()
+        self.wire = Wire(self.handler, mask, Params(max_message_size=largest))
+        self.wire.stream = stream
+        self.task = asyncio.ensure_future(self.wire._receive_frame_loop())
+
+    async def send(self, data: bytes) -> None:
+        await asyncio.get_running_loop().sock_sendall(self.far, data)
+
+    async def read(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            data += await asyncio.get_running_loop().sock_recv(self.far, size - len(data))
+        return data
+
+    async def over(self) -> None:
+        await until(lambda: self.handler.ended)
+        self.far.close()
+
+    async def close(self) -> None:
+        self.far.close()
+        await self.over()
+
+
+MESSAGES = [
+    frame(BINARY, b"small"),
+    frame(TEXT, "grüße".encode()),
+    frame(BINARY, bytes(range(256)) * 2),
+    frame(BINARY, b"x" * 70_000),
+    frame(BINARY, b""),
+    frame(BINARY, b"one ", False) + frame(PING, b"!") + frame(0, b"message ", False) + frame(0, b"of three"),
+]
+GOT = [b"small", "grüße", bytes(range(256)) * 2, b"x" * 70_000, b"", ("ping", b"!"), b"one message of three"]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000, 1 << 20])
+async def test_frames_in_pieces_of_any_size(step: int) -> None:
+    ends = Ends()
+    data = b"".join(MESSAGES)
+    await until(lambda: getattr(ends.wire.stream, "_transport", None) is not None)
+    for at in range(0, len(data), step):
+        ends.wire.feed(data[at : at + step])
+        while ends.wire._held is not None:  # others have their turn
+            await asyncio.sleep(0)
+    assert ends.handler.got == GOT
+    assert await ends.read(3) == b"\x8a\x01!"
+    await ends.close()
+    assert ends.handler.ended
+
+
+async def test_binary_messages_of_one_read_are_handed_over_together() -> None:
+    """Others have their turn as often as before."""
+    ends = Ends()
+    parts: list[str | bytes] = ["0", *[b"%d" % n for n in range(1, 4)], "4", *[b"%d" % n for n in range(5, 20)]]
+    data = [frame(BINARY, part) if isinstance(part, bytes) else frame(TEXT, part.encode()) for part in parts]
+    await ends.send(b"".join(data) + frame(BINARY, b"20")[:4])
+    await until(lambda: len(ends.handler.got) == 20)
+    assert ends.handler.got == parts
+    assert ends.handler.together == [3, TURN - 5, TURN, 15 - (TURN - 5) - TURN]
+    await ends.send(frame(BINARY, b"20")[4:])
+    await until(lambda: ends.handler.got[20:] == [b"20"])
+    await ends.close()
+
+
+async def test_what_came_with_the_upgrade_is_taken_first() -> None:
+    """It was read by Tornado's stream."""
+    ends = Ends(sent=frame(TEXT, b"first") + frame(TEXT, b"second")[:5])
+    await ends.send(frame(TEXT, b"second")[5:])
+    await until(lambda: len(ends.handler.got) == 2)
+    assert ends.handler.got == ["first", "second"]
+    await ends.close()
+
+
+async def test_the_next_message_waits_for_what_the_last_one_does() -> None:
+    ends, gates = Ends(), [asyncio.Event(), asyncio.Event()]
+    waits = iter([gates[0].wait(), None, gates[1].wait(), None])
+    ends.handler.wait = lambda: next(waits)  # type: ignore[assignment, return-value]
+    await ends.send(b"".join(frame(TEXT, b"%d" % number) for number in range(3)))
+    await until(lambda: ends.handler.got)
+    await ends.send(frame(TEXT, b"3"))
+    for number, gate in enumerate(gates):
+        await asyncio.sleep(0.02)
+        assert len(ends.handler.got) == 1 + 2 * number
+        gate.set()
+    await until(lambda: len(ends.handler.got) == 4)
+    assert ends.handler.got == ["0", "1", "2", "3"]
+    await ends.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(BINARY | 0x40, b"compressed"),
+        frame(3, b"an opcode that is none"),
+        frame(0, b"a part of nothing"),
+        frame(TEXT, b"\xff"),
+        frame(TEXT, b"in parts", False) + frame(TEXT, b"another"),
+        frame(PING, b"in parts", False),
+        frame(PING, b"x" * 126),
+        frame(BINARY, b"x" * (1001)),
+        frame(BINARY, b"x" * 1000, False) + frame(0, b"x"),
+    ],
+)
+async def test_what_is_no_frame_ends_the_connection(data: bytes) -> None:
+    ends = Ends(largest=1000)
+    await ends.send(frame(TEXT, b"before") + data + frame(TEXT, b"after"))
+    await ends.over()
+    assert ends.handler.got == ["before"]
+
+
+async def test_a_message_that_raises_ends_the_connection() -> None:
+    ends = Ends()
+    ends.handler.wait = lambda: 1 / 0  # type: ignore[assignment, return-value]
+    await ends.send(frame(TEXT, b"x"))
+    await ends.over()
+    assert ends.handler.failed
+
+
+@pytest.mark.parametrize("size", [5, 200, 70_000])
+async def test_what_a_client_writes_is_masked(size: int) -> None:
+    """Before the transport is there, and after it."""
+    one, two = Ends(mask=True), Ends()
+    payload = bytes(number % 251 for number in range(size))
+    for turn in range(2):
+        one.wire.send(BINARY, payload)
+        sent = await one.read(len(frame(BINARY, payload)))
+        assert payload[:5] not in sent
+        await two.send(sent)
+        await until(lambda turn=turn: len(two.handler.got) > turn)  # type: ignore[misc]
+    assert two.handler.got == [payload] * 2
+    await one.close()
+    await two.close()
+
+
+async def test_who_does_not_read_costs_a_bounded_buffer() -> None:
+    """Read in time, nothing is missing."""
+    ends = Ends(limit=1 << 16)
+    await until(lambda: getattr(ends.wire.stream, "_transport", None) is not None)
+    sent = 0
+    while not ends.wire.blocked:
+        ends.wire.send(BINARY, bytes(1000))
+        sent += 1
+    for _ in range(64):
+        ends.wire.send(BINARY, bytes(1000))
+        sent += 1
+    with pytest.raises(StreamBufferFullError):
+        ends.wire.send(BINARY, bytes(2000))
+    drained = asyncio.ensure_future(ends.wire.drained())
+    for _ in range(sent):
+        await ends.read(1004)
+    await drained
+    assert not ends.wire.blocked
+    await ends.close()

@@ -1,0 +1,323 @@
+"""The supervisor and its children, as processes: readiness, restarts, signals, endings, starts that cannot work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import System, Utterance, until, wait_until
+from tests.ws_client import Talk, check_stored, chunk, look, stored
+
+Start = Callable[..., System]
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended, waited for or not."""
+    try:
+        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def family(system: System) -> list[psutil.Process]:
+    return list(psutil.Process(system.process.pid).children(recursive=True))
+
+
+def heartbeats(url: str, kind: str) -> list[str]:
+    with look(url) as client:
+        return sorted(client.scan_iter(f"{kind}:*:heartbeat"))
+
+
+def failed_start(system: System, status: int, timeout: float = 60.0) -> str:
+    """Wait for a start that cannot work; its output."""
+    wait_until(lambda: system.process.poll() is not None, timeout, "the start is given up")
+    output = system.output()
+    assert system.process.returncode == status, output
+    assert "Traceback" not in output
+    assert "listening on" not in output
+    return output
+
+
+# -- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_ready_means_ready(start: Start, redis_url: str) -> None:
+    """The readiness line comes once, names the port, and all that it promises is there."""
+    system = start("run", "--workers", "2", "--gateways", "2").wait_ready()
+    assert (
+        len(re.findall(r"^asrserver listening on http://127\.0\.0\.1:\d+ .*, 2 workers$", system.output(), re.M)) == 1
+    )
+    health = system.get("/health")
+    assert health["status"] == "ok"
+    assert len(system.children("worker")) == len(system.children("gateway")) == 2
+    wait_until(lambda: len(heartbeats(redis_url, "worker")) == len(heartbeats(redis_url, "gateway")) == 2)
+    children = family(system)
+    assert system.stop() == 0
+    wait_until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+    assert heartbeats(redis_url, "worker") == heartbeats(redis_url, "gateway") == []
+
+
+def test_restarts_back_off_and_a_drain_does_not_wait_for_them(start: Start) -> None:
+    """A worker that dies at once again waits longer each time; SIGTERM in its pause ends everything, in order."""
+    system = start("run", "--workers", "2").wait_ready()
+    name = re.findall(r"worker (\S+) started", system.output())[0]
+    for deaths in range(1, 5):
+        pids = wait_until(
+            lambda deaths=deaths: (
+                found
+                if len(found := re.findall(rf"worker {re.escape(name)} started: pid (\d+)", system.output())) == deaths
+                else None
+            ),
+            30,
+        )
+        psutil.Process(int(pids[-1])).kill()
+        wait_until(lambda deaths=deaths: system.output().count("died: SIGKILL") == deaths, 30, "its death is noticed")
+    pauses = [float(pause) for pause in re.findall(r"died: SIGKILL.*again in (\S+) s", system.output())]
+    # The first may have been healthy for long enough to start again at once.
+    assert pauses[0] <= 0.5
+    assert 0.2 < pauses[1] < pauses[3] <= 4.0
+    others = family(system)
+    assert system.stop() == 0
+    assert "did not stop in time" not in system.output()
+    wait_until(lambda: all(gone(child) for child in others), 5, "nobody is left")
+
+
+def test_hung_worker_is_replaced(start: Start, redis_url: str) -> None:
+    """A stopped child gives no sign of life: it is killed, another takes its place, and the gateway never noticed."""
+    system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
+    (worker,), (gateway,) = system.children("worker"), system.children("gateway")
+    worker.suspend()
+    wait_until(lambda: gone(worker), 30, "the hung worker is killed")
+    assert "gives no sign of life: killed" in system.output()
+    wait_until(lambda: len(re.findall(r"worker \S+ ready: ", system.output())) == 2, 30, "another one is ready")
+    assert not gone(gateway)
+    assert system.get("/health")["status"] == "ok"
+    # Nobody else was killed for being slow.
+    assert system.output().count("no sign of life") == 1
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_sessions_of_a_hung_worker_go_on(start: Start, database_url: str, utterances: list[Utterance]) -> None:
+    """A session whose only worker hangs is finished by the next one."""
+    system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
+    async with await Talk.open(system.url) as talk:
+        await talk.start("one")
+        await talk.chunk("one", 0, utterances[0].wav)
+        await talk.find("one", "chunk_result", 0)
+        system.children("worker")[0].suspend()
+        await talk.chunk("one", 1, utterances[1].wav)
+        await talk.finish("one")
+        talk.check("one", utterances[:2])
+    await until(lambda: stored(database_url, "one"))
+    check_stored(database_url, "one", utterances[:2])
+
+
+def test_hung_gateway_is_replaced(start: Start) -> None:
+    """The same for a gateway: the port answers again."""
+    system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
+    (gateway,) = system.children("gateway")
+    gateway.suspend()
+    wait_until(lambda: gone(gateway), 30, "the hung gateway is killed")
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return bool(system.get("/health")["status"] == "ok")
+        return False
+
+    wait_until(answers, 30, "another one answers")
+
+
+def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
+    """SIGKILL of the supervisor: the kernel ends its children."""
+    system = start("run", "--workers", "2", "--gateways", "2").wait_ready()
+    children = family(system)
+    assert len(children) >= 4
+    system.process.kill()
+    wait_until(lambda: all(gone(child) for child in children), 20, "every child is gone")
+
+
+def test_workers_come_and_go_by_signal(start: Start, redis_url: str) -> None:
+    """SIGTTIN adds one, SIGTTOU takes one away, never the last; Redis forgets those that went."""
+    system = start("run", "--workers", "1").wait_ready()
+    first = system.children("worker")
+    system.process.send_signal(signal.SIGTTIN)
+    wait_until(lambda: len(heartbeats(redis_url, "worker")) == 2, 30, "a second worker")
+    with look(redis_url) as client:
+        wait_until(lambda: len(client.xinfo_consumers("asr_tasks", "asr_workers")) == 2, 30, "it asks for work")
+        system.process.send_signal(signal.SIGTTOU)
+        wait_until(lambda: len(heartbeats(redis_url, "worker")) == 1, 30, "one worker again")
+        wait_until(lambda: len(client.xinfo_consumers("asr_tasks", "asr_workers")) == 1, 30, "its name is forgotten")
+    system.process.send_signal(signal.SIGTTOU)
+    system.process.send_signal(signal.SIGTTIN)
+    wait_until(lambda: len(heartbeats(redis_url, "worker")) == 2, 30, "the last one stayed")
+    assert first[0] in system.children("worker")
+    assert system.stop() == 0
+
+
+# -- endings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.gen_test(timeout=120)
+async def test_a_drain_lets_sessions_end(
+    start: Start, database_url: str, utterances: list[Utterance], number: signal.Signals
+) -> None:
+    """A session in flight gets its final result after the signal; new ones are refused; exit status 0, all stored."""
+    system = start("run", "--workers", "1", "--drain-timeout", "30").wait_ready()
+    children = family(system)
+    async with await Talk.open(system.url) as talk:
+        await talk.start("one")
+        await talk.send(chunk("one", 0, utterances[0].wav))
+        system.process.send_signal(number)
+        await until(lambda: "draining" in system.output())
+
+        async def refused() -> bool:
+            error = None
+            count = len(talk.messages)
+            await talk.send({"action": "start", "session_id": f"late-{time.monotonic_ns()}"})
+            await until(lambda: any(m["type"] == "error" or m.get("session_id", "").startswith("late")
+                                    for m in talk.messages[count:]))  # fmt: skip
+            error = next((m for m in talk.messages[count:] if m["type"] == "error"), None)
+            if error is None:  # the gateway had not heard yet
+                await talk.finish(talk.messages[-1]["session_id"])
+                return False
+            assert error["code"] == "shutting_down"
+            assert error["retry_after"] > 0
+            return True
+
+        async with asyncio.timeout(30):
+            while not await refused():
+                pass
+        await talk.chunk("one", 1, utterances[1].wav)
+        await talk.finish("one")
+        talk.check("one", utterances[:2])
+        await until(lambda: talk.closed, 30, "the connection is closed by the server")
+        assert talk.connection.close_code == 1012
+    assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
+    await until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+    check_stored(database_url, "one", utterances[:2])
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_drain_does_not_wait_for_a_silent_session(
+    start: Start, database_url: str, utterances: list[Utterance]
+) -> None:
+    """A client that sends nothing more is cut off in the end, exit status 0; it resumes at the next start."""
+    system = start("run", "--workers", "1", "--drain-timeout", "1").wait_ready()
+    async with await Talk.open(system.url) as talk:
+        await talk.start("one")
+        await talk.chunk("one", 0, utterances[0].wav)
+        system.process.send_signal(signal.SIGTERM)
+        assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
+        await until(lambda: talk.closed)
+    again = start("run", "--workers", "1").wait_ready()
+    async with await Talk.open(again.url) as talk:
+        await talk.send({"action": "resume", "session_id": "one", "last_seq": 0})
+        assert (await talk.find("one", "ack"))["next_chunk_index"] == 1
+        assert (await talk.find("one", "chunk_result", 0))["text"] == utterances[0].text
+        await talk.chunk("one", 1, utterances[1].wav)
+        await talk.finish("one")
+    await until(lambda: stored(database_url, "one"))
+    check_stored(database_url, "one", utterances[:2])
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_second_signal_stops_at_once(start: Start) -> None:
+    """SIGTERM twice with a session open: exit status 1, long before the drain's time, and nobody is left."""
+    system = start("run", "--workers", "1", "--drain-timeout", "300").wait_ready()
+    children = family(system)
+    async with await Talk.open(system.url) as talk:
+        await talk.start("one")
+        system.process.send_signal(signal.SIGTERM)
+        await until(lambda: "draining" in system.output())
+        system.process.send_signal(signal.SIGTERM)
+        await until(lambda: system.process.poll() is not None, 20, "it stops")
+        assert system.process.returncode == 1
+        wait_until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+        await until(lambda: talk.closed)
+
+
+# -- starts that cannot work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["empty directory", "garbage", "no tokenizer", "no such name"])
+def test_model_that_cannot_be_loaded(start: Start, tmp_path: Path, what: str) -> None:
+    """One line that names the model, exit status 3, promptly, no traceback, nobody left."""
+    model = str(tmp_path)
+    if what == "garbage":
+        for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.json"):
+            (tmp_path / name).write_bytes(b"\xff\x00garbage" * 100)
+    elif what == "no tokenizer":
+        from asrserver.inference.whisper import find
+
+        for source in Path(find("demo")).iterdir():
+            if source.name != "tokenizer.json":
+                (tmp_path / source.name).symlink_to(source)
+    elif what == "no such name":
+        model = "nobody-has/such-a-model"
+    # A hub that cannot be reached, wherever the tests run.
+    offline = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "hub")}
+    system = start("run", "--workers", "2", "--model", model, env=offline)
+    output = failed_start(system, 3)
+    lines = [line for line in output.splitlines() if "CRITICAL" in line]
+    assert len(lines) == 1, output
+    assert repr(model) in lines[0]
+    assert "cannot be" in lines[0]
+
+
+def test_worker_command_with_a_bad_model(start: Start, tmp_path: Path) -> None:
+    """The same where there are workers alone."""
+    output = failed_start(start("worker", "--workers", "1", "--model", str(tmp_path)), 3)
+    assert output.count("CRITICAL") == 1
+
+
+def test_port_in_use(start: Start) -> None:
+    """One line that names the port, and nothing was started."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output = failed_start(start("run", "--port", str(port)), 1)
+    (line,) = output.splitlines()
+    assert f"--port {port}" in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "name"),
+    [
+        (["--workers", "many"], {}, "--workers"),
+        (["--hang-timeout", "0"], {}, "--hang-timeout"),
+        ([], {"PORT": "http"}, "PORT"),
+        ([], {"ASRSERVER_WINDOW": "round"}, "ASRSERVER_WINDOW"),
+        ([], {"REDIS_URL": "http://localhost"}, "REDIS_URL"),
+        (["--host", "no.such.host.invalid"], {}, "--host"),
+    ],
+)
+def test_bad_setting(start: Start, arguments: list[str], env: dict[str, str], name: str) -> None:
+    """One line that names the setting as it was given, and a status that is not 0."""
+    system = start("run", *arguments, env=env)
+    if "PORT" in env:  # the fixture's own --port would beat it
+        system.stop()
+        system = System("run", env=env)
+    wait_until(lambda: system.process.poll() is not None, 30)
+    (line,) = system.output().splitlines()
+    assert name in line
+    assert system.process.returncode in (1, 2)
+    system.log.close()
+
+
+def test_no_redis_there(start: Start) -> None:
+    """A gateway on a Redis that is not there says so and keeps trying: the supervisor stays, and SIGTERM ends it."""
+    system = start("gateway", env={"REDIS_URL": "redis://127.0.0.1:9"})
+    wait_until(lambda: system.children("gateway"), 30)
+    assert system.process.poll() is None
+    assert system.stop() in (0, 1)
+    assert "listening on" not in system.output()
