@@ -40,7 +40,8 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from asrserver.config import Settings
-from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 

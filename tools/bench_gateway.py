@@ -38,7 +38,8 @@ from tornado.websocket import WebSocketHandler
 from asrserver.broker.broker import Broker
 from asrserver.client import Client, Watch
 from asrserver.config import Settings
-from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 
 CHUNK = bytes(3200)
 

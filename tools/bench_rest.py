@@ -25,7 +25,8 @@ from typing import Any
 
 import psycopg2
 
-from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.storage import queries
 from asrserver.storage.queries import Filter
 

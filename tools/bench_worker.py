@@ -42,7 +42,7 @@ from asrserver.audio import files as audio
 from asrserver.audio.files import RATE, Samples
 from asrserver.broker.broker import Broker
 from asrserver.config import Settings
-from asrserver.embedded.server import EmbeddedRedis
+from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.session import Options
 from asrserver.inference import vad
 from asrserver.inference.engine import Engine, Row

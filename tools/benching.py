@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 from demo import clean_environment
 
-from asrserver.embedded.server import EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.loadtest.host import Processes, get, hardware
 from asrserver.loadtest.runner import Outcome
 from asrserver.process.limits import raise_file_limit

@@ -117,8 +117,10 @@ def _share_metrics(settings: Settings, stack: ExitStack) -> None:
 
 def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list[Any]]:
     """Start the embedded servers for what is not configured; the settings that name them, and the servers."""
+    from asrserver.embedded.data_dir import DataDir
     from asrserver.embedded.locate import EmbeddedError
-    from asrserver.embedded.server import DataDir, EmbeddedPostgres, EmbeddedRedis
+    from asrserver.embedded.postgres import EmbeddedPostgres
+    from asrserver.embedded.redis import EmbeddedRedis
 
     servers: list[Any] = []
 

@@ -25,7 +25,8 @@ from asrserver import __version__
 from asrserver.cli.live import Screen
 from asrserver.config import COMMANDS, rows
 from asrserver.embedded import locate
-from asrserver.embedded import server as embedded
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 from tests.conftest import System, Utterance, wait_until
 from tests.ws_client import health, look, query, stored
 
@@ -323,17 +324,17 @@ def free_port() -> int:
 def tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
     ports = Tcp(free_port(), free_port())
 
-    class TcpRedis(embedded.EmbeddedRedis):
+    class TcpRedis(EmbeddedRedis):
         def _prepare(self, lock: int) -> list[str]:
             return [*super()._prepare(lock), "--port", str(ports.redis_port), "--bind", "127.0.0.1"]
 
-    class TcpPostgres(embedded.EmbeddedPostgres):
+    class TcpPostgres(EmbeddedPostgres):
         socket_name = f".s.PGSQL.{ports.postgres_port}"
 
         def _prepare(self, lock: int) -> list[str]:
             return [*super()._prepare(lock), "-c", "listen_addresses=127.0.0.1"]
 
-    monkeypatch.setattr(embedded, "POSTGRES_PORT", ports.postgres_port)
+    monkeypatch.setattr("asrserver.embedded.postgres.POSTGRES_PORT", ports.postgres_port)
     if system_redis := shutil.which("redis-server"):
         monkeypatch.setattr(locate, "redis", lambda: Path(system_redis))
     if system_postgres := sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")):

