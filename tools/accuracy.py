@@ -23,7 +23,7 @@ from live import Heard, Recording, delays, load, make, percentile, server, speak
 from asrserver.audio.files import RATE, Samples
 from asrserver.client import Client
 from asrserver.inference import vad
-from asrserver.inference.agreement import common
+from asrserver.inference.agreement import common_prefix
 from asrserver.inference.features import log_mel
 from asrserver.inference.whisper import Request, Whisper, find, window_for
 from asrserver.text.wer import word_errors
@@ -88,7 +88,7 @@ def revisions(heard: Heard) -> tuple[int, int]:
         elif message["type"] == "segment_result" and message["start"] in stable:
             before = words(stable[message["start"]], message["language"])
             settled += len(before)
-            revised += len(before) - common(before, words(message["text"], message["language"]))
+            revised += len(before) - common_prefix(before, words(message["text"], message["language"]))
     return revised, settled
 
 

@@ -56,7 +56,7 @@ from asrserver.inference.consumer import POLL, READ, grain
 from asrserver.inference.event_log import SURE, Ledger
 from asrserver.inference.features import GrowingLogMel
 from asrserver.inference.recognise import Segment
-from asrserver.inference.vad import PAD, Endpointer, SegmentEnded
+from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.whisper import Request, window_for
 from asrserver.inference.worker import load as load_model
 from asrserver.loadtest.plan import Plan
@@ -166,9 +166,9 @@ def _hear(audio: list[Samples], step: int, silence: float) -> list[list[Any]]:
     events: list[list[Any]] = [[] for _ in audio]
     for at in range(0, max(map(len, audio)), step):
         pairs = list(zip(endpointers, audio, strict=True))
-        silero.hear([stretch for one, samples in pairs for stretch in one.hear(samples[at : at + step])])
+        silero.hear([stretch for one, samples in pairs for stretch in one.push(samples[at : at + step])])
         for found, one in zip(events, endpointers, strict=True):
-            found += one.judge()
+            found += one.pull()
     for found, one in zip(events, endpointers, strict=True):
         found += one.flush()
     return events
@@ -184,7 +184,7 @@ def _features(
     """(features, seconds) of the segments, which grew until the silence after them was long enough."""
     found = []
     for start, end in segments:
-        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD) * RATE)
+        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD_SECONDS) * RATE)
         for at in range(start, upto, step):
             mel.feed(audio[at : min(at + step, upto)], at + step >= upto)
         seconds = (end - start) / RATE

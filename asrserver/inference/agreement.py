@@ -1,12 +1,12 @@
-"""LocalAgreement-2: what decodings of a growing segment, one after the other, agree on is stable.
+"""LocalAgreement-2: the part of a growing segment's text on which successive decodings agree is stable.
 
-Macháček, Dabre, Bojar: Turning Whisper into Real-Time Transcription System (2023), §3; the policy is of Liu, Spanakis,
-Niehues (2020). Here every decoding begins where the segment does, so the agreement is a common beginning.
+Macháček, Dabre, Bojar: Turning Whisper into Real-Time Transcription System (2023), §3; the policy is by Liu, Spanakis,
+Niehues (2020). Every decoding here begins where the segment begins, so the agreement is a common_prefix prefix.
 
-Two decodings of nearly the same audio make the same mistakes, and of half a sentence Whisper makes a whole one. So here
-the two are at least APART of each other, what is decoded between them agrees too, and what the model itself takes for a
-guess agrees with nothing. With the model in the package, on single sentences, the plain policy took back 16 to 23 % of
-its stable words; this one under 1 %.
+Two decodings of nearly the same audio make the same mistakes, and Whisper completes half a sentence to a whole one.
+Therefore the two decodings must be at least MIN_SPACING_SECONDS of audio apart, every decoding between them must agree
+too, and a decoding with low confidence agrees with nothing. With the packaged model, on single sentences, the plain
+policy took back 16 to 23 % of its stable words; this one less than 1 %.
 """
 
 from __future__ import annotations
@@ -15,61 +15,78 @@ from itertools import pairwise, takewhile
 
 from asrserver.text.words import clean, glue, words
 
-#: Seconds of audio between the two decodings that agree.
-APART = 0.5
+#: Seconds of audio between the two decodings that must agree.
+MIN_SPACING_SECONDS = 0.5
 
-#: Mean probability of a token from which a decoding counts.
-SURE = 0.9
+#: Mean token probability from which a decoding counts.
+MIN_CONFIDENCE = 0.9
 
-#: Seconds of a segment from which a decoding of it counts: of less, Whisper hears whatever is short.
-EARLIEST = 1.2
+#: Seconds of a segment from which a decoding of it counts: for less audio Whisper invents something short.
+MIN_SEGMENT_SECONDS = 1.2
 
 
 class Agreement:
-    """The stable beginning of one segment's text. `stable` only ever grows."""
+    """The text of one growing segment.
+
+    Attributes:
+        text: The stable prefix followed by the newest decoding's hypothesis for the rest.
+        stable: The prefix of `text` that will not change. It only ever grows.
+    """
 
     def __init__(self) -> None:
         self._stable: list[str] = []
-        self._decodings: list[tuple[float, list[str]]] = []  # that count, the latest last
+        self._decodings: list[tuple[float, list[str]]] = []  # (seconds, words) of those that count, newest last
         self.text = ""
         self.stable = ""
 
-    def take(self, text: str, language: str, confidence: float, seconds: float) -> bool:
-        """A new decoding, of so many seconds of the segment; whether `text` or `stable` changed by it.
+    def update(self, text: str, language: str, confidence: float, seconds: float) -> bool:
+        """Take a new decoding of the segment.
 
-        `text` is the stable beginning and the decoding's guess at what follows it. Words are compared clean, without
-        case and punctuation, and written as they were when they became stable.
+        Words are compared without case and punctuation, and keep the spelling that they had when they became stable.
+
+        Args:
+            text: What was decoded.
+            language: Its language code, which decides how it is split into words.
+            confidence: Mean probability of its tokens, 0 to 1.
+            seconds: Length of the segment when it was decoded.
+
+        Returns:
+            Whether `text` or `stable` changed.
         """
         found = words(text, language)
-        if confidence < SURE or seconds < EARLIEST:
+        if confidence < MIN_CONFIDENCE or seconds < MIN_SEGMENT_SECONDS:
             self._decodings.clear()
         else:
             self._decodings.append((seconds, found))
             self._agree(seconds, found)
-        was = (self.text, self.stable)
+        before = (self.text, self.stable)
         self.stable = glue(self._stable, language)
         self.text = glue(self._stable + found[len(self._stable) :], language)
-        return (self.text, self.stable) != was
+        return (self.text, self.stable) != before
 
     def _agree(self, seconds: float, found: list[str]) -> None:
         known = len(self._stable)
-        while len(self._decodings) > 2 and self._decodings[1][0] <= seconds - APART:
+        while len(self._decodings) > 2 and self._decodings[1][0] <= seconds - MIN_SPACING_SECONDS:
             del self._decodings[0]
-        if self._decodings[0][0] > seconds - APART:
+        if self._decodings[0][0] > seconds - MIN_SPACING_SECONDS:
             return
-        # The last word of a decoding may be half a word, heard the same way twice: it waits until one follows it.
+        # A decoding's last word may be half a word, decoded the same way twice: it waits until another word follows.
         agreed = min(len(decoding) - 1 for _, decoding in self._decodings)
         for (_, one), (_, other) in pairwise(self._decodings):
-            agreed = min(agreed, common(one, other))
-        if agreed > known and common(self._stable, found) == known:
+            agreed = min(agreed, common_prefix(one, other))
+        if agreed > known and common_prefix(self._stable, found) == known:
             self._stable += found[known:agreed]
 
     def revised(self, text: str, language: str) -> tuple[int, int]:
-        """(how many stable words the final text does not begin with, how many were stable)."""
-        return len(self._stable) - common(self._stable, words(text, language)), len(self._stable)
+        """Compare the stable words with the final text.
+
+        Returns:
+            (stable words that the final text does not begin with, all stable words).
+        """
+        return len(self._stable) - common_prefix(self._stable, words(text, language)), len(self._stable)
 
 
-def common(one: list[str], other: list[str]) -> int:
-    """How many words two texts have in common at their beginning."""
+def common_prefix(one: list[str], other: list[str]) -> int:
+    """Number of words in the common_prefix prefix of two texts; case and punctuation do not count."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: clean(pair[0]) == clean(pair[1]), pairs))

@@ -1,4 +1,4 @@
-"""Word times: from what CTranslate2's align() says of tokens to words with their times and confidences."""
+"""Word times: turns the token alignment of CTranslate2's align() into words with times and confidences."""
 
 from __future__ import annotations
 
@@ -10,27 +10,36 @@ import numpy as np
 
 from asrserver.text.words import UNSPACED
 
-#: Seconds of one step of the encoder's output, in which the alignment counts.
-STEP = 0.02
+#: Seconds of one step of the encoder's output, the unit of an alignment.
+STEP_SECONDS = 0.02
 
-#: {"word", "start", "end", "confidence"}: seconds, and the mean probability of its tokens.
+#: {"word": str, "start": seconds, "end": seconds, "confidence": mean probability of its tokens, 0 to 1}
 Word = dict[str, Any]
 
 
 def timed_words(
     tokens: Sequence[int], alignment: Any, decode: Callable[[Sequence[int]], str], language: str
 ) -> list[Word]:
-    """The words of `tokens` with their times in the window; `alignment` is a WhisperAlignmentResult.
+    """Time the words of a decoded window.
 
-    As in Whisper's timing.py: a token begins at the first step of the path that is its own, and ends where the next
-    begins; the alignment's last token is the end of the text.
+    The method is that of Whisper's timing.py: a token begins at the first step of the alignment path that belongs to
+    it and ends where the next token begins; the alignment's last token is the end of the text.
+
+    Args:
+        tokens: The text tokens of the window.
+        alignment: Their ctranslate2 WhisperAlignmentResult.
+        decode: Turns tokens into text.
+        language: Language code, which decides whether words are separated by spaces.
+
+    Returns:
+        The words in order. Their times are seconds from the start of the window.
     """
     pairs = np.array(alignment.alignments)
     if not len(pairs):
         return []
     first = np.concatenate([[True], np.diff(pairs[:, 0]) > 0])
-    starts = dict(zip(pairs[first, 0].tolist(), (pairs[first, 1] * STEP).tolist(), strict=True))
-    last = float(pairs[-1, 1] * STEP)
+    starts = dict(zip(pairs[first, 0].tolist(), (pairs[first, 1] * STEP_SECONDS).tolist(), strict=True))
+    last = float(pairs[-1, 1] * STEP_SECONDS)
     found: list[Word] = []
     at = 0
     for text, count in _words(tokens, decode, language):
@@ -43,7 +52,7 @@ def timed_words(
 
 
 def _words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str) -> list[tuple[str, int]]:
-    """(word, how many tokens it takes). A character may be several tokens, a word several characters."""
+    """(word, number of its tokens) in order. A character may take several tokens, a word several characters."""
     words: list[tuple[str, int]] = []
     waiting: list[int] = []
     for token in tokens:

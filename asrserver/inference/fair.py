@@ -1,4 +1,4 @@
-"""A queue in which nobody waits while another is served twice, and threads that take their work from one."""
+"""Fair queueing: a queue that shares its service among owners, and a thread pool that takes its work from one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-#: Owners that are remembered beyond those that wait: most of them are gone.
-REMEMBERED = 1000
+#: Owners without waiting items whose last finish time is kept; most of them are gone.
+MAX_IDLE_OWNERS = 1000
 
 
 class FairQueue(Generic[T]):
-    """Items by priority (the lowest first), then as if all owners were served at once: who were done first is first.
+    """A priority queue (lowest number first) that is fair among owners within each priority.
 
-    Items of one cost go round by round: in each, every owner has at most one. Weighted fair queueing (Demers, Keshav,
-    Shenker 1989) with the clock of start-time fair queueing (Goyal, Vin, Cheng 1996): an item would begin when its
-    owner's last would end, or when the one did that is being served. Not for several threads at once.
+    Items come out in the order in which they would finish if all owners were served at the same time. With equal costs
+    that is round robin: each round has at most one item of every owner. The method is weighted fair queueing (Demers,
+    Keshav, Shenker 1989) with the clock of start-time fair queueing (Goyal, Vin, Cheng 1996): an item's virtual start
+    is the virtual finish of its owner's previous item, or the start of the item in service if that is later.
+
+    Not thread-safe.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, str, float, T]] = []  # with the ends and the beginnings of the items
+        self._heap: list[tuple[int, float, int, str, float, T]] = []  # (priority, finish, number, owner, start, item)
         self._number = 0
-        self._clock: dict[int, float] = {}  # priority → the latest beginning of an item that was taken
-        self._last: dict[tuple[int, str], float] = {}  # priority and owner → the end of its last item
+        self._clock: dict[int, float] = {}  # priority → the latest start of an item taken
+        self._last: dict[tuple[int, str], float] = {}  # (priority, owner) → finish of its last item
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -36,24 +39,39 @@ class FairQueue(Generic[T]):
         return (item for *_, item in self._heap)
 
     def put(self, item: T, priority: int, owner: str, cost: float = 1.0) -> None:
-        """Add an item."""
-        begin = max(self._clock.get(priority, 0.0), self._last.get((priority, owner), 0.0))
-        self._last[priority, owner] = begin + cost
+        """Add an item.
+
+        Args:
+            item: The item.
+            priority: Its priority; lower numbers are served first.
+            owner: Whose item it is.
+            cost: Its share of the service, in any unit that all items of the queue use.
+        """
+        start = max(self._clock.get(priority, 0.0), self._last.get((priority, owner), 0.0))
+        self._last[priority, owner] = start + cost
         self._number += 1
-        heapq.heappush(self._heap, (priority, begin + cost, self._number, owner, begin, item))
+        heapq.heappush(self._heap, (priority, start + cost, self._number, owner, start, item))
 
     def promote(self, owner: str, before: int, after: int) -> list[T]:
-        """Give an owner's items of one priority another; those items."""
+        """Move an owner's items from priority `before` to priority `after`, and return them in their order."""
         mine = sorted(entry for entry in self._heap if entry[3] == owner and entry[0] == before)
         if mine:
             self._heap = [entry for entry in self._heap if entry[3] != owner or entry[0] != before]
             heapq.heapify(self._heap)
-            for _, end, _, _, begin, item in mine:
-                self.put(item, after, owner, end - begin)
+            for _, finish, _, _, start, item in mine:
+                self.put(item, after, owner, finish - start)
         return [entry[-1] for entry in mine]
 
     def take(self, count: int, together: Callable[[T, T], bool]) -> list[T]:
-        """The item whose turn it is, and up to `count` in all that go `together` with it, in their order."""
+        """Remove the next item and those that may share its service.
+
+        Args:
+            count: Most items to return.
+            together: Called with the next item and another one: may they be served together?
+
+        Returns:
+            The next item and up to `count - 1` others, in queue order. The queue must not be empty.
+        """
         entries = [heapq.heappop(self._heap)]
         passed: list[tuple[int, float, int, str, float, T]] = []
         while self._heap and len(entries) < count:
@@ -61,15 +79,15 @@ class FairQueue(Generic[T]):
             (entries if together(entries[0][-1], entry[-1]) else passed).append(entry)
         for entry in passed:
             heapq.heappush(self._heap, entry)
-        priority, _, _, _, begin, _ = entries[0]
-        self._clock[priority] = max(begin, self._clock.get(priority, 0.0))
-        if len(self._last) > 2 * len(self._heap) + REMEMBERED:  # who waits for nothing may as well be new
+        priority, _, _, _, start, _ = entries[0]
+        self._clock[priority] = max(start, self._clock.get(priority, 0.0))
+        if len(self._last) > 2 * len(self._heap) + MAX_IDLE_OWNERS:  # an owner with nothing waiting may as well be new
             self._last = {(entry[0], entry[3]): entry[1] for entry in sorted(self._heap)}
         return [entry[-1] for entry in entries]
 
 
 class FairPool:
-    """Threads that share one FairQueue of work; its costs are seconds of audio."""
+    """A thread pool whose work waits in one FairQueue."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
@@ -77,7 +95,19 @@ class FairPool:
         self._lock = threading.Lock()
 
     async def run(self, work: Callable[[], Any], owner: str, cost: float) -> Any:
-        """What the work returns, once it was its owner's turn; raises what it raised."""
+        """Run `work` in a thread when it is its owner's turn.
+
+        Args:
+            work: Called without arguments; may block.
+            owner: Session whose work it is.
+            cost: Seconds of audio that it processes.
+
+        Returns:
+            What `work` returns.
+
+        Raises:
+            Exception: Whatever `work` raises.
+        """
         future = Future[Any]()
         with self._lock:
             self._queue.put((future, work), 0, owner, cost)
@@ -85,7 +115,7 @@ class FairPool:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Begin no more work."""
+        """Start no more work; what waits is cancelled."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _work(self) -> None:

@@ -1,7 +1,7 @@
-"""Log-mel features as Whisper wants them, in float32 and without the temporaries.
+"""Log-mel features as Whisper expects them, computed in float32 and without large temporaries.
 
-The same numbers as OpenAI's and faster-whisper's extractors (a test compares), at a fraction of their time: a real FFT
-over a strided view, and frames of pure padding are written, not computed.
+The numbers are those of OpenAI's and faster-whisper's extractors (a test compares them) at a fraction of their time: a
+real FFT over a strided view, and frames that are pure padding are written, not computed.
 """
 
 from __future__ import annotations
@@ -13,30 +13,31 @@ import numpy as np
 
 from asrserver.audio.files import RATE, Samples
 
-#: Samples between frames, and samples a frame looks at: 10 and 25 ms.
+#: Samples between the starts of two frames (10 ms), and samples of a frame (25 ms).
 HOP = 160
 FFT = 400
 HALF = FFT // 2
 
-#: Frames a second.
-FRAMES = RATE // HOP
+FRAMES_PER_SECOND = RATE // HOP
 
-#: Frames that are computed at a time: what they take stays in the cache, and is so small that malloc keeps it. The
-#: pages of larger arrays come from the system each time, and all at once takes twice as long.
-BLOCK = 64
+#: Frames computed at a time: their arrays stay in the cache, and are so small that malloc keeps them. The pages of
+#: larger arrays come from the system each time, and computing all frames at once takes twice as long.
+BLOCK_FRAMES = 64
 
+#: Log-mel features, float32 [n_mels, frames].
 Features = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @cache
 def _window() -> Samples:
-    """Times FFT: numpy 2.4 computes in float32 only where it divides by that (norm="forward"), in half the time."""
+    """Hann window [FFT], multiplied by FFT: numpy 2.4 computes in float32, in half the time, only with norm="forward",
+    which divides by FFT."""
     return (FFT * np.hanning(FFT + 1)[:-1]).astype(np.float32)
 
 
 @cache
 def mel_filters(n_mels: int) -> Features:
-    """Slaney's mel filter bank for 16 kHz, [n_mels, FFT / 2 + 1] (Slaney, Auditory Toolbox, 1998; as in librosa)."""
+    """Slaney's mel filter bank for 16 kHz, float32 [n_mels, FFT / 2 + 1] (Auditory Toolbox, 1998; as in librosa)."""
     log_step = np.log(6.4) / 27.0
     mels = np.linspace(0.0, 15.0 + np.log(RATE / 2 / 1000.0) / log_step, n_mels + 2)
     hertz = np.where(mels < 15.0, mels * 200.0 / 3, 1000.0 * np.exp(log_step * (mels - 15.0)))
@@ -51,40 +52,51 @@ def mel_filters(n_mels: int) -> Features:
 
 
 def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
-    """Features [n_mels, frames] of 16 kHz samples, padded with silence (or cut) to `frames`."""
+    """Compute the features of a whole stretch of audio.
+
+    Args:
+        samples: 16 kHz mono.
+        frames: Length of the result; the audio is padded with silence, or cut, to it.
+        n_mels: Mel bands of the model.
+
+    Returns:
+        Features [n_mels, frames].
+    """
     samples = samples[: frames * HOP]
-    # One frame is centred on every hop; two more than there is audio for still touch it.
+    # A frame is centred on every hop; two more frames than the audio has hops still overlap it.
     filled = min(frames, len(samples) // HOP + 3)
     padded = np.zeros(filled * HOP + FFT, np.float32)
     padded[HALF : HALF + len(samples)] = samples
-    padded[:HALF] = padded[FFT:HALF:-1]  # reflected at the start, as the reference does
+    padded[:HALF] = padded[FFT:HALF:-1]  # reflected at the start, as in the reference
     mel = np.empty((n_mels, frames), np.float32)
     log_power(padded, mel[:, :filled])
     return normalise(mel, filled)
 
 
 #: Samples that wait until their frames are computed together: ten calls for a tenth of a second each cost three times
-#: as much.
-LAZY = RATE // 2
+#: as much as one call for a second.
+MIN_COMPUTE_SAMPLES = RATE // 2
 
 
 class GrowingLogMel:
-    """The features of a stretch of audio that grows: its frames are computed once, whatever is asked of them how often,
-    but for those of the last LAZY samples.
+    """The features of growing audio. Each frame is computed once, except those of the last MIN_COMPUTE_SAMPLES samples.
 
-    What is kept is the logarithm before Whisper's normalisation, for that depends on the loudest frame of a window. One
-    thread may feed it while another takes windows.
+    It keeps the logarithms before Whisper's normalisation, because the normalisation depends on the loudest frame of a
+    window. One thread may feed it while another takes windows.
+
+    Attributes:
+        samples: Samples fed so far.
     """
 
     def __init__(self, n_mels: int) -> None:
-        # Frames, how many of them are computed, and the samples from the left edge of the next one on: replaced
-        # together, so that a reader in another thread sees three that belong to each other.
-        self._state = (np.empty((n_mels, 4 * FRAMES), np.float32), 0, np.zeros(0, np.float32))
+        # (log-mel frames, number of them that are computed, samples from the left edge of the next frame on): replaced
+        # as one tuple, so that a reader in another thread sees a consistent state.
+        self._state = (np.empty((n_mels, 4 * FRAMES_PER_SECOND), np.float32), 0, np.zeros(0, np.float32))
         self._begun = False
         self.samples = 0
 
     def feed(self, samples: Samples, last: bool = False) -> None:
-        """Take the samples that follow; after the `last`, a window has little left to compute."""
+        """Append samples. With `last`, compute all their frames now, so that `window` has little left to do."""
         mel, frames, tail = self._state
         tail = np.concatenate([tail, samples])
         self.samples += len(samples)
@@ -94,7 +106,7 @@ class GrowingLogMel:
                 return
             tail = np.concatenate([tail[HALF:0:-1], tail])
             self._begun = True
-        new = max(0, (len(tail) - FFT) // HOP + 1) if last or len(tail) >= LAZY else 0
+        new = max(0, (len(tail) - FFT) // HOP + 1) if last or len(tail) >= MIN_COMPUTE_SAMPLES else 0
         if frames + new > mel.shape[1]:
             larger = np.empty((len(mel), max(frames + new, 2 * mel.shape[1])), np.float32)
             larger[:, :frames] = mel[:, :frames]
@@ -104,14 +116,22 @@ class GrowingLogMel:
         self._state = (mel, frames + new, tail[new * HOP :])
 
     def window(self, frames: int, end: int | None = None) -> Features:
-        """Features [n_mels, frames] of what there is, up to the sample `end`, padded with silence as `log_mel` pads."""
+        """Return the features of the audio so far.
+
+        Args:
+            frames: Length of the result, padded with silence as `log_mel` pads.
+            end: Sample at which to stop; by default all samples.
+
+        Returns:
+            Features [n_mels, frames].
+        """
         mel, computed, tail = self._state
         end = self.samples if end is None else end
         filled = min(frames, end // HOP + 3)
         window = np.empty((len(mel), frames), np.float32)
         known = min(filled, computed)
         window[:, :known] = mel[:, :known]
-        if known < filled:  # the last frames look past the audio that is there: at silence, and only for now
+        if known < filled:  # the last frames extend past the audio: as silence, and for this window only
             padded = np.zeros((filled - known) * HOP + FFT, np.float32)
             if not self._begun:
                 padded[HALF : HALF + len(tail)] = tail
@@ -123,21 +143,27 @@ class GrowingLogMel:
 
 
 def log_power(padded: Samples, mel: Features) -> None:
-    """Fill `mel` with the logarithms of its frames' powers; the first frame begins where `padded` does."""
+    """Compute log10 mel power spectra.
+
+    Args:
+        padded: Samples; the first frame begins at the first of them.
+        mel: Filled in place, [n_mels, frames]; `padded` must hold all its frames.
+    """
     count = mel.shape[1]
     view = np.lib.stride_tricks.as_strided(padded, (count, FFT), (HOP * 4, 4), writeable=False)
-    for begin in range(0, count, BLOCK):
-        spectrum = np.fft.rfft(view[begin : begin + BLOCK] * _window(), axis=1, norm="forward")
+    for begin in range(0, count, BLOCK_FRAMES):
+        spectrum = np.fft.rfft(view[begin : begin + BLOCK_FRAMES] * _window(), axis=1, norm="forward")
         power = np.square(spectrum.real)
         power += np.square(spectrum.imag)
-        np.matmul(mel_filters(len(mel)), power.T, out=mel[:, begin : begin + BLOCK])
+        np.matmul(mel_filters(len(mel)), power.T, out=mel[:, begin : begin + BLOCK_FRAMES])
     np.maximum(mel, 1e-10, out=mel)
-    np.log(mel, out=mel)  # numpy computes it in vectors, and log10 not
+    np.log(mel, out=mel)  # vectorised in numpy; log10 is not
     mel *= np.float32(1 / np.log(10))
 
 
 def normalise(mel: Features, filled: int) -> Features:
-    """As Whisper wants them, in place: silence from `filled` on, 80 dB of range below the loudest."""
+    """Normalise log10 powers as Whisper does, in place: silence from frame `filled` on, a range of 80 dB below the
+    loudest value, scaled to about -1 to 1."""
     mel[:, filled:] = -10.0
     np.maximum(mel, mel.max() - 8.0, out=mel)
     mel += 4.0

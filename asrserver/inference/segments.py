@@ -239,5 +239,5 @@ class Captions:
         if growing is not self._growing or not found.text or self._guess is None:
             return
         agreement = growing.agreement
-        if agreement.take(found.text, found.language, found.confidence, (end - growing.start) / RATE):
+        if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / RATE):
             self._guess(Guess(growing.start, end, agreement.text, agreement.stable, found.language))

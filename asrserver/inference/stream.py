@@ -19,7 +19,7 @@ from asrserver.audio.stream import Border
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import Work
 from asrserver.inference.features import FFT, GrowingLogMel
-from asrserver.inference.vad import CONTEXT, PAD, Endpointer, Event, SegmentEnded
+from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Event, SegmentEnded
 
 #: A piece of a recording: the id of the entry before it, and its bytes.
 Piece = tuple[str, bytes]
@@ -70,7 +70,7 @@ class Recording:
         self._skip = 0  # of the first entry, that are before the border
         self._resumed: dict[str, Any] | None = None  # the place where this owner went on
         self._audio = np.zeros(0, np.float32)  # what a segment may still need
-        self._from = max(decoder.position, floor - CONTEXT)  # its first sample
+        self._from = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
         self._endpointer = Endpointer(silence, start=self._from, floor=floor)
 
     @classmethod
@@ -158,8 +158,8 @@ class Recording:
         first = self.heard - len(samples)
         samples = samples[max(0, known - first) :]  # of an earlier owner's, told already
         self._audio = np.concatenate([self._audio, samples])
-        yield self._endpointer.hear(samples)
-        ended = self._ended(self._endpointer.judge())
+        yield self._endpointer.push(samples)
+        ended = self._ended(self._endpointer.pull())
         self._grow()
         keep = min(self._endpointer.needed, self.heard)
         if keep > self._from:
@@ -178,7 +178,7 @@ class Recording:
     def _grow(self) -> None:
         segment = self._endpointer.open
         self.growing = None if segment is None else self._speech(segment.start, segment.end, self.heard)
-        self.paused = segment is not None and segment.paused >= PAD * RATE
+        self.paused = segment is not None and segment.paused >= PAD_SECONDS * RATE
 
     def _speech(self, start: int, end: int, upto: int, last: bool = False) -> Speech:
         """The features go on from those of the growing segment, if this is the one."""
@@ -193,7 +193,7 @@ class Recording:
 
     def place(self, sample: int) -> tuple[str, dict[str, Any]]:
         """(the entry after which to read, what `resume` wants) to go on at a sample."""
-        border = self._decoder.border(sample - CONTEXT)  # the endpointer wants to hear what was before
+        border = self._decoder.border(sample - CONTEXT_SAMPLES)  # the endpointer wants to hear what was before
         if border.track is not None and len(border.track.extradata) > MAX_HEAD:
             border = self._origin
         while len(self._entries) > 1 and self._entries[1].offset <= border.offset:

@@ -1,18 +1,20 @@
-"""Where speech is: Silero (the model that faster-whisper ships) behind a cheap energy gate, as the audio comes.
+"""Streaming endpointing: Silero voice activity detection behind a cheap energy gate.
 
     endpointer = Endpointer(silence=0.4)
-    for event in endpointer.feed(samples):        # whatever the slicing, the same events at the same samples
+    for event in endpointer.feed(samples):        # the slicing of the audio never changes the events
         match event:
-            case SpeechStarted(at): ...           # a segment grows from this sample on: endpointer.open
-            case SegmentEnded(start, end): ...    # it is recording[start:end]
+            case SpeechStarted(at): ...           # a segment begins at this sample: see endpointer.open
+            case SegmentEnded(start, end): ...    # the segment is recording[start:end]
     endpointer.flush()                            # the recording is over
 
-All numbers are samples of the recording. Segments follow one another, never overlap, and hold every spoken sample.
-Nothing before `endpointer.needed` will be in a later segment: audio before it can be let go of, and it is all that
-another process must know to go on: make `Endpointer(silence, start=…, floor=needed)` and feed it from `start`, which
-should be `CONTEXT` before `needed`, or more (with a decoder's border: `start=border.sample`).
+All positions are sample numbers in the recording (16 kHz). Segments come in order, never overlap, and contain every
+spoken sample. No later segment contains a sample before `endpointer.needed`, so earlier audio can be dropped.
 
-`feed` is `hear`, the network, and `judge`: who has many recordings asks the network once for all of them.
+Another process can continue an endpointer: it makes `Endpointer(silence, start=…, floor=needed)` and feeds it from
+sample `start`, which should be at least `CONTEXT_SAMPLES` before `needed` (with a decoder: the resume point's sample).
+
+`feed` does three steps: `push`, one call of the network, `pull`. A caller with many recordings does the steps itself
+and calls the network once for all of them.
 """
 
 from __future__ import annotations
@@ -24,46 +26,61 @@ import numpy as np
 
 from asrserver.audio.files import RATE, Samples
 from asrserver.inference import silero
-from asrserver.inference.silero import CONTEXT as _CONTEXT
+from asrserver.inference.silero import CONTEXT as _NETWORK_CONTEXT
 from asrserver.inference.silero import FRAME, Stretch
 
-#: RMS of a frame below which nothing is heard: -60 dBFS. Silero costs as much as recognition does, so quiet never
-#: reaches it.
-QUIET = 1e-3
+#: Energy gate: frames with a lower RMS (-60 dBFS) count as silence without asking the network. Silero costs as much
+#: CPU as recognition, so quiet audio must not reach it.
+QUIET_RMS = 1e-3
 
-#: Frames of quiet after sound that Silero still sees, so that a pause is heard as it would be; and frames before sound
-#: that it is shown first. Longer quiet resets its state: what came before does not matter then.
-_HOLD = 8
-_WARM_UP = 3
+#: Quiet frames after sound that Silero still sees, so that it judges a pause as it would without the gate.
+_GATE_HOLD_FRAMES = 8
 
-#: Longest stretch handed to the recogniser as one segment, in seconds: Whisper's window less a margin.
-MAX_SEGMENT = 28.0
+#: Frames before sound that Silero is shown first when the gate opens. A longer quiet resets the network's state: what
+#: came before it no longer matters.
+_WARM_UP_FRAMES = 3
 
-#: Audio kept before and after speech, in seconds, and the least speech that counts.
-PAD = 0.2
-MIN_SPEECH = 0.1
+#: Longest segment in seconds: Whisper's 30 s window less a margin.
+MAX_SEGMENT_SECONDS = 28.0
 
-#: Probability at which speech begins, and how far below it must fall to end: Silero's own defaults.
-THRESHOLD = 0.5
+#: Seconds of audio kept before and after speech.
+PAD_SECONDS = 0.2
+
+#: Shorter speech, in seconds, is no segment.
+MIN_SPEECH_SECONDS = 0.1
+
+#: Probability at which speech begins, and how far below it the probability must fall for speech to end: Silero's own
+#: defaults.
+SPEECH_THRESHOLD = 0.5
 _HYSTERESIS = 0.15
 
-#: Samples before `needed` from which on a new endpointer should hear the recording: Silero's memory is about a second.
-CONTEXT = RATE
+#: Samples before `needed` at which a continuing endpointer should start: Silero's memory is about a second.
+CONTEXT_SAMPLES = RATE
 
-#: Frames over which a pause is looked for in a segment that became too long.
-_SMOOTH = 5
+#: Frames over which scores are smoothed when an overlong segment is cut at its best pause.
+_CUT_SMOOTHING_FRAMES = 5
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechStarted:
-    """Enough speech was heard for a segment; it begins `at` (padding included)."""
+    """Enough speech was found for a segment.
+
+    Attributes:
+        at: First sample of the segment, padding included.
+    """
 
     at: int
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentEnded:
-    """A segment is whole. `cut`: not by silence but because it became too long."""
+    """A segment is complete.
+
+    Attributes:
+        start: First sample.
+        end: Sample after the last.
+        cut: The segment ended because it reached the maximum length, not by silence.
+    """
 
     start: int
     end: int
@@ -72,7 +89,13 @@ class SegmentEnded:
 
 @dataclass(frozen=True, slots=True)
 class OpenSegment:
-    """The segment that grows, as it would be if it ended now; `paused`: the samples of silence since its speech."""
+    """The growing segment, as it would be if it ended now.
+
+    Attributes:
+        start: First sample.
+        end: Sample after the last.
+        paused: Samples of silence since its last speech.
+    """
 
     start: int
     end: int
@@ -83,17 +106,25 @@ Event = SpeechStarted | SegmentEnded
 
 
 def segments(samples: Samples, silence: float) -> list[tuple[int, int]]:
-    """(start, end) of each stretch of speech in samples, in order; `silence` seconds of quiet end one."""
+    """Find the segments of a whole recording.
+
+    Args:
+        samples: The recording, 16 kHz mono.
+        silence: Seconds of silence that end a segment.
+
+    Returns:
+        (start, end) sample numbers of each segment, in order.
+    """
     endpointer = Endpointer(silence)
     events = endpointer.feed(samples) + endpointer.flush()
     return [(event.start, event.end) for event in events if isinstance(event, SegmentEnded)]
 
 
 class Endpointer:
-    """Of one recording. It holds no audio but the last 0.1 s.
+    """Finds the segments of one recording as its audio arrives. It keeps only the last 0.1 s of audio.
 
-    It blocks for about 1 ms for each second of sound if fed by the second, three times that by 0.1 s
-    (tools/bench_vad.py): a call of the network costs as much as five of its frames. Quiet costs next to nothing.
+    Feeding it whole seconds blocks for about 1 ms per second of sound; feeding it 0.1 s at a time costs three times
+    that (tools/bench_vad.py), because one call of the network costs as much as five frames. Quiet costs almost nothing.
     """
 
     def __init__(
@@ -102,38 +133,44 @@ class Endpointer:
         *,
         start: int = 0,
         floor: int = 0,
-        threshold: float = THRESHOLD,
-        pad: float = PAD,
-        longest: float = MAX_SEGMENT,
+        threshold: float = SPEECH_THRESHOLD,
+        pad: float = PAD_SECONDS,
+        max_seconds: float = MAX_SEGMENT_SECONDS,
     ) -> None:
-        """`silence` seconds end a segment, at `longest` it is cut at its best pause; `pad` is kept around its speech.
+        """Start at a sample of a recording.
 
-        `start` is the number of the first sample that will be fed; no segment begins before `floor`.
+        Args:
+            silence: Seconds of silence that end a segment.
+            start: Number of the first sample that will be fed.
+            floor: No segment begins before this sample.
+            threshold: Probability of speech at which speech begins.
+            pad: Seconds of audio kept before and after speech.
+            max_seconds: A segment that reaches this length is cut at its best pause.
         """
         self._silence = int(silence * RATE)
         self._threshold = threshold
         self._pad = int(pad * RATE)
-        self._longest = int(longest * RATE)
-        self._probabilities = _Probabilities(start)
+        self._max_length = int(max_seconds * RATE)
+        self._frames = _FrameScorer(start)
         self._floor = max(start, floor)
-        self._at = self._probabilities.at  # of the next frame
-        self._onset: int | None = None  # where speech began, as yet without padding
-        self._quiet: int | None = None  # where it ended, if it goes on no more
-        self._started = False  # it is long enough to count
-        self._heard: list[tuple[float, float]] = []  # (probability, energy) of the frames since the onset
+        self._at = self._frames.at  # first sample of the next frame
+        self._onset: int | None = None  # where speech began, without padding
+        self._quiet: int | None = None  # where speech paused, while it does
+        self._started = False  # the speech is long enough to be a segment
+        self._scores: list[tuple[float, float]] = []  # (probability, energy) of the frames since the onset
 
     def feed(self, samples: Samples) -> list[Event]:
-        """What happens in these samples."""
-        silero.hear(self.hear(samples))
-        return self.judge()
+        """Take the next samples and return the events in them."""
+        silero.hear(self.push(samples))
+        return self.pull()
 
-    def hear(self, samples: Samples) -> list[Stretch]:
-        """What of these samples, and of those before them, the network must hear before `judge`."""
-        return self._probabilities.hear(samples)
+    def push(self, samples: Samples) -> list[Stretch]:
+        """Take the next samples and return the frames that the network must score before `pull`."""
+        return self._frames.push(samples)
 
-    def judge(self) -> list[Event]:
-        """What happens in the samples that were heard."""
-        probabilities, energies = self._probabilities.found()
+    def pull(self) -> list[Event]:
+        """Return the events in the samples pushed, once the network has scored their frames."""
+        probabilities, energies = self._frames.pull()
         if self._onset is None and (not len(probabilities) or float(probabilities.max()) < self._threshold):
             self._at += len(probabilities) * FRAME
             return []
@@ -141,13 +178,13 @@ class Endpointer:
         return [event for frame in frames for event in self._step(*frame)]
 
     def flush(self) -> list[Event]:
-        """What the end of the recording ends."""
+        """End the recording and return the last events."""
         position = self.position
-        events = self.feed(np.zeros(self._probabilities.missing, np.float32))  # the last frame, filled up with silence
-        self._probabilities.position = position
+        events = self.feed(np.zeros(self._frames.missing, np.float32))  # the last frame is filled up with silence
+        self._frames.position = position
         if self._onset is not None:
             spoken = min(self._at if self._quiet is None else self._quiet, self.position)
-            if self._started or spoken - self._onset >= MIN_SPEECH * RATE:
+            if self._started or spoken - self._onset >= MIN_SPEECH_SECONDS * RATE:
                 start, end = self._start(), min(spoken + self._pad, self.position)
                 events += [] if self._started else [SpeechStarted(start)]
                 events.append(SegmentEnded(start, end))
@@ -157,12 +194,12 @@ class Endpointer:
 
     @property
     def position(self) -> int:
-        """The number of the sample that comes next."""
-        return self._probabilities.position
+        """Number of the next sample."""
+        return self._frames.position
 
     @property
     def open(self) -> OpenSegment | None:
-        """The segment that grows, if one does."""
+        """The growing segment, if there is one."""
         if not self._started:
             return None
         quiet = self._at if self._quiet is None else self._quiet
@@ -170,7 +207,7 @@ class Endpointer:
 
     @property
     def needed(self) -> int:
-        """The first sample that can still be in a segment."""
+        """First sample that a later segment may contain."""
         return self._start() if self._onset is not None else max(self._floor, self._at - self._pad)
 
     # -- frame by frame ------------------------------------------------------------------------------------------
@@ -181,20 +218,20 @@ class Endpointer:
             if probability < self._threshold or self._at <= self._floor:
                 return
             self._onset = at
-        self._heard.append((probability, energy))
+        self._scores.append((probability, energy))
         if probability >= self._threshold:
             self._quiet = None
         elif probability < self._threshold - _HYSTERESIS and self._quiet is None:
             self._quiet = at
         spoken = self._at if self._quiet is None else self._quiet
-        if not self._started and spoken - self._onset >= MIN_SPEECH * RATE:
+        if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * RATE:
             self._started = True
             yield SpeechStarted(self._start())
         if self._at - spoken >= self._silence:
             if self._started:
                 yield self._ended(min(spoken + self._pad, self._at))
             self._forget()
-        elif self._at - self._start() >= self._longest:
+        elif self._at - self._start() >= self._max_length:
             yield from self._cut()
 
     def _start(self) -> int:
@@ -208,52 +245,55 @@ class Endpointer:
 
     def _forget(self) -> None:
         self._onset, self._quiet, self._started = None, None, False
-        self._heard = []
+        self._scores = []
 
     def _cut(self) -> Iterator[Event]:
-        """End a segment that is too long, in the quietest place of its later half; what is behind is heard again."""
+        """End an overlong segment at the best pause of its later half; the frames after the cut are judged again."""
         assert self._onset is not None
-        heard = self._heard
-        half = len(heard) // 2
-        later = np.array(heard[half:])
+        frames = self._scores
+        half = len(frames) // 2
+        later = np.array(frames[half:])
         levels = 10 * np.log10(later[:, 1] + 1e-10)
         levels = (levels - levels.min()) / max(1e-9, float(np.ptp(levels)))
-        scores = np.convolve(later[:, 0] + levels, np.ones(_SMOOTH), "valid")
-        place = half + _SMOOTH // 2 + int(np.argmin(scores))
+        scores = np.convolve(later[:, 0] + levels, np.ones(_CUT_SMOOTHING_FRAMES), "valid")
+        place = half + _CUT_SMOOTHING_FRAMES // 2 + int(np.argmin(scores))
         cut = self._onset + place * FRAME + FRAME // 2
-        spoken = max((n for n in range(place + 1) if heard[n][0] >= self._threshold - _HYSTERESIS), default=place)
+        spoken = max((n for n in range(place + 1) if frames[n][0] >= self._threshold - _HYSTERESIS), default=place)
         if self._started:
             yield self._ended(min(cut, self._onset + (spoken + 1) * FRAME + self._pad), cut=True)
         self._floor = max(self._floor, cut)
         self._at = self._onset + (place + 1) * FRAME
         self._forget()
-        for frame in heard[place + 1 :]:
+        for frame in frames[place + 1 :]:
             yield from self._step(*frame)
 
 
-class _Probabilities:
-    """Samples to (probability of speech, energy) of each frame. Frames begin at multiples of FRAME in the recording."""
+class _FrameScorer:
+    """Cuts samples into frames and scores each: (probability of speech, energy).
+
+    Frames begin at multiples of FRAME in the recording, wherever the scorer started.
+    """
 
     def __init__(self, start: int) -> None:
         self.position = start
-        self.at = -(-start // FRAME) * FRAME  # of the next frame
-        self._ahead = self.at - start  # samples before it, which only a frame begun earlier would hold
-        self._kept = np.zeros(_WARM_UP * FRAME + _CONTEXT, np.float32)  # before the next frame
-        self._rest = np.zeros(0, np.float32)
+        self.at = -(-start // FRAME) * FRAME  # first sample of the next frame
+        self._ahead = self.at - start  # samples to skip: they belong to a frame that began before `start`
+        self._kept = np.zeros(_WARM_UP_FRAMES * FRAME + _NETWORK_CONTEXT, np.float32)  # the audio before the next frame
+        self._rest = np.zeros(0, np.float32)  # the beginning of the next frame
         self._hold = 0  # frames for which the gate stays open
         self._closed = True
-        self._state: Samples | None = None
-        # Of what is heard and not yet judged; and what the network hears of it.
+        self._state: Samples | None = None  # the network's
+        # Of the frames pushed and not yet pulled: energies, and those that the network scores.
         self._energies = np.zeros(0, np.float32)
-        self._stretches: list[tuple[int, int, Stretch]] = []
+        self._runs: list[tuple[int, int, Stretch]] = []
 
     @property
     def missing(self) -> int:
-        """Samples that the next frame lacks, if it has any."""
+        """Samples that the next frame lacks, if any of it has come."""
         return -len(self._rest) % FRAME
 
-    def hear(self, samples: Samples) -> list[Stretch]:
-        """What the network must hear of the frames that these samples complete."""
+    def push(self, samples: Samples) -> list[Stretch]:
+        """Take samples and return the runs of frames, completed by them, that the network must score."""
         self.position += len(samples)
         skipped = min(self._ahead, len(samples))
         self._ahead -= skipped
@@ -263,51 +303,55 @@ class _Probabilities:
         end = before + count * FRAME
         frames = audio[before:end].reshape(count, FRAME)
         self._energies = np.vecdot(frames, frames) / FRAME
-        self._stretches = self._loud(audio)
+        self._runs = self._loud_runs(audio)
         self._kept, self._rest = audio[end - before : end].copy(), audio[end:].copy()
         self.at += count * FRAME
-        return [stretch for _, _, stretch in self._stretches]
+        return [run for _, _, run in self._runs]
 
-    def found(self) -> tuple[Samples, Samples]:
-        """(probabilities, energies) of the frames that were heard: the network's word where the gate was open;
-        elsewhere there is no speech."""
+    def pull(self) -> tuple[Samples, Samples]:
+        """Return the scores of the frames pushed.
+
+        Returns:
+            (probabilities, energies), both [frames]. The probabilities are the network's where the gate was open and
+            0 elsewhere; an energy is the mean square of a frame's samples.
+        """
         probabilities = np.zeros(len(self._energies), np.float32)
-        for begin, warm_up, stretch in self._stretches:
-            found = stretch.probabilities[warm_up:]
-            probabilities[begin : begin + len(found)] = found
-        if self._stretches:
-            self._state = self._stretches[-1][2].state
-        energies, self._energies, self._stretches = self._energies, np.zeros(0, np.float32), []
+        for begin, warm_up, run in self._runs:
+            scores = run.probabilities[warm_up:]
+            probabilities[begin : begin + len(scores)] = scores
+        if self._runs:
+            self._state = self._runs[-1][2].state
+        energies, self._energies, self._runs = self._energies, np.zeros(0, np.float32), []
         return probabilities, energies
 
-    def _loud(self, audio: Samples) -> list[tuple[int, int, Stretch]]:
-        """(first frame, frames of warm-up, stretch) of each run of frames at which the gate is open."""
-        loud = self._energies > QUIET * QUIET
+    def _loud_runs(self, audio: Samples) -> list[tuple[int, int, Stretch]]:
+        """(first frame, warm-up frames, run) of each run of frames during which the gate is open."""
+        loud = self._energies > QUIET_RMS * QUIET_RMS
         if self._closed and not loud.any():
             return []
-        stretches = []
-        opened: int | None = None if self._closed else 0  # the frame from which on the gate is open
+        runs = []
+        opened: int | None = None if self._closed else 0  # the frame at which the gate opened
         for number, is_loud in enumerate(loud.tolist()):
             if is_loud:
-                self._hold = _HOLD
+                self._hold = _GATE_HOLD_FRAMES
                 opened = number if opened is None else opened
             elif self._hold:
                 self._hold -= 1
             elif opened is not None:
-                stretches += self._stretch(audio, opened, number)
+                runs += self._run(audio, opened, number)
                 opened, self._closed = None, True
         if opened is not None:
-            stretches += self._stretch(audio, opened, len(loud))
-        return stretches
+            runs += self._run(audio, opened, len(loud))
+        return runs
 
-    def _stretch(self, audio: Samples, begin: int, end: int) -> list[tuple[int, int, Stretch]]:
-        """Of frames in a row; `audio` begins `_kept` samples before frame 0."""
+    def _run(self, audio: Samples, begin: int, end: int) -> list[tuple[int, int, Stretch]]:
+        """The run of frames `begin` to `end`, warm-up included. `audio` begins `len(_kept)` samples before frame 0."""
         if begin == end:
             return []
         state, warm_up = self._state, 0
         if self._closed:
-            state, self._closed, warm_up = None, False, _WARM_UP
-        first = (begin - warm_up + _WARM_UP) * FRAME
-        shape = (end - begin + warm_up, _CONTEXT + FRAME)
+            state, self._closed, warm_up = None, False, _WARM_UP_FRAMES
+        first = (begin - warm_up + _WARM_UP_FRAMES) * FRAME
+        shape = (end - begin + warm_up, _NETWORK_CONTEXT + FRAME)
         frames: Samples = np.ndarray(shape, np.float32, audio, 4 * first, (4 * FRAME, 4))
         return [(begin, warm_up, Stretch(frames, state))]

@@ -19,14 +19,14 @@ from faster_whisper.utils import download_model
 
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import Word, timed_words
-from asrserver.inference.features import FRAMES, Features
+from asrserver.inference.features import FRAMES_PER_SECOND, Features
 
 #: Whisper's own window in frames: 30 s.
-FULL = 30 * FRAMES
+FULL = 30 * FRAMES_PER_SECOND
 
 #: Windows in frames. Rows of one call need one length, so lengths are few. None may be 2 × n_mels (160 or 256): the
 #: encoder's output is then n_mels steps long, and CTranslate2 4.x takes it for features and encodes it twice.
-WINDOWS = tuple(seconds * FRAMES for seconds in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30))
+WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30))
 
 #: Seconds of quiet that a window keeps behind the speech: too short a window makes Whisper repeat itself.
 MARGIN = 0.5
@@ -102,7 +102,7 @@ class Hypothesis:
 
 def window_for(seconds: float, policy: str) -> int:
     """The window in frames for so much speech: the shortest that fits, or always the full one."""
-    wanted = (seconds + MARGIN) * FRAMES
+    wanted = (seconds + MARGIN) * FRAMES_PER_SECOND
     if policy == "full":
         return FULL
     return next((frames for frames in WINDOWS if frames >= wanted), FULL)
@@ -233,7 +233,7 @@ class Whisper:
             encoded = _rows_of(attempts[numbers[0]].encoded, [attempts[number].number for number in numbers])
             tokens = [attempts[number].tokens for number in numbers]
             steps = 2 * encoded.shape[1]
-            frames = [min(steps, max(2, round(rows[number][2] * FRAMES))) for number in numbers]
+            frames = [min(steps, max(2, round(rows[number][2] * FRAMES_PER_SECOND))) for number in numbers]
             results = self._model.align(encoded, self._start(language, task), tokens, frames)
             for number, alignment in zip(numbers, results, strict=True):
                 found[number] = timed_words(attempts[number].tokens, alignment, self._decode, language)

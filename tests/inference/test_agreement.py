@@ -6,16 +6,18 @@ import itertools
 
 import pytest
 
-from asrserver.inference.agreement import APART, EARLIEST, SURE, Agreement
+from asrserver.inference.agreement import MIN_CONFIDENCE, MIN_SEGMENT_SECONDS, MIN_SPACING_SECONDS, Agreement
 from asrserver.text.words import clean, glue, join, words
 
 
-def decodings(*texts: str, language: str = "en", start: float = EARLIEST, step: float = APART) -> list[tuple[str, str]]:
+def decodings(
+    *texts: str, language: str = "en", start: float = MIN_SEGMENT_SECONDS, step: float = MIN_SPACING_SECONDS
+) -> list[tuple[str, str]]:
     """(text, stable) after each decoding of a segment that grows by `step` seconds."""
     agreement = Agreement()
     found = []
     for number, text in enumerate(texts):
-        agreement.take(text, language, 1.0, start + number * step)
+        agreement.update(text, language, 1.0, start + number * step)
         found.append((agreement.text, agreement.stable))
     return found
 
@@ -39,18 +41,19 @@ def test_what_is_stable_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("confidence", "start", "step"), [(SURE - 0.01, EARLIEST, APART), (1, 0, 0.1), (1, EARLIEST, 0.1)]
+    ("confidence", "start", "step"),
+    [(MIN_CONFIDENCE - 0.01, MIN_SEGMENT_SECONDS, MIN_SPACING_SECONDS), (1, 0, 0.1), (1, MIN_SEGMENT_SECONDS, 0.1)],
 )
 def test_a_guess_agrees_with_nothing(confidence: float, start: float, step: float) -> None:
     """Of too little audio, of nearly the same audio, or when the model says itself that it guesses."""
     agreement = Agreement()
     for number in range(5):
-        agreement.take("four five six seven", "en", confidence, start + number * step)
+        agreement.update("four five six seven", "en", confidence, start + number * step)
     assert (agreement.text, agreement.stable) == ("four five six seven", "")
 
 
 def test_between_two_that_agree_nothing_says_otherwise() -> None:
-    found = decodings("one two three", "one two three", "five six seven", "one two three", step=APART / 3)
+    found = decodings("one two three", "one two three", "five six seven", "one two three", step=MIN_SPACING_SECONDS / 3)
     assert {stable for _, stable in found} == {""}
 
 
@@ -67,16 +70,16 @@ def test_languages_without_spaces_settle_by_characters() -> None:
 
 def test_nothing_new_is_no_change() -> None:
     agreement = Agreement()
-    assert agreement.take("one two", "en", 1.0, 1.0)
-    assert not agreement.take("one two", "en", 0.5, 1.1)
-    assert agreement.take("one two", "en", 1.0, 2.0) is False
-    assert agreement.take("one two", "en", 1.0, 2.0 + APART)
+    assert agreement.update("one two", "en", 1.0, 1.0)
+    assert not agreement.update("one two", "en", 0.5, 1.1)
+    assert agreement.update("one two", "en", 1.0, 2.0) is False
+    assert agreement.update("one two", "en", 1.0, 2.0 + MIN_SPACING_SECONDS)
 
 
 def test_what_was_taken_back_is_counted() -> None:
     agreement = Agreement()
-    for seconds in (EARLIEST, EARLIEST + APART):
-        agreement.take("turn on the radio please", "en", 1.0, seconds)
+    for seconds in (MIN_SEGMENT_SECONDS, MIN_SEGMENT_SECONDS + MIN_SPACING_SECONDS):
+        agreement.update("turn on the radio please", "en", 1.0, seconds)
     assert agreement.stable == "turn on the radio"
     assert agreement.revised("turn on the radio please", "en") == (0, 4)
     assert agreement.revised("Turn on, the light", "en") == (1, 4)
@@ -89,7 +92,7 @@ def test_stable_only_ever_grows(step: float) -> None:
     agreement = Agreement()
     before = ""
     for number in range(100):
-        agreement.take(next(vocabulary), "en", 1.0, 1 + number * step)
+        agreement.update(next(vocabulary), "en", 1.0, 1 + number * step)
         assert agreement.stable.startswith(before)
         assert agreement.text.startswith(agreement.stable)
         before = agreement.stable

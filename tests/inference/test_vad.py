@@ -13,7 +13,7 @@ from asrserver.audio.files import RATE, Samples
 from asrserver.errors import ModelError
 from asrserver.inference import silero, vad
 from asrserver.inference.silero import FRAME, Stretch
-from asrserver.inference.vad import CONTEXT, Endpointer, Event, SegmentEnded, SpeechStarted, segments
+from asrserver.inference.vad import CONTEXT_SAMPLES, Endpointer, Event, SegmentEnded, SpeechStarted, segments
 from asrserver.loadtest.speech import QUIET_LEVEL
 from tests.audio.test_files import tone
 from tests.conftest import Utterance
@@ -155,7 +155,7 @@ def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) ->
 def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -> None:
     """Where the words are not: each cut is far quieter than speech; nothing spoken is lost or doubled."""
     recording = talk(said, 5, noise=0.0005, pauses=(0.02, 0.12))
-    endpointer = Endpointer(3.0, longest=longest)
+    endpointer = Endpointer(3.0, max_seconds=longest)
     events = [event for event in endpointer.feed(recording) + endpointer.flush() if isinstance(event, SegmentEnded)]
     assert len(events) > len(recording) / RATE / longest
     loud = float(np.sqrt(np.mean(recording**2)))
@@ -193,7 +193,7 @@ def test_another_goes_on(said: list[Samples]) -> None:
             size = int(random.integers(1, 4 * RATE))
             done += len(spans(endpointer.feed(recording[at : at + size])))
             at += size
-            start = max(0, endpointer.needed - CONTEXT - int(random.integers(0, 3 * FRAME)))
+            start = max(0, endpointer.needed - CONTEXT_SAMPLES - int(random.integers(0, 3 * FRAME)))
             successor = Endpointer(SILENCE, start=start, floor=endpointer.needed)
             found = spans(sliced(successor, recording[start:], 8, largest=10 * RATE))
             assert len(found) == len(wanted[done:])
@@ -206,12 +206,12 @@ def test_another_goes_on(said: list[Samples]) -> None:
 def test_another_goes_on_in_the_middle_of_a_cut(said: list[Samples]) -> None:
     """From the cut on, with speech on both sides of it."""
     recording = talk(said[:15], 9, pauses=(0.0, 0.1))
-    endpointer = Endpointer(3.0, longest=8.0)
+    endpointer = Endpointer(3.0, max_seconds=8.0)
     wanted = spans(endpointer.feed(recording) + endpointer.flush())
     for done in range(1, len(wanted)):
         floor = wanted[done - 1][1]
-        start = max(0, floor - CONTEXT)
-        successor = Endpointer(3.0, longest=8.0, start=start, floor=floor)
+        start = max(0, floor - CONTEXT_SAMPLES)
+        successor = Endpointer(3.0, max_seconds=8.0, start=start, floor=floor)
         first = spans(successor.feed(recording[start:]) + successor.flush())[0]
         assert first[0] >= floor
         assert abs(first[0] - wanted[done][0]) <= 8 * FRAME
@@ -271,11 +271,11 @@ def test_the_gate_loses_nothing(said: list[Samples], monkeypatch: pytest.MonkeyP
         recording = np.pad(one * np.float32(10 ** (level / 20) / loudest), RATE)
         gated = segments(recording, SILENCE)
         with monkeypatch.context() as patch:
-            patch.setattr(vad, "QUIET", 0.0)
+            patch.setattr(vad, "QUIET_RMS", 0.0)
             wanted = segments(recording, SILENCE)
         assert len(gated) == len(wanted) > 0
         for span, (start, end) in zip(gated, wanted, strict=True):
-            assert span[0] <= start + 4 * FRAME < start + vad.PAD * RATE
+            assert span[0] <= start + 4 * FRAME < start + vad.PAD_SECONDS * RATE
             assert span[1] >= end - 4 * FRAME
 
 
@@ -312,11 +312,11 @@ def test_recordings_heard_together_are_heard_as_alone(said: list[Samples]) -> No
         stretches = []
         for number, (endpointer, recording) in enumerate(zip(endpointers, recordings, strict=True)):
             size = int(random.integers(0, 9000))
-            stretches += endpointer.hear(recording[at[number] : at[number] + size])
+            stretches += endpointer.push(recording[at[number] : at[number] + size])
             at[number] += size
         silero.hear(stretches)
         for events, endpointer in zip(found, endpointers, strict=True):
-            events += endpointer.judge()
+            events += endpointer.pull()
     for events, endpointer, recording in zip(found, endpointers, recordings, strict=True):
         alone = Endpointer(SILENCE)
         assert events + endpointer.flush() == alone.feed(recording) + alone.flush()

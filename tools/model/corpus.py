@@ -19,10 +19,10 @@ import numpy as np
 from mel import FLOOR, MELS, log_power, normalised
 from vocabulary import Vocabulary
 
-from asrserver.inference.features import FRAMES, mel_filters
+from asrserver.inference.features import FRAMES_PER_SECOND, mel_filters
 from asrserver.inference.whisper import WINDOWS
 
-LONGEST = 28 * FRAMES
+LONGEST = 28 * FRAMES_PER_SECOND
 
 #: What a batch holds, in frames: twenty windows of 4 s.
 BATCH_FRAMES = 8000
@@ -106,7 +106,10 @@ class Corpus:
             with np.load(path) as shard:
                 features, position = shard["features"], 0
                 for record in json.loads(str(shard["records"])):
-                    words = [Word(word, start * FRAMES, end * FRAMES) for word, start, end in record["words"]]
+                    words = [
+                        Word(word, start * FRAMES_PER_SECOND, end * FRAMES_PER_SECOND)
+                        for word, start, end in record["words"]
+                    ]
                     piece = features[position : position + record["frames"]]
                     self._sentences[record["language"]].append(Sentence(piece, words))
                     position += record["frames"]
@@ -151,7 +154,7 @@ class Corpus:
         rng = self._rng
         # What a voice-activity detector keeps around speech, and now and then much more.
         lead = rng.uniform(0, 0.35) if rng.random() < 0.8 else rng.uniform(0, 1.0)
-        pieces = [np.zeros((int(lead * FRAMES), MELS), np.float32)]
+        pieces = [np.zeros((int(lead * FRAMES_PER_SECOND), MELS), np.float32)]
         position = len(pieces[0])
         speech = _Speech(pieces[0])
         pool = self._sentences[language]
@@ -162,7 +165,7 @@ class Corpus:
             if position + len(sentence.features) > LONGEST:
                 break
             if number:
-                gap = int((rng.uniform(0.1, 0.4) if rng.random() < 0.8 else rng.uniform(0.05, 1.5)) * FRAMES)
+                gap = int((rng.uniform(0.1, 0.4) if rng.random() < 0.8 else rng.uniform(0.05, 1.5)) * FRAMES_PER_SECOND)
                 pieces.append(np.zeros((gap, MELS), np.float32))
                 position += gap
             power = np.power(np.float32(10), sentence.features.astype(np.float32))
@@ -173,7 +176,7 @@ class Corpus:
             speech.edges.append((position, position + len(power)))
             position += len(power)
         tail = rng.uniform(0, 0.5) if rng.random() < 0.8 else rng.uniform(0, 2.0)
-        pieces.append(np.zeros((int(tail * FRAMES), MELS), np.float32))
+        pieces.append(np.zeros((int(tail * FRAMES_PER_SECOND), MELS), np.float32))
         speech.power = np.concatenate(pieces)
         return speech
 
@@ -196,7 +199,7 @@ class Corpus:
         begin = int(rng.uniform(0, 0.5) * length) if rng.random() < 0.7 else 0
         end = int(length - rng.uniform(0, 0.7) * (length - begin)) if begin == 0 or rng.random() < 0.5 else length
         end = min(max(end, begin + 40), length)
-        lead, tail = (int(rng.uniform(0, 0.35) * FRAMES) if rng.random() < 0.6 else 0 for _ in range(2))
+        lead, tail = (int(rng.uniform(0, 0.35) * FRAMES_PER_SECOND) if rng.random() < 0.6 else 0 for _ in range(2))
         result = _Speech(np.pad(speech.power[begin:end], ((lead, tail), (0, 0))))
         shift = lead - begin
         for words, (first, last) in zip(speech.sentences, speech.edges, strict=True):
@@ -216,7 +219,7 @@ class Corpus:
         rng = self._rng
         power = speech.power
         length = len(power)
-        wanted = length + int(rng.uniform(0, 0.5) * FRAMES)
+        wanted = length + int(rng.uniform(0, 0.5) * FRAMES_PER_SECOND)
         window = next((frames for frames in WINDOWS if frames >= wanted), WINDOWS[-1])
         if rng.random() < 0.03 and not self.first:
             window = WINDOWS[-1]
@@ -278,7 +281,7 @@ class Corpus:
         for words, (first, last) in zip(speech.sentences, speech.edges, strict=True):
             kept = [word for word in words if word not in left_out]
             if timestamps and kept:
-                spoken.append((vocabulary.timestamp(first / FRAMES), (-1, -1)))
+                spoken.append((vocabulary.timestamp(first / FRAMES_PER_SECOND), (-1, -1)))
             for word, start, end, _ in kept:
                 tokens = vocabulary.unit(word, language)
                 text += tokens
@@ -287,7 +290,7 @@ class Corpus:
                     (token, ((start + n * step) / 2, (start + (n + 1) * step) / 2)) for n, token in enumerate(tokens)
                 ]
             if timestamps and kept:
-                spoken.append((vocabulary.timestamp(last / FRAMES), (-1, -1)))
+                spoken.append((vocabulary.timestamp(last / FRAMES_PER_SECOND), (-1, -1)))
         return text, spoken
 
     def _previous(self, language: str) -> list[int]:

@@ -37,7 +37,7 @@ from network import Whisper as Network
 from vocabulary import Vocabulary, build
 
 from asrserver.audio.files import RATE
-from asrserver.inference.features import FRAMES, log_mel
+from asrserver.inference.features import FRAMES_PER_SECOND, log_mel
 from asrserver.inference.vad import segments
 from asrserver.inference.whisper import Request, Whisper, window_for
 from asrserver.text.wer import word_errors
@@ -210,7 +210,7 @@ class Evaluation:
         self._nothing(rng)
         self._times(heard, rng)
         self._faster_whisper(single)
-        self._speed([r.samples for r in single["en"] if window_for(r.seconds, "fit") == 4 * FRAMES])
+        self._speed([r.samples for r in single["en"] if window_for(r.seconds, "fit") == 4 * FRAMES_PER_SECOND])
         size = sum(path.stat().st_size for path in self._path.iterdir() if path.suffix in (".bin", ".json"))
         self.row("files", "≤ 6 MB", f"{size / 1e6:.2f} MB", size <= 6e6)
 
@@ -293,10 +293,16 @@ class Evaluation:
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(1)
             convert(Network(recipe).state_dict(), recipe, vocabulary, Path(folder))
-            ours = _windows(self._path, vocabulary, lambda samples, n_mels: log_mel(samples, 4 * FRAMES, n_mels))
-            theirs = _windows(Path(folder), vocabulary, lambda samples, n_mels: log_mel(samples, 4 * FRAMES, n_mels))
+            ours = _windows(
+                self._path, vocabulary, lambda samples, n_mels: log_mel(samples, 4 * FRAMES_PER_SECOND, n_mels)
+            )
+            theirs = _windows(
+                Path(folder), vocabulary, lambda samples, n_mels: log_mel(samples, 4 * FRAMES_PER_SECOND, n_mels)
+            )
             extractor = faster_whisper.feature_extractor.FeatureExtractor()
-            plain = _windows(Path(folder), vocabulary, lambda samples, _: pad_or_trim(extractor(samples), 4 * FRAMES))
+            plain = _windows(
+                Path(folder), vocabulary, lambda samples, _: pad_or_trim(extractor(samples), 4 * FRAMES_PER_SECOND)
+            )
             ratios, plain_ratios, times = [], [], []
             for number in range(TIMED):
                 samples = recordings[number % len(recordings)]
