@@ -160,7 +160,7 @@ def gateway_settings(redis_url: str, database_url: str) -> Settings:
 
 def _hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
-        monkeypatch.setattr(f"asrserver.{name}", seconds)
+        monkeypatch.setattr(f"asrserver.gateway.{name}", seconds)
 
 
 @pytest.fixture
