@@ -23,7 +23,7 @@ class Pretender:
         await self.broker.open()
         while not self.claims.keys() >= set(sids):
             for task, sid in await self.broker.claim(None, 100, 0):
-                claim = await self.broker.own(task, sid)
+                claim = await self.broker.acquire(task, sid)
                 assert claim is not None
                 self.claims[sid] = claim
                 self._seq[sid] = 0
@@ -46,7 +46,7 @@ class Pretender:
 
     async def say(self, sid: str, kind: str, after: str = "0-1", **fields: Any) -> None:
         event = self.event(sid, kind, **fields)
-        assert await self.broker.emit(self.claims[sid], event["seq"], event, after)
+        assert await self.broker.append_event(self.claims[sid], event["seq"], event, after)
 
     async def chunk(self, sid: str, index: int, text: str = "word") -> None:
         await self.say(sid, "chunk", f"{index + 1}-0", chunk_index=index, text=text, duration=0.5)
@@ -72,5 +72,5 @@ class Pretender:
         return found
 
     async def close(self) -> None:
-        await until(lambda: self.broker.lane._task is None)
+        await until(lambda: self.broker.pipeline._task is None)
         await self.broker.close()

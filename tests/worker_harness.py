@@ -51,7 +51,7 @@ class Voice:
         self.epoch = epoch
         self.said: list[Event] = []
 
-    async def emit(
+    async def append_event(
         self, claim: Claim, number: int, event: Event, after: str, fields: dict[str, str] | None = None
     ) -> bool:
         assert number == len(self.said) + 1
@@ -63,7 +63,7 @@ class Voice:
         self.session.in_order.append(event)
         return True
 
-    async def cover(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
+    async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
         self.session.covered.append((after, fields))
         self.session.charged.append(total)
         return True
@@ -75,7 +75,7 @@ class Voice:
     def progress(self, claim: Claim, taken: int, total: float) -> None:
         self.session.taken.append((taken, total))
 
-    async def bury(self, sid: str, entry: str, reason: str) -> None:
+    async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
         self.session.buried.append((sid, entry, reason))
 
 

@@ -72,7 +72,7 @@ class Bench:
         for sid in sids:
             await broker.open_session(sid, sid, fields, time.time() + 600)
         for task, sid in await broker.claim(None, len(sids), 0.0):
-            claim = await broker.own(task, sid)
+            claim = await broker.acquire(task, sid)
             assert claim is not None
             claims[sid] = claim
         failed: list[Exception] = []
@@ -96,7 +96,7 @@ class Bench:
         async def emit(turn: int) -> None:
             def one(sid: str, index: int) -> Awaitable[bool]:
                 claim: Claim = claims[sid]
-                return broker.emit(claim, index + 1, event(index), f"{index}-0")
+                return broker.append_event(claim, index + 1, event(index), f"{index}-0")
 
             assert all(await asyncio.gather(*(one(sid, index) for sid, index in self._turn(sids, turn))))
 

@@ -129,11 +129,11 @@ async def _consume(settings: Settings) -> None:
             "language": None,
             "segments": [],
         }
-        await broker.emit(claims[sid], counts[sid], event, entry_id)
+        await broker.append_event(claims[sid], counts[sid], event, entry_id)
 
     while True:
         for task, sid in await broker.claim(None, 100, 0.0):
-            claim = await broker.own(task, sid)
+            claim = await broker.acquire(task, sid)
             if claim is not None:
                 claims[sid], cursors[sid], counts[sid] = claim, "0-1", 0
         for sid, entries in (await broker.read_audio(cursors, 16)).items():

@@ -46,7 +46,7 @@ from benching import (
 )
 from matplotlib.figure import Figure
 
-from asrserver.broker.keys import audio_key, events_key, said_key, session_key
+from asrserver.broker.keys import audio_key, events_key, session_key, transcript_key
 from asrserver.client import Client
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Outcome, run
@@ -276,7 +276,7 @@ async def talk(
                     now = {name: cpu(_living(processes)) for name, processes in parts.items()}
                     minutes = marks[reached] - (marks[reached - 1] if reached else 0)
                     memory = {f"{kind}, MiB": parts[kind][0].memory_info().rss / 2**20 for kind in RESIDENT}
-                    keys = (session_key("long"), audio_key("long"), events_key("long"), said_key("long"))
+                    keys = (session_key("long"), audio_key("long"), events_key("long"), transcript_key("long"))
                     on_mark(
                         {
                             "minutes": marks[reached],

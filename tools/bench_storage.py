@@ -129,14 +129,14 @@ class Bench:
         for sid in sids:
             await self._broker.open_session(sid, sid, fields(), time.time() + 600)
         for events in self._batches():
-            lane = self._broker.lane
+            pipeline = self._broker.pipeline
             for sid in sids:
                 for each in events:
                     data = orjson.dumps({**each, "session_id": sid, "id": f"1-{each['seq']}"})
-                    lane.call(
+                    pipeline.call(
                         lambda _: None, "XADD", events_key(sid), f"1-{each['seq']}", "seq", each["seq"], "data", data
                     )
-            await lane.drain()
+            await pipeline.drain()
             with cost:
                 for sid in sids:
                     self._recorder.mark(sid)

@@ -307,7 +307,7 @@ class StandIn:
 
     async def _read(self) -> None:
         for task, sid in await self._broker.claim(None, 100, 0.0):
-            claim = await self._broker.own(task, sid)
+            claim = await self._broker.acquire(task, sid)
             if claim is not None:
                 self._sessions[sid] = Sitting(task, Ledger(claim, self._broker, "stand-in"), self._sentences)
         cursors = {sid: session.cursor for sid, session in self._sessions.items()}

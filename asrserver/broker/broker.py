@@ -41,11 +41,11 @@ from asrserver.broker.keys import (
     heartbeat_key,
     quota_key,
     results_channel,
-    said_key,
     session_key,
+    transcript_key,
 )
 from asrserver.broker.lease import Lease, Steward
-from asrserver.broker.pipeline import AWAY, Lane, Part, connect, packed
+from asrserver.broker.pipeline import AWAY, Part, Pipeline, connect, packed
 from asrserver.broker.quota import Quota, minute
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.subscription import listen
@@ -87,22 +87,22 @@ class Broker:
         self.name = name
         self._client = connect(url, timeout=None)
         self._blocking = connect(url, timeout=10.0, connections=2)
-        self.lane = Lane(self._client)
-        self.quota = Quota(self.lane)
+        self.pipeline = Pipeline(self._client)
+        self.quota = Quota(self.pipeline)
         self._gathering = Gathering(self._append)
 
     async def open(self) -> None:
         """Wait for Redis (bounded by PATIENCE) and see that the group is there; raises Unavailable."""
         try:
             # Id 0 and never $: sessions that were started before the first worker are waiting, not lost.
-            await self.lane.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
+            await self.pipeline.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
         except redis.ResponseError as exc:
             if "BUSYGROUP" not in str(exc):
                 raise
 
     async def close(self) -> None:
         self._gathering.flush_all()
-        await self.lane.drain()
+        await self.pipeline.drain()
         await self._client.aclose()
         await self._blocking.aclose()
 
@@ -120,7 +120,7 @@ class Broker:
 
     async def open_session(self, sid: str, nonce: str, fields: dict[str, str], deadline: float) -> bool:
         """Create a session with all its keys and its task; False if the id is taken."""
-        reply = await self.lane.submit(
+        reply = await self.pipeline.submit(
             "EVAL",
             scripts.OPEN,
             5,
@@ -143,7 +143,7 @@ class Broker:
         """
         self._gathering.flush(sid)
         keys = (session_key(sid), OPEN)
-        reply = await self.lane.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
+        reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     def append(
@@ -175,12 +175,12 @@ class Broker:
         arguments = (b"%d" % gathered.index, before, data, b"%.6f" % gathered.received, b"%d" % len(gathered.data))
         keys = packed(session_key(sid).encode(), audio_key(sid).encode())
         part = Part(scripts.APPEND, keys, self.name, len(arguments), packed(*arguments))
-        self.lane.call(replied, part, size=gathered.size + 100)
+        self.pipeline.call(replied, part, size=gathered.size + 100)
 
     @property
     def bytes_on_their_way(self) -> int:
         """Bytes that wait for Redis; those that wait for others to come along are bounded by themselves."""
-        return self.lane.bytes
+        return self.pipeline.bytes
 
     async def end_session(
         self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None
@@ -192,7 +192,7 @@ class Broker:
         self._gathering.flush(sid)
         try:
             return bool(
-                await self.lane.submit(
+                await self.pipeline.submit(
                     "EVAL",
                     scripts.END,
                     3,
@@ -223,7 +223,7 @@ class Broker:
             some = pairs[begin : begin + REFRESHED]
             session_keys = [session_key(sid) for sid, _ in some]
             arguments = [part for pair in some for part in pair]
-            reply = await self.lane.submit(
+            reply = await self.pipeline.submit(
                 "EVAL", scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
             )
             found = [part.decode() for part in reply]
@@ -232,20 +232,20 @@ class Broker:
 
     async def overdue(self, now: float, count: int) -> list[str]:
         """Sessions whose gateway has not put off their deadline."""
-        found = await self.lane.submit("ZRANGEBYSCORE", OPEN, "-inf", now, "LIMIT", 0, count)
+        found = await self.pipeline.submit("ZRANGEBYSCORE", OPEN, "-inf", now, "LIMIT", 0, count)
         return [sid.decode() for sid in found]
 
     async def read_events(self, sid: str, after: str = "0-1") -> list[dict[str, Any]]:
         """Durable events past an id, oldest first."""
-        entries = await self.lane.submit("XRANGE", events_key(sid), f"({after}", "+")
+        entries = await self.pipeline.submit("XRANGE", events_key(sid), f"({after}", "+")
         return replies.events(entries)
 
     async def read_sessions(
         self, after: Mapping[str, str], known: Collection[str] = ()
     ) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
         """Fields and durable events past an id, of several sessions in one round trip; no fields of those `known`."""
-        fields = {sid: self.lane.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
-        events = {sid: self.lane.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
+        fields = {sid: self.pipeline.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
+        events = {sid: self.pipeline.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
         await asyncio.gather(*fields.values(), *events.values())
         return {
             sid: (replies.strings(fields[sid].result()) if sid in fields else {}, replies.events(found.result()))
@@ -254,39 +254,39 @@ class Broker:
 
     async def forget_events(self, sid: str, upto: str) -> None:
         """Trim the durable events up to and with an id: they are stored, and their reader has them."""
-        await self.lane.submit("XTRIM", events_key(sid), "MINID", _following(upto))
+        await self.pipeline.submit("XTRIM", events_key(sid), "MINID", _following(upto))
 
     async def close_session(self, sid: str, ttl: float) -> None:
         """Let go of a stored session: all its keys get one TTL, so that a late reader finds all or nothing.
 
         Those of one that was deleted meanwhile go at once.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), said_key(sid), OPEN)
-        await self.lane.submit("EVAL", scripts.CLOSE, 5, *keys, sid, int(ttl * 1000))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
+        await self.pipeline.submit("EVAL", scripts.CLOSE, 5, *keys, sid, int(ttl * 1000))
 
     async def delete_session(self, sid: str, owner: str | None) -> bool:
         """Delete the keys of a session that is stored; of one that is open, when it will be. Whether there is one.
 
         With an owner, only if it is that owner's.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), said_key(sid), OPEN)
-        return bool(await self.lane.submit("EVAL", scripts.DELETE, 5, *keys, sid, owner or ""))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
+        return bool(await self.pipeline.submit("EVAL", scripts.DELETE, 5, *keys, sid, owner or ""))
 
     async def open_sessions(self, sids: Iterable[str]) -> set[str]:
         """Those of the sessions that some gateway answers for."""
-        waits = {sid: self.lane.submit("ZSCORE", OPEN, sid) for sid in sids}
+        waits = {sid: self.pipeline.submit("ZSCORE", OPEN, sid) for sid in sids}
         await asyncio.gather(*waits.values())
         return {sid for sid, found in waits.items() if found.result() is not None}
 
     async def known(self, sids: Iterable[str]) -> set[str]:
         """Those of the sessions that Redis has something of."""
-        waits = {sid: self.lane.submit("EXISTS", session_key(sid)) for sid in sids}
+        waits = {sid: self.pipeline.submit("EXISTS", session_key(sid)) for sid in sids}
         await asyncio.gather(*waits.values())
         return {sid for sid, found in waits.items() if found.result()}
 
     async def memory(self) -> float:
         """How full Redis is: used memory over maxmemory, 0 where there is no limit."""
-        info = await self.lane.submit("INFO", "memory")
+        info = await self.pipeline.submit("INFO", "memory")
         return info["used_memory"] / info["maxmemory"] if info.get("maxmemory") else 0.0
 
     async def subscribe(self, on_event: Callable[[dict[str, Any]], None], on_subscribed: Callable[[], None]) -> None:
@@ -305,14 +305,14 @@ class Broker:
         if lease is not None:
             idle = int(lease * 1000)
             found = replies.tasks(
-                await self.lane.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count)
+                await self.pipeline.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count)
             )
         if len(found) < count:
             command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
             if block and not found:
                 reply = await self._block(*command, "BLOCK", int(block * 1000), "STREAMS", TASKS, ">")
             else:
-                reply = await self.lane.submit(*command, "STREAMS", TASKS, ">")
+                reply = await self.pipeline.submit(*command, "STREAMS", TASKS, ">")
             for _, entries in reply or ():
                 found += replies.tasks(entries)
         return found
@@ -322,41 +322,43 @@ class Broker:
         await listen(self._client, ENDED, lambda event: on_end(event["session_id"]), lambda: None)
 
     async def _block(self, *command: Any) -> Any:
-        """A command that waits in Redis, on a connection of its own: in the lane it would hold up all others."""
+        """A command that waits in Redis, on a connection of its own: in the pipeline it would hold up all others."""
         try:
             return await self._blocking.execute_command(*command)  # type: ignore[no-untyped-call]
         except AWAY as exc:
             await asyncio.sleep(0.2)  # what was claimed for a lost reply is found by its idle time
             raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
 
-    async def own(self, task: str, sid: str) -> Claim | None:
+    async def acquire(self, task: str, sid: str) -> Claim | None:
         """Become the session's owner: fence off every older one, read what is done; None if there is nothing to do."""
-        epoch, fields, entries, said = await asyncio.gather(
-            self.lane.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
-            self.lane.submit("HGETALL", session_key(sid)),
-            self.lane.submit("XRANGE", events_key(sid), "(0-1", "+"),
-            self.lane.submit("LRANGE", said_key(sid), 0, -1),
+        epoch, fields, entries, transcript = await asyncio.gather(
+            self.pipeline.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
+            self.pipeline.submit("HGETALL", session_key(sid)),
+            self.pipeline.submit("XRANGE", events_key(sid), "(0-1", "+"),
+            self.pipeline.submit("LRANGE", transcript_key(sid), 0, -1),
         )
         events = replies.events(entries)
         if epoch is None or not fields or (events and events[-1]["type"] == "final"):
-            await asyncio.gather(self.lane.submit("XACK", TASKS, GROUP, task), self.lane.submit("XDEL", TASKS, task))
+            await asyncio.gather(
+                self.pipeline.submit("XACK", TASKS, GROUP, task), self.pipeline.submit("XDEL", TASKS, task)
+            )
             return None
         session = replies.strings(fields)
         counted = max(events[-1].get("total", 0.0) if events else 0.0, float(session.get("charged", 0.0)))
-        return Claim(sid, task, epoch, session, events, replies.texts(said), counted)
+        return Claim(sid, task, epoch, session, events, replies.texts(transcript), counted)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
         """Up to `count` audio entries past each session's cursor, of all sessions in one command."""
         if not cursors:
             return {}
         keys = {audio_key(sid): sid for sid in cursors}
-        reply = await self.lane.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
+        reply = await self.pipeline.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
         return {
             keys[key.decode()]: [replies.entry(*pair) for pair in replies.pairs(entries)]
             for key, entries in reply or ()
         }
 
-    async def emit(
+    async def append_event(
         self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: Mapping[str, str] | None = None
     ) -> bool:
         """Make an event durable and publish it; False if another worker owns the session now.
@@ -368,11 +370,11 @@ class Broker:
         event_id = f"{claim.epoch}-{number}"
         payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
         owner = claim.fields.get("owner", "")
-        said = [(segment["text"], segment["language"]) for segment in event.get("segments", ())]
+        texts = [(segment["text"], segment["language"]) for segment in event.get("segments", ())]
         charge = max(0.0, event.get("total", 0.0) - claim.counted) if owner else 0.0
         try:
             accepted = bool(
-                await self.lane.submit(
+                await self.pipeline.submit(
                     "EVAL",
                     scripts.EMIT,
                     6,
@@ -381,7 +383,7 @@ class Broker:
                     audio_key(sid),
                     TASKS,
                     quota_key(owner, minute()),
-                    said_key(sid),
+                    transcript_key(sid),
                     event_id,
                     event["seq"],
                     payload,
@@ -390,7 +392,7 @@ class Broker:
                     claim.task,
                     GROUP,
                     f"{charge:.3f}",
-                    orjson.dumps(said) if said else "",
+                    orjson.dumps(texts) if texts else "",
                     *_flat(fields or {}),
                 )
             )
@@ -399,7 +401,7 @@ class Broker:
         except redis.ResponseError as exc:  # full, say: the event must come to be, by the next owner if not by this one
             raise Unavailable("broker_error", str(exc)) from exc
 
-    async def cover(self, claim: Claim, after: str, total: float, fields: Mapping[str, str]) -> bool:
+    async def checkpoint(self, claim: Claim, after: str, total: float, fields: Mapping[str, str]) -> bool:
         """Trim audio that gave no event, of a session of so many seconds by then, and charge it, as `emit` does; False
         if another worker owns the session now."""
         sid, owner = claim.sid, claim.fields.get("owner", "")
@@ -407,7 +409,7 @@ class Broker:
         seconds = (f"{total:.3f}", f"{claim.counted:.3f}") if owner else (0, 0)
         arguments = (claim.epoch, _following(after), *seconds, *_flat(fields))
         try:
-            accepted = bool(await self.lane.submit("EVAL", scripts.COVER, 4, *keys, *arguments))
+            accepted = bool(await self.pipeline.submit("EVAL", scripts.COVER, 4, *keys, *arguments))
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.counted = max(claim.counted, total)
@@ -418,9 +420,9 @@ class Broker:
         sid = claim.sid
         payload = orjson.dumps({**event, "session_id": sid})
         keys = (events_key(sid), session_key(sid))
-        if self.lane.bytes > MAX_DRAFTS:
+        if self.pipeline.bytes > MAX_DRAFTS:
             return  # Redis is away or behind: a guess is worth less than what waits
-        self.lane.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
+        self.pipeline.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
 
     def progress(self, claim: Claim, taken: int, total: float) -> None:
         """Tell the gateway that the chunks up to the index `taken` wait no longer, where no result of theirs does; and
@@ -429,27 +431,27 @@ class Broker:
 
     async def release(self, tasks: Iterable[str] = ()) -> int:
         """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""
-        return int(await self.lane.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))
+        return int(await self.pipeline.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))
 
-    async def bury(self, sid: str, entry: str, reason: str) -> None:
+    async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
         """Note a piece of audio that killed or failed its workers, with the reason."""
-        await self.lane.submit(
+        await self.pipeline.submit(
             "XADD", DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "sid", sid, "entry", entry, "reason", reason
         )
 
     # -- both: heartbeats and numbers ----------------------------------------------------------------------------
 
-    def beat(self, kind: str, state: dict[str, Any]) -> None:
+    def heartbeat(self, kind: str, state: dict[str, Any]) -> None:
         """Say that this gateway or worker lives, and how it is."""
         payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
-        self.lane.call(_ignore, "SET", heartbeat_key(kind, self.name), payload, "PX", int(HEARTBEAT_TTL * 1000))
-        self.lane.call(_ignore, "ZADD", alive_key(kind), time.time(), self.name)
+        self.pipeline.call(_ignore, "SET", heartbeat_key(kind, self.name), payload, "PX", int(HEARTBEAT_TTL * 1000))
+        self.pipeline.call(_ignore, "ZADD", alive_key(kind), time.time(), self.name)
 
-    async def forget(self, kind: str) -> None:
+    async def deregister(self, kind: str) -> None:
         """Take the heartbeat back at a stop that was asked for."""
         await asyncio.gather(
-            self.lane.submit("DEL", heartbeat_key(kind, self.name)),
-            self.lane.submit("ZREM", alive_key(kind), self.name),
+            self.pipeline.submit("DEL", heartbeat_key(kind, self.name)),
+            self.pipeline.submit("ZREM", alive_key(kind), self.name),
         )
 
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
@@ -457,21 +459,21 @@ class Broker:
         # The index saves a SCAN of all sessions' keys; the heartbeats themselves say who lives, whatever the clocks.
         long_ago = time.time() - FORGOTTEN
         _, names = await asyncio.gather(
-            self.lane.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
-            self.lane.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),
+            self.pipeline.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
+            self.pipeline.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),
         )
         keys = [heartbeat_key(kind, name.decode()) for name in names]
-        values = await self.lane.submit("MGET", *keys) if keys else []
+        values = await self.pipeline.submit("MGET", *keys) if keys else []
         return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
 
     async def oldest_waiting(self) -> float:
         """Seconds that the first session no worker has claimed has waited; 0 if there is none."""
-        return float(await self.lane.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
+        return float(await self.pipeline.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
 
-    async def census(self) -> dict[str, int]:
+    async def keyspace_stats(self) -> dict[str, int]:
         """Keys in Redis, those of them that do not expire, and bytes of memory used."""
         keyspace, memory = await asyncio.gather(
-            self.lane.submit("INFO", "keyspace"), self.lane.submit("INFO", "memory")
+            self.pipeline.submit("INFO", "keyspace"), self.pipeline.submit("INFO", "memory")
         )
         number = self._client.connection_pool.connection_kwargs.get("db") or 0
         here = keyspace.get(f"db{number}", {"keys": 0, "expires": 0})
@@ -484,7 +486,9 @@ class Broker:
     async def queue(self) -> dict[str, int]:
         """Sessions waiting for a worker, sessions with one, and audio buried."""
         total, pending, dead = await asyncio.gather(
-            self.lane.submit("XLEN", TASKS), self.lane.submit("XPENDING", TASKS, GROUP), self.lane.submit("XLEN", DEAD)
+            self.pipeline.submit("XLEN", TASKS),
+            self.pipeline.submit("XPENDING", TASKS, GROUP),
+            self.pipeline.submit("XLEN", DEAD),
         )
         held = pending["pending"] if isinstance(pending, dict) else pending[0]
         return {"waiting": max(0, total - held), "processing": held, "dead": dead}

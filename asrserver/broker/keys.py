@@ -21,7 +21,7 @@ def events_key(sid: str) -> str:
     return f"asr_events:{{{sid}}}"
 
 
-def said_key(sid: str) -> str:
+def transcript_key(sid: str) -> str:
     return f"asr_said:{{{sid}}}"
 
 

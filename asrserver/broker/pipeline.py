@@ -155,7 +155,7 @@ def packed(*arguments: bytes) -> bytes:
     return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
 
 
-class Lane:
+class Pipeline:
     """Commands issued in one turn of the event loop, or within BREATH, travel as one pipeline, in their order.
 
     A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times what its WebSocket frame does, most

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from asrserver.broker.keys import held_key, quota_key, starts_key
-from asrserver.broker.pipeline import Lane
+from asrserver.broker.pipeline import Pipeline
 from asrserver.errors import Unavailable
 
 #: Seconds that something is held without being kept, and seconds between keepings.
@@ -51,8 +51,8 @@ def minute(now: float | None = None) -> int:
 class Quota:
     """The counters. Methods raise Unavailable when Redis does not answer in time."""
 
-    def __init__(self, lane: Lane) -> None:
-        self._lane = lane
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
 
     async def hold(self, kind: str, owner: str, member: str, limit: int) -> bool:
         """Hold one more connection or session for a key; False if it has its limit."""
@@ -64,11 +64,11 @@ class Quota:
         until = time.time() + HELD
         pairs = [part for member in members for part in (until, member)]
         if pairs:
-            self._lane.call(_ignore, "ZADD", held_key(kind, owner), *pairs)
-            self._lane.call(_ignore, "EXPIRE", held_key(kind, owner), 300)
+            self._pipeline.call(_ignore, "ZADD", held_key(kind, owner), *pairs)
+            self._pipeline.call(_ignore, "EXPIRE", held_key(kind, owner), 300)
 
     def release(self, kind: str, owner: str, member: str) -> None:
-        self._lane.call(_ignore, "ZREM", held_key(kind, owner), member)
+        self._pipeline.call(_ignore, "ZREM", held_key(kind, owner), member)
 
     async def count_start(self, owner: str, limit: int) -> bool:
         """Count a start of this minute; False, and not counted, if the key had its limit."""
@@ -85,7 +85,7 @@ class Quota:
     async def _ask(self, *command: Any) -> Any:
         try:
             async with asyncio.timeout(ANSWER):
-                return await self._lane.submit(*command)
+                return await self._pipeline.submit(*command)
         except TimeoutError:
             raise Unavailable("broker_unavailable", "the broker cannot be reached", 5.0) from None
 

@@ -18,7 +18,7 @@ class Claim:
     epoch: int
     fields: dict[str, str]
     events: list[dict[str, Any]]  # the last ones, without those that are stored and delivered for long
-    said: list[tuple[str, str]] = field(default_factory=list)  # (text, language) of every segment
+    transcript: list[tuple[str, str]] = field(default_factory=list)  # (text, language) of every segment
     counted: float = 0.0  # seconds of audio that its key's quota has been charged for
 
 

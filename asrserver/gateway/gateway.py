@@ -121,7 +121,7 @@ class Gateway:
         self._share_metrics()
         await self._background.close()
         with contextlib.suppress(Unavailable):
-            await self.broker.forget("gateway")
+            await self.broker.deregister("gateway")
         await self.broker.close()
         await self.storage.close()
         await asyncio.get_running_loop().run_in_executor(None, self.recordings.close)
@@ -203,7 +203,7 @@ class Gateway:
         self._alive()  # apart from the heartbeat in Redis, which waits while Redis is away
 
     async def _beat(self) -> None:
-        self.broker.beat(
+        self.broker.heartbeat(
             "gateway",
             {
                 "pid": os.getpid(),
@@ -260,7 +260,7 @@ class Gateway:
         await self.admission.watch(waiting)
 
     async def _sweep(self) -> None:
-        if not self.closing and time.monotonic() - self.broker.lane.back_at >= SWEEP_EVERY:
+        if not self.closing and time.monotonic() - self.broker.pipeline.back_at >= SWEEP_EVERY:
             await self.sessions.adopt()
 
     async def _tidy(self) -> None:

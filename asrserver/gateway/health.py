@@ -40,7 +40,7 @@ async def health(gateway: Gateway) -> dict[str, Any]:
                     gateway.broker.heartbeats("worker"),
                     gateway.broker.heartbeats("gateway"),
                     gateway.broker.queue(),
-                    gateway.broker.census(),
+                    gateway.broker.keyspace_stats(),
                 )
         except (TimeoutError, Unavailable) as exc:
             redis_state = {"ready": False, "error": str(exc) or "too slow"}
@@ -107,7 +107,7 @@ async def queue_status(gateway: Gateway) -> dict[str, Any]:
 
 
 async def _soon(*questions: Awaitable[Any]) -> list[Any]:
-    """The answers of Redis, which the broker's lane would wait for much longer."""
+    """The answers of Redis, which the broker's pipeline would wait for much longer."""
     try:
         async with asyncio.timeout(TIMEOUT):
             return await asyncio.gather(*questions)

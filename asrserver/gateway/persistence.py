@@ -133,9 +133,9 @@ class Recorder:
                     records += [record(session, events)] if session and (fields or events) else []
                 except Exception as exc:  # one that cannot be understood must not hold up the others
                     log.exception("session=%s cannot be stored", sid)
-                    await self._broker.bury(sid, "", f"not stored: {type(exc).__name__}: {exc}")
+                    await self._broker.dead_letter(sid, "", f"not stored: {type(exc).__name__}: {exc}")
             for sid, reason in await self._storage.save(records):
-                await self._broker.bury(sid, "", f"not stored: {reason}")
+                await self._broker.dead_letter(sid, "", f"not stored: {reason}")
         except BaseException:
             self._dirty |= batch
             raise

@@ -395,7 +395,7 @@ class Sessions(Mapping[str, Session]):
         self._background.once(self._end_in_order(session, status))
 
     async def _end_in_order(self, session: Session, status: str) -> None:
-        # In one lane with the session's chunks, so it comes after them.
+        # In one pipeline with the session's chunks, so it comes after them.
         overdue = session.resume_by and time.time()
         while True:
             try:

@@ -161,7 +161,7 @@ class Feed:
             block = 0.0 if self.sessions else IDLE
             most = max(CLAIM, len(self.sessions) // CLAIM_SHARE)
             found = await self._broker.claim(lease, most, block)
-            for claim in await asyncio.gather(*(self._broker.own(task, sid) for task, sid in found)):
+            for claim in await asyncio.gather(*(self._broker.acquire(task, sid) for task, sid in found)):
                 if claim is not None:
                     self._take(claim)
             if len(found) < most or self._stopping:

@@ -33,17 +33,17 @@ class Voice(Protocol):
 
     name: str
 
-    async def emit(
+    async def append_event(
         self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: dict[str, str] | None = None
     ) -> bool: ...
 
-    async def cover(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool: ...
+    async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool: ...
 
     def publish(self, claim: Claim, event: dict[str, Any]) -> None: ...
 
     def progress(self, claim: Claim, taken: int, total: float) -> None: ...
 
-    async def bury(self, sid: str, entry: str, reason: str) -> None: ...
+    async def dead_letter(self, sid: str, entry: str, reason: str) -> None: ...
 
 
 class Ledger:
@@ -62,7 +62,7 @@ class Ledger:
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0  # of this owner's events
         self._seq = events[-1]["seq"] if events else 0
-        self._said = list(claim.said)
+        self._said = list(claim.transcript)
         self.spoken_until = max((segment["end"] for event in events for segment in event["segments"]), default=0.0)
         self.place: Place = (state.get("after", "0-1"), state.get("recording"))
         self.total = state.get("total", 0.0)  # seconds of the utterances and recordings that are over
@@ -111,13 +111,13 @@ class Ledger:
             "total": round(self.total + open_seconds, 3),
             "segments": rows,
         }
-        if not await self._broker.emit(self._claim, self._number, event, place[0], self._state(place)):
+        if not await self._broker.append_event(self._claim, self._number, event, place[0], self._state(place)):
             raise Fenced(self._claim.sid)
 
     async def cover(self, place: Place, open_seconds: float) -> None:
         """Let go of audio that gave nothing to say, of a recording of so many seconds; raises Fenced, Unavailable."""
         total = self.total + open_seconds
-        if not await self._broker.cover(self._claim, place[0], total, self._state(place)):
+        if not await self._broker.checkpoint(self._claim, place[0], total, self._state(place)):
             raise Fenced(self._claim.sid)
 
     def guess(self, event: dict[str, Any]) -> None:

@@ -492,7 +492,7 @@ class Transcriber:
 
     async def _check_strikes(self, entry: Entry) -> None:
         if self._suspicion.convicts(entry.id):
-            await self._broker.bury(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
+            await self._broker.dead_letter(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
             ongoing = self._ongoing or (self._open_recording(None) if self._resumed is not None else None)
             if ongoing is not None:
                 # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.

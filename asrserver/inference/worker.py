@@ -99,7 +99,7 @@ async def work(
     failed = [task for task in tasks if task.done()]
     await feed.stop(settings.drain_timeout)
     await cancelled(tasks)
-    await broker.forget("worker")
+    await broker.deregister("worker")
     engine.stop(1.0)
     engine.recognised.share()
     recogniser.close()
@@ -121,7 +121,7 @@ async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
     before = (0.0, 0.0)
     while True:
         before = _share_metrics(engine, feed, before)
-        broker.beat(
+        broker.heartbeat(
             "worker",
             {
                 "pid": os.getpid(),

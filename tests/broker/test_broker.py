@@ -89,7 +89,7 @@ async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s"
 async def taken(worker: Broker, lease: float | None = None) -> Claim:
     """The one session that can be claimed."""
     [(task, sid)] = await worker.claim(lease, 10, 0)
-    claim = await worker.own(task, sid)
+    claim = await worker.acquire(task, sid)
     assert claim is not None
     return claim
 
@@ -153,7 +153,7 @@ async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Re
     await append(g, 6, first=6)
     await append(g, 7, first=6)
     claim = await taken(w)
-    assert await w.emit(claim, 1, event(1), "8-0")
+    assert await w.append_event(claim, 1, event(1), "8-0")
     assert await g.end_session("s", "done", time.time() + 60)
     assert await g.end_session("s", "interrupted", time.time() + 60)
     assert ids(db, keys.audio_key("s")) == ["8-1"]
@@ -318,9 +318,9 @@ async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broke
     await opened(g)
     await append(g, 0)
     claim = await taken(w)
-    await w.emit(claim, 1, event(1), "1-0")
+    await w.append_event(claim, 1, event(1), "1-0")
     await g.end_session("s", "done", time.time() + 60)
-    await w.emit(claim, 2, event(2, "final"), "1-1")
+    await w.append_event(claim, 2, event(2, "final"), "1-1")
     await g.close_session("s", 50)
     every = set(db.scan_iter())
     left = {key for key in every if db.pttl(key) < 0}
@@ -340,11 +340,11 @@ async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker
     for index in range(4):
         await append(g, index)
     claim = await taken(w)
-    assert await w.emit(claim, 1, event(1), "1-0", {"state": "one"})
+    assert await w.append_event(claim, 1, event(1), "1-0", {"state": "one"})
     assert ids(db, keys.audio_key("s")) == ["2-0", "3-0", "4-0"]
-    assert await w.cover(claim, "3-0", 0.0, {"state": "two"})
+    assert await w.checkpoint(claim, "3-0", 0.0, {"state": "two"})
     assert ids(db, keys.audio_key("s")) == ["4-0"]
-    assert await w.cover(claim, "3-0", 0.0, {"state": "two"})  # the reply was lost
+    assert await w.checkpoint(claim, "3-0", 0.0, {"state": "two"})  # the reply was lost
     new = await taken(v, lease=0)
     assert new.fields["state"] == "two"
     assert [found["seq"] for found in new.events] == [1]
@@ -359,7 +359,7 @@ async def test_a_guess_is_published_and_stored_nowhere(g: Broker, w: Broker, db:
     listener.get_message(timeout=5)  # the subscription's own
     before = db.xlen(keys.events_key("s"))
     w.publish(claim, {"type": "partial", "text": "a"})
-    await w.lane.drain()
+    await w.pipeline.drain()
     published = listener.get_message(timeout=5)
     assert published is not None
     assert orjson.loads(published["data"]) == {"type": "partial", "text": "a", "session_id": "s"}
@@ -373,21 +373,21 @@ async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v
     await opened(g)
     await append(g, 0)
     old = await taken(w)
-    assert await w.emit(old, 1, event(1), "0-1")
+    assert await w.append_event(old, 1, event(1), "0-1")
     new = await taken(v, lease=0)
     assert new.epoch > old.epoch
     assert [found["seq"] for found in new.events] == [1]
     listener = db.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(keys.results_channel("g"))
     listener.get_message(timeout=5)  # the subscription's own
-    assert not await w.emit(old, 2, event(2, "final"), "1-0", {"state": "old"})
-    assert not await w.cover(old, "1-0", 0.0, {"state": "old"})
+    assert not await w.append_event(old, 2, event(2, "final"), "1-0", {"state": "old"})
+    assert not await w.checkpoint(old, "1-0", 0.0, {"state": "old"})
     w.publish(old, {"type": "partial", "text": "old"})
-    await w.lane.drain()
+    await w.pipeline.drain()
     assert not db.hexists(keys.session_key("s"), "state")
     assert ids(db, keys.audio_key("s")) == ["1-0"]
     assert db.xlen(keys.TASKS) == 1
-    assert await v.emit(new, 1, event(2, "final"), "1-0")
+    assert await v.append_event(new, 1, event(2, "final"), "1-0")
     published = listener.get_message(timeout=5)
     assert published is not None
     assert orjson.loads(published["data"])["id"] == f"{new.epoch}-1"
@@ -401,11 +401,11 @@ async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker
     """And no longer once a new owner stands between."""
     await opened(g)
     claim = await taken(w)
-    assert await w.emit(claim, 1, event(1), "0-1")
-    assert await w.emit(claim, 1, event(1), "0-1")
+    assert await w.append_event(claim, 1, event(1), "0-1")
+    assert await w.append_event(claim, 1, event(1), "0-1")
     assert [found["seq"] for found in await g.read_events("s")] == [1]
     await taken(v, lease=0)
-    assert not await w.emit(claim, 1, event(1), "0-1")
+    assert not await w.append_event(claim, 1, event(1), "0-1")
 
 
 @pytest.mark.gen_test
@@ -417,18 +417,18 @@ async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotte
     claim = await taken(w)
     for seq in range(1, 6):
         segments = [{"text": f"{seq}{letter}", "language": "en"} for letter in "ab"[: seq % 3]]
-        assert await w.emit(claim, seq, {**event(seq), "segments": segments}, "0-1")
-    assert await w.emit(claim, 5, {**event(5), "segments": segments}, "0-1")  # the reply was lost
+        assert await w.append_event(claim, seq, {**event(seq), "segments": segments}, "0-1")
+    assert await w.append_event(claim, 5, {**event(5), "segments": segments}, "0-1")  # the reply was lost
     events = await g.read_events("s")
     await g.forget_events("s", events[2]["id"])
     new = await taken(v, lease=0)
     assert [found["seq"] for found in new.events] == [4, 5]
-    assert new.said == [(text, "en") for text in ("1a", "2a", "2b", "4a", "5a", "5b")]
+    assert new.transcript == [(text, "en") for text in ("1a", "2a", "2b", "4a", "5a", "5b")]
     assert new.epoch == claim.epoch + 1
-    assert await v.emit(new, 1, event(6, "final"), "0-1")
+    assert await v.append_event(new, 1, event(6, "final"), "0-1")
     await g.close_session("s", 100)
     assert {key for key in db.scan_iter("asr_*{s}") if db.ttl(key) > 0} == {
-        keys.session_key("s"), keys.events_key("s"), keys.said_key("s"), keys.audio_key("s")
+        keys.session_key("s"), keys.events_key("s"), keys.transcript_key("s"), keys.audio_key("s")
     }  # fmt: skip
 
 
@@ -437,7 +437,7 @@ async def test_events_past_an_id(g: Broker, w: Broker) -> None:
     await opened(g)
     claim = await taken(w)
     for seq in (1, 2, 3):
-        await w.emit(claim, seq, event(seq), "0-1")
+        await w.append_event(claim, seq, event(seq), "0-1")
     events = await g.read_events("s")
     assert [found["seq"] for found in await g.read_events("s", events[0]["id"])] == [2, 3]
     fields, later = (await g.read_sessions({"s": events[1]["id"], "gone": "0-1"}))["s"]
@@ -504,7 +504,7 @@ async def test_there_is_nothing_to_do_for_a_session_that_is_over(
         entry = {"seq": "1", "data": orjson.dumps({**event(1, "final"), "id": f"{claim.epoch}-1"})}
         db.xadd(keys.events_key("s"), entry, id=f"{claim.epoch}-1")  # final, but the worker died before its XACK
     [(task, sid)] = await v.claim(0.0, 10, 0)
-    assert await v.own(task, sid) is None
+    assert await v.acquire(task, sid) is None
     assert db.xlen(keys.TASKS) == 0
     assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 0
     assert db.exists(keys.session_key("s")) == (how == "finished")
@@ -530,10 +530,10 @@ async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: 
     assert steward.strike("gone", "1-0") == 0
     steward.retire("w")
     assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 1
-    again = await w.own(claim.task, "s")
+    again = await w.acquire(claim.task, "s")
     assert again is not None
     assert again.fields["strike:1-0"] == "2"
-    await w.emit(again, 1, event(1, "final"), "0-1")
+    await w.append_event(again, 1, event(1, "final"), "0-1")
     steward.retire("w")
     assert db.xinfo_consumers(keys.TASKS, keys.GROUP) == []
     steward.close()
@@ -567,7 +567,7 @@ async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, 
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     waits = [asyncio.ensure_future(append(g, index)) for index in range(1, 50)]
-    await until(lambda: servers.redis.poll() is not None and g.lane._away_since is not None)
+    await until(lambda: servers.redis.poll() is not None and g.pipeline._away_since is not None)
     servers.redis.start()  # here and not in a thread: the kernel would end it with the thread
     waits += [asyncio.ensure_future(append(g, index)) for index in range(50, 100)]
     assert await asyncio.gather(*waits) == [None] * 99
@@ -591,7 +591,7 @@ async def test_callers_are_told_when_redis_stays_away(
             await g.ping()
     assert {getattr(error, "code", error) for error in errors} == {"broker_unavailable"}
     assert time.monotonic() - started < 3.0  # ten batches: not each its own 0.3 s and more
-    assert g.lane.bytes == 0
+    assert g.pipeline.bytes == 0
     assert await append(g, 0) is None
 
 
@@ -611,13 +611,13 @@ async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broke
     db.config_set("maxmemory", 1)
     try:
         with pytest.raises(Unavailable):
-            await w.emit(claim, 1, event(1), "0-1")
+            await w.append_event(claim, 1, event(1), "0-1")
         assert isinstance(await append(g, 0), Exception)
         with pytest.raises(Unavailable):
             await g.end_session("s", "done", time.time())
     finally:
         db.config_set("maxmemory", limit)
-    assert await w.emit(claim, 1, event(1), "0-1")
+    assert await w.append_event(claim, 1, event(1), "0-1")
 
 
 @pytest.mark.gen_test(timeout=30)
@@ -630,11 +630,11 @@ async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db:
     await opened(g)
     claim = await taken(w)
     db.publish(keys.results_channel("g"), "no JSON")
-    await w.emit(claim, 1, event(1), "0-1")
+    await w.append_event(claim, 1, event(1), "0-1")
     await until(lambda: len(events) == 1)
     drop_connections(db, "pubsub")
     await until(lambda: len(subscribed) == 2)
-    await w.emit(claim, 2, event(2), "0-1")
+    await w.append_event(claim, 2, event(2), "0-1")
     await until(lambda: len(events) == 2)
     assert [found["seq"] for found in events] == [1, 2]
     task.cancel()
@@ -664,14 +664,14 @@ async def test_heartbeats_come_by_name_and_go_with_their_writer(
     g: Broker, w: Broker, v: Broker, db: redis.Redis
 ) -> None:
     for broker in (w, v):
-        broker.beat("worker", {"backlog": 1.5})
-    g.beat("gateway", {})
-    await asyncio.gather(w.lane.drain(), v.lane.drain(), g.lane.drain())
+        broker.heartbeat("worker", {"backlog": 1.5})
+    g.heartbeat("gateway", {})
+    await asyncio.gather(w.pipeline.drain(), v.pipeline.drain(), g.pipeline.drain())
     found = await g.heartbeats("worker")
     assert [(state["name"], state["backlog"]) for state in found] == [("v", 1.5), ("w", 1.5)]
     assert [state["name"] for state in await w.heartbeats("gateway")] == ["g"]
     assert 0 < db.pttl("worker:w:heartbeat") <= HEARTBEAT_TTL * 1000
-    await w.forget("worker")
+    await w.deregister("worker")
     assert [state["name"] for state in await g.heartbeats("worker")] == ["v"]
     assert await g.memory() > 0
 
@@ -682,7 +682,7 @@ async def test_the_queue_in_numbers(g: Broker, w: Broker) -> None:
     await opened(g, "one")
     await opened(g, "two")
     await w.claim(None, 1, 0)
-    await w.bury("one", "1-0", "because")
+    await w.dead_letter("one", "1-0", "because")
     assert await g.queue() == {"waiting": 1, "processing": 1, "dead": 1}
 
 
@@ -752,7 +752,7 @@ async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy
     elif then == "close":
         await g.close()
     else:
-        assert g.bytes_on_their_way == g.lane.bytes > batching.FULL
+        assert g.bytes_on_their_way == g.pipeline.bytes > batching.FULL
         await until(lambda: len(answers) == 3)
     assert answers == dict.fromkeys((0, 1, 2))
     found = (await w.read_audio({"s": "0-1"}, 10))["s"]

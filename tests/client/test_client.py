@@ -270,7 +270,7 @@ async def test_a_session_that_is_gone_when_the_client_comes_back(doors: tuple[Do
     async with await Client.connect([door.url for door in doors]) as client:
         session = await client.start("s")
         broker: Broker = doors[0].gateway.broker
-        await broker.lane.submit("FLUSHALL")
+        await broker.pipeline.submit("FLUSHALL")
         cut(client)
         with pytest.raises(ServerError, match="no_session"):
             await session.finish()

@@ -520,7 +520,7 @@ async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served
     async with await talk(url) as client:
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, PIECE)
-        elsewhere.beat("gateway", {"backlog": 99.95})
+        elsewhere.heartbeat("gateway", {"backlog": 99.95})
         await until(lambda: gateway._backlog_elsewhere > 99)
         await client.send({"action": "start", "session_id": "t"})
         refused = await error(client, "overloaded")
@@ -532,7 +532,7 @@ async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served
         await worker.chunk("s", 1)
         await client.find("s", "chunk_result", 1)
         await client.start("t")
-    await elsewhere.lane.drain()
+    await elsewhere.pipeline.drain()
     await elsewhere.close()
 
 
@@ -634,7 +634,7 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
     await w.open()
     assert await w.open_session("s", "n", {"gateway": "g", "owner": "k", "options": "{}"}, time.time() + 60)
     [(task, sid)] = await w.claim(None, 1, 0)
-    first = await w.own(task, sid)
+    first = await w.acquire(task, sid)
     assert first is not None
 
     def event(seq: int, total: float) -> dict[str, Any]:
@@ -645,25 +645,25 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
         def charged() -> float:
             return sum(float(client.get(key) or 0) for key in client.scan_iter("asr_quota:k:*"))
 
-        assert await w.emit(first, 1, event(1, 1.5), "0-1")
+        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
         first.counted = 0.0
-        assert await w.emit(first, 1, event(1, 1.5), "0-1")
+        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
         assert charged() == 1.5
-        second = await v.own(task, sid)
+        second = await v.acquire(task, sid)
         assert second is not None
-        assert not await w.emit(first, 2, event(2, 9.0), "0-1")
-        assert await v.emit(second, 1, event(2, 2.0), "0-1")
+        assert not await w.append_event(first, 2, event(2, 9.0), "0-1")
+        assert await v.append_event(second, 1, event(2, 2.0), "0-1")
         assert charged() == 2.0
-        assert await v.emit(second, 2, event(3, 1.0), "0-1")  # a guess that was too high is not paid back
+        assert await v.append_event(second, 2, event(3, 1.0), "0-1")  # a guess that was too high is not paid back
         assert charged() == 2.0
         for _ in range(2):
-            assert await v.cover(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
+            assert await v.checkpoint(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
             assert charged() == 12.0
             second.counted = 2.0  # as if the reply was lost
-        third = await w.own(task, sid)
+        third = await w.acquire(task, sid)
         assert third is not None
-        assert not await v.cover(second, "0-1", 14.0, {"state": "{}"})
-        assert await w.emit(third, 1, event(4, 13.0), "0-1")
+        assert not await v.checkpoint(second, "0-1", 14.0, {"state": "{}"})
+        assert await w.append_event(third, 1, event(4, 13.0), "0-1")
         assert charged() == 13.0
         assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
     await w.close()

@@ -90,8 +90,8 @@ async def test_health_is_true(api: Api, worker: Pretender) -> None:
     ready = {"redis_ready": True, "postgres_ready": True, "workers_ready": False, "funasr_ready": False}
     assert ready.items() <= body.items()
     await worker.broker.open()
-    worker.broker.beat("worker", {"backlog": 0.0})
-    await worker.broker.lane.drain()
+    worker.broker.heartbeat("worker", {"backlog": 0.0})
+    await worker.broker.pipeline.drain()
     status, body = await api.call("/health")
     assert (status, body["status"], body["workers_ready"], body["funasr_ready"]) == (200, "ok", True, True)
     assert [found["name"] for found in body["workers"]] == ["pretender"]
@@ -393,7 +393,7 @@ async def test_alive_and_ready(api: Api, gateway: Gateway, servers: Servers) -> 
 
 async def test_stats(api: Api, gateway: Gateway, worker: Pretender) -> None:
     await worker.broker.open()
-    worker.broker.beat("worker", {"speech_seconds": 100.0, "real_time_factor": 0.25})
+    worker.broker.heartbeat("worker", {"speech_seconds": 100.0, "real_time_factor": 0.25})
     await whole_session(gateway, worker, "a")
     await whole_session(gateway, worker, "b")
     await session(gateway, "c")
@@ -414,19 +414,19 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: Pretender) -> No
     for sid in ("a", "b"):
         opened, got = await session(gateway, sid)
         gateway.sessions.append(opened, 0, bytes(32000 * 5), True)
-    gateway.broker.lane.call(
+    gateway.broker.pipeline.call(
         print, "SET", "gateway:other:heartbeat", b'{"name":"other","backlog":7.5,"oldest_waiting":99}'
     )
-    gateway.broker.lane.call(print, "ZADD", "asr_alive:gateway", time.time(), "other")
-    await gateway.broker.lane.drain()
+    gateway.broker.pipeline.call(print, "ZADD", "asr_alive:gateway", time.time(), "other")
+    await gateway.broker.pipeline.drain()
     _, body = await api.call("/asr/queue/status")
     assert (body["queued"], body["backlog_seconds"], body["sessions"]) == (2, 17.5, 2)
     assert body["oldest_waiting_seconds"] == 99
     await worker.take("a", "b")
-    worker.broker.beat("worker", {"backlog": 5.0, "queue": 1})
+    worker.broker.heartbeat("worker", {"backlog": 5.0, "queue": 1})
     await worker.say("a", "chunk", "1-0", chunk_index=0, text="", duration=5.0, total=5.0)
     await until(lambda: got or gateway.sessions.backlog.seconds == 5.0)
-    await worker.broker.lane.drain()
+    await worker.broker.pipeline.drain()
     _, body = await api.call("/asr/queue/status")
     assert (body["queued"], body["processing"], body["workers"], body["workers_busy"]) == (0, 2, 1, 1)
     await until(lambda: gateway.sessions.backlog.seconds == 5.0)

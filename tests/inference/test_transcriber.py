@@ -194,7 +194,7 @@ async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utte
     async def run(emit: Callable[..., Any]) -> Transcriber:
         claim = Claim("s", "1-0", 1, session.fields, [])
         voice = Voice(session)
-        voice.emit = emit  # type: ignore[method-assign]
+        voice.append_event = emit  # type: ignore[method-assign]
         transcriber = Transcriber(claim, recogniser, voice)
         transcriber.feed(session.entries)
         await transcriber.run()

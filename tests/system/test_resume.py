@@ -366,17 +366,17 @@ async def test_chunks_on_their_way_when_the_session_moves(
     """They are refused, or they would stand where the client puts others."""
     one, two = doors
     held = []
-    call = one.gateway.broker.lane.call
+    call = one.gateway.broker.pipeline.call
     async with await Talk.open(one.url) as old, await Talk.open(two.url) as new:
         await old.start("s")
         await old.chunk("s", 0, AUDIO)
-        monkeypatch.setattr(one.gateway.broker.lane, "call", lambda *a, **k: held.append((a, k)))
+        monkeypatch.setattr(one.gateway.broker.pipeline, "call", lambda *a, **k: held.append((a, k)))
         await old.send(chunk("s", 1, b"old"))
         await old.send(chunk("s", 2, b"old"))
         await until(lambda: len(held) >= 2)
         assert (await resumed(new))["next_chunk_index"] == 1
         await new.chunk("s", 1, b"new")
-        monkeypatch.setattr(one.gateway.broker.lane, "call", call)
+        monkeypatch.setattr(one.gateway.broker.pipeline, "call", call)
         for args, kwargs in held:
             call(*args, **kwargs)
         await old.find("s", "error")
@@ -478,12 +478,12 @@ async def test_redis_was_away_for_longer_than_deadlines(
     async with await Talk.open(doors[0].url) as talk:
         await talk.start("s")
         with redis.Redis.from_url(redis_url) as client:
-            lane = doors[1].gateway.broker.lane
-            lane._away_since = 1.0  # it has not answered the other gateway
+            pipeline = doors[1].gateway.broker.pipeline
+            pipeline._away_since = 1.0  # it has not answered the other gateway
             client.zadd(keys.OPEN, {"s": 1})
             await doors[1].gateway.broker.ping()
-            await lane.submit("PING")
-            assert lane.back_at > 0
+            await pipeline.submit("PING")
+            assert pipeline.back_at > 0
             await doors[1].gateway._sweep()
             await until(lambda: client.zscore(keys.OPEN, "s") > 1)
         await talk.chunk("s", 0, AUDIO)
