@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from asrserver.process.coalescing import TICK, Crowd
+from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 
 #: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
 FREE = 1000
@@ -61,25 +61,27 @@ class Gathering:
         self.bytes = 0  # that wait
         self._send = send
         self._waiting: dict[str, Gathered] = {}  # those that began first come first
-        self._crowd = Crowd(FREE, EACH, LONGEST)
+        self._linger = LingerPolicy(FREE, EACH, LONGEST)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, sid: str, index: int, before: int | None, pieces: list[bytes], joins: bool, done: Done) -> None:
         """Chunks of a session from the index on; `joins`: they may share an entry with those around them."""
         now = time.monotonic()
-        self._crowd.come(now, len(pieces))
+        self._linger.record(now, len(pieces))
         size = sum(map(len, pieces))
         gathered = self._waiting.get(sid)
         if gathered is None:
             gathered = Gathered(before, now)
             gathered.add(index, pieces, size, done)
             # A session's first chunk never waits: what begins is claimed and seen at once.
-            if not joins or before is None or not self._crowd.pause or gathered.size >= FULL:
+            if not joins or before is None or not self._linger.delay or gathered.size >= FULL:
                 self._send(sid, gathered)
                 return
             self._waiting[sid] = gathered
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
+                self._timer = asyncio.get_running_loop().call_later(
+                    max(MIN_TIMER_SECONDS, self._linger.delay), self._tick
+                )
         else:
             gathered.add(index, pieces, size, done)
         self.bytes += size
@@ -104,9 +106,9 @@ class Gathering:
         self._timer = None
         now, due = time.monotonic(), []
         for sid, gathered in self._waiting.items():
-            left = gathered.since + self._crowd.pause - now
+            left = gathered.since + self._linger.delay - now
             if left > 0:
-                self._timer = asyncio.get_running_loop().call_later(max(TICK, left), self._tick)
+                self._timer = asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._tick)
                 break
             due.append(sid)
         for sid in due:

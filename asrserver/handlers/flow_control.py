@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable
 from typing import Protocol
 
-from asrserver.process.coalescing import TICK, Crowd
+from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 from asrserver.protocol.frames import Wire
 
 #: Messages that may be refused on a connection in a second, and at once; then it is read no faster. A refusal costs its
@@ -32,24 +32,24 @@ class Rests:
     """Connections that are not read just now: what comes of one while it rests is read in one go."""
 
     def __init__(self) -> None:
-        self._crowd = Crowd(FREE, EACH, LONGEST)
+        self._linger = LingerPolicy(FREE, EACH, LONGEST)
         self._resting: deque[tuple[float, DrainingWire]] = deque()  # and since when; the first to go on comes first
 
     def read(self, wire: DrainingWire, messages: int, size: int, may_rest: bool) -> None:
         """A connection was read: so many messages in so many bytes."""
         now = time.monotonic()
-        self._crowd.come(now, messages)
-        if self._crowd.pause and may_rest and size < MUCH and wire.rest():
+        self._linger.record(now, messages)
+        if self._linger.delay and may_rest and size < MUCH and wire.rest():
             if not self._resting:
-                asyncio.get_running_loop().call_later(max(TICK, self._crowd.pause), self._tick)
+                asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, self._linger.delay), self._tick)
             self._resting.append((now, wire))
 
     def _tick(self) -> None:
-        until = time.monotonic() - self._crowd.pause
+        until = time.monotonic() - self._linger.delay
         while self._resting and (left := self._resting[0][0] - until) <= 0:
             self._resting.popleft()[1].go_on()
         if self._resting:
-            asyncio.get_running_loop().call_later(max(TICK, left), self._tick)
+            asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._tick)
 
 
 class Brake:

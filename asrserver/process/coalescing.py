@@ -1,32 +1,36 @@
-"""How long one of many waits for others to come along, with whom it can be dealt with for little more."""
+"""Adaptive delay before a batch is flushed, as Kafka's `linger.ms`, but in proportion to the load."""
 
 from __future__ import annotations
 
-#: Seconds over which those who come are counted.
-SPAN = 0.5
+#: Seconds over which the rate of items is measured.
+RATE_WINDOW_SECONDS = 0.5
 
-#: Seconds between looks at who has waited for long enough, at least.
-TICK = 0.02
+#: The shortest timer that looks for due batches, in seconds: one timer serves all batches that fall due within it.
+MIN_TIMER_SECONDS = 0.02
 
 
-class Crowd:
-    """None waits while no more than `free` come in a second; then `each` seconds for each one more, `longest` at most.
+class LingerPolicy:
+    """How long an item waits for others to share its batch, by the rate at which items come.
 
-    `pause` are the seconds to wait now.
+    Up to `free` items a second the delay is 0. Above that it grows by `each` seconds for every further item a second,
+    up to `longest` seconds.
+
+    Attributes:
+        delay: Seconds to wait now.
     """
 
-    __slots__ = ("_count", "_each", "_free", "_longest", "_since", "pause")
+    __slots__ = ("_count", "_each", "_free", "_longest", "_since", "delay")
 
     def __init__(self, free: float, each: float, longest: float) -> None:
         self._free, self._each, self._longest = free, each, longest
-        self._count = 0
-        self._since = 0.0  # counted since then
-        self.pause = 0.0
+        self._count = 0  # items since _since
+        self._since = 0.0
+        self.delay = 0.0
 
-    def come(self, now: float, count: int = 1) -> None:
-        """So many came, at a time (time.monotonic())."""
+    def record(self, now: float, count: int = 1) -> None:
+        """Count `count` items that came at the time `now` (time.monotonic())."""
         self._count += count
         span = now - self._since
-        if span >= SPAN:
-            self.pause = min(self._longest, max(0.0, self._each * (self._count / span - self._free)))
+        if span >= RATE_WINDOW_SECONDS:
+            self.delay = min(self._longest, max(0.0, self._each * (self._count / span - self._free)))
             self._count, self._since = 0, now

@@ -22,7 +22,7 @@ from asrserver.broker.lease import Lease, Steward
 from asrserver.broker.replies import Claim
 from asrserver.broker.subscription import QUIET
 from asrserver.errors import Unavailable
-from asrserver.process.coalescing import Crowd
+from asrserver.process.coalescing import LingerPolicy
 from tests.conftest import Servers, until
 
 FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
@@ -703,7 +703,7 @@ async def test_workers_hear_of_a_session_that_ends_and_once(g: Broker, w: Broker
 @pytest.fixture
 def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many chunks come that those of one session wait for each other."""
-    monkeypatch.setattr(g._gathering, "_crowd", Crowd(-1e9, batching.EACH, batching.LONGEST))
+    monkeypatch.setattr(g._gathering, "_linger", LingerPolicy(-1e9, batching.EACH, batching.LONGEST))
 
 
 async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
