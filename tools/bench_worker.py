@@ -48,7 +48,7 @@ from asrserver.inference import vad
 from asrserver.inference.engine import Engine, Row
 from asrserver.inference.features import log_mel
 from asrserver.inference.recognise import SLICE
-from asrserver.inference.whisper import Request, Whisper, find, length_limit, window_for
+from asrserver.inference.whisper import Request, Whisper, find_model, length_limit, window_for
 from asrserver.inference.worker import Hands, load, work
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
@@ -93,7 +93,7 @@ class Bare:
     """A bare loop's model: the fewest lines from samples to text."""
 
     def __init__(self) -> None:
-        path = Path(find("demo"))
+        path = Path(find_model("demo"))
         self.model = ctranslate2.models.Whisper(str(path), device="cpu", intra_threads=1, inter_threads=1)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
         self.languages = json.loads((path / "config.json").read_text())["lang_ids"]

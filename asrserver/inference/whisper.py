@@ -1,4 +1,4 @@
-"""The model: found, loaded and run. The one module that knows CTranslate2."""
+"""The model: finds, loads and runs a Whisper. The only module that knows CTranslate2."""
 
 from __future__ import annotations
 
@@ -22,59 +22,65 @@ from asrserver.inference.alignment import Word, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
 
 #: Whisper's own window in frames: 30 s.
-FULL = 30 * FRAMES_PER_SECOND
+FULL_WINDOW = 30 * FRAMES_PER_SECOND
 
-#: Windows in frames. Rows of one call need one length, so lengths are few. None may be 2 × n_mels (160 or 256): the
-#: encoder's output is then n_mels steps long, and CTranslate2 4.x takes it for features and encodes it twice.
+#: Window lengths in frames. The rows of one call need one length, so there are few. None may be 2 × n_mels (160 or
+#: 256): the encoder's output is then n_mels steps long, and CTranslate2 4.x takes it for features and encodes it twice.
 WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30))
 
-#: Seconds of quiet that a window keeps behind the speech: too short a window makes Whisper repeat itself.
-MARGIN = 0.5
+#: Seconds of quiet kept in a window behind the speech: in too short a window Whisper repeats itself.
+MARGIN_SECONDS = 0.5
 
-#: Most tokens a second of speech, and a few for its ends: the decoder's cap.
+#: The decoder's cap: new tokens per second of speech, plus a few for its ends.
 TOKENS_PER_SECOND = 16
 TOKENS_EXTRA = 16
 
-#: Whisper's own limits (Radford et al. 2022, §4.5): text that compresses better repeats itself, a lower mean
-#: log-probability is a guess, and a guess with this probability of <|nospeech|> is silence.
+#: Whisper's own limits (Radford et al. 2022, §4.5). A text with a higher compression ratio repeats itself; a lower mean
+#: log-probability is a guess; a guess with at least this probability of <|nospeech|> is silence.
 MAX_COMPRESSION = 2.4
 MIN_LOGPROB = -1.0
 NO_SPEECH = 0.6
 
-#: With so much of it nothing was said, however probable the text: a chord that the speech detector lets through is a
-#: short word to a model, and not even an improbable one. whisper_streaming's limit; where somebody speaks, the most
-#: that large-v2 and large-v3 were seen to give is 0.1 and 0.06, and large-v3-turbo next to nothing, whatever it hears
+#: From this probability of <|nospeech|> on the window is silence, however probable its text. A chord that passes the
+#: speech detector is a short word to a model, and not an improbable one. The limit is whisper_streaming's. For actual
+#: speech the highest values seen are 0.1 (large-v2) and 0.06 (large-v3); large-v3-turbo gives almost 0 for everything
 #: (faster-whisper#1028).
 SURELY_NO_SPEECH = 0.9
 
-#: A word, or a phrase of up to so many tokens, said so often in a row is a decoder that has lost its way. The
-#: compression ratio sees only long loops.
-MAX_SAME_TOKEN = 10
-MAX_SAME_PHRASE = 5
-PHRASE = 8
+#: A decoder loops when it repeats one token this often, or a phrase of 2 to MAX_PHRASE_TOKENS tokens this often, in a
+#: row. The compression ratio finds only long loops.
+TOKEN_LOOP = 10
+PHRASE_LOOP = 5
+MAX_PHRASE_TOKENS = 8
 
-#: Temperatures tried, in order, for a window that fails even at its full length.
+#: Temperatures tried, in order, for a window that fails even at full length.
 TEMPERATURES = (0.4, 0.8)
 
-#: The models in the package: data/NAME-model.
-PACKAGED = ("demo",)
+#: Models in the package, each in data/NAME-model.
+PACKAGED_MODELS = ("demo",)
 
-#: The start token of OpenAI's English-only models; in the multilingual ones it is the next.
-ENGLISH_ONLY = 50257
+#: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
+ENGLISH_ONLY_START = 50257
 
-#: Tokens of prompt and hot words that are kept: half the decoder's context, less the start tokens.
-MAX_PROMPT = 223
+#: Most tokens of prompt and hot words: half of the decoder's context less the start tokens.
+MAX_PROMPT_TOKENS = 223
 
-#: Prompts and lists of hot words whose tokens are kept.
-PROMPTS = 1024
+#: Prompts and lists of hot words whose tokens are cached.
+PROMPT_CACHE_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a window is recognised with. `language` None means: detect it.
+    """How a window is to be recognised.
 
-    `previous` is the text just before, for context. `words` asks for word times. A `draft` is decoded once: a guess at
-    what is still being said, and worth no second attempt.
+    Attributes:
+        language: Language code; None: detect it.
+        task: "transcribe" or "translate".
+        prompt: Text that primes the decoder.
+        hotwords: Words that are likely to occur, before the prompt.
+        previous: The text just before the window, as context.
+        words: Time each word.
+        draft: The window is a segment that is still growing: decode it once and never retry.
     """
 
     language: str | None = None
@@ -88,9 +94,14 @@ class Request:
 
 @dataclass(slots=True)
 class Hypothesis:
-    """What was understood in one window. `confidence` is the mean probability of a token, 0 to 1.
+    """What was recognised in one window.
 
-    The times of `words` are seconds in the window.
+    Attributes:
+        text: The text; empty if nothing was said or the decoding cannot be trusted.
+        language: Language code, requested or detected.
+        language_probability: 0 to 1; 1 if the language was requested.
+        confidence: Mean probability of a token, 0 to 1.
+        words: The words, if requested. Their times are seconds from the start of the window.
     """
 
     text: str
@@ -101,22 +112,44 @@ class Hypothesis:
 
 
 def window_for(seconds: float, policy: str) -> int:
-    """The window in frames for so much speech: the shortest that fits, or always the full one."""
-    wanted = (seconds + MARGIN) * FRAMES_PER_SECOND
+    """Choose the window for a stretch of speech.
+
+    Args:
+        seconds: Length of the speech.
+        policy: "fit": the shortest window that holds it with a margin; "full": always 30 s.
+
+    Returns:
+        Length of the window in frames.
+    """
+    wanted = (seconds + MARGIN_SECONDS) * FRAMES_PER_SECOND
     if policy == "full":
-        return FULL
-    return next((frames for frames in WINDOWS if frames >= wanted), FULL)
+        return FULL_WINDOW
+    return next((frames for frames in WINDOWS if frames >= wanted), FULL_WINDOW)
 
 
 def length_limit(prompt: int, seconds: float) -> int:
-    """CTranslate2's max_length for a prompt of so many tokens; at most half of it goes to new text (4.8.5)."""
+    """CTranslate2's max_length for a window.
+
+    CTranslate2 (4.8.5) gives at most half of max_length to new text.
+
+    Args:
+        prompt: Tokens of the prompt.
+        seconds: Length of the speech.
+    """
     tokens = int(seconds * TOKENS_PER_SECOND) + TOKENS_EXTRA
     return min(448, max(2 * tokens, prompt + tokens))
 
 
-def find(model: str) -> str:
-    """The directory of a model by its name; raises ModelError. Downloads what only the hub has."""
-    if model in PACKAGED:
+def find_model(model: str) -> str:
+    """Find a model's directory, downloading the model if only the hub has it.
+
+    Args:
+        model: Name of a packaged model, a directory, or a name that faster-whisper knows.
+
+    Raises:
+        ModelError: It is no directory and cannot be downloaded.
+    """
+    if model in PACKAGED_MODELS:
         return str(files("asrserver").joinpath("data", f"{model}-model"))
     if Path(model).is_dir():
         return model
@@ -124,14 +157,32 @@ def find(model: str) -> str:
         return str(download_model(model))
     except Exception as exc:  # the hub's client raises whatever its transport raises
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ModelError(f"model {model!r} is no directory and cannot be fetched: {reason}") from exc
+        raise ModelError(f"model {model!r} is not a directory and cannot be downloaded: {reason}") from exc
 
 
 class Whisper:
-    """A loaded Whisper. Its methods block and release the GIL; use it from one thread."""
+    """A loaded Whisper model. Its methods block and release the GIL; use it from one thread.
+
+    Attributes:
+        name: The model as it was asked for.
+        device: "cpu" or "cuda".
+        n_mels: Mel bands of its features.
+    """
 
     def __init__(self, model: str, device: str, compute_type: str, threads: int, beam_size: int) -> None:
-        path = Path(find(model))
+        """Load a model.
+
+        Args:
+            model: See `find_model`.
+            device: "cpu", "cuda" or "auto".
+            compute_type: CTranslate2's, such as "int8" or "default".
+            threads: CPU threads of one call; 0: CTranslate2 decides.
+            beam_size: Beams of the first decoding; 1 is greedy.
+
+        Raises:
+            ModelError: The model cannot be found or loaded.
+        """
+        path = Path(find_model(model))
         self.name = model
         self._beam = beam_size
         try:
@@ -151,38 +202,46 @@ class Whisper:
         self._languages = self._language_tokens(config)
         languages = set(self._languages.values())
         self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
-        # A prompt is asked for twice a window, once to see what may share its call; a session's is always the same.
-        self._encode_text = lru_cache(maxsize=PROMPTS)(self._tokens)
-        self._start = lru_cache(maxsize=PROMPTS)(self._start_tokens)
+        # A prompt is needed twice per window, the first time to see which rows may share a call, and a session's prompt
+        # never changes.
+        self._encode_text = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._tokens)
+        self._start = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._start_tokens)
 
     @property
     def languages(self) -> list[str]:
-        """Codes of the languages it knows."""
+        """Codes of the languages that the model knows, sorted."""
         return sorted(self._languages)
 
     def _token(self, text: str) -> int:
         number = self._tokenizer.token_to_id(text)
         if number is None:
-            raise ModelError(f"model {self.name!r} is no Whisper: its tokenizer has no {text}")
+            raise ModelError(f"model {self.name!r} is not a Whisper model: its tokenizer has no {text}")
         return int(number)
 
     def _language_tokens(self, config: dict[str, Any]) -> dict[str, int]:
-        """Language → token. OpenAI's English-only models have the tokens too, but were not trained with them."""
+        """Language code → token. OpenAI's English-only models have these tokens too, but were not trained with them."""
         numbers = config.get("lang_ids") or []
-        if self._sot == ENGLISH_ONLY:
+        if self._sot == ENGLISH_ONLY_START:
             return {"en": -1}
         return {str(self._tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
     def recognise(self, rows: list[tuple[Features, Request, float]]) -> list[Hypothesis]:
-        """Recognise windows of one length: (features, request, seconds of speech) each.
+        """Recognise windows of one length in one call.
 
-        A window whose text repeats itself or is a mere guess is tried again: at full length, then with temperature.
+        A window whose text repeats itself or is improbable is retried: at full length, then with temperature.
+
+        Args:
+            rows: (features [n_mels, frames], request, seconds of speech) of each window. Their frames, prompt lengths
+                and whether they name a language must be equal.
+
+        Returns:
+            One hypothesis per row, in order.
         """
         requests = [request for _, request, _ in rows]
         encoded = self._view([features for features, _, _ in rows])
-        if self._is_wanted_again(encoded, requests):
+        if self._is_encoding_reused(encoded, requests):
             encoded = self._model.encode(encoded)
         languages = self._detect(encoded, requests)
         results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
@@ -202,8 +261,8 @@ class Whisper:
         features, request, seconds = row
         attempts = [first]
         temperatures: tuple[float, ...] = TEMPERATURES
-        if features.shape[1] < FULL:
-            padded = np.full((features.shape[0], FULL), features.min(), np.float32)
+        if features.shape[1] < FULL_WINDOW:
+            padded = np.full((features.shape[0], FULL_WINDOW), features.min(), np.float32)
             padded[:, : features.shape[1]] = features
             encoded = self._model.encode(self._view([padded]))
             temperatures = (0.0, *TEMPERATURES)
@@ -222,10 +281,10 @@ class Whisper:
         rows: list[tuple[Features, Request, float]],
         languages: list[tuple[str, float]],
     ) -> dict[int, list[Word]]:
-        """The words of the rows that ask for them. align() takes one start sequence: a call for each language."""
+        """Row number → its words, for rows that ask for them. align() takes one start sequence: a call per language."""
         calls: dict[tuple[int, str, str], list[int]] = {}
         for number, (attempt, (_, request, _)) in enumerate(zip(attempts, rows, strict=True)):
-            # Never an empty text: CTranslate2 before 4.8.1 divided by zero there (#2065).
+            # Never for an empty text: CTranslate2 before 4.8.1 divided by zero there (#2065).
             if request.words and attempt.good and attempt.text:
                 calls.setdefault((id(attempt.encoded), languages[number][0], request.task), []).append(number)
         found = {}
@@ -243,31 +302,32 @@ class Whisper:
         rows = features[0][np.newaxis] if len(features) == 1 else np.stack(features)
         return ctranslate2.StorageView.from_array(np.ascontiguousarray(rows))
 
-    def _is_wanted_again(self, features: Any, requests: list[Request]) -> bool:
-        """Whether the encoder's output serves more than the first generate(), which encodes what is not encoded yet.
+    def _is_encoding_reused(self, features: Any, requests: list[Request]) -> bool:
+        """Whether the encoder's output serves more than the first generate(), which encodes features by itself.
 
-        A call more wakes CTranslate2's thread once more, a twentieth of what a window costs a small model.
+        A separate encode() wakes CTranslate2's thread once more: a twentieth of a window's cost with a small model.
         """
         detected = len(self._languages) > 1 and not all(request.language for request in requests)
-        return features.shape[2] == FULL or detected or any(request.words for request in requests)
+        return features.shape[2] == FULL_WINDOW or detected or any(request.words for request in requests)
 
     def _detect(self, encoded: Any, requests: list[Request]) -> list[tuple[str, float]]:
-        """(language, probability) of each row: what was asked for, the only one there is, or what is heard."""
+        """(language, probability) of each row: the model's only language, the requested one, or the detected one."""
         given = [request.language for request in requests]
         if len(self._languages) == 1:
             only = next(iter(self._languages))
             return [(only, 1.0)] * len(given)
         if all(given):
             return [(str(language), 1.0) for language in given]
-        heard = self._hear_language(encoded, len(requests))
-        return [(language, 1.0) if language else found for language, found in zip(given, heard, strict=True)]
+        detected = self._detect_language(encoded, len(requests))
+        return [(language, 1.0) if language else found for language, found in zip(given, detected, strict=True)]
 
-    def _hear_language(self, encoded: Any, rows: int) -> list[tuple[str, float]]:
+    def _detect_language(self, encoded: Any, rows: int) -> list[tuple[str, float]]:
         if self._model.is_multilingual:
             best = [found[0] for found in self._model.detect_language(encoded)]
             return [(token.strip("<|>"), probability) for token, probability in best]
-        # CTranslate2 takes a small vocabulary for English-only and refuses: one token, languages alone. Not after the
-        # start token itself: there it allows nothing but timestamps, and what comes is no language at all.
+        # CTranslate2 takes a model with a small vocabulary for English-only and refuses. Instead, generate one token
+        # with all but the language tokens suppressed. Not directly after the start token: there CTranslate2 allows
+        # nothing but timestamps, and the result is no language.
         codes = {number: code for code, number in self._languages.items()}
         results = self._model.generate(
             encoded,
@@ -278,11 +338,11 @@ class Whisper:
             suppress_blank=False,
             return_scores=True,
         )
-        heard = []
+        detected = []
         for result in results:
             code = codes.get(next(iter(result.sequences_ids[0]), -1))
-            heard.append((code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0))
-        return heard
+            detected.append((code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0))
+        return detected
 
     def _generate(
         self,
@@ -309,17 +369,23 @@ class Whisper:
         )
 
     def prompt(self, request: Request, language: str) -> list[int]:
-        """The tokens before the text. Rows batch only where these are equally many."""
+        """The tokens before the text: previous text or hot words and prompt, then the start tokens.
+
+        Only rows with equally long prompts may share a call.
+
+        Raises:
+            ModelError: The model does not know the task.
+        """
         before: tuple[int, ...] = ()
         if request.hotwords or request.prompt:
             before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
         if request.previous:
             before += self._tokens(request.previous)
-        tokens = [self._previous, *before[-MAX_PROMPT:]] if before else []
+        tokens = [self._previous, *before[-MAX_PROMPT_TOKENS:]] if before else []
         return [*tokens, *self._start(language, request.task), self._no_timestamps]
 
     def _start_tokens(self, language: str, task: str) -> list[int]:
-        """The start token, and what language and task there are tokens for."""
+        """The start token, then those of language and task if the model has them."""
         number = self._languages.get(language, -1)
         return [self._sot, number, self._token(f"<|{task}|>")] if number >= 0 else [self._sot]
 
@@ -336,38 +402,47 @@ class Whisper:
 
 
 class _Attempt:
-    """One decoding of one window, judged: `length` tokens, of which `tokens` are text. `number` is its row in the
-    encoder's output."""
+    """One decoding of one window, and whether it can be trusted."""
 
     def __init__(self, result: Any, length: int, tokens: list[int], text: str, encoded: Any, number: int) -> None:
+        """Judge a decoding.
+
+        Args:
+            result: CTranslate2's WhisperGenerationResult.
+            length: Tokens generated.
+            tokens: Those of them that are text.
+            text: Their text.
+            encoded: The encoder's output that it was decoded from.
+            number: Its row there.
+        """
         self.text = text
         self.encoded = encoded
         self.number = number
         self.tokens = tokens
-        self.logprob = result.scores[0] * length / (length + 1)  # the end token counts, as in the reference
+        self.logprob = result.scores[0] * length / (length + 1)  # the end token counts too, as in the reference
         self.confidence = round(math.exp(min(0.0, self.logprob)), 4)
-        said_twice = len(set(tokens)) < len(tokens)  # some token: for most texts there is nothing to compress
-        self.repeats = said_twice and (_compresses(text) or _loops(tokens))
+        duplicates = len(set(tokens)) < len(tokens)  # most texts have none, and need not be compressed
+        self.repeats = duplicates and (_compresses(text) or _loops(tokens))
         unlikely = self.logprob < MIN_LOGPROB
         self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else SURELY_NO_SPEECH)
         self.failed = not self.silence and (self.repeats or unlikely)
 
     @property
     def good(self) -> bool:
-        """Whether its text may be believed."""
+        """Whether the text can be trusted."""
         return not (self.silence or self.repeats)
 
 
 def _compresses(text: str) -> bool:
-    """Whether it is so much the same that it compresses well."""
+    """Whether the text repeats itself so much that it compresses well."""
     raw = text.encode()
     return len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
 
 
 def _loops(tokens: list[int]) -> bool:
-    """Whether a token or a phrase is said over and over."""
-    for size in range(1, PHRASE + 1):
-        limit = size * ((MAX_SAME_TOKEN if size == 1 else MAX_SAME_PHRASE) - 1)
+    """Whether a token or a phrase is repeated over and over."""
+    for size in range(1, MAX_PHRASE_TOKENS + 1):
+        limit = size * ((TOKEN_LOOP if size == 1 else PHRASE_LOOP) - 1)
         if len(tokens) < size + limit:
             continue
         same = 0
@@ -379,7 +454,7 @@ def _loops(tokens: list[int]) -> bool:
 
 
 def _rows_of(encoded: Any, numbers: list[int]) -> Any:
-    """Some rows of the encoder's output, in that order; CTranslate2 4.8 cannot slice its own arrays."""
+    """Copy rows of the encoder's output, in the order given; CTranslate2 4.8 cannot slice its own arrays."""
     if numbers == list(range(encoded.shape[0])):
         return encoded
     array = np.array(encoded.to_device(ctranslate2.Device.cpu).to(ctranslate2.DataType.float32))

@@ -16,7 +16,7 @@ from asrserver.audio import files
 from asrserver.audio.files import RATE, Pcm, Samples
 from asrserver.errors import AudioError
 from asrserver.inference.features import HOP, log_mel
-from asrserver.inference.whisper import FULL, WINDOWS, window_for
+from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, window_for
 from tests.conftest import Utterance
 
 #: The containers that clients send: ffmpeg's arguments, and what `container` says.
@@ -201,7 +201,7 @@ def test_features_are_the_reference_s(n_mels: int, seconds: float, utterances: l
     speech = np.frombuffer(b"".join(one.pcm for one in utterances[:20]), "<i2").astype(np.float32) / 32768
     samples = speech[: int(seconds * RATE)]
     reference = FeatureExtractor(feature_size=n_mels)
-    for frames in {window_for(seconds, "fit"), FULL}:
+    for frames in {window_for(seconds, "fit"), FULL_WINDOW}:
         padded = np.zeros(frames * HOP, np.float32)
         padded[: len(samples)] = samples[: frames * HOP]
         wanted = reference(padded)[:, :frames]
@@ -220,5 +220,5 @@ def test_no_window_is_taken_for_raw_features() -> None:
     assert not {2 * n_mels for n_mels in (64, 80, 128)} & set(WINDOWS)
     for seconds in np.arange(0, 40, 0.01):
         assert window_for(float(seconds), "fit") in WINDOWS
-        assert window_for(float(seconds), "full") == FULL
+        assert window_for(float(seconds), "full") == FULL_WINDOW
     assert window_for(3.0, "fit") == 400

@@ -21,7 +21,15 @@ from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import LATE, LEAST, SHARE, SPAN, Pace
 from asrserver.inference.vad import segments
-from asrserver.inference.whisper import FULL, TOKENS_PER_SECOND, Hypothesis, Request, Whisper, length_limit, window_for
+from asrserver.inference.whisper import (
+    FULL_WINDOW,
+    TOKENS_PER_SECOND,
+    Hypothesis,
+    Request,
+    Whisper,
+    length_limit,
+    window_for,
+)
 from asrserver.inference.worker import Hands
 from tests.conftest import Utterance, until
 from tests.worker_harness import recogniser_of
@@ -141,7 +149,7 @@ async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, 
     first, second, third, fourth, fifth = same_length(utterances, 5)
     rows = [
         row(first),
-        row(second, frames=FULL),
+        row(second, frames=FULL_WINDOW),
         row(third, request=Request("en", prompt="music")),
         row(fourth, alone=True),
         row(fifth),
@@ -242,7 +250,7 @@ async def test_a_guess_that_waited_is_of_what_is_newest(
     engine: Engine, watched: Watched, utterances: list[Utterance]
 ) -> None:
     one = utterances[0]
-    old, new = row(one), row(one, frames=FULL)
+    old, new = row(one), row(one, frames=FULL_WINDOW)
     old.newest = lambda: (new.features, 9.0)
     await together(engine, [old])
     assert watched.calls[0][0][0] is new.features
@@ -404,7 +412,7 @@ async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances
 
     trouble._spoil = spoil
     said = utterances[:3]
-    items = [(log_mel(samples(one), FULL, MELS), Request("en"), len(one.pcm) / 32000) for one in said]
+    items = [(log_mel(samples(one), FULL_WINDOW, MELS), Request("en"), len(one.pcm) / 32000) for one in said]
     found = own_model.recognise(items)
     assert trouble.encoded == 1
     assert found[2].text.split()[0] == said[2].text.split()[0]
@@ -493,12 +501,13 @@ def row_data(one: Utterance, request: Request | None = None) -> tuple[Any, Reque
 async def test_a_guess_is_tried_again_in_the_full_window(own_model: Whisper, utterances: list[Utterance]) -> None:
     """And what is good there is taken; the other rows of the call are not run again."""
     trouble = Trouble(
-        own_model._model, lambda frames, options, result: result if frames == FULL else Result(result, scores=[-3.0])
+        own_model._model,
+        lambda frames, options, result: result if frames == FULL_WINDOW else Result(result, scores=[-3.0]),
     )
     own_model._model = trouble
     one = utterances[0]
     found = recognise(own_model, one)
-    assert trouble.calls == [(window_for(len(one.pcm) / 32000, "fit"), 0.0), (FULL, 0.0)]
+    assert trouble.calls == [(window_for(len(one.pcm) / 32000, "fit"), 0.0), (FULL_WINDOW, 0.0)]
     assert found.text
     assert found.confidence > 0.3
 
@@ -604,7 +613,7 @@ async def test_words_alone_are_words(
 async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances: list[Utterance]) -> None:
     one = samples(utterances[0])
     short = log_mel(one, window_for(len(one) / RATE, "fit"), MELS)
-    full = log_mel(one, FULL, MELS)
+    full = log_mel(one, FULL_WINDOW, MELS)
     np.testing.assert_allclose(full[:, : short.shape[1]], short, atol=1e-5)
     assert full[:, short.shape[1] :].max() == pytest.approx(short.min(), abs=1e-5)
 
@@ -634,7 +643,7 @@ async def test_prompts(model: Whisper) -> None:
     assert asked[0] == model._previous
     assert asked[-4:] == plain
     assert model._tokenizer.decode(asked[1:-4]).strip() == "tokyo play music"
-    assert len(model.prompt(Request(prompt="monday " * 1000), "en")) == 1 + whisper.MAX_PROMPT + 4
+    assert len(model.prompt(Request(prompt="monday " * 1000), "en")) == 1 + whisper.MAX_PROMPT_TOKENS + 4
 
 
 async def test_a_prompt_does_not_break_recognition(model: Whisper, utterances: list[Utterance]) -> None:
