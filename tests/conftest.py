@@ -10,29 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import io
 import itertools
-import json
 import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
-import wave
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
-import psycopg2
 import pytest
 import redis
+import tornado.httputil
 import tornado.ioloop
 import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
@@ -44,33 +34,16 @@ from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
+from tests.api_keys import Keys
+from tests.fakes import Pretender
+from tests.gateways import Door, _hurry
+from tests.program import NONE, System
+from tests.recordings import Utterance, recorded
+from tests.servers import Servers, drop_database
 
 if TYPE_CHECKING:
     from asrserver.inference.recognise import Recogniser
     from asrserver.inference.whisper import Whisper
-    from tests.fakes import Pretender
-
-DATA = Path(__file__).parent / "data"
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
-    """Poll until the condition is true, and return it; fails with its name after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout:.0f} s: {what or condition}")
-        time.sleep(0.02)
-    return value
-
-
-async def until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
-    """`wait_until` for coroutines."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout:.0f} s: {what or condition}")
-        await asyncio.sleep(0.02)
-    return value
 
 
 @pytest.fixture
@@ -90,15 +63,7 @@ def io_loop() -> Iterator[tornado.ioloop.IOLoop]:
     asyncio.set_event_loop(None)
 
 
-# -- servers ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Servers:
-    """The run's Redis and PostgreSQL."""
-
-    redis: EmbeddedRedis
-    postgres: EmbeddedPostgres
+# -- servers -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -128,20 +93,6 @@ def redis_url(servers: Servers) -> str:
 _databases = itertools.count()
 
 
-def _execute(dsn: str, statement: str) -> None:
-    connection = psycopg2.connect(dsn)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(statement)
-    connection.close()
-
-
-def drop_database(servers: Servers, name: str) -> None:
-    """With whoever is still in it. As the superuser: an autovacuum at work there is nobody else's to end."""
-    dsn = make_dsn(**{**parse_dsn(servers.postgres.dsn), "user": "postgres", "dbname": "postgres"})
-    _execute(dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-
-
 @pytest.fixture
 def database_url(servers: Servers) -> Iterator[str]:
     """A database that does not exist yet: the program makes it."""
@@ -156,11 +107,6 @@ def database_url(servers: Servers) -> Iterator[str]:
 @pytest.fixture
 def gateway_settings(redis_url: str, database_url: str) -> Settings:
     return Settings(redis_url=redis_url, database_url=database_url, max_message=1 << 20)
-
-
-def _hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
-        monkeypatch.setattr(f"asrserver.gateway.{name}", seconds)
 
 
 @pytest.fixture
@@ -188,13 +134,9 @@ def app(io_loop: tornado.ioloop.IOLoop, gateway: Gateway) -> Iterator[AsrApplica
     io_loop.run_sync(made.shut)
 
 
-@dataclass
-class Door:
-    """A gateway and where it listens."""
-
-    gateway: Gateway
-    application: AsrApplication
-    url: str
+@pytest.fixture
+def url(gateway: Gateway, base_url: str, http_server: HTTPServer) -> str:
+    return base_url.replace("http", "ws", 1) + "/ws/asr"
 
 
 @pytest.fixture
@@ -231,7 +173,6 @@ def doors(
 @pytest.fixture
 def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Pretender]:
     """A worker that says what the test tells it to."""
-    from tests.fakes import Pretender
 
     async def made() -> Pretender:
         return Pretender(redis_url)
@@ -250,68 +191,12 @@ def acyclic() -> Iterator[None]:
     gc.enable()
 
 
-# -- the program -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "keys.json")
 
 
-class System:
-    """The program, running. `port` is where it listens."""
-
-    #: How it is started; a test may put another launcher here.
-    program = ("-m", "asrserver")
-
-    def __init__(self, command: str, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.log = tempfile.NamedTemporaryFile("w+", prefix="asrserver-", suffix=".log")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, *self.program, command, *arguments],
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
-        )
-        self.port = 0
-
-    def output(self) -> str:
-        return Path(self.log.name).read_text()
-
-    def wait_ready(self, timeout: float = 60.0) -> System:
-        def ready() -> re.Match[str] | None:
-            if self.process.poll() is not None:
-                pytest.fail(f"the program ended with {self.process.returncode}:\n{self.output()}")
-            return re.search(
-                r"^asrserver(?: listening on https?://\S+:(\d+)|: \d+ workers? ready)", self.output(), re.M
-            )
-
-        found = wait_until(ready, timeout, "the program is ready")
-        self.port = int(found[1] or 0)
-        return self
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/ws/asr"
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1{path}", timeout=10) as response:
-            return json.load(response)
-
-    def children(self, kind: str) -> list[psutil.Process]:
-        """The living gateway or worker processes, as the log names them."""
-        pids = re.findall(rf"{kind} \S+ started: pid (\d+)", self.output())
-        return [
-            psutil.Process(int(pid))
-            for pid in pids
-            if psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
-        ]
-
-    def stop(self, number: int = signal.SIGTERM, timeout: float = 60.0) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(timeout)
-
-    def close(self) -> None:
-        """However the test ended: no process, no file."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
+# -- the program -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -335,37 +220,20 @@ def system(start: Callable[..., System]) -> System:
     return start("run").wait_ready()
 
 
-# -- recordings ------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def shared() -> Iterator[System]:
+    """One running system, with servers of its own, for the commands that only use it."""
+    directory = Path(tempfile.mkdtemp(prefix="asrserver-cli-"))
+    system = System("run", "--port", "0", "--data-dir", str(directory), env=NONE)
+    try:
+        yield system.wait_ready()
+        assert system.stop() == 0
+    finally:
+        system.close()
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """A recording: 16 kHz 16-bit mono PCM, and what is said in it."""
-
-    name: str
-    text: str
-    pcm: bytes
-
-    @property
-    def wav(self) -> bytes:
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16000)
-            file.writeframes(self.pcm)
-        return buffer.getvalue()
-
-
-def recorded(folder: str) -> list[Utterance]:
-    """The recordings of a folder of tests/data, with what is said in them."""
-    from asrserver.audio import files
-
-    found = []
-    for name, text in json.loads((DATA / folder / "transcripts.json").read_text()).items():
-        samples = files.decode((DATA / folder / name).read_bytes(), "ogg", 60)
-        found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
-    return found
+# -- recordings --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

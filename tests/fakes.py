@@ -7,7 +7,7 @@ from typing import Any
 
 from asrserver.broker.broker import Broker
 from asrserver.broker.replies import Claim
-from tests.conftest import until
+from tests.waiting import until
 
 
 class Pretender:

@@ -16,7 +16,7 @@ from asrserver.inference.engine import Engine
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.text.wer import word_errors
-from tests.conftest import until
+from tests.waiting import until
 
 Event = dict[str, Any]
 

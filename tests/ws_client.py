@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import struct
 import urllib.error
 import urllib.request
@@ -14,9 +15,13 @@ from typing import Any
 
 import psycopg2
 import redis
+from tornado.iostream import IOStream
+from tornado.tcpclient import TCPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from tests.conftest import Utterance
+from asrserver.protocol.frames import TEXT
+from tests.recordings import Utterance
+from tests.waiting import until
 
 #: Longest wait for one message, in seconds: far above any that is right, on any machine.
 PATIENCE = 60.0
@@ -168,6 +173,47 @@ class Talk:
         assert final is self.of(sid)[-1]
         assert final["text"] == " ".join(utterance.text for utterance in spoken)
         assert final["chunk_count"] == len(spoken)
+
+
+def start(sid: str = "s", **options: Any) -> Message:
+    return {"action": "start", "session_id": sid, **options}
+
+
+def finish(sid: str = "s") -> Message:
+    return {"action": "finish", "session_id": sid}
+
+
+async def errors(talk: Talk, count: int = 1) -> list[Message]:
+    """The connection's errors, once there are so many."""
+    await until(lambda: sum(message["type"] == "error" for message in talk.messages) >= count)
+    return [message for message in talk.messages if message["type"] == "error"]
+
+
+def addressed(channel: int, index: int, data: bytes) -> bytes:
+    return channel.to_bytes(4, "big") + index.to_bytes(8, "big") + data
+
+
+async def raw(url: str) -> IOStream:
+    """A connection of which the test reads what it likes to."""
+    host, port = url.split("/")[2].split(":")
+    stream = await TCPClient().connect(host, int(port))
+    key = base64.b64encode(os.urandom(16)).decode()
+    await stream.write(
+        f"GET /ws/asr HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+    )
+    assert (await stream.read_until(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    return stream
+
+
+def said(message: Message) -> bytes:
+    """The frame of a message."""
+    return frame(TEXT, json.dumps(message).encode())
+
+
+async def next_text(stream: IOStream) -> bytes:
+    size = (await stream.read_bytes(2))[1]
+    return await stream.read_bytes(int.from_bytes(await stream.read_bytes(2), "big") if size == 126 else size)
 
 
 # -- behind the scenes -----------------------------------------------------------------------------------------------

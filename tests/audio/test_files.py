@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import wave
 from typing import Any
 
-import imageio_ffmpeg
 import numpy as np
 import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from asrserver.audio import files
-from asrserver.audio.files import RATE, Pcm, Samples
+from asrserver.audio.files import RATE, Pcm
 from asrserver.errors import AudioError
 from asrserver.inference.features import HOP, log_mel
 from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, window_for
-from tests.conftest import Utterance
+from tests.audio.signals import encode, frequency, s16, tone
+from tests.recordings import Utterance
 
 #: The containers that clients send: ffmpeg's arguments, and what `container` says.
 CONTAINERS = {
@@ -35,27 +34,6 @@ CONTAINERS = {
     "aac": ("-c:a aac -f adts", "aac"),
     "mp4": ("-c:a aac -movflags frag_keyframe+empty_moov -f mp4", "mp4"),
 }
-
-
-def tone(seconds: float = 1.0, rate: int = RATE) -> Samples:
-    """440 Hz, half of full scale."""
-    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
-
-
-def s16(samples: Samples) -> bytes:
-    return (samples * 32767).astype("<i2").tobytes()
-
-
-def encode(samples: Samples, arguments: str) -> bytes:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
-    return subprocess.run(
-        [*command, *arguments.split(), "-"], input=s16(samples), stdout=subprocess.PIPE, check=True
-    ).stdout
-
-
-def frequency(samples: Samples) -> float:
-    """The strongest, in hertz."""
-    return float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -27,42 +26,12 @@ from asrserver.config import COMMANDS, rows
 from asrserver.embedded import locate
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
-from tests.conftest import System, Utterance, wait_until
+from tests.program import NOBODY, NONE, System, cli
+from tests.recordings import Utterance
+from tests.waiting import wait_until
 from tests.ws_client import health, look, query, stored
 
 Start = Callable[..., System]
-
-#: A port where nobody listens.
-NOBODY = "ws://127.0.0.1:9"
-
-
-def cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "asrserver", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, **(env or {})},
-    )
-
-
-#: No servers: an empty value counts as none, so what the caller of the tests has set does not matter.
-NONE = dict.fromkeys(("REDIS_URL", "REDIS_ADDR", "DATABASE_URL", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_NAME"), "")
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[System]:
-    """One running system, with servers of its own, for the commands that only use it."""
-    directory = Path(tempfile.mkdtemp(prefix="asrserver-cli-"))
-    system = System("run", "--port", "0", "--data-dir", str(directory), env=NONE)
-    try:
-        yield system.wait_ready()
-        assert system.stop() == 0
-    finally:
-        system.close()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

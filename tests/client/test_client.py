@@ -24,8 +24,9 @@ from asrserver.client import Client, ConnectionLost, ServerError, Watch
 from asrserver.client import client as client_module
 from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import WebSocket
-from tests.conftest import Door, until
 from tests.fakes import Pretender
+from tests.gateways import Door
+from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 

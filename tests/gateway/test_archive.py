@@ -26,8 +26,8 @@ from asrserver.gateway import archive as recordings
 from asrserver.gateway import archive_files
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
-from tests.conftest import until
 from tests.fakes import Pretender
+from tests.waiting import until
 
 HEADER = {"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels": 1}
 

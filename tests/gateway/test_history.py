@@ -17,7 +17,8 @@ from asrserver.storage.queries import Filter
 from asrserver.storage.search import tsquery
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
-from tests.conftest import Servers, drop_database, make_dsn, parse_dsn
+from tests.conftest import make_dsn, parse_dsn
+from tests.servers import Servers, drop_database
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 

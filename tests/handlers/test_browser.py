@@ -22,8 +22,9 @@ import tornado.web
 from asrserver.audio import files
 from asrserver.audio.files import RATE
 from asrserver.audio.stream import StreamDecoder
-from tests.audio.test_stream import decoded, slices
-from tests.conftest import DATA, System, Utterance
+from tests.audio.streams import decoded, slices
+from tests.program import System
+from tests.recordings import DATA, Utterance
 
 #: What records, as a web page would: one stream of sound, a recorder and a session for each way asked for. It is over
 #: when a tone of 3 kHz is heard: on a busy machine a second of the microphone's takes longer than a second.

@@ -23,8 +23,9 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from asrserver.handlers.websocket import WebSocket
 from asrserver.protocol.frames import Plain, Secure, Wire
-from tests.conftest import System, until
-from tests.handlers.test_auth import TLS
+from tests.api_keys import TLS
+from tests.program import System
+from tests.waiting import until
 from tests.ws_client import Talk
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -67,11 +68,6 @@ def test_an_idle_connection_takes_little_memory(start: Callable[..., System]) ->
 @pytest.fixture
 def gateway_settings(gateway_settings: Settings) -> Settings:
     return replace(gateway_settings, ping_interval=0.4, idle_timeout=0.0)
-
-
-@pytest.fixture
-def url(gateway: Gateway, base_url: str, http_server: HTTPServer) -> str:
-    return base_url.replace("http", "ws", 1) + "/ws/asr"
 
 
 async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApplication, gateway: Gateway) -> None:

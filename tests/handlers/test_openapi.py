@@ -15,7 +15,7 @@ import pytest
 from asrserver.handlers import base, openapi, rest
 from asrserver.handlers.app import ROUTES
 from asrserver.handlers.websocket import WebSocket
-from tests.conftest import System
+from tests.program import System
 
 DOCUMENT = openapi.document()
 

@@ -22,8 +22,9 @@ from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
-from tests.conftest import Servers, until
 from tests.fakes import Pretender
+from tests.servers import Servers
+from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 

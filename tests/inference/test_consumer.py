@@ -19,7 +19,8 @@ from asrserver.inference.audio_thread import TOGETHER, Listener, Work
 from asrserver.inference.consumer import EACH, GROUPS, ON_ITS_WAY, POLL, WIDEST, Feed
 from asrserver.inference.partials import Pace
 from asrserver.inference.silero import Stretch
-from tests.conftest import until
+from tests.servers import Servers
+from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test
 
@@ -253,3 +254,23 @@ async def test_one_that_fails_fails_alone() -> None:
     assert isinstance(two, AudioError)
     assert isinstance(four, AudioError)
     listener.close()
+
+
+@pytest.mark.gen_test
+async def test_sessions_are_lost_while_one_is_to_be_handed_back(servers: Servers) -> None:
+    """A worker woken from a long stop: behind, it asks for others' room, and meanwhile loses all that it had."""
+
+    class Behind:
+        backlog = 100.0
+        live = False
+
+    class Away:
+        name = "sleeper"
+
+        async def heartbeats(self, _kind: str) -> list[dict[str, object]]:
+            feed.sessions.clear()
+            return [{"name": "other", "backlog": 0.0}]
+
+    feed = Feed(Away(), None, url=servers.redis.url, lease=10, max_backlog=30)  # type: ignore[arg-type]
+    feed.sessions = {"one": Behind(), "two": Behind()}  # type: ignore[dict-item]
+    await feed.hand_back()

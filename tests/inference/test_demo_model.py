@@ -12,7 +12,8 @@ import pytest
 
 from asrserver.audio.files import Samples
 from asrserver.text.wer import word_errors
-from tests.conftest import System, Utterance
+from tests.program import System
+from tests.recordings import Utterance
 from tests.ws_client import Talk
 
 MODEL = Path(str(files("asrserver").joinpath("data", "demo-model")))

@@ -14,7 +14,7 @@ from asrserver.inference import event_log
 from asrserver.inference import segments as captions
 from asrserver.inference.recognise import Recogniser
 from asrserver.text.wer import word_errors
-from tests.conftest import Utterance
+from tests.recordings import Utterance
 from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
 
 pytestmark = pytest.mark.gen_test(timeout=120)

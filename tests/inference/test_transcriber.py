@@ -16,7 +16,7 @@ from asrserver.inference.event_log import Fenced
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.text.wer import word_errors
-from tests.conftest import Utterance
+from tests.recordings import Utterance
 from tests.worker_harness import QUIET, Session, Voice, encode, key, pieces, texts
 
 pytestmark = pytest.mark.gen_test(timeout=120)

@@ -15,8 +15,8 @@ from asrserver.inference import silero, vad
 from asrserver.inference.silero import FRAME, Stretch
 from asrserver.inference.vad import CONTEXT_SAMPLES, Endpointer, Event, SegmentEnded, SpeechStarted, segments
 from asrserver.loadtest.speech import QUIET_LEVEL
-from tests.audio.test_files import tone
-from tests.conftest import Utterance
+from tests.audio.signals import tone
+from tests.recordings import Utterance
 
 SILENCE = 0.4
 

@@ -11,7 +11,7 @@ import pytest
 from tornado.iostream import IOStream, StreamBufferFullError
 
 from asrserver.protocol.frames import BINARY, TEXT, TURN, Params, Wire
-from tests.conftest import until
+from tests.waiting import until
 from tests.ws_client import frame
 
 pytestmark = pytest.mark.gen_test(timeout=20)

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from asrserver.text.wer import word_errors
-from tests.conftest import System, Utterance
+from tests.program import System
+from tests.recordings import Utterance
 from tests.ws_client import Talk, look
 
 pytestmark = pytest.mark.slow

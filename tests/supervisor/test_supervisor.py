@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import System, Utterance, until, wait_until
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import until, wait_until
 from tests.ws_client import Talk, check_stored, chunk, look, stored
 
 Start = Callable[..., System]

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from asrserver.client import Client, ClientSession
-from tests.conftest import System, Utterance, until, wait_until
-from tests.handlers.test_websocket import said
-from tests.ws_client import Talk, check_stored, look, stored
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import until, wait_until
+from tests.ws_client import Talk, check_stored, look, said, stored
 
 Start = Callable[..., System]
 

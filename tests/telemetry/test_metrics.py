@@ -25,7 +25,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from asrserver.client import Client
 from asrserver.telemetry import metrics, multiprocess
 from asrserver.telemetry.logs import JsonFormatter, request_id
-from tests.conftest import System, Utterance, wait_until
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "conf" / "prometheus-rules.yml"

@@ -1,0 +1,31 @@
+"""Tones and files for tests."""
+
+from __future__ import annotations
+
+import subprocess
+
+import imageio_ffmpeg
+import numpy as np
+
+from asrserver.audio.files import RATE, Samples
+
+
+def tone(seconds: float = 1.0, rate: int = RATE) -> Samples:
+    """440 Hz, half of full scale."""
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def s16(samples: Samples) -> bytes:
+    return (samples * 32767).astype("<i2").tobytes()
+
+
+def encode(samples: Samples, arguments: str) -> bytes:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
+    return subprocess.run(
+        [*command, *arguments.split(), "-"], input=s16(samples), stdout=subprocess.PIPE, check=True
+    ).stdout
+
+
+def frequency(samples: Samples) -> float:
+    """The strongest, in hertz."""
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))

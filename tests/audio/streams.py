@@ -1,0 +1,115 @@
+"""Streams of every container, by FFmpeg; and what is decoded of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+
+from asrserver.audio import files as audio
+from asrserver.audio.decoders import Decoder
+from asrserver.audio.files import Samples
+from asrserver.audio.stream import StreamDecoder
+from asrserver.errors import AudioError
+from tests.audio.signals import encode
+from tests.recordings import DATA
+
+FRAGMENTS = "-movflags frag_keyframe+empty_moov"
+
+
+#: Without noise substitution (ISO/IEC 14496-3, 4.6.13): every decoder draws that noise anew, and no two are alike.
+AAC = "-c:a aac -aac_pns 0"
+
+
+#: ffmpeg's arguments, what `container` says, and the correlation that a resumed decoder's first 0.1 s reaches at least.
+STREAMS = {
+    "wav": ("-f wav", "wav", 1.0),
+    "wav-f32-48k": ("-c:a pcm_f32le -ar 48000 -f wav", "wav", 1.0),
+    "wav-s24-44k-stereo": ("-c:a pcm_s24le -ar 44100 -ac 2 -f wav", "wav", 1.0),
+    "wav-u8-8k": ("-c:a pcm_u8 -ar 8000 -f wav", "wav", 1.0),
+    "wav-mulaw": ("-c:a pcm_mulaw -ar 8000 -f wav", "wav", 1.0),
+    "webm": ("-c:a libopus -f webm", "matroska", 0.99),
+    "webm-live-stereo": ("-c:a libopus -ac 2 -f webm -live 1", "matroska", 0.99),
+    "webm-vorbis": ("-c:a libvorbis -f webm", "matroska", 0.99),
+    "mkv-aac": (f"{AAC} -f matroska", "matroska", 0.99),
+    "mkv-pcm": ("-c:a pcm_f32le -ar 48000 -f matroska", "matroska", 1.0),
+    "ogg-opus": ("-c:a libopus -f ogg", "ogg", 0.99),
+    "ogg-opus-pages": ("-c:a libopus -page_duration 20000 -f ogg", "ogg", 0.99),
+    "ogg-vorbis": ("-c:a libvorbis -f ogg", "ogg", 0.99),
+    "ogg-flac": ("-c:a flac -f ogg", "ogg", 1.0),
+    "flac": ("-f flac", "flac", 1.0),
+    "flac-44k-stereo": ("-ar 44100 -ac 2 -f flac", "flac", 1.0),
+    "mp3": ("-c:a libmp3lame -f mp3", "mp3", 0.99),
+    "mp3-vbr-44k": ("-c:a libmp3lame -ar 44100 -q:a 4 -f mp3", "mp3", 0.99),
+    "mp3-bare": ("-c:a libmp3lame -id3v2_version 0 -write_xing 0 -f mp3", "mp3", 0.99),
+    "aac": (f"{AAC} -f adts", "aac", 0.99),
+    "mp4": (f"{AAC} {FRAGMENTS} -frag_duration 500000 -f mp4", "mp4", 0.99),
+    "mp4-moof-44k": (
+        f"{AAC} -ar 44100 {FRAGMENTS}+default_base_moof+delay_moov -frag_duration 250000 -f mp4",
+        "mp4",
+        0.99,
+    ),
+    "mp4-opus": (f"-c:a libopus {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 0.99),
+    "mp4-flac": (f"-c:a flac -strict -2 {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 1.0),
+}
+
+
+@functools.cache
+def speech() -> Samples:
+    """Some seconds of it."""
+    files = sorted((DATA / "utterances").glob("*.opus"))[:2]
+    return np.concatenate([audio.decode(file.read_bytes(), "ogg", 60) for file in files])
+
+
+@functools.cache
+def stream(name: str) -> bytes:
+    return encode(speech(), STREAMS[name][0])
+
+
+def kind(name: str) -> str:
+    return STREAMS[name][1]
+
+
+def slices(data: bytes, seed: int, largest: int) -> Iterable[bytes]:
+    random = np.random.default_rng(seed)
+    at = 0
+    while at < len(data):
+        size = int(random.integers(1, largest + 1))
+        yield data[at : at + size]
+        at += size
+
+
+def decoded(decoder: Decoder, pieces: Iterable[bytes]) -> Samples:
+    samples = np.concatenate([*(decoder.feed(piece) for piece in pieces), decoder.flush()])
+    assert samples.dtype == np.float32
+    return samples
+
+
+@functools.cache
+def whole(name: str) -> Samples:
+    return decoded(StreamDecoder(kind(name)), [stream(name)])
+
+
+def tolerant(decoder: StreamDecoder, pieces: Iterable[bytes]) -> tuple[Samples, list[AudioError]]:
+    """All samples, and the errors on the way."""
+    found, errors = [], []
+    for piece in pieces:
+        try:
+            found.append(decoder.feed(piece))
+        except AudioError as exc:
+            errors.append(exc)
+    found.append(decoder.flush())
+    return np.concatenate(found), errors
+
+
+def correlation(one: Samples, other: Samples) -> float:
+    if np.array_equal(one, other):
+        return 1.0
+    return float(np.dot(one, other) / np.sqrt(np.dot(one, one) * np.dot(other, other)))
+
+
+def sized(wav: bytes) -> bytes:
+    """A WAV file that knows its length."""
+    at = wav.index(b"data")
+    return wav[: at + 4] + (len(wav) - at - 8).to_bytes(4, "little") + wav[at + 8 :]

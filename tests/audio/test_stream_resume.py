@@ -1,0 +1,104 @@
+"""Decoders that go on in the middle of a stream."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import pytest
+
+from asrserver.audio.files import RATE, Samples
+from asrserver.audio.stream import Border, StreamDecoder
+from tests.audio.signals import encode, tone
+from tests.audio.streams import STREAMS, correlation, decoded, kind, sized, slices, stream, whole
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_another_process_goes_on(name: str) -> None:
+    """Killed at any moment, with the border as JSON: no sample lost or doubled, and the joint cannot be heard."""
+    data, wanted = stream(name), whole(name)
+    random = np.random.default_rng(len(data))
+    decoder = StreamDecoder(kind(name))
+    seen = set()
+    at = 0
+    for piece in slices(data, 5, len(data) // 20):
+        decoder.feed(piece)
+        at += len(piece)
+        sample = max(0, decoder.position - int(random.integers(0, RATE)))
+        border = Border.fromdict(orjson.loads(orjson.dumps(decoder.border(sample).asdict())))
+        if border.offset in seen:
+            continue
+        seen.add(border.offset)
+        assert border.sample <= sample
+        assert border.offset <= at
+        successor = StreamDecoder.resume(border)
+        assert successor.position == border.sample
+        found = decoded(successor, slices(data[border.offset :], at, 3000))
+        assert successor.position == border.sample + len(found)
+        surplus = len(found) - (len(wanted) - border.sample)
+        assert 0 <= surplus <= (0.02 * RATE if kind(name) == "ogg" else 0)
+        old, new = wanted[border.sample :], found[: len(wanted) - border.sample]
+        first = slice(0, RATE // 10)
+        if len(old) > RATE // 10 and np.abs(old[first]).max() > 0.02:
+            assert correlation(old[first], new[first]) >= STREAMS[name][2]
+        if len(old):
+            assert np.abs(old - new).max() < 0.1
+    assert len(seen) >= (3 if kind(name) == "ogg" and name != "ogg-opus-pages" else 4)
+
+
+@pytest.mark.parametrize("name", ["webm", "mp4", "ogg-opus-pages", "mp3", "aac", "flac", "wav"])
+def test_going_on_more_than_once(name: str) -> None:
+    """Each of a row of owners dies: the borders that a resumed decoder gives are as good."""
+    data, wanted = stream(name), whole(name)
+    pieces: list[Samples] = []
+    border = StreamDecoder(kind(name)).border(0)
+    for death in range(1, 6):
+        decoder = StreamDecoder.resume(border)
+        samples = decoder.feed(data[border.offset : len(data) * death // 6])
+        following = decoder.border(decoder.position)
+        pieces.append(samples[: following.sample - border.sample])
+        border = following
+    found = np.concatenate([*pieces, decoded(StreamDecoder.resume(border), [data[border.offset :]])])
+    assert len(found) == len(wanted)
+    assert correlation(found, wanted) > 0.9995
+
+
+def test_borders_are_near_and_few() -> None:
+    """A border for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
+    decoder = StreamDecoder("matroska")
+    decoder.feed(stream("webm"))
+    for sample in range(0, decoder.position, RATE // 3):
+        border = decoder.border(sample)
+        assert sample - RATE // 2 < border.sample <= sample
+    assert len(orjson.dumps(border.asdict())) < 400
+    pcm = StreamDecoder("pcm_s16le")
+    for _ in range(3600):
+        pcm.feed(bytes(2 * RATE))
+    assert len(pcm._borders) <= 1024
+    assert pcm.border(1000 * RATE).sample > 990 * RATE
+    pcm.feed(bytes(2 * RATE))
+    assert pcm.border(3600 * RATE + RATE // 2).sample > 3599 * RATE
+
+
+def test_the_recorder_is_started_again() -> None:
+    """A second head in the stream, of another kind of track: the audio goes on, also for another process."""
+    for name in ("webm", "ogg-opus", "mp4", "wav", "flac"):
+        first, second = stream(name), encode(tone(2.0), STREAMS[name][0].replace("-f ", "-ac 2 -f "))
+        both = (sized(first) if name == "wav" else first) + second
+        wanted = np.concatenate([whole(name), decoded(StreamDecoder(kind(name)), [second])])
+        decoder = StreamDecoder(kind(name))
+        found = [decoder.feed(piece) for piece in slices(both, 1, 1500)]
+        border = decoder.border(decoder.position)
+        found.append(decoder.flush())
+        assert np.array_equal(np.concatenate(found), wanted)
+        assert border.offset > len(first)
+        assert border.sample > len(whole(name))
+        for place in (border, _border_at(kind(name), both, len(whole(name)))):
+            resumed = decoded(StreamDecoder.resume(place), [both[place.offset :]])
+            assert abs(len(resumed) - (len(wanted) - place.sample)) <= (0.02 * RATE if name == "ogg-opus" else 0)
+            assert correlation(resumed[: len(wanted) - place.sample], wanted[place.sample :]) > 0.995
+
+
+def _border_at(kind: str, data: bytes, sample: int) -> Border:
+    decoder = StreamDecoder(kind)
+    decoder.feed(data)
+    return decoder.border(sample)

@@ -1,0 +1,62 @@
+"""What the tests of the broker do with it, and to its Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+
+from asrserver.broker.broker import Broker
+from asrserver.broker.replies import Claim
+from tests.servers import Servers
+
+FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
+
+
+Make = Callable[[str], Broker]
+
+
+async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
+    return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
+
+
+async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0) -> Exception | None:
+    """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
+    future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    gateway.append(sid, index, index - 1 if index > first else None, [data], False, future.set_result)
+    return await future
+
+
+async def taken(worker: Broker, lease: float | None = None) -> Claim:
+    """The one session that can be claimed."""
+    [(task, sid)] = await worker.claim(lease, 10, 0)
+    claim = await worker.acquire(task, sid)
+    assert claim is not None
+    return claim
+
+
+def event(seq: int, kind: str = "chunk") -> dict[str, Any]:
+    return {"type": kind, "seq": seq, "text": f"word{seq}"}
+
+
+def ids(db: redis.Redis, key: str) -> list[str]:
+    return [entry for entry, _ in db.xrange(key)]
+
+
+@contextmanager
+def nobody_listens(servers: Servers) -> Iterator[None]:
+    """New connections to Redis are refused meanwhile."""
+    path = servers.redis.socket_path
+    away = path.rename(f"{path}.away")
+    try:
+        yield
+    finally:
+        away.rename(path)
+
+
+def drop_connections(db: redis.Redis, kind: str = "normal") -> None:
+    db.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")

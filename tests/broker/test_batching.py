@@ -1,0 +1,120 @@
+"""Chunks that wait for each other and share an entry."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from asrserver.broker import batching, keys
+from asrserver.broker.broker import Broker
+from asrserver.process.coalescing import LingerPolicy
+from tests.broker.support import drop_connections, ids, opened
+from tests.waiting import until
+
+
+@pytest.fixture
+def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many chunks come that those of one session wait for each other."""
+    monkeypatch.setattr(g._gathering, "_linger", LingerPolicy(-1e9, batching.EACH, batching.LONGEST))
+
+
+async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
+    """Append chunks, each after the one before; the answers, which come later."""
+    answers: dict[int, Any] = {}
+    before = None
+    for index, data in chunks.items():
+        g.append(sid, index, before, [data], joins, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        before = index
+    return answers
+
+
+@pytest.mark.gen_test
+async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
+    g: Broker, w: Broker, db: redis.Redis, busy: None
+) -> None:
+    """But for its first, which waits for nobody. Each is acknowledged, and none before Redis has it."""
+    await opened(g)
+    answers = await gathered(g, "s", {4: b"a", 5: b"bc", 7: b"d", 8: b"e"})
+    await until(lambda: len(answers) == 4)
+    assert answers == dict.fromkeys((4, 5, 7, 8))
+    found = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [(entry.id, entry.data, entry.chunks) for entry in found] == [("5-0", b"a", 1), ("9-0", b"bcde", 3)]
+    assert (db.hget(keys.session_key("s"), "first"), db.hget(keys.session_key("s"), "last")) == ("4", "8")
+    assert g.bytes_on_their_way == 0
+
+
+@pytest.mark.gen_test
+async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, busy: None) -> None:
+    await opened(g)
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"}, joins=False)
+    await until(lambda: len(answers) == 3)
+    assert ids(db, keys.audio_key("s")) == ["0-1", "1-0", "2-0", "3-0"]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("then", ["end", "resume", "close", "fill"])
+async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy: None, then: str) -> None:
+    """A session's end, its resumption elsewhere, the gateway's own end; and it goes when there is a second of it."""
+    await opened(g)
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c" * (batching.FULL if then == "fill" else 1)})
+    if then == "end":
+        assert await g.end_session("s", "done", time.time() + 60)
+    elif then == "resume":
+        assert await g.resume_session("s", time.time() + 60, "") is not None
+    elif then == "close":
+        await g.close()
+    else:
+        assert g.bytes_on_their_way == g.pipeline.bytes > batching.FULL
+        await until(lambda: len(answers) == 3)
+    assert answers == dict.fromkeys((0, 1, 2))
+    found = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [entry.chunks for entry in found if entry.data is not None] == [1, 2]
+
+
+@pytest.mark.gen_test
+async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has waited longest goes; nobody is kept from being read for what waits by choice."""
+    monkeypatch.setattr(batching, "MOST", 10)
+    for sid in ("a", "b"):
+        await opened(g, sid)
+        await gathered(g, sid, {0: b"first"})
+    answers: dict[str, Exception | None] = {}
+    for sid, before, data in (("a", 0, b"12345"), ("b", 0, b"123456"), ("b", 1, b"78901")):
+        g.append(sid, before + 1, before, [data], True, lambda error, sid=sid: answers.setdefault(sid, error))  # type: ignore[misc]
+        assert g._gathering.bytes <= 10
+    assert g.bytes_on_their_way > 0
+    await until(lambda: len(answers) == 2)
+    assert answers == {"a": None, "b": None}
+    assert g.bytes_on_their_way == g._gathering.bytes == 0
+
+
+@pytest.mark.gen_test
+async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db: redis.Redis, busy: None) -> None:
+    await opened(g)
+    db.hset(keys.session_key("s"), "gateway", "another")
+    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"})
+    await until(lambda: len(answers) == 3)
+    assert [error.code for error in answers.values()] == ["session_moved"] * 3
+
+
+@pytest.mark.gen_test
+async def test_a_shared_entry_sent_again_is_there_once(g: Broker, w: Broker, db: redis.Redis, busy: None) -> None:
+    """Its reply was lost with the connection."""
+    await opened(g)
+    answers: dict[int, Any] = {}
+    for index in range(1000):
+        before = index - 1 if index else None
+        g.append("s", index, before, [b"x" * 900], True, lambda error, index=index: answers.setdefault(index, error))  # type: ignore[misc]
+        if index % 200 == 50:
+            await asyncio.sleep(0)
+            drop_connections(db)
+    await until(lambda: len(answers) == 1000)
+    assert set(answers.values()) == {None}
+    entries = (await w.read_audio({"s": "0-1"}, 1000))["s"]
+    assert sum(entry.chunks for entry in entries) == 1000
+    assert sum(len(entry.data or b"") for entry in entries) == 900_000
+    assert len(entries) < 100

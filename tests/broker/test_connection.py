@@ -1,0 +1,135 @@
+"""The broker while Redis comes and goes: order, lost replies, lost connections, subscriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from asrserver.broker import keys
+from asrserver.broker import pipeline as lane_module
+from asrserver.broker.broker import Broker
+from asrserver.broker.subscription import QUIET
+from asrserver.errors import Unavailable
+from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
+from tests.servers import Servers
+from tests.waiting import until
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """Mid-flight, again and again: every chunk is acknowledged, in order, and is there once."""
+    await opened(g)
+    answers: list[Any] = []
+    for index in range(2000):
+        before = index - 1 if index else None
+        g.append("s", index, before, [b"x" * 2000], False, lambda error, index=index: answers.append((index, error)))
+        if index % 200 == 50:
+            await asyncio.sleep(0)
+            drop_connections(db)
+    await until(lambda: len(answers) == 2000)
+    assert answers == [(index, None) for index in range(2000)]
+    assert ids(db, keys.audio_key("s")) == ["0-1", *(f"{index + 1}-0" for index in range(2000))]
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, db: redis.Redis) -> None:
+    """Killed without warning; what was issued before, while it was away and after is there, in order."""
+    await opened(g)
+    assert await append(g, 0) is None
+    pid = servers.redis.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    waits = [asyncio.ensure_future(append(g, index)) for index in range(1, 50)]
+    await until(lambda: servers.redis.poll() is not None and g.pipeline._away_since is not None)
+    servers.redis.start()  # here and not in a thread: the kernel would end it with the thread
+    waits += [asyncio.ensure_future(append(g, index)) for index in range(50, 100)]
+    assert await asyncio.gather(*waits) == [None] * 99
+    assert ids(db, keys.audio_key("s")) == ["0-1", *(f"{index + 1}-0" for index in range(100))]
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_callers_are_told_when_redis_stays_away(
+    g: Broker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After PATIENCE, those that waited behind others too; and when Redis is back, it works again."""
+    monkeypatch.setattr(lane_module, "PATIENCE", 0.3)
+    monkeypatch.setattr(lane_module, "BATCH", 10)
+    await opened(g)
+    db.ping()  # connects while it can
+    with nobody_listens(servers):
+        drop_connections(db)
+        started = time.monotonic()
+        errors = await asyncio.gather(*(append(g, index, b"x" * 1000) for index in range(100)))
+        with pytest.raises(Unavailable):
+            await g.ping()
+    assert {getattr(error, "code", error) for error in errors} == {"broker_unavailable"}
+    assert time.monotonic() - started < 3.0  # ten batches: not each its own 0.3 s and more
+    assert g.pipeline.bytes == 0
+    assert await append(g, 0) is None
+
+
+@pytest.mark.gen_test
+async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
+    await opened(g)
+    g.append("s", 0, None, [b"x"], False, lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    assert await append(g, 1) is None
+
+
+@pytest.mark.gen_test
+async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """The worker drops the session, and its next owner makes the event."""
+    await opened(g)
+    claim = await taken(w)
+    limit = db.config_get("maxmemory")["maxmemory"]
+    db.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(Unavailable):
+            await w.append_event(claim, 1, event(1), "0-1")
+        assert isinstance(await append(g, 0), Exception)
+        with pytest.raises(Unavailable):
+            await g.end_session("s", "done", time.time())
+    finally:
+        db.config_set("maxmemory", limit)
+    assert await w.append_event(claim, 1, event(1), "0-1")
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db: redis.Redis) -> None:
+    """What is published by anyone else and is no result is passed over."""
+    events: list[dict[str, Any]] = []
+    subscribed: list[bool] = []
+    task = asyncio.ensure_future(g.subscribe(events.append, lambda: subscribed.append(True)))
+    await until(lambda: subscribed)
+    await opened(g)
+    claim = await taken(w)
+    db.publish(keys.results_channel("g"), "no JSON")
+    await w.append_event(claim, 1, event(1), "0-1")
+    await until(lambda: len(events) == 1)
+    drop_connections(db, "pubsub")
+    await until(lambda: len(subscribed) == 2)
+    await w.append_event(claim, 2, event(2), "0-1")
+    await until(lambda: len(events) == 2)
+    assert [found["seq"] for found in events] == [1, 2]
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answered, it goes on: no second subscription."""
+    assert QUIET > 1
+    monkeypatch.setattr("asrserver.broker.subscription.QUIET", 0.05)
+    subscribed: list[bool] = []
+    task = asyncio.ensure_future(g.subscribe(lambda event: None, lambda: subscribed.append(True)))
+    await until(lambda: subscribed)
+    db.config_resetstat()
+    await until(lambda: db.info("commandstats").get("cmdstat_ping", {}).get("calls", 0) >= 3)
+    assert len(subscribed) == 1
+    task.cancel()
+    await asyncio.wait([task])

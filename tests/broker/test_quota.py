@@ -1,0 +1,72 @@
+"""broker/quota.py: audio that is charged, and what keys hold."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from asrserver.broker import quota
+from asrserver.broker.broker import Broker
+from tests.ws_client import look
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+async def test_audio_is_charged_once(redis_url: str) -> None:
+    """Not for an event that is sent again, nor by an owner that was fenced off, nor again by the next owner."""
+    w, v = Broker(redis_url, "w"), Broker(redis_url, "v")
+    await w.open()
+    assert await w.open_session("s", "n", {"gateway": "g", "owner": "k", "options": "{}"}, time.time() + 60)
+    [(task, sid)] = await w.claim(None, 1, 0)
+    first = await w.acquire(task, sid)
+    assert first is not None
+
+    def event(seq: int, total: float) -> dict[str, Any]:
+        return {"type": "chunk", "seq": seq, "total": total, "chunk_index": seq}
+
+    with look(redis_url) as client:
+
+        def charged() -> float:
+            return sum(float(client.get(key) or 0) for key in client.scan_iter("asr_quota:k:*"))
+
+        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
+        first.counted = 0.0
+        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
+        assert charged() == 1.5
+        second = await v.acquire(task, sid)
+        assert second is not None
+        assert not await w.append_event(first, 2, event(2, 9.0), "0-1")
+        assert await v.append_event(second, 1, event(2, 2.0), "0-1")
+        assert charged() == 2.0
+        assert await v.append_event(second, 2, event(3, 1.0), "0-1")  # a guess that was too high is not paid back
+        assert charged() == 2.0
+        for _ in range(2):
+            assert await v.checkpoint(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
+            assert charged() == 12.0
+            second.counted = 2.0  # as if the reply was lost
+        third = await w.acquire(task, sid)
+        assert third is not None
+        assert not await v.checkpoint(second, "0-1", 14.0, {"state": "{}"})
+        assert await w.append_event(third, 1, event(4, 13.0), "0-1")
+        assert charged() == 13.0
+        assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
+    await w.close()
+    await v.close()
+
+
+async def test_what_a_dead_gateway_held_runs_out(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(redis_url, "g")
+    assert await broker.quota.hold("sessions", "k", "a", 1)
+    assert await broker.quota.hold("sessions", "k", "a", 1)
+    assert not await broker.quota.hold("sessions", "k", "b", 1)
+    later = time.time() + 20
+    monkeypatch.setattr(quota.time, "time", lambda: later)
+    broker.quota.keep("sessions", "k", ["a"])
+    monkeypatch.setattr(quota.time, "time", lambda: later + 20)
+    assert not await broker.quota.hold("sessions", "k", "b", 1)
+    monkeypatch.setattr(quota.time, "time", lambda: later + 31)
+    assert await broker.quota.hold("sessions", "k", "b", 1)
+    monkeypatch.undo()
+    await broker.close()

@@ -1,0 +1,92 @@
+"""Clients that reach limits, and one that does not feel it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import orjson
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from asrserver.auth import KeyLimits, KeysFile
+from tests.waiting import until
+from tests.ws_client import Message, Talk
+
+#: A tenth of a second of PCM.
+PIECE = bytes(3200)
+
+
+class Keyed:
+    """A key with limits, one without, and the file they are in."""
+
+    def __init__(self, path: Path, limits: KeyLimits) -> None:
+        self.file = KeysFile(str(path))
+        self.limited, self.text = self.file.create("limited", limits, operator=False)
+        self.free, self.free_text = self.file.create("free", KeyLimits(), operator=False)
+
+
+async def talk(url: str, key: str = "") -> Talk:
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    return Talk(await websocket_connect(HTTPRequest(url, headers=headers), max_message_size=1 << 26))
+
+
+async def refusal(url: str, key: str = "") -> tuple[int, Message]:
+    """The status and the error that a connection is refused with; it says when to come again."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with pytest.raises(HTTPClientError) as refused:
+        await websocket_connect(HTTPRequest(url, headers=headers))
+    response = refused.value.response
+    if response is None or not response.body:  # Tornado's WebSocket client does not read it
+        response = await AsyncHTTPClient().fetch(
+            HTTPRequest(
+                url.replace("ws", "http", 1),
+                headers={
+                    **headers,
+                    "Upgrade": "websocket",
+                    "Connection": "Upgrade",
+                    "Sec-WebSocket-Version": "13",
+                    "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+                },
+            ),
+            raise_error=False,
+        )
+    assert int(response.headers["Retry-After"]) >= 1
+    return response.code, orjson.loads(response.body)["error"]
+
+
+async def error(talk: Talk, code: str) -> Message:
+    """The connection's first error of this code."""
+
+    def found() -> Message | None:
+        return next((message for message in talk.messages if message.get("code") == code), None)
+
+    message: Message = await until(found, what=f"an error {code}")
+    return message
+
+
+@contextlib.asynccontextmanager
+async def bystander(url: str, key: str = "") -> AsyncIterator[Callable[[], int]]:
+    """A client that goes on all the while, chunk by chunk; what it yields counts those acknowledged. In the end, every
+    one was, in order, and nothing else came."""
+    async with await talk(url, key) as quiet:
+        await quiet.start("bystander")
+        stop = False
+
+        async def run() -> int:
+            index = 0
+            while not stop:
+                await quiet.chunk("bystander", index, PIECE[:32])  # so little that it is not ahead itself
+                index += 1
+            return index
+
+        running = asyncio.ensure_future(run())
+        try:
+            yield lambda: len(quiet.messages) - 1
+        finally:
+            stop = True
+            sent = await running
+        assert [message.get("chunk_index") for message in quiet.messages[1:]] == list(range(sent))

@@ -1,0 +1,59 @@
+"""backlog.py: seconds of audio by their bytes, and how many of them wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from asrserver.gateway.backlog import COMPRESSED, ON_ITS_WAY, Backlog
+from tests.recordings import Utterance
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+def length(backlog: Backlog) -> float:
+    """Seconds of audio so far in the session s."""
+    return backlog.measure("s", b"", 0, 32000)[1]
+
+
+def test_seconds_of_audio_by_its_bytes() -> None:
+    """Of a WAV as it says itself; of what is compressed as a guess, until answers tell."""
+    backlog = Backlog()
+    wav = Utterance("", "", bytes(64000)).wav
+    assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
+    assert backlog.measure("s", bytes(96), 96000, 96000)[0] == 1.0
+    assert backlog.measure("s", b"OggS", 8000, 96000)[0] == 8000 / COMPRESSED
+    backlog.taken("s", 0, b"OggS", 8000, 96000, live=False)
+    assert backlog.waiting("s") == length(backlog) == 1.0
+    backlog.answered("s", 0, 4.0)
+    assert (backlog.waiting("s"), length(backlog)) == (0.0, 4.0)
+    assert backlog.measure("s", bytes(8), 8000, 96000)[0] == 4.0
+    for index in (1, 2, 3):
+        backlog.taken("s", index, bytes(8), 2000, 96000, live=False)
+    backlog.progressed("s", 2, 6.0)
+    assert (backlog.waiting("s"), length(backlog)) == (1.0, 7.0)
+    backlog.over("s")
+    assert length(backlog) == 0.0
+
+
+def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
+    backlog = Backlog()
+    backlog.restore("s", 100.0, 32000, live=False)
+    backlog.taken("s", 7, bytes(8), 32000, 32000, live=False)
+    backlog.taken("s", 8, bytes(8), 32000, 32000, live=False)
+    assert (backlog.waiting("s"), length(backlog)) == (2.0, 102.0)
+    backlog.answered("s", 7, 101.0)
+    assert (backlog.waiting("s"), length(backlog)) == (1.0, 102.0)
+
+
+def test_what_is_on_its_way_is_no_backlog() -> None:
+    """Of a stream that is read once a second and told of every two; of files all waits that is not answered."""
+    backlog = Backlog()
+    for sid, live in (("stream", True), ("files", False)):
+        backlog.taken(sid, 0, bytes(8), int(3.5 * 32000), 32000, live)
+    assert backlog.seconds == 3.5
+    backlog.taken("stream", 9, bytes(8), 32000, 32000, live=True)
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
+    assert backlog.waiting("stream") == 4.5
+    backlog.restore("resumed", 100.0, 32000, live=True)
+    backlog.taken("resumed", 0, bytes(8), int(3.5 * 32000), 32000, live=True)
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY

@@ -1,0 +1,81 @@
+"""rate_limits.py: what each limit decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from asrserver.config import Settings
+from asrserver.errors import Refused
+from asrserver.gateway import rate_limits as limits_module
+from asrserver.gateway.rate_limits import Limits, Pace
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """clock(5.0): five seconds go by."""
+    now = [1000.0]
+    monkeypatch.setattr(limits_module.time, "monotonic", lambda: now[0])
+
+    def go(seconds: float) -> None:
+        now[0] += seconds
+
+    return go
+
+
+def test_audio_against_the_clock(clock: Callable[[float], None]) -> None:
+    pace = Pace(factor=2.0, burst=10.0)
+    pace.spend(10.0)
+    assert pace.debt == 0
+    pace.spend(8.0)
+    assert pace.debt == pytest.approx(4.0)
+    clock(3.0)
+    assert pace.debt == pytest.approx(1.0)
+    assert pace.lead == pytest.approx(15.0)
+    clock(1.0)
+    assert pace.debt == 0
+    endless = Pace(factor=0.0, burst=0.0)
+    endless.spend(1e9)
+    assert endless.debt == 0
+
+
+def test_connections_are_counted_for_as_long_as_they_last() -> None:
+    limits = Limits(Settings(max_connections=3, max_address_connections=2))
+    for address in ("2001:db8::1", "2001:db8::2"):
+        limits.connect(address)
+    with pytest.raises(Refused) as refused:
+        limits.connect("2001:db8::3")
+    assert (refused.value.status, refused.value.code) == (429, "too_many_connections")
+    limits.connect("10.0.0.1")
+    with pytest.raises(Refused) as refused:
+        limits.connect("10.0.0.2")
+    assert (refused.value.status, refused.value.code) == (503, "too_many_connections")
+    for address in ("10.0.0.1", "2001:db8::2", "2001:db8::1"):
+        limits.disconnect(address)
+    limits.connect("2001:db8::3")
+    limits.disconnect("2001:db8::3")
+    assert not limits._addresses
+
+
+@pytest.mark.parametrize(
+    ("given", "used", "expected"),
+    [
+        ({}, (99, 1999, 3599.0), None),
+        ({}, (100, 0, 0.0), (429, "too_many_sessions")),
+        ({}, (0, 2000, 0.0), (503, "too_many_sessions")),
+        ({}, (0, 0, 3600.0), (503, "overloaded")),
+        ({"max_connection_sessions": 0, "max_sessions": 0, "max_queue": 0.0}, (10**6, 10**6, 1e9), None),
+    ],
+)
+def test_when_a_session_may_start(given: dict[str, Any], used: tuple[int, int, float], expected: Any) -> None:
+    if expected is None:
+        Limits(Settings(**given)).start(*used)
+        return
+    with pytest.raises(Refused) as refused:
+        Limits(Settings(**given)).start(*used)
+    assert (refused.value.status, refused.value.code) == expected
+    assert refused.value.details["retry_after"] > 0

@@ -1,0 +1,282 @@
+"""Resuming: two real gateways on one Redis and PostgreSQL, a worker that is told; what is replayed."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from asrserver.broker import keys
+from asrserver.gateway import persistence
+from asrserver.handlers import websocket
+from tests.fakes import Pretender
+from tests.gateway.resuming import AUDIO, drop, resume, resumed, unavailable
+from tests.gateways import Door
+from tests.waiting import until
+from tests.ws_client import Message, Talk, chunk, look, raw, said
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """Missed results once and in order, then the next ones; audio from the first chunk that is not there."""
+    one, two = doors
+    lost = await Talk.open(one.url)
+    await lost.start("s", user_id="someone")
+    await worker.take("s")
+    for index in range(4):
+        await lost.chunk("s", index, AUDIO)
+    await worker.chunk("s", 0, "zero")
+    await lost.find("s", "chunk_result", 0)
+    await drop(lost)
+    await worker.chunk("s", 1, "one")  # while nobody is there
+    async with await Talk.open(two.url) as talk:
+        ack = await resumed(talk, last_seq=1)
+        assert ack == {
+            "type": "ack",
+            "session_id": "s",
+            "status": "session_resumed",
+            "state": "recording",
+            "next_chunk_index": 4,
+        }
+        await worker.chunk("s", 2, "two")
+        await talk.send(chunk("s", 3, AUDIO))  # its acknowledgement may have been lost
+        await talk.chunk("s", 4, AUDIO)
+        assert list(await worker.audio("s", 2)) == ["4-0", "5-0"]
+        await worker.chunk("s", 3, "three")
+        await worker.chunk("s", 4, "four")
+        await talk.send({"action": "finish", "session_id": "s"})
+        await worker.final("s", "all", 5)
+        final = await talk.find("s", "final_result")
+        assert (final["text"], final["status"], final["seq"]) == ("all", "done", 6)
+        results = [(m["seq"], m["chunk_index"], m["text"]) for m in talk.of("s", "chunk_result")]
+        assert results == [(2, 1, "one"), (3, 2, "two"), (4, 3, "three"), (5, 4, "four")]
+        assert [m["chunk_index"] for m in talk.of("s", "ack")[1:]] == [3, 4]
+    await until(lambda: not one.gateway.sessions and not two.gateway.sessions)
+    await until(lambda: two.gateway.recorder.settled() and one.gateway.recorder.settled())
+    stored = await two.gateway.storage.session("s")
+    assert stored is not None
+    assert (stored["status"], stored["user_id"]) == ("done", "someone")
+    assert [c["text"] for c in stored["chunks"]] == ["zero", "one", "two", "three", "four"]
+
+
+async def test_a_session_of_which_everything_is_trimmed(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """Where it goes on is known although Redis has none of its audio any more."""
+    one, two = doors
+    lost = await Talk.open(one.url)
+    await lost.start("s")
+    await worker.take("s")
+    for index in (7, 8):
+        await lost.chunk("s", index, AUDIO)
+        await worker.chunk("s", index)
+        await lost.find("s", "chunk_result", index)
+    await drop(lost)
+    async with await Talk.open(two.url) as talk:
+        assert (await resumed(talk, last_seq=2))["next_chunk_index"] == 9
+        await talk.send(chunk("s", 6, AUDIO))
+        await talk.send(chunk("s", 11, AUDIO))
+        await until(lambda: len(talk.of("s", "error")) == 2)
+        assert [(m["code"], m["expected"]) for m in talk.of("s", "error")] == [("chunk_gap", 9)] * 2
+        await talk.chunk("s", 8, AUDIO)
+        await talk.send(AUDIO)  # a binary frame is the next chunk of the session that was resumed
+        await talk.find("s", "ack", 9)
+        assert list(await worker.audio("s", 1)) == ["10-0"]
+
+
+async def test_a_session_that_is_gone_is_let_go_of(
+    doors: tuple[Door, Door], worker: Pretender, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its fields are read once; where nothing new is found, again: it may be no more."""
+    stored = doors[0].gateway.recorder
+    async with await Talk.open(doors[0].url) as talk:
+        await talk.start("s")
+        await worker.take("s")
+        await talk.chunk("s", 0, AUDIO)
+        await worker.chunk("s", 0)
+        await talk.find("s", "chunk_result", 0)
+        await until(stored.settled)
+        stored.mark("s")  # nothing is new
+        await until(lambda: stored.settled() and stored._stored["s"].session is not None)
+        with look(redis_url) as client:
+            client.delete(keys.session_key("s"), keys.events_key("s"))
+        stored.mark("s")
+        await until(lambda: stored.settled() and "s" not in stored._stored)
+        assert "session=s is gone from Redis" in caplog.text
+
+
+async def test_a_long_session_keeps_the_last_results(
+    doors: tuple[Door, Door], worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
+    monkeypatch.setattr(persistence, "KEEP", 5)
+    one, two = doors
+
+    def kept() -> list[int]:
+        with look(redis_url) as client:
+            return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
+
+    async def say(talk: Talk, first: int, last: int) -> None:
+        for index in range(first, last):
+            await talk.chunk("s", index, AUDIO)
+            await worker.chunk("s", index)
+            await talk.find("s", "chunk_result", index)
+            if index % 3 == 2:
+                await until(one.gateway.recorder.settled)
+        await until(one.gateway.recorder.settled)
+
+    lost = await Talk.open(one.url)
+    await lost.start("s")
+    await worker.take("s")
+    await say(lost, 0, 20)
+    assert len(kept()) <= 2 * 5 + 3
+    assert kept()[-5:] == [16, 17, 18, 19, 20]
+    with monkeypatch.context() as patch:  # PostgreSQL is away
+        patch.setattr(one.gateway.storage, "save", unavailable)
+        unstored = kept()
+        for index in range(20, 40):
+            await lost.chunk("s", index, AUDIO)
+            await worker.chunk("s", index)
+            await lost.find("s", "chunk_result", index)
+        assert kept() == [*unstored, *range(21, 41)]
+    await until(one.gateway.recorder.settled)
+    await say(lost, 40, 50)
+    assert len(kept()) <= 2 * 5 + 3
+    for index in range(50, 70):
+        await lost.chunk("s", index, AUDIO)
+    await drop(lost)
+    await until(lambda: one.gateway.sessions["s"].send is None)
+    for index in range(50, 70):  # nobody is there to be sent them
+        await worker.chunk("s", index)
+        if index % 10 == 9:
+            await until(one.gateway.recorder.settled)
+    assert kept()[-20:] == list(range(51, 71))
+    first = kept()[0]
+    async with await Talk.open(two.url) as talk:
+        ack = await resumed(talk, last_seq=first - 1)
+        assert "missed" not in ack
+        await talk.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in talk.of("s", "chunk_result")] == list(range(first, 71))
+    async with await Talk.open(one.url) as talk:
+        ack = await resumed(talk)
+        assert (ack["missed"], ack["next_chunk_index"]) == (kept()[0] - 1, 70)
+        await talk.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in talk.of("s", "chunk_result")] == kept()
+        await talk.send({"action": "finish", "session_id": "s"})
+        await worker.final("s", "all", 70)
+        assert (await talk.find("s", "final_result"))["text"] == "all"
+    await until(one.gateway.recorder.settled)
+    stored = await one.gateway.storage.session("s")
+    assert stored is not None
+    assert [row["chunk_index"] for row in stored["chunks"]] == list(range(70))
+
+
+async def test_a_session_without_a_chunk(doors: tuple[Door, Door], worker: Pretender) -> None:
+    lost = await Talk.open(doors[0].url)
+    await lost.start("s")
+    await drop(lost)
+    async with await Talk.open(doors[1].url) as talk:
+        assert (await resumed(talk))["next_chunk_index"] == 0
+        await talk.chunk("s", 3, AUDIO)
+        await worker.take("s")
+        await worker.chunk("s", 3)
+        assert (await talk.find("s", "chunk_result"))["seq"] == 1
+
+
+async def test_resuming_after_finish(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """Before the final result, and after it, for as long as Redis has the session: it comes, once each time."""
+    lost = await Talk.open(doors[0].url)
+    await lost.start("s")
+    await worker.take("s")
+    await lost.chunk("s", 0, AUDIO)
+    await worker.chunk("s", 0)
+    await lost.send({"action": "finish", "session_id": "s"})
+    assert await worker.ended("s") == "done"
+    await drop(lost)
+    async with await Talk.open(doors[1].url) as talk:
+        ack = await resumed(talk, last_seq=1)
+        assert (ack["state"], ack["next_chunk_index"]) == ("finishing", 1)
+        await talk.send(chunk("s", 1, AUDIO))
+        assert (await talk.find("s", "error"))["code"] == "session_finished"
+        await worker.final("s")
+        await talk.find("s", "final_result")
+    for door in doors:
+        await until(lambda door=door: door.gateway.recorder.settled() and not door.gateway.sessions)
+        async with await Talk.open(door.url) as talk:
+            await resumed(talk)
+            await talk.find("s", "final_result")
+            assert [(m["type"], m.get("seq")) for m in talk.messages] == [
+                ("ack", None),
+                ("chunk_result", 1),
+                ("final_result", 2),
+            ]
+            await talk.send(chunk("s", 1, AUDIO))
+            assert (await talk.find("s", "error"))["code"] == "session_finished"
+        assert not door.gateway.sessions
+
+
+async def test_resuming_on_the_connection_that_has_it(doors: tuple[Door, Door], worker: Pretender) -> None:
+    """Harmless: what the client says that it has not got comes again, and the session goes on."""
+    async with await Talk.open(doors[0].url) as talk:
+        await talk.start("s")
+        await worker.take("s")
+        await talk.chunk("s", 0, AUDIO)
+        await worker.chunk("s", 0)
+        await talk.find("s", "chunk_result")
+        await resumed(talk)
+        await talk.chunk("s", 1, AUDIO)
+        await worker.chunk("s", 1)
+        await talk.find("s", "chunk_result", 1)
+        assert [m["seq"] for m in talk.of("s", "chunk_result")] == [1, 1, 2]
+        assert not talk.of("s", "error")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (resume("unknown"), "no_session"),
+        ({"action": "resume"}, "bad_id"),
+        (resume("a b"), "bad_id"),
+        (resume("s", -1), "bad_seq"),
+        (resume("s", 1), "bad_seq"),
+        ({**resume(), "last_seq": "1"}, "bad_seq"),
+        ({**resume(), "last_seq": True}, "bad_seq"),
+    ],
+)
+async def test_a_resume_that_cannot_be(doors: tuple[Door, Door], message: Message, code: str) -> None:
+    """A clear error; the connection and its sessions go on."""
+    async with await Talk.open(doors[0].url) as talk:
+        await talk.start("other")
+        await talk.start("s")
+        await talk.send(message)
+        await until(lambda: any(m["type"] == "error" for m in talk.messages))
+        assert [m["code"] for m in talk.messages if m["type"] == "error"] == [code]
+        await talk.chunk("other", 0, AUDIO)
+        await resumed(talk)
+        await talk.chunk("s", 0, AUDIO)
+
+
+async def test_a_replay_is_no_faster_than_its_reader(
+    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
+    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 15)
+    monkeypatch.setattr(websocket, "REPLAYED", 1 << 12)
+    one, two = doors
+    object.__setattr__(two.gateway.settings, "unread_timeout", 0.5)
+    async with await Talk.open(one.url) as lost:
+        await lost.start("s")
+    await worker.take("s")
+    for _ in range(1000):
+        await worker.say("s", "error", code="x", message="y" * 300)
+    async with await Talk.open(two.url) as talk:
+        await talk.send(resume())
+        await asyncio.gather(*(worker.say("s", "error", code="x", message="y" * 300) for _ in range(100)))
+        await until(lambda: len(talk.of("s", "error")) == 1100)
+        assert [m["seq"] for m in talk.of("s", "error")] == list(range(1, 1101))
+        deaf = await raw(two.url)
+        await deaf.write(said(resume()))
+        assert (await talk.find("s", "error", None))["seq"] == 1
+        await until(lambda: any(m.get("code") == "session_moved" for m in talk.messages))
+        await until(lambda: (it := two.gateway.sessions.get("s")) is not None and it.resume_by)
+        await resumed(talk, last_seq=1100)
+        deaf.close()

@@ -1,0 +1,253 @@
+"""Connections that do not read, that flood and that rest: what a WebSocket costs, and whom."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+
+import pytest
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.iostream import IOStream
+from tornado.websocket import websocket_connect
+
+from asrserver.auth import Access
+from asrserver.gateway.gateway import Gateway
+from asrserver.handlers import flow_control, websocket
+from asrserver.handlers.app import AsrApplication
+from tests.fakes import Pretender
+from tests.handlers.samples import AUDIO
+from tests.waiting import until
+from tests.ws_client import Talk, chunk, errors, finish, next_text, raw, said, start
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed", "status"),
+    [
+        (None, "", 101),
+        ("http://{host}", "", 101),
+        ("http://elsewhere.example", "", 403),
+        ("http://elsewhere.example", "http://other.example, http://elsewhere.example", 101),
+        ("http://elsewhere.example", "*", 101),
+        ("http://elsewhere.example.evil", "http://elsewhere.example", 403),
+        ("null", "", 403),
+    ],
+)
+async def test_which_pages_may_connect(
+    url: str, gateway: Gateway, origin: str | None, allowed: str, status: int
+) -> None:
+    gateway.access = Access(origins=allowed)
+    headers = {} if origin is None else {"Origin": origin.format(host=url.split("/")[2])}
+    request = HTTPRequest(url, headers=headers)
+    if status == 101:
+        connection = await websocket_connect(request)
+        connection.close()
+        assert await connection.read_message() is None
+    else:
+        with pytest.raises(HTTPClientError, match=str(status)):
+            await websocket_connect(request)
+
+
+async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
+    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets MAX_UNREAD bytes of memory, then nothing; its session waits for it, and ends with what it has."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
+    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 16)
+    stream = await raw(url)
+    await stream.write(said(start("deaf")))
+    await until(lambda: "deaf" in gateway.sessions)
+    session = gateway.sessions["deaf"]
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        for _ in range(2000):  # far more than the kernel's buffers take
+            if session.send is None:
+                break
+            session.send({"type": "error", "code": "c", "message": "x" * 16384})
+            await asyncio.sleep(0)
+        await until(lambda: session.send is None)
+        await worker.take("deaf", "s")
+        assert await worker.ended("deaf") == "interrupted"
+        await talk.chunk("s", 0, AUDIO)
+        await worker.chunk("s", 0)
+        await talk.find("s", "chunk_result")
+        assert gateway.connections == 1
+    stream.close()
+
+
+async def test_a_client_that_does_not_read_is_not_read(
+    url: str, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While an answer waits, nothing more is taken; read in time, nothing is missing; else the connection is cut."""
+    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 14)
+    monkeypatch.setattr(flow_control, "REFUSALS", 1e9)
+    flood = said({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
+
+    async def deaf() -> tuple[IOStream, asyncio.Future[None]]:
+        stream = await raw(url)
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        [handler] = app.sockets
+        sending = asyncio.ensure_future(stream.write(flood))
+        await until(lambda: handler._wire.blocked)
+        taken = handler.messages
+        async with await Talk.open(url) as talk:
+            for _ in range(10):
+                await talk.send({"action": "x"})
+                await talk.next()
+        assert handler.messages == taken < 500
+        return stream, sending
+
+    stream, sending = await deaf()
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    for _ in range(500):
+        assert json.loads(await next_text(stream))["code"] == "unknown_action"
+    await sending
+    stream.close()
+    await until(lambda: not gateway.connections)
+    object.__setattr__(gateway.settings, "unread_timeout", 0.5)
+    stream, sending = await deaf()
+    await until(lambda: not gateway.connections)
+    assert "does not read: cut" in caplog.text
+    stream.close()
+    await asyncio.wait([sending])
+
+
+async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another sends is taken before all the messages that were there before it."""
+    taken: list[str] = []
+    monkeypatch.setattr(gateway, "refused", lambda error, *_: taken.append(error.code))
+    flood, other = await raw(url), await raw(url)
+    # Past the loop, so that both are there when it looks again.
+    flood.socket.send(said({"action": "x"}) * 190)
+    other.socket.send(said(finish()))
+    await until(lambda: len(taken) == 191)
+    assert taken.index("no_session") < 50
+    flood.close()
+    other.close()
+
+
+def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second's worth at once, then no faster; what was not used up for long is no credit."""
+    now = [1000.0]
+    monkeypatch.setattr(flow_control.time, "monotonic", lambda: now[0])
+    brake = flow_control.Brake()
+    for _ in range(2):
+        for _ in range(flow_control.REFUSALS):
+            brake.refused()
+        assert brake.debt == pytest.approx(0, abs=1e-6)
+        for _ in range(10):
+            brake.refused()
+        assert brake.debt == pytest.approx(10 / flow_control.REFUSALS)
+        now[0] += 10 / flow_control.REFUSALS
+        assert brake.debt == pytest.approx(0, abs=1e-6)
+        brake.refused()
+        assert brake.debt == pytest.approx(1 / flow_control.REFUSALS)
+        now[0] += 3600
+
+
+async def test_pings_are_answered_while_a_start_waits(
+    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was sent behind it is taken in order when it is through."""
+    monkeypatch.setattr(gateway, "_fullness", 0.85)
+    stream = await raw(url)
+    await stream.write(said(start("s")) + said(chunk("s", 0, AUDIO)) + said(finish()))
+    await stream.write(struct.pack("!BB4x", 0x89, 0x80 | 4) + b"ping")
+    assert await asyncio.wait_for(stream.read_bytes(6), 5) == b"\x8a\x04ping"
+    monkeypatch.setattr(gateway, "_fullness", 0.0)
+    await worker.take("s")
+    assert await worker.audio("s", 1) == {"1-0": AUDIO}
+    assert await worker.ended("s") == "done"
+    stream.close()
+
+
+async def test_what_waits_behind_a_start_is_bounded(
+    url: str, app: AsrApplication, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond MAX_LATER the socket is not read; nothing is lost."""
+    monkeypatch.setattr(websocket, "MAX_LATER", 10_000)
+    monkeypatch.setattr(gateway, "_fullness", 0.85)
+    async with await Talk.open(url) as talk:
+        await talk.send(start("s"))
+        [handler] = app.sockets
+        for index in range(100):
+            await talk.send(chunk("s", index, AUDIO))
+        await until(lambda: handler._later_bytes > 10_000)
+        assert handler._later_bytes < 20_000
+        monkeypatch.setattr(gateway, "_fullness", 0.0)
+        await talk.find("s", "ack", 99)
+        await worker.take("s")
+        assert len(await worker.audio("s", 100)) == 100
+        assert await errors(talk, 0) == []
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many messages come that a connection rests after each read."""
+    monkeypatch.setattr(flow_control, "FREE", -1e9)
+
+
+async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of it is lost, nor out of order; one that closes meanwhile is gone."""
+    reads: list[int] = []
+    read = app.sockets.rests.read
+
+    def seen(wire: flow_control.DrainingWire, messages: int, size: int, may_rest: bool) -> None:
+        reads.append(messages)
+        read(wire, messages, size, may_rest)
+
+    monkeypatch.setattr(app.sockets.rests, "read", seen)
+    async with await Talk.open(url) as talk:
+        await talk.call(start(mode="stream", format="pcm_s16le"))
+        [handler] = app.sockets
+        wire = handler.ws_connection
+        assert wire is not None
+        for first in (0, 7):
+            await until(lambda: not wire._rests)
+            await talk.write(said(chunk("s", first, AUDIO)) + said(chunk("s", first + 1, AUDIO)))
+            await until(lambda: wire._rests)
+            reads.clear()
+            for index in range(first + 2, first + 7):
+                await talk.send(chunk("s", index, AUDIO[index:]))
+            await until(lambda: sum(reads) == 5)
+            assert reads == [5]
+        await until(lambda: len(talk.messages) == 1 + 14)
+        assert [message["chunk_index"] for message in talk.messages[1:]] == list(range(14))
+        await until(lambda: wire._rests)
+    await until(lambda: not app.sockets)
+
+
+async def test_who_waits_for_each_acknowledgement_does_not_wait_for_rests_too(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender
+) -> None:
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        [handler] = app.sockets
+        wire = handler.ws_connection
+        assert wire is not None
+        for index in range(5):
+            assert not wire._rests
+            await talk.chunk("s", index, AUDIO)
+
+
+async def test_a_large_message_is_read_without_a_rest(
+    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await Talk.open(url) as talk:
+        await talk.call(start())
+        await until(lambda: not app.sockets.rests._resting)
+        rests: list[flow_control.DrainingWire] = []
+        rest = flow_control.DrainingWire.rest
+
+        def counted(wire: flow_control.DrainingWire) -> bool:
+            rests.append(wire)
+            return rest(wire)
+
+        monkeypatch.setattr(flow_control.DrainingWire, "rest", counted)
+        await talk.call(bytes(3_000_000))
+        assert len(rests) <= 1  # once it is whole

@@ -1,0 +1,167 @@
+"""Who may start a session over a WebSocket, and how sessions end whose client, keys or gateway are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import psycopg2
+import pytest
+import redis
+
+from asrserver.broker import keys
+from asrserver.config import Settings
+from asrserver.errors import Unavailable
+from asrserver.gateway.gateway import Gateway
+from tests.fakes import Pretender
+from tests.handlers.samples import AUDIO
+from tests.waiting import until
+from tests.ws_client import Talk, chunk, errors, finish, start
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+async def test_a_session_that_exists_cannot_be_started(
+    url: str, gateway: Gateway, worker: Pretender, redis_url: str
+) -> None:
+    """Here or on another connection, open or over, known to Redis or to PostgreSQL alone."""
+    start_again = start("s")
+    async with await Talk.open(url) as one, await Talk.open(url) as two:
+        await one.start("s")
+        assert (await two.call(start_again))["code"] == "session_exists"
+        await one.send(finish())
+        await worker.take("s")
+        await worker.final("s", "", 0)
+        await one.find("s", "final_result")
+        assert (await two.call(start_again))["code"] == "session_exists"
+        await until(gateway.recorder.settled)
+        with redis.Redis.from_url(redis_url) as client:
+            client.delete(keys.session_key("s"), keys.audio_key("s"), keys.events_key("s"))
+        assert (await two.call(start_again))["code"] == "session_exists"
+        await gateway.storage.delete("s")
+        assert (await two.call(start_again))["code"] == "session_exists"
+
+
+async def test_one_of_two_who_start_the_same_at_once(url: str, worker: Pretender) -> None:
+    """And the one who has it gets its results."""
+    async with await Talk.open(url) as one, await Talk.open(url) as two:
+        for number in range(10):
+            sid = f"s{number}"
+            await asyncio.gather(one.send(start(sid)), two.send(start(sid)))
+            await until(lambda sid=sid: one.of(sid) and two.of(sid))
+            first, second = one.of(sid)[0], two.of(sid)[0]
+            assert {first["type"], second["type"]} == {"ack", "error"}
+            owner = one if first["type"] == "ack" else two
+            await owner.send(finish(sid))
+            await worker.take(sid)
+            await worker.final(sid, sid, 0)
+            assert (await owner.find(sid, "final_result"))["text"] == sid
+        assert {error["code"] for talk in (one, two) for error in await errors(talk, 0)} == {"session_exists"}
+
+
+async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> None:
+    """Costs nothing: Redis still knows what it knows."""
+    await gateway.storage.close()
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        await talk.send(start("s"))
+        assert [error["code"] for error in await errors(talk)] == ["session_exists"]
+    await gateway.storage.open()
+
+
+async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: Gateway, worker: Pretender) -> None:
+    """All its sessions, when they were not resumed in time, with what they have; the rows say so."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
+    talk = await Talk.open(url)
+    await talk.start("one")
+    await talk.start("two")
+    await talk.chunk("one", 0, AUDIO)
+    talk.drop()
+    await talk.close()
+    await worker.take("one", "two")
+    await worker.chunk("one", 0)
+    assert await worker.ended("one") == await worker.ended("two") == "interrupted"
+    await worker.final("one")
+    await worker.final("two", "", 0)
+    await until(lambda: not gateway.sessions and gateway.recorder.settled())
+    stored = await gateway.storage.session("one")
+    assert stored is not None
+    assert (stored["status"], stored["text"]) == ("interrupted", "words")
+    assert gateway.connections == 0
+
+
+async def test_a_session_whose_keys_are_lost_is_told_to_its_client(url: str, gateway: Gateway, redis_url: str) -> None:
+    """Chunks and the end alike: an error, not silence."""
+    async with await Talk.open(url) as talk:
+        for sid in ("one", "two"):
+            await talk.start(sid)
+            with redis.Redis.from_url(redis_url) as client:
+                client.delete(keys.session_key(sid), keys.audio_key(sid), keys.events_key(sid))
+        await talk.send(chunk("one", 0, AUDIO))
+        await talk.send(finish("two"))
+        for sid in ("one", "two"):
+            assert (await talk.find(sid, "error"))["code"] == "session_gone"
+        await until(lambda: not gateway.sessions)
+
+
+async def test_a_session_is_ended_although_redis_was_away_for_long(
+    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else would: its gateway says that it is alive."""
+    tries = iter(range(2))
+    end_session = gateway.broker.end_session
+
+    async def unlucky(*args: Any, **kwargs: Any) -> bool:
+        if next(tries, None) is not None:
+            raise Unavailable("broker_unavailable", "away")
+        return await end_session(*args, **kwargs)
+
+    monkeypatch.setattr(gateway.broker, "end_session", unlucky)
+    async with await Talk.open(url) as talk:
+        await talk.start("s")
+        await talk.send(finish())
+        await worker.take("s")
+        await worker.final("s", "", 0)
+        await talk.find("s", "final_result")
+
+
+async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Pretender) -> None:
+    """Ended as interrupted, and stored."""
+    other = type(worker.broker)(gateway.settings.redis, "dead")
+    fields = {
+        "gateway": "dead",
+        "user_id": "",
+        "created": "1.0",
+        "options": orjson.dumps({"mode": "auto"}).decode(),
+    }
+    assert await other.open_session("s", "n", fields, 1.0)
+    await other.close()
+    await worker.take("s")
+    assert await worker.ended("s") == "interrupted"
+    await until(lambda: "s" in gateway.sessions)
+    await worker.final("s", "words", 0)
+    await until(lambda: not gateway.sessions and gateway.recorder.settled())
+    stored = await gateway.storage.session("s")
+    assert stored is not None
+    assert (stored["status"], stored["text"]) == ("interrupted", "words")
+
+
+async def test_one_session_that_cannot_be_stored_holds_up_no_other(
+    url: str, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+) -> None:
+    """It is buried with the reason."""
+    async with await Talk.open(url) as talk:
+        await talk.start("bad")
+        await talk.start("good")
+        await worker.take("bad", "good")
+        await worker.say("bad", "error", code="c", message="m", model=None, segments=[{"text": "", "language": "en"}])
+        await talk.send(finish("good"))
+        await worker.final("good", "words", 0)
+        await talk.find("good", "final_result")
+        await until(gateway.recorder.settled)
+    with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT status FROM asr_sessions WHERE id = 'good'")
+        assert cursor.fetchall() == [("done",)]
+    connection.close()
+    assert (await gateway.broker.queue())["dead"] >= 1

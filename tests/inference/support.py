@@ -1,0 +1,26 @@
+"""Rows for the model in the package."""
+
+from __future__ import annotations
+
+import itertools
+
+from asrserver.audio.files import RATE, Pcm, Samples
+from asrserver.inference.whisper import (
+    window_for,
+)
+from tests.recordings import Utterance
+
+#: Mel bands of the model in the package.
+MELS = 64
+
+
+def samples(utterance: Utterance) -> Samples:
+    return Pcm("pcm_s16le", RATE, 1).feed(utterance.pcm)
+
+
+def same_length(utterances: list[Utterance], count: int) -> list[Utterance]:
+    """So many utterances whose window is the same."""
+    windows = itertools.groupby(
+        sorted(utterances, key=lambda one: len(one.pcm)), lambda one: window_for(len(one.pcm) / 32000, "fit")
+    )
+    return next(found for _, group in windows if len(found := list(group)) >= count)[:count]

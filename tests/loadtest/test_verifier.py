@@ -1,0 +1,142 @@
+"""The load tester's users: a server that does right passes, and every way to do wrong is found and named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application
+
+from asrserver.loadtest.plan import Plan
+from asrserver.loadtest.processes import Told, work
+from asrserver.loadtest.speech import FRAME_SECONDS, Scripts, load
+from asrserver.loadtest.stats import FAILURES, Tally
+from tests.loadtest.faulty_proxy import (
+    Cut,
+    Error,
+    Fault,
+    Hearer,
+    Interrupted,
+    Lost,
+    LostChunks,
+    NoAcknowledgement,
+    OnlyTakes,
+    Proxy,
+    RefusesAtFirst,
+    Rubbish,
+    SwappedResults,
+    SwappedTexts,
+    TogetherTwice,
+    Twice,
+    WrongChunkText,
+    WrongText,
+)
+from tests.program import System
+
+
+async def judged(system: System, fault: Fault, **options: Any) -> Tally:
+    """What the tester finds at the system, seen through a fault."""
+    server = HTTPServer(Application([("/ws/asr", Proxy, {"target": system.url, "fault": fault})]))
+    [listener] = bind_sockets(0, "127.0.0.1")
+    server.add_socket(listener)
+    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr"
+    defaults: dict[str, Any] = {"connections": 4, "duration": 60, "sessions": 1, "ramp": 0, "realtime": False}
+    plan = Plan((url,), **{**defaults, "talk_ratio": 1.0, **options})
+    told = Told()
+    await work(plan, Scripts(load(()), plan), range(plan.connections), time.monotonic(), told)
+    server.stop()
+    await server.close_all_connections()
+    assert not told.error
+    assert (told.tally.open, told.tally.active) == (0, 0)
+    assert set(told.tally.failures) <= set(FAILURES)
+    return told.tally
+
+
+BOTH = ("stream", "chunk")
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.parametrize("mode", BOTH)
+async def test_a_server_that_does_right(shared: System, mode: str) -> None:
+    fault = Fault()
+    fault.together = True
+    tally = await judged(shared, fault, protocol_mode=mode, partials=mode == "stream")
+    assert (tally.sessions, tally.right, tally.failures, tally.examples) == (4, 4, {}, [])
+    assert tally.words > 40
+    assert tally.word_errors <= 0.05 * tally.words
+    assert tally.audio_done == pytest.approx(tally.audio_sent)
+    assert tally.audio_sent > 4 * 20
+    for name in ("connect", "start", "first_result", "finalisation"):
+        assert tally.times[name].count == 4
+    assert tally.times["ack"].count == tally.chunks
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.parametrize(
+    ("fault", "mode", "kind", "failed"),
+    [
+        *[(WrongText, mode, "wrong_text", 4) for mode in BOTH],
+        (WrongChunkText, "chunk", "wrong_text", 4),
+        *[(SwappedTexts, mode, "other_session", 4) for mode in BOTH],
+        (SwappedResults, "chunk", "other_session", 1),
+        (lambda: Lost("chunk_result"), "chunk", "missing_result", 1),
+        (lambda: Lost("segment_result"), "stream", "missing_result", 1),
+        (lambda: Lost("ack", chunk_index=2), "chunk", "missing_ack", 1),
+        (LostChunks, "stream", "missing_audio", 4),
+        (lambda: Twice("ack"), "chunk", "duplicate", 4),
+        (NoAcknowledgement, "chunk", "missing_ack", 4),
+        (lambda: TogetherTwice("ack"), "stream", "duplicate", 4),
+        (lambda: Twice("chunk_result"), "chunk", "duplicate", 4),
+        (lambda: Twice("segment_result"), "stream", "duplicate", 4),
+        (lambda: Twice("final_result"), "stream", "duplicate", 4),
+        (Rubbish, "stream", "protocol", 4),
+        (Error, "stream", "error", 4),
+        (Interrupted, "chunk", "interrupted", 4),
+        (Cut, "stream", "lost_connection", 1),
+    ],
+)
+async def test_every_way_to_do_wrong(
+    shared: System, fault: Callable[[], Fault], mode: str, kind: str, failed: int
+) -> None:
+    """Whatever else is found, what was done is, in each session to which it was done."""
+    tally = await judged(shared, fault(), protocol_mode=mode)
+    assert tally.failures[kind] >= failed, tally.examples
+    assert tally.sessions == 4
+    assert tally.failed >= failed
+    assert any(kind in example["failed"] for example in tally.examples) or kind == "duplicate"
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_no_send_is_a_success(shared: System) -> None:
+    """A server that takes everything and says nothing: no session is right, however much was sent."""
+    tally = await judged(shared, OnlyTakes(), timeout=2.0)
+    assert (tally.right, tally.sessions, tally.failures["timeout"]) == (0, 4, 4)
+    assert tally.audio_sent > 0
+    assert tally.audio_done == 0
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_refusals_are_no_failures(shared: System) -> None:
+    """They are tried again, not before the server wants it, and counted apart."""
+    fault = RefusesAtFirst()
+    began = time.monotonic()
+    tally = await judged(shared, fault)
+    assert (tally.right, tally.failed, dict(tally.refusals)) == (4, 0, {"HTTP 503": 3})
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_long_recordings_end_with_the_test(shared: System) -> None:
+    """An hour is put together while it is sent, and ends with a sentence when the time is over."""
+    hearer = Hearer()
+    tally = await judged(shared, hearer, mode="long", realtime=True, connections=2, duration=1)
+    assert (tally.right, tally.sessions) == (2, 2)
+    assert tally.times["late"].count == tally.chunks
+    assert tally.audio_sent < 60
+    assert sum(map(len, hearer.came.values())) == tally.chunks
+    for sid, came in hearer.came.items():  # nothing is sent before it could have been spoken
+        assert all(when - hearer.began[sid] >= count * FRAME_SECONDS for count, when in enumerate(came, 1))

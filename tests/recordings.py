@@ -1,0 +1,41 @@
+"""Recordings with their transcripts."""
+
+from __future__ import annotations
+
+import io
+import json
+import wave
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A recording: 16 kHz 16-bit mono PCM, and what is said in it."""
+
+    name: str
+    text: str
+    pcm: bytes
+
+    @property
+    def wav(self) -> bytes:
+        buffer = io.BytesIO()
+        with wave.open(buffer, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(self.pcm)
+        return buffer.getvalue()
+
+
+def recorded(folder: str) -> list[Utterance]:
+    """The recordings of a folder of tests/data, with what is said in them."""
+    from asrserver.audio import files
+
+    found = []
+    for name, text in json.loads((DATA / folder / "transcripts.json").read_text()).items():
+        samples = files.decode((DATA / folder / name).read_bytes(), "ogg", 60)
+        found.append(Utterance(name, text, (samples * 32767).astype("<i2").tobytes()))
+    return found

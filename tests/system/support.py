@@ -1,0 +1,138 @@
+"""What the tests of the whole system share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import until
+from tests.ws_client import Talk, check_stored, chunk, look, stored
+
+
+@dataclass
+class Running:
+    """The shared system and its servers."""
+
+    system: System
+    redis_url: str
+    database_url: str
+
+    @property
+    def url(self) -> str:
+        return self.system.url
+
+
+#: Name → FFmpeg's options and the file's suffix. Lossy ones at a rate at which the small model hears the same.
+CONTAINERS = {
+    "wav": (["-c:a", "pcm_s16le"], "wav"),
+    "wav-44100-stereo": (["-c:a", "pcm_s16le", "-ar", "44100", "-ac", "2"], "wav"),
+    "wav-float": (["-c:a", "pcm_f32le"], "wav"),
+    "webm-opus": (["-c:a", "libopus", "-b:a", "64k"], "webm"),
+    "ogg-opus": (["-c:a", "libopus", "-b:a", "64k"], "ogg"),
+    "ogg-vorbis": (["-c:a", "libvorbis", "-q:a", "8"], "ogg"),
+    "flac": (["-c:a", "flac"], "flac"),
+    "mp3": (["-c:a", "libmp3lame", "-b:a", "128k"], "mp3"),
+    "mp3-no-id3": (["-c:a", "libmp3lame", "-b:a", "128k", "-id3v2_version", "0", "-write_xing", "0"], "mp3"),
+    "mp4-aac": (["-c:a", "aac", "-b:a", "128k"], "mp4"),
+    "mp4-fragmented": (["-c:a", "aac", "-b:a", "128k", "-movflags", "frag_keyframe+empty_moov"], "mp4"),
+    "m4a-aac": (["-c:a", "aac", "-b:a", "128k"], "m4a"),
+    "adts-aac": (["-c:a", "aac", "-b:a", "128k"], "aac"),
+}
+
+
+def robust(utterances: list[Utterance], count: int) -> list[Utterance]:
+    """Longer utterances: a lossy coder's noise changes nothing there."""
+    return sorted(utterances, key=lambda utterance: -len(utterance.pcm))[:count]
+
+
+Start = Callable[..., System]
+
+
+@contextlib.asynccontextmanager
+async def connections(url: str, count: int) -> AsyncIterator[list[Talk]]:
+    talks = [await Talk.open(url) for _ in range(count)]
+    try:
+        yield talks
+    finally:
+        await asyncio.gather(*(talk.close() for talk in talks))
+
+
+def script(utterances: Sequence[Utterance], sessions: int, chunks: int) -> dict[str, list[Utterance]]:
+    """What is said in each of so many sessions: each another stretch of the utterances."""
+    voices = itertools.cycle(utterances)
+    return {f"session-{number}": [next(voices) for _ in range(chunks)] for number in range(sessions)}
+
+
+def results(talks: Sequence[Talk]) -> int:
+    """Chunk results so far."""
+    return sum(message["type"] == "chunk_result" for talk in talks for message in talk.messages)
+
+
+async def everything(talks: Sequence[Talk], said: dict[str, list[Utterance]], fault: Callable[[], object]) -> None:
+    """Stream all sessions over all connections while `fault` does its worst; then every message must be right."""
+
+    async def stream(talk: Talk, sid: str) -> None:
+        await talk.stream(sid, said[sid])
+
+    pairs = list(zip(itertools.cycle(talks), said, strict=False))
+    async with asyncio.timeout(150):
+        await asyncio.gather(*(stream(talk, sid) for talk, sid in pairs), fault())  # type: ignore[call-overload]
+    for talk, sid in pairs:
+        talk.check(sid, said[sid])
+
+
+async def check_rows(dsn: str, said: dict[str, list[Utterance]]) -> None:
+    await until(lambda: all(stored(dsn, sid) for sid in said), 60, "all sessions are stored")
+    for sid, spoken in said.items():
+        check_stored(dsn, sid, spoken)
+
+
+def overdue(url: str, sids: Sequence[str]) -> None:
+    """Let the time run out in which these sessions' dead gateway might have answered for them."""
+    with look(url) as client:
+        for sid in sids:
+            client.zadd("asr_open", {sid: 1}, xx=True)
+
+
+async def check_interrupted(dsn: str, said: dict[str, list[Utterance]], acknowledged: dict[str, int]) -> None:
+    """Each session is stored as interrupted with at least what was acknowledged, and all of it right."""
+    await until(lambda: all(stored(dsn, sid) for sid in said), 60, "all sessions are stored")
+    for sid, spoken in said.items():
+        row = stored(dsn, sid)
+        assert row is not None
+        assert row[2] >= acknowledged[sid]
+        check_stored(dsn, sid, spoken[: row[2]], "interrupted")
+
+
+def acknowledgements(talks: Sequence[Talk], said: dict[str, list[Utterance]]) -> dict[str, int]:
+    return {sid: sum("chunk_index" in m for talk in talks for m in talk.of(sid, "ack")) for sid in said}
+
+
+async def until_killed(talks: Sequence[Talk], said: dict[str, list[Utterance]], kill: Callable[[], object]) -> None:
+    """Stream without finishing until some results are out, then kill; returns when every connection is closed."""
+
+    async def send(talk: Talk, sid: str) -> None:
+        await talk.start(sid)
+        for index, utterance in enumerate(said[sid]):
+            await talk.send(chunk(sid, index, utterance.wav))
+
+    pairs = list(zip(itertools.cycle(talks), said, strict=False))
+    await asyncio.gather(*(send(talk, sid) for talk, sid in pairs))
+    await until(lambda: results(talks) >= 5, 60)
+    kill()
+    await until(lambda: all(talk.closed for talk in talks), 30, "the connections are closed")
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that nobody has waited for yet does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

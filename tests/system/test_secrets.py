@@ -1,0 +1,152 @@
+"""The program with keys and TLS; and no log has a secret in it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPRequest
+from tornado.websocket import websocket_connect
+
+from tests.api_keys import GIVEN, TLS, Keys
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import wait_until
+from tests.ws_client import Talk
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "asrserver", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **env},
+    )
+
+
+def test_tls_with_a_key(start: Callable[..., System], keys: Keys, utterances: list[Utterance], tmp_path: Path) -> None:
+    """The server's own commands over https and wss; nobody is let in without a key, or in the clear."""
+    system = start(
+        "run", "--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"), "--keys-file", str(keys.path)
+    ).wait_ready()
+    server = f"https://127.0.0.1:{system.port}"
+    trust = {"SSL_CERT_FILE": str(TLS / "cert.pem")}
+    wav = tmp_path / "hello.wav"
+    wav.write_bytes(utterances[0].wav)
+    good = {**trust, "ASRSERVER_KEY": keys.text_a}
+    done = run("transcribe", str(wav), "--server", server, env=good)
+    assert (done.returncode, done.stdout.strip()) == (0, utterances[0].text), done.stderr
+    assert run("status", "--server", server, env=good).returncode == 0
+    for command in (("transcribe", str(wav)), ("status",)):
+        done = run(*command, "--server", server, env=trust)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert "401" in done.stderr
+        assert run(*command, "--server", server.replace("https", "http"), env=good).returncode == 1
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not pytest's tmp_path: its parents are closed to the user that PostgreSQL runs as where the tests run as root.
+    with tempfile.TemporaryDirectory(prefix="asrserver-access-") as name:
+        yield Path(name)
+
+
+async def test_no_log_has_a_key_or_what_was_said(
+    directory: Path, keys: Keys, utterances: list[Utterance], http_client: AsyncHTTPClient
+) -> None:
+    """A real server at debug level, used in all the ways that show a key, rightly and wrongly; real transcripts."""
+    spoken = utterances[:4]
+    none = dict.fromkeys(("REDIS_URL", "REDIS_ADDR", "DATABASE_URL", "DB_HOST", "DB_USER", "DB_PASSWORD"), "")
+    arguments = ("--port", "0", "--log-level", "debug", "--keys-file", str(keys.path), "--data-dir", str(directory))
+    system = System("run", *arguments, env={**none, "ASRSERVER_API_KEYS": f"ops:{GIVEN}"})
+    prompt, hotword, wrong = "promptprompt", "hotwordhotword", f"wrong-{GIVEN}"
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(None, system.wait_ready)
+        base = f"http://127.0.0.1:{system.port}"
+        ways: list[tuple[str, dict[str, str]]] = [
+            ("", {"Authorization": f"Bearer {keys.text_a}"}),
+            ("", {"Sec-WebSocket-Protocol": f"asr.v1, bearer.{keys.text_a}"}),
+            (f"?token={keys.text_b}", {}),
+            (f"?x=1&token={GIVEN}&y=%20", {}),
+        ]
+        sids = []
+        for (query, headers), utterance in zip(ways, spoken, strict=True):
+            request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
+            async with Talk(await websocket_connect(request)) as talk:
+                sids.append(f"s{len(sids)}")
+                # In the first: with so odd a prompt the model may well hear nothing.
+                await talk.start(sids[-1], **({"prompt": prompt, "hotwords": hotword} if len(sids) == 1 else {}))
+                await talk.chunk(sids[-1], 0, utterance.wav)
+                await talk.send('{"action":"' + utterance.text)
+                await talk.send({"action": "finish"})
+                final = await talk.find(sids[-1], "final_result")
+                assert final["text"] == utterance.text or len(sids) == 1
+        texts = {utterance.text for utterance in spoken}
+        for path, headers in (
+            (f"/api/v1/session/{sids[0]}?token={keys.text_a}", {}),
+            (f"/api/v1/session/%ff?token={keys.text_a}", {}),
+            (f"/nothing?token={keys.text_a}", {}),
+            (f"/api/v1/history?token={wrong}", {}),
+            (f"/ws/asr?token={keys.text_a}", {}),
+            (f"/ws/asr?token={wrong}", {}),
+            ("/ws/asr", {"Sec-WebSocket-Protocol": f"bearer.{wrong}"}),
+            ("/api/v1/history", {"Authorization": f"Bearer {wrong}"}),
+            ("/api/v1/history", {"Authorization": f"Basic {wrong}"}),
+        ):
+            for method in ("GET", "DELETE", "BREW"):
+                await http_client.fetch(
+                    base + path, headers=headers, method=method, raise_error=False, allow_nonstandard_methods=True
+                )
+        # A header that is malformed, and one that is none.
+        for line in (f"Authorization: Bearer {wrong}\x01", f"Authorization Bearer {wrong}"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
+            writer.write(f"GET /?token={wrong} HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        system.children("worker")[0].kill()  # what is in hand then is logged too
+        assert await loop.run_in_executor(None, system.stop) == 0
+        logs = {"the program": system.output()}
+        logs |= {str(path): path.read_text(errors="replace") for path in (directory / "log").iterdir()}
+    finally:
+        system.close()
+    assert len(logs) == 3
+    assert all(f"session={sid}" in logs["the program"] for sid in sids)
+    assert f"key={keys.a.id}" in logs["the program"]
+    assert "refused code=unauthorized" in logs["the program"]
+    assert " DEBUG " in logs["the program"]
+    secrets = [keys.text_a[17:], keys.text_b[17:], GIVEN, prompt, hotword, *texts]
+    for name, text in logs.items():
+        for secret in secrets:
+            assert secret.lower() not in text.lower(), name
+
+
+def test_postgresql_s_log_quotes_no_rows(directory: Path) -> None:
+    import psycopg2
+
+    from asrserver.embedded.postgres import EmbeddedPostgres
+
+    postgres = EmbeddedPostgres(directory)
+    postgres.start()
+    try:
+        connection = psycopg2.connect(postgres.dsn)
+        with connection.cursor() as cursor:
+            cursor.execute("CREATE TABLE t (text text, n integer NOT NULL)")
+            with pytest.raises(psycopg2.errors.NotNullViolation):
+                cursor.execute("INSERT INTO t VALUES ('somebody said this', NULL)")
+        connection.close()
+        log = directory / "log" / "postgres.log"
+        wait_until(lambda: "null value" in log.read_text(), what="the error is logged")
+        assert "somebody said" not in log.read_text()
+    finally:
+        postgres.stop(10)

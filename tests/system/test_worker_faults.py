@@ -1,0 +1,225 @@
+"""The system under fault: workers killed and stopped. Nothing is lost or doubled."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import re
+from collections.abc import Sequence
+
+import psutil
+import pytest
+
+from asrserver.text.wer import word_errors
+from tests import poison
+from tests.program import System
+from tests.recordings import Utterance
+from tests.system.support import Start, alive, check_rows, connections, everything, results, script
+from tests.waiting import until
+from tests.worker_harness import LIVE, encode
+from tests.ws_client import Talk, look, query, stored
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_the_only_worker_is_killed(start: Start, database_url: str, utterances: list[Utterance]) -> None:
+    """kill -9 of the only worker, twice, while twenty sessions stream: all finish, each result once, all rows."""
+    system = start("run", "--workers", "1").wait_ready()
+    said = script(utterances, 20, 5)
+
+    async def fault() -> None:
+        for count in (15, 50):
+            await until(lambda count=count: results(talks) >= count, 60)
+            (worker,) = await until(lambda: system.children("worker"), 30)
+            worker.kill()
+            await until(lambda dead=worker: not dead.is_running() or dead.status() == psutil.STATUS_ZOMBIE)
+
+    async with connections(system.url, 4) as talks:
+        await everything(talks, said, fault)
+    await check_rows(database_url, said)
+    assert system.output().count("died: SIGKILL") == 2
+
+
+def live_streams(utterances: Sequence[Utterance], count: int, length: int) -> dict[str, tuple[list[Utterance], bytes]]:
+    """What is said in each of so many live recordings of `length` utterances, and its bytes: half of them are PCM."""
+    voices = itertools.cycle(sorted(utterances, key=lambda one: -len(one.pcm))[:30])
+    streams = {}
+    for number in range(count):
+        said = [next(voices) for _ in range(length)]
+        pcm = bytes(32000).join(one.pcm for one in said)
+        kind = [None, *LIVE][(number // 2) % 3 + 1] if number % 2 else None
+        streams[f"live-{number}"] = (said, pcm if kind is None else encode(pcm, *LIVE[kind]))
+    return streams
+
+
+async def killed_in_live_streams(
+    system: System, database_url: str, utterances: list[Utterance], count: int, length: int, kills: Sequence[int]
+) -> None:
+    """Kill a worker whenever so many segments are out; every sentence must be in one segment, of rows too."""
+    streams = live_streams(utterances, count, length)
+
+    async def stream(talk: Talk, sid: str, data: bytes) -> None:
+        await talk.start(sid, mode="stream", partials=True)
+        step = -(-len(data) // (length * 12))  # some 300 ms
+        for index, begin in enumerate(range(0, len(data), step)):
+            await talk.chunk(sid, index, data[begin : begin + step])
+            await asyncio.sleep(0.05)  # a live source is as slow as time: here a few times faster
+        await talk.finish(sid)
+
+    def found(talk: Talk, sid: str) -> list[dict[str, object]]:
+        return talk.of(sid, "segment_result")
+
+    async def fault() -> None:
+        for out in kills:
+            await until(lambda out=out: sum(len(found(talk, sid)) for talk, sid in pairs) >= out, 600)
+            (worker, *_) = await until(lambda: system.children("worker"), 30)
+            worker.kill()
+            await until(lambda dead=worker: not alive(dead))
+
+    async with connections(system.url, 4) as talks:
+        pairs = list(zip(itertools.cycle(talks), streams, strict=False))
+        await asyncio.gather(*(stream(talk, sid, streams[sid][1]) for talk, sid in pairs), fault())
+        wrong = words = 0
+        for talk, sid in pairs:
+            said, _ = streams[sid]
+            segments = found(talk, sid)
+            (final,) = talk.of(sid, "final_result")
+            assert not talk.of(sid, "error")
+            assert [segment["number"] for segment in segments] == list(range(length)), segments
+            assert final["text"] == " ".join(str(segment["text"]) for segment in segments)
+            wrong += word_errors(" ".join(one.text for one in said), final["text"])
+            words += len(final["text"].split())
+            await until(lambda sid=sid: stored(database_url, sid), 60, "stored")
+            rows = query(database_url, "SELECT number, text FROM asr_segments WHERE session_id = %s ORDER BY 1", sid)
+            assert rows == [(segment["number"], segment["text"]) for segment in segments]
+        assert wrong <= 0.05 * words
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_worker_is_killed_in_live_streams(start: Start, database_url: str, utterances: list[Utterance]) -> None:
+    """Half of them PCM, the others WebM, Ogg and MP4: every sentence in exactly one segment."""
+    system = start("run", "--workers", "1").wait_ready()
+    await killed_in_live_streams(system, database_url, utterances, 6, 4, (8, 16))
+    assert system.output().count("died: SIGKILL") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.gen_test(timeout=900)
+async def test_a_worker_is_killed_in_twenty_live_streams_over_a_minute_old(
+    start: Start, database_url: str, utterances: list[Utterance]
+) -> None:
+    """Each of them two minutes long."""
+    system = start("run", "--workers", "2").wait_ready()
+    await killed_in_live_streams(system, database_url, utterances, 20, 30, (320, 400))
+    assert system.output().count("died: SIGKILL") == 2
+
+
+async def stopped_worker(
+    system: System, database_url: str, utterances: list[Utterance], seconds: float, others: bool
+) -> None:
+    """SIGSTOP one worker for a time in the middle; with others there, it must find itself fenced."""
+    said = script(utterances, 20, 5)
+    victim = system.children("worker")[0]
+
+    async def fault() -> None:
+        own = rf"feed\[{victim.pid}\] session=\S+ claimed"
+        await until(lambda: results(talks) >= 10 and len(re.findall(own, system.output())) >= 2, 60)
+        victim.suspend()
+        try:
+            await asyncio.sleep(seconds)  # the fault itself
+            if others:
+                await until(lambda: " claimed epoch=2 " in system.output(), 60, "another worker takes over")
+        finally:
+            victim.resume()
+
+    async with connections(system.url, 4) as talks:
+        await everything(talks, said, fault)
+        if others:
+            dropped = rf"feed\[{victim.pid}\] session=\S+ dropped"
+            await until(lambda: re.search(dropped, system.output()), 20, "the stopped worker drops its sessions")
+        for talk in talks:  # and nothing more was said
+            for sid in said:
+                if talk.of(sid):
+                    talk.check(sid, said[sid])
+    await check_rows(database_url, said)
+    assert victim.is_running(), system.output()[-6000:]
+    with look(system_redis(system)) as client:
+        assert client.xlen("asr_tasks") == 0
+        for sid in said:  # Redis itself took each event once, those of an older owner before those of a newer
+            entries = client.xrange(f"asr_events:{{{sid}}}")
+            numbers = [int(fields["seq"]) for _, fields in entries if "seq" in fields]
+            assert numbers == list(range(1, len(said[sid]) + 2))
+
+
+def system_redis(system: System) -> str:
+    """The Redis that a system was given."""
+    return psutil.Process(system.process.pid).environ()["REDIS_URL"]
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_worker_is_stopped_and_woken(start: Start, database_url: str, utterances: list[Utterance]) -> None:
+    """SIGSTOP past its lease, then SIGCONT: another worker has its sessions, Redis refuses the sleeper's results."""
+    system = start("run", "--workers", "2", "--lease", "2", "--max-backlog", "5").wait_ready()
+    await stopped_worker(system, database_url, utterances, 2.5, others=True)
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_the_only_worker_is_stopped_and_woken(
+    start: Start, database_url: str, utterances: list[Utterance]
+) -> None:
+    """SIGSTOP of the only worker past its lease: it goes on, and does nothing twice."""
+    system = start("run", "--workers", "1", "--lease", "1").wait_ready()
+    await stopped_worker(system, database_url, utterances, 3.0, others=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.gen_test(timeout=300)
+async def test_a_worker_is_stopped_for_twenty_seconds(
+    start: Start, database_url: str, utterances: list[Utterance], workers: int
+) -> None:
+    """The same with the default lease and a stop of 20 s."""
+    system = start("run", "--workers", str(workers)).wait_ready()
+    await stopped_worker(system, database_url, utterances, 20.0, others=workers > 1)
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_recording_that_kills_its_worker(
+    start: Start,
+    redis_url: str,
+    database_url: str,
+    utterances: list[Utterance],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three dead workers, then the client gets an error; other chunks and sessions are right and have no strike."""
+    monkeypatch.setattr(System, "program", (poison.__file__,))
+    system = start("run", "--workers", "1").wait_ready()
+    said = script(utterances, 6, 4)
+    deadly = utterances[0].wav + poison.MARK
+
+    async def fault() -> None:
+        async with await Talk.open(system.url) as talk:
+            await talk.start("deadly")
+            await talk.chunk("deadly", 0, utterances[1].wav)
+            await talk.chunk("deadly", 1, deadly)
+            await talk.chunk("deadly", 2, utterances[2].wav)
+            error = await talk.find("deadly", "error")
+            assert (error["code"], error["chunk_index"]) == ("audio_rejected", 1)
+            final = await talk.finish("deadly")
+            assert final["text"] == f"{utterances[1].text} {utterances[2].text}"
+            assert final["chunk_count"] == 3
+            kinds = [(m["type"], m.get("chunk_index")) for m in talk.of("deadly") if m["type"] != "ack"]
+            assert kinds == [("chunk_result", 0), ("error", 1), ("chunk_result", 2), ("final_result", None)]
+
+    async with connections(system.url, 2) as talks:
+        await everything(talks, said, fault)
+    await check_rows(database_url, said)
+    assert system.output().count("died: SIGABRT") == 3
+    with look(redis_url) as client:
+        ((_, buried),) = client.xrange("asr_dead")
+        assert (buried["sid"], buried["entry"]) == ("deadly", "2-0")
+        struck = [key for sid in said for key in client.hgetall(f"asr_session:{{{sid}}}").items() if "strike" in key[0]]
+        # Whatever was in hand beside it at first; since then, what is under suspicion runs alone.
+        assert all(number == "1" for _, number in struck)
+    await until(lambda: stored(database_url, "deadly"))
+    rows = query(database_url, "SELECT chunk_index, error_code FROM asr_chunks WHERE session_id = 'deadly' ORDER BY 1")
+    assert rows == [(0, None), (1, "audio_rejected"), (2, None)]
