@@ -13,7 +13,7 @@ from asrserver.broker.quota import Quota, minute
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog
-from asrserver.gateway.rate_limits import SOON, Limits, Pace
+from asrserver.gateway.rate_limits import SOON, Limits, RateMeter
 from asrserver.gateway.session import Session
 
 _FREE = KeyLimits()
@@ -84,26 +84,26 @@ class Admission:
     def chunk(self, session: Session, size: int, seconds: float, length: float) -> None:
         """Let a session of `length` seconds so far take a chunk of so many bytes, or about so many seconds; raises
         Refused."""
-        pace = session.pace
-        if pace is None:
-            pace = session.pace = Pace(self._settings.max_speed, self._settings.speed_burst)
-        self.limits.chunk(size, length, pace)
+        meter = session.rate_meter
+        if meter is None:
+            meter = session.rate_meter = RateMeter(self._settings.max_speed, self._settings.speed_burst)
+        self.limits.chunk(size, length, meter)
         if session.owner:
             limits = self._limits(session.owner)
             if limits.audio_per_minute:
                 self._refuse_spent(session.owner, limits)
-        pace.spend(seconds)
+        meter.record(seconds)
 
     def has_room(self, session: Session, backlog: Backlog) -> bool:
         """Whether more of a session may be read, whose audio in the `backlog` is still to be recognised."""
-        pace, ahead = session.pace, self._settings.max_ahead
-        if pace is None:
+        meter, ahead = session.rate_meter, self._settings.max_ahead
+        if meter is None:
             return True
-        return not pace.debt and not (ahead and pace.lead > ahead and backlog.waiting(session.id) > ahead)
+        return not meter.debt and not (ahead and meter.lead > ahead and backlog.waiting(session.id) > ahead)
 
     def is_idle(self, session: Session) -> bool:
         """Whether the session has had no audio for too long."""
-        heard = session.opened if session.pace is None else session.pace.heard
+        heard = session.opened if session.rate_meter is None else session.rate_meter.heard
         limit = self._settings.session_idle_timeout
         return bool(limit) and time.monotonic() - heard > limit
 

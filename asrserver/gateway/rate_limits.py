@@ -19,7 +19,7 @@ SOON = 5.0
 PATIENCE = 8.0
 
 
-class Pace:
+class RateMeter:
     """A session's audio against the clock: `factor` seconds of it a second, after a burst."""
 
     __slots__ = ("_burst", "_due", "_factor", "_sent", "_since", "heard")
@@ -31,7 +31,7 @@ class Pace:
         self._sent = 0.0
         self._due = 0.0  # when what was sent is no more than might have been
 
-    def spend(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         """So much audio was sent now."""
         self._sent += seconds
         self.heard = time.monotonic()
@@ -89,7 +89,7 @@ class Limits:
         if settings.max_queue and backlog >= settings.max_queue:
             raise Refused(503, "overloaded", f"{backlog:.0f} s of audio wait to be recognised", retry_after=SOON)
 
-    def chunk(self, size: int, length: float, pace: Pace) -> None:
+    def chunk(self, size: int, length: float, meter: RateMeter) -> None:
         """May a session of `length` seconds so far take a chunk of so many bytes now?"""
         settings = self._settings
         if size > settings.max_chunk:
@@ -97,6 +97,6 @@ class Limits:
         if settings.max_session and length >= settings.max_session:
             message = f"the session has its {settings.max_session:.0f} s of audio and is ended"
             raise Refused(413, "session_too_long", message)
-        if pace.debt > PATIENCE:
+        if meter.debt > PATIENCE:
             message = f"audio may come {settings.max_speed:g} times faster than it is spoken"
-            raise Refused(429, "too_fast", message, retry_after=round(pace.debt, 1))
+            raise Refused(429, "too_fast", message, retry_after=round(meter.debt, 1))

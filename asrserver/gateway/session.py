@@ -16,7 +16,7 @@ import orjson
 from asrserver.errors import AsrError, BadRequest
 
 if TYPE_CHECKING:
-    from asrserver.gateway.rate_limits import Pace
+    from asrserver.gateway.rate_limits import RateMeter
 
 #: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
 SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
@@ -198,8 +198,8 @@ class Session:
         "opened",
         "options",
         "owner",
-        "pace",
         "pcm_rate",
+        "rate_meter",
         "replaying",
         "results",
         "resumable",
@@ -225,7 +225,7 @@ class Session:
         self.pcm_rate = options.bytes_per_second
         self.borderless = options.borderless
         self.live = options.mode == "stream"
-        self.pace: Pace | None = None  # its audio against the clock, from its first chunk on
+        self.rate_meter: RateMeter | None = None  # its audio against the clock, from its first chunk on
         self.send = send
         self.state = "recording"
         self.failed: AsrError | None = None

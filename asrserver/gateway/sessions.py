@@ -157,7 +157,7 @@ class Sessions(Mapping[str, Session]):
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
         events = await self._broker.read_events(sid)
         session = Session.resumed(sid, fields, events, last_seq, send)
-        session.pace = before.pace if before is not None else None
+        session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
             self._open[sid] = session
             if events:

@@ -10,7 +10,7 @@ import pytest
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway import rate_limits as limits_module
-from asrserver.gateway.rate_limits import Limits, Pace
+from asrserver.gateway.rate_limits import Limits, RateMeter
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -28,18 +28,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_audio_against_the_clock(clock: Callable[[float], None]) -> None:
-    pace = Pace(factor=2.0, burst=10.0)
-    pace.spend(10.0)
-    assert pace.debt == 0
-    pace.spend(8.0)
-    assert pace.debt == pytest.approx(4.0)
+    meter = RateMeter(factor=2.0, burst=10.0)
+    meter.record(10.0)
+    assert meter.debt == 0
+    meter.record(8.0)
+    assert meter.debt == pytest.approx(4.0)
     clock(3.0)
-    assert pace.debt == pytest.approx(1.0)
-    assert pace.lead == pytest.approx(15.0)
+    assert meter.debt == pytest.approx(1.0)
+    assert meter.lead == pytest.approx(15.0)
     clock(1.0)
-    assert pace.debt == 0
-    endless = Pace(factor=0.0, burst=0.0)
-    endless.spend(1e9)
+    assert meter.debt == 0
+    endless = RateMeter(factor=0.0, burst=0.0)
+    endless.record(1e9)
     assert endless.debt == 0
 
 
