@@ -20,8 +20,7 @@ from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
 from asrserver.broker.broker import Broker
-from asrserver.client import Client, ConnectionLost, ServerError, Watch
-from asrserver.client import client as client_module
+from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
 from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import WebSocket
 from tests.fakes import Pretender
@@ -36,8 +35,9 @@ AUDIO = bytes(range(256)) * 8
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less patience than outside."""
-    monkeypatch.setattr(client_module, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(client_module, "LAST_PAUSE", 0.1)
+    monkeypatch.setattr("asrserver.client.client.FIRST_PAUSE", 0.02)
+    monkeypatch.setattr("asrserver.client.session.RETRY_JITTER", 0.02)
+    monkeypatch.setattr("asrserver.client.client.LAST_PAUSE", 0.1)
 
 
 def cut(client: Client) -> None:
@@ -225,8 +225,8 @@ async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
     doors: tuple[Door, Door], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`send` waits and `send_nowait` does nothing, while there is no connection too."""
-    monkeypatch.setattr(client_module, "FIRST_PAUSE", 1000.0)
-    monkeypatch.setattr(client_module, "WINDOW_BYTES", 5000)
+    monkeypatch.setattr("asrserver.client.client.FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr("asrserver.client.session.WINDOW_BYTES", 5000)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     client = await Client.connect(doors[0].url, window=4)
     small, large = await client.start("small"), await client.start("large")
@@ -244,7 +244,7 @@ async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
             await task
 
 
-async def send_for_ever(session: client_module.ClientSession, data: bytes) -> None:
+async def send_for_ever(session: ClientSession, data: bytes) -> None:
     while True:
         await session.send(data)
 
@@ -257,7 +257,7 @@ async def test_a_session_that_was_taken_away(doors: tuple[Door, Door]) -> None:
     async with await Client.connect(doors[0].url) as mine, await Client.connect(doors[1].url) as other:
         session, kept = await mine.start("s"), await mine.start("kept")
         await session.end()
-        thief = client_module.ClientSession(other, "s", {})
+        thief = ClientSession(other, "s", {})
         thief.opened.set_result(None)
         other._sessions["s"] = thief
         thief.connected(other.connection)
@@ -467,7 +467,7 @@ async def test_insist() -> None:
     """Who insists waits for a server that is not there yet, and gives up when there is no patience left."""
     refusals: list[Exception] = []
 
-    class Counting(client_module.Watch):
+    class Counting(Watch):
         def refused(self, reason: Exception, pause: float) -> None:
             refusals.append(reason)
 
