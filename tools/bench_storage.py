@@ -9,7 +9,7 @@ uvloop, a transaction a batch:
 
     raw       INSERT … VALUES (…), (…), …  of the rows as they are; a session that is there is updated (ON CONFLICT)
     storage   Storage.save(): late or repeated rows change nothing, deleted sessions stay deleted, no status goes back
-    recorder  Recorder: the results read back from Redis as workers wrote them, made rows, and saved
+    flush     WriteBehind: the results read back from Redis as workers wrote them, made rows, and saved
 
 CPU is that of this process, user and system, and of PostgreSQL's and Redis's processes. Ratios are to raw.
 """
@@ -31,7 +31,7 @@ from psycopg2.extras import Json
 
 from asrserver.broker.broker import Broker
 from asrserver.broker.keys import events_key
-from asrserver.gateway.persistence import Recorder, record, row
+from asrserver.gateway.persistence import WriteBehind, record, row
 from asrserver.gateway.session import Options
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
@@ -77,14 +77,14 @@ class Bench:
         self._options = options
         self._broker = Broker(servers.redis.url, "bench")
         self._storage = Storage(servers.postgres.dsn)
-        self._recorder = Recorder(self._broker, self._storage, 60.0)
+        self._write_behind = WriteBehind(self._broker, self._storage, 60.0)
         self._processes = {name: server_process(getattr(servers, name)) for name in ("postgres", "redis")}
 
     async def run(self) -> dict[str, list[dict[str, float]]]:
         """What each way used, round by round."""
         await self._broker.open()
         await self._storage.open()
-        ways = {"raw": self.raw, "storage": self.saved, "recorder": self.recorded}
+        ways = {"raw": self.raw, "storage": self.saved, "flush": self.flushed}
         used: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
         for number in range(-1, self._options.rounds):  # the first warms up
             for way, store in ways.items():
@@ -124,7 +124,7 @@ class Bench:
                 assert not await self._storage.save(records)
         return cost.total
 
-    async def recorded(self, sids: list[str]) -> dict[str, float]:
+    async def flushed(self, sids: list[str]) -> dict[str, float]:
         cost = Cost(self._processes)
         for sid in sids:
             await self._broker.open_session(sid, sid, fields(), time.time() + 600)
@@ -139,9 +139,9 @@ class Bench:
             await pipeline.drain()
             with cost:
                 for sid in sids:
-                    self._recorder.mark(sid)
-                await self._recorder._write()
-        assert not self._recorder.waiting
+                    self._write_behind.mark_dirty(sid)
+                await self._write_behind._write()
+        assert not self._write_behind.waiting
         return cost.total
 
     def _batches(self) -> list[list[dict[str, Any]]]:

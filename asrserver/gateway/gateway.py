@@ -23,7 +23,7 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
-from asrserver.gateway.persistence import Recorder
+from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Session, Start
 from asrserver.gateway.sessions import REPAIR_EVERY, Event, Send, Sessions
 from asrserver.gateway.tasks import Background
@@ -71,12 +71,12 @@ class Gateway:
         self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
         self.broker = Broker(settings.redis, self.name)
         self.storage = Storage(settings.database)
-        self.recorder = Recorder(self.broker, self.storage, settings.session_ttl)
+        self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
         self.admission = Admission(settings, self.access, self.broker.quota, self.name)
         self._background = Background()
         self.sessions = Sessions(
-            settings, self.broker, self.storage, self.recorder, self.recordings, self.admission, self._background
+            settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._background
         )
         self.connections = 0
         self.closing = False
@@ -93,7 +93,7 @@ class Gateway:
         await self.broker.open()
         background = self._background
         background.forever(self.broker.subscribe(self.sessions.on_event, self._on_subscribed))
-        background.forever(self.recorder.run())
+        background.forever(self.write_behind.run())
         background.every(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live)
         background.every(HEARTBEAT_EVERY, self._beat)
         background.every(REPAIR_EVERY, self.sessions.repair)
@@ -178,9 +178,9 @@ class Gateway:
 
     # -- what REST asks ----------------------------------------------------------------------------------------------
 
-    async def settled(self, sid: str) -> None:
+    async def wait_flushed(self, sid: str) -> None:
         """Wait, at most two seconds, until what this gateway knows of the session is stored."""
-        await until(lambda: self.recorder.settled(sid), 2.0)
+        await until(lambda: self.write_behind.is_flushed(sid), 2.0)
 
     async def delete(self, sid: str, owner: str | None = None) -> bool:
         """Delete a session of the owner's: its rows now, its keys now or, of one that is open, when it is over.
@@ -211,7 +211,7 @@ class Gateway:
                 "port": self.settings.port,
                 "connections": self.connections,
                 "sessions": len(self.sessions),
-                "to_store": self.recorder.waiting,
+                "to_store": self.write_behind.waiting,
                 "backlog": round(self.sessions.backlog.seconds, 1),
                 "oldest_waiting": round(self.sessions.backlog.oldest, 3),
             },
@@ -230,8 +230,8 @@ class Gateway:
 
     def _share_metrics(self) -> None:
         metrics.connections.set(self.connections)
-        metrics.to_store.set(self.recorder.waiting)
-        metrics.persist_lag.set(self.recorder.lag)
+        metrics.to_store.set(self.write_behind.waiting)
+        metrics.persist_lag.set(self.write_behind.lag)
         self.sessions.share_metrics()
 
     async def _reread_keys(self) -> None:

@@ -102,7 +102,7 @@ async def queue_status(gateway: Gateway) -> dict[str, Any]:
         "oldest_waiting_seconds": round(max(oldest), 3),
         "real_time_factor": _real_time_factor(workers),
         "sessions": len(gateway.sessions) + sum(state.get("sessions", 0) for state in others),
-        "to_store": gateway.recorder.waiting + sum(state.get("to_store", 0) for state in others),
+        "to_store": gateway.write_behind.waiting + sum(state.get("to_store", 0) for state in others),
     }
 
 

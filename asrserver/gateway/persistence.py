@@ -25,7 +25,7 @@ from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
 from asrserver.telemetry import metrics
 
-log = logging.getLogger("asrserver.recorder")
+log = logging.getLogger("asrserver.persistence")
 
 #: Seconds between batches: several results of one session become one write.
 EVERY = 0.25
@@ -45,7 +45,7 @@ MAX_PAUSE = 5.0
 
 
 @dataclass(slots=True)
-class _Upto:
+class _Flushed:
     """How far a session's events are dealt with, by their ids and `seq`s."""
 
     stored: str = "0-1"
@@ -54,23 +54,23 @@ class _Upto:
     session: dict[str, Any] | None = None  # what of its row never changes, once it was read
 
 
-class Recorder:
+class WriteBehind:
     """Stores sessions. `ttl` is how long Redis keeps a session after it is stored, in seconds."""
 
     def __init__(self, broker: Broker, storage: Storage, ttl: float) -> None:
         self._broker = broker
         self._storage = storage
         self._ttl = ttl
-        self._dirty: dict[str, _Upto] = {}  # sessions with something new
-        self._stored: dict[str, _Upto] = {}  # open ones without
+        self._dirty: dict[str, _Flushed] = {}  # sessions with something new
+        self._clean: dict[str, _Flushed] = {}  # open ones without
         self._wake = asyncio.Event()
-        self._writing: dict[str, _Upto] = {}
+        self._writing: dict[str, _Flushed] = {}
         self._waits_since: float | None = None  # what waits longest
 
-    def mark(self, sid: str, sent: int = 0) -> None:
+    def mark_dirty(self, sid: str, sent: int = 0) -> None:
         """The session has something new to store; its client was sent what there is up to the event number `sent`."""
         if sid not in self._dirty:
-            self._dirty[sid] = self._stored.pop(sid, self._writing.get(sid, _Upto()))
+            self._dirty[sid] = self._clean.pop(sid, self._writing.get(sid, _Flushed()))
             if self._waits_since is None:
                 self._waits_since = time.monotonic()
             self._wake.set()
@@ -87,7 +87,7 @@ class Recorder:
         """Seconds that what waits longest has waited, at most."""
         return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
 
-    def settled(self, sid: str | None = None) -> bool:
+    def is_flushed(self, sid: str | None = None) -> bool:
         """Whether the session, or every session, is stored as far as it is known."""
         if sid is None:
             return not self._dirty and not self._writing
@@ -152,18 +152,18 @@ class Recorder:
             elif events:
                 await self._advance(sid, batch[sid], events[-1])
                 if sid not in self._dirty:
-                    self._stored[sid] = batch[sid]
+                    self._clean[sid] = batch[sid]
             elif sid in known:
                 # Nothing new, most often since it came with what was new before; or it is gone: read all of it again.
                 batch[sid].session = None
                 self._dirty.setdefault(sid, batch[sid])
             elif sid not in self._dirty:
-                self._stored[sid] = batch[sid]
+                self._clean[sid] = batch[sid]
         await asyncio.gather(*(self._broker.close_session(sid, self._ttl) for sid in over))
-        while len(self._stored) > REMEMBERED:  # those that another gateway has now, above all
-            del self._stored[next(iter(self._stored))]
+        while len(self._clean) > REMEMBERED:  # those that another gateway has now, above all
+            del self._clean[next(iter(self._clean))]
 
-    async def _advance(self, sid: str, upto: _Upto, last: dict[str, Any]) -> None:
+    async def _advance(self, sid: str, upto: _Flushed, last: dict[str, Any]) -> None:
         """The session's events are stored up to the `last`: let go of those that nobody can want any more."""
         upto.stored = last["id"]
         here = (last["id"], last["seq"])

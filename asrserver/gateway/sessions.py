@@ -22,7 +22,7 @@ from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
-from asrserver.gateway.persistence import Recorder
+from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Options, Session, Start, valid_id
 from asrserver.gateway.tasks import Background
 from asrserver.process.aio import until
@@ -51,7 +51,7 @@ class Sessions(Mapping[str, Session]):
         settings: Settings,
         broker: Broker,
         storage: Storage,
-        recorder: Recorder,
+        write_behind: WriteBehind,
         recordings: Recordings,
         admission: Admission,
         background: Background,
@@ -61,7 +61,7 @@ class Sessions(Mapping[str, Session]):
         self._settings = settings
         self._broker = broker
         self._storage = storage
-        self._recorder = recorder
+        self._write_behind = write_behind
         self._recordings = recordings
         self._admission = admission
         self._background = background
@@ -124,7 +124,7 @@ class Sessions(Mapping[str, Session]):
                 self._admission.ended(sid, owner)
         if not created:
             raise exists
-        self._recorder.mark(sid)
+        self._write_behind.mark_dirty(sid)
         self.backlog.started(sid)
         metrics.sessions_started.inc()
         log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
@@ -162,7 +162,7 @@ class Sessions(Mapping[str, Session]):
             self._open[sid] = session
             if events:
                 self.backlog.restore(sid, events[-1]["total"], session.pcm_rate, session.live)
-        self._recorder.mark(sid)
+        self._write_behind.mark_dirty(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, [event for event in events if event["seq"] > last_seq]
 
@@ -280,7 +280,7 @@ class Sessions(Mapping[str, Session]):
             self._background.once(self._read_missed(session))
 
     def _delivered(self, session: Session, event: Event) -> None:
-        self._recorder.mark(session.id, session.sent)
+        self._write_behind.mark_dirty(session.id, session.sent)
         self._measure(session, event)
         if event["type"] == "final":
             self._over(session, event["status"])
@@ -308,7 +308,7 @@ class Sessions(Mapping[str, Session]):
     async def _keep_recording(self, sid: str, chunks: int) -> None:
         self.keeping += 1
         try:
-            await until(lambda: self._recorder.settled(sid), 30.0)
+            await until(lambda: self._write_behind.is_flushed(sid), 30.0)
             await self._recordings.keep(sid, chunks)
         except (StorageError, Unavailable) as exc:
             log.warning("session=%s recording is noted later: %s", sid, exc)
@@ -334,7 +334,7 @@ class Sessions(Mapping[str, Session]):
         found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
         for sid, (fields, events) in found.items():
             if not fields:
-                self._recorder.mark(sid)
+                self._write_behind.mark_dirty(sid)
                 continue
             now = time.time()
             if not await self._broker.end_session(
@@ -342,7 +342,7 @@ class Sessions(Mapping[str, Session]):
             ):
                 continue  # it was resumed
             if events and events[-1]["type"] == "final":
-                self._recorder.mark(sid)
+                self._write_behind.mark_dirty(sid)
             elif sid not in self._open:
                 options = Options.parse(orjson.loads(fields["options"]))
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
@@ -361,7 +361,7 @@ class Sessions(Mapping[str, Session]):
         try:
             async with asyncio.timeout(timeout):
                 await self._broker.refresh(deadlines)
-                await until(lambda: self._recorder.settled() and not self.keeping, timeout)
+                await until(lambda: self._write_behind.is_flushed() and not self.keeping, timeout)
         except (TimeoutError, Unavailable) as exc:
             log.warning("not all is stored, another gateway will do it: %s", exc or "too slow")
         for session in left.values():
@@ -382,7 +382,7 @@ class Sessions(Mapping[str, Session]):
             return
         if state == "gone":
             self._tell(session, Unavailable("session_gone", "the session is over"))
-            self._recorder.mark(session.id)
+            self._write_behind.mark_dirty(session.id)
         else:
             self._tell(session, Unavailable("session_moved", "the session was resumed elsewhere"))
         self._over(session, state)

@@ -90,7 +90,7 @@ class OneSession(Rest):
 
     async def get(self, session_id: str) -> None:
         kind = self.choice("format", ("json", *FORMATS)) or "json"
-        await self.gateway.settled(session_id)
+        await self.gateway.wait_flushed(session_id)
         session = await self.gateway.storage.session(session_id, owner=self.owner)
         if session is None:
             raise HTTPError(404, "there is no such session")

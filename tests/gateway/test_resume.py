@@ -53,7 +53,7 @@ async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], 
         assert results == [(2, 1, "one"), (3, 2, "two"), (4, 3, "three"), (5, 4, "four")]
         assert [m["chunk_index"] for m in talk.of("s", "ack")[1:]] == [3, 4]
     await until(lambda: not one.gateway.sessions and not two.gateway.sessions)
-    await until(lambda: two.gateway.recorder.settled() and one.gateway.recorder.settled())
+    await until(lambda: two.gateway.write_behind.is_flushed() and one.gateway.write_behind.is_flushed())
     stored = await two.gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["user_id"]) == ("done", "someone")
@@ -87,20 +87,20 @@ async def test_a_session_that_is_gone_is_let_go_of(
     doors: tuple[Door, Door], worker: Pretender, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its fields are read once; where nothing new is found, again: it may be no more."""
-    stored = doors[0].gateway.recorder
+    stored = doors[0].gateway.write_behind
     async with await Talk.open(doors[0].url) as talk:
         await talk.start("s")
         await worker.take("s")
         await talk.chunk("s", 0, AUDIO)
         await worker.chunk("s", 0)
         await talk.find("s", "chunk_result", 0)
-        await until(stored.settled)
-        stored.mark("s")  # nothing is new
-        await until(lambda: stored.settled() and stored._stored["s"].session is not None)
+        await until(stored.is_flushed)
+        stored.mark_dirty("s")  # nothing is new
+        await until(lambda: stored.is_flushed() and stored._clean["s"].session is not None)
         with look(redis_url) as client:
             client.delete(keys.session_key("s"), keys.events_key("s"))
-        stored.mark("s")
-        await until(lambda: stored.settled() and "s" not in stored._stored)
+        stored.mark_dirty("s")
+        await until(lambda: stored.is_flushed() and "s" not in stored._clean)
         assert "session=s is gone from Redis" in caplog.text
 
 
@@ -121,8 +121,8 @@ async def test_a_long_session_keeps_the_last_results(
             await worker.chunk("s", index)
             await talk.find("s", "chunk_result", index)
             if index % 3 == 2:
-                await until(one.gateway.recorder.settled)
-        await until(one.gateway.recorder.settled)
+                await until(one.gateway.write_behind.is_flushed)
+        await until(one.gateway.write_behind.is_flushed)
 
     lost = await Talk.open(one.url)
     await lost.start("s")
@@ -138,7 +138,7 @@ async def test_a_long_session_keeps_the_last_results(
             await worker.chunk("s", index)
             await lost.find("s", "chunk_result", index)
         assert kept() == [*unstored, *range(21, 41)]
-    await until(one.gateway.recorder.settled)
+    await until(one.gateway.write_behind.is_flushed)
     await say(lost, 40, 50)
     assert len(kept()) <= 2 * 5 + 3
     for index in range(50, 70):
@@ -148,7 +148,7 @@ async def test_a_long_session_keeps_the_last_results(
     for index in range(50, 70):  # nobody is there to be sent them
         await worker.chunk("s", index)
         if index % 10 == 9:
-            await until(one.gateway.recorder.settled)
+            await until(one.gateway.write_behind.is_flushed)
     assert kept()[-20:] == list(range(51, 71))
     first = kept()[0]
     async with await Talk.open(two.url) as talk:
@@ -164,7 +164,7 @@ async def test_a_long_session_keeps_the_last_results(
         await talk.send({"action": "finish", "session_id": "s"})
         await worker.final("s", "all", 70)
         assert (await talk.find("s", "final_result"))["text"] == "all"
-    await until(one.gateway.recorder.settled)
+    await until(one.gateway.write_behind.is_flushed)
     stored = await one.gateway.storage.session("s")
     assert stored is not None
     assert [row["chunk_index"] for row in stored["chunks"]] == list(range(70))
@@ -200,7 +200,7 @@ async def test_resuming_after_finish(doors: tuple[Door, Door], worker: Pretender
         await worker.final("s")
         await talk.find("s", "final_result")
     for door in doors:
-        await until(lambda door=door: door.gateway.recorder.settled() and not door.gateway.sessions)
+        await until(lambda door=door: door.gateway.write_behind.is_flushed() and not door.gateway.sessions)
         async with await Talk.open(door.url) as talk:
             await resumed(talk)
             await talk.find("s", "final_result")

@@ -41,7 +41,7 @@ async def test_a_session_waits_for_its_client_and_then_ends(doors: tuple[Door, D
         ack = await resumed(talk)
         assert (ack["state"], ack["next_chunk_index"]) == ("finishing", 1)
         assert (await talk.find("s", "final_result"))["status"] == "interrupted"
-    await until(lambda: all(door.gateway.recorder.settled() for door in doors))
+    await until(lambda: all(door.gateway.write_behind.is_flushed() for door in doors))
     stored = await doors[0].gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
@@ -173,7 +173,7 @@ async def test_what_a_stopped_gateway_could_not_deliver_is_stored_by_another(
     await one.gateway.sessions.hand_over(30)
     await until(lambda: "s" in two.gateway.sessions)
     await worker.final("s", "late", 0)
-    await until(lambda: not two.gateway.sessions and two.gateway.recorder.settled())
+    await until(lambda: not two.gateway.sessions and two.gateway.write_behind.is_flushed())
     stored = await two.gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("done", "late")

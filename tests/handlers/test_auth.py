@@ -152,7 +152,7 @@ async def test_a_key_sees_its_own_sessions_only(
     await client.send({"action": "finish", "session_id": "stored"})
     await worker.final("stored", "mine alone")
     await client.find("stored", "final_result")
-    await until(gateway.recorder.settled)
+    await until(gateway.write_behind.is_flushed)
 
     async def seen(key: str, query: str = "") -> list[str]:
         response = await fetch("/api/v1/history" + query, key)

@@ -78,7 +78,7 @@ async def whole_session(gateway: Gateway, worker: Pretender, sid: str, text: str
     await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[segment])
     await worker.final(sid, text)
     await until(lambda: got and got[-1]["type"] == "final")
-    await until(gateway.recorder.settled)
+    await until(gateway.write_behind.is_flushed)
 
 
 # -- health
@@ -176,7 +176,7 @@ async def test_history_is_filtered_and_paged(api: Api, gateway: Gateway, worker:
     for number, text in enumerate(("the kitchen light", "今天的天气", "the garden light")):
         await whole_session(gateway, worker, f"s{number}", text)
     await session(gateway, "open", user_id="another")
-    await until(gateway.recorder.settled)
+    await until(gateway.write_behind.is_flushed)
 
     async def found(query: str) -> list[str]:
         status, body = await api.call(f"/history?{query}")
@@ -301,7 +301,7 @@ async def test_a_session_deleted_while_it_is_open_never_comes_back(
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
     await until(lambda: got and got[-1]["type"] == "final")
-    await until(gateway.recorder.settled)
+    await until(gateway.write_behind.is_flushed)
     assert (await api.call("/session/s"))[0] == 404
     with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
         for table in ("asr_sessions", "asr_chunks", "asr_segments"):
@@ -398,7 +398,7 @@ async def test_stats(api: Api, gateway: Gateway, worker: Pretender) -> None:
     await whole_session(gateway, worker, "a")
     await whole_session(gateway, worker, "b")
     await session(gateway, "c")
-    await until(gateway.recorder.settled)
+    await until(gateway.write_behind.is_flushed)
     status, body = await api.call("/stats")
     assert (status, body["total_tasks"], body["total_duration"], body["avg_rtf"]) == (200, 3, 3.0, 0.25)
     assert body["sessions"] == {"recording": 1, "done": 2, "interrupted": 0, "error": 0}

@@ -35,7 +35,7 @@ async def test_a_session_that_exists_cannot_be_started(
         await worker.final("s", "", 0)
         await one.find("s", "final_result")
         assert (await two.call(start_again))["code"] == "session_exists"
-        await until(gateway.recorder.settled)
+        await until(gateway.write_behind.is_flushed)
         with redis.Redis.from_url(redis_url) as client:
             client.delete(keys.session_key("s"), keys.audio_key("s"), keys.events_key("s"))
         assert (await two.call(start_again))["code"] == "session_exists"
@@ -84,7 +84,7 @@ async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: G
     assert await worker.ended("one") == await worker.ended("two") == "interrupted"
     await worker.final("one")
     await worker.final("two", "", 0)
-    await until(lambda: not gateway.sessions and gateway.recorder.settled())
+    await until(lambda: not gateway.sessions and gateway.write_behind.is_flushed())
     stored = await gateway.storage.session("one")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
@@ -141,7 +141,7 @@ async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Pre
     assert await worker.ended("s") == "interrupted"
     await until(lambda: "s" in gateway.sessions)
     await worker.final("s", "words", 0)
-    await until(lambda: not gateway.sessions and gateway.recorder.settled())
+    await until(lambda: not gateway.sessions and gateway.write_behind.is_flushed())
     stored = await gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
@@ -159,7 +159,7 @@ async def test_one_session_that_cannot_be_stored_holds_up_no_other(
         await talk.send(finish("good"))
         await worker.final("good", "words", 0)
         await talk.find("good", "final_result")
-        await until(gateway.recorder.settled)
+        await until(gateway.write_behind.is_flushed)
     with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT status FROM asr_sessions WHERE id = 'good'")
         assert cursor.fetchall() == [("done",)]

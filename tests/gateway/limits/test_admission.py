@@ -132,7 +132,7 @@ async def test_too_long_a_session_is_ended_with_what_it_has(
         await worker.final("s", "all of it", 10)
         final = await client.find("s", "final_result")
         assert (final["text"], final["chunk_count"]) == ("all of it", 10)
-        await until(gateway.recorder.settled)
+        await until(gateway.write_behind.is_flushed)
         assert stored(database_url, "s") == ("interrupted", "all of it", 10)
 
 
