@@ -35,8 +35,8 @@ from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from tests.api_keys import Keys
-from tests.fakes import Pretender
-from tests.gateways import Door, _hurry
+from tests.fakes import FakeWorker
+from tests.gateways import Gateways, GatewayServer, repair_often
 from tests.program import NONE, System
 from tests.recordings import Utterance, recorded
 from tests.servers import Servers, drop_database
@@ -114,7 +114,7 @@ def gateway(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gateway]:
     """One that is open, and in less of a hurry to be patient than a real one."""
-    _hurry(monkeypatch, 0.3)
+    repair_often(monkeypatch, 0.3)
 
     async def opened() -> Gateway:
         made = Gateway(gateway_settings)
@@ -140,46 +140,46 @@ def url(gateway: Gateway, base_url: str, http_server: HTTPServer) -> str:
 
 
 @pytest.fixture
-def doors(
+def gateways(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Door, Door]]:
+) -> Iterator[Gateways]:
     """Two gateways that look often."""
-    _hurry(monkeypatch, 0.2)
-    servers = []
+    repair_often(monkeypatch, 0.2)
+    listeners = []
 
-    async def opened() -> Door:
+    async def opened() -> GatewayServer:
         gateway = Gateway(replace(gateway_settings))
         await gateway.open()
         application = AsrApplication(gateway)
         server = HTTPServer(application)
         [listener] = bind_sockets(0, "127.0.0.1")
         server.add_socket(listener)
-        servers.append(server)
-        return Door(gateway, application, f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr")
+        listeners.append(server)
+        return GatewayServer(gateway, application, f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr")
 
     both = io_loop.run_sync(opened), io_loop.run_sync(opened)
     yield both
 
     async def closed() -> None:
-        for server, door in zip(servers, both, strict=True):
-            server.stop()
-            await door.application.shut()
-            await server.close_all_connections()
-            await door.gateway.close()
+        for http, server in zip(listeners, both, strict=True):
+            http.stop()
+            await server.application.shut()
+            await http.close_all_connections()
+            await server.gateway.close()
 
     io_loop.run_sync(closed)
 
 
 @pytest.fixture
-def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Pretender]:
+def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[FakeWorker]:
     """A worker that says what the test tells it to."""
 
-    async def made() -> Pretender:
-        return Pretender(redis_url)
+    async def made() -> FakeWorker:
+        return FakeWorker(redis_url)
 
-    pretender = io_loop.run_sync(made)
-    yield pretender
-    io_loop.run_sync(pretender.close)
+    fake = io_loop.run_sync(made)
+    yield fake
+    io_loop.run_sync(fake.close)
 
 
 @pytest.fixture

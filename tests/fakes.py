@@ -10,10 +10,10 @@ from asrserver.broker.replies import Claim
 from tests.waiting import until
 
 
-class Pretender:
+class FakeWorker:
     """`take` claims a session, `chunk`, `final` and `say` answer in it."""
 
-    def __init__(self, url: str, name: str = "pretender") -> None:
+    def __init__(self, url: str, name: str = "fake-worker") -> None:
         self.broker = Broker(url, name)
         self.claims: dict[str, Claim] = {}
         self._seq: dict[str, int] = {}

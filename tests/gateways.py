@@ -10,15 +10,20 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 
 
-def _hurry(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+def repair_often(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Gateways look for what was lost as often as this."""
     for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
         monkeypatch.setattr(f"asrserver.gateway.{name}", seconds)
 
 
 @dataclass
-class Door:
+class GatewayServer:
     """A gateway and where it listens."""
 
     gateway: Gateway
     application: AsrApplication
     url: str
+
+
+#: Two of them, on one Redis and one PostgreSQL.
+Gateways = tuple[GatewayServer, GatewayServer]

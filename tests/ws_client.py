@@ -45,7 +45,7 @@ def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\
     return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
 
 
-class Talk:
+class WsClient:
     """One connection. `messages` is all that the server ever said on it, in order."""
 
     def __init__(self, connection: WebSocketClientConnection) -> None:
@@ -57,10 +57,10 @@ class Talk:
         self._reader = asyncio.get_running_loop().create_task(self._listen())
 
     @classmethod
-    async def open(cls, url: str) -> Talk:
+    async def open(cls, url: str) -> WsClient:
         return cls(await websocket_connect(url, max_message_size=1 << 26))
 
-    async def __aenter__(self) -> Talk:
+    async def __aenter__(self) -> WsClient:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -183,10 +183,10 @@ def finish(sid: str = "s") -> Message:
     return {"action": "finish", "session_id": sid}
 
 
-async def errors(talk: Talk, count: int = 1) -> list[Message]:
+async def errors(ws: WsClient, count: int = 1) -> list[Message]:
     """The connection's errors, once there are so many."""
-    await until(lambda: sum(message["type"] == "error" for message in talk.messages) >= count)
-    return [message for message in talk.messages if message["type"] == "error"]
+    await until(lambda: sum(message["type"] == "error" for message in ws.messages) >= count)
+    return [message for message in ws.messages if message["type"] == "error"]
 
 
 def addressed(channel: int, index: int, data: bytes) -> bytes:

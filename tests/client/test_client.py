@@ -23,8 +23,8 @@ from asrserver.broker.broker import Broker
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
 from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import WebSocket
-from tests.fakes import Pretender
-from tests.gateways import Door
+from tests.fakes import FakeWorker
+from tests.gateways import Gateways
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -49,7 +49,7 @@ def cut(client: Client) -> None:
 
 
 @asynccontextmanager
-async def obedient(worker: Pretender, sid: str) -> AsyncIterator[None]:
+async def obedient(worker: FakeWorker, sid: str) -> AsyncIterator[None]:
     """A worker that answers every chunk of the session with its own bytes, and then the end."""
 
     async def work() -> None:
@@ -72,11 +72,11 @@ async def obedient(worker: Pretender, sid: str) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_a_connection_cut_at_random_points(doors: tuple[Door, Door], worker: Pretender, seed: int) -> None:
+async def test_a_connection_cut_at_random_points(gateways: Gateways, worker: FakeWorker, seed: int) -> None:
     """Each time the other gateway: every chunk is recognised once, every result comes once and in order."""
     dice = random.Random(seed)
     cuts = {dice.randrange(300) for _ in range(20)}
-    async with await Client.connect([door.url for door in doors]) as client:
+    async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start("s")
         async with obedient(worker, "s"):
 
@@ -98,9 +98,9 @@ async def test_a_connection_cut_at_random_points(doors: tuple[Door, Door], worke
     assert (events[-1]["text"], events[-1]["status"]) == ("300", "done")
 
 
-async def test_a_new_connection_is_one_without_answers(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_new_connection_is_one_without_answers(gateways: Gateways, worker: FakeWorker) -> None:
     """From its first moment on: who saw it before the resume was sent took the session for live."""
-    async with await Client.connect([door.url for door in doors]) as client:
+    async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start()
         for _ in range(5):
             before = client.connection
@@ -115,7 +115,7 @@ async def test_a_new_connection_is_one_without_answers(doors: tuple[Door, Door],
 
 
 async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
-    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a connection is lost and after it."""
     texts: list[str] = []
@@ -129,7 +129,7 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
                 assert event["through"]
                 acks.append(event["chunk_index"])
 
-    async with await Client.connect([door.url for door in doors], watch=Listens()) as client:
+    async with await Client.connect([server.url for server in gateways], watch=Listens()) as client:
         session = await client.start()
         for turn in range(1, 3):
             for index in range(40):
@@ -142,9 +142,9 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
         assert len(acks) < 20
 
 
-async def test_many_sessions_on_a_connection_that_is_cut(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_many_sessions_on_a_connection_that_is_cut(gateways: Gateways, worker: FakeWorker) -> None:
     """All of them are resumed, also one that is just being started or finished."""
-    async with await Client.connect([door.url for door in doors]) as client:
+    async with await Client.connect([server.url for server in gateways]) as client:
         sessions = [await client.start(f"s{number}") for number in range(8)]
         await sessions[0].end()
         cut(client)
@@ -160,10 +160,10 @@ async def test_many_sessions_on_a_connection_that_is_cut(doors: tuple[Door, Door
 
 
 async def test_a_start_whose_answer_is_lost(
-    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session is there already: it is resumed, and there is no second."""
-    one, two = doors
+    one, two = gateways
     open_session = one.gateway.broker.open_session
 
     async def cut_off(*args: Any) -> bool:
@@ -180,10 +180,10 @@ async def test_a_start_whose_answer_is_lost(
 
 
 async def test_what_the_server_cannot_write_now_is_sent_again(
-    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It asks for a pause; nothing is lost, and the caller hears nothing of it."""
-    broker = doors[0].gateway.broker
+    broker = gateways[0].gateway.broker
     append = broker.append
     tries = iter(range(3))
 
@@ -194,7 +194,7 @@ async def test_what_the_server_cannot_write_now_is_sent_again(
             append(sid, index, *args)
 
     monkeypatch.setattr(broker, "append", unlucky)
-    async with await Client.connect(doors[0].url) as client:
+    async with await Client.connect(gateways[0].url) as client:
         session = await client.start("s")
         async with obedient(worker, "s"):
             for index in range(10):
@@ -204,9 +204,9 @@ async def test_what_the_server_cannot_write_now_is_sent_again(
     assert [event["text"] for event in events] == [*map(str, range(10)), "10"]
 
 
-async def test_a_chunk_refused_before_the_connection_was_lost(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_chunk_refused_before_the_connection_was_lost(gateways: Gateways, worker: FakeWorker) -> None:
     """It stays refused; those after it go on."""
-    async with await Client.connect([door.url for door in doors]) as client:
+    async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start("s")
         await session.send(b"0")
         await session.send(b"")  # refused
@@ -222,13 +222,13 @@ async def test_a_chunk_refused_before_the_connection_was_lost(doors: tuple[Door,
 
 
 async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
-    doors: tuple[Door, Door], monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`send` waits and `send_nowait` does nothing, while there is no connection too."""
     monkeypatch.setattr("asrserver.client.client.FIRST_PAUSE", 1000.0)
     monkeypatch.setattr("asrserver.client.session.WINDOW_BYTES", 5000)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
-    client = await Client.connect(doors[0].url, window=4)
+    client = await Client.connect(gateways[0].url, window=4)
     small, large = await client.start("small"), await client.start("large")
     cut(client)
     await until(lambda: client.connection is None)
@@ -252,9 +252,9 @@ async def send_for_ever(session: ClientSession, data: bytes) -> None:
 # -- what cannot go on
 
 
-async def test_a_session_that_was_taken_away(doors: tuple[Door, Door]) -> None:
+async def test_a_session_that_was_taken_away(gateways: Gateways) -> None:
     """By another client: the caller is told, and the other sessions go on."""
-    async with await Client.connect(doors[0].url) as mine, await Client.connect(doors[1].url) as other:
+    async with await Client.connect(gateways[0].url) as mine, await Client.connect(gateways[1].url) as other:
         session, kept = await mine.start("s"), await mine.start("kept")
         await session.end()
         thief = ClientSession(other, "s", {})
@@ -267,10 +267,10 @@ async def test_a_session_that_was_taken_away(doors: tuple[Door, Door]) -> None:
         await until(lambda: not kept._unacknowledged)
 
 
-async def test_a_session_that_is_gone_when_the_client_comes_back(doors: tuple[Door, Door]) -> None:
-    async with await Client.connect([door.url for door in doors]) as client:
+async def test_a_session_that_is_gone_when_the_client_comes_back(gateways: Gateways) -> None:
+    async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start("s")
-        broker: Broker = doors[0].gateway.broker
+        broker: Broker = gateways[0].gateway.broker
         await broker.pipeline.submit("FLUSHALL")
         cut(client)
         with pytest.raises(ServerError, match="no_session"):
@@ -280,13 +280,13 @@ async def test_a_session_that_is_gone_when_the_client_comes_back(doors: tuple[Do
         await client.start("next")
 
 
-async def test_nobody_answers(doors: tuple[Door, Door]) -> None:
+async def test_nobody_answers(gateways: Gateways) -> None:
     """At first: what the system says. Later: after the patience is over, to everyone who waits."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"ws://127.0.0.1:{taken.getsockname()[1]}/ws/asr"
     with pytest.raises(OSError, match="refused"):
         await Client.connect(nobody)
-    client = await Client.connect([nobody, doors[0].url], patience=0.5)
+    client = await Client.connect([nobody, gateways[0].url], patience=0.5)
     session = await client.start("s")
     client._urls = [nobody]
     cut(client)
@@ -297,13 +297,13 @@ async def test_nobody_answers(doors: tuple[Door, Door]) -> None:
     await client.close()
 
 
-async def test_errors_of_a_start_are_its_caller_s(doors: tuple[Door, Door]) -> None:
-    async with await Client.connect(doors[0].url) as client:
+async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways) -> None:
+    async with await Client.connect(gateways[0].url) as client:
         for options, code in (({"mode": "dance"}, "bad_option"), ({"session_id": "a b"}, "bad_id")):
             with pytest.raises(ServerError, match=code):
                 await client.start(**options)
         await client.start("s")
-        async with await Client.connect(doors[1].url) as other:
+        async with await Client.connect(gateways[1].url) as other:
             with pytest.raises(ServerError, match="session_exists"):
                 await other.start("s")
         with pytest.raises(ValueError, match="in use"):
@@ -455,10 +455,10 @@ async def test_events_of_other_types(told: Callable[..., str]) -> None:
     ]
 
 
-async def test_close_before_anything_was_read(doors: tuple[Door, Door]) -> None:
+async def test_close_before_anything_was_read(gateways: Gateways) -> None:
     """A client that only looks whether it is let in is not in for ever."""
     for _ in range(3):
-        client = await Client.connect(doors[0].url)
+        client = await Client.connect(gateways[0].url)
         async with asyncio.timeout(20):
             await client.close()
 

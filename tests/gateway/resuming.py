@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from asrserver.storage.errors import StorageUnavailable
-from tests.gateways import Door
+from tests.gateways import Gateways
 from tests.waiting import until
-from tests.ws_client import Message, Talk
+from tests.ws_client import Message, WsClient
 
 AUDIO = bytes(range(256)) * 8
 
@@ -14,23 +14,23 @@ def resume(sid: str = "s", last_seq: int = 0) -> Message:
     return {"action": "resume", "session_id": sid, "last_seq": last_seq}
 
 
-async def drop(talk: Talk) -> None:
+async def drop(ws: WsClient) -> None:
     """The client's network is gone."""
-    talk.drop()
-    await talk.close()
+    ws.drop()
+    await ws.close()
 
 
-async def resumed(talk: Talk, sid: str = "s", last_seq: int = 0) -> Message:
+async def resumed(ws: WsClient, sid: str = "s", last_seq: int = 0) -> Message:
     """Resume; the acknowledgement."""
-    await talk.send(resume(sid, last_seq))
-    await until(lambda: any(m.get("status") == "session_resumed" for m in talk.of(sid)), what=str(talk.messages))
-    return next(m for m in talk.of(sid) if m.get("status") == "session_resumed")
+    await ws.send(resume(sid, last_seq))
+    await until(lambda: any(m.get("status") == "session_resumed" for m in ws.of(sid)), what=str(ws.messages))
+    return next(m for m in ws.of(sid) if m.get("status") == "session_resumed")
 
 
-def patience(doors: tuple[Door, Door], seconds: float) -> None:
+def patience(gateways: Gateways, seconds: float) -> None:
     """How long sessions wait for their clients."""
-    for door in doors:
-        object.__setattr__(door.gateway.settings, "resume_timeout", seconds)
+    for server in gateways:
+        object.__setattr__(server.gateway.settings, "resume_timeout", seconds)
 
 
 async def unavailable(_records: object) -> None:

@@ -26,7 +26,7 @@ from asrserver.gateway import archive as recordings
 from asrserver.gateway import archive_files
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.waiting import until
 
 HEADER = {"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels": 1}
@@ -220,7 +220,7 @@ async def session(gateway: Gateway, sid: str = "s", **message: Any) -> Session:
     return await gateway.start({"session_id": sid, **message}, lambda event: None)
 
 
-async def whole(gateway: Gateway, worker: Pretender, sid: str, chunks: list[bytes], **message: Any) -> None:
+async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[bytes], **message: Any) -> None:
     """A session from start to its recording."""
     opened = await session(gateway, sid, **message)
     for index, data in enumerate(chunks):
@@ -230,7 +230,7 @@ async def whole(gateway: Gateway, worker: Pretender, sid: str, chunks: list[byte
     await until(lambda: sid not in gateway.sessions and not gateway.sessions.keeping)
 
 
-async def end(worker: Pretender, sid: str, count: int) -> None:
+async def end(worker: FakeWorker, sid: str, count: int) -> None:
     await worker.take(sid)
     await worker.audio(sid, count)
     for index in range(count):
@@ -245,7 +245,7 @@ async def path_of(gateway: Gateway, sid: str) -> str | None:
 
 @gen_test
 async def test_a_session_is_recorded_and_can_be_fetched(
-    gateway: Gateway, worker: Pretender, tmp_path: Path, http_client: AsyncHTTPClient, base_url: str
+    gateway: Gateway, worker: FakeWorker, tmp_path: Path, http_client: AsyncHTTPClient, base_url: str
 ) -> None:
     pieces = [tone(0.1 + n / 1000) for n in range(10)]
     await whole(gateway, worker, "a/../b", pieces)
@@ -286,7 +286,7 @@ async def test_a_session_is_recorded_and_can_be_fetched(
 
 @gen_test
 async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
-    gateway: Gateway, worker: Pretender, gateway_settings: Settings, tmp_path: Path
+    gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, tmp_path: Path
 ) -> None:
     """The session is resumed on the other gateway, with the last chunk again."""
     other = Gateway(gateway_settings)
@@ -312,7 +312,7 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
 
 @gen_test
 async def test_what_a_dead_gateway_left_is_put_together(
-    gateway: Gateway, worker: Pretender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once its session is over; what belongs to a session that was deleted goes; what is being written stays."""
     await whole(gateway, worker, "s", [tone(1)])
@@ -343,7 +343,7 @@ async def test_what_a_dead_gateway_left_is_put_together(
 
 @gen_test
 async def test_recordings_are_kept_so_long_and_so_many(
-    gateway: Gateway, worker: Pretender, gateway_settings: Settings, tmp_path: Path
+    gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, tmp_path: Path
 ) -> None:
     for number in range(3):
         await whole(gateway, worker, f"a{number}", [tone(1)], user_id="a")
@@ -370,7 +370,7 @@ async def test_recordings_are_kept_so_long_and_so_many(
 
 @gen_test
 async def test_a_session_deleted_while_it_is_open_leaves_no_recording(
-    gateway: Gateway, worker: Pretender, tmp_path: Path
+    gateway: Gateway, worker: FakeWorker, tmp_path: Path
 ) -> None:
     opened = await session(gateway)
     gateway.sessions.append(opened, 0, tone(1), True)
@@ -386,7 +386,7 @@ async def test_a_session_deleted_while_it_is_open_leaves_no_recording(
 
 @gen_test
 async def test_a_full_disk_costs_the_recording_and_nothing_else(
-    gateway: Gateway, worker: Pretender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, full = os.write, threading.Event()
 
@@ -430,7 +430,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 
 @gen_test
 async def test_a_slow_disk_costs_recordings_and_no_memory(
-    gateway: Gateway, worker: Pretender, stuck: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    gateway: Gateway, worker: FakeWorker, stuck: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recordings, "MAX_WAITING", 100_000)
     opened = await session(gateway)

@@ -9,19 +9,19 @@ import pytest
 from asrserver.broker import keys
 from asrserver.gateway import persistence
 from asrserver.handlers import websocket
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, resume, resumed, unavailable
-from tests.gateways import Door
+from tests.gateways import Gateways
 from tests.waiting import until
-from tests.ws_client import Message, Talk, chunk, look, raw, said
+from tests.ws_client import Message, WsClient, chunk, look, raw, said
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
-async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_session_goes_on_at_the_other_gateway(gateways: Gateways, worker: FakeWorker) -> None:
     """Missed results once and in order, then the next ones; audio from the first chunk that is not there."""
-    one, two = doors
-    lost = await Talk.open(one.url)
+    one, two = gateways
+    lost = await WsClient.open(one.url)
     await lost.start("s", user_id="someone")
     await worker.take("s")
     for index in range(4):
@@ -30,8 +30,8 @@ async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], 
     await lost.find("s", "chunk_result", 0)
     await drop(lost)
     await worker.chunk("s", 1, "one")  # while nobody is there
-    async with await Talk.open(two.url) as talk:
-        ack = await resumed(talk, last_seq=1)
+    async with await WsClient.open(two.url) as ws:
+        ack = await resumed(ws, last_seq=1)
         assert ack == {
             "type": "ack",
             "session_id": "s",
@@ -40,18 +40,18 @@ async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], 
             "next_chunk_index": 4,
         }
         await worker.chunk("s", 2, "two")
-        await talk.send(chunk("s", 3, AUDIO))  # its acknowledgement may have been lost
-        await talk.chunk("s", 4, AUDIO)
+        await ws.send(chunk("s", 3, AUDIO))  # its acknowledgement may have been lost
+        await ws.chunk("s", 4, AUDIO)
         assert list(await worker.audio("s", 2)) == ["4-0", "5-0"]
         await worker.chunk("s", 3, "three")
         await worker.chunk("s", 4, "four")
-        await talk.send({"action": "finish", "session_id": "s"})
+        await ws.send({"action": "finish", "session_id": "s"})
         await worker.final("s", "all", 5)
-        final = await talk.find("s", "final_result")
+        final = await ws.find("s", "final_result")
         assert (final["text"], final["status"], final["seq"]) == ("all", "done", 6)
-        results = [(m["seq"], m["chunk_index"], m["text"]) for m in talk.of("s", "chunk_result")]
+        results = [(m["seq"], m["chunk_index"], m["text"]) for m in ws.of("s", "chunk_result")]
         assert results == [(2, 1, "one"), (3, 2, "two"), (4, 3, "three"), (5, 4, "four")]
-        assert [m["chunk_index"] for m in talk.of("s", "ack")[1:]] == [3, 4]
+        assert [m["chunk_index"] for m in ws.of("s", "ack")[1:]] == [3, 4]
     await until(lambda: not one.gateway.sessions and not two.gateway.sessions)
     await until(lambda: two.gateway.write_behind.is_flushed() and one.gateway.write_behind.is_flushed())
     stored = await two.gateway.storage.session("s")
@@ -60,10 +60,10 @@ async def test_a_session_goes_on_at_the_other_gateway(doors: tuple[Door, Door], 
     assert [c["text"] for c in stored["chunks"]] == ["zero", "one", "two", "three", "four"]
 
 
-async def test_a_session_of_which_everything_is_trimmed(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_session_of_which_everything_is_trimmed(gateways: Gateways, worker: FakeWorker) -> None:
     """Where it goes on is known although Redis has none of its audio any more."""
-    one, two = doors
-    lost = await Talk.open(one.url)
+    one, two = gateways
+    lost = await WsClient.open(one.url)
     await lost.start("s")
     await worker.take("s")
     for index in (7, 8):
@@ -71,29 +71,29 @@ async def test_a_session_of_which_everything_is_trimmed(doors: tuple[Door, Door]
         await worker.chunk("s", index)
         await lost.find("s", "chunk_result", index)
     await drop(lost)
-    async with await Talk.open(two.url) as talk:
-        assert (await resumed(talk, last_seq=2))["next_chunk_index"] == 9
-        await talk.send(chunk("s", 6, AUDIO))
-        await talk.send(chunk("s", 11, AUDIO))
-        await until(lambda: len(talk.of("s", "error")) == 2)
-        assert [(m["code"], m["expected"]) for m in talk.of("s", "error")] == [("chunk_gap", 9)] * 2
-        await talk.chunk("s", 8, AUDIO)
-        await talk.send(AUDIO)  # a binary frame is the next chunk of the session that was resumed
-        await talk.find("s", "ack", 9)
+    async with await WsClient.open(two.url) as ws:
+        assert (await resumed(ws, last_seq=2))["next_chunk_index"] == 9
+        await ws.send(chunk("s", 6, AUDIO))
+        await ws.send(chunk("s", 11, AUDIO))
+        await until(lambda: len(ws.of("s", "error")) == 2)
+        assert [(m["code"], m["expected"]) for m in ws.of("s", "error")] == [("chunk_gap", 9)] * 2
+        await ws.chunk("s", 8, AUDIO)
+        await ws.send(AUDIO)  # a binary frame is the next chunk of the session that was resumed
+        await ws.find("s", "ack", 9)
         assert list(await worker.audio("s", 1)) == ["10-0"]
 
 
 async def test_a_session_that_is_gone_is_let_go_of(
-    doors: tuple[Door, Door], worker: Pretender, redis_url: str, caplog: pytest.LogCaptureFixture
+    gateways: Gateways, worker: FakeWorker, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its fields are read once; where nothing new is found, again: it may be no more."""
-    stored = doors[0].gateway.write_behind
-    async with await Talk.open(doors[0].url) as talk:
-        await talk.start("s")
+    stored = gateways[0].gateway.write_behind
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
         await worker.take("s")
-        await talk.chunk("s", 0, AUDIO)
+        await ws.chunk("s", 0, AUDIO)
         await worker.chunk("s", 0)
-        await talk.find("s", "chunk_result", 0)
+        await ws.find("s", "chunk_result", 0)
         await until(stored.is_flushed)
         stored.mark_dirty("s")  # nothing is new
         await until(lambda: stored.is_flushed() and stored._clean["s"].session is not None)
@@ -105,26 +105,26 @@ async def test_a_session_that_is_gone_is_let_go_of(
 
 
 async def test_a_long_session_keeps_the_last_results(
-    doors: tuple[Door, Door], worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
     monkeypatch.setattr(persistence, "KEEP", 5)
-    one, two = doors
+    one, two = gateways
 
     def kept() -> list[int]:
         with look(redis_url) as client:
             return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
 
-    async def say(talk: Talk, first: int, last: int) -> None:
+    async def say(ws: WsClient, first: int, last: int) -> None:
         for index in range(first, last):
-            await talk.chunk("s", index, AUDIO)
+            await ws.chunk("s", index, AUDIO)
             await worker.chunk("s", index)
-            await talk.find("s", "chunk_result", index)
+            await ws.find("s", "chunk_result", index)
             if index % 3 == 2:
                 await until(one.gateway.write_behind.is_flushed)
         await until(one.gateway.write_behind.is_flushed)
 
-    lost = await Talk.open(one.url)
+    lost = await WsClient.open(one.url)
     await lost.start("s")
     await worker.take("s")
     await say(lost, 0, 20)
@@ -151,40 +151,40 @@ async def test_a_long_session_keeps_the_last_results(
             await until(one.gateway.write_behind.is_flushed)
     assert kept()[-20:] == list(range(51, 71))
     first = kept()[0]
-    async with await Talk.open(two.url) as talk:
-        ack = await resumed(talk, last_seq=first - 1)
+    async with await WsClient.open(two.url) as ws:
+        ack = await resumed(ws, last_seq=first - 1)
         assert "missed" not in ack
-        await talk.find("s", "chunk_result", 69)
-        assert [m["seq"] for m in talk.of("s", "chunk_result")] == list(range(first, 71))
-    async with await Talk.open(one.url) as talk:
-        ack = await resumed(talk)
+        await ws.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in ws.of("s", "chunk_result")] == list(range(first, 71))
+    async with await WsClient.open(one.url) as ws:
+        ack = await resumed(ws)
         assert (ack["missed"], ack["next_chunk_index"]) == (kept()[0] - 1, 70)
-        await talk.find("s", "chunk_result", 69)
-        assert [m["seq"] for m in talk.of("s", "chunk_result")] == kept()
-        await talk.send({"action": "finish", "session_id": "s"})
+        await ws.find("s", "chunk_result", 69)
+        assert [m["seq"] for m in ws.of("s", "chunk_result")] == kept()
+        await ws.send({"action": "finish", "session_id": "s"})
         await worker.final("s", "all", 70)
-        assert (await talk.find("s", "final_result"))["text"] == "all"
+        assert (await ws.find("s", "final_result"))["text"] == "all"
     await until(one.gateway.write_behind.is_flushed)
     stored = await one.gateway.storage.session("s")
     assert stored is not None
     assert [row["chunk_index"] for row in stored["chunks"]] == list(range(70))
 
 
-async def test_a_session_without_a_chunk(doors: tuple[Door, Door], worker: Pretender) -> None:
-    lost = await Talk.open(doors[0].url)
+async def test_a_session_without_a_chunk(gateways: Gateways, worker: FakeWorker) -> None:
+    lost = await WsClient.open(gateways[0].url)
     await lost.start("s")
     await drop(lost)
-    async with await Talk.open(doors[1].url) as talk:
-        assert (await resumed(talk))["next_chunk_index"] == 0
-        await talk.chunk("s", 3, AUDIO)
+    async with await WsClient.open(gateways[1].url) as ws:
+        assert (await resumed(ws))["next_chunk_index"] == 0
+        await ws.chunk("s", 3, AUDIO)
         await worker.take("s")
         await worker.chunk("s", 3)
-        assert (await talk.find("s", "chunk_result"))["seq"] == 1
+        assert (await ws.find("s", "chunk_result"))["seq"] == 1
 
 
-async def test_resuming_after_finish(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_resuming_after_finish(gateways: Gateways, worker: FakeWorker) -> None:
     """Before the final result, and after it, for as long as Redis has the session: it comes, once each time."""
-    lost = await Talk.open(doors[0].url)
+    lost = await WsClient.open(gateways[0].url)
     await lost.start("s")
     await worker.take("s")
     await lost.chunk("s", 0, AUDIO)
@@ -192,42 +192,42 @@ async def test_resuming_after_finish(doors: tuple[Door, Door], worker: Pretender
     await lost.send({"action": "finish", "session_id": "s"})
     assert await worker.ended("s") == "done"
     await drop(lost)
-    async with await Talk.open(doors[1].url) as talk:
-        ack = await resumed(talk, last_seq=1)
+    async with await WsClient.open(gateways[1].url) as ws:
+        ack = await resumed(ws, last_seq=1)
         assert (ack["state"], ack["next_chunk_index"]) == ("finishing", 1)
-        await talk.send(chunk("s", 1, AUDIO))
-        assert (await talk.find("s", "error"))["code"] == "session_finished"
+        await ws.send(chunk("s", 1, AUDIO))
+        assert (await ws.find("s", "error"))["code"] == "session_finished"
         await worker.final("s")
-        await talk.find("s", "final_result")
-    for door in doors:
-        await until(lambda door=door: door.gateway.write_behind.is_flushed() and not door.gateway.sessions)
-        async with await Talk.open(door.url) as talk:
-            await resumed(talk)
-            await talk.find("s", "final_result")
-            assert [(m["type"], m.get("seq")) for m in talk.messages] == [
+        await ws.find("s", "final_result")
+    for server in gateways:
+        await until(lambda server=server: server.gateway.write_behind.is_flushed() and not server.gateway.sessions)
+        async with await WsClient.open(server.url) as ws:
+            await resumed(ws)
+            await ws.find("s", "final_result")
+            assert [(m["type"], m.get("seq")) for m in ws.messages] == [
                 ("ack", None),
                 ("chunk_result", 1),
                 ("final_result", 2),
             ]
-            await talk.send(chunk("s", 1, AUDIO))
-            assert (await talk.find("s", "error"))["code"] == "session_finished"
-        assert not door.gateway.sessions
+            await ws.send(chunk("s", 1, AUDIO))
+            assert (await ws.find("s", "error"))["code"] == "session_finished"
+        assert not server.gateway.sessions
 
 
-async def test_resuming_on_the_connection_that_has_it(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_resuming_on_the_connection_that_has_it(gateways: Gateways, worker: FakeWorker) -> None:
     """Harmless: what the client says that it has not got comes again, and the session goes on."""
-    async with await Talk.open(doors[0].url) as talk:
-        await talk.start("s")
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
         await worker.take("s")
-        await talk.chunk("s", 0, AUDIO)
+        await ws.chunk("s", 0, AUDIO)
         await worker.chunk("s", 0)
-        await talk.find("s", "chunk_result")
-        await resumed(talk)
-        await talk.chunk("s", 1, AUDIO)
+        await ws.find("s", "chunk_result")
+        await resumed(ws)
+        await ws.chunk("s", 1, AUDIO)
         await worker.chunk("s", 1)
-        await talk.find("s", "chunk_result", 1)
-        assert [m["seq"] for m in talk.of("s", "chunk_result")] == [1, 1, 2]
-        assert not talk.of("s", "error")
+        await ws.find("s", "chunk_result", 1)
+        assert [m["seq"] for m in ws.of("s", "chunk_result")] == [1, 1, 2]
+        assert not ws.of("s", "error")
 
 
 @pytest.mark.parametrize(
@@ -242,41 +242,41 @@ async def test_resuming_on_the_connection_that_has_it(doors: tuple[Door, Door], 
         ({**resume(), "last_seq": True}, "bad_seq"),
     ],
 )
-async def test_a_resume_that_cannot_be(doors: tuple[Door, Door], message: Message, code: str) -> None:
+async def test_a_resume_that_cannot_be(gateways: Gateways, message: Message, code: str) -> None:
     """A clear error; the connection and its sessions go on."""
-    async with await Talk.open(doors[0].url) as talk:
-        await talk.start("other")
-        await talk.start("s")
-        await talk.send(message)
-        await until(lambda: any(m["type"] == "error" for m in talk.messages))
-        assert [m["code"] for m in talk.messages if m["type"] == "error"] == [code]
-        await talk.chunk("other", 0, AUDIO)
-        await resumed(talk)
-        await talk.chunk("s", 0, AUDIO)
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("other")
+        await ws.start("s")
+        await ws.send(message)
+        await until(lambda: any(m["type"] == "error" for m in ws.messages))
+        assert [m["code"] for m in ws.messages if m["type"] == "error"] == [code]
+        await ws.chunk("other", 0, AUDIO)
+        await resumed(ws)
+        await ws.chunk("s", 0, AUDIO)
 
 
 async def test_a_replay_is_no_faster_than_its_reader(
-    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
     monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 15)
     monkeypatch.setattr(websocket, "REPLAYED", 1 << 12)
-    one, two = doors
+    one, two = gateways
     object.__setattr__(two.gateway.settings, "unread_timeout", 0.5)
-    async with await Talk.open(one.url) as lost:
+    async with await WsClient.open(one.url) as lost:
         await lost.start("s")
     await worker.take("s")
     for _ in range(1000):
         await worker.say("s", "error", code="x", message="y" * 300)
-    async with await Talk.open(two.url) as talk:
-        await talk.send(resume())
+    async with await WsClient.open(two.url) as ws:
+        await ws.send(resume())
         await asyncio.gather(*(worker.say("s", "error", code="x", message="y" * 300) for _ in range(100)))
-        await until(lambda: len(talk.of("s", "error")) == 1100)
-        assert [m["seq"] for m in talk.of("s", "error")] == list(range(1, 1101))
+        await until(lambda: len(ws.of("s", "error")) == 1100)
+        assert [m["seq"] for m in ws.of("s", "error")] == list(range(1, 1101))
         deaf = await raw(two.url)
         await deaf.write(said(resume()))
-        assert (await talk.find("s", "error", None))["seq"] == 1
-        await until(lambda: any(m.get("code") == "session_moved" for m in talk.messages))
+        assert (await ws.find("s", "error", None))["seq"] == 1
+        await until(lambda: any(m.get("code") == "session_moved" for m in ws.messages))
         await until(lambda: (it := two.gateway.sessions.get("s")) is not None and it.resume_by)
-        await resumed(talk, last_seq=1100)
+        await resumed(ws, last_seq=1100)
         deaf.close()

@@ -9,164 +9,164 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.errors import Unavailable
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, patience, resumed
-from tests.gateways import Door
+from tests.gateways import Gateways
 from tests.waiting import until
-from tests.ws_client import Talk, chunk
+from tests.ws_client import WsClient, chunk
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
-async def test_a_session_waits_for_its_client_and_then_ends(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_session_waits_for_its_client_and_then_ends(gateways: Gateways, worker: FakeWorker) -> None:
     """Not before its time is over; a client that comes later gets what there is, and is told that it was cut."""
-    patience(doors, 60.0)
-    talk = await Talk.open(doors[0].url)
-    await talk.start("s")
+    patience(gateways, 60.0)
+    ws = await WsClient.open(gateways[0].url)
+    await ws.start("s")
     await worker.take("s")
-    await talk.chunk("s", 0, AUDIO)
-    await drop(talk)
-    await until(lambda: doors[0].gateway.sessions["s"].resume_by)
+    await ws.chunk("s", 0, AUDIO)
+    await drop(ws)
+    await until(lambda: gateways[0].gateway.sessions["s"].resume_by)
     await asyncio.gather(
-        *(door.gateway._sweep() for door in doors), *(door.gateway.sessions.repair() for door in doors)
+        *(server.gateway._sweep() for server in gateways), *(server.gateway.sessions.repair() for server in gateways)
     )
-    async with await Talk.open(doors[1].url) as talk:
-        assert (await resumed(talk))["state"] == "recording"
-        patience(doors, 0.1)
-        await drop(talk)
+    async with await WsClient.open(gateways[1].url) as ws:
+        assert (await resumed(ws))["state"] == "recording"
+        patience(gateways, 0.1)
+        await drop(ws)
     assert await worker.ended("s") == "interrupted"
     await worker.chunk("s", 0)
     await worker.final("s")
-    async with await Talk.open(doors[0].url) as talk:
-        ack = await resumed(talk)
+    async with await WsClient.open(gateways[0].url) as ws:
+        ack = await resumed(ws)
         assert (ack["state"], ack["next_chunk_index"]) == ("finishing", 1)
-        assert (await talk.find("s", "final_result"))["status"] == "interrupted"
-    await until(lambda: all(door.gateway.write_behind.is_flushed() for door in doors))
-    stored = await doors[0].gateway.storage.session("s")
+        assert (await ws.find("s", "final_result"))["status"] == "interrupted"
+    await until(lambda: all(server.gateway.write_behind.is_flushed() for server in gateways))
+    stored = await gateways[0].gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
 
 
-async def test_resume_and_interruption_at_once(doors: tuple[Door, Door], worker: Pretender, redis_url: str) -> None:
+async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeWorker, redis_url: str) -> None:
     """Each session is either resumed and takes audio, or ended and says so: never acknowledged and not heard."""
     sids = [f"s{number}" for number in range(40)]
-    patience(doors, 60.0)
-    lost = await Talk.open(doors[0].url)
+    patience(gateways, 60.0)
+    lost = await WsClient.open(gateways[0].url)
     for sid in sids:
         await lost.start(sid)
         await lost.chunk(sid, 0, AUDIO)
     await drop(lost)
-    await until(lambda: all(session.resume_by for session in doors[0].gateway.sessions.values()))
+    await until(lambda: all(session.resume_by for session in gateways[0].gateway.sessions.values()))
     await worker.take(*sids)
-    async with await Talk.open(doors[1].url) as talk:
+    async with await WsClient.open(gateways[1].url) as ws:
         for sid in sids:
             with redis.Redis.from_url(redis_url) as client:
                 client.zadd(keys.OPEN, {sid: 1}, xx=True)
-            await asyncio.gather(doors[0].gateway._sweep(), doors[1].gateway._sweep(), resumed(talk, sid))
-            [ack] = talk.of(sid, "ack")
+            await asyncio.gather(gateways[0].gateway._sweep(), gateways[1].gateway._sweep(), resumed(ws, sid))
+            [ack] = ws.of(sid, "ack")
             if ack["state"] == "recording":
-                await talk.chunk(sid, 1, AUDIO)
-                await talk.send({"action": "finish", "session_id": sid})
+                await ws.chunk(sid, 1, AUDIO)
+                await ws.send({"action": "finish", "session_id": sid})
                 assert await worker.ended(sid) == "done"
             else:
                 assert await worker.ended(sid) == "interrupted"
             await worker.audio(sid, 1 + (ack["state"] == "recording"))
             await worker.final(sid)
-            await talk.find(sid, "final_result")
-    await until(lambda: not any(door.gateway.sessions for door in doors))
+            await ws.find(sid, "final_result")
+    await until(lambda: not any(server.gateway.sessions for server in gateways))
 
 
 async def test_redis_was_away_for_longer_than_deadlines(
-    doors: tuple[Door, Door], redis_url: str, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """When it is back, the gateways get time to answer for their sessions before others end them."""
     monkeypatch.setattr("asrserver.gateway.gateway.SWEEP_EVERY", 60.0)
-    async with await Talk.open(doors[0].url) as talk:
-        await talk.start("s")
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
         with redis.Redis.from_url(redis_url) as client:
-            pipeline = doors[1].gateway.broker.pipeline
+            pipeline = gateways[1].gateway.broker.pipeline
             pipeline._away_since = 1.0  # it has not answered the other gateway
             client.zadd(keys.OPEN, {"s": 1})
-            await doors[1].gateway.broker.ping()
+            await gateways[1].gateway.broker.ping()
             await pipeline.submit("PING")
             assert pipeline.back_at > 0
-            await doors[1].gateway._sweep()
+            await gateways[1].gateway._sweep()
             await until(lambda: client.zscore(keys.OPEN, "s") > 1)
-        await talk.chunk("s", 0, AUDIO)
+        await ws.chunk("s", 0, AUDIO)
 
 
 async def test_a_chunk_that_cannot_be_written_is_sent_again_after_a_resume(
-    doors: tuple[Door, Door], worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error says so; nothing that came after the chunk is taken."""
-    broker = doors[0].gateway.broker
-    async with await Talk.open(doors[0].url) as talk:
-        await talk.start("s")
-        await talk.chunk("s", 0, AUDIO)
+    broker = gateways[0].gateway.broker
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
+        await ws.chunk("s", 0, AUDIO)
         append = broker.append
         full = Unavailable("broker_full", "full", 7.0)
         monkeypatch.setattr(broker, "append", lambda *args: args[-1](full))
-        await talk.send(chunk("s", 1, b"lost"))
-        error = await talk.find("s", "error", 1)
+        await ws.send(chunk("s", 1, b"lost"))
+        error = await ws.find("s", "error", 1)
         assert (error["code"], error["retry_after"], error["resumable"]) == ("broker_full", 7.0, True)
         monkeypatch.setattr(broker, "append", append)
-        await talk.send(chunk("s", 2, b"later"))
-        await until(lambda: len(talk.of("s", "error")) == 2)
-        assert (talk.of("s", "error")[1]["code"], talk.of("s", "error")[1]["chunk_index"]) == ("session_detached", 2)
-        assert (await resumed(talk))["next_chunk_index"] == 1
-        await talk.chunk("s", 1, b"one")
-        await talk.chunk("s", 2, b"two")
+        await ws.send(chunk("s", 2, b"later"))
+        await until(lambda: len(ws.of("s", "error")) == 2)
+        assert (ws.of("s", "error")[1]["code"], ws.of("s", "error")[1]["chunk_index"]) == ("session_detached", 2)
+        assert (await resumed(ws))["next_chunk_index"] == 1
+        await ws.chunk("s", 1, b"one")
+        await ws.chunk("s", 2, b"two")
         await worker.take("s")
         assert list((await worker.audio("s", 3)).values()) == [AUDIO, b"one", b"two"]
 
 
-async def test_a_gateway_that_stops_hands_its_sessions_over(doors: tuple[Door, Door], worker: Pretender) -> None:
+async def test_a_gateway_that_stops_hands_its_sessions_over(gateways: Gateways, worker: FakeWorker) -> None:
     """Those whose clients resume are told at once; others may end; none is interrupted."""
-    one, two = doors
-    talks = {name: await Talk.open(one.url) for name in ("resumes", "ends", "idle", "gone")}
-    await talks["resumes"].start("resumes", resume=True)
-    await talks["ends"].start("ends")
-    await talks["gone"].start("gone")
-    await talks["gone"].chunk("gone", 0, AUDIO)
-    await drop(talks["gone"])
+    one, two = gateways
+    clients = {name: await WsClient.open(one.url) for name in ("resumes", "ends", "idle", "gone")}
+    await clients["resumes"].start("resumes", resume=True)
+    await clients["ends"].start("ends")
+    await clients["gone"].start("gone")
+    await clients["gone"].chunk("gone", 0, AUDIO)
+    await drop(clients["gone"])
     await until(lambda: one.gateway.sessions["gone"].resume_by)
     await worker.take("resumes", "ends", "gone")
     one.gateway.closing = True
     one.application.part([handler for handler in one.application.sockets if handler.resumable])
     draining = asyncio.ensure_future(one.gateway.drain(30))
-    await until(lambda: talks["resumes"].closed and talks["idle"].closed)
-    assert talks["resumes"].connection.close_code == 1012
-    await talks["ends"].send({"action": "start", "session_id": "late"})
-    await until(lambda: any(m.get("code") == "shutting_down" for m in talks["ends"].messages))
-    await talks["ends"].chunk("ends", 0, AUDIO)
-    await talks["ends"].send({"action": "finish", "session_id": "ends"})
+    await until(lambda: clients["resumes"].closed and clients["idle"].closed)
+    assert clients["resumes"].connection.close_code == 1012
+    await clients["ends"].send({"action": "start", "session_id": "late"})
+    await until(lambda: any(m.get("code") == "shutting_down" for m in clients["ends"].messages))
+    await clients["ends"].chunk("ends", 0, AUDIO)
+    await clients["ends"].send({"action": "finish", "session_id": "ends"})
     await worker.chunk("ends", 0)
     await worker.final("ends")
-    await talks["ends"].find("ends", "final_result")
+    await clients["ends"].find("ends", "final_result")
     await draining
     await one.application.shut()
     await one.gateway.sessions.hand_over(30)
-    assert talks["ends"].connection.close_code == 1012
-    async with await Talk.open(two.url) as talk:
+    assert clients["ends"].connection.close_code == 1012
+    async with await WsClient.open(two.url) as ws:
         for sid, following in (("resumes", 0), ("gone", 1)):
-            ack = await resumed(talk, sid)
+            ack = await resumed(ws, sid)
             assert (ack["state"], ack["next_chunk_index"]) == ("recording", following)
-            await talk.chunk(sid, following, AUDIO)
-    for talk in talks.values():
-        await talk.close()
+            await ws.chunk(sid, following, AUDIO)
+    for ws in clients.values():
+        await ws.close()
 
 
 async def test_what_a_stopped_gateway_could_not_deliver_is_stored_by_another(
-    doors: tuple[Door, Door], worker: Pretender
+    gateways: Gateways, worker: FakeWorker
 ) -> None:
     """A session that was finished, and whose client went before its last result."""
-    one, two = doors
-    talk = await Talk.open(one.url)
-    await talk.start("s")
+    one, two = gateways
+    ws = await WsClient.open(one.url)
+    await ws.start("s")
     await worker.take("s")
-    await talk.send({"action": "finish", "session_id": "s"})
+    await ws.send({"action": "finish", "session_id": "s"})
     assert await worker.ended("s") == "done"
-    await drop(talk)
+    await drop(ws)
     await until(lambda: one.gateway.sessions["s"].send is None)
     one.gateway.closing = True
     await one.gateway.drain(30)

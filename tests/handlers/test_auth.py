@@ -18,9 +18,9 @@ from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from tests.api_keys import Keys
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.waiting import until
-from tests.ws_client import Talk
+from tests.ws_client import WsClient
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -140,10 +140,10 @@ async def test_a_revoked_key_loses_its_connections(
 
 
 async def test_a_key_sees_its_own_sessions_only(
-    base_url: str, fetch: Callable[..., Any], keys: Keys, gateway: Gateway, worker: Pretender
+    base_url: str, fetch: Callable[..., Any], keys: Keys, gateway: Gateway, worker: FakeWorker
 ) -> None:
     """Another's is 404 whatever is asked, open or stored; in no history, sum or search; nor can it be resumed."""
-    client = Talk(await connect(base_url, Authorization=f"Bearer {keys.text_a}"))
+    client = WsClient(await connect(base_url, Authorization=f"Bearer {keys.text_a}"))
     for sid in ("stored", "open"):
         await client.start(sid)
         await client.chunk(sid, 0, bytes(100))
@@ -171,7 +171,7 @@ async def test_a_key_sees_its_own_sessions_only(
     assert await seen(keys.text_a) == await seen(keys.text_operator) == ["open", "stored"]
     assert await seen(keys.text_a, "?q=alone") == ["stored"]
     assert orjson.loads((await fetch("/api/v1/stats", keys.text_b)).body)["total_tasks"] == 0
-    other = Talk(await connect(base_url, Authorization=f"Bearer {keys.text_b}"))
+    other = WsClient(await connect(base_url, Authorization=f"Bearer {keys.text_b}"))
     assert (await other.call({"action": "resume", "session_id": "open"}))["code"] == "no_session"
     await client.chunk("open", 1, bytes(100))  # it is still where it was
     assert (await fetch("/api/v1/session/stored", keys.text_a, method="DELETE")).code == 200

@@ -26,7 +26,7 @@ from asrserver.protocol.frames import Plain, Secure, Wire
 from tests.api_keys import TLS
 from tests.program import System
 from tests.waiting import until
-from tests.ws_client import Talk
+from tests.ws_client import WsClient
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -71,7 +71,7 @@ def gateway_settings(gateway_settings: Settings) -> Settings:
 
 
 async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApplication, gateway: Gateway) -> None:
-    async with await Talk.open(url) as talk:
+    async with await WsClient.open(url) as ws:
         reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
         writer.write(UPGRADE)
         await reader.readuntil(b"\r\n\r\n")
@@ -80,7 +80,7 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
         assert sent[:2] == b"\x89\x00"  # a ping
         writer.close()
         await until(lambda: gateway.connections == 1)
-        await talk.start("s")  # who answers stays
+        await ws.start("s")  # who answers stays
     await until(lambda: gateway.connections == 0 and app.sockets._timer is None)
     assert not gateway.admission.limits._addresses
 
@@ -96,13 +96,13 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
     server, [listening] = HTTPServer(app, ssl_options=certificate), bind_sockets(0, "127.0.0.1")
     server.add_socket(listening)
     url = f"{'wss' if secure else 'ws'}://127.0.0.1:{listening.getsockname()[1]}/ws/asr"
-    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
-        await talk.start("s")
-        await talk.chunk("s", 0, bytes(640))
-    async with Talk(await websocket_connect(HTTPRequest(url, validate_cert=False))) as talk:
-        talk.drop()
+    async with WsClient(await websocket_connect(HTTPRequest(url, validate_cert=False))) as ws:
+        await ws.start("s")
+        await ws.chunk("s", 0, bytes(640))
+    async with WsClient(await websocket_connect(HTTPRequest(url, validate_cert=False))) as ws:
+        ws.drop()
         await until(lambda: gateway.connections == 0)
-    await until(lambda: talk.closed)
+    await until(lambda: ws.closed)
     server.stop()
     await server.close_all_connections()
     left = [one for one in gc.get_objects() if isinstance(one, kinds) and one not in others]
@@ -112,7 +112,7 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
 async def test_a_connection_that_cannot_be_looked_at_costs_the_others_nothing(
     url: str, app: AsrApplication, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with await Talk.open(url), await Talk.open(url):
+    async with await WsClient.open(url), await WsClient.open(url):
         first, second = app.sockets
         looked: list[Any] = []
 

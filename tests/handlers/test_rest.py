@@ -22,7 +22,7 @@ from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.servers import Servers
 from tests.waiting import until
 
@@ -59,7 +59,7 @@ async def session(gateway: Gateway, sid: str = "s", **message: Any) -> tuple[Ses
     return await gateway.start({"session_id": sid, **message}, got.append), got
 
 
-async def whole_session(gateway: Gateway, worker: Pretender, sid: str, text: str = "hello world") -> None:
+async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
     """A session of one chunk, from start to stored."""
     opened, got = await session(gateway, sid, user_id="somebody")
     gateway.sessions.append(opened, 0, b"audio", True)
@@ -84,7 +84,7 @@ async def whole_session(gateway: Gateway, worker: Pretender, sid: str, text: str
 # -- health
 
 
-async def test_health_is_true(api: Api, worker: Pretender) -> None:
+async def test_health_is_true(api: Api, worker: FakeWorker) -> None:
     """503 until a worker lives; then all of it, with numbers."""
     status, body = await api.call("/health")
     assert (status, body["status"]) == (503, "degraded")
@@ -95,7 +95,7 @@ async def test_health_is_true(api: Api, worker: Pretender) -> None:
     await worker.broker.pipeline.drain()
     status, body = await api.call("/health")
     assert (status, body["status"], body["workers_ready"], body["funasr_ready"]) == (200, "ok", True, True)
-    assert [found["name"] for found in body["workers"]] == ["pretender"]
+    assert [found["name"] for found in body["workers"]] == ["fake-worker"]
     assert len(body["gateways"]) == 1
     assert body["queue"] == {"waiting": 0, "processing": 0, "dead": 0}
     assert body["redis"]["latency_ms"] > 0
@@ -137,7 +137,7 @@ async def test_health_while_postgresql_is_away(api: Api, gateway: Gateway) -> No
 # -- history and sessions
 
 
-async def test_history_and_one_session(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_history_and_one_session(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     """Newest first; a session with its chunks and segments."""
     for sid in ("one", "two", "three"):
         await whole_session(gateway, worker, sid, sid)
@@ -172,7 +172,7 @@ async def test_a_wrong_parameter_is_named(api: Api) -> None:
         assert name in body["error"]["message"]
 
 
-async def test_history_is_filtered_and_paged(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_history_is_filtered_and_paged(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     for number, text in enumerate(("the kitchen light", "今天的天气", "the garden light")):
         await whole_session(gateway, worker, f"s{number}", text)
     await session(gateway, "open", user_id="another")
@@ -198,7 +198,7 @@ async def test_history_is_filtered_and_paged(api: Api, gateway: Gateway, worker:
     assert [len(first["records"]), [r["session_id"] for r in second["records"]], second["cursor"]] == [3, ["s0"], None]
 
 
-async def test_a_session_as_text_and_as_subtitles(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_a_session_as_text_and_as_subtitles(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     await whole_session(gateway, worker, "s", "5 < 6 --> & more")
     cue = "00:00:00{}100 --> 00:00:01{}400\n"
     for kind, media, text in (
@@ -215,13 +215,13 @@ async def test_a_session_as_text_and_as_subtitles(api: Api, gateway: Gateway, wo
     assert (await api.call("/session/unknown?format=srt"))[0] == 404
 
 
-async def test_an_id_of_any_signs(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_an_id_of_any_signs(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     sid = "a/ü?%#"
     await whole_session(gateway, worker, sid)
     assert (await api.call("/session/a%2F%C3%BC%3F%25%23"))[1]["session_id"] == sid
 
 
-async def test_a_deleted_session_is_gone(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_a_deleted_session_is_gone(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     """And cannot be deleted again, nor started."""
     await whole_session(gateway, worker, "s")
     assert await api.call("/session/s", "DELETE") == (200, {"session_id": "s", "deleted": True})
@@ -239,7 +239,7 @@ def redis_keys(settings: Settings, sid: str) -> list[bytes]:
 
 
 async def test_what_redis_has_of_a_deleted_session_goes_too(
-    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+    api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
     """At once, and what a client or a worker then says of it is nothing to anybody."""
     await whole_session(gateway, worker, "s")
@@ -251,7 +251,7 @@ async def test_what_redis_has_of_a_deleted_session_goes_too(
 
 
 async def test_a_session_that_another_gateway_has_open_can_be_deleted(
-    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+    api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
     """Though nothing of it is stored yet: what will be is not kept."""
     other = Gateway(gateway_settings)
@@ -272,7 +272,7 @@ async def test_a_session_that_another_gateway_has_open_can_be_deleted(
 
 
 async def test_what_was_deleted_long_ago_is_forgotten(
-    gateway: Gateway, worker: Pretender, gateway_settings: Settings
+    gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
     """Unless Redis still has something of it."""
     await whole_session(gateway, worker, "old")
@@ -290,7 +290,7 @@ async def test_what_was_deleted_long_ago_is_forgotten(
 
 
 async def test_a_session_deleted_while_it_is_open_never_comes_back(
-    api: Api, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+    api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
     """Its client still gets its results; of what is written later, nothing is kept."""
     opened, got = await session(gateway)
@@ -392,7 +392,7 @@ async def test_alive_and_ready(api: Api, gateway: Gateway, servers: Servers) -> 
     assert (await api.fetch("/livez")).code == 200
 
 
-async def test_stats(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_stats(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     await worker.broker.open()
     worker.broker.heartbeat("worker", {"speech_seconds": 100.0, "real_time_factor": 0.25})
     await whole_session(gateway, worker, "a")
@@ -405,7 +405,7 @@ async def test_stats(api: Api, gateway: Gateway, worker: Pretender) -> None:
     assert body["storage_used"] == body["storage"]["database"] > 10_000
 
 
-async def test_queue_status(api: Api, gateway: Gateway, worker: Pretender) -> None:
+async def test_queue_status(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     """Sessions that wait, audio that waits, in this gateway and in others."""
     status, body = await api.call("/asr/queue/status")
     ancestor = {"queued": 0, "processing": 0, "failed": 0, "workers": 0, "workers_busy": 0}

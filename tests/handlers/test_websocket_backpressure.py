@@ -16,10 +16,10 @@ from asrserver.auth import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import flow_control, websocket
 from asrserver.handlers.app import AsrApplication
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
-from tests.ws_client import Talk, chunk, errors, finish, next_text, raw, said, start
+from tests.ws_client import WsClient, chunk, errors, finish, next_text, raw, said, start
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -52,7 +52,7 @@ async def test_which_pages_may_connect(
 
 
 async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
-    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It gets MAX_UNREAD bytes of memory, then nothing; its session waits for it, and ends with what it has."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
@@ -61,8 +61,8 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
     await stream.write(said(start("deaf")))
     await until(lambda: "deaf" in gateway.sessions)
     session = gateway.sessions["deaf"]
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
         for _ in range(2000):  # far more than the kernel's buffers take
             if session.send is None:
                 break
@@ -71,9 +71,9 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
         await until(lambda: session.send is None)
         await worker.take("deaf", "s")
         assert await worker.ended("deaf") == "interrupted"
-        await talk.chunk("s", 0, AUDIO)
+        await ws.chunk("s", 0, AUDIO)
         await worker.chunk("s", 0)
-        await talk.find("s", "chunk_result")
+        await ws.find("s", "chunk_result")
         assert gateway.connections == 1
     stream.close()
 
@@ -93,10 +93,10 @@ async def test_a_client_that_does_not_read_is_not_read(
         sending = asyncio.ensure_future(stream.write(flood))
         await until(lambda: handler._wire.blocked)
         taken = handler.messages
-        async with await Talk.open(url) as talk:
+        async with await WsClient.open(url) as ws:
             for _ in range(10):
-                await talk.send({"action": "x"})
-                await talk.next()
+                await ws.send({"action": "x"})
+                await ws.next()
         assert handler.messages == taken < 500
         return stream, sending
 
@@ -149,7 +149,7 @@ def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_pings_are_answered_while_a_start_waits(
-    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was sent behind it is taken in order when it is through."""
     monkeypatch.setattr(gateway, "_fullness", 0.85)
@@ -165,23 +165,23 @@ async def test_pings_are_answered_while_a_start_waits(
 
 
 async def test_what_waits_behind_a_start_is_bounded(
-    url: str, app: AsrApplication, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    url: str, app: AsrApplication, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beyond MAX_LATER the socket is not read; nothing is lost."""
     monkeypatch.setattr(websocket, "MAX_LATER", 10_000)
     monkeypatch.setattr(gateway, "_fullness", 0.85)
-    async with await Talk.open(url) as talk:
-        await talk.send(start("s"))
+    async with await WsClient.open(url) as ws:
+        await ws.send(start("s"))
         [handler] = app.sockets
         for index in range(100):
-            await talk.send(chunk("s", index, AUDIO))
+            await ws.send(chunk("s", index, AUDIO))
         await until(lambda: handler._later_bytes > 10_000)
         assert handler._later_bytes < 20_000
         monkeypatch.setattr(gateway, "_fullness", 0.0)
-        await talk.find("s", "ack", 99)
+        await ws.find("s", "ack", 99)
         await worker.take("s")
         assert len(await worker.audio("s", 100)) == 100
-        assert await errors(talk, 0) == []
+        assert await errors(ws, 0) == []
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
-    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    crowded: None, app: AsrApplication, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing of it is lost, nor out of order; one that closes meanwhile is gone."""
     reads: list[int] = []
@@ -202,44 +202,44 @@ async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
         read(wire, messages, size, may_rest)
 
     monkeypatch.setattr(app.sockets.rests, "read", seen)
-    async with await Talk.open(url) as talk:
-        await talk.call(start(mode="stream", format="pcm_s16le"))
+    async with await WsClient.open(url) as ws:
+        await ws.call(start(mode="stream", format="pcm_s16le"))
         [handler] = app.sockets
         wire = handler.ws_connection
         assert wire is not None
         for first in (0, 7):
             await until(lambda: not wire._rests)
-            await talk.write(said(chunk("s", first, AUDIO)) + said(chunk("s", first + 1, AUDIO)))
+            await ws.write(said(chunk("s", first, AUDIO)) + said(chunk("s", first + 1, AUDIO)))
             await until(lambda: wire._rests)
             reads.clear()
             for index in range(first + 2, first + 7):
-                await talk.send(chunk("s", index, AUDIO[index:]))
+                await ws.send(chunk("s", index, AUDIO[index:]))
             await until(lambda: sum(reads) == 5)
             assert reads == [5]
-        await until(lambda: len(talk.messages) == 1 + 14)
-        assert [message["chunk_index"] for message in talk.messages[1:]] == list(range(14))
+        await until(lambda: len(ws.messages) == 1 + 14)
+        assert [message["chunk_index"] for message in ws.messages[1:]] == list(range(14))
         await until(lambda: wire._rests)
     await until(lambda: not app.sockets)
 
 
 async def test_who_waits_for_each_acknowledgement_does_not_wait_for_rests_too(
-    crowded: None, app: AsrApplication, url: str, worker: Pretender
+    crowded: None, app: AsrApplication, url: str, worker: FakeWorker
 ) -> None:
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
         [handler] = app.sockets
         wire = handler.ws_connection
         assert wire is not None
         for index in range(5):
             assert not wire._rests
-            await talk.chunk("s", index, AUDIO)
+            await ws.chunk("s", index, AUDIO)
 
 
 async def test_a_large_message_is_read_without_a_rest(
-    crowded: None, app: AsrApplication, url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    crowded: None, app: AsrApplication, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with await Talk.open(url) as talk:
-        await talk.call(start())
+    async with await WsClient.open(url) as ws:
+        await ws.call(start())
         await until(lambda: not app.sockets.rests._resting)
         rests: list[flow_control.DrainingWire] = []
         rest = flow_control.DrainingWire.rest
@@ -249,5 +249,5 @@ async def test_a_large_message_is_read_without_a_rest(
             return rest(wire)
 
         monkeypatch.setattr(flow_control.DrainingWire, "rest", counted)
-        await talk.call(bytes(3_000_000))
+        await ws.call(bytes(3_000_000))
         assert len(rests) <= 1  # once it is whole

@@ -8,59 +8,59 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
-from tests.ws_client import Message, Talk, chunk, errors, finish, start
+from tests.ws_client import Message, WsClient, chunk, errors, finish, start
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
-async def test_the_messages_of_a_session(url: str, worker: Pretender) -> None:
+async def test_the_messages_of_a_session(url: str, worker: FakeWorker) -> None:
     """Exactly those of the protocol, with its fields, in its order; the audio arrives as it was sent."""
-    async with await Talk.open(url + "?uid=1") as talk:
-        assert await talk.call(start()) == {"type": "ack", "session_id": "s", "status": "session_started"}
+    async with await WsClient.open(url + "?uid=1") as ws:
+        assert await ws.call(start()) == {"type": "ack", "session_id": "s", "status": "session_started"}
         ack = {"type": "ack", "session_id": "s", "status": "received"}
-        assert await talk.call(chunk("s", 0, AUDIO)) == {**ack, "chunk_index": 0}
-        assert await talk.call(AUDIO[:100]) == {**ack, "chunk_index": 1}
+        assert await ws.call(chunk("s", 0, AUDIO)) == {**ack, "chunk_index": 0}
+        assert await ws.call(AUDIO[:100]) == {**ack, "chunk_index": 1}
         await worker.take("s")
         assert await worker.audio("s", 2) == {"1-0": AUDIO, "2-0": AUDIO[:100]}
         await worker.chunk("s", 0, "hello")
-        result = await talk.next()
+        result = await ws.next()
         expected = {"type": "chunk_result", "session_id": "s", "chunk_index": 0, "text": "hello"}
         assert expected.items() <= result.items()
         await worker.chunk("s", 1, "")
-        assert (await talk.next())["chunk_index"] == 1
-        await talk.send(finish())
+        assert (await ws.next())["chunk_index"] == 1
+        await ws.send(finish())
         await worker.final("s", "hello", 2)
         expected = {"type": "final_result", "session_id": "s", "text": "hello", "duration": 1.5, "chunk_count": 2}
-        assert expected.items() <= (await talk.next()).items()
+        assert expected.items() <= (await ws.next()).items()
 
 
-async def test_the_messages_of_a_stream(url: str, worker: Pretender) -> None:
+async def test_the_messages_of_a_stream(url: str, worker: FakeWorker) -> None:
     """Partial results as they are published, segments in order, no chunk_result."""
-    async with await Talk.open(url) as talk:
-        await talk.call(start(mode="stream", partials=True, word_timestamps=True))
-        await talk.call(chunk("s", 0, AUDIO))
+    async with await WsClient.open(url) as ws:
+        await ws.call(start(mode="stream", partials=True, word_timestamps=True))
+        await ws.call(chunk("s", 0, AUDIO))
         await worker.take("s")
         guess = {"type": "partial", "follows": 0, "start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel"}
         worker.broker.publish(worker.claims["s"], {**guess, "language": "en"})
         partial = {"start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel", "language": "en"}
-        assert await talk.next() == {"type": "partial_result", "session_id": "s", **partial}
+        assert await ws.next() == {"type": "partial_result", "session_id": "s", **partial}
         words = [{"word": "hello", "start": 0.1, "end": 0.6, "confidence": 0.9}]
         segment = {"number": 0, "start": 0.1, "end": 0.9, "text": "hello", "language": "en", "confidence": 0.9}
         row = {**segment, "chunk_index": None, "words": words}
         await worker.say("s", "segment", text="hello", segments=[row])
         expected = {"type": "segment_result", "session_id": "s", **segment, "words": words, "seq": 1}
-        assert await talk.next() == expected
-        await talk.send(finish())
+        assert await ws.next() == expected
+        await ws.send(finish())
         await worker.final("s", "hello", 1)
-        assert (await talk.next())["type"] == "final_result"
+        assert (await ws.next())["type"] == "final_result"
 
 
 async def test_an_id_is_made_where_none_is_given(url: str) -> None:
-    async with await Talk.open(url) as talk:
-        made = {(await talk.call(start(given)))["session_id"] for given in ("", None)}
+    async with await WsClient.open(url) as ws:
+        made = {(await ws.call(start(given)))["session_id"] for given in ("", None)}
         assert len(made) == 2
         assert all(len(sid) == 36 for sid in made)
 
@@ -104,81 +104,81 @@ MALFORMED: list[tuple[Any, str, Message]] = [
 
 @pytest.mark.parametrize(("message", "code", "details"), MALFORMED)
 async def test_a_bad_message_costs_that_message(
-    url: str, worker: Pretender, message: Any, code: str, details: Message
+    url: str, worker: FakeWorker, message: Any, code: str, details: Message
 ) -> None:
     """A clear error; the connection and the session go on, with the next chunk or the refused one again."""
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.chunk("s", 0, AUDIO)
-        await talk.send(message)
-        [error] = await errors(talk)
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.chunk("s", 0, AUDIO)
+        await ws.send(message)
+        [error] = await errors(ws)
         assert (error["type"], error["code"]) == ("error", code)
         assert error["message"]
         assert details.items() <= error.items()
-        await talk.chunk("s", 1, AUDIO)
+        await ws.chunk("s", 1, AUDIO)
         await worker.take("s")
         await worker.chunk("s", 0)
         await worker.chunk("s", 1)
-        await talk.find("s", "chunk_result", 1)
-        assert [m["code"] for m in talk.messages if m["type"] == "error"] == [code]
+        await ws.find("s", "chunk_result", 1)
+        assert [m["code"] for m in ws.messages if m["type"] == "error"] == [code]
 
 
 @pytest.mark.parametrize("message", [chunk("s", 0, AUDIO), AUDIO, finish()])
 async def test_nothing_goes_before_start(url: str, message: Any) -> None:
-    async with await Talk.open(url) as talk:
-        assert (await talk.call(message))["code"] == "no_session"
-        await talk.start("s")
+    async with await WsClient.open(url) as ws:
+        assert (await ws.call(message))["code"] == "no_session"
+        await ws.start("s")
 
 
-async def test_after_a_refused_chunk_the_next_one(url: str, worker: Pretender) -> None:
+async def test_after_a_refused_chunk_the_next_one(url: str, worker: FakeWorker) -> None:
     """A client that numbers what it sends goes on; what was refused is not taken later."""
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.chunk("s", 0, AUDIO)
-        await talk.send(chunk("s", 1, b""))
-        await talk.chunk("s", 2, AUDIO)
-        await talk.send(chunk("s", 1, AUDIO))
-        await talk.chunk("s", 3, AUDIO)
-        assert [error["code"] for error in talk.of("s", "error")] == ["empty_chunk", "chunk_refused"]
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.chunk("s", 0, AUDIO)
+        await ws.send(chunk("s", 1, b""))
+        await ws.chunk("s", 2, AUDIO)
+        await ws.send(chunk("s", 1, AUDIO))
+        await ws.chunk("s", 3, AUDIO)
+        assert [error["code"] for error in ws.of("s", "error")] == ["empty_chunk", "chunk_refused"]
         await worker.take("s")
         assert sorted(await worker.audio("s", 3)) == ["1-0", "3-0", "4-0"]
 
 
-async def test_an_index_sent_twice_is_acknowledged_twice_and_stored_once(url: str, worker: Pretender) -> None:
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
+async def test_an_index_sent_twice_is_acknowledged_twice_and_stored_once(url: str, worker: FakeWorker) -> None:
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
         for _ in range(2):
-            await talk.send(chunk("s", 0, AUDIO))
-        await until(lambda: len(talk.of("s", "ack")) == 3)
+            await ws.send(chunk("s", 0, AUDIO))
+        await until(lambda: len(ws.of("s", "ack")) == 3)
         await worker.take("s")
         assert list(await worker.audio("s", 1)) == ["1-0"]
 
 
-async def test_finish_twice_and_audio_after_it(url: str, worker: Pretender) -> None:
+async def test_finish_twice_and_audio_after_it(url: str, worker: FakeWorker) -> None:
     """Refused, before and after the final result, which comes once."""
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.send(finish())
-        await talk.send(finish())
-        await talk.find("s", "error")
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.send(finish())
+        await ws.send(finish())
+        await ws.find("s", "error")
         await worker.take("s")
         await worker.final("s", "", 0)
-        await talk.find("s", "final_result")
-        await talk.send(finish())
-        await talk.send(chunk("s", 0, AUDIO))
-        await until(lambda: len(talk.of("s", "error")) >= 3)
-        assert {error["code"] for error in talk.of("s", "error")} == {"session_finished"}
-        assert len(talk.of("s", "final_result")) == 1
-        await talk.start("next")
+        await ws.find("s", "final_result")
+        await ws.send(finish())
+        await ws.send(chunk("s", 0, AUDIO))
+        await until(lambda: len(ws.of("s", "error")) >= 3)
+        assert {error["code"] for error in ws.of("s", "error")} == {"session_finished"}
+        assert len(ws.of("s", "final_result")) == 1
+        await ws.start("next")
 
 
 @pytest.mark.parametrize("parts", [1, 5])
 async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: int) -> None:
     """In one frame, or in several; pings between them are answered."""
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.chunk("s", 0, AUDIO)
-        protocol = talk.connection.protocol
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.chunk("s", 0, AUDIO)
+        protocol = ws.connection.protocol
         assert protocol is not None
         process, step = psutil.Process(), b"x" * 65536
         before = process.memory_info().rss
@@ -188,23 +188,23 @@ async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: i
             await protocol.stream.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size))
             for _ in range(size // len(step)):
                 await protocol.stream.write(step)
-            talk.connection.ping(b"between")
+            ws.connection.ping(b"between")
         assert process.memory_info().rss - before < 20 * 2**20
-        [error] = await errors(talk)
+        [error] = await errors(ws)
         assert (error["code"], str(size * parts) in error["message"]) == ("message_too_large", True)
-        await talk.chunk("s", 1, AUDIO)
+        await ws.chunk("s", 1, AUDIO)
 
 
 @pytest.mark.parametrize("sizes", [(1 << 20, 1), ((1 << 20) - 1, 2000, 5), (1 << 20, 100, 100, 4)])
 async def test_fragments_around_the_limit(url: str, sizes: tuple[int, ...]) -> None:
     """The frame headers between them are no payload: one message too large, and nothing else."""
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        protocol = talk.connection.protocol
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        protocol = ws.connection.protocol
         assert protocol is not None
         for number, size in enumerate(sizes):
             opcode = (0x02 if number == 0 else 0x00) | (0x80 if number == len(sizes) - 1 else 0)
             await protocol.stream.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size) + bytes(size))
-        assert [error["code"] for error in await errors(talk)] == ["message_too_large"]
-        await talk.chunk("s", 0, AUDIO)
-        assert len(await errors(talk)) == 1
+        assert [error["code"] for error in await errors(ws)] == ["message_too_large"]
+        await ws.chunk("s", 0, AUDIO)
+        assert len(await errors(ws)) == 1

@@ -14,20 +14,20 @@ from asrserver.broker import keys
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
-from tests.fakes import Pretender
+from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
-from tests.ws_client import Talk, chunk, errors, finish, start
+from tests.ws_client import WsClient, chunk, errors, finish, start
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_a_session_that_exists_cannot_be_started(
-    url: str, gateway: Gateway, worker: Pretender, redis_url: str
+    url: str, gateway: Gateway, worker: FakeWorker, redis_url: str
 ) -> None:
     """Here or on another connection, open or over, known to Redis or to PostgreSQL alone."""
     start_again = start("s")
-    async with await Talk.open(url) as one, await Talk.open(url) as two:
+    async with await WsClient.open(url) as one, await WsClient.open(url) as two:
         await one.start("s")
         assert (await two.call(start_again))["code"] == "session_exists"
         await one.send(finish())
@@ -43,9 +43,9 @@ async def test_a_session_that_exists_cannot_be_started(
         assert (await two.call(start_again))["code"] == "session_exists"
 
 
-async def test_one_of_two_who_start_the_same_at_once(url: str, worker: Pretender) -> None:
+async def test_one_of_two_who_start_the_same_at_once(url: str, worker: FakeWorker) -> None:
     """And the one who has it gets its results."""
-    async with await Talk.open(url) as one, await Talk.open(url) as two:
+    async with await WsClient.open(url) as one, await WsClient.open(url) as two:
         for number in range(10):
             sid = f"s{number}"
             await asyncio.gather(one.send(start(sid)), two.send(start(sid)))
@@ -57,28 +57,28 @@ async def test_one_of_two_who_start_the_same_at_once(url: str, worker: Pretender
             await worker.take(sid)
             await worker.final(sid, sid, 0)
             assert (await owner.find(sid, "final_result"))["text"] == sid
-        assert {error["code"] for talk in (one, two) for error in await errors(talk, 0)} == {"session_exists"}
+        assert {error["code"] for ws in (one, two) for error in await errors(ws, 0)} == {"session_exists"}
 
 
 async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> None:
     """Costs nothing: Redis still knows what it knows."""
     await gateway.storage.close()
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.send(start("s"))
-        assert [error["code"] for error in await errors(talk)] == ["session_exists"]
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.send(start("s"))
+        assert [error["code"] for error in await errors(ws)] == ["session_exists"]
     await gateway.storage.open()
 
 
-async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: Gateway, worker: Pretender) -> None:
+async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: Gateway, worker: FakeWorker) -> None:
     """All its sessions, when they were not resumed in time, with what they have; the rows say so."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
-    talk = await Talk.open(url)
-    await talk.start("one")
-    await talk.start("two")
-    await talk.chunk("one", 0, AUDIO)
-    talk.drop()
-    await talk.close()
+    ws = await WsClient.open(url)
+    await ws.start("one")
+    await ws.start("two")
+    await ws.chunk("one", 0, AUDIO)
+    ws.drop()
+    await ws.close()
     await worker.take("one", "two")
     await worker.chunk("one", 0)
     assert await worker.ended("one") == await worker.ended("two") == "interrupted"
@@ -93,20 +93,20 @@ async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: G
 
 async def test_a_session_whose_keys_are_lost_is_told_to_its_client(url: str, gateway: Gateway, redis_url: str) -> None:
     """Chunks and the end alike: an error, not silence."""
-    async with await Talk.open(url) as talk:
+    async with await WsClient.open(url) as ws:
         for sid in ("one", "two"):
-            await talk.start(sid)
+            await ws.start(sid)
             with redis.Redis.from_url(redis_url) as client:
                 client.delete(keys.session_key(sid), keys.audio_key(sid), keys.events_key(sid))
-        await talk.send(chunk("one", 0, AUDIO))
-        await talk.send(finish("two"))
+        await ws.send(chunk("one", 0, AUDIO))
+        await ws.send(finish("two"))
         for sid in ("one", "two"):
-            assert (await talk.find(sid, "error"))["code"] == "session_gone"
+            assert (await ws.find(sid, "error"))["code"] == "session_gone"
         await until(lambda: not gateway.sessions)
 
 
 async def test_a_session_is_ended_although_redis_was_away_for_long(
-    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch
+    url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody else would: its gateway says that it is alive."""
     tries = iter(range(2))
@@ -118,15 +118,15 @@ async def test_a_session_is_ended_although_redis_was_away_for_long(
         return await end_session(*args, **kwargs)
 
     monkeypatch.setattr(gateway.broker, "end_session", unlucky)
-    async with await Talk.open(url) as talk:
-        await talk.start("s")
-        await talk.send(finish())
+    async with await WsClient.open(url) as ws:
+        await ws.start("s")
+        await ws.send(finish())
         await worker.take("s")
         await worker.final("s", "", 0)
-        await talk.find("s", "final_result")
+        await ws.find("s", "final_result")
 
 
-async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Pretender) -> None:
+async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: FakeWorker) -> None:
     """Ended as interrupted, and stored."""
     other = type(worker.broker)(gateway.settings.redis, "dead")
     fields = {
@@ -148,17 +148,17 @@ async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Pre
 
 
 async def test_one_session_that_cannot_be_stored_holds_up_no_other(
-    url: str, gateway: Gateway, worker: Pretender, gateway_settings: Settings
+    url: str, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
     """It is buried with the reason."""
-    async with await Talk.open(url) as talk:
-        await talk.start("bad")
-        await talk.start("good")
+    async with await WsClient.open(url) as ws:
+        await ws.start("bad")
+        await ws.start("good")
         await worker.take("bad", "good")
         await worker.say("bad", "error", code="c", message="m", model=None, segments=[{"text": "", "language": "en"}])
-        await talk.send(finish("good"))
+        await ws.send(finish("good"))
         await worker.final("good", "words", 0)
-        await talk.find("good", "final_result")
+        await ws.find("good", "final_result")
         await until(gateway.write_behind.is_flushed)
     with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
         cursor.execute("SELECT status FROM asr_sessions WHERE id = 'good'")

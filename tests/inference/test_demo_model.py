@@ -14,7 +14,7 @@ from asrserver.audio.files import Samples
 from asrserver.text.wer import word_errors
 from tests.program import System
 from tests.recordings import Utterance
-from tests.ws_client import Talk
+from tests.ws_client import WsClient
 
 MODEL = Path(str(files("asrserver").joinpath("data", "demo-model")))
 
@@ -69,14 +69,14 @@ async def test_two_languages_on_one_connection(
     """Each session is heard in its own language, which nobody named, and joined as that language joins words."""
     said = {"english": all_utterances[:10], "mandarin": mandarin[:10]}
     system = start("run").wait_ready()
-    async with await Talk.open(system.url) as talk:
+    async with await WsClient.open(system.url) as ws:
         for sid in said:
-            await talk.start(sid)
+            await ws.start(sid)
         for index in range(10):
             for sid, spoken in said.items():
-                await talk.chunk(sid, index, spoken[index].wav)
-        finals = {sid: await talk.finish(sid) for sid in said}
-    heard = {sid: [message["text"] for message in talk.of(sid, "chunk_result")] for sid in said}
+                await ws.chunk(sid, index, spoken[index].wav)
+        finals = {sid: await ws.finish(sid) for sid in said}
+    heard = {sid: [message["text"] for message in ws.of(sid, "chunk_result")] for sid in said}
     assert {sid: final["language"] for sid, final in finals.items()} == {"english": "en", "mandarin": "zh"}
     assert finals["english"]["text"] == " ".join(heard["english"])
     assert finals["mandarin"]["text"] == "".join(heard["mandarin"])

@@ -14,7 +14,7 @@ import pytest
 from asrserver.text.wer import word_errors
 from tests.program import System
 from tests.recordings import Utterance
-from tests.ws_client import Talk, look
+from tests.ws_client import WsClient, look
 
 pytestmark = pytest.mark.slow
 
@@ -22,15 +22,15 @@ PIECE = 3200
 
 
 async def send(
-    talk: Talk, sid: str, pcm: bytes, speed: float, on_second: Callable[[float], None] | None = None
+    ws: WsClient, sid: str, pcm: bytes, speed: float, on_second: Callable[[float], None] | None = None
 ) -> None:
     """A recording in pieces of 100 ms, `speed` times as fast as time."""
     begun = time.monotonic()
     for index, at in enumerate(range(0, len(pcm), PIECE)):
         await asyncio.sleep(max(0.0, begun + at / 32000 / speed - time.monotonic()))
-        await talk.send(pcm[at : at + PIECE])
+        await ws.send(pcm[at : at + PIECE])
         if index % 32 == 31:
-            await talk.find(sid, "ack", index)
+            await ws.find(sid, "ack", index)
         if on_second is not None and index % 600 == 599:
             on_second((index + 1) / 10)
 
@@ -45,13 +45,13 @@ async def test_ten_minutes_of_nothing_give_no_words(start: Callable[..., System]
         "noise": np.random.default_rng(1).normal(0, 0.05, len(t)),
         "tone": 0.3 * np.sin(2 * np.pi * 440 * t),
     }[sound]
-    async with await Talk.open(system.url) as talk:
-        await talk.start("s", mode="stream", partials=True)
-        await send(talk, "s", (samples * 32767).astype("<i2").tobytes(), 20)
-        final = await talk.finish("s")
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("s", mode="stream", partials=True)
+        await send(ws, "s", (samples * 32767).astype("<i2").tobytes(), 20)
+        final = await ws.finish("s")
         assert final["text"] == ""
         assert final["duration"] == pytest.approx(600, abs=0.1)
-        assert {message["type"] for message in talk.messages} == {"ack", "final_result"}
+        assert {message["type"] for message in ws.messages} == {"ack", "final_result"}
 
 
 def memory(system: System, redis_url: str) -> dict[str, float]:
@@ -73,17 +73,17 @@ async def test_an_hour_in_one_session(
     speed = 10.0
     sizes: list[dict[str, float]] = []
     lags: list[float] = []
-    async with await Talk.open(system.url) as talk:
-        await talk.start("s", mode="stream", partials=True)
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("s", mode="stream", partials=True)
 
         def measure(seconds: float) -> None:
             sizes.append(memory(system, redis_url))
-            segments = talk.of("s", "segment_result")
+            segments = ws.of("s", "segment_result")
             lags.append(seconds - segments[-1]["end"] if segments else 0.0)
 
-        await send(talk, "s", pcm, speed, measure)
-        final = await talk.finish("s")
-        segments = talk.of("s", "segment_result")
+        await send(ws, "s", pcm, speed, measure)
+        final = await ws.finish("s")
+        segments = ws.of("s", "segment_result")
     assert final["duration"] == pytest.approx(3600, abs=0.1)
     assert [segment["number"] for segment in segments] == list(range(len(segments)))
     assert len(segments) >= 20 * (3600 * 32000 // len(block))
@@ -106,11 +106,11 @@ async def test_thousands_of_sessions_leave_nothing(start: Callable[..., System])
     [gateway], [worker] = system.children("gateway"), system.children("worker")
 
     async def some(count: int, name: str) -> None:
-        async with await Talk.open(system.url) as talk:
+        async with await WsClient.open(system.url) as ws:
             for number in range(count):
-                await talk.start(f"{name}-{number}", mode="stream")
-                await talk.chunk(f"{name}-{number}", 0, bytes(6400))
-                assert (await talk.finish(f"{name}-{number}"))["duration"] == 0.2
+                await ws.start(f"{name}-{number}", mode="stream")
+                await ws.chunk(f"{name}-{number}", 0, bytes(6400))
+                assert (await ws.finish(f"{name}-{number}"))["duration"] == 0.2
 
     async def many(rounds: int, name: str) -> tuple[int, int]:
         for number in range(rounds):
@@ -128,38 +128,38 @@ async def test_sixty_live_streams(start: Callable[..., System], utterances: list
     system = start("run", "--workers", "1").wait_ready()
     voices = np.random.default_rng(2)
 
-    async def one(talk: Talk, sid: str) -> tuple[int, int, list[float]]:
+    async def one(ws: WsClient, sid: str) -> tuple[int, int, list[float]]:
         said = [utterances[int(n)] for n in voices.integers(0, len(utterances), 12)]
-        await talk.start(sid, mode="stream", partials=True)
+        await ws.start(sid, mode="stream", partials=True)
         ends, at = [], 0.0
         for utterance in said:
             at += len(utterance.pcm) / 32000
             ends.append(at)
             at += 1.0
         begun = time.monotonic()
-        await send(talk, sid, b"".join(utterance.pcm + bytes(32000) for utterance in said), 1)
-        final = await talk.finish(sid)
+        await send(ws, sid, b"".join(utterance.pcm + bytes(32000) for utterance in said), 1)
+        final = await ws.finish(sid)
         delays = [came - begun - ends[n] for n, came in enumerate(arrivals[sid][: len(ends)])]
         text = " ".join(utterance.text for utterance in said)
         return word_errors(text, final["text"]), len(text.split()), delays
 
     arrivals: dict[str, list[float]] = {f"s{n}": [] for n in range(60)}
-    talks: list[Talk] = [await Talk.open(system.url) for _ in range(60)]
+    clients: list[WsClient] = [await WsClient.open(system.url) for _ in range(60)]
 
-    async def watch(talk: Talk, sid: str) -> None:
+    async def watch(ws: WsClient, sid: str) -> None:
         seen = 0
-        while not talk.closed:
-            segments = talk.of(sid, "segment_result")
+        while not ws.closed:
+            segments = ws.of(sid, "segment_result")
             arrivals[sid] += [time.monotonic()] * (len(segments) - seen)
             seen = len(segments)
             await asyncio.sleep(0.05)
 
-    watchers = [asyncio.ensure_future(watch(talk, sid)) for talk, sid in zip(talks, arrivals, strict=True)]
+    watchers = [asyncio.ensure_future(watch(ws, sid)) for ws, sid in zip(clients, arrivals, strict=True)]
     results: Sequence[tuple[int, int, list[float]]] = await asyncio.gather(
-        *(one(talk, sid) for talk, sid in zip(talks, arrivals, strict=True))
+        *(one(ws, sid) for ws, sid in zip(clients, arrivals, strict=True))
     )
-    for talk in talks:
-        await talk.close()
+    for ws in clients:
+        await ws.close()
     await asyncio.gather(*watchers)
     assert sum(wrong for wrong, _, _ in results) <= 0.05 * sum(words for _, words, _ in results)
     slowest = sorted(sorted(delays)[int(0.95 * len(delays))] for _, _, delays in results)

@@ -17,7 +17,7 @@ import pytest
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until, wait_until
-from tests.ws_client import Talk, check_stored, chunk, look, stored
+from tests.ws_client import WsClient, check_stored, chunk, look, stored
 
 Start = Callable[..., System]
 
@@ -111,14 +111,14 @@ def test_hung_worker_is_replaced(start: Start, redis_url: str) -> None:
 async def test_sessions_of_a_hung_worker_go_on(start: Start, database_url: str, utterances: list[Utterance]) -> None:
     """A session whose only worker hangs is finished by the next one."""
     system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
-    async with await Talk.open(system.url) as talk:
-        await talk.start("one")
-        await talk.chunk("one", 0, utterances[0].wav)
-        await talk.find("one", "chunk_result", 0)
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("one")
+        await ws.chunk("one", 0, utterances[0].wav)
+        await ws.find("one", "chunk_result", 0)
         system.children("worker")[0].suspend()
-        await talk.chunk("one", 1, utterances[1].wav)
-        await talk.finish("one")
-        talk.check("one", utterances[:2])
+        await ws.chunk("one", 1, utterances[1].wav)
+        await ws.finish("one")
+        ws.check("one", utterances[:2])
     await until(lambda: stored(database_url, "one"))
     check_stored(database_url, "one", utterances[:2])
 
@@ -176,21 +176,21 @@ async def test_a_drain_lets_sessions_end(
     """A session in flight gets its final result after the signal; new ones are refused; exit status 0, all stored."""
     system = start("run", "--workers", "1", "--drain-timeout", "30").wait_ready()
     children = family(system)
-    async with await Talk.open(system.url) as talk:
-        await talk.start("one")
-        await talk.send(chunk("one", 0, utterances[0].wav))
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("one")
+        await ws.send(chunk("one", 0, utterances[0].wav))
         system.process.send_signal(number)
         await until(lambda: "draining" in system.output())
 
         async def refused() -> bool:
             error = None
-            count = len(talk.messages)
-            await talk.send({"action": "start", "session_id": f"late-{time.monotonic_ns()}"})
+            count = len(ws.messages)
+            await ws.send({"action": "start", "session_id": f"late-{time.monotonic_ns()}"})
             await until(lambda: any(m["type"] == "error" or m.get("session_id", "").startswith("late")
-                                    for m in talk.messages[count:]))  # fmt: skip
-            error = next((m for m in talk.messages[count:] if m["type"] == "error"), None)
+                                    for m in ws.messages[count:]))  # fmt: skip
+            error = next((m for m in ws.messages[count:] if m["type"] == "error"), None)
             if error is None:  # the gateway had not heard yet
-                await talk.finish(talk.messages[-1]["session_id"])
+                await ws.finish(ws.messages[-1]["session_id"])
                 return False
             assert error["code"] == "shutting_down"
             assert error["retry_after"] > 0
@@ -199,11 +199,11 @@ async def test_a_drain_lets_sessions_end(
         async with asyncio.timeout(30):
             while not await refused():
                 pass
-        await talk.chunk("one", 1, utterances[1].wav)
-        await talk.finish("one")
-        talk.check("one", utterances[:2])
-        await until(lambda: talk.closed, 30, "the connection is closed by the server")
-        assert talk.connection.close_code == 1012
+        await ws.chunk("one", 1, utterances[1].wav)
+        await ws.finish("one")
+        ws.check("one", utterances[:2])
+        await until(lambda: ws.closed, 30, "the connection is closed by the server")
+        assert ws.connection.close_code == 1012
     assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
     await until(lambda: all(gone(child) for child in children), 5, "nobody is left")
     check_stored(database_url, "one", utterances[:2])
@@ -215,19 +215,19 @@ async def test_a_drain_does_not_wait_for_a_silent_session(
 ) -> None:
     """A client that sends nothing more is cut off in the end, exit status 0; it resumes at the next start."""
     system = start("run", "--workers", "1", "--drain-timeout", "1").wait_ready()
-    async with await Talk.open(system.url) as talk:
-        await talk.start("one")
-        await talk.chunk("one", 0, utterances[0].wav)
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("one")
+        await ws.chunk("one", 0, utterances[0].wav)
         system.process.send_signal(signal.SIGTERM)
         assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
-        await until(lambda: talk.closed)
+        await until(lambda: ws.closed)
     again = start("run", "--workers", "1").wait_ready()
-    async with await Talk.open(again.url) as talk:
-        await talk.send({"action": "resume", "session_id": "one", "last_seq": 0})
-        assert (await talk.find("one", "ack"))["next_chunk_index"] == 1
-        assert (await talk.find("one", "chunk_result", 0))["text"] == utterances[0].text
-        await talk.chunk("one", 1, utterances[1].wav)
-        await talk.finish("one")
+    async with await WsClient.open(again.url) as ws:
+        await ws.send({"action": "resume", "session_id": "one", "last_seq": 0})
+        assert (await ws.find("one", "ack"))["next_chunk_index"] == 1
+        assert (await ws.find("one", "chunk_result", 0))["text"] == utterances[0].text
+        await ws.chunk("one", 1, utterances[1].wav)
+        await ws.finish("one")
     await until(lambda: stored(database_url, "one"))
     check_stored(database_url, "one", utterances[:2])
 
@@ -237,15 +237,15 @@ async def test_a_second_signal_stops_at_once(start: Start) -> None:
     """SIGTERM twice with a session open: exit status 1, long before the drain's time, and nobody is left."""
     system = start("run", "--workers", "1", "--drain-timeout", "300").wait_ready()
     children = family(system)
-    async with await Talk.open(system.url) as talk:
-        await talk.start("one")
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("one")
         system.process.send_signal(signal.SIGTERM)
         await until(lambda: "draining" in system.output())
         system.process.send_signal(signal.SIGTERM)
         await until(lambda: system.process.poll() is not None, 20, "it stops")
         assert system.process.returncode == 1
         wait_until(lambda: all(gone(child) for child in children), 5, "nobody is left")
-        await until(lambda: talk.closed)
+        await until(lambda: ws.closed)
 
 
 # -- starts that cannot work -----------------------------------------------------------------------------------------

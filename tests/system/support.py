@@ -13,7 +13,7 @@ import psutil
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until
-from tests.ws_client import Talk, check_stored, chunk, look, stored
+from tests.ws_client import WsClient, check_stored, chunk, look, stored
 
 
 @dataclass
@@ -56,12 +56,12 @@ Start = Callable[..., System]
 
 
 @contextlib.asynccontextmanager
-async def connections(url: str, count: int) -> AsyncIterator[list[Talk]]:
-    talks = [await Talk.open(url) for _ in range(count)]
+async def connections(url: str, count: int) -> AsyncIterator[list[WsClient]]:
+    clients = [await WsClient.open(url) for _ in range(count)]
     try:
-        yield talks
+        yield clients
     finally:
-        await asyncio.gather(*(talk.close() for talk in talks))
+        await asyncio.gather(*(ws.close() for ws in clients))
 
 
 def script(utterances: Sequence[Utterance], sessions: int, chunks: int) -> dict[str, list[Utterance]]:
@@ -70,22 +70,24 @@ def script(utterances: Sequence[Utterance], sessions: int, chunks: int) -> dict[
     return {f"session-{number}": [next(voices) for _ in range(chunks)] for number in range(sessions)}
 
 
-def results(talks: Sequence[Talk]) -> int:
+def results(clients: Sequence[WsClient]) -> int:
     """Chunk results so far."""
-    return sum(message["type"] == "chunk_result" for talk in talks for message in talk.messages)
+    return sum(message["type"] == "chunk_result" for ws in clients for message in ws.messages)
 
 
-async def everything(talks: Sequence[Talk], said: dict[str, list[Utterance]], fault: Callable[[], object]) -> None:
+async def everything(
+    clients: Sequence[WsClient], said: dict[str, list[Utterance]], fault: Callable[[], object]
+) -> None:
     """Stream all sessions over all connections while `fault` does its worst; then every message must be right."""
 
-    async def stream(talk: Talk, sid: str) -> None:
-        await talk.stream(sid, said[sid])
+    async def stream(ws: WsClient, sid: str) -> None:
+        await ws.stream(sid, said[sid])
 
-    pairs = list(zip(itertools.cycle(talks), said, strict=False))
+    pairs = list(zip(itertools.cycle(clients), said, strict=False))
     async with asyncio.timeout(150):
-        await asyncio.gather(*(stream(talk, sid) for talk, sid in pairs), fault())  # type: ignore[call-overload]
-    for talk, sid in pairs:
-        talk.check(sid, said[sid])
+        await asyncio.gather(*(stream(ws, sid) for ws, sid in pairs), fault())  # type: ignore[call-overload]
+    for ws, sid in pairs:
+        ws.check(sid, said[sid])
 
 
 async def check_rows(dsn: str, said: dict[str, list[Utterance]]) -> None:
@@ -111,23 +113,25 @@ async def check_interrupted(dsn: str, said: dict[str, list[Utterance]], acknowle
         check_stored(dsn, sid, spoken[: row[2]], "interrupted")
 
 
-def acknowledgements(talks: Sequence[Talk], said: dict[str, list[Utterance]]) -> dict[str, int]:
-    return {sid: sum("chunk_index" in m for talk in talks for m in talk.of(sid, "ack")) for sid in said}
+def acknowledgements(clients: Sequence[WsClient], said: dict[str, list[Utterance]]) -> dict[str, int]:
+    return {sid: sum("chunk_index" in m for ws in clients for m in ws.of(sid, "ack")) for sid in said}
 
 
-async def until_killed(talks: Sequence[Talk], said: dict[str, list[Utterance]], kill: Callable[[], object]) -> None:
+async def until_killed(
+    clients: Sequence[WsClient], said: dict[str, list[Utterance]], kill: Callable[[], object]
+) -> None:
     """Stream without finishing until some results are out, then kill; returns when every connection is closed."""
 
-    async def send(talk: Talk, sid: str) -> None:
-        await talk.start(sid)
+    async def send(ws: WsClient, sid: str) -> None:
+        await ws.start(sid)
         for index, utterance in enumerate(said[sid]):
-            await talk.send(chunk(sid, index, utterance.wav))
+            await ws.send(chunk(sid, index, utterance.wav))
 
-    pairs = list(zip(itertools.cycle(talks), said, strict=False))
-    await asyncio.gather(*(send(talk, sid) for talk, sid in pairs))
-    await until(lambda: results(talks) >= 5, 60)
+    pairs = list(zip(itertools.cycle(clients), said, strict=False))
+    await asyncio.gather(*(send(ws, sid) for ws, sid in pairs))
+    await until(lambda: results(clients) >= 5, 60)
     kill()
-    await until(lambda: all(talk.closed for talk in talks), 30, "the connections are closed")
+    await until(lambda: all(ws.closed for ws in clients), 30, "the connections are closed")
 
 
 def alive(process: psutil.Process) -> bool:

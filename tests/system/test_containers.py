@@ -12,7 +12,7 @@ from asrserver.text.wer import word_errors
 from tests.recordings import Utterance
 from tests.system.support import CONTAINERS, Running, robust
 from tests.waiting import until
-from tests.ws_client import Talk, chunk, look, query, stored, stored_chunks
+from tests.ws_client import WsClient, chunk, look, query, stored, stored_chunks
 
 #: Those that begin like any of their frames: in auto mode, all chunks but the first go on with the recording.
 WEAK = ("mp3-no-id3", "adts-aac")
@@ -26,17 +26,17 @@ async def test_every_container_gives_the_text_of_the_wav(
     spoken = robust(utterances, 3)
     expected = [utterance.text for utterance in spoken]
     heard: dict[tuple[str, str], list[str]] = {}
-    async with await Talk.open(running.url) as talk:
+    async with await WsClient.open(running.url) as ws:
         for name in [*CONTAINERS, "pcm"]:
             data = [utterance.pcm if name == "pcm" else encode(utterance.wav, name) for utterance in spoken]
             for mode in ("auto", "chunk"):
                 one = f"{sid}-{name}-{mode}"
-                await talk.start(one, mode=mode)
+                await ws.start(one, mode=mode)
                 for index, piece in enumerate(data):
-                    await talk.send(piece if mode == "auto" else chunk(one, index, piece))
-                final = await talk.finish(one)
-                assert not talk.of(one, "error")
-                texts = [message["text"] for message in talk.of(one, "chunk_result")]
+                    await ws.send(piece if mode == "auto" else chunk(one, index, piece))
+                final = await ws.finish(one)
+                assert not ws.of(one, "error")
+                texts = [message["text"] for message in ws.of(one, "chunk_result")]
                 assert len(texts) == len(data)
                 if mode == "auto" and name in WEAK:
                     heard[name, mode] = [final["text"]] if final["text"] != " ".join(expected) else expected
@@ -54,14 +54,14 @@ async def test_pieces_of_pcm_are_one_recording(running: Running, utterances: lis
     """100 ms of headerless PCM a chunk, in lock step: one result each, in order, and the whole text at the end."""
     utterance = robust(utterances, 1)[0]
     pieces = [utterance.pcm[begin : begin + 3200] for begin in range(0, len(utterance.pcm), 3200)]
-    async with await Talk.open(running.url) as talk:
-        await talk.call({"action": "start", "session_id": sid})
+    async with await WsClient.open(running.url) as ws:
+        await ws.call({"action": "start", "session_id": sid})
         for index, piece in enumerate(pieces):
-            ack = await talk.call(chunk(sid, index, piece))
-            result = await talk.next()
+            ack = await ws.call(chunk(sid, index, piece))
+            result = await ws.next()
             assert (ack["type"], ack["chunk_index"]) == ("ack", index)
             assert (result["type"], result["chunk_index"]) == ("chunk_result", index)
-        final = await talk.call({"action": "finish", "session_id": sid})
+        final = await ws.call({"action": "finish", "session_id": sid})
     assert final["text"] == utterance.text
     assert final["chunk_count"] == len(pieces)
     assert final["duration"] == pytest.approx(len(utterance.pcm) / 32000, abs=0.01)
@@ -75,18 +75,18 @@ async def test_slices_of_a_webm_are_one_recording(
 ) -> None:
     """A MediaRecorder's slices, only the first with a header; two recordings in one session."""
     first, second = robust(utterances, 2)
-    async with await Talk.open(running.url) as talk:
-        await talk.start(sid)
+    async with await WsClient.open(running.url) as ws:
+        await ws.start(sid)
         index = 0
         for utterance in (first, second):
             data = encode(utterance.wav, "webm-opus")
             step = len(data) // 7
             for begin in range(0, len(data), step):
-                await talk.chunk(sid, index, data[begin : begin + step])
-                await talk.find(sid, "chunk_result", index)
+                await ws.chunk(sid, index, data[begin : begin + step])
+                await ws.find(sid, "chunk_result", index)
                 index += 1
-        final = await talk.finish(sid)
-    assert [message["chunk_index"] for message in talk.of(sid, "chunk_result")] == list(range(index))
+        final = await ws.finish(sid)
+    assert [message["chunk_index"] for message in ws.of(sid, "chunk_result")] == list(range(index))
     assert final["text"] == f"{first.text} {second.text}"
     assert final["chunk_count"] == index
 
@@ -106,18 +106,18 @@ async def test_long_recording_is_trimmed_behind_what_is_recognised(
     pieces = [recording[begin : begin + 16000] for begin in range(0, len(recording), 16000)]
     kept = []
     with look(running.redis_url) as client:
-        async with await Talk.open(running.url) as talk:
-            await talk.start(sid)
+        async with await WsClient.open(running.url) as ws:
+            await ws.start(sid)
             for index, piece in enumerate(pieces):
-                await talk.chunk(sid, index, piece)
-                await talk.find(sid, "chunk_result", index)
+                await ws.chunk(sid, index, piece)
+                await ws.find(sid, "chunk_result", index)
                 kept.append(client.xlen(f"asr_audio:{{{sid}}}"))
-            final = await talk.finish(sid)
+            final = await ws.finish(sid)
     expected = " ".join(utterance.text for utterance in spoken)
     assert word_errors(expected, final["text"]) <= 0.05 * len(expected.split())
     assert final["duration"] == pytest.approx(len(recording) / 32000, abs=0.01)
     assert max(kept) < 100 < len(pieces)
-    assert " ".join(m["text"] for m in talk.of(sid, "chunk_result") if m["text"]) in final["text"]
+    assert " ".join(m["text"] for m in ws.of(sid, "chunk_result") if m["text"]) in final["text"]
     await until(lambda: stored(running.database_url, sid), what="stored")
     segments = query(
         running.database_url,
@@ -142,25 +142,25 @@ async def test_a_live_stream(running: Running, utterances: list[Utterance], sid:
     pieces = [recording[begin : begin + 3200] for begin in range(0, len(recording), 3200)]
     kept = []
     with look(running.redis_url) as client:
-        async with await Talk.open(running.url) as talk:
-            await talk.start(sid, mode="stream", partials=True, partial_interval=0.1, word_timestamps=True)
+        async with await WsClient.open(running.url) as ws:
+            await ws.start(sid, mode="stream", partials=True, partial_interval=0.1, word_timestamps=True)
             for index, piece in enumerate(pieces):
-                await talk.send(piece)
-                await talk.find(sid, "ack", index)
+                await ws.send(piece)
+                await ws.find(sid, "ack", index)
                 await asyncio.sleep(0.02)
                 kept.append(client.xlen(f"asr_audio:{{{sid}}}"))
-            final = await talk.finish(sid)
-    kinds = [message["type"] for message in talk.of(sid) if message["type"] != "ack"]
+            final = await ws.finish(sid)
+    kinds = [message["type"] for message in ws.of(sid) if message["type"] != "ack"]
     assert set(kinds) == {"partial_result", "segment_result", "final_result"}
     assert kinds.index("partial_result") < kinds.index("segment_result")
-    segments = talk.of(sid, "segment_result")
+    segments = ws.of(sid, "segment_result")
     assert [segment["number"] for segment in segments] == list(range(8))
     assert [segment["seq"] for segment in segments] == list(range(1, 9))
     assert final["text"] == " ".join(segment["text"] for segment in segments)
     expected = " ".join(utterance.text for utterance in spoken)
     assert word_errors(expected, final["text"]) <= 0.05 * len(expected.split())
     starts = {segment["start"] for segment in segments}
-    assert {partial["start"] for partial in talk.of(sid, "partial_result")} <= starts
+    assert {partial["start"] for partial in ws.of(sid, "partial_result")} <= starts
     assert min(kept[-100:]) < 60 < len(pieces)
     await until(lambda: stored(running.database_url, sid), what="stored")
     rows = query(
@@ -182,14 +182,14 @@ async def test_other_sample_rates_and_floats(running: Running, utterances: list[
     samples = np.frombuffer(utterance.pcm, "<i2")
     stereo = np.repeat(samples, 2).astype("<i2").tobytes()
     floats = (samples / 32768).astype("<f4").tobytes()
-    async with await Talk.open(running.url) as talk:
+    async with await WsClient.open(running.url) as ws:
         for name, data, options in (
             ("stereo", stereo, {"format": "pcm_s16le", "channels": 2}),
             ("float", floats, {"format": "pcm_f32le"}),
             ("48k", np.repeat(samples, 3).astype("<i2").tobytes(), {"sample_rate": 48000}),
         ):
-            await talk.start(f"{sid}-{name}", **options)
-            await talk.chunk(f"{sid}-{name}", 0, data)
-            final = await talk.finish(f"{sid}-{name}")
+            await ws.start(f"{sid}-{name}", **options)
+            await ws.chunk(f"{sid}-{name}", 0, data)
+            final = await ws.finish(f"{sid}-{name}")
             assert final["text"] == utterance.text, name
             assert final["duration"] == pytest.approx(len(samples) / 16000, abs=0.05)

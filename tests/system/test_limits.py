@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from asrserver.auth import KeyLimits
-from tests.gateway.limits.support import PIECE, Keyed, error, talk
+from tests.gateway.limits.support import PIECE, Keyed, connect, error
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until
@@ -28,7 +28,7 @@ async def test_a_quota_of_a_real_system(
     made = Keyed(tmp_path / "keys.json", KeyLimits(audio_per_minute=6.0))
     system = start("run", "--gateways", "2", "--keys-file", str(made.file.path))
     await asyncio.get_running_loop().run_in_executor(None, system.wait_ready)
-    async with await talk(system.url, made.text) as client, await talk(system.url, made.free_text) as free:
+    async with await connect(system.url, made.text) as client, await connect(system.url, made.free_text) as free:
         await client.start("s")
         await free.start("free")
         index = 0

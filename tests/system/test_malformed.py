@@ -12,7 +12,7 @@ import pytest
 from tests.recordings import Utterance
 from tests.system.support import Running
 from tests.waiting import until
-from tests.ws_client import Talk, chunk, stored, stored_chunks
+from tests.ws_client import WsClient, chunk, stored, stored_chunks
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -22,13 +22,13 @@ async def test_each_malformed_message_costs_itself_alone(
     """Every wrong thing gets an error with a code; the session, its connection and its neighbours go on."""
     spoken = utterances[:8]
     neighbours = [f"{sid}-same", f"{sid}-other"]
-    async with await Talk.open(running.url) as talk, await Talk.open(running.url) as other:
-        await talk.start(neighbours[0])
+    async with await WsClient.open(running.url) as ws, await WsClient.open(running.url) as other:
+        await ws.start(neighbours[0])
         await other.start(neighbours[1])
-        await talk.chunk(neighbours[0], 0, spoken[0].wav)
+        await ws.chunk(neighbours[0], 0, spoken[0].wav)
         await other.chunk(neighbours[1], 0, spoken[0].wav)
 
-        async def refused(code: str, message: Any, where: Talk = talk) -> dict[str, Any]:
+        async def refused(code: str, message: Any, where: WsClient = ws) -> dict[str, Any]:
             seen = sum(m["type"] == "error" for m in where.messages)
             await where.send(message)
             await until(lambda: sum(m["type"] == "error" for m in where.messages) > seen, 30, code)
@@ -38,7 +38,7 @@ async def test_each_malformed_message_costs_itself_alone(
             return error
 
         # Before start.
-        async with await Talk.open(running.url) as early:
+        async with await WsClient.open(running.url) as early:
             assert (await early.call(chunk(sid, 0, spoken[0].wav)))["code"] == "no_session"
             assert (await early.call(b"12"))["code"] == "no_session"
             assert (await early.call({"action": "finish"}))["code"] == "no_session"
@@ -46,8 +46,8 @@ async def test_each_malformed_message_costs_itself_alone(
             early_errors = [m for m in early.messages if m["type"] == "error"]
             assert len(early_errors) == 3
 
-        await talk.start(sid)
-        await talk.chunk(sid, 0, spoken[0].wav)
+        await ws.start(sid)
+        await ws.chunk(sid, 0, spoken[0].wav)
         # What is no message.
         await refused("bad_json", '{"action": "chunk", ')
         await refused("bad_json", '["action"]')
@@ -62,48 +62,48 @@ async def test_each_malformed_message_costs_itself_alone(
         # What is no chunk. The client goes on with the next index, or sends the refused one again.
         broken = chunk(sid, 1, b"") | {"audio_data": "%%%not base64%%%"}
         assert (await refused("bad_base64", broken))["chunk_index"] == 1
-        await talk.chunk(sid, 1, spoken[1].wav)
+        await ws.chunk(sid, 1, spoken[1].wav)
         assert (await refused("empty_chunk", chunk(sid, 2, b"")))["chunk_index"] == 2
-        await talk.chunk(sid, 3, spoken[2].wav)
+        await ws.chunk(sid, 3, spoken[2].wav)
         await refused("empty_chunk", b"")
         await refused("bad_request", {"action": "chunk", "session_id": sid, "chunk_index": 4})
         await refused("bad_index", chunk(sid, -1, b"12"))
         await refused("bad_index", chunk(sid, 0, b"12") | {"chunk_index": "four"})
         gap = await refused("chunk_gap", chunk(sid, 40, spoken[3].wav))
         assert (gap["expected"], gap["chunk_index"]) == (4, 40)
-        await talk.chunk(sid, 4, spoken[3].wav)
+        await ws.chunk(sid, 4, spoken[3].wav)
         # What is no audio.
         whole = spoken[4].wav
-        await talk.send(chunk(sid, 5, b"This is a text, and nothing that anybody could listen to.\n" * 50))
-        assert (await talk.find(sid, "error", 5))["code"] == "not_audio"
+        await ws.send(chunk(sid, 5, b"This is a text, and nothing that anybody could listen to.\n" * 50))
+        assert (await ws.find(sid, "error", 5))["code"] == "not_audio"
         mp4 = encode(whole, "mp4-aac")
         moov = mp4.index(b"moov") - 4
         assert moov > mp4.index(b"mdat")
-        await talk.send(chunk(sid, 6, mp4[:moov]))
-        error = await talk.find(sid, "error", 6)
+        await ws.send(chunk(sid, 6, mp4[:moov]))
+        error = await ws.find(sid, "error", 6)
         assert error["code"] == "undecodable_audio"
         assert "moov" in error["message"]
-        await talk.send(chunk(sid, 7, b"RIFF\xff\xff\xff\x7fWAVE" + os.urandom(5000)))
-        assert (await talk.find(sid, "error", 7))["code"] == "undecodable_audio"
+        await ws.send(chunk(sid, 7, b"RIFF\xff\xff\xff\x7fWAVE" + os.urandom(5000)))
+        assert (await ws.find(sid, "error", 7))["code"] == "undecodable_audio"
         # A truncated WAV is heard as far as it goes: here to the middle of its closing silence.
-        await talk.chunk(sid, 8, spoken[4].wav[:-1001])
-        assert (await talk.find(sid, "chunk_result", 8))["text"] == spoken[4].text
+        await ws.chunk(sid, 8, spoken[4].wav[:-1001])
+        assert (await ws.find(sid, "chunk_result", 8))["text"] == spoken[4].text
         # Twice.
-        await talk.send(chunk(sid, 8, spoken[5].wav))
-        await until(lambda: len([m for m in talk.of(sid, "ack") if m.get("chunk_index") == 8]) == 2, what="second ack")
-        await talk.chunk(sid, 9, spoken[5].wav)
-        final = await talk.finish(sid)
+        await ws.send(chunk(sid, 8, spoken[5].wav))
+        await until(lambda: len([m for m in ws.of(sid, "ack") if m.get("chunk_index") == 8]) == 2, what="second ack")
+        await ws.chunk(sid, 9, spoken[5].wav)
+        final = await ws.finish(sid)
         assert final["text"] == " ".join(utterance.text for utterance in spoken[:6])
         assert (await refused("session_finished", {"action": "finish", "session_id": sid}))["session_id"] == sid
         await refused("session_finished", chunk(sid, 10, spoken[5].wav))
-        assert [m["chunk_index"] for m in talk.of(sid, "chunk_result")] == [0, 1, 3, 4, 8, 9]
-        assert len(talk.of(sid, "final_result")) == 1
+        assert [m["chunk_index"] for m in ws.of(sid, "chunk_result")] == [0, 1, 3, 4, 8, 9]
+        assert len(ws.of(sid, "final_result")) == 1
 
-        await talk.chunk(neighbours[0], 1, spoken[6].wav)
+        await ws.chunk(neighbours[0], 1, spoken[6].wav)
         await other.chunk(neighbours[1], 1, spoken[7].wav)
-        await talk.finish(neighbours[0])
+        await ws.finish(neighbours[0])
         await other.finish(neighbours[1])
-        talk.check(neighbours[0], [spoken[0], spoken[6]])
+        ws.check(neighbours[0], [spoken[0], spoken[6]])
         other.check(neighbours[1], [spoken[0], spoken[7]])
     await until(lambda: stored(running.database_url, sid), what="stored")
     texts = dict(stored_chunks(running.database_url, sid))
@@ -123,18 +123,18 @@ async def test_each_malformed_message_costs_itself_alone(
 @pytest.mark.gen_test(timeout=30)
 async def test_finish_twice_at_once(running: Running, utterances: list[Utterance], sid: str) -> None:
     """The second finish, sent before the first is answered, is an error; the final result comes once."""
-    async with await Talk.open(running.url) as talk:
-        await talk.start(sid)
-        await talk.chunk(sid, 0, utterances[0].wav)
-        await talk.send({"action": "finish", "session_id": sid})
-        await talk.send({"action": "finish", "session_id": sid})
-        final = await talk.find(sid, "final_result")
-        error = await talk.find(sid, "error")
+    async with await WsClient.open(running.url) as ws:
+        await ws.start(sid)
+        await ws.chunk(sid, 0, utterances[0].wav)
+        await ws.send({"action": "finish", "session_id": sid})
+        await ws.send({"action": "finish", "session_id": sid})
+        final = await ws.find(sid, "final_result")
+        error = await ws.find(sid, "error")
         assert final["text"] == utterances[0].text
         assert error["code"] == "session_finished"
-        await talk.stream(f"{sid}-next", utterances[1:2])
-        talk.check(f"{sid}-next", utterances[1:2])
-        assert len(talk.of(sid, "final_result")) == 1
+        await ws.stream(f"{sid}-next", utterances[1:2])
+        ws.check(f"{sid}-next", utterances[1:2])
+        assert len(ws.of(sid, "final_result")) == 1
 
 
 def frame(opcode: int, payload: bytes, final: bool = True) -> bytes:
@@ -147,8 +147,8 @@ def frame(opcode: int, payload: bytes, final: bool = True) -> bytes:
     return head + bytes([0x80 | 127]) + struct.pack("!Q", len(payload)) + bytes(4) + payload
 
 
-async def write(talk: Talk, data: bytes) -> None:
-    protocol = talk.connection.protocol
+async def write(ws: WsClient, data: bytes) -> None:
+    protocol = ws.connection.protocol
     assert protocol is not None
     assert protocol.stream is not None
     await protocol.stream.write(data)
@@ -159,48 +159,48 @@ async def test_messages_that_are_too_large(running: Running, utterances: list[Ut
     """40 MB as text, as one binary frame, and in fragments with pings between: one error each, then all goes on."""
     large = 40 * 2**20
     limit = 16 * 2**20
-    async with await Talk.open(running.url) as talk:
-        await talk.start(sid)
-        await talk.chunk(sid, 0, utterances[0].wav)
+    async with await WsClient.open(running.url) as ws:
+        await ws.start(sid)
+        await ws.chunk(sid, 0, utterances[0].wav)
 
         async def errors(count: int) -> None:
-            await until(lambda: len([m for m in talk.messages if m["type"] == "error"]) >= count, 60, "an error")
-            found = [m for m in talk.messages if m["type"] == "error"]
+            await until(lambda: len([m for m in ws.messages if m["type"] == "error"]) >= count, 60, "an error")
+            found = [m for m in ws.messages if m["type"] == "error"]
             assert [m["code"] for m in found] == ["message_too_large"] * count
 
-        await talk.send("x" * large)
+        await ws.send("x" * large)
         await errors(1)
-        await talk.send(bytes(large))
+        await ws.send(bytes(large))
         await errors(2)
         piece = bytes(2**20 - 7)
-        await write(talk, frame(2, piece, final=False))
+        await write(ws, frame(2, piece, final=False))
         for _ in range(38):
-            await write(talk, frame(0, piece, final=False) + frame(9, b"ping"))
-        await write(talk, frame(0, b"end"))
+            await write(ws, frame(0, piece, final=False) + frame(9, b"ping"))
+        await write(ws, frame(0, b"end"))
         await errors(3)
         # The limit is reached by the first fragment, so that even the next header does not fit.
-        await write(talk, frame(2, bytes(limit - 1), final=False) + frame(9, b"ping") + frame(0, b"more"))
+        await write(ws, frame(2, bytes(limit - 1), final=False) + frame(9, b"ping") + frame(0, b"more"))
         await errors(4)
-        await write(talk, frame(1, b"y" * limit, final=False))
+        await write(ws, frame(1, b"y" * limit, final=False))
         for _ in range(200):
-            await write(talk, frame(0, b"y", final=False))
-        await write(talk, frame(0, b""))
+            await write(ws, frame(0, b"y", final=False))
+        await write(ws, frame(0, b""))
         await errors(5)
-        await talk.chunk(sid, 1, utterances[1].wav)
-        await talk.find(sid, "chunk_result", 1)
-        final = await talk.finish(sid)
+        await ws.chunk(sid, 1, utterances[1].wav)
+        await ws.find(sid, "chunk_result", 1)
+        final = await ws.finish(sid)
         assert final["text"] == f"{utterances[0].text} {utterances[1].text}"
-        assert not talk.closed
+        assert not ws.closed
 
 
 @pytest.mark.gen_test(timeout=60)
 async def test_fragmented_message_is_one_message(running: Running, utterances: list[Utterance], sid: str) -> None:
     """A chunk in many frames, a ping between them, is one chunk."""
     wav = utterances[0].wav
-    async with await Talk.open(running.url) as talk:
-        await talk.start(sid)
-        await write(talk, frame(2, wav[:1000], final=False) + frame(9, b"ping"))
+    async with await WsClient.open(running.url) as ws:
+        await ws.start(sid)
+        await write(ws, frame(2, wav[:1000], final=False) + frame(9, b"ping"))
         for begin in range(1000, len(wav), 7000):
-            await write(talk, frame(0, wav[begin : begin + 7000], final=False))
-        await write(talk, frame(0, b""))
-        assert (await talk.finish(sid))["text"] == utterances[0].text
+            await write(ws, frame(0, wav[begin : begin + 7000], final=False))
+        await write(ws, frame(0, b""))
+        assert (await ws.finish(sid))["text"] == utterances[0].text

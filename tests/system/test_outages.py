@@ -21,7 +21,7 @@ from asrserver.client import Client, ClientSession
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until, wait_until
-from tests.ws_client import Talk, check_stored, look, said, stored
+from tests.ws_client import WsClient, check_stored, look, said, stored
 
 Start = Callable[..., System]
 
@@ -284,15 +284,15 @@ async def test_clients_that_never_read(start: Start, database_url: str, utteranc
                     caused += 20 * 500
                     peak = max(peak, process.memory_info().rss)
 
-    async with await Talk.open(system.url) as talk:
-        await talk.start("hears")
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("hears")
         tasks = [asyncio.ensure_future(deaf(number)) for number in range(DEAF)]
         for index, utterance in enumerate(utterances[:5]):
-            await talk.chunk("hears", index, utterance.wav)
-            await talk.find("hears", "chunk_result", index)
+            await ws.chunk("hears", index, utterance.wav)
+            await ws.find("hears", "chunk_result", index)
         await asyncio.gather(*tasks)
-        await talk.finish("hears")
-        talk.check("hears", utterances[:5])
+        await ws.finish("hears")
+        ws.check("hears", utterances[:5])
     assert caused > DEAF * EACH // 2
     assert peak - before < DEAF * EACH + BESIDES
     assert system.output().count("does not read: cut") == DEAF

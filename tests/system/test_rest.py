@@ -11,7 +11,7 @@ import pytest
 from tests.recordings import Utterance
 from tests.system.support import Running
 from tests.waiting import until
-from tests.ws_client import Talk, look, query
+from tests.ws_client import WsClient, look, query
 
 
 def rest(running: Running, method: str, path: str) -> int:
@@ -29,8 +29,8 @@ def rest(running: Running, method: str, path: str) -> int:
 async def test_a_session_is_read_back_and_deleted(running: Running, utterances: list[Utterance], sid: str) -> None:
     """GET of a session right after its final result has all of it; history lists it; DELETE is for good."""
     loop = asyncio.get_running_loop()
-    async with await Talk.open(running.url) as talk:
-        final = await talk.stream(sid, utterances[:3], user_id="someone")
+    async with await WsClient.open(running.url) as ws:
+        final = await ws.stream(sid, utterances[:3], user_id="someone")
         session = await loop.run_in_executor(None, running.system.get, f"/session/{sid}")
         assert session["status"] == "done"
         assert session["text"] == final["text"]
@@ -47,21 +47,21 @@ async def test_a_session_is_read_back_and_deleted(running: Running, utterances: 
         for method in ("GET", "DELETE"):
             assert await loop.run_in_executor(None, rest, running, method, f"/session/{sid}") == 404
     assert query(running.database_url, "SELECT count(*) FROM asr_chunks WHERE session_id = %s", sid) == [(0,)]
-    async with await Talk.open(running.url) as talk:
-        assert (await talk.call({"action": "start", "session_id": sid}))["code"] == "session_exists"
+    async with await WsClient.open(running.url) as ws:
+        assert (await ws.call({"action": "start", "session_id": sid}))["code"] == "session_exists"
 
 
 @pytest.mark.gen_test(timeout=60)
 async def test_deleting_an_open_session_keeps_nothing(running: Running, utterances: list[Utterance], sid: str) -> None:
     """DELETE while the session goes on: the client gets its text, and no row is left when it is over."""
     loop = asyncio.get_running_loop()
-    async with await Talk.open(running.url) as talk:
-        await talk.start(sid)
-        await talk.chunk(sid, 0, utterances[0].wav)
-        await talk.find(sid, "chunk_result", 0)
+    async with await WsClient.open(running.url) as ws:
+        await ws.start(sid)
+        await ws.chunk(sid, 0, utterances[0].wav)
+        await ws.find(sid, "chunk_result", 0)
         assert await loop.run_in_executor(None, rest, running, "DELETE", f"/session/{sid}") == 200
-        await talk.chunk(sid, 1, utterances[1].wav)
-        final = await talk.finish(sid)
+        await ws.chunk(sid, 1, utterances[1].wav)
+        final = await ws.finish(sid)
         assert final["chunk_count"] == 2
         with look(running.redis_url) as client:
             await until(lambda: client.zscore("asr_open", sid) is None, what="it is closed")

@@ -18,7 +18,7 @@ from tests.api_keys import GIVEN, TLS, Keys
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import wait_until
-from tests.ws_client import Talk
+from tests.ws_client import WsClient
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -82,14 +82,14 @@ async def test_no_log_has_a_key_or_what_was_said(
         sids = []
         for (query, headers), utterance in zip(ways, spoken, strict=True):
             request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
-            async with Talk(await websocket_connect(request)) as talk:
+            async with WsClient(await websocket_connect(request)) as ws:
                 sids.append(f"s{len(sids)}")
                 # In the first: with so odd a prompt the model may well hear nothing.
-                await talk.start(sids[-1], **({"prompt": prompt, "hotwords": hotword} if len(sids) == 1 else {}))
-                await talk.chunk(sids[-1], 0, utterance.wav)
-                await talk.send('{"action":"' + utterance.text)
-                await talk.send({"action": "finish"})
-                final = await talk.find(sids[-1], "final_result")
+                await ws.start(sids[-1], **({"prompt": prompt, "hotwords": hotword} if len(sids) == 1 else {}))
+                await ws.chunk(sids[-1], 0, utterance.wav)
+                await ws.send('{"action":"' + utterance.text)
+                await ws.send({"action": "finish"})
+                final = await ws.find(sids[-1], "final_result")
                 assert final["text"] == utterance.text or len(sids) == 1
         texts = {utterance.text for utterance in spoken}
         for path, headers in (

@@ -17,7 +17,7 @@ from tests.recordings import Utterance
 from tests.system.support import Start, alive, check_rows, connections, everything, results, script
 from tests.waiting import until
 from tests.worker_harness import LIVE, encode
-from tests.ws_client import Talk, look, query, stored
+from tests.ws_client import WsClient, look, query, stored
 
 
 @pytest.mark.gen_test(timeout=170)
@@ -28,13 +28,13 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
 
     async def fault() -> None:
         for count in (15, 50):
-            await until(lambda count=count: results(talks) >= count, 60)
+            await until(lambda count=count: results(clients) >= count, 60)
             (worker,) = await until(lambda: system.children("worker"), 30)
             worker.kill()
             await until(lambda dead=worker: not dead.is_running() or dead.status() == psutil.STATUS_ZOMBIE)
 
-    async with connections(system.url, 4) as talks:
-        await everything(talks, said, fault)
+    async with connections(system.url, 4) as clients:
+        await everything(clients, said, fault)
     await check_rows(database_url, said)
     assert system.output().count("died: SIGKILL") == 2
 
@@ -57,33 +57,33 @@ async def killed_in_live_streams(
     """Kill a worker whenever so many segments are out; every sentence must be in one segment, of rows too."""
     streams = live_streams(utterances, count, length)
 
-    async def stream(talk: Talk, sid: str, data: bytes) -> None:
-        await talk.start(sid, mode="stream", partials=True)
+    async def stream(ws: WsClient, sid: str, data: bytes) -> None:
+        await ws.start(sid, mode="stream", partials=True)
         step = -(-len(data) // (length * 12))  # some 300 ms
         for index, begin in enumerate(range(0, len(data), step)):
-            await talk.chunk(sid, index, data[begin : begin + step])
+            await ws.chunk(sid, index, data[begin : begin + step])
             await asyncio.sleep(0.05)  # a live source is as slow as time: here a few times faster
-        await talk.finish(sid)
+        await ws.finish(sid)
 
-    def found(talk: Talk, sid: str) -> list[dict[str, object]]:
-        return talk.of(sid, "segment_result")
+    def found(ws: WsClient, sid: str) -> list[dict[str, object]]:
+        return ws.of(sid, "segment_result")
 
     async def fault() -> None:
         for out in kills:
-            await until(lambda out=out: sum(len(found(talk, sid)) for talk, sid in pairs) >= out, 600)
+            await until(lambda out=out: sum(len(found(ws, sid)) for ws, sid in pairs) >= out, 600)
             (worker, *_) = await until(lambda: system.children("worker"), 30)
             worker.kill()
             await until(lambda dead=worker: not alive(dead))
 
-    async with connections(system.url, 4) as talks:
-        pairs = list(zip(itertools.cycle(talks), streams, strict=False))
-        await asyncio.gather(*(stream(talk, sid, streams[sid][1]) for talk, sid in pairs), fault())
+    async with connections(system.url, 4) as clients:
+        pairs = list(zip(itertools.cycle(clients), streams, strict=False))
+        await asyncio.gather(*(stream(ws, sid, streams[sid][1]) for ws, sid in pairs), fault())
         wrong = words = 0
-        for talk, sid in pairs:
+        for ws, sid in pairs:
             said, _ = streams[sid]
-            segments = found(talk, sid)
-            (final,) = talk.of(sid, "final_result")
-            assert not talk.of(sid, "error")
+            segments = found(ws, sid)
+            (final,) = ws.of(sid, "final_result")
+            assert not ws.of(sid, "error")
             assert [segment["number"] for segment in segments] == list(range(length)), segments
             assert final["text"] == " ".join(str(segment["text"]) for segment in segments)
             wrong += word_errors(" ".join(one.text for one in said), final["text"])
@@ -122,7 +122,7 @@ async def stopped_worker(
 
     async def fault() -> None:
         own = rf"feed\[{victim.pid}\] session=\S+ claimed"
-        await until(lambda: results(talks) >= 10 and len(re.findall(own, system.output())) >= 2, 60)
+        await until(lambda: results(clients) >= 10 and len(re.findall(own, system.output())) >= 2, 60)
         victim.suspend()
         try:
             await asyncio.sleep(seconds)  # the fault itself
@@ -131,15 +131,15 @@ async def stopped_worker(
         finally:
             victim.resume()
 
-    async with connections(system.url, 4) as talks:
-        await everything(talks, said, fault)
+    async with connections(system.url, 4) as clients:
+        await everything(clients, said, fault)
         if others:
             dropped = rf"feed\[{victim.pid}\] session=\S+ dropped"
             await until(lambda: re.search(dropped, system.output()), 20, "the stopped worker drops its sessions")
-        for talk in talks:  # and nothing more was said
+        for ws in clients:  # and nothing more was said
             for sid in said:
-                if talk.of(sid):
-                    talk.check(sid, said[sid])
+                if ws.of(sid):
+                    ws.check(sid, said[sid])
     await check_rows(database_url, said)
     assert victim.is_running(), system.output()[-6000:]
     with look(system_redis(system)) as client:
@@ -197,21 +197,21 @@ async def test_a_recording_that_kills_its_worker(
     deadly = utterances[0].wav + poison.MARK
 
     async def fault() -> None:
-        async with await Talk.open(system.url) as talk:
-            await talk.start("deadly")
-            await talk.chunk("deadly", 0, utterances[1].wav)
-            await talk.chunk("deadly", 1, deadly)
-            await talk.chunk("deadly", 2, utterances[2].wav)
-            error = await talk.find("deadly", "error")
+        async with await WsClient.open(system.url) as ws:
+            await ws.start("deadly")
+            await ws.chunk("deadly", 0, utterances[1].wav)
+            await ws.chunk("deadly", 1, deadly)
+            await ws.chunk("deadly", 2, utterances[2].wav)
+            error = await ws.find("deadly", "error")
             assert (error["code"], error["chunk_index"]) == ("audio_rejected", 1)
-            final = await talk.finish("deadly")
+            final = await ws.finish("deadly")
             assert final["text"] == f"{utterances[1].text} {utterances[2].text}"
             assert final["chunk_count"] == 3
-            kinds = [(m["type"], m.get("chunk_index")) for m in talk.of("deadly") if m["type"] != "ack"]
+            kinds = [(m["type"], m.get("chunk_index")) for m in ws.of("deadly") if m["type"] != "ack"]
             assert kinds == [("chunk_result", 0), ("error", 1), ("chunk_result", 2), ("final_result", None)]
 
-    async with connections(system.url, 2) as talks:
-        await everything(talks, said, fault)
+    async with connections(system.url, 2) as clients:
+        await everything(clients, said, fault)
     await check_rows(database_url, said)
     assert system.output().count("died: SIGABRT") == 3
     with look(redis_url) as client:

@@ -14,7 +14,7 @@ from tornado.websocket import websocket_connect
 
 from asrserver.auth import KeyLimits, KeysFile
 from tests.waiting import until
-from tests.ws_client import Message, Talk
+from tests.ws_client import Message, WsClient
 
 #: A tenth of a second of PCM.
 PIECE = bytes(3200)
@@ -29,9 +29,9 @@ class Keyed:
         self.free, self.free_text = self.file.create("free", KeyLimits(), operator=False)
 
 
-async def talk(url: str, key: str = "") -> Talk:
+async def connect(url: str, key: str = "") -> WsClient:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return Talk(await websocket_connect(HTTPRequest(url, headers=headers), max_message_size=1 << 26))
+    return WsClient(await websocket_connect(HTTPRequest(url, headers=headers), max_message_size=1 << 26))
 
 
 async def refusal(url: str, key: str = "") -> tuple[int, Message]:
@@ -58,11 +58,11 @@ async def refusal(url: str, key: str = "") -> tuple[int, Message]:
     return response.code, orjson.loads(response.body)["error"]
 
 
-async def error(talk: Talk, code: str) -> Message:
+async def error(ws: WsClient, code: str) -> Message:
     """The connection's first error of this code."""
 
     def found() -> Message | None:
-        return next((message for message in talk.messages if message.get("code") == code), None)
+        return next((message for message in ws.messages if message.get("code") == code), None)
 
     message: Message = await until(found, what=f"an error {code}")
     return message
@@ -72,7 +72,7 @@ async def error(talk: Talk, code: str) -> Message:
 async def bystander(url: str, key: str = "") -> AsyncIterator[Callable[[], int]]:
     """A client that goes on all the while, chunk by chunk; what it yields counts those acknowledged. In the end, every
     one was, in order, and nothing else came."""
-    async with await talk(url, key) as quiet:
+    async with await connect(url, key) as quiet:
         await quiet.start("bystander")
         stop = False
 

@@ -20,8 +20,8 @@ from asrserver.gateway import rate_limits as limits_module
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication, Server
 from asrserver.protocol.frames import BINARY
-from tests.fakes import Pretender
-from tests.gateway.limits.support import PIECE, bystander, error, refusal, talk
+from tests.fakes import FakeWorker
+from tests.gateway.limits.support import PIECE, bystander, connect, error, refusal
 from tests.waiting import until
 from tests.ws_client import chunk, frame, look, stored
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> None:
     """One more is refused before the upgrade, as often as it comes; those that are there go on; who goes makes room."""
     async with bystander(url) as progress:
-        second = await talk(url)
+        second = await connect(url)
         for _ in range(5):
             found, body = await refusal(url)
             assert (found, body["code"]) == (status, "too_many_connections")
@@ -43,7 +43,7 @@ async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> 
         await until(lambda: progress() > before)
         await second.close()
         await until(lambda: gateway.connections == 1)
-        async with await talk(url) as third:
+        async with await connect(url) as third:
             await third.start("third")
 
 
@@ -53,7 +53,7 @@ async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Ga
     server = Server(app)
     socket, port = bind_unused_port()
     server.add_socket(socket)
-    async with await talk(f"ws://127.0.0.1:{port}/ws/asr") as client:
+    async with await connect(f"ws://127.0.0.1:{port}/ws/asr") as client:
         await client.start("s")
         idle = [await TCPClient().connect("127.0.0.1", port) for _ in range(3)]
         await until(lambda: len(server._connections) == 3)
@@ -63,7 +63,7 @@ async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Ga
         await client.chunk("s", 0, PIECE)
         idle.pop().close()
         await until(lambda: len(server._connections) == 2)
-        async with await talk(f"ws://127.0.0.1:{port}/ws/asr"):
+        async with await connect(f"ws://127.0.0.1:{port}/ws/asr"):
             pass
         for stream in idle:
             stream.close()
@@ -71,8 +71,8 @@ async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Ga
 
 
 @pytest.mark.parametrize("given", [{"max_connection_sessions": 2, "max_sessions": 3}])
-async def test_too_many_sessions(url: str, worker: Pretender, gateway: Gateway) -> None:
-    async with await talk(url) as first, await talk(url) as second:
+async def test_too_many_sessions(url: str, worker: FakeWorker, gateway: Gateway) -> None:
+    async with await connect(url) as first, await connect(url) as second:
         for sid in ("a", "b"):
             await first.start(sid)
         await first.send({"action": "start", "session_id": "c"})
@@ -94,8 +94,8 @@ async def test_too_many_sessions(url: str, worker: Pretender, gateway: Gateway) 
 
 
 @pytest.mark.parametrize("given", [{"max_chunk": 4000, "max_message": 8000}])
-async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: Pretender) -> None:
-    async with await talk(url) as client:
+async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: FakeWorker) -> None:
+    async with await connect(url) as client:
         await client.start("s")
         await client.chunk("s", 0, PIECE)
         for message in (chunk("s", 1, bytes(4001)), bytes(4001)):
@@ -114,10 +114,10 @@ async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: Pretender) -
 
 @pytest.mark.parametrize("given", [{"max_session": 1.0}])
 async def test_too_long_a_session_is_ended_with_what_it_has(
-    url: str, worker: Pretender, gateway: Gateway, database_url: str
+    url: str, worker: FakeWorker, gateway: Gateway, database_url: str
 ) -> None:
     """What was acknowledged is served: its final result comes."""
-    async with await talk(url) as client:
+    async with await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         for index in range(10):
             await client.chunk("s", index, PIECE)
@@ -137,8 +137,8 @@ async def test_too_long_a_session_is_ended_with_what_it_has(
 
 
 @pytest.mark.parametrize("given", [{"max_session": 1.0}])
-async def test_frames_that_come_together_are_limited_one_by_one(url: str, worker: Pretender) -> None:
-    async with await talk(url) as client:
+async def test_frames_that_come_together_are_limited_one_by_one(url: str, worker: FakeWorker) -> None:
+    async with await connect(url) as client:
         await client.start("s", mode="stream", format="pcm_s16le")
         await client.write(b"".join(frame(BINARY, PIECE) for _ in range(12)))
         refused = await error(client, "session_too_long")
@@ -148,8 +148,8 @@ async def test_frames_that_come_together_are_limited_one_by_one(url: str, worker
 
 
 @pytest.mark.parametrize("given", [{"session_idle_timeout": 0.5}])
-async def test_a_session_without_audio_is_ended(url: str, worker: Pretender, gateway: Gateway) -> None:
-    async with await talk(url) as client:
+async def test_a_session_without_audio_is_ended(url: str, worker: FakeWorker, gateway: Gateway) -> None:
+    async with await connect(url) as client:
         await client.start("idle")
         await client.start("busy")
         index = 0
@@ -164,9 +164,9 @@ async def test_a_session_without_audio_is_ended(url: str, worker: Pretender, gat
 
 
 @pytest.mark.parametrize("given", [{"idle_timeout": 0.5}])
-async def test_an_idle_connection_is_closed(url: str, worker: Pretender) -> None:
+async def test_an_idle_connection_is_closed(url: str, worker: FakeWorker) -> None:
     """Unless a result is owed to it."""
-    async with await talk(url) as client, await talk(url) as owed:
+    async with await connect(url) as client, await connect(url) as owed:
         await owed.start("s")
         await owed.chunk("s", 0, PIECE)
         await error(client, "idle_timeout")
@@ -180,10 +180,10 @@ async def test_an_idle_connection_is_closed(url: str, worker: Pretender) -> None
 
 
 @pytest.mark.parametrize("given", [{"max_speed": 1.0, "speed_burst": 1.0}])
-async def test_audio_too_fast_by_far_is_refused(url: str, worker: Pretender, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_audio_too_fast_by_far_is_refused(url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the time after which it may be sent again; the session goes on with it."""
     monkeypatch.setattr(gateway_module, "MAX_WAIT", 0.1)
-    async with bystander(url), await talk(url) as client:
+    async with bystander(url), await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, bytes(32000 * 12))  # 11 s more than a burst
         await client.send(chunk("s", 1, PIECE))
@@ -197,13 +197,13 @@ async def test_audio_too_fast_by_far_is_refused(url: str, worker: Pretender, mon
 
 @pytest.mark.parametrize("given", [{"max_ahead": 2.0}])
 async def test_a_flood_is_read_as_it_is_recognised_and_costs_no_memory(
-    url: str, gateway: Gateway, worker: Pretender, monkeypatch: pytest.MonkeyPatch, redis_url: str
+    url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     """64 MB in one go, of which nothing is answered: what is spoken in the time is taken, and a few seconds more; the
     rest waits with its sender."""
     monkeypatch.setattr(gateway_module, "MAX_WAIT", 60.0)
     monkeypatch.setattr("asrserver.handlers.websocket.MAX_WAIT", 60.0)
-    async with bystander(url) as progress, await talk(url) as client:
+    async with bystander(url) as progress, await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         before, began = psutil.Process().memory_info().rss, time.monotonic()
         sent = 0
@@ -235,8 +235,8 @@ async def test_a_flood_is_read_as_it_is_recognised_and_costs_no_memory(
         await until(lambda: gateway.connections == 1)
 
 
-async def test_the_place_in_the_queue_is_told(url: str, worker: Pretender) -> None:
-    async with await talk(url) as client:
+async def test_the_place_in_the_queue_is_told(url: str, worker: FakeWorker) -> None:
+    async with await connect(url) as client:
         for number, sid in enumerate(("a", "b", "c")):
             ack = await client.call({"action": "start", "session_id": sid, "queue_position": True})
             assert ack == {"type": "ack", "session_id": sid, "status": "session_started", "queued": number}
@@ -248,11 +248,11 @@ async def test_the_place_in_the_queue_is_told(url: str, worker: Pretender) -> No
 
 @pytest.mark.parametrize("given", [{"max_queue": 100.0}])
 async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served(
-    url: str, gateway: Gateway, worker: Pretender, redis_url: str
+    url: str, gateway: Gateway, worker: FakeWorker, redis_url: str
 ) -> None:
     """The audio that other gateways wait for counts too."""
     elsewhere = Broker(redis_url, "elsewhere")
-    async with await talk(url) as client:
+    async with await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, PIECE)
         elsewhere.heartbeat("gateway", {"backlog": 99.95})

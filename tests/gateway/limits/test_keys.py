@@ -6,8 +6,8 @@ import pytest
 
 from asrserver.auth import KeyLimits
 from asrserver.broker import keys, quota
-from tests.fakes import Pretender
-from tests.gateway.limits.support import PIECE, Keyed, bystander, error, refusal, talk
+from tests.fakes import FakeWorker
+from tests.gateway.limits.support import PIECE, Keyed, bystander, connect, error, refusal
 from tests.waiting import until
 from tests.ws_client import chunk, look
 
@@ -18,28 +18,28 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_a_key_s_connections_are_counted_over_all_gateways(
     url: str, other: str, keyed: Keyed, redis_url: str
 ) -> None:
-    async with await talk(url, keyed.text) as first, await talk(other, keyed.text):
+    async with await connect(url, keyed.text) as first, await connect(other, keyed.text):
         for address in (url, other):
             status, body = await refusal(address, keyed.text)
             assert (status, body["code"]) == (429, "too_many_connections")
-            async with await talk(address, keyed.free_text):
+            async with await connect(address, keyed.free_text):
                 pass
         await first.close()
         with look(redis_url) as client:
             await until(lambda: client.zcard(keys.held_key("connections", keyed.limited.id)) == 1)
-        async with await talk(other, keyed.text):
+        async with await connect(other, keyed.text):
             pass
 
 
 @pytest.mark.parametrize("shares", [KeyLimits(sessions=2, starts_per_minute=4)])
 async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
-    url: str, other: str, keyed: Keyed, worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, other: str, keyed: Keyed, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)  # the test must not cross a minute
     async with (
-        await talk(url, keyed.text) as here,
-        await talk(other, keyed.text) as there,
-        await talk(url, keyed.free_text) as free,
+        await connect(url, keyed.text) as here,
+        await connect(other, keyed.text) as there,
+        await connect(url, keyed.free_text) as free,
     ):
         await here.start("a")
         await there.start("b")
@@ -70,13 +70,13 @@ async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
 
 @pytest.mark.parametrize("shares", [KeyLimits(audio_per_minute=2.0)])
 async def test_a_key_s_audio_is_charged_by_the_workers(
-    url: str, other: str, keyed: Keyed, worker: Pretender, redis_url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, other: str, keyed: Keyed, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chunks, sessions and connections are refused until the minute is over; other keys do not notice."""
     monkeypatch.setattr("asrserver.gateway.admission.minute", lambda now=None: 7)
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)
     monkeypatch.setattr("asrserver.broker.broker.minute", lambda now=None: 7)
-    async with bystander(url, keyed.free_text), await talk(url, keyed.text) as client:
+    async with bystander(url, keyed.free_text), await connect(url, keyed.text) as client:
         await client.start("s", format="pcm_s16le")
         for index in range(3):
             await client.chunk("s", index, PIECE)
