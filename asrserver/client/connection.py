@@ -13,7 +13,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
 
 from asrserver.client.errors import Event
-from asrserver.protocol.frames import TEXT, Wire
+from asrserver.protocol.frames import TEXT, FrameProtocol
 
 #: Seconds between pings: a connection without a pong is half open, and lost.
 PING_INTERVAL = 10.0
@@ -62,15 +62,15 @@ class ClientConnection(WebSocketClientConnection):
             max_message_size=MAX_MESSAGE,
         )
 
-    def get_websocket_protocol(self) -> Wire:
-        return Wire(self, mask_outgoing=True, params=self.params)
+    def get_websocket_protocol(self) -> FrameProtocol:
+        return FrameProtocol(self, mask_outgoing=True, params=self.params)
 
     @property
-    def wire(self) -> Wire:
+    def wire(self) -> FrameProtocol:
         """Raises WebSocketClosedError."""
         if self.protocol is None or self.protocol.is_closing():
             raise WebSocketClosedError
-        return cast(Wire, self.protocol)
+        return cast(FrameProtocol, self.protocol)
 
     async def write(self, message: Event) -> None:
         """Raises WebSocketClosedError."""

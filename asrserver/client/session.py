@@ -16,7 +16,7 @@ from tornado.websocket import WebSocketClosedError
 
 from asrserver.client.connection import ClientConnection
 from asrserver.client.errors import Event, ServerError
-from asrserver.protocol.frames import BINARY, HEADER, TEXT, StreamClosedError, Wire
+from asrserver.protocol.frames import BINARY, HEADER, TEXT, FrameProtocol, StreamClosedError
 
 if TYPE_CHECKING:
     from asrserver.client.client import Client
@@ -57,7 +57,7 @@ class ClientSession:
         self._room = asyncio.Event()  # for send()
         self._more = asyncio.Event()  # for the pump
         self._index = 0  # of the next chunk that is written on this connection
-        self._wire: Wire | None = None  # where the pump has nothing to do, and `send` may write
+        self._wire: FrameProtocol | None = None  # where the pump has nothing to do, and `send` may write
         self.opening = True  # there is no answer yet to a start or a resume on this connection
         self._work: asyncio.Task[None] | None = None  # opens the session, or pumps its chunks
         self._tries = 0  # of start

@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from typing import Protocol
 
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
-from asrserver.protocol.frames import Wire
+from asrserver.protocol.frames import SERVER_ERROR, FrameProtocol
 
 #: Messages that may be refused on a connection in a second, and at once; then it is read no faster. A refusal costs its
 #: client less than the server.
@@ -83,7 +83,7 @@ class Reader(Protocol):
     def waits_for_an_answer(self) -> bool: ...
 
 
-class DrainingWire(Wire):
+class DrainingWire(FrameProtocol):
     """Throws away the payload of a message that is too large, and goes on.
 
     Tornado closes the connection, and with it every session on it; one message must cost one message.
@@ -122,12 +122,12 @@ class DrainingWire(Wire):
     def ask(self) -> None:
         """Ping; if the ping before was not answered, close."""
         if self._asked and not self._received_pong:
-            self.close(reason="ping timed out")
+            self.close(SERVER_ERROR, "ping timed out")
             return
         self._asked, self._received_pong = True, False
         self.write_ping(b"")
 
-    def overflows(self, size: int, held: int) -> bool:
+    def discards(self, size: int, held: int) -> bool:
         """Whether the frame is not read either; what was kept of its message goes too."""
         if size <= SMALL and held <= self.params.max_message_size:
             return False

@@ -22,7 +22,7 @@ from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from asrserver.handlers.websocket import WebSocket
-from asrserver.protocol.frames import Plain, Secure, Wire
+from asrserver.protocol.frames import FrameProtocol, TcpTransport, TlsTransport
 from tests.api_keys import TLS
 from tests.program import System
 from tests.waiting import until
@@ -78,6 +78,7 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
         await until(lambda: gateway.connections == 2)
         sent = await reader.readuntil(b"ping timed out")
         assert sent[:2] == b"\x89\x00"  # a ping
+        assert sent.endswith((1011).to_bytes(2, "big") + b"ping timed out")  # and no normal end, which is 1000
         writer.close()
         await until(lambda: gateway.connections == 1)
         await ws.start("s")  # who answers stays
@@ -90,7 +91,7 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
     gateway: Gateway, app: AsrApplication, acyclic: None, secure: bool
 ) -> None:
     """Gateways look for cycles rarely: what only they free makes them grow."""
-    kinds = (WebSocket, Wire, Plain, Secure, HTTPServerRequest)
+    kinds = (WebSocket, FrameProtocol, TcpTransport, TlsTransport, HTTPServerRequest)
     others = [one for one in gc.get_objects() if isinstance(one, kinds)]
     certificate = {"certfile": TLS / "cert.pem", "keyfile": TLS / "key.pem"} if secure else None
     server, [listening] = HTTPServer(app, ssl_options=certificate), bind_sockets(0, "127.0.0.1")

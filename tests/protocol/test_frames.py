@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tornado.iostream import IOStream, StreamBufferFullError
 
-from asrserver.protocol.frames import BINARY, TEXT, TURN, Params, Wire
+from asrserver.protocol.frames import BINARY, FRAMES_PER_TURN, TEXT, FrameProtocol, Params
 from tests.waiting import until
 from tests.ws_client import frame
 
@@ -20,7 +20,7 @@ CLOSE, PING, PONG = 8, 9, 10
 
 
 class Handler:
-    """What a Wire asks of one. `wait` is what each message, or run of binary ones, is waited for."""
+    """What a FrameProtocol asks of one. `wait` is what each message, or run of binary ones, is waited for."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -62,7 +62,7 @@ class Ends:
             self.far.send(sent)
             stream._read_to_buffer()
         self.handler = Handler()
-        self.wire = Wire(self.handler, mask, Params(max_message_size=largest))
+        self.wire = FrameProtocol(self.handler, mask, Params(max_message_size=largest))
         self.wire.stream = stream
         self.task = asyncio.ensure_future(self.wire._receive_frame_loop())
 
@@ -118,7 +118,12 @@ async def test_binary_messages_of_one_read_are_handed_over_together() -> None:
     await ends.send(b"".join(data) + frame(BINARY, b"20")[:4])
     await until(lambda: len(ends.handler.got) == 20)
     assert ends.handler.got == parts
-    assert ends.handler.together == [3, TURN - 5, TURN, 15 - (TURN - 5) - TURN]
+    assert ends.handler.together == [
+        3,
+        FRAMES_PER_TURN - 5,
+        FRAMES_PER_TURN,
+        15 - (FRAMES_PER_TURN - 5) - FRAMES_PER_TURN,
+    ]
     await ends.send(frame(BINARY, b"20")[4:])
     await until(lambda: ends.handler.got[20:] == [b"20"])
     await ends.close()
@@ -150,24 +155,39 @@ async def test_the_next_message_waits_for_what_the_last_one_does() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("code", "data"),
     [
-        frame(BINARY | 0x40, b"compressed"),
-        frame(3, b"an opcode that is none"),
-        frame(0, b"a part of nothing"),
-        frame(TEXT, b"\xff"),
-        frame(TEXT, b"in parts", False) + frame(TEXT, b"another"),
-        frame(PING, b"in parts", False),
-        frame(PING, b"x" * 126),
-        frame(BINARY, b"x" * (1001)),
-        frame(BINARY, b"x" * 1000, False) + frame(0, b"x"),
+        (1002, frame(BINARY | 0x40, b"compressed")),
+        (1002, frame(3, b"an opcode that is none")),
+        (1002, frame(0, b"a part of nothing")),
+        (1007, frame(TEXT, b"\xff")),
+        (1002, frame(TEXT, b"in parts", False) + frame(TEXT, b"another")),
+        (1002, frame(PING, b"in parts", False)),
+        (1002, frame(PING, b"x" * 126)),
+        (1002, b"\x81\x08unmasked"),
+        (1002, b"\x82\x08unmasked"),
+        (1002, b"\x88\x02\x03\xe8"),
+        (1009, frame(BINARY, b"x" * (1001))),
+        (1009, frame(BINARY, b"x" * 1000, False) + frame(0, b"x")),
     ],
 )
-async def test_what_is_no_frame_ends_the_connection(data: bytes) -> None:
+async def test_what_is_no_frame_ends_the_connection(code: int, data: bytes) -> None:
+    """The other end is told why."""
     ends = Ends(largest=1000)
     await ends.send(frame(TEXT, b"before") + data + frame(TEXT, b"after"))
+    opcode, size = await ends.read(2)
+    assert (opcode, (await ends.read(size))[:2]) == (0x80 | CLOSE, code.to_bytes(2, "big"))
     await ends.over()
     assert ends.handler.got == ["before"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"masked"])
+async def test_a_client_refuses_masked_frames(payload: bytes) -> None:
+    ends = Ends(mask=True)
+    await ends.send(b"\x82\x06binary" + b"\x81\x04text" + frame(BINARY, payload))
+    await ends.over()
+    assert ends.handler.got == [b"binary", "text"]
+    assert not ends.handler.failed
 
 
 async def test_a_message_that_raises_ends_the_connection() -> None:
