@@ -26,7 +26,7 @@ from asrserver.gateway.archive import Recordings
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Session, Start
 from asrserver.gateway.sessions import REPAIR_EVERY, Event, Send, Sessions
-from asrserver.gateway.tasks import Background
+from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
@@ -74,9 +74,9 @@ class Gateway:
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
         self.admission = Admission(settings, self.access, self.broker.quota, self.name)
-        self._background = Background()
+        self._tasks = TaskRunner()
         self.sessions = Sessions(
-            settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._background
+            settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._tasks
         )
         self.connections = 0
         self.closing = False
@@ -91,17 +91,17 @@ class Gateway:
     async def open(self) -> None:
         """Connect; returns when results can be received. PostgreSQL may come later. Raises Unavailable."""
         await self.broker.open()
-        background = self._background
-        background.forever(self.broker.subscribe(self.sessions.on_event, self._on_subscribed))
-        background.forever(self.write_behind.run())
-        background.every(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live)
-        background.every(HEARTBEAT_EVERY, self._beat)
-        background.every(REPAIR_EVERY, self.sessions.repair)
-        background.every(SWEEP_EVERY, self._sweep)
-        background.every(KEYS_EVERY, self._reread_keys)
-        background.every(TIDY_EVERY, self._tidy)
-        background.every(KEEP_EVERY, self._keep_shares)
-        background.every(WATCH_EVERY, self._watch)
+        tasks = self._tasks
+        tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")
+        tasks.critical(self.write_behind.run(), "write-behind")
+        tasks.periodic(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live)
+        tasks.periodic(HEARTBEAT_EVERY, self._beat)
+        tasks.periodic(REPAIR_EVERY, self.sessions.repair)
+        tasks.periodic(SWEEP_EVERY, self._sweep)
+        tasks.periodic(KEYS_EVERY, self._reread_keys)
+        tasks.periodic(TIDY_EVERY, self._tidy)
+        tasks.periodic(KEEP_EVERY, self._keep_shares)
+        tasks.periodic(WATCH_EVERY, self._watch)
         async with asyncio.timeout(10):
             await self._subscribed.wait()
         try:
@@ -119,7 +119,7 @@ class Gateway:
 
     async def close(self) -> None:
         self._share_metrics()
-        await self._background.close()
+        await self._tasks.close()
         with contextlib.suppress(Unavailable):
             await self.broker.deregister("gateway")
         await self.broker.close()

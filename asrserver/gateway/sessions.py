@@ -24,7 +24,7 @@ from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Options, Session, Start, valid_id
-from asrserver.gateway.tasks import Background
+from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
@@ -54,7 +54,7 @@ class Sessions(Mapping[str, Session]):
         write_behind: WriteBehind,
         recordings: Recordings,
         admission: Admission,
-        background: Background,
+        tasks: TaskRunner,
     ) -> None:
         self.backlog = Backlog()
         self.keeping = 0  # recordings being put together
@@ -64,7 +64,7 @@ class Sessions(Mapping[str, Session]):
         self._write_behind = write_behind
         self._recordings = recordings
         self._admission = admission
-        self._background = background
+        self._tasks = tasks
         self._open: dict[str, Session] = {}
         self._chunks = metrics.Flow(metrics.chunks)
         self._bytes = metrics.Flow(metrics.received_bytes)
@@ -183,7 +183,7 @@ class Sessions(Mapping[str, Session]):
         finally:
             session.replaying = False
         if session.state != "over":  # what was published since the last reading went by
-            self._background.once(self._read_missed(session))
+            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
         """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
@@ -250,14 +250,14 @@ class Sessions(Mapping[str, Session]):
         if session.state == "recording" and session.resume_by is None:
             session.resume_by = time.time() + self._settings.resume_timeout
             log.info("session=%s waits for its client", session.id)
-            self._background.once(self._refresh({session.id: session}))
+            self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
 
     # -- results -----------------------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
         """Read what was published while nobody listened."""
         for session in self._open.values():
-            self._background.once(self._read_missed(session))
+            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def on_event(self, event: Event) -> None:
         """What a worker, or another gateway, published to this one."""
@@ -277,7 +277,7 @@ class Sessions(Mapping[str, Session]):
         elif taken := session.deliver(event):
             self._delivered(session, event)
         if not taken:
-            self._background.once(self._read_missed(session))
+            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def _delivered(self, session: Session, event: Event) -> None:
         self._write_behind.mark_dirty(session.id, session.sent)
@@ -285,7 +285,9 @@ class Sessions(Mapping[str, Session]):
         if event["type"] == "final":
             self._over(session, event["status"])
             if self._settings.save_audio:
-                self._background.once(self._keep_recording(session.id, event["chunk_count"]))
+                self._tasks.spawn(
+                    self._keep_recording(session.id, event["chunk_count"]), f"keep-recording {session.id}"
+                )
 
     def _measure(self, session: Session, event: Event) -> None:
         index, waited = event.get("chunk_index"), None
@@ -392,7 +394,7 @@ class Sessions(Mapping[str, Session]):
     def end(self, session: Session, status: str) -> None:
         """Take no more audio; `final` follows."""
         session.state = "finishing"
-        self._background.once(self._end_in_order(session, status))
+        self._tasks.spawn(self._end_in_order(session, status), f"end {session.id}")
 
     async def _end_in_order(self, session: Session, status: str) -> None:
         # In one pipeline with the session's chunks, so it comes after them.

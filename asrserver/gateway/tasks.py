@@ -1,4 +1,4 @@
-"""What a gateway does beside its requests: for ever, every so often, or once and for nobody who waits."""
+"""The tasks of a gateway that no request waits for: critical ones, periodic ones, and one-off jobs."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from asrserver.errors import AsrError, Unavailable
 from asrserver.process.aio import cancelled
 from asrserver.storage.errors import StorageError
 
-log = logging.getLogger("asrserver.background")
+log = logging.getLogger("asrserver.tasks")
 
 
-class Background:
-    """Tasks of the running loop that nobody awaits; none of them fails unseen."""
+class TaskRunner:
+    """Runs named tasks in the current event loop and logs every failure.
+
+    It is no asyncio.TaskGroup: there, one task that fails cancels all others, and a cancellation reaches each task only
+    once. Here a failed job must not touch the standing tasks, and `close` cancels repeatedly (see `cancelled`).
+
+    Attributes:
+        standing: The critical and periodic tasks by name.
+    """
 
     def __init__(self) -> None:
-        self.standing: list[asyncio.Task[None]] = []
-        self._once: set[asyncio.Task[None]] = set()
+        self.standing: dict[str, asyncio.Task[None]] = {}
+        self._jobs: set[asyncio.Task[None]] = set()
 
-    def forever(self, work: Coroutine[Any, Any, None]) -> None:
-        """Work without which the process cannot go on: it ends with it."""
+    def critical(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run work without which the process cannot go on: if it fails, the process exits with status 1."""
 
         async def run() -> None:
             try:
                 await work
             except Exception:
-                log.critical("a background task failed: this gateway cannot go on", exc_info=True)
+                log.critical("the task %s failed: this gateway cannot go on", name, exc_info=True)
                 os._exit(1)  # its supervisor starts another; another gateway adopts the sessions
 
-        self.standing.append(asyncio.get_running_loop().create_task(run()))
+        self.standing[name] = asyncio.create_task(run(), name=name)
 
-    def every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
-        """Work done now and so many seconds after each time that it was done, whatever became of it."""
+    def periodic(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        """Call `work` now, and again `seconds` after each call has ended, whether it failed or not.
+
+        The task has the name of the function, without leading underscores.
+        """
         name = work.__name__.strip("_")
 
         async def run() -> None:
@@ -48,23 +58,23 @@ class Background:
                     log.exception("%s failed", name)
                 await asyncio.sleep(seconds)
 
-        self.standing.append(asyncio.get_running_loop().create_task(run()))
+        self.standing[name] = asyncio.create_task(run(), name=name)
 
-    def once(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Work that is begun now and done in its own time."""
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run a job now; nobody waits for its result."""
 
         async def run() -> None:
             try:
                 await work
             except AsrError as exc:
-                log.warning("%s", exc)
+                log.warning("%s: %s", name, exc)
             except Exception:
-                log.exception("a background job failed")
+                log.exception("%s failed", name)
 
-        task = asyncio.get_running_loop().create_task(run())
-        self._once.add(task)
-        task.add_done_callback(self._once.discard)
+        task = asyncio.create_task(run(), name=name)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
 
     async def close(self) -> None:
-        """Cancel all of it, and wait until it has ended."""
-        await cancelled((*self.standing, *self._once))
+        """Cancel all tasks, and wait until they have ended."""
+        await cancelled((*self.standing.values(), *self._jobs))

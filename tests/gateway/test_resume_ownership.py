@@ -48,7 +48,7 @@ async def test_the_news_of_a_move_are_lost(
     """Pub/Sub may lose: a gateway asks whose its sessions are when it puts off their deadlines."""
     one, two = gateways
     monkeypatch.setattr(one.gateway.sessions, "on_event", lambda event: None)
-    one.gateway._background.standing[0].cancel()
+    one.gateway._tasks.standing["subscribe"].cancel()
     async with await WsClient.open(one.url) as old, await WsClient.open(two.url) as new:
         await old.start("s")
         await resumed(new)
