@@ -57,9 +57,9 @@ async def test_a_gateway_is_killed(
     await until(lambda: [p for p in system.children("gateway") if p.pid != gateway.pid], 30)
     overdue(redis_url, list(said))
     await check_interrupted(database_url, said, acknowledgements(talks, said))
-    async with connections(system.url, 1) as (talk,):  # the new one serves
-        await talk.stream("next", utterances[:2])
-        talk.check("next", utterances[:2])
+    async with connections(system.url, 1) as (ws,):  # the new one serves
+        await ws.stream("next", utterances[:2])
+        ws.check("next", utterances[:2])
     with look(redis_url) as client:
         await until(lambda: not client.zcard("asr_open") and not client.xlen("asr_tasks"), what="nothing is open")
 
@@ -71,15 +71,15 @@ async def test_a_finished_session_of_a_killed_gateway_is_stored(
     """Finished, and its gateway killed before the rows were written: it is stored as done."""
     system = start("run", "--workers", "1").wait_ready()
     (gateway,) = system.children("gateway")
-    async with connections(system.url, 1) as (talk,):
-        await talk.start("one")
-        await talk.chunk("one", 0, utterances[0].wav)
-        await talk.find("one", "chunk_result", 0)
-        await talk.send({"action": "finish", "session_id": "one"})
+    async with connections(system.url, 1) as (ws,):
+        await ws.start("one")
+        await ws.chunk("one", 0, utterances[0].wav)
+        await ws.find("one", "chunk_result", 0)
+        await ws.send({"action": "finish", "session_id": "one"})
         with look(redis_url) as client:
             await until(lambda: client.hget("asr_session:{one}", "end"), what="the end is in Redis")
         gateway.kill()
-        await until(lambda: talk.closed)
+        await until(lambda: ws.closed)
     overdue(redis_url, ["one"])
     await until(lambda: stored(database_url, "one"), 40, "stored")
     check_stored(database_url, "one", utterances[:1])

@@ -166,9 +166,9 @@ async def test_start_without_postgres(
     await asyncio.get_running_loop().run_in_executor(None, servers.postgres.stop, 10)
     try:
         system = start("run", "--workers", "1").wait_ready()
-        async with connections(system.url, 1) as (talk,):
-            await talk.stream("early", utterances[:2])
-            talk.check("early", utterances[:2])
+        async with connections(system.url, 1) as (ws,):
+            await ws.stream("early", utterances[:2])
+            ws.check("early", utterances[:2])
     finally:
         servers.postgres.start()
     await until(lambda: stored_safely(database_url, "early"), 40, "stored")
@@ -209,9 +209,9 @@ async def test_everything_is_killed_at_once(
     again = embedded()
     overdue(redis_of(data_dir), list(said))
     await check_interrupted(dsn_of(data_dir), said, acknowledgements(talks, said))
-    async with connections(again.url, 1) as (talk,):
-        await talk.stream("next", utterances[:2])
-        talk.check("next", utterances[:2])
+    async with connections(again.url, 1) as (ws,):
+        await ws.stream("next", utterances[:2])
+        ws.check("next", utterances[:2])
     assert again.stop() == 0
 
 
