@@ -4,7 +4,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo run test soak lint browser format bench promtool model model-eval clean
+.PHONY: demo run test test-unit test-service test-system soak lint browser format bench promtool model model-eval clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -15,6 +15,15 @@ run: .venv/installed ## the server on port 8080
 test: .venv/test ## everything that must pass
 	$(MAKE) --no-print-directory -j2 lint browser
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-unit: .venv/test ## what needs no server and starts no process: under a minute
+	$(BIN)/python -m pytest -m unit
+
+test-service: .venv/test ## what needs a real Redis or PostgreSQL
+	$(BIN)/python -m pytest -m service
+
+test-system: .venv/test ## what starts the program as processes
+	$(BIN)/python -m pytest -m system
 
 soak: .venv/test ## the slow tests
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -34,6 +34,7 @@ from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
+from tests import needs
 from tests.api_keys import Keys
 from tests.fakes import FakeWorker
 from tests.gateways import Gateways, GatewayServer, repair_often
@@ -44,6 +45,35 @@ from tests.servers import Servers, drop_database
 if TYPE_CHECKING:
     from asrserver.inference.recognise import Recogniser
     from asrserver.inference.whisper import Whisper
+
+
+# -- what a test needs -----------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark every test by what it needs, before -m selects."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            needs.mark(item)
+
+
+@pytest.fixture(scope="session")
+def real_servers() -> None:
+    """Asked for by what starts a Redis or a PostgreSQL: its tests are marked `service`."""
+
+
+@pytest.fixture(scope="session")
+def processes() -> None:
+    """Asked for by what starts processes: its tests are marked `system`."""
+
+
+@pytest.fixture(autouse=True)
+def _guard(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test starts what its marker does not tell of."""
+    (kind,) = needs.kinds(request.node)
+    with needs.guarded(kind):
+        yield
 
 
 @pytest.fixture
@@ -67,7 +97,7 @@ def io_loop() -> Iterator[tornado.ioloop.IOLoop]:
 
 
 @pytest.fixture(scope="session")
-def servers() -> Iterator[Servers]:
+def servers(real_servers: None) -> Iterator[Servers]:
     # Not pytest's tmp_path: its parents are closed to the user that PostgreSQL runs as where the tests run as root.
     directory = Path(tempfile.mkdtemp(prefix="asrserver-tests-"))
     both = Servers(EmbeddedRedis(directory, appendfsync="no"), EmbeddedPostgres(directory))
@@ -200,7 +230,7 @@ def keys(tmp_path: Path) -> Keys:
 
 
 @pytest.fixture
-def start(redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
+def start(processes: None, redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
     """start("run", "--workers", "2"): the program on this test's Redis and PostgreSQL; not yet ready."""
     systems: list[System] = []
 
@@ -221,7 +251,7 @@ def system(start: Callable[..., System]) -> System:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[System]:
+def shared(processes: None) -> Iterator[System]:
     """One running system, with servers of its own, for the commands that only use it."""
     directory = Path(tempfile.mkdtemp(prefix="asrserver-cli-"))
     system = System("run", "--port", "0", "--data-dir", str(directory), env=NONE)

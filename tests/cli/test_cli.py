@@ -47,6 +47,7 @@ def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
 # -- help ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     "command", ["", "run", "gateway", "worker", "transcribe", "status", "loadtest", "keys", "keys create"]
 )
@@ -66,6 +67,7 @@ def test_help(command: str) -> None:
     assert cli(*command.split(), "--help").stdout == done.stdout
 
 
+@pytest.mark.usefixtures("processes")
 def test_version_and_unknown_command() -> None:
     """--version is the package's; a command that is none is an error of one line."""
     assert __version__ in cli("--version").stdout
@@ -191,6 +193,7 @@ def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) -> None:
     """Each is one line and not status 0."""
     done = cli("transcribe", "--server", NOBODY, files[0])
@@ -219,6 +222,7 @@ def test_status(shared: System) -> None:
     assert json.loads(done.stdout)["status"] == "ok"
 
 
+@pytest.mark.usefixtures("processes")
 def test_status_of_what_is_not_there() -> None:
     """No server, and a server that is another: one line, status 1."""
     done = cli("status", "--server", NOBODY)
@@ -256,6 +260,7 @@ def test_gateway_and_worker_apart(start: Start, files: list[Path], utterances: l
     assert gateway.stop() == 0
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("command", "env", "missing"),
     [
@@ -290,7 +295,7 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def tcp(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
+def tcp(processes: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
     ports = Tcp(free_port(), free_port())
 
     class TcpRedis(EmbeddedRedis):
@@ -370,6 +375,7 @@ def test_configuration_file(start: Start, tmp_path: Path) -> None:
     assert system.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -390,6 +396,7 @@ def test_bad_configuration_file(tmp_path: Path, text: str, words: str) -> None:
     assert words in line
 
 
+@pytest.mark.usefixtures("processes")
 def test_missing_configuration_file(tmp_path: Path) -> None:
     done = cli("run", "--config", tmp_path / "none.toml")
     assert done.returncode in (1, 2)
@@ -397,6 +404,7 @@ def test_missing_configuration_file(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) <= 1 or done.returncode == 2
 
 
+@pytest.mark.usefixtures("processes")
 def test_console_script() -> None:
     """The program is there under its name."""
     program = Path(sys.executable).with_name("asrserver")

@@ -58,7 +58,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(directory: Path) -> Iterator[Callable[..., EmbeddedServer]]:
+def run(real_servers: None, directory: Path) -> Iterator[Callable[..., EmbeddedServer]]:
     """Start a server of the given class; whatever still runs is stopped in the end."""
     servers: list[EmbeddedServer] = []
 
@@ -194,6 +194,7 @@ def test_nobody_else_reaches_the_sockets_and_nothing_outside_is_changed(tmp_path
     assert {path.name for path in directory.iterdir()} == {"lock", "log", "postgres", "redis"}
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("again", ["at once", "after they are gone"])
 def test_killed_parent_takes_its_servers_along(tmp_path, again):
     path = tmp_path / "data"
@@ -449,6 +450,7 @@ def test_programs_of_the_system_serve_where_the_wheels_are_missing(directory, ru
     assert remembered(server) == ["system"]
 
 
+@pytest.mark.usefixtures("real_servers")
 def test_failed_start_tells_the_end_of_the_log(directory):
     server = EmbeddedRedis(directory, appendfsync="sometimes")
     with pytest.raises(EmbeddedError, match=r"redis ended with code 1: .*argument.*redis\.log"):

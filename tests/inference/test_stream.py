@@ -154,7 +154,7 @@ async def test_guesses_settle(
     """Each begins with the stable text before it; none comes after its segment, which begins with what was stable."""
     monkeypatch.setattr(captions, "FIRST_DRAFT", 0.3)
     said = sorted(utterances, key=lambda one: -len(one.pcm))[:5]
-    options = {"mode": "stream", "partials": True, "partial_interval": 0.1}
+    options = {"mode": "stream", "partials": True, "partial_interval": 0.01}  # by the clock; the audio comes faster
     session = Session(recogniser, pieces(spoken(said), 3200), **options)
     session.in_order = []
     events = await session.live()
@@ -240,7 +240,7 @@ async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser
 async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """An innocent that was in hand when its worker died is guessed at again once it has passed the place."""
     said = utterances[:4]
-    session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", partials=True, partial_interval=0.1)
+    session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", partials=True, partial_interval=0.01)
     session.fields["strike:10-0"] = "1"
     events = await session.live()
     assert len(segments(events)) == 4

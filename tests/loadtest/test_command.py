@@ -78,6 +78,7 @@ def test_ctrl_c(shared: System, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["run"]["right"] == 2
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -104,6 +105,7 @@ def test_bad_arguments(arguments: tuple[str, ...], words: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("processes")
 def test_without_its_extra(tmp_path: Path) -> None:
     """What to install, in one line."""
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')\n")

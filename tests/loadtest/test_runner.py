@@ -26,6 +26,7 @@ from tests.program import NOBODY
 from tests.waiting import wait_until
 
 
+@pytest.mark.usefixtures("processes")
 def test_a_process_that_dies() -> None:
     """Its sessions have failed, and the others are still counted."""
     plan = Plan((NOBODY,), connections=2, duration=1, ramp=0, timeout=2, processes=2)

@@ -12,7 +12,7 @@ from tests.storage.postgres import Postgres
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Postgres]:
+def server(real_servers: None) -> Iterator[Postgres]:
     postgres = Postgres()
     postgres.start()
     yield postgres

@@ -18,7 +18,7 @@ from tests.ws_client import look
 
 
 @pytest.fixture(scope="module")
-def running(servers: Servers) -> Iterator[Running]:
+def running(processes: None, servers: Servers) -> Iterator[Running]:
     """One system with default settings for all tests of this module."""
     name = f"test_system_{os.getpid()}"
     database = make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})

@@ -60,6 +60,7 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@pytest.mark.usefixtures("processes")
 async def test_no_log_has_a_key_or_what_was_said(
     directory: Path, keys: Keys, utterances: list[Utterance], http_client: AsyncHTTPClient
 ) -> None:
@@ -131,6 +132,7 @@ async def test_no_log_has_a_key_or_what_was_said(
             assert secret.lower() not in text.lower(), name
 
 
+@pytest.mark.usefixtures("real_servers")
 def test_postgresql_s_log_quotes_no_rows(directory: Path) -> None:
     import psycopg2
 

@@ -45,7 +45,7 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture
-def embedded(data_dir: Path) -> Iterator[Callable[..., System]]:
+def embedded(processes: None, data_dir: Path) -> Iterator[Callable[..., System]]:
     """embedded(): the program with its own servers in `data_dir`; again, after it was killed."""
     systems: list[System] = []
 

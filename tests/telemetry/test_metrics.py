@@ -164,6 +164,7 @@ def test_what_a_killed_supervisor_left_is_removed_and_nothing_else(
     assert list(tmp_path.iterdir()) == [unknown]
 
 
+@pytest.mark.usefixtures("processes")
 def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
     code = """if True:
         import os

@@ -1,0 +1,99 @@
+"""What a test needs, found out from its fixtures: the markers unit, service, system and slow.
+
+unit      nothing but this process, and programs that convert or check a file (FFmpeg, promtool)
+service   a real Redis or PostgreSQL
+system    the program as processes: signals, several gateways, workers
+slow      a soak that takes minutes: the only one that a test is marked with by hand
+
+Every test has exactly one of them. Where a fixture starts servers, it asks for the fixture `real_servers`; where it
+starts processes, for `processes`: whatever uses it, however indirectly, is marked. A test that starts a process by
+itself says `@pytest.mark.usefixtures("processes")`; one that forgets to fails, because nothing starts without it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+KINDS = ("unit", "service", "system", "slow")
+
+#: The kind of a test that has this fixture in its closure. pytest-tornado's server looks up the application, and with
+#: it the gateway on its Redis and PostgreSQL, only when it is set up.
+NEEDS = {"real_servers": "service", "http_server": "service", "processes": "system"}
+
+#: Beginnings of the names of programs that a test of any kind may run.
+TOOLS = ("ffmpeg", "promtool")
+
+
+class NeedsProcessesError(Exception):
+    """A test starts a process that its fixtures do not tell of."""
+
+
+def kind_of(fixtures: Collection[str], marks: Collection[str]) -> str:
+    """The kind of a test.
+
+    Args:
+        fixtures: All fixtures that it uses, directly or not.
+        marks: The kinds that it is marked with by hand.
+
+    Raises:
+        pytest.UsageError: It is marked by hand with a kind that is derived.
+    """
+    if derived := set(marks) - {"slow"}:
+        raise pytest.UsageError(f"{', '.join(sorted(derived))}: derived from the fixtures, not to be set by hand")
+    if marks:
+        return "slow"
+    return max((NEEDS[name] for name in fixtures if name in NEEDS), key=KINDS.index, default="unit")
+
+
+def mark(item: pytest.Function) -> None:
+    """Give a test the marker of its kind."""
+    by_hand = {name for name in KINDS if item.get_closest_marker(name) is not None}
+    kind = kind_of(item.fixturenames, by_hand)
+    if kind not in by_hand:
+        item.add_marker(kind)
+
+
+def kinds(item: pytest.Item) -> list[str]:
+    """The kinds that a test is marked with."""
+    return [name for name in KINDS if item.get_closest_marker(name) is not None]
+
+
+def _program(command: Any) -> str:
+    """The name of the program that a command runs."""
+    first = command if isinstance(command, (str, bytes, os.PathLike)) else command[0]
+    return Path(os.fsdecode(first)).name
+
+
+@contextmanager
+def guarded(kind: str) -> Iterator[None]:
+    """While this lasts, a process that a test of this kind may not start raises NeedsProcessesError.
+
+    Unit tests start TOOLS alone; with a real server to restart, everything but Python, which would be the program.
+    """
+    popen, start = subprocess.Popen.__init__, BaseProcess.start
+
+    def checked(self: Any, args: Any, *rest: Any, **options: Any) -> None:
+        name = _program(args)
+        if (kind == "unit" and not name.startswith(TOOLS)) or (kind == "service" and name.startswith("python")):
+            raise NeedsProcessesError(f"a {kind} test starts {name}: it needs the fixture 'processes'")
+        popen(self, args, *rest, **options)
+
+    def refused(self: BaseProcess) -> None:
+        raise NeedsProcessesError(f"a {kind} test starts {self.name}: it needs the fixture 'processes'")
+
+    if kind not in ("unit", "service"):
+        yield
+        return
+    with mock.patch.object(subprocess.Popen, "__init__", checked), mock.patch.object(BaseProcess, "start", refused):
+        yield
+    assert subprocess.Popen.__init__ is popen
+    assert BaseProcess.start is start
