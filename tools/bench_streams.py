@@ -45,7 +45,7 @@ from benching import Silent, a_stream, about, about_line, cpu, processes, server
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.files import RATE, Samples
 from asrserver.broker.broker import Broker
-from asrserver.broker.lease import Lease
+from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Entry
 from asrserver.config import Settings
 from asrserver.errors import AsrError
@@ -292,7 +292,7 @@ class StandIn:
 
     def __init__(self, url: str) -> None:
         self._broker = Broker(url, "stand-in")
-        self._lease = Lease(url, "stand-in")
+        self._lease = LeaseRenewer(url, "stand-in")
         self._sentences = {one.frames[len(one.frames) // 2]: one for one in load(())}
         self._sessions: dict[str, Sitting] = {}
 

@@ -13,20 +13,20 @@ from collections.abc import Callable
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 
 #: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
-FREE = 1000
-EACH = 250e-6
-LONGEST = 1.0
+FREE_RATE = 1000
+DELAY_PER_RATE = 250e-6
+MAX_DELAY_SECONDS = 1.0
 
 #: Bytes of a session with which its entry goes at once: a second of PCM.
-FULL = 32_000
+MAX_ENTRY_BYTES = 32_000
 
 #: Bytes of all sessions that wait; with more, those go that have waited longest.
-MOST = 1 << 25
+MAX_WAITING_BYTES = 1 << 25
 
 Done = Callable[[Exception | None], None]
 
 
-class Gathered:
+class Batch:
     """Chunks in a row of one session, which become one entry: the index of the last, and of the one before the first.
 
     `received` is when the first came, in seconds of the epoch.
@@ -54,14 +54,14 @@ class Gathered:
             done(error)
 
 
-class Gathering:
+class ChunkBatcher:
     """Gathers what may be joined, and hands each entry to `send`, with the session that it is of."""
 
-    def __init__(self, send: Callable[[str, Gathered], None]) -> None:
+    def __init__(self, send: Callable[[str, Batch], None]) -> None:
         self.bytes = 0  # that wait
         self._send = send
-        self._waiting: dict[str, Gathered] = {}  # those that began first come first
-        self._linger = LingerPolicy(FREE, EACH, LONGEST)
+        self._waiting: dict[str, Batch] = {}  # those that began first come first
+        self._linger = LingerPolicy(FREE_RATE, DELAY_PER_RATE, MAX_DELAY_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, sid: str, index: int, before: int | None, pieces: list[bytes], joins: bool, done: Done) -> None:
@@ -69,33 +69,33 @@ class Gathering:
         now = time.monotonic()
         self._linger.record(now, len(pieces))
         size = sum(map(len, pieces))
-        gathered = self._waiting.get(sid)
-        if gathered is None:
-            gathered = Gathered(before, now)
-            gathered.add(index, pieces, size, done)
+        batch = self._waiting.get(sid)
+        if batch is None:
+            batch = Batch(before, now)
+            batch.add(index, pieces, size, done)
             # A session's first chunk never waits: what begins is claimed and seen at once.
-            if not joins or before is None or not self._linger.delay or gathered.size >= FULL:
-                self._send(sid, gathered)
+            if not joins or before is None or not self._linger.delay or batch.size >= MAX_ENTRY_BYTES:
+                self._send(sid, batch)
                 return
-            self._waiting[sid] = gathered
+            self._waiting[sid] = batch
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(
                     max(MIN_TIMER_SECONDS, self._linger.delay), self._tick
                 )
         else:
-            gathered.add(index, pieces, size, done)
+            batch.add(index, pieces, size, done)
         self.bytes += size
-        if gathered.size >= FULL:
+        if batch.size >= MAX_ENTRY_BYTES:
             self.flush(sid)
-        while self.bytes > MOST:
+        while self.bytes > MAX_WAITING_BYTES:
             self.flush(next(iter(self._waiting)))
 
     def flush(self, sid: str) -> None:
         """What waits of a session goes now: another command is to follow it."""
-        gathered = self._waiting.pop(sid, None)
-        if gathered is not None:
-            self.bytes -= gathered.size
-            self._send(sid, gathered)
+        batch = self._waiting.pop(sid, None)
+        if batch is not None:
+            self.bytes -= batch.size
+            self._send(sid, batch)
 
     def flush_all(self) -> None:
         """Nothing is to wait any more."""
@@ -105,8 +105,8 @@ class Gathering:
     def _tick(self) -> None:
         self._timer = None
         now, due = time.monotonic(), []
-        for sid, gathered in self._waiting.items():
-            left = gathered.since + self._linger.delay - now
+        for sid, batch in self._waiting.items():
+            left = batch.since + self._linger.delay - now
             if left > 0:
                 self._timer = asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._tick)
                 break

@@ -28,7 +28,7 @@ import orjson
 import redis
 
 from asrserver.broker import replies, scripts
-from asrserver.broker.batching import Gathered, Gathering
+from asrserver.broker.batching import Batch, ChunkBatcher
 from asrserver.broker.keys import (
     DEAD,
     ENDED,
@@ -44,33 +44,33 @@ from asrserver.broker.keys import (
     session_key,
     transcript_key,
 )
-from asrserver.broker.lease import Lease, Steward
-from asrserver.broker.pipeline import AWAY, Part, Pipeline, connect, packed
+from asrserver.broker.lease import LeaseRenewer, WorkerJanitor
+from asrserver.broker.pipeline import CONNECTION_ERRORS, Pipeline, ScriptCall, connect, encode
 from asrserver.broker.quota import Quota, minute
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
 
-__all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "Lease", "Steward"]
+__all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "LeaseRenewer", "WorkerJanitor"]
 
 #: Seconds that a heartbeat outlives its writer; it is written every HEARTBEAT_EVERY.
 HEARTBEAT_TTL = 6.0
 HEARTBEAT_EVERY = 2.0
 
 #: Seconds of silence after which a name leaves the index of heartbeats; more than clocks differ.
-FORGOTTEN = 3600.0
+HEARTBEAT_INDEX_TTL = 3600.0
 
 #: Bytes on their way to Redis at which partial results are dropped.
-MAX_DRAFTS = 1 << 20
+MAX_PARTIAL_BYTES = 1 << 20
 
 #: Strikes after which a piece of audio is buried.
 STRIKES = 3
 
 #: Sessions whose deadlines one script puts off: it holds Redis for less than a millisecond.
-REFRESHED = 200
+REFRESH_BATCH = 200
 
 #: Entries of asr_dead that are kept: enough to look into, bounded.
-DEAD_KEPT = 1000
+MAX_DEAD_LETTERS = 1000
 
 
 _NOT_APPENDED = {
@@ -89,10 +89,10 @@ class Broker:
         self._blocking = connect(url, timeout=10.0, connections=2)
         self.pipeline = Pipeline(self._client)
         self.quota = Quota(self.pipeline)
-        self._gathering = Gathering(self._append)
+        self._batcher = ChunkBatcher(self._append)
 
     async def open(self) -> None:
-        """Wait for Redis (bounded by PATIENCE) and see that the group is there; raises Unavailable."""
+        """Wait for Redis (bounded by RETRY_SECONDS) and see that the group is there; raises Unavailable."""
         try:
             # Id 0 and never $: sessions that were started before the first worker are waiting, not lost.
             await self.pipeline.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
@@ -101,7 +101,7 @@ class Broker:
                 raise
 
     async def close(self) -> None:
-        self._gathering.flush_all()
+        self._batcher.flush_all()
         await self.pipeline.drain()
         await self._client.aclose()
         await self._blocking.aclose()
@@ -141,7 +141,7 @@ class Broker:
 
         Commands of this gateway issued before are done by then, and those of the other are refused from then on.
         """
-        self._gathering.flush(sid)
+        self._batcher.flush(sid)
         keys = (session_key(sid), OPEN)
         reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
@@ -161,21 +161,21 @@ class Broker:
         What arrived before its reply was lost changes nothing the second time. Those that `joins` may share an entry,
         with others around them too, and wait for them: their borders mean nothing. Any other comes alone.
         """
-        self._gathering.add(sid, index, before, pieces, joins, done)
+        self._batcher.add(sid, index, before, pieces, joins, done)
 
-    def _append(self, sid: str, gathered: Gathered) -> None:
+    def _append(self, sid: str, batch: Batch) -> None:
         def replied(reply: Any) -> None:
             if reply == 1:
-                gathered.answer(None)
+                batch.answer(None)
             else:
-                gathered.answer(reply if isinstance(reply, Exception) else Unavailable(*_NOT_APPENDED[reply]))
+                batch.answer(reply if isinstance(reply, Exception) else Unavailable(*_NOT_APPENDED[reply]))
 
-        before = b"" if gathered.before is None else b"%d" % gathered.before
-        data = gathered.data[0] if len(gathered.data) == 1 else b"".join(gathered.data)
-        arguments = (b"%d" % gathered.index, before, data, b"%.6f" % gathered.received, b"%d" % len(gathered.data))
-        keys = packed(session_key(sid).encode(), audio_key(sid).encode())
-        part = Part(scripts.APPEND, keys, self.name, len(arguments), packed(*arguments))
-        self.pipeline.call(replied, part, size=gathered.size + 100)
+        before = b"" if batch.before is None else b"%d" % batch.before
+        data = batch.data[0] if len(batch.data) == 1 else b"".join(batch.data)
+        arguments = (b"%d" % batch.index, before, data, b"%.6f" % batch.received, b"%d" % len(batch.data))
+        keys = encode(session_key(sid).encode(), audio_key(sid).encode())
+        part = ScriptCall(scripts.APPEND, keys, self.name, len(arguments), encode(*arguments))
+        self.pipeline.call(replied, part, size=batch.size + 100)
 
     @property
     def bytes_on_their_way(self) -> int:
@@ -189,7 +189,7 @@ class Broker:
 
         With `overdue`, a time, also False if somebody answers for it since.
         """
-        self._gathering.flush(sid)
+        self._batcher.flush(sid)
         try:
             return bool(
                 await self.pipeline.submit(
@@ -219,8 +219,8 @@ class Broker:
         """
         lost: dict[str, str] = {}
         pairs = list(deadlines.items())
-        for begin in range(0, len(pairs), REFRESHED):
-            some = pairs[begin : begin + REFRESHED]
+        for begin in range(0, len(pairs), REFRESH_BATCH):
+            some = pairs[begin : begin + REFRESH_BATCH]
             session_keys = [session_key(sid) for sid, _ in some]
             arguments = [part for pair in some for part in pair]
             reply = await self.pipeline.submit(
@@ -325,7 +325,7 @@ class Broker:
         """A command that waits in Redis, on a connection of its own: in the pipeline it would hold up all others."""
         try:
             return await self._blocking.execute_command(*command)  # type: ignore[no-untyped-call]
-        except AWAY as exc:
+        except CONNECTION_ERRORS as exc:
             await asyncio.sleep(0.2)  # what was claimed for a lost reply is found by its idle time
             raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
 
@@ -420,7 +420,7 @@ class Broker:
         sid = claim.sid
         payload = orjson.dumps({**event, "session_id": sid})
         keys = (events_key(sid), session_key(sid))
-        if self.pipeline.bytes > MAX_DRAFTS:
+        if self.pipeline.bytes > MAX_PARTIAL_BYTES:
             return  # Redis is away or behind: a guess is worth less than what waits
         self.pipeline.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
 
@@ -436,7 +436,7 @@ class Broker:
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
         """Note a piece of audio that killed or failed its workers, with the reason."""
         await self.pipeline.submit(
-            "XADD", DEAD, "MAXLEN", "~", DEAD_KEPT, "*", "sid", sid, "entry", entry, "reason", reason
+            "XADD", DEAD, "MAXLEN", "~", MAX_DEAD_LETTERS, "*", "sid", sid, "entry", entry, "reason", reason
         )
 
     # -- both: heartbeats and numbers ----------------------------------------------------------------------------
@@ -457,7 +457,7 @@ class Broker:
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
         """The heartbeats of all living gateways or workers, by name."""
         # The index saves a SCAN of all sessions' keys; the heartbeats themselves say who lives, whatever the clocks.
-        long_ago = time.time() - FORGOTTEN
+        long_ago = time.time() - HEARTBEAT_INDEX_TTL
         _, names = await asyncio.gather(
             self.pipeline.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
             self.pipeline.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),

@@ -11,7 +11,7 @@ from redis.retry import Retry
 from asrserver.broker import keys, scripts
 
 
-class Lease:
+class LeaseRenewer:
     """The worker's leases, renewed from a thread of their own: a blocking connection of its own too."""
 
     def __init__(self, url: str, name: str) -> None:
@@ -29,7 +29,7 @@ class Lease:
         self._client.close()
 
 
-class Steward:
+class WorkerJanitor:
     """What the supervisor does for a dead worker: blocking, short, and never in the way of a restart."""
 
     def __init__(self, url: str) -> None:

@@ -20,35 +20,35 @@ from asrserver.errors import Unavailable
 log = logging.getLogger("asrserver.broker")
 
 #: Seconds that commands are tried again while Redis is away, before their callers are told.
-PATIENCE = 30.0
+RETRY_SECONDS = 30.0
 
 #: Seconds that the replies to one pipeline may take. One timeout for all: redis-py's own is set anew for each reply,
 #: which is a tenth of what a chunk costs here.
-ANSWER = 5.0
+REPLY_SECONDS = 5.0
 
 #: Seconds between pipelines, for a pipeline costs as much as ten commands: the least, and the most. Under load, where
 #: many go together, the pause grows: at 5,000 chunks a second a hundred share one.
-BREATH = 0.004
-LONG_BREATH = 0.02
+MIN_LINGER_SECONDS = 0.004
+MAX_LINGER_SECONDS = 0.02
 
 #: Commands in one pipeline, so that one flush never holds the loop for long.
-BATCH = 500
+MAX_BATCH = 500
 
-#: Parts that are joined to one script at most, and their bytes: it holds Redis for less than a millisecond.
-JOINED = 64
-JOINED_BYTES = 1 << 20
+#: ScriptCalls that are joined to one script at most, and their bytes: it holds Redis for less than a millisecond.
+MAX_JOINED = 64
+MAX_JOINED_BYTES = 1 << 20
 
 #: Errors that mean "Redis is not there just now"; BusyLoadingError: it is reading its append-only file.
-AWAY = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
 
 
-class _Packing:
-    """A connection of redis-py to which a Packed command may be given, behind its name."""
+class _EncodedConnection:
+    """A connection of redis-py to which a EncodedCommand may be given, behind its name."""
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
         output: list[bytes] = []
         for command in commands:
-            if isinstance(command[-1], Packed):
+            if isinstance(command[-1], EncodedCommand):
                 output += command[-1]
             else:
                 output += super().pack_commands([command])  # type: ignore[misc]
@@ -69,7 +69,7 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
         retry=Retry(NoBackoff(), 0),
     )
     kind = pool.connection_class
-    pool.connection_class = type(kind.__name__, (_Packing, kind), {})
+    pool.connection_class = type(kind.__name__, (_EncodedConnection, kind), {})
     return redis.asyncio.Redis.from_pool(pool)
 
 
@@ -82,11 +82,11 @@ def _joined(batch: list[_Pending]) -> Iterator[tuple[tuple[Any, ...], list[_Pend
     size = 0
     for pending in batch:
         part = pending[1][0]
-        joins = isinstance(part, Part)
+        joins = isinstance(part, ScriptCall)
         if parts and not (
             joins
-            and len(parts) < JOINED
-            and size < JOINED_BYTES
+            and len(parts) < MAX_JOINED
+            and size < MAX_JOINED_BYTES
             and part.script is parts[0][1][0].script
             and part.common == parts[0][1][0].common
         ):
@@ -101,13 +101,13 @@ def _joined(batch: list[_Pending]) -> Iterator[tuple[tuple[Any, ...], list[_Pend
         yield _whole([each[1][0] for each in parts]), parts
 
 
-def _whole(parts: list[Part]) -> tuple[Any, ...]:
+def _whole(parts: list[ScriptCall]) -> tuple[Any, ...]:
     script, _, common, number, _ = parts[0]
     keys = b"%d" % (2 * len(parts))
-    head = [b"*%d\r\n" % (4 + (2 + number) * len(parts)), packed(b"EVAL", script.encode(), keys)]
+    head = [b"*%d\r\n" % (4 + (2 + number) * len(parts)), encode(b"EVAL", script.encode(), keys)]
     head += [part.keys for part in parts]
-    head.append(packed(common.encode()))
-    return ("EVAL", Packed((b"".join(head), *[part.arguments for part in parts])))
+    head.append(encode(common.encode()))
+    return ("EVAL", EncodedCommand((b"".join(head), *[part.arguments for part in parts])))
 
 
 def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
@@ -115,7 +115,7 @@ def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...
     has forgotten it, the command after it would be done before it."""
     sent = set()
     for command in commands:
-        if command[0] == "EVAL" and not isinstance(command[1], Packed):
+        if command[0] == "EVAL" and not isinstance(command[1], EncodedCommand):
             digest = _digest(command[1])
             if digest in sent:
                 command = ("EVALSHA", digest, *command[2:])
@@ -133,9 +133,9 @@ def _takes_nothing(error: redis.ResponseError) -> bool:
     return full or str(error).startswith("MISCONF")  # its disk is full, say
 
 
-class Part(NamedTuple):
-    """Part of a call of a script that takes any number of them: with two keys each, what is `common` to all, and some
-    arguments each; packed (see `packed`), but for the common one. Its reply is one for each."""
+class ScriptCall(NamedTuple):
+    """One call of a script that takes any number of them at once: two keys each, one argument that is `common` to all,
+    and some arguments each. Keys and arguments are encoded (see `encode`). The script replies once for each call."""
 
     script: str
     keys: bytes
@@ -144,24 +144,24 @@ class Part(NamedTuple):
     arguments: bytes
 
 
-class Packed(tuple[bytes, ...]):
+class EncodedCommand(tuple[bytes, ...]):
     """A command as it is sent: redis-py 8 takes 20 µs to pack what a chunk is, hiredis twice as long."""
 
     __slots__ = ()
 
 
-def packed(*arguments: bytes) -> bytes:
+def encode(*arguments: bytes) -> bytes:
     """The arguments of a command as Redis reads them: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
     return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
 
 
 class Pipeline:
-    """Commands issued in one turn of the event loop, or within BREATH, travel as one pipeline, in their order.
+    """Commands issued in one turn of the event loop, or within the linger, travel as one pipeline, in their order.
 
     A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times what its WebSocket frame does, most
-    of it per-command overhead. While Redis is away, everything waits in order and is sent again; after `PATIENCE`
-    seconds the callers get Unavailable. `bytes` is what waits, for callers that can slow their source down. Where Parts
-    of one script follow each other, they are one command: Redis and redis-py take twice as long for them one by one.
+    of it per-command overhead. While Redis is away, everything waits in order and is sent again; after `RETRY_SECONDS`
+    seconds the callers get Unavailable. `bytes` is what waits, for callers that can slow their source down. Consecutive
+    ScriptCalls of one script are one command: Redis and redis-py take twice as long for them one by one.
     """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
@@ -170,12 +170,12 @@ class Pipeline:
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
         self._sent = 0.0
-        self._breath = BREATH
+        self._linger = MIN_LINGER_SECONDS
         self.back_at = 0.0  # time.monotonic() at which Redis was there again after it had been away
         self.bytes = 0
 
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
-        """Issue a command, or a Part; `callback` gets the reply, or the exception, in a later turn of the loop."""
+        """Issue a command or a ScriptCall; `callback` gets the reply or the exception, in a later turn of the loop."""
         self._pending.append((callback, command, size))
         self.bytes += size
         if self._task is None:
@@ -199,18 +199,18 @@ class Pipeline:
         try:
             while self._pending:
                 # Alone, a command goes at once; under load, several go together.
-                pause = self._sent + self._breath - time.monotonic()
+                pause = self._sent + self._linger - time.monotonic()
                 if pause > 0:
                     await asyncio.sleep(pause)
                 self._sent = time.monotonic()
-                batch = self._pending[:BATCH]
-                del self._pending[:BATCH]
-                self._breath = min(BREATH * (1 + len(batch) // 4), LONG_BREATH)
+                batch = self._pending[:MAX_BATCH]
+                del self._pending[:MAX_BATCH]
+                self._linger = min(MIN_LINGER_SECONDS * (1 + len(batch) // 4), MAX_LINGER_SECONDS)
                 groups = list(_joined(batch))
                 replies = await self._execute([command for command, _ in groups])
                 for (_, members), reply in zip(groups, replies, strict=True):
                     answers = [reply] * len(members)
-                    if isinstance(members[0][1][0], Part) and not isinstance(reply, Exception):
+                    if isinstance(members[0][1][0], ScriptCall) and not isinstance(reply, Exception):
                         answers = reply
                     for (callback, _, size), answer in zip(members, answers, strict=True):
                         self.bytes -= size
@@ -233,7 +233,7 @@ class Pipeline:
             for command in _abbreviated(commands):
                 pipe.execute_command(*command)
             try:
-                async with asyncio.timeout(ANSWER):
+                async with asyncio.timeout(REPLY_SECONDS):
                     replies = await pipe.execute(raise_on_error=False)
                 loading = next((reply for reply in replies if isinstance(reply, redis.BusyLoadingError)), None)
                 if loading is None:
@@ -241,7 +241,7 @@ class Pipeline:
                         self._away_since, self.back_at = None, time.monotonic()
                     return replies
                 reason: BaseException = loading
-            except AWAY as exc:
+            except CONNECTION_ERRORS as exc:
                 reason = exc
             except Exception as exc:
                 log.exception("a pipeline failed")
@@ -249,8 +249,8 @@ class Pipeline:
             # Since Redis was last heard, not since this batch was begun: what waited behind others does not wait anew.
             if self._away_since is None:
                 self._away_since = time.monotonic()
-            if time.monotonic() - self._away_since > PATIENCE:
-                log.error("Redis has been away for %.0f s: %s", PATIENCE, reason)
+            if time.monotonic() - self._away_since > RETRY_SECONDS:
+                log.error("Redis has been away for %.0f s: %s", RETRY_SECONDS, reason)
                 return [Unavailable("broker_unavailable", "the broker cannot be reached", 10.0)] * len(commands)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 1.0)

@@ -19,11 +19,11 @@ from asrserver.broker.pipeline import Pipeline
 from asrserver.errors import Unavailable
 
 #: Seconds that something is held without being kept, and seconds between keepings.
-HELD = 30.0
+HOLD_SECONDS = 30.0
 KEEP_EVERY = 10.0
 
 #: Seconds that the answer to one of these may take: somebody waits at the door for it.
-ANSWER = 3.0
+QUOTA_TIMEOUT = 3.0
 
 # KEYS held · ARGV now deadline member limit → 1, or 0 if so many others are held
 _HOLD = """
@@ -57,11 +57,11 @@ class Quota:
     async def hold(self, kind: str, owner: str, member: str, limit: int) -> bool:
         """Hold one more connection or session for a key; False if it has its limit."""
         now = time.time()
-        return bool(await self._ask("EVAL", _HOLD, 1, held_key(kind, owner), now, now + HELD, member, limit))
+        return bool(await self._ask("EVAL", _HOLD, 1, held_key(kind, owner), now, now + HOLD_SECONDS, member, limit))
 
     def keep(self, kind: str, owner: str, members: Iterable[str]) -> None:
         """Go on holding these."""
-        until = time.time() + HELD
+        until = time.time() + HOLD_SECONDS
         pairs = [part for member in members for part in (until, member)]
         if pairs:
             self._pipeline.call(_ignore, "ZADD", held_key(kind, owner), *pairs)
@@ -84,7 +84,7 @@ class Quota:
 
     async def _ask(self, *command: Any) -> Any:
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(QUOTA_TIMEOUT):
                 return await self._pipeline.submit(*command)
         except TimeoutError:
             raise Unavailable("broker_unavailable", "the broker cannot be reached", 5.0) from None

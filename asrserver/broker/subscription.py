@@ -11,12 +11,12 @@ import orjson
 import redis
 import redis.asyncio
 
-from asrserver.broker.pipeline import AWAY
+from asrserver.broker.pipeline import CONNECTION_ERRORS
 
 log = logging.getLogger("asrserver.broker")
 
 #: Seconds without a published result after which Redis is asked whether it is there.
-QUIET = 15.0
+SILENCE_SECONDS = 15.0
 
 
 async def listen(
@@ -33,7 +33,7 @@ async def listen(
         try:
             await pubsub.subscribe(channel)
             while True:
-                message = await pubsub.get_message(timeout=QUIET)
+                message = await pubsub.get_message(timeout=SILENCE_SECONDS)
                 if message is None:
                     if asked:
                         raise redis.ConnectionError("no answer to a ping")
@@ -49,7 +49,7 @@ async def listen(
                         on_event(orjson.loads(message["data"]))
                     except Exception:  # anyone may publish; what is durable is read again
                         log.exception("a published result could not be taken")
-        except AWAY as exc:
+        except CONNECTION_ERRORS as exc:
             log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
         finally:
             await pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import redis
 
 from asrserver.broker.broker import Broker
-from asrserver.broker.lease import Lease
+from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Claim
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
@@ -86,7 +86,10 @@ class Feed:
         self._news = asyncio.Event()
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
-            target=self._renew, args=(Lease(url, broker.name), asyncio.get_running_loop()), name="lease", daemon=True
+            target=self._renew,
+            args=(LeaseRenewer(url, broker.name), asyncio.get_running_loop()),
+            name="lease",
+            daemon=True,
         )
 
     @property
@@ -253,18 +256,18 @@ class Feed:
 
     # -- in the lease thread -------------------------------------------------------------------------------------
 
-    def _renew(self, lease: Lease, loop: asyncio.AbstractEventLoop) -> None:
+    def _renew(self, renewer: LeaseRenewer, loop: asyncio.AbstractEventLoop) -> None:
         """Renew, from a thread: a native call may hold the worker for seconds, but never its leases."""
         while not self._stop_renewing.wait(self._lease / 5):
             held = {session.claim.task: session.sid for session in list(self.sessions.values())}
             try:
-                lost = held.keys() - lease.renew(list(held))
+                lost = held.keys() - renewer.renew(list(held))
             except redis.RedisError as exc:
                 log.warning("leases not renewed: %s", exc)
                 continue
             for task in lost:
                 call_soon(loop, self._lost, held[task], task)
-        lease.close()
+        renewer.close()
 
     def _lost(self, sid: str, task: str) -> None:
         session = self.sessions.get(sid)

@@ -26,7 +26,7 @@ from typing import Any
 
 import redis
 
-from asrserver.broker.lease import Steward
+from asrserver.broker.lease import WorkerJanitor
 from asrserver.config import Settings
 from asrserver.supervisor import children as child
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
@@ -290,18 +290,18 @@ class Supervisor:
     def _care_for_sessions(self, slot: Slot, crashed: bool) -> None:
         """The dead worker's sessions may be claimed at once; what its native code had in hand gets a strike."""
         try:
-            steward = Steward(self._settings.redis)
+            janitor = WorkerJanitor(self._settings.redis)
             try:
                 for line in _lines(slot.vitals.in_hand) if crashed else ():
                     sid, _, entry = line.rpartition(" ")
-                    log.warning("session=%s entry=%s was in hand: strike %d", sid, entry, steward.strike(sid, entry))
-                released = steward.release(slot.name)
+                    log.warning("session=%s entry=%s was in hand: strike %d", sid, entry, janitor.strike(sid, entry))
+                released = janitor.release(slot.name)
                 if released:
                     log.info("worker %s: %d sessions released", slot.name, released)
                 if slot.retired:
-                    steward.retire(slot.name)
+                    janitor.retire(slot.name)
             finally:
-                steward.close()
+                janitor.close()
         except (redis.RedisError, OSError) as exc:
             log.warning("worker %s: its sessions wait for their leases to run out: %s", slot.name, exc)
 

@@ -19,10 +19,10 @@ from tests.waiting import until
 @pytest.fixture
 def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many chunks come that those of one session wait for each other."""
-    monkeypatch.setattr(g._gathering, "_linger", LingerPolicy(-1e9, batching.EACH, batching.LONGEST))
+    monkeypatch.setattr(g._batcher, "_linger", LingerPolicy(-1e9, batching.DELAY_PER_RATE, batching.MAX_DELAY_SECONDS))
 
 
-async def gathered(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
+async def append(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
     """Append chunks, each after the one before; the answers, which come later."""
     answers: dict[int, Any] = {}
     before = None
@@ -38,7 +38,7 @@ async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
 ) -> None:
     """But for its first, which waits for nobody. Each is acknowledged, and none before Redis has it."""
     await opened(g)
-    answers = await gathered(g, "s", {4: b"a", 5: b"bc", 7: b"d", 8: b"e"})
+    answers = await append(g, "s", {4: b"a", 5: b"bc", 7: b"d", 8: b"e"})
     await until(lambda: len(answers) == 4)
     assert answers == dict.fromkeys((4, 5, 7, 8))
     found = (await w.read_audio({"s": "0-1"}, 10))["s"]
@@ -50,7 +50,7 @@ async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
 @pytest.mark.gen_test
 async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, busy: None) -> None:
     await opened(g)
-    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"}, joins=False)
+    answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c"}, joins=False)
     await until(lambda: len(answers) == 3)
     assert ids(db, keys.audio_key("s")) == ["0-1", "1-0", "2-0", "3-0"]
 
@@ -60,7 +60,7 @@ async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, bu
 async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy: None, then: str) -> None:
     """A session's end, its resumption elsewhere, the gateway's own end; and it goes when there is a second of it."""
     await opened(g)
-    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c" * (batching.FULL if then == "fill" else 1)})
+    answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c" * (batching.MAX_ENTRY_BYTES if then == "fill" else 1)})
     if then == "end":
         assert await g.end_session("s", "done", time.time() + 60)
     elif then == "resume":
@@ -68,7 +68,7 @@ async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy
     elif then == "close":
         await g.close()
     else:
-        assert g.bytes_on_their_way == g.pipeline.bytes > batching.FULL
+        assert g.bytes_on_their_way == g.pipeline.bytes > batching.MAX_ENTRY_BYTES
         await until(lambda: len(answers) == 3)
     assert answers == dict.fromkeys((0, 1, 2))
     found = (await w.read_audio({"s": "0-1"}, 10))["s"]
@@ -78,25 +78,25 @@ async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy
 @pytest.mark.gen_test
 async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has waited longest goes; nobody is kept from being read for what waits by choice."""
-    monkeypatch.setattr(batching, "MOST", 10)
+    monkeypatch.setattr(batching, "MAX_WAITING_BYTES", 10)
     for sid in ("a", "b"):
         await opened(g, sid)
-        await gathered(g, sid, {0: b"first"})
+        await append(g, sid, {0: b"first"})
     answers: dict[str, Exception | None] = {}
     for sid, before, data in (("a", 0, b"12345"), ("b", 0, b"123456"), ("b", 1, b"78901")):
         g.append(sid, before + 1, before, [data], True, lambda error, sid=sid: answers.setdefault(sid, error))  # type: ignore[misc]
-        assert g._gathering.bytes <= 10
+        assert g._batcher.bytes <= 10
     assert g.bytes_on_their_way > 0
     await until(lambda: len(answers) == 2)
     assert answers == {"a": None, "b": None}
-    assert g.bytes_on_their_way == g._gathering.bytes == 0
+    assert g.bytes_on_their_way == g._batcher.bytes == 0
 
 
 @pytest.mark.gen_test
 async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db: redis.Redis, busy: None) -> None:
     await opened(g)
     db.hset(keys.session_key("s"), "gateway", "another")
-    answers = await gathered(g, "s", {0: b"a", 1: b"b", 2: b"c"})
+    answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c"})
     await until(lambda: len(answers) == 3)
     assert [error.code for error in answers.values()] == ["session_moved"] * 3
 

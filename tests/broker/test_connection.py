@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from asrserver.broker import keys
-from asrserver.broker import pipeline as lane_module
+from asrserver.broker import pipeline as pipeline_module
 from asrserver.broker.broker import Broker
-from asrserver.broker.subscription import QUIET
+from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.errors import Unavailable
 from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
 from tests.servers import Servers
@@ -57,9 +57,9 @@ async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, 
 async def test_callers_are_told_when_redis_stays_away(
     g: Broker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After PATIENCE, those that waited behind others too; and when Redis is back, it works again."""
-    monkeypatch.setattr(lane_module, "PATIENCE", 0.3)
-    monkeypatch.setattr(lane_module, "BATCH", 10)
+    """After RETRY_SECONDS, those that waited behind others too; and when Redis is back, it works again."""
+    monkeypatch.setattr(pipeline_module, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(pipeline_module, "MAX_BATCH", 10)
     await opened(g)
     db.ping()  # connects while it can
     with nobody_listens(servers):
@@ -123,8 +123,8 @@ async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db:
 @pytest.mark.gen_test(timeout=30)
 async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answered, it goes on: no second subscription."""
-    assert QUIET > 1
-    monkeypatch.setattr("asrserver.broker.subscription.QUIET", 0.05)
+    assert SILENCE_SECONDS > 1
+    monkeypatch.setattr("asrserver.broker.subscription.SILENCE_SECONDS", 0.05)
     subscribed: list[bool] = []
     task = asyncio.ensure_future(g.subscribe(lambda event: None, lambda: subscribed.append(True)))
     await until(lambda: subscribed)

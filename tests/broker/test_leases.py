@@ -10,7 +10,7 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.broker.broker import Broker
-from asrserver.broker.lease import Lease, Steward
+from asrserver.broker.lease import LeaseRenewer, WorkerJanitor
 from tests.broker.support import append, event, ids, opened, taken
 from tests.waiting import until
 
@@ -133,12 +133,12 @@ async def test_a_worker_that_slept_does_not_steal_its_session_back(
 ) -> None:
     await opened(g)
     task = (await taken(w)).task
-    lease = Lease(redis_url, "w")
-    assert lease.renew([task]) == {task}
+    renewer = LeaseRenewer(redis_url, "w")
+    assert renewer.renew([task]) == {task}
     await taken(v, lease=0)
-    assert lease.renew([task]) == set()
-    assert lease.renew([]) == set()
-    lease.close()
+    assert renewer.renew([task]) == set()
+    assert renewer.renew([]) == set()
+    renewer.close()
     [pending] = db.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 10)
     assert pending["consumer"] == "v"
 
@@ -166,9 +166,9 @@ async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_on
     assert len(await v.claim(None, 100, 0)) == 60
     await opened(g, "orphan")
     assert len(await w.claim(None, 10, 0)) == 1
-    steward = Steward(redis_url)
-    assert steward.release("w") == 1
-    steward.close()
+    janitor = WorkerJanitor(redis_url)
+    assert janitor.release("w") == 1
+    janitor.close()
     assert [sid for _, sid in await v.claim(30.0, 4, 0)] == ["orphan"]
 
 
@@ -207,15 +207,15 @@ async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: 
     """A strike is on the session's entry; a name is forgotten only when no entry hangs on it."""
     await opened(g)
     claim = await taken(w)
-    steward = Steward(redis_url)
-    assert [steward.strike("s", "1-0") for _ in range(2)] == [1, 2]
-    assert steward.strike("gone", "1-0") == 0
-    steward.retire("w")
+    janitor = WorkerJanitor(redis_url)
+    assert [janitor.strike("s", "1-0") for _ in range(2)] == [1, 2]
+    assert janitor.strike("gone", "1-0") == 0
+    janitor.retire("w")
     assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 1
     again = await w.acquire(claim.task, "s")
     assert again is not None
     assert again.fields["strike:1-0"] == "2"
     await w.append_event(again, 1, event(1, "final"), "0-1")
-    steward.retire("w")
+    janitor.retire("w")
     assert db.xinfo_consumers(keys.TASKS, keys.GROUP) == []
-    steward.close()
+    janitor.close()
