@@ -118,7 +118,7 @@ class Gateway:
         await until(lambda: all(session.send is None for session in self.sessions.values()), timeout)
 
     async def close(self) -> None:
-        self._share_metrics()
+        self._flush_metrics()
         await self._tasks.close()
         with contextlib.suppress(Unavailable):
             await self.broker.deregister("gateway")
@@ -135,7 +135,7 @@ class Gateway:
 
     def refused(self, error: AsrError, address: str | None, key_id: str, at_door: bool = False) -> None:
         """Every refusal passes here, of a request at the door or of a message on a connection."""
-        metrics.refused(error.code)
+        metrics.count_refusal(error.code)
         level = logging.INFO if at_door else logging.DEBUG  # not a line a chunk
         log.log(level, "refused code=%s from %s key=%s", error.code, address, key_id or "-")
 
@@ -216,23 +216,23 @@ class Gateway:
                 "oldest_waiting": round(self.sessions.backlog.oldest, 3),
             },
         )
-        self._share_metrics()
+        self._flush_metrics()
         self._fullness = await self.broker.memory()
         metrics.redis_fullness.set(self._fullness)
         queue = await self.broker.queue()
         for state in ("waiting", "processing"):
             metrics.queue.labels(state).set(queue[state])
-        metrics.buried.set(queue["dead"])
+        metrics.dead_letters.set(queue["dead"])
         others = [g for g in await self.broker.heartbeats("gateway") if g["name"] != self.name]
         self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
         workers = await self.broker.heartbeats("worker")
         self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
 
-    def _share_metrics(self) -> None:
+    def _flush_metrics(self) -> None:
         metrics.connections.set(self.connections)
-        metrics.to_store.set(self.write_behind.waiting)
+        metrics.unstored_sessions.set(self.write_behind.waiting)
         metrics.persist_lag.set(self.write_behind.lag)
-        self.sessions.share_metrics()
+        self.sessions.flush_metrics()
 
     async def _reread_keys(self) -> None:
         try:

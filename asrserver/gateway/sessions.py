@@ -66,10 +66,10 @@ class Sessions(Mapping[str, Session]):
         self._admission = admission
         self._tasks = tasks
         self._open: dict[str, Session] = {}
-        self._chunks = metrics.Flow(metrics.chunks)
-        self._bytes = metrics.Flow(metrics.received_bytes)
-        self._audio = metrics.Flow(metrics.audio_seconds)
-        self._enqueued = metrics.Spread(metrics.enqueue_seconds)
+        self._chunks = metrics.BufferedCounter(metrics.chunks)
+        self._bytes = metrics.BufferedCounter(metrics.received_bytes)
+        self._audio = metrics.BufferedCounter(metrics.audio_seconds)
+        self._enqueued = metrics.BufferedHistogram(metrics.enqueue_seconds)
         self._grace = max(GRACE, settings.resume_timeout)
 
     def __getitem__(self, sid: str) -> Session:
@@ -81,12 +81,12 @@ class Sessions(Mapping[str, Session]):
     def __len__(self) -> int:
         return len(self._open)
 
-    def share_metrics(self) -> None:
+    def flush_metrics(self) -> None:
         metrics.sessions.set(len(self._open))
         metrics.backlog.set(self.backlog.seconds)
         metrics.oldest_waiting.set(self.backlog.oldest)
-        for flow in (self._chunks, self._bytes, self._audio, self._enqueued):
-            flow.share()
+        for buffer in (self._chunks, self._bytes, self._audio, self._enqueued):
+            buffer.flush()
 
     # -- for their clients -------------------------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class Sessions(Mapping[str, Session]):
         if waited is not None or event["type"] == "final":
             self._audio.value += self.backlog.heard(session.id, event["total"])
         if event["type"] == "error":
-            metrics.refused(event["code"])
+            metrics.count_refusal(event["code"])
 
     async def _read_missed(self, session: Session) -> None:
         events = [] if session.replaying else await self._broker.read_events(session.id, session.last_event)

@@ -66,7 +66,7 @@ class Engine:
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self.pace = Pace()
-        self.recognised = metrics.Recognised()
+        self.recognised = metrics.EngineMetrics()
         self.busy_seconds = 0.0
         self.speech_seconds = 0.0
         self.last_batch = 0
@@ -131,7 +131,7 @@ class Engine:
         self.busy_seconds += took
         self.speech_seconds += speech
         self.last_batch = len(batch)
-        self.recognised.count(took, [max(0.0, began - row.queued) for row in batch], speech)
+        self.recognised.record(took, [max(0.0, began - row.queued) for row in batch], speech)
         drafts = len(batch) - len(finals)
         waited = max((began - row.queued for row in finals), default=0.0)
         self.pace.spent(took * drafts / len(batch), drafts, took, waited)

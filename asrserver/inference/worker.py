@@ -101,7 +101,7 @@ async def work(
     await cancelled(tasks)
     await broker.deregister("worker")
     engine.stop(1.0)
-    engine.recognised.share()
+    engine.recognised.flush()
     recogniser.close()
     await broker.close()
     for task in failed:
@@ -120,7 +120,7 @@ async def _live(settings: Settings, hands: Hands, alive: Callable[[], None]) -> 
 async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
     before = (0.0, 0.0)
     while True:
-        before = _share_metrics(engine, feed, before)
+        before = _flush_metrics(engine, feed, before)
         broker.heartbeat(
             "worker",
             {
@@ -151,9 +151,9 @@ async def _beat(broker: Broker, engine: Engine, feed: Feed) -> None:
         await asyncio.sleep(HEARTBEAT_EVERY)
 
 
-def _share_metrics(engine: Engine, feed: Feed, before: tuple[float, float]) -> tuple[float, float]:
+def _flush_metrics(engine: Engine, feed: Feed, before: tuple[float, float]) -> tuple[float, float]:
     """Set the gauges; `before` are the engine's busy and speech seconds at the last time."""
-    engine.recognised.share()
+    engine.recognised.flush()
     now = (engine.busy_seconds, engine.speech_seconds)
     metrics.worker_sessions.set(len(feed.sessions))
     metrics.worker_backlog.set(feed.backlog)

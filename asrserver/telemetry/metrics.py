@@ -72,7 +72,7 @@ answer_seconds = _histogram("answer_seconds", "From a chunk's receipt until its 
 publish_seconds = _histogram("publish_seconds", "From a result's making in the worker until its gateway sent it on.")
 persist_seconds = _histogram("persist_seconds", "From a result's making in the worker until PostgreSQL has it.")
 persist_batch_seconds = _histogram("persist_batch_seconds", "Storing one batch of sessions in PostgreSQL.")
-to_store = _gauge("unstored_sessions", "Sessions with results that PostgreSQL has not.")
+unstored_sessions = _gauge("unstored_sessions", "Sessions with results that PostgreSQL has not.")
 persist_lag = _gauge("persist_lag_seconds", "How long the oldest of them has waited.", mode="livemax")
 backlog = _gauge(
     "backlog_seconds", "Seconds of audio that were received and have no result yet; of a live stream, beyond 4 s."
@@ -82,7 +82,7 @@ redis_fullness = _gauge("redis_memory_ratio", "Redis's used memory over its maxm
 queue = _gauge(
     "queue_sessions", "Sessions in asr_tasks, of all machines: waiting, processing.", "state", mode="livemostrecent"
 )
-buried = _gauge("buried_audio", "Entries of asr_dead, of all machines.", mode="livemostrecent")
+dead_letters = _gauge("buried_audio", "Entries of asr_dead, of all machines.", mode="livemostrecent")
 recordings_lost = _counter("recordings_lost", "Recordings given up, by reason.", "reason")
 
 # -- workers
@@ -107,7 +107,7 @@ _CODES: set[str] = set()
 _MANY = 100
 
 
-def refused(code: str) -> None:
+def count_refusal(code: str) -> None:
     """Count a refusal. Codes are constants of the code, but an event may come from another version of it."""
     if code not in _CODES and len(_CODES) >= _MANY:
         code = "other"
@@ -115,7 +115,7 @@ def refused(code: str) -> None:
     refusals.labels(code).inc()
 
 
-class Flow:
+class BufferedCounter:
     """A counter on the path of every chunk: a number of this process, shared at every heartbeat."""
 
     __slots__ = ("_counter", "value")
@@ -124,13 +124,13 @@ class Flow:
         self._counter = counter
         self.value = 0.0
 
-    def share(self) -> None:
+    def flush(self) -> None:
         value, self.value = self.value, 0.0
         if value > 0:
             self._counter.inc(value)
 
 
-class Spread:
+class BufferedHistogram:
     """A histogram on the path of every chunk, likewise: shared between processes, one observation takes 13 µs."""
 
     __slots__ = ("_bounds", "_counts", "_histogram", "_total")
@@ -145,7 +145,7 @@ class Spread:
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
 
-    def share(self) -> None:
+    def flush(self) -> None:
         # As Histogram.observe does of prometheus_client 0.21 to 0.26, many at once.
         for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
             if count:
@@ -154,14 +154,17 @@ class Spread:
         self._counts, self._total = [0] * len(self._bounds), 0.0
 
 
-class Recognised:
+class EngineMetrics:
     """The calls of the model, counted in the loop and shared at every heartbeat: a short call would notice it else."""
 
     def __init__(self) -> None:
-        self._took, self._rows, self._waited = Spread(decode_seconds), Spread(batch_size), Spread(queue_seconds)
-        self._busy, self._speech = Flow(busy_seconds), Flow(speech_seconds)
+        self._took = BufferedHistogram(decode_seconds)
+        self._rows = BufferedHistogram(batch_size)
+        self._waited = BufferedHistogram(queue_seconds)
+        self._busy = BufferedCounter(busy_seconds)
+        self._speech = BufferedCounter(speech_seconds)
 
-    def count(self, took: float, waited: list[float], speech: float) -> None:
+    def record(self, took: float, waited: list[float], speech: float) -> None:
         """A call that took so many seconds, of rows that had waited so long, with so much speech."""
         self._took.observe(took)
         self._rows.observe(len(waited))
@@ -170,9 +173,9 @@ class Recognised:
         self._busy.value += took
         self._speech.value += speech
 
-    def share(self) -> None:
+    def flush(self) -> None:
         for metric in (self._took, self._rows, self._waited, self._busy, self._speech):
-            metric.share()
+            metric.flush()
 
 
 # -- for those who ask -----------------------------------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"], os.environ["ASRSERVER_METRICS_SLOT"] = "/nonexistent", "a"
         from asrserver import metrics, scrape
         metrics.chunks.inc()
-        metrics.refused("x")
+        metrics.count_refusal("x")
         print(metrics.exposition().decode())"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "asrserver_chunks_total 1.0" in done.stdout
@@ -180,7 +180,7 @@ def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
 def test_codes_cannot_be_made_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_CODES", set())
     for number in range(metrics._MANY + 50):
-        metrics.refused(f"made_up_{number}")
+        metrics.count_refusal(f"made_up_{number}")
     found = re.findall(
         r'asrserver_refusals_total\{code="(made_up_\d+|other)"\} ([\d.]+)', metrics.exposition().decode()
     )
