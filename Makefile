@@ -57,7 +57,7 @@ bench: .venv/test ## ratios against the bare libraries
 
 promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the metrics and of the alert rules
 	promtool check rules conf/prometheus-rules.yml
-	$(BIN)/python -c 'from asrserver import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
+	$(BIN)/python -c 'from asrserver.telemetry import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
 
 # The demo model. Needs espeak-ng, flite, festival and festvox-us-slt-hts (Debian packages), and torch.
 MODEL ?= build/model

@@ -1,4 +1,4 @@
-"""Logs: one line an event on standard error, for people or as JSON, with the request and the session it is about."""
+"""Logging: one line for each record on standard error, as text or as JSON, with its request and its session."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from datetime import UTC, datetime
 
 import orjson
 
-#: The id of the request, or of the connection's, in whose turn something is logged.
+#: The id of the request or connection that is being served; log lines carry it.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
-#: How every line names its session; an id has no spaces.
+#: How log messages name their session; an id has no spaces.
 _SESSION = re.compile(r"\bsession=(\S+)")
+
+#: HTTP clients of huggingface_hub's versions, which log every request of a download.
+_HUB_CLIENTS = ("httpx", "httpx2")
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: time, level, logger, process, message; session, request_id and error where there are any."""
+    """Formats a record as one JSON object on one line.
+
+    Keys: time, level, logger, process, message; and where they are known session, request_id and error.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
@@ -38,12 +44,17 @@ class JsonFormatter(logging.Formatter):
             made["error"] = self.formatException(record.exc_info)
         elif record.stack_info:
             made["error"] = record.stack_info
-        # What a log may quote was once bytes: halves of surrogate pairs, which orjson refuses.
+        # A message may quote bytes that were decoded with surrogateescape; orjson refuses lone surrogates.
         return orjson.dumps({key: _storable(value) for key, value in made.items()}).decode()
 
 
 def configure_logging(level: str, kind: str = "text") -> None:
-    """Log from this level up; `kind` is text or json."""
+    """Configure the root logger.
+
+    Args:
+        level: The minimum level, in any case.
+        kind: text (for humans) or json (for machines).
+    """
     handler = logging.StreamHandler(sys.stderr)
     if kind == "json":
         handler.setFormatter(JsonFormatter())
@@ -51,9 +62,10 @@ def configure_logging(level: str, kind: str = "text") -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
-    # Below that it quotes headers that are malformed, and one of them may be Authorization.
+    # At lower levels it quotes malformed headers, and one of them may be Authorization.
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in _HUB_CLIENTS:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _storable(value: object) -> object:

@@ -1,6 +1,7 @@
-"""Where the children of one supervisor count together, and the port of its own that tells it to Prometheus.
+"""The directory in which all children of one supervisor keep their metrics, and a port of its own for /metrics.
 
-Here and not in metrics.py because prometheus_client decides when it is imported whether it counts for itself alone.
+This is apart from metrics.py because prometheus_client decides at import whether its metrics are shared: the directory
+must be known before.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-#: The directory that all of them write in, and the name under which this process does.
+#: Environment variables: the shared directory (prometheus_client's name), and the name of this process in it.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 SLOT = "ASRSERVER_METRICS_SLOT"
 
-#: Bytes that a process's files have from the start: writing into a mapped file beyond what its disk holds is a SIGBUS.
-ALLOCATED = 1 << 18
+#: Bytes allocated for each file of a process: a write into a mapped file for which the disk has no room is a SIGBUS.
+FILE_BYTES = 1 << 18
 
 _PREFIX = "asrserver-metrics-"
 _LOCK = ".held"
@@ -28,9 +29,13 @@ _KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemax", "gauge_livem
 
 @contextmanager
 def directory() -> Iterator[None]:
-    """The directory, in memory where the system has a place for that; raises OSError.
+    """Create the shared directory, in memory where the system has /dev/shm, and remove it at the end.
 
-    Its supervisor holds a lock in it: what has one that nobody holds was left by a supervisor that was killed.
+    The supervisor holds a lock on a file in it. A directory whose lock nobody holds was left by a supervisor that was
+    killed, and is removed.
+
+    Raises:
+        OSError: There is no place for it.
     """
     place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     for path in glob.glob(os.path.join(glob.escape(place), f"{_PREFIX}*", _LOCK)):
@@ -50,22 +55,26 @@ def directory() -> Iterator[None]:
 
 
 def allocate(slot: str) -> bool:
-    """Make a process's files; False if there is no room: then its metrics are missing, but it runs."""
+    """Create the files of a process.
+
+    Returns:
+        False if the disk has no room: then the metrics of this process are missing, but it runs.
+    """
     try:
         for kind in _KINDS:
             path = os.path.join(os.environ[DIRECTORY], f"{kind}_{slot}.db")
             if os.path.exists(path):
                 continue
             with open(f"{path}.new", "wb") as file:
-                os.posix_fallocate(file.fileno(), 0, ALLOCATED)
-            os.rename(file.name, path)  # never seen empty: whoever reads all files (0.26) fails by one without a byte
+                os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
+            os.rename(file.name, path)  # never seen empty: prometheus_client 0.26 fails on an empty file
     except OSError:
         return False
     return True
 
 
 def forget_gauges(slot: str) -> None:
-    """A child is dead: what it had open is not open any more. What it counted stays counted."""
+    """Remove the gauges of a dead child: it has nothing open any more. Its counters stay."""
     where = glob.escape(os.path.join(os.environ.get(DIRECTORY, ""), ""))
     for path in glob.glob(f"{where}gauge_live*_{glob.escape(slot)}.db"):
         with suppress(OSError):
@@ -74,7 +83,11 @@ def forget_gauges(slot: str) -> None:
 
 @contextmanager
 def port(host: str, number: int) -> Iterator[None]:
-    """Answer /metrics on a port of its own, from a thread; raises OSError."""
+    """Serve /metrics on its own port, in a thread.
+
+    Raises:
+        OSError: The port cannot be bound.
+    """
     from prometheus_client import CollectorRegistry, start_http_server
     from prometheus_client.multiprocess import MultiProcessCollector
 

@@ -169,7 +169,7 @@ def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
     code = """if True:
         import os
         os.environ["PROMETHEUS_MULTIPROC_DIR"], os.environ["ASRSERVER_METRICS_SLOT"] = "/nonexistent", "a"
-        from asrserver import metrics, scrape
+        from asrserver.telemetry import metrics
         metrics.chunks.inc()
         metrics.count_refusal("x")
         print(metrics.exposition().decode())"""
@@ -178,13 +178,13 @@ def test_no_room_for_metrics_is_no_reason_not_to_run() -> None:
 
 
 def test_codes_cannot_be_made_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_CODES", set())
-    for number in range(metrics._MANY + 50):
+    monkeypatch.setattr(metrics, "_codes", set())
+    for number in range(metrics.MAX_CODES + 50):
         metrics.count_refusal(f"made_up_{number}")
     found = re.findall(
         r'asrserver_refusals_total\{code="(made_up_\d+|other)"\} ([\d.]+)', metrics.exposition().decode()
     )
-    assert len(found) == metrics._MANY + 1
+    assert len(found) == metrics.MAX_CODES + 1
     assert dict(found)["other"] == "50.0"
 
 
