@@ -1,4 +1,4 @@
-"""What processes and their children share: no child outlives its parent (prctl(2), Linux), all may open many files."""
+"""What Linux allows a process and makes it do: end with its parent (prctl(2)), open files, use CPUs."""
 
 from __future__ import annotations
 
@@ -7,25 +7,81 @@ import math
 import os
 import resource
 import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
 
 def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal when the *thread* that started it ends; raises OSError.
+    """Have the kernel send this process a signal when the *thread* that started it ends.
 
-    Call it after any change of credentials, which clears it. `parent` is the pid that the parent had.
+    Call it after any change of credentials, which clears it.
+
+    Args:
+        parent: The pid of the parent before the fork.
+        number: The signal.
+
+    Raises:
+        OSError: The kernel refuses.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number)):
         raise OSError(ctypes.get_errno(), "prctl")
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent ended before the call above
         os._exit(1)
 
 
 def raise_file_limit() -> float:
-    """A connection is a file; the soft limit of 1024 is older than programs with more. Returns the new limit."""
+    """Raise the soft limit of open files to the hard one: each connection is a file, and the default is often 1024.
+
+    Returns:
+        The new limit; infinity where there is none.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return math.inf if hard == resource.RLIM_INFINITY else hard
+
+
+def available_cpus(root: Path = Path("/")) -> float:
+    """The CPUs that this process may use: its affinity mask, or less where its control group has a CPU quota.
+
+    A container with a quota of half a core on a machine with 64 still sees all 64 in its affinity mask.
+
+    Args:
+        root: The root of the file system that holds proc/ and sys/.
+
+    Returns:
+        A number of CPUs, perhaps a fraction.
+    """
+    cpus = float(len(os.sched_getaffinity(0)))
+    for quota in _cgroup_quotas(root):
+        cpus = min(cpus, quota)
+    return cpus
+
+
+def _cgroup_quotas(root: Path) -> Iterator[float]:
+    """The CPU quotas of this process's control group and of those above it; cgroups(7), both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, names = root / "sys/fs/cgroup", ["cpu.max"]
+        elif "cpu" in controllers.split(","):
+            base, names = root / "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        group = base / path.lstrip("/")
+        # In a container with its own cgroup namespace the path may name what is not mounted: the mount is the group.
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(base):
+                break
+            with suppress(OSError, ValueError):
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                if quota not in ("max", "-1"):
+                    yield int(quota) / int(period)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -28,30 +29,39 @@ import redis
 
 from asrserver.broker.lease import WorkerJanitor
 from asrserver.config import Settings
-from asrserver.supervisor import children as child
+from asrserver.process.limits import available_cpus
+from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
 from asrserver.telemetry import multiprocess
 
 log = logging.getLogger("asrserver.supervisor")
 
-#: Seconds between looks at the children's signs of life; their deaths are noticed at once.
-TICK = 1.0
+#: Seconds between health checks of the children; the supervisor notices their deaths at once. Until all of them are
+#: ready, it checks more often.
+CHECK_INTERVAL = 1.0
+STARTUP_CHECK_INTERVAL = 0.05
 
-#: Backoff of restarts in seconds: the first step, and the longest. A child that was healthy for HEALTHY seconds starts
-#: again at once.
-FIRST_PAUSE = 0.5
-LONGEST_PAUSE = 30.0
-HEALTHY = 5.0
+#: Exponential backoff of restarts, in seconds: the first delay and the longest. A child that was healthy for
+#: HEALTHY_AFTER seconds is restarted at once.
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 30.0
+HEALTHY_AFTER = 5.0
 
-#: Seconds that a child gets to write down its stacks after SIGABRT.
-LAST_WORDS = 3.0
+#: Seconds between attempts to restart an embedded server.
+SERVER_RESTART_INTERVAL = 2.0
+
+#: Seconds between SIGABRT, on which a hung child dumps its stacks to the log, and SIGKILL.
+ABORT_GRACE = 3.0
+
+#: Seconds that a child may take to end after SIGKILL.
+KILL_GRACE = 5.0
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 @dataclass
 class Slot:
-    """A place for one child: what runs there, and its history."""
+    """One child process that should run, and the history of its restarts."""
 
     kind: str  # gateway or worker
     name: str
@@ -61,10 +71,11 @@ class Slot:
     started: float = 0.0
     ready: bool = False
     failures: int = 0
-    due: float = 0.0  # when it is to be started
-    aborted: float = 0.0  # when it was sent SIGABRT
-    retired: bool = False
-    gpu: str | None = None
+    due: float = 0.0  # time.monotonic() of the next start
+    aborted: float = 0.0  # time.monotonic() of its SIGABRT; 0 if it was sent none
+    retired: bool = False  # it was asked to stop and is not restarted
+    overran: bool = False  # it was killed because its drain took too long, which no audio is to blame for
+    gpu: str | None = None  # as CUDA_VISIBLE_DEVICES names it
 
     @property
     def running(self) -> bool:
@@ -72,10 +83,17 @@ class Slot:
 
 
 class Supervisor:
-    """Runs `gateways` and `workers` children; `servers` are embedded servers, already started, that are kept alive."""
+    """Keeps gateway and worker processes, and the embedded servers, running until it is told to stop.
+
+    Args:
+        settings: The settings of all children.
+        listener: The socket that the gateways share; None runs no gateway.
+        workers: Whether to run workers.
+        servers: Embedded servers, already started, to restart when they die.
+    """
 
     def __init__(self, settings: Settings, listener: socket.socket | None, workers: bool, servers: list[Any]) -> None:
-        from asrserver.telemetry import metrics  # not before the place where they are shared is known
+        from asrserver.telemetry import metrics  # after multiprocess.directory() has set where processes share them
 
         self._metrics = metrics
         self._settings = settings
@@ -83,7 +101,8 @@ class Supervisor:
         self._servers = servers
         self._server_due: dict[str, float] = {}
         self._slots: list[Slot] = []
-        self._gpus = gpu_indexes() if settings.device == "cuda" else []  # now: starting a worker narrows what is seen
+        # Read now: starting a worker sets CUDA_VISIBLE_DEVICES.
+        self._gpus = gpu_indexes() if settings.device == "cuda" else []
         self._base = f"{socket.gethostname()}-{os.getpid()}"
         self._stage = "running"  # → gateways → workers → stopped
         self._deadline = 0.0
@@ -92,7 +111,7 @@ class Supervisor:
         self._worker_was_ready = False
         self._serial = {"gateway": 0, "worker": 0}
         self._to_replace: deque[Slot] = deque()
-        self._replacing: tuple[Slot, Slot] | None = None  # the old one and the new one
+        self._replacing: tuple[Slot, Slot] | None = None  # (old, new)
         if listener is not None:
             for _ in range(settings.gateways):
                 self._add("gateway")
@@ -103,23 +122,29 @@ class Supervisor:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Supervise until stopped; the exit status. Must run in the main thread: children die with it."""
+        """Supervise until stopped.
+
+        Must run in the main thread: the kernel ends the children with the thread that started them.
+
+        Returns:
+            The exit status of the program (see the module).
+        """
         with _signals() as wake:
             while self._stage != "stopped":
                 for number in self._wait(wake):
                     self._on_signal(number)
                 self._reap()
-                self._look()
+                self._check_health()
                 self._advance()
                 self._roll()
                 self._start_due()
         return self._status
 
     def _wait(self, wake: socket.socket) -> bytes:
-        """Signals that came, once something happened or a tick is over."""
+        """Wait for a signal, the death of a child, or the next check; return the numbers of the signals."""
         sentinels = [slot.process.sentinel for slot in self._slots if slot.process is not None]
         due = [slot.due - time.monotonic() for slot in self._slots if not slot.running]
-        timeout = max(0.0, min([TICK if self._announced else 0.05, *due]))
+        timeout = max(0.0, min([CHECK_INTERVAL if self._announced else STARTUP_CHECK_INTERVAL, *due]))
         if wake in multiprocessing.connection.wait([wake, *sentinels], timeout):
             return wake.recv(64)
         return b""
@@ -138,7 +163,7 @@ class Supervisor:
                 self._to_replace.extend(slot for slot in self._slots if not slot.retired)
                 log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
             else:
-                log.warning("%s: a rolling restart is under way", name)
+                log.warning("%s ignored: a rolling restart is in progress", name)
         elif number == signal.SIGTTIN and self._workers():
             self._add("worker")
             log.info("%s: %d workers", name, len(self._workers()))
@@ -147,23 +172,26 @@ class Supervisor:
             log.info("%s: %d workers", name, len(self._workers()))
 
     def _enter(self, stage: str) -> None:
-        """Ask the children of a stage to stop; those that have not after their time are killed."""
+        """Ask the children of a stage to stop; those that do not in time are killed by `_advance`."""
         self._stage = stage
-        # A gateway waits for its sessions, for their interruption and for their storage, each the timeout at most.
-        self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
+        self._deadline = self._drain_deadline()
         for slot in list(self._slots):
             if slot.kind == stage[:-1]:
                 self._retire(slot)
 
+    def _drain_deadline(self) -> float:
+        # A gateway waits for its sessions, then for interrupting them, then for storing them: each the timeout at most.
+        return time.monotonic() + 3 * self._settings.drain_timeout + 5
+
     def _advance(self) -> None:
-        """Go on to the next stage of a drain when the one before is over."""
+        """Enter the next stage of a drain when the children of the present one have ended."""
         if self._stage == "running":
             return
         slots = [slot for slot in self._slots if slot.kind == self._stage[:-1]]
         if slots and time.monotonic() > self._deadline:
             log.error("%d %s did not stop in time: killed", len(slots), self._stage)
             for slot in slots:
-                self._kill(slot)
+                self._kill_overrun(slot)
             self._status = 1
             self._deadline = float("inf")
         if not slots:
@@ -173,7 +201,7 @@ class Supervisor:
                 self._stage = "stopped"
 
     def _roll(self) -> None:
-        """Go on with a rolling restart: the old one is drained once the new one is ready, and then the next is due."""
+        """Advance a rolling restart: once the new process is ready, the old one drains; then the next pair follows."""
         if self._stage != "running":
             return
         if self._replacing is not None:
@@ -184,14 +212,14 @@ class Supervisor:
                 if not old.retired:
                     log.info("%s %s is ready and replaces %s", new.kind, new.name, old.name)
                     self._retire(old)
-                    self._deadline = time.monotonic() + 3 * self._settings.drain_timeout + 5
+                    self._deadline = self._drain_deadline()
                 elif time.monotonic() > self._deadline:
                     log.error("%s %s did not stop in time: killed", old.kind, old.name)
-                    self._kill(old)
+                    self._kill_overrun(old)
                 return
             self._replacing = None
             if not self._to_replace:
-                log.info("the rolling restart is done")
+                log.info("rolling restart finished")
         while self._to_replace:
             old = self._to_replace.popleft()
             if old in self._slots and not old.retired:
@@ -202,7 +230,7 @@ class Supervisor:
         self._slots.remove(new)
         self._replacing = None
         self._to_replace.clear()
-        log.error("the rolling restart is given up, the old processes go on: the new %s %s", new.kind, why)
+        log.error("rolling restart aborted, the old processes keep running: the new %s %s", new.kind, why)
 
     # -- children ------------------------------------------------------------------------------------------------
 
@@ -222,17 +250,17 @@ class Supervisor:
 
     def _start_gateway(self, slot: Slot) -> multiprocessing.process.BaseProcess:
         arguments = (self._settings, self._listener, slot.vitals, os.getpid())
-        return _spawn.Process(target=child.gateway, args=arguments, name=slot.name)
+        return _spawn.Process(target=children.gateway, args=arguments, name=slot.name)
 
     def _start_worker(self, slot: Slot) -> multiprocessing.process.BaseProcess:
-        # Before numpy and ctranslate2 are imported: OpenBLAS and OpenMP start a thread a core in every process, which
-        # makes two workers on two cores three times slower each.
+        # Set before numpy and ctranslate2 are imported: OpenBLAS and OpenMP would start one thread per core in every
+        # process, which makes each of two workers on two cores three times slower.
         os.environ["OMP_NUM_THREADS"] = str(self._settings.threads)
         os.environ["OPENBLAS_NUM_THREADS"] = "1"
         if slot.gpu is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = slot.gpu
         arguments = (self._settings, slot.name, slot.vitals, os.getpid())
-        return _spawn.Process(target=child.worker, args=arguments, name=f"worker-{slot.name}")
+        return _spawn.Process(target=children.worker, args=arguments, name=f"worker-{slot.name}")
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -256,7 +284,7 @@ class Supervisor:
         process.join()
         multiprocess.forget_gauges(slot.name)
         if slot.kind == "worker":
-            self._care_for_sessions(slot, crashed=code != 0)
+            self._release_sessions(slot, crashed=code != 0 and not slot.overran)
         if slot.retired:
             self._slots.remove(slot)
             log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
@@ -270,25 +298,20 @@ class Supervisor:
             self._status = EXIT_BOOT
             self._kill_all()
             return
+        self._restart_later(slot, _explain(code) + (f" ({error})" if error else ""))
+
+    def _restart_later(self, slot: Slot, reason: str) -> None:
         self._metrics.restarts.labels(slot.kind).inc()
         now = time.monotonic()
-        healthy = slot.ready and now - slot.started > HEALTHY
+        healthy = slot.ready and now - slot.started > HEALTHY_AFTER
         slot.failures = 0 if healthy else slot.failures + 1
-        pause = (
-            0.0 if healthy else min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (slot.failures - 1)) * random.uniform(0.5, 1.0)
-        )
-        slot.due = now + pause
-        log.error(
-            "%s %s died: %s%s; again in %.1f s",
-            slot.kind,
-            slot.name,
-            _explain(code),
-            f" ({error})" if error else "",
-            pause,
-        )
+        backoff = 0.0 if healthy else min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (slot.failures - 1))
+        delay = backoff * random.uniform(0.5, 1.0)
+        slot.due = now + delay
+        log.error("%s %s died: %s; restart in %.1f s", slot.kind, slot.name, reason, delay)
 
-    def _care_for_sessions(self, slot: Slot, crashed: bool) -> None:
-        """The dead worker's sessions may be claimed at once; what its native code had in hand gets a strike."""
+    def _release_sessions(self, slot: Slot, crashed: bool) -> None:
+        """Release the dead worker's sessions to the others; after a crash, the audio in hand gets a strike."""
         try:
             janitor = WorkerJanitor(self._settings.redis)
             try:
@@ -303,10 +326,10 @@ class Supervisor:
             finally:
                 janitor.close()
         except (redis.RedisError, OSError) as exc:
-            log.warning("worker %s: its sessions wait for their leases to run out: %s", slot.name, exc)
+            log.warning("worker %s: its sessions stay leased until their leases expire: %s", slot.name, exc)
 
-    def _look(self) -> None:
-        """Readiness, signs of life, and the embedded servers."""
+    def _check_health(self) -> None:
+        """Check the readiness and heartbeat of every child, and that the embedded servers live."""
         now = time.monotonic()
         for slot in self._slots:
             if slot.process is None:
@@ -314,10 +337,11 @@ class Supervisor:
             if not slot.ready and slot.vitals.ready:
                 slot.ready = True
                 self._worker_was_ready = self._worker_was_ready or slot.kind == "worker"
-            if slot.aborted and now - slot.aborted > LAST_WORDS:
+            if slot.aborted and now - slot.aborted > ABORT_GRACE:
                 self._kill(slot)
             elif slot.ready and not slot.aborted and now - slot.vitals.beat > self._settings.hang_timeout:
-                log.error("%s %s gives no sign of life: killed", slot.kind, slot.name)
+                silent = now - slot.vitals.beat
+                log.error("%s %s has not responded for %.0f s (hang_timeout): killed", slot.kind, slot.name, silent)
                 slot.aborted = now
                 os.kill(slot.process.pid or 0, signal.SIGABRT)
         if self._stage == "running" and not self._announced and all(slot.ready for slot in self._slots):
@@ -325,15 +349,15 @@ class Supervisor:
             self._announce()
         self._count_children()
         for server in self._servers:
-            self._look_after(server, now)
+            self._check_server(server, now)
 
-    def _look_after(self, server: Any, now: float) -> None:
-        """Restart an embedded server that died; the others wait for it as they would for any."""
+    def _check_server(self, server: Any, now: float) -> None:
+        """Restart an embedded server that died; gateways and workers wait for it as for any other server."""
         code = server.poll()
         if code is None or now < self._server_due.get(server.name, 0.0):
             return
         log.error("the embedded %s died: %s", server.name, _explain(code))
-        self._server_due[server.name] = now + FIRST_PAUSE * 4
+        self._server_due[server.name] = now + SERVER_RESTART_INTERVAL
         try:
             server.start()
         except Exception as exc:
@@ -366,6 +390,10 @@ class Supervisor:
         else:
             slot.process.terminate()
 
+    def _kill_overrun(self, slot: Slot) -> None:
+        slot.overran = True
+        self._kill(slot)
+
     def _kill(self, slot: Slot) -> None:
         if slot.process is not None:
             slot.process.kill()
@@ -375,14 +403,14 @@ class Supervisor:
             self._kill(slot)
         for slot in self._slots:
             if slot.process is not None:
-                slot.process.join(5)
+                slot.process.join(KILL_GRACE)
         self._status = self._status or 1
         self._stage = "stopped"
 
 
 @contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """A socket from which the numbers of the signals that came can be read: handlers do nothing, not even log."""
+    """A socket that yields the numbers of received signals; the handlers do nothing, not even log."""
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
@@ -400,7 +428,7 @@ def _signals() -> Iterator[socket.socket]:
 
 
 def gpu_indexes() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; asked of the system: CUDA must not be loaded."""
+    """The usable GPUs, as CUDA_VISIBLE_DEVICES names them; found without CUDA, which must not be loaded here."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [part.strip() for part in visible.split(",") if part.strip() not in ("", "-1")]
@@ -408,23 +436,23 @@ def gpu_indexes() -> list[str]:
 
 
 def with_device(settings: Settings) -> Settings:
-    """Settings whose device is no longer auto."""
+    """The settings with device `auto` resolved to `cuda` or `cpu`."""
     if settings.device == "auto":
         return replace(settings, device="cuda" if gpu_indexes() else "cpu")
     return settings
 
 
 def worker_count(settings: Settings) -> int:
-    """One worker a GPU; on CPUs one a core, less what the gateways need."""
+    """The number of worker processes: as set, else one per GPU, or one per available CPU less one per gateway."""
     if settings.workers:
         return settings.workers
     if settings.device == "cuda":
         return max(1, len(gpu_indexes()))
-    return max(1, len(os.sched_getaffinity(0)) - settings.gateways)
+    return max(1, math.floor(available_cpus()) - settings.gateways)
 
 
 def _lines(text: bytes) -> set[str]:
-    """The lines of what a dying child wrote: it may be cut anywhere, and ids may hold what splitlines() splits at."""
+    """The lines of a buffer that a dying child may have left cut; not by splitlines(): ids may hold its separators."""
     return set(text.decode(errors="replace").split("\n")) - {""}
 
 

@@ -180,7 +180,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
     streams = {sid: asyncio.ensure_future(stream(sid)) for sid in said}
     await until(lambda: len(re.findall(r"session=\S+ open", system.output())) == sessions, 60)
     system.process.send_signal(signal.SIGHUP)
-    await until(lambda: "the rolling restart is done" in system.output(), 250, "every process is replaced")
+    await until(lambda: "rolling restart finished" in system.output(), 250, "every process is replaced")
     rolled.set()
     results = dict(zip(streams, await asyncio.gather(*streams.values()), strict=True))
     assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in old)
@@ -231,13 +231,13 @@ def test_a_rolling_restart_that_cannot_work_is_given_up(start: Start, tmp_path: 
     (gateway,), (worker,) = system.children("gateway"), system.children("worker")
     (model / "model.bin").rename(model / "away.bin")
     system.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: "the rolling restart is given up" in system.output(), 60)
+    wait_until(lambda: "rolling restart aborted" in system.output(), 60)
     assert worker in system.children("worker")
     assert gateway not in system.children("gateway")  # it came first
     assert system.get("/health")["status"] == "ok"
     (model / "away.bin").rename(model / "model.bin")
     system.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: "the rolling restart is done" in system.output(), 60)
+    wait_until(lambda: "rolling restart finished" in system.output(), 60)
     assert worker not in system.children("worker")
     assert system.stop() == 0
 

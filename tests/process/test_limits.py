@@ -1,0 +1,47 @@
+"""How many CPUs a process may use, by affinity and by the quotas of control groups."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from asrserver.process.limits import available_cpus
+
+
+@pytest.fixture(autouse=True)
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+
+
+def test_without_control_groups_the_affinity_mask_counts(tmp_path: Path) -> None:
+    assert available_cpus(tmp_path) == 64
+
+
+@pytest.mark.parametrize("folder", ["sys/fs/cgroup/kubepods/pod1", "sys/fs/cgroup"])
+def test_a_quota_of_version_2_also_of_a_group_above(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/kubepods/pod1/container\n")
+    (tmp_path / "sys/fs/cgroup/kubepods/pod1/container").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/kubepods/pod1/container/cpu.max").write_text("max 100000\n")
+    (tmp_path / folder / "cpu.max").write_text("50000 100000\n")
+    assert available_cpus(tmp_path) == 0.5
+
+
+def test_a_quota_of_version_1(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("4:memory:/x\n3:cpu,cpuacct:/docker/abc\n")
+    group = tmp_path / "sys/fs/cgroup/cpu/docker/abc"
+    group.mkdir(parents=True)
+    (group / "cpu.cfs_quota_us").write_text("150000\n")
+    (group / "cpu.cfs_period_us").write_text("100000\n")
+    assert available_cpus(tmp_path) == 1.5
+
+
+def test_no_quota(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
+    assert available_cpus(tmp_path) == 64
