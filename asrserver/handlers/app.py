@@ -18,37 +18,50 @@ from tornado.web import Application, RequestHandler
 from asrserver.auth import tls_context
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
-from asrserver.handlers.audio import Recording
+from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
 from asrserver.handlers.keepalive import Connection, Connections
-from asrserver.handlers.metrics import Metrics
-from asrserver.handlers.rest import Health, History, Live, NotFound, OneSession, OpenApi, QueueStatus, Ready, Stats
+from asrserver.handlers.metrics import MetricsHandler
+from asrserver.handlers.openapi import OpenApiHandler
+from asrserver.handlers.rest import (
+    HealthHandler,
+    HistoryHandler,
+    LivenessHandler,
+    NotFoundHandler,
+    QueueStatusHandler,
+    ReadinessHandler,
+    SessionHandler,
+    StatsHandler,
+)
 from asrserver.handlers.websocket import WebSocket
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.app")
 
-#: Largest body of a REST request in bytes: none of them needs one.
+#: Bytes of a request's body at most: no request needs one.
 MAX_BODY = 1 << 16
 
-#: The routes, as openapi.py names them.
+#: Seconds after which an HTTP connection without a request is closed.
+HTTP_IDLE_SECONDS = 75
+
+#: The handler of each route. data/openapi.json describes the same routes.
 ROUTES: dict[str, type[RequestHandler]] = {
     "/ws/asr": WebSocket,
-    "/livez": Live,
-    "/readyz": Ready,
-    "/metrics": Metrics,
-    "/api/v1/health": Health,
-    "/api/v1/history": History,
-    "/api/v1/session/{session_id}": OneSession,
-    "/api/v1/session/{session_id}/audio": Recording,
-    "/api/v1/stats": Stats,
-    "/api/v1/asr/queue/status": QueueStatus,
-    "/api/v1/openapi.json": OpenApi,
+    "/livez": LivenessHandler,
+    "/readyz": ReadinessHandler,
+    "/metrics": MetricsHandler,
+    "/api/v1/health": HealthHandler,
+    "/api/v1/history": HistoryHandler,
+    "/api/v1/session/{session_id}": SessionHandler,
+    "/api/v1/session/{session_id}/audio": RecordingHandler,
+    "/api/v1/stats": StatsHandler,
+    "/api/v1/asr/queue/status": QueueStatusHandler,
+    "/api/v1/openapi.json": OpenApiHandler,
 }
 
-#: Seconds that clients get to answer the closing of their connection.
-CLOSING = 2.0
+#: Seconds in which clients must answer the closing of their connection.
+CLOSE_SECONDS = 2.0
 
 
 class AsrApplication(Application):
@@ -62,30 +75,30 @@ class AsrApplication(Application):
         socket = {"gateway": gateway, "connections": self.sockets}
         super().__init__(
             [(_pattern(path), handler, socket if handler is WebSocket else rest) for path, handler in ROUTES.items()],
-            default_handler_class=NotFound,
+            default_handler_class=NotFoundHandler,
             default_handler_args=rest,
             log_function=_log_request,
         )
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
-        normalise(request, self.gateway.access)  # before anything of it can be logged
+        normalise(request, self.gateway.access)  # before anything of the request can be logged
         return super().find_handler(request, **kwargs)
 
     def _cut_revoked(self) -> None:
-        """The file of keys has changed: whose key is no more must go."""
+        """Close the connections of revoked keys; called when the file of keys has changed."""
         for handler in list(self.sockets):
             if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
                 handler.close(1008, "the API key is revoked")
 
     def part(self, handlers: Iterable[Connection]) -> None:
-        """Tell clients to connect again, and to resume."""
+        """Ask clients to connect again, and to resume."""
         for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")
 
     async def shut(self) -> None:
-        """Part with every client; Tornado's server does not close WebSockets."""
+        """Close every WebSocket, which Tornado's server does not."""
         self.part(list(self.sockets))
-        if not await until(lambda: not self.sockets, CLOSING):
+        if not await until(lambda: not self.sockets, CLOSE_SECONDS):
             log.warning("%d connections did not answer their closing", len(self.sockets))
 
 
@@ -108,10 +121,10 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
-class Server(HTTPServer):
-    """Bounds what is connected and asks for nothing: past --max-connections of those, a new one is closed unanswered.
+class BoundedHttpServer(HTTPServer):
+    """Bounds connections that send no request: beyond max_connections of them, a new one is closed without an answer.
 
-    WebSockets are not among them any more; the application counts those.
+    An upgraded WebSocket is no longer one of them; the gateway counts those.
     """
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
@@ -126,17 +139,28 @@ class Server(HTTPServer):
 async def serve(
     settings: Settings, listener: socket.socket, alive: Callable[[], None], ready: Callable[[], None]
 ) -> None:
-    """Run a gateway on a bound socket until SIGTERM; `ready` is called when it accepts connections."""
+    """Run a gateway until SIGTERM.
+
+    Args:
+        settings: The settings.
+        listener: A bound socket.
+        alive: Is called often, as a sign of life for the supervisor.
+        ready: Is called once, when the gateway accepts connections.
+
+    Raises:
+        Unavailable: Redis cannot be reached.
+        SettingError: A setting cannot be used: the TLS certificate, for example.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     gateway = Gateway(settings, alive)
     await gateway.open()
     application = AsrApplication(gateway)
-    options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": 75}
+    options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": HTTP_IDLE_SECONDS}
     if settings.tls_cert:
         options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
-    server = Server(application, **options)
+    server = BoundedHttpServer(application, **options)
     server.add_socket(listener)
     ready()
     log.info("gateway %s ready", gateway.name)

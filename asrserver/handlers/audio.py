@@ -1,79 +1,118 @@
-"""The recording of a session, for download and for players, which ask for ranges of it."""
+"""The download of a session's recording, whole or by ranges, which players and resumed downloads ask for.
+
+Not a tornado.web.StaticFileHandler, for four reasons (Tornado 6.6): it reads the file in the event loop, where a slow
+disk would hold up every live session of the gateway; it waits without limit for a client that does not read; its ETag
+is a hash of the whole file, computed in the event loop too; and it knows no If-Range.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
-from typing import BinaryIO
+from pathlib import Path
+from typing import BinaryIO, cast
 
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
 from asrserver.gateway.archive_files import MEDIA
-from asrserver.handlers.base import Rest
+from asrserver.handlers.base import RestHandler
 
-#: Bytes read at a time, and seconds that a client may take for them.
-STEP = 1 << 18
-PATIENCE = 60.0
+log = logging.getLogger("asrserver.rest")
+
+#: Bytes that are read and written at a time, and seconds in which the client must take them.
+BLOCK_BYTES = 1 << 18
+BLOCK_SECONDS = 60.0
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 
-class Recording(Rest):
-    """GET /api/v1/session/:id/audio: as it is on disk; of a Range, 206."""
+def requested_range(header: str, size: int) -> tuple[int, int] | None:
+    """Read a Range header (RFC 9110, 14.2) for a file of `size` bytes.
+
+    Returns:
+        The first byte and the one after the last; the first is not below the second where no byte of the file is
+        asked for. None if all of the file is to be sent: without a header, for one that is not valid, and for several
+        ranges at once.
+    """
+    match = _RANGE.fullmatch(header)
+    if match is None or match[0] == "bytes=-":
+        return None
+    if not match[1]:
+        return max(0, size - int(match[2])), size  # the last bytes of the file
+    first = int(match[1])
+    last = int(match[2]) if match[2] else size - 1
+    if match[2] and last < first:
+        return None
+    return first, min(last + 1, size)
+
+
+class RecordingHandler(RestHandler):
+    """GET /api/v1/session/:id/audio: the file as it is on disk; 206 for a Range of it."""
 
     async def get(self, session_id: str) -> None:
         known = await self.gateway.storage.has_audio(session_id, owner=self.owner)
         path = await self.gateway.recordings.find(session_id) if known else None
-        if path is None:
-            raise HTTPError(404, "there is no recording of such a session")
         loop = asyncio.get_running_loop()
         try:
-            file = await loop.run_in_executor(None, open, path, "rb")
+            file = await loop.run_in_executor(None, open, path, "rb") if path is not None else None
         except FileNotFoundError:  # it was removed just now
-            raise HTTPError(404, "there is no recording of such a session") from None
+            file = None
+        if path is None or file is None:
+            raise HTTPError(404, "there is no recording of such a session")
         try:
-            size = await loop.run_in_executor(None, lambda: os.fstat(file.fileno()).st_size)
-            self.set_header("Content-Type", MEDIA[path.suffix[1:]])
-            self.set_header("Content-Disposition", f'inline; filename="{path.name}"')
-            self.set_header("X-Content-Type-Options", "nosniff")
-            self.set_header("Accept-Ranges", "bytes")
-            begin, end = self._wanted(size)
-            if begin >= end and size:
-                self.set_header("Content-Range", f"bytes */{size}")
-                self.clear_header("Content-Disposition")
-                self.fail(416, "range_not_satisfiable", "the recording has no such range")
-                return
-            self.set_header("Content-Length", str(end - begin))
-            await self.flush()
-            if self.request.method != "HEAD":
-                await self._send(file, begin, end)
+            await self._answer(file, path)
+        except StreamClosedError:
+            pass  # the client has had enough
+        except TimeoutError:
+            log.warning("session=%s its recording was not read for %g s: cut", session_id, BLOCK_SECONDS)
+            cast(HTTP1Connection, self.request.connection).stream.close()
         finally:
             await loop.run_in_executor(None, file.close)
 
-    def _wanted(self, size: int) -> tuple[int, int]:
-        """The range that is asked for, perhaps of nothing, or all; of several at once, all (RFC 9110, 14.2)."""
-        asked = _RANGE.fullmatch(self.request.headers.get("Range", ""))
-        if asked is None or asked[0] == "bytes=-":
-            return 0, size
-        begin, end = (int(asked[1]), min(int(asked[2] or size - 1) + 1, size)) if asked[1] else (-1, size)
-        if begin < 0:
-            begin = max(0, size - int(asked[2]))
-        if asked[1] and asked[2] and int(asked[2]) < int(asked[1]):
-            return 0, size  # not a range at all
-        if begin < end:
+    async def _answer(self, file: BinaryIO, path: Path) -> None:
+        stat = await asyncio.get_running_loop().run_in_executor(None, os.fstat, file.fileno())
+        size = stat.st_size
+        self.set_header("ETag", f'"{stat.st_mtime_ns:x}-{size:x}"')  # a recording is written once, and never changed
+        if self.check_etag_header():
+            self.set_status(304)
+            return
+        self.set_header("Content-Type", MEDIA[path.suffix[1:]])
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Accept-Ranges", "bytes")
+        wanted = requested_range(self.request.headers.get("Range", ""), size) if self._same_file else None
+        begin, end = (0, size) if wanted is None else wanted
+        if wanted is not None and begin >= end:
+            self.set_header("Content-Range", f"bytes */{size}")
+            self.fail(416, "range_not_satisfiable", f"the recording has {size} bytes, and none of this range")
+            return
+        if wanted is not None:
             self.set_status(206)
             self.set_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
-        return begin, end
+        self.set_header("Content-Disposition", f'inline; filename="{path.name}"')
+        self.set_header("Content-Length", str(end - begin))
+        await self.flush()
+        if self.request.method != "HEAD":
+            await self._send(file, begin, end)
+
+    @property
+    def _same_file(self) -> bool:
+        """Whether the file is the one that the client has a part of, as far as it says so in If-Range."""
+        known = self.request.headers.get("If-Range")
+        return known is None or known == self._headers["ETag"]
 
     async def _send(self, file: BinaryIO, begin: int, end: int) -> None:
+        """Send the bytes from `begin` to `end`; raises TimeoutError if the client does not take them."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, file.seek, begin)
         while begin < end:
-            data = await loop.run_in_executor(None, file.read, min(STEP, end - begin))
+            data = await loop.run_in_executor(None, file.read, min(BLOCK_BYTES, end - begin))
             if not data:
                 break
             begin += len(data)
             self.write(data)
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(BLOCK_SECONDS):
                 await self.flush()

@@ -1,11 +1,12 @@
-"""What every request passes first, whatever it asks for: the page's origin, then the API key.
+"""What is checked of every request, whatever it asks for: the web page's origin, then the API key.
 
-`normalise` runs before Tornado knows a handler, and so before anything can be logged: a key shown in the address or as
+`normalise` runs before Tornado chooses a handler, and so before anything can be logged: an API key in the query or in
 a subprotocol becomes an Authorization header and stands nowhere else.
 """
 
 from __future__ import annotations
 
+import logging
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
@@ -16,18 +17,23 @@ from asrserver.auth import Access, Key, bearer
 from asrserver.errors import AsrError, Refused
 from asrserver.gateway.gateway import Gateway
 
-#: Methods and headers that pages of allowed origins may use, and seconds that browsers may remember it.
+log = logging.getLogger("asrserver.rest")
+
+#: CORS: methods and headers that pages of allowed origins may use, and seconds for which browsers may remember that.
 CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 CORS_HEADERS = "Authorization, Content-Type, X-Request-ID"
 CORS_MAX_AGE = "600"
 
+#: Characters of a refused origin that are logged.
+MAX_LOGGED_ORIGIN = 200
+
 
 def normalise(request: HTTPServerRequest, access: Access) -> None:
-    """Make one Authorization header of whichever way the key was shown; take the client's address from proxies."""
+    """Move the API key, however it was given, to the Authorization header; take the client's address from proxies."""
     tokens = request.query_arguments.pop("token", [])
     request.arguments.pop("token", None)
     if tokens and request.uri is not None:
-        # Where it was, Tornado's own warnings would quote it.
+        # Tornado's own warnings quote the address: the key must not stand in it.
         kept = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] != "token"]
         request.query = urlencode(kept)
         request.uri = request.uri.partition("?")[0] + (f"?{request.query}" if kept else "")
@@ -48,12 +54,12 @@ def normalise(request: HTTPServerRequest, access: Access) -> None:
     request.remote_ip = access.address(peer, request.headers)
 
 
-class Door(RequestHandler):
-    """The base of every handler. `key` is the client's, None where no keys are asked for."""
+class AuthenticatedHandler(RequestHandler):
+    """The base of every handler. `key` is the client's API key; None while the server has no keys."""
 
     gateway: Gateway
 
-    #: Whether it answers without a key.
+    #: Whether the route answers without a key.
     public = False
 
     key: Key | None = None
@@ -63,17 +69,17 @@ class Door(RequestHandler):
 
     @property
     def key_id(self) -> str:
-        """Whom sessions that this client starts belong to; empty where no keys are asked for."""
+        """The owner of sessions that this client starts; empty while the server has no keys."""
         return self.key.id if self.key else ""
 
     @property
     def owner(self) -> str | None:
-        """Whose sessions this client sees: this owner's, or everybody's where it is None."""
+        """The owner whose sessions this client sees; None: those of all owners."""
         return self.key.scope if self.key else None
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        # Here and not in prepare(): Tornado clears the headers before it writes an error, which pages want to read too.
+        # Here and not in prepare(): Tornado clears the headers before it writes an error, and pages read errors too.
         origin = self.request.headers.get("Origin")
         access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
         if origin is not None and access.allows_pages_of(origin):
@@ -86,6 +92,8 @@ class Door(RequestHandler):
         origin = self.request.headers.get("Origin")
         try:
             if origin is not None and not self.gateway.access.allows_origin(origin, self.request.host):
+                # The page itself sees only that its connection failed: what helps the operator is in the log.
+                log.info("origin %s is not one of --allowed-origins", ascii(origin[:MAX_LOGGED_ORIGIN]))
                 raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server")
             if not self.public and not self._preflight:
                 self.key = self.gateway.access.authenticate(self.request.headers.get("Authorization"))
@@ -94,10 +102,11 @@ class Door(RequestHandler):
 
     @property
     def _preflight(self) -> bool:
-        """Whether a browser asks what a page may ask: without a key, as browsers do."""
+        """Whether this is a browser's CORS preflight, which never carries a key."""
         return self.request.method == "OPTIONS" and "Access-Control-Request-Method" in self.request.headers
 
     def options(self, *_args: str, **_kwargs: str) -> None:
+        """Answer a CORS preflight."""
         self.set_header("Access-Control-Allow-Methods", CORS_METHODS)
         self.set_header("Access-Control-Allow-Headers", CORS_HEADERS)
         self.set_header("Access-Control-Max-Age", CORS_MAX_AGE)
@@ -105,7 +114,7 @@ class Door(RequestHandler):
         self.finish()
 
     def refuse(self, error: AsrError) -> None:
-        """Answer with a refusal: its status, Retry-After where it is known, and the error as JSON."""
+        """Finish the request with a refusal: its status, Retry-After where that is known, and the error as JSON."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id, at_door=True)
         status = error.status if isinstance(error, Refused) else 503
         self.set_status(status)

@@ -1,4 +1,4 @@
-"""What REST handlers share: JSON out, errors as JSON, parameters by name, a request id."""
+"""What the REST handlers share: answers and errors as JSON, query parameters by name, a request id."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ import orjson
 from tornado.web import HTTPError, RequestHandler
 
 from asrserver.errors import AsrError, Unavailable
-from asrserver.handlers.auth import Door
+from asrserver.handlers.auth import AuthenticatedHandler
 from asrserver.storage.errors import StorageError
 from asrserver.telemetry.logs import request_id
 
 log = logging.getLogger("asrserver.rest")
 
-#: A request id of the client's own that may stand in a header and a log line.
+#: Request ids of the client's own that are taken over: they stand in a header and in log lines.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
+#: Characters of an unknown parameter's name that an error repeats.
+MAX_QUOTED_NAME = 64
+
+#: ISO 8601: a day, or a day and a time with or without a zone. datetime.fromisoformat alone takes much more.
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?", re.ASCII | re.I)
 
 
 class BadParameter(HTTPError):
-    """Raised when a parameter has a value that cannot be used."""
+    """Raised when a parameter is unknown or has a value that cannot be used; the answer is 400 and names it."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(400, "%s", f"{name} {message}")
@@ -35,15 +39,17 @@ class BadParameter(HTTPError):
         self.message = f"{name} {message}"
 
 
-class JsonErrors(Door):
-    """Errors are {"error": {"code", "message", "parameter"?}}; a method refused is told which are allowed."""
+class JsonErrors(AuthenticatedHandler):
+    """Answers in JSON. Errors are {"error": {"code", "message", "parameter"?}}; a 405 lists the allowed methods."""
 
     def answer(self, body: Any, status: int = 200) -> None:
+        """Finish the request with `body` as JSON."""
         self.set_status(status)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.finish(orjson.dumps(body))
 
     def fail(self, status: int, code: str, message: str, **details: Any) -> None:
+        """Finish the request with an error."""
         self.answer({"error": {"code": code, "message": message, **details}}, status)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -62,8 +68,9 @@ class JsonErrors(Door):
             if status_code == 405:
                 self.set_header("Allow", ", ".join(methods(type(self))))
             phrase = http.HTTPStatus(status_code).phrase
-            told = isinstance(exc, HTTPError) and exc.log_message
-            message = (exc.log_message % exc.args if exc.args else exc.log_message) if told else phrase  # type: ignore[union-attr,operator]
+            message = phrase
+            if isinstance(exc, HTTPError) and exc.log_message:
+                message = exc.log_message % exc.args if exc.args else exc.log_message
             self.fail(status_code, phrase.lower().replace(" ", "_"), message)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
@@ -73,21 +80,36 @@ class JsonErrors(Door):
             super().log_exception(typ, value, tb)
 
     def set_default_headers(self) -> None:
-        """Also called before an error is written: the request's id is on every answer."""
+        """Set the request's id, on errors too: Tornado clears the headers and calls this before it writes one."""
         super().set_default_headers()
         given = self.request.headers.get("X-Request-ID", "")
         if not hasattr(self, "request_id"):
             self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
             request_id.set(self.request_id)
         self.set_header("X-Request-ID", self.request_id)
-        self.clear_header("Server")  # nobody's business
+        self.clear_header("Server")  # which would tell the version of Tornado
 
 
-class Rest(JsonErrors):
-    """A route of REST, with its query's parameters."""
+class RestHandler(JsonErrors):
+    """A route of the REST interface, with the parameters of its query."""
+
+    #: The query parameters of GET; other methods have none. An unknown one is refused, for it may be a misspelt one.
+    #: None: unknown ones are ignored, on routes that monitoring asks.
+    query_parameters: frozenset[str] | None = frozenset()
+
+    def prepare(self) -> None:
+        super().prepare()
+        method = self.request.method or ""
+        if self._finished or self.query_parameters is None or method == "OPTIONS" or method not in methods(type(self)):
+            return
+        known = self.query_parameters if method in ("GET", "HEAD") else frozenset()
+        for name in self.request.query_arguments:
+            if name not in known:
+                allowed = ", ".join(sorted(known)) or "none"
+                raise BadParameter(name[:MAX_QUOTED_NAME], f"is not a parameter of this request (allowed: {allowed})")
 
     async def head(self, **path: str) -> None:
-        """Whatever can be read can be asked for without its body."""
+        """Answer as GET does; Tornado leaves the body out."""
         if "GET" not in methods(type(self)):
             raise HTTPError(405)
         await self.get(**path)  # type: ignore[misc]
@@ -98,20 +120,22 @@ class Rest(JsonErrors):
         except UnicodeDecodeError:
             raise BadParameter(name or "path", "is not text in UTF-8") from None
 
-    # -- query parameters ----------------------------------------------------------------------------------------
+    # -- query parameters: each method returns None, or its default, where the parameter is not given --------------
 
-    def given(self, name: str) -> str | None:
-        """The parameter as it stands in the query, or None."""
+    def raw(self, name: str) -> str | None:
+        """A parameter as it stands in the query."""
         return self.get_query_argument(name, None, strip=False)
 
     def text(self, name: str, longest: int) -> str | None:
-        value = self.given(name)
+        """A text of 1 to `longest` characters; raises BadParameter."""
+        value = self.raw(name)
         if value is not None and not 1 <= len(value) <= longest:
             raise BadParameter(name, f"must have 1 to {longest} characters")
         return value
 
     def whole(self, name: str, default: int, lowest: int, highest: int) -> int:
-        value = self.given(name)
+        """A whole number; raises BadParameter."""
+        value = self.raw(name)
         if value is None:
             return default
         if not value.isascii() or not value.isdigit() or not lowest <= int(value[:18]) <= highest:
@@ -119,14 +143,15 @@ class Rest(JsonErrors):
         return int(value)
 
     def choice(self, name: str, allowed: Collection[str]) -> str | None:
-        value = self.given(name)
+        """One of the `allowed` values; raises BadParameter."""
+        value = self.raw(name)
         if value is not None and value not in allowed:
             raise BadParameter(name, f"must be one of {', '.join(allowed)}")
         return value
 
     def when(self, name: str) -> datetime | None:
-        """A day or a moment of ISO 8601; without a zone it is UTC."""
-        value = self.given(name)
+        """A day or a moment of ISO 8601, in UTC; without a zone it is taken as UTC. Raises BadParameter."""
+        value = self.raw(name)
         if value is None:
             return None
         mended = re.sub(r" (\d\d:?\d\d)$", r"+\1", value) if ":" in value[:16] else value  # a + that was not encoded
@@ -134,16 +159,16 @@ class Rest(JsonErrors):
             if not _DATE.fullmatch(mended):
                 raise ValueError
             at = datetime.fromisoformat(mended.upper())
-        except ValueError:
+            return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+        except (ValueError, OverflowError):  # in UTC it may be before the year 1, or after 9999
             raise BadParameter(name, "must be a day or a moment such as 2026-01-31T12:00:00Z") from None
-        return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def methods(handler: type[RequestHandler]) -> list[str]:
-    """The methods that a handler has, by name."""
-    own = [m for m in RequestHandler.SUPPORTED_METHODS if m != "HEAD" and _has(handler, m.lower())]
-    return sorted([*own, "HEAD"] if "GET" in own and issubclass(handler, Rest) else own)
+    """The names of the methods that a handler implements."""
+    own = [m for m in RequestHandler.SUPPORTED_METHODS if m != "HEAD" and _implements(handler, m.lower())]
+    return sorted([*own, "HEAD"] if "GET" in own and issubclass(handler, RestHandler) else own)
 
 
-def _has(handler: type[RequestHandler], name: str) -> bool:
+def _implements(handler: type[RequestHandler], name: str) -> bool:
     return getattr(handler, name) is not getattr(RequestHandler, name)

@@ -1,15 +1,17 @@
-"""/metrics for Prometheus: what the gateways and workers of this supervisor count."""
+"""/metrics for Prometheus: the metrics of this supervisor's gateways and workers."""
 
 from __future__ import annotations
 
 import asyncio
 
-from asrserver.handlers.base import Rest
+from asrserver.handlers.base import RestHandler
 from asrserver.telemetry import metrics
 
 
-class Metrics(Rest):
-    """GET /metrics: the text format, of all processes together, whichever of them is asked."""
+class MetricsHandler(RestHandler):
+    """GET /metrics: the text format, with the numbers of all processes together, whichever gateway is asked."""
+
+    query_parameters = None
 
     async def get(self) -> None:
         text = await asyncio.get_running_loop().run_in_executor(None, metrics.exposition)

@@ -1,4 +1,4 @@
-"""Routes that another server answers where FUNASR_ADDR names one."""
+"""Routes that another server answers, where the setting FUNASR_ADDR names one."""
 
 from __future__ import annotations
 
@@ -8,27 +8,25 @@ from abc import abstractmethod
 import orjson
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError
 
-from asrserver.handlers.base import Rest
+from asrserver.handlers.base import RestHandler
 
 log = logging.getLogger("asrserver.rest")
 
-#: Seconds until the other server must have answered.
-TIMEOUT = 5.0
-
-#: Largest answer in bytes.
-MAX_ANSWER = 1 << 20
+#: Seconds in which the other server must answer.
+UPSTREAM_TIMEOUT_SECONDS = 5.0
 
 
-class Upstream(Rest):
-    """A route that is fetched from FUNASR_ADDR, or answered `here` where that is not set."""
+class ProxyHandler(RestHandler):
+    """A route that is fetched from FUNASR_ADDR, or answered by `local_answer` where that is not set."""
 
     async def get(self) -> None:
         address = self.gateway.settings.funasr_addr
         if not address:
-            await self.here()
+            await self.local_answer()
             return
         url = (address if "://" in address else f"http://{address}").rstrip("/") + self.request.path
-        client = AsyncHTTPClient(force_instance=True, defaults={"request_timeout": TIMEOUT, "connect_timeout": TIMEOUT})
+        limits = {"request_timeout": UPSTREAM_TIMEOUT_SECONDS, "connect_timeout": UPSTREAM_TIMEOUT_SECONDS}
+        client = AsyncHTTPClient(force_instance=True, defaults=limits)
         try:
             response = await client.fetch(url, headers={"X-Request-ID": self.request_id}, follow_redirects=False)
             body = orjson.loads(response.body)
@@ -42,5 +40,5 @@ class Upstream(Rest):
             client.close()
 
     @abstractmethod
-    async def here(self) -> None:
-        """Answer from this system's own numbers."""
+    async def local_answer(self) -> None:
+        """Answer with this system's own numbers."""

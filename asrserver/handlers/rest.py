@@ -1,4 +1,4 @@
-"""REST under /api/v1, and what a supervisor of processes asks; openapi.py says the same for programs."""
+"""REST under /api/v1, and the probes of process supervisors; data/openapi.json describes it for programs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import logging
 
 from tornado.web import HTTPError
 
-from asrserver.gateway import health as overview
-from asrserver.handlers import openapi
-from asrserver.handlers.base import BadParameter, Rest
-from asrserver.handlers.proxy import Upstream
+from asrserver.gateway import health
+from asrserver.handlers.base import BadParameter, RestHandler
+from asrserver.handlers.proxy import ProxyHandler
 from asrserver.storage.queries import Filter
 from asrserver.text.subtitles import plain, srt, vtt
 
 log = logging.getLogger("asrserver.rest")
 
-#: Most sessions that one history request returns.
+#: Sessions that one history request returns at most.
 MAX_LIMIT = 1000
 
-#: Longest search in characters.
+#: Characters of a search, and of a user id, at most.
 MAX_SEARCH = 200
+MAX_USER_ID = 128
 
 STATUSES = ("recording", "done", "interrupted", "error")
 
-#: What a session can be read as, besides json: the media type, and how it is made.
+#: The formats in which a session can be read besides json: each its media type, and what makes it.
 FORMATS = {
     "txt": ("text/plain", plain),
     "srt": ("application/x-subrip", srt),
@@ -31,62 +31,73 @@ FORMATS = {
 }
 
 
-class NotFound(Rest):
+class NotFoundHandler(RestHandler):
+    """Every path without a route."""
+
+    query_parameters = None
+
     def prepare(self) -> None:
         super().prepare()
         if not self._finished:
             raise HTTPError(404, "there is nothing at this path")
 
 
-class Live(Rest):
-    """GET /livez: 200 while this process handles requests at all. Asked without a key."""
+class LivenessHandler(RestHandler):
+    """GET /livez: 200 while this process handles requests at all. It needs no key."""
 
     public = True
+    query_parameters = None
 
     async def get(self) -> None:
         self.answer({"status": "ok"})
 
 
-class Ready(Rest):
-    """GET /readyz: 200 while this gateway takes sessions; 503 before and after."""
+class ReadinessHandler(RestHandler):
+    """GET /readyz: 200 while this gateway accepts sessions; 503 before and after."""
+
+    query_parameters = None
 
     async def get(self) -> None:
-        reason = await overview.not_ready(self.gateway)
+        reason = await health.not_ready(self.gateway)
         self.answer(
             {"status": "not ready", "reason": reason} if reason else {"status": "ready"}, 503 if reason else 200
         )
 
 
-class Health(Rest):
-    """GET /api/v1/health: every part, probed; 503 when one does not work."""
+class HealthHandler(RestHandler):
+    """GET /api/v1/health: the state of every part, probed now; 503 when one does not work."""
 
     async def get(self) -> None:
-        health = await overview.health(self.gateway)
-        self.answer(health, 200 if health["status"] == "ok" else 503)
+        state = await health.health(self.gateway)
+        self.answer(state, 200 if state["status"] == "ok" else 503)
 
 
-class History(Rest):
+class HistoryHandler(RestHandler):
     """GET /api/v1/history: {total, records, cursor}, newest first."""
+
+    query_parameters = frozenset(("limit", "cursor", "user_id", "status", "from", "to", "q"))
 
     async def get(self) -> None:
         limit = self.whole("limit", 50, 1, MAX_LIMIT)
         which = Filter(
             owner=self.owner,
-            user_id=self.text("user_id", 128),
+            user_id=self.text("user_id", MAX_USER_ID),
             status=self.choice("status", STATUSES),
             since=self.when("from"),
             until=self.when("to"),
             search=self.text("q", MAX_SEARCH),
         )
         try:
-            page = await self.gateway.storage.history(limit, which, self.given("cursor"))
+            page = await self.gateway.storage.history(limit, which, self.raw("cursor"))
         except ValueError as exc:
             raise BadParameter("cursor", f"is not usable: {exc}") from None
         self.answer({"total": page.total, "records": page.records, "cursor": page.cursor})
 
 
-class OneSession(Rest):
+class SessionHandler(RestHandler):
     """GET and DELETE /api/v1/session/:id."""
+
+    query_parameters = frozenset(("format",))
 
     async def get(self, session_id: str) -> None:
         kind = self.choice("format", ("json", *FORMATS)) or "json"
@@ -108,22 +119,15 @@ class OneSession(Rest):
         self.answer({"session_id": session_id, "deleted": True})
 
 
-class Stats(Upstream):
-    """GET /api/v1/stats: what was recognised since the beginning."""
+class StatsHandler(ProxyHandler):
+    """GET /api/v1/stats: sums over all stored sessions."""
 
-    async def here(self) -> None:
-        self.answer(await overview.stats(self.gateway, self.owner))
-
-
-class QueueStatus(Upstream):
-    """GET /api/v1/asr/queue/status: what waits, how long, and who works."""
-
-    async def here(self) -> None:
-        self.answer(await overview.queue_status(self.gateway))
+    async def local_answer(self) -> None:
+        self.answer(await health.stats(self.gateway, self.owner))
 
 
-class OpenApi(Rest):
-    """GET /api/v1/openapi.json: this, for programs."""
+class QueueStatusHandler(ProxyHandler):
+    """GET /api/v1/asr/queue/status: what waits for recognition, for how long, and how many workers there are."""
 
-    async def get(self) -> None:
-        self.answer(openapi.document())
+    async def local_answer(self) -> None:
+        self.answer(await health.queue_status(self.gateway))

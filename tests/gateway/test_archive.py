@@ -257,7 +257,8 @@ async def test_a_session_is_recorded_and_can_be_fetched(
 
     async def fetch(method: str = "GET", **headers: str) -> HTTPResponse:
         url = f"{base_url}/api/v1/session/a%2F..%2Fb/audio"
-        return await http_client.fetch(url, method=method, headers=headers, raise_error=False)
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await http_client.fetch(url, method=method, headers=given, raise_error=False)
 
     response = await fetch()
     assert (response.code, response.headers["Content-Type"], response.body) == (200, "audio/wav", data)
@@ -277,6 +278,11 @@ async def test_a_session_is_recorded_and_can_be_fetched(
     for asked in (f"bytes={size}-", "bytes=-0"):
         response = await fetch(Range=asked)
         assert (response.code, response.headers["Content-Range"]) == (416, f"bytes */{size}")
+    etag = response.headers["ETag"]
+    assert (await fetch(If_None_Match=etag)).code == 304
+    for known, code in ((etag, 206), ('"another"', 200), ("Sun, 06 Nov 1994 08:49:37 GMT", 200)):
+        response = await fetch(Range="bytes=44-", If_Range=known)
+        assert (response.code, response.body) == (code, data[44 if code == 206 else 0 :])
     stats = await gateway.storage.stats()
     assert stats["done"]["audio_bytes"] == size
     assert await gateway.delete("a/../b")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import ast
+import http
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg2
 import pytest
 
-from asrserver.handlers import base, openapi, rest
+from asrserver import __version__, auth, handlers
+from asrserver.broker import broker, pipeline, quota
+from asrserver.gateway import archive, health
+from asrserver.gateway.admission import Admission
+from asrserver.gateway.archive_files import MEDIA
+from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.rate_limits import Limits
+from asrserver.handlers import audio, base, openapi, proxy, rest
 from asrserver.handlers.app import ROUTES
-from asrserver.handlers.websocket import WebSocket
+from asrserver.storage.queries import CURSOR
 from tests.program import System
 
 DOCUMENT = openapi.document()
@@ -30,21 +40,73 @@ def test_its_methods_are_the_handlers(path: str) -> None:
     assert DOCUMENT["paths"][path].keys() == found
 
 
+def resolved(value: dict[str, Any]) -> dict[str, Any]:
+    """What a reference leads to, or the value itself."""
+    found = DOCUMENT
+    for name in value["$ref"].split("/")[1:] if "$ref" in value else ():
+        found = found[name]
+    return found if "$ref" in value else value
+
+
+def parameters(path: str, method: str, place: str) -> set[str]:
+    found = [resolved(item) for item in DOCUMENT["paths"][path][method].get("parameters", ())]
+    return {item["name"] for item in found if item["in"] == place}
+
+
 @pytest.mark.parametrize("path", ROUTES)
 def test_its_parameters_are_those_that_the_code_reads(path: str) -> None:
     handler = ROUTES[path]
-    if handler is WebSocket:
+    for method in DOCUMENT["paths"][path]:
+        assert parameters(path, method, "path") == set(re.findall(r"\{(\w+)\}", path))
+    if not issubclass(handler, base.RestHandler):
         return
-    named = {p["name"] for operation in DOCUMENT["paths"][path].values() for p in operation.get("parameters", ())}
-    read = set(re.findall(r'self\.(?:whole|text|choice|when|given)\("(\w+)"', inspect.getsource(handler)))
-    assert named == read | set(re.findall(r"\{(\w+)\}", path))
+    read = set(re.findall(r'self\.(?:whole|text|choice|when|raw)\("(\w+)"', inspect.getsource(handler)))
+    assert read == (handler.query_parameters or set())
+    for method in DOCUMENT["paths"][path]:
+        assert parameters(path, method, "query") == (read if method == "get" else set())
 
 
-def test_its_limits_are_the_codes() -> None:
-    parameters = {p["name"]: p["schema"] for p in DOCUMENT["paths"]["/api/v1/history"]["get"]["parameters"]}
-    assert parameters["limit"]["maximum"] == rest.MAX_LIMIT
-    assert parameters["q"]["maxLength"] == rest.MAX_SEARCH
-    assert tuple(parameters["status"]["enum"]) == rest.STATUSES
+def test_its_limits_are_the_code_s() -> None:
+    schemas = {p["name"]: p["schema"] for p in DOCUMENT["paths"]["/api/v1/history"]["get"]["parameters"]}
+    assert schemas["limit"]["maximum"] == rest.MAX_LIMIT
+    assert schemas["q"]["maxLength"] == rest.MAX_SEARCH
+    assert schemas["user_id"]["maxLength"] == rest.MAX_USER_ID
+    assert tuple(schemas["status"]["enum"]) == rest.STATUSES
+    assert schemas["cursor"]["pattern"] == f"^{CURSOR.pattern}$"
+
+
+def test_its_media_types_are_the_code_s() -> None:
+    session = DOCUMENT["paths"]["/api/v1/session/{session_id}"]["get"]
+    assert session["responses"]["200"]["content"].keys() == {"application/json", *(m for m, _ in rest.FORMATS.values())}
+    [formats] = [p["schema"]["enum"] for p in map(resolved, session["parameters"]) if p["name"] == "format"]
+    assert set(formats) == {"json", *rest.FORMATS}
+    recording = DOCUMENT["paths"]["/api/v1/session/{session_id}/audio"]["get"]["responses"]
+    for status in ("200", "206"):
+        assert recording[status]["content"].keys() == set(MEDIA.values())
+
+
+def test_its_version_is_the_program_s() -> None:
+    assert DOCUMENT["info"]["version"] == __version__
+
+
+#: What may answer a request of HTTP; of the gateway, what a handler calls.
+ANSWERING = (auth, *(handlers.auth, base, rest, audio, proxy), health, archive, broker, quota, pipeline)
+CONNECTING = (Admission.connect, Admission._refuse_spent, Limits.connect, Gateway.delete, Gateway._refuse_when_closing)
+
+
+def test_its_error_codes_are_the_code_s() -> None:
+    """Every code that the code can answer a request with, and no other."""
+    sources = [inspect.getsource(module) for module in ANSWERING]
+    sources += [textwrap.dedent(inspect.getsource(function)) for function in CONNECTING]
+    found = {"internal_server_error"}
+    for call in (node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+        if name in ("fail", "Refused", "Unavailable") and given:
+            found.add(next(value for value in given if isinstance(value, str)))
+        elif name == "HTTPError" and given:
+            found.add(http.HTTPStatus(given[0]).phrase.lower().replace(" ", "_"))
+    assert set(DOCUMENT["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]) == found
 
 
 def references(value: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from asrserver.broker.broker import Broker
 from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway import rate_limits as limits_module
 from asrserver.gateway.gateway import Gateway
-from asrserver.handlers.app import AsrApplication, Server
+from asrserver.handlers.app import AsrApplication, BoundedHttpServer
 from asrserver.protocol.frames import BINARY
 from tests.fakes import FakeWorker
 from tests.gateway.limits.support import PIECE, bystander, connect, error, refusal
@@ -50,7 +50,7 @@ async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> 
 @pytest.mark.parametrize("given", [{"max_connections": 3}])
 async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Gateway) -> None:
     """Past the limit they are closed; those that became WebSockets are not among them."""
-    server = Server(app)
+    server = BoundedHttpServer(app)
     socket, port = bind_unused_port()
     server.add_socket(socket)
     async with await connect(f"ws://127.0.0.1:{port}/ws/asr") as client:
