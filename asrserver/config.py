@@ -1,4 +1,4 @@
-"""Settings: one table that makes every flag, environment variable, file key and line of documentation."""
+"""Settings: one table defines every flag, environment variable, configuration key and line of documentation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from urllib.parse import quote
 import click
 from click.core import ParameterSource
 
-from asrserver.auth import Access, is_loopback, tls_context
-from asrserver.errors import SettingError
-
-#: Which commands take which groups of settings.
+#: The groups of settings that each command takes.
 COMMANDS = {
     "run": ("server", "redis", "database", "gateway", "worker", "embedded"),
     "gateway": ("server", "redis", "database", "gateway"),
@@ -26,12 +23,12 @@ COMMANDS = {
 
 
 def setting(default: Any, group: str, type: Any, help: str, env: str = "") -> Any:
-    """One row of the table: a default, who takes it, a click type and a sentence."""
+    """A row of the table: default, group, click type, help text and, if not ASRSERVER_<NAME>, environment variable."""
     return field(default=default, metadata={"group": group, "type": type, "help": help, "env": env})
 
 
 def default_data_dir() -> str:
-    """Where the embedded servers keep their data: the system's place for root, the user's for a user."""
+    """The default directory of the embedded servers' data: system-wide for root, else in the user's home."""
     if os.geteuid() == 0:
         return "/var/lib/asrserver"
     base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
@@ -47,229 +44,266 @@ _COUNT_OR_AUTO = click.IntRange(min=0)
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings, resolved: flag beats environment beats file beats default. Times are in seconds."""
+    """All settings, resolved: a flag overrides the environment, which overrides the file. Times are in seconds."""
 
     log_level: str = setting(
-        "info", "server", click.Choice(["debug", "info", "warning", "error"]), "What is logged, from this level up."
+        "info", "server", click.Choice(["debug", "info", "warning", "error"]), "Minimum level of log messages."
     )
     log_format: str = setting(
-        "text", "server", click.Choice(["text", "json"]), "How: lines for people, or one JSON object a line."
+        "text",
+        "server",
+        click.Choice(["text", "json"]),
+        "Log format: text for humans, json (one object per line) for machines.",
     )
     metrics_port: int = setting(
         0,
         "server",
         click.IntRange(0, 65535),
-        "Port of its own for /metrics, without a key; 0 is none: then gateways answer it on theirs.",
+        "Dedicated port for /metrics, without API key. 0: the gateways serve /metrics on their own port.",
     )
-    metrics_host: str = setting("127.0.0.1", "server", str, "Address that metrics-port listens on.")
+    metrics_host: str = setting("127.0.0.1", "server", str, "Listen address of metrics-port.")
     drain_timeout: float = setting(
-        10.0, "server", _SECONDS, "Seconds that SIGTERM lets sessions and jobs finish before they are cut."
+        10.0, "server", _SECONDS, "Seconds that sessions may take to finish after SIGTERM; then they are interrupted."
     )
     hang_timeout: float = setting(
-        30.0, "server", _SECONDS, "Seconds without a sign of life after which a child process is killed."
+        30.0, "server", _SECONDS, "Seconds without a heartbeat after which a child process is killed and replaced."
     )
     redis_url: str = setting(
-        "", "redis", str, "Redis (6.2 or later) as redis://, rediss:// or unix:// URL.", "REDIS_URL"
+        "", "redis", str, "URL of a Redis 6.2 or later: redis://, rediss:// or unix://.", "REDIS_URL"
     )
-    redis_addr: str = setting("", "redis", str, "Redis as HOST:PORT; redis-url wins.", "REDIS_ADDR")
+    redis_addr: str = setting("", "redis", str, "Redis as HOST:PORT; redis-url takes precedence.", "REDIS_ADDR")
     lease: float = setting(
-        10.0, "redis", click.FloatRange(min=1), "Seconds without renewal after which a session changes its worker."
+        10.0,
+        "redis",
+        click.FloatRange(min=1),
+        "Seconds after which another worker takes over a session whose worker stopped renewing its lease.",
     )
     session_ttl: float = setting(
-        600.0, "redis", click.FloatRange(min=1), "Seconds that Redis keeps a session after it is stored in PostgreSQL."
+        600.0, "redis", click.FloatRange(min=1), "Seconds that Redis keeps a session after PostgreSQL has stored it."
     )
     database_url: str = setting(
-        "", "database", str, "PostgreSQL as postgresql:// URL or libpq keywords.", "DATABASE_URL"
+        "", "database", str, "PostgreSQL as a postgresql:// URL or as libpq keywords.", "DATABASE_URL"
     )
     db_host: str = setting(
-        "", "database", str, "PostgreSQL host or socket directory [127.0.0.1 if any DB_ is given].", "DB_HOST"
+        "", "database", str, "PostgreSQL host or socket directory [127.0.0.1 if any db- setting is given].", "DB_HOST"
     )
     db_port: int = setting(5432, "database", click.IntRange(1, 65535), "PostgreSQL port.", "DB_PORT")
     db_user: str = setting("", "database", str, "PostgreSQL user [postgres].", "DB_USER")
-    db_password: str = setting("", "database", str, "PostgreSQL password; better given by environment.", "DB_PASSWORD")
-    db_name: str = setting("", "database", str, "PostgreSQL database, created when missing [asrserver].", "DB_NAME")
+    db_password: str = setting(
+        "", "database", str, "PostgreSQL password; prefer the environment variable.", "DB_PASSWORD"
+    )
+    db_name: str = setting("", "database", str, "PostgreSQL database; created if missing [asrserver].", "DB_NAME")
     host: str = setting(
         "127.0.0.1",
         "gateway",
         str,
-        "Address to listen on; other than loopback only with API keys, or with access-control off.",
+        "Listen address. Other than loopback, it requires API keys or access-control off.",
         "HOST",
     )
-    port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on; 0 takes a free one.", "PORT")
-    gateways: int = setting(1, "gateway", _COUNT, "Gateway processes that share the port.")
+    port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on. 0: any free port.", "PORT")
+    gateways: int = setting(1, "gateway", _COUNT, "Number of gateway processes, which share the port.")
     keys_file: str = setting(
         "",
         "gateway",
         click.Path(dir_okay=False),
-        "File of API keys, made by asrserver keys create; re-read when it changes.",
+        "File of API keys, created by asrserver keys create; reloaded when it changes.",
     )
-    api_keys: str = setting(
-        "", "gateway", str, "API keys without a file, as NAME:KEY,NAME:KEY; better given by environment."
-    )
+    api_keys: str = setting("", "gateway", str, "API keys as NAME:KEY,NAME:KEY; prefer the environment variable.")
     access_control: str = setting(
         "auto",
         "gateway",
         click.Choice(["auto", "off"]),
-        "auto asks for a key if there are any, and listens on loopback alone if there are none; off lets everybody in.",
+        "auto: require an API key if any is configured, else listen on loopback only. off: allow everybody.",
     )
     allowed_origins: str = setting(
         "",
         "gateway",
         str,
-        "Origins, comma-separated, whose web pages may connect and use REST (CORS); * is all; the server's own may.",
+        "Comma-separated origins whose web pages may use the server (CORS); * allows all. Its own origin always may.",
     )
     trusted_proxies: str = setting(
         "",
         "gateway",
         str,
-        "Addresses or networks, comma-separated, of proxies whose X-Forwarded-For, -Proto and X-Real-IP are believed.",
+        "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto and X-Real-IP are trusted.",
     )
     tls_cert: str = setting(
-        "", "gateway", click.Path(dir_okay=False), "Certificate, with its chain, in PEM: https and wss instead of http."
+        "",
+        "gateway",
+        click.Path(dir_okay=False),
+        "TLS certificate chain (PEM): serve https and wss instead of http and ws.",
     )
     tls_key: str = setting(
-        "", "gateway", click.Path(dir_okay=False), "Key of the certificate in PEM, if it is not in the same file."
+        "",
+        "gateway",
+        click.Path(dir_okay=False),
+        "Private key of the TLS certificate (PEM), if it is in a file of its own.",
     )
     save_audio: str = setting(
         "",
         "gateway",
         str,
-        "Directory for recordings, one file a session, shared by all gateways; empty records nothing.",
+        "Directory for recordings, one file per session, shared by all gateways. Empty: record nothing.",
     )
     save_audio_as: str = setting(
         "wav",
         "gateway",
         click.Choice(["wav", "flac"]),
-        "What recordings of headerless audio become; files stay as sent.",
+        "File format for recordings of raw PCM; files in a container are kept as sent.",
     )
     audio_keep_days: float = setting(
-        0.0, "gateway", click.FloatRange(min=0), "Days after which a recording is removed; 0 keeps all."
+        0.0, "gateway", click.FloatRange(min=0), "Days after which a recording is deleted. 0: never."
     )
     audio_keep_per_user: int = setting(
-        0, "gateway", _COUNT_OR_AUTO, "Recordings kept of each user, the newest; 0 keeps all."
+        0, "gateway", _COUNT_OR_AUTO, "Number of recordings kept per user, newest first. 0: all."
     )
     funasr_addr: str = setting(
         "",
         "gateway",
         str,
-        "HOST:PORT or URL of another server that answers stats and queue status in this one's place.",
+        "HOST:PORT or URL of another server, to which stats and queue status requests are proxied.",
         "FUNASR_ADDR",
     )
     max_message: int = setting(
-        16 * 2**20, "gateway", click.IntRange(min=1024), "Largest WebSocket message in bytes; a larger one is an error."
+        16 * 2**20,
+        "gateway",
+        click.IntRange(min=1024),
+        "Maximum size of a WebSocket message in bytes; a larger one is refused.",
     )
     unread_timeout: float = setting(
         30.0,
         "gateway",
         _SECONDS,
-        "Seconds for which a client may leave unread what waits for it; then its connection is cut.",
+        "Seconds after which the connection of a client that does not read is closed.",
     )
-    ping_interval: float = setting(20.0, "gateway", _SECONDS, "Seconds between WebSocket pings; no pong closes.")
+    ping_interval: float = setting(
+        20.0, "gateway", _SECONDS, "Seconds between WebSocket pings; a client that does not answer is disconnected."
+    )
     resume_timeout: float = setting(
         30.0,
         "gateway",
         click.FloatRange(min=0),
-        "Seconds that a session waits for its client to come back; then it ends with what it has.",
+        "Seconds that a disconnected session waits for resume; then it is finished as interrupted.",
     )
     max_connections: int = setting(
-        10_000, "gateway", _COUNT_OR_NONE, "WebSocket connections of one gateway process; 0 is no limit, as below."
+        10_000,
+        "gateway",
+        _COUNT_OR_NONE,
+        "Maximum WebSocket connections per gateway process. 0: no limit.",
     )
     max_address_connections: int = setting(
-        1000, "gateway", _COUNT_OR_NONE, "Connections of one gateway from one address (of IPv6: from one /64)."
+        1000,
+        "gateway",
+        _COUNT_OR_NONE,
+        "Maximum connections per gateway process from one address (IPv6: one /64). 0: no limit.",
     )
-    max_sessions: int = setting(2000, "gateway", _COUNT_OR_NONE, "Sessions of one gateway process that are not over.")
+    max_sessions: int = setting(
+        2000, "gateway", _COUNT_OR_NONE, "Maximum open sessions per gateway process. 0: no limit."
+    )
     max_connection_sessions: int = setting(
-        100, "gateway", _COUNT_OR_NONE, "Sessions of one connection that are not over."
+        100, "gateway", _COUNT_OR_NONE, "Maximum open sessions per connection. 0: no limit."
     )
-    max_chunk: int = setting(12 * 2**20, "gateway", click.IntRange(min=1024), "Largest chunk in bytes of audio.")
+    max_chunk: int = setting(
+        12 * 2**20, "gateway", click.IntRange(min=1024), "Maximum size of a chunk in bytes of audio."
+    )
     max_session: float = setting(
-        14_400.0, "gateway", _SECONDS_OR_NONE, "Longest session in seconds of audio; then it is ended."
+        14_400.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Maximum length of a session in seconds of audio; then it is ended. 0: no limit.",
     )
     max_ahead: float = setting(
         10.0,
         "gateway",
         _SECONDS_OR_NONE,
-        "Seconds of audio that a session may send faster than it is spoken and recognised; then it is read slowly.",
+        "Seconds of unrecognised audio that a session may be ahead of real time; then it is read slowly. 0: no limit.",
     )
     max_speed: float = setting(
-        0.0, "gateway", _SECONDS_OR_NONE, "How many times faster than it is spoken a session's audio may come."
+        0.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Maximum speed of a session's audio, as a multiple of real time. 0: unlimited.",
     )
     speed_burst: float = setting(
-        30.0, "gateway", _SECONDS_OR_NONE, "Seconds of audio that may come at once before max-speed holds."
+        30.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Seconds of audio that a session may send at once before max-speed applies.",
     )
     max_queue: float = setting(
         3600.0,
         "gateway",
         _SECONDS_OR_NONE,
-        "Seconds of audio that wait in the whole system at which no new session starts.",
+        "Seconds of audio queued in the whole system at which new sessions are refused. 0: no limit.",
     )
     session_idle_timeout: float = setting(
-        300.0, "gateway", _SECONDS_OR_NONE, "Seconds without audio after which a session is ended."
+        300.0, "gateway", _SECONDS_OR_NONE, "Seconds without audio after which a session is ended. 0: no limit."
     )
     idle_timeout: float = setting(
-        900.0, "gateway", _SECONDS_OR_NONE, "Seconds without a message, nor a result owed, that close a connection."
+        900.0,
+        "gateway",
+        _SECONDS_OR_NONE,
+        "Seconds without a message or a pending result after which a connection is closed. 0: no limit.",
     )
     model: str = setting(
         "demo",
         "worker",
         str,
-        "demo (in the package), a size such as small or large-v3-turbo, a hub name, or a directory.",
+        "demo (packaged toy), a size such as small or large-v3-turbo, a hub repository, or a directory.",
     )
     device: str = setting(
         "auto",
         "worker",
         click.Choice(["auto", "cpu", "cuda"]),
-        "Where the model runs; auto takes GPUs if there are any.",
+        "Device of the model. auto: GPUs if there are any.",
     )
     compute_type: str = setting(
         "default", "worker", str, "CTranslate2 compute type: default, int8, float16, int8_float16, float32, …"
     )
     workers: int = setting(
-        0, "worker", _COUNT_OR_AUTO, "Worker processes; 0 is one a GPU, or one a CPU core less one a gateway."
+        0, "worker", _COUNT_OR_AUTO, "Number of worker processes. 0: one per GPU, or one per CPU minus one per gateway."
     )
-    threads: int = setting(
-        1, "worker", _COUNT, "CPU threads a worker computes with; several workers beat several threads."
-    )
+    threads: int = setting(1, "worker", _COUNT, "CPU threads per worker; more workers are faster than more threads.")
     batch_size: int = setting(
         0,
         "worker",
         _COUNT_OR_AUTO,
-        "Windows recognised in one call; 0 is 8 on a GPU; on a CPU up to 4, of a model so small that they take no "
-        "longer than 50 ms.",
+        "Maximum windows per model call. 0: 8 on a GPU; on a CPU up to 4 if the model is so small that the call takes "
+        "at most 50 ms.",
     )
-    beam_size: int = setting(1, "worker", click.IntRange(1, 20), "Beams of the decoder; 1 is greedy and fastest.")
+    beam_size: int = setting(1, "worker", click.IntRange(1, 20), "Beam size of the decoder. 1: greedy, the fastest.")
     window: str = setting(
         "fit",
         "worker",
         click.Choice(["fit", "full"]),
-        "What the model is given: the shortest window that fits the speech, or always 30 s.",
+        "Input window of the model. fit: the shortest that fits the speech. full: always 30 s.",
     )
     silence: float = setting(
-        0.4, "worker", click.FloatRange(0.1, 5), "Seconds of silence that end a segment of speech."
+        0.4, "worker", click.FloatRange(0.1, 5), "Seconds of silence that end a segment of speech (endpointing)."
     )
     context: str = setting(
         "off",
         "worker",
         click.Choice(["off", "on"]),
-        "Whether a live segment is recognised with the text before it (same language, gap of at most 3 s) as context.",
+        "Give a live segment the preceding text as context (same language, gap of at most 3 s).",
     )
     call_timeout: float = setting(
         300.0,
         "worker",
         _SECONDS,
-        "Seconds that one call of the decoder or the model may take before its worker is taken for hung.",
+        "Seconds after which a call of the audio decoder or the model counts as hung.",
     )
     max_backlog: float = setting(
-        30.0, "worker", _SECONDS, "Seconds of unrecognised audio at which a worker claims no further session."
+        30.0, "worker", _SECONDS, "Seconds of unrecognised audio at which a worker claims no more sessions."
     )
     max_utterance: float = setting(
-        3600.0, "worker", _SECONDS, "Longest utterance in seconds of audio; more is an error for that chunk."
+        3600.0, "worker", _SECONDS, "Maximum length of an utterance in seconds of audio; a longer chunk is refused."
     )
     data_dir: str = setting(
         "",
         "embedded",
         click.Path(file_okay=False),
-        "Directory of the embedded Redis and PostgreSQL [/var/lib/asrserver for root, else ~/.local/share/asrserver].",
+        "Data directory of the embedded servers [/var/lib/asrserver for root, else ~/.local/share/asrserver].",
     )
     embedded_memory: int = setting(
         1024, "embedded", click.IntRange(min=64), "Memory limit of the embedded Redis in MiB."
@@ -278,7 +312,7 @@ class Settings:
         "always",
         "embedded",
         click.Choice(["always", "no"]),
-        "When the embedded Redis syncs to disk: always survives a power loss, no survives kill -9.",
+        "fsync of the embedded Redis. always: survives a power failure. no: survives only killed processes.",
     )
 
     @property
@@ -291,12 +325,12 @@ class Settings:
 
     @property
     def redis(self) -> str:
-        """The Redis URL, however it was given."""
+        """The Redis URL, from redis-url or redis-addr."""
         return self.redis_url or f"redis://{self.redis_addr}/0"
 
     @property
     def database(self) -> str:
-        """The PostgreSQL URL, however it was given.
+        """The PostgreSQL URL, from database-url or the db- settings.
 
         The default host is 127.0.0.1 and not localhost: aiopg 1.4.0 can hang where a name has several addresses (#275).
         """
@@ -313,8 +347,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One setting as it is documented."""
+class SettingRow:
+    """A setting with its names, as documentation and click need it."""
 
     key: str
     flag: str
@@ -325,19 +359,19 @@ class Row:
     group: str
 
 
-def rows() -> list[Row]:
+def setting_rows() -> list[SettingRow]:
     """The table, in the order of `Settings`."""
     result = []
     for item in dataclasses.fields(Settings):
         meta = item.metadata
         env = meta["env"] or f"ASRSERVER_{item.name.upper()}"
         flag = "--" + item.name.replace("_", "-")
-        result.append(Row(item.name, flag, env, meta["type"], item.default, meta["help"], meta["group"]))
+        result.append(SettingRow(item.name, flag, env, meta["type"], item.default, meta["help"], meta["group"]))
     return result
 
 
 class _SettingOption(click.Option):
-    """A click option whose bad value is one line that names the setting and where the value came from."""
+    """A click option whose error for a bad value is one line that names the flag, variable or file key it came from."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
         try:
@@ -353,10 +387,10 @@ class _SettingOption(click.Option):
 
 
 def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that gives a click command `--config` and the settings of its groups."""
+    """A decorator that adds `--config` and the settings of a command's groups to a click command."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for row in reversed([row for row in rows() if row.group in COMMANDS[command]]):
+        for row in reversed([row for row in setting_rows() if row.group in COMMANDS[command]]):
             function = click.option(
                 row.flag,
                 row.key,
@@ -376,71 +410,34 @@ def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..
             callback=_read_config,
             envvar="ASRSERVER_CONFIG",
             show_envvar=True,
-            help="TOML file with settings: the keys are the flags without dashes, underscores for hyphens.",
+            help="TOML file of settings; keys are flag names with underscores instead of hyphens.",
         )(function)
 
     return decorate
 
 
 def _read_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
-    """Make a TOML file the defaults of the command; a key that is no setting at all is refused by name."""
+    """Use the values of a TOML file as defaults of the command; an unknown key is refused by name."""
     if path is None:
         return
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise click.ClickException(f"--config: {path}: {exc}") from None
-    known = {row.key for row in rows()}
+    known = {row.key for row in setting_rows()}
     for key, value in values.items():
         if key not in known:
             raise click.ClickException(f"--config: {path}: {key} is not a setting")
         if isinstance(value, dict | list):
             raise click.ClickException(f"--config: {path}: {key} must be one value")
-    # As text, like a flag's value: TOML's 8080.5 and true are no ports.
+    # As text, like a flag's value, so that click checks it: TOML's 8080.5 and true are not ports.
     ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}
-
-
-def check(settings: Settings, command: str) -> Settings:
-    """Refuse combinations that cannot work; raises SettingError."""
-    if command != "run" and not settings.has_redis:
-        raise SettingError(f"REDIS_URL (or REDIS_ADDR) must be set for asrserver {command}; only run starts its own")
-    if command == "gateway" and not settings.has_database:
-        raise SettingError("DATABASE_URL (or DB_HOST …) must be set for asrserver gateway; only run starts its own")
-    if command != "worker" and settings.save_audio:
-        try:
-            Path(settings.save_audio).mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as exc:
-            raise SettingError(f"--save-audio {settings.save_audio}: {exc.strerror}") from None
-        if not os.access(settings.save_audio, os.R_OK | os.W_OK | os.X_OK):
-            raise SettingError(f"--save-audio {settings.save_audio}: not writable")
-    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
-    if command != "worker":
-        _check_access(settings)
-    return settings
-
-
-def _check_access(settings: Settings) -> None:
-    """An open door must have been asked for in so many words."""
-    access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
-    if settings.tls_cert:
-        tls_context(settings.tls_cert, settings.tls_key)
-    elif settings.tls_key:
-        raise SettingError("tls-key: it needs tls-cert too")
-    if settings.access_control == "off":
-        if access.enabled:
-            raise SettingError("access-control: off and API keys exclude each other")
-    elif not access.enabled and not is_loopback(settings.host):
-        raise SettingError(
-            f"--host {settings.host} is open to others and there are no API keys: give keys-file or api-keys, or say "
-            "--access-control off"
-        )
 
 
 def documentation() -> str:
     """The settings as a Markdown table; README holds it and a test compares."""
     lines = ["| flag | environment | default | for | what |", "|---|---|---|---|---|"]
-    for row in rows():
+    for row in setting_rows():
         commands = ", ".join(name for name, groups in COMMANDS.items() if row.group in groups)
         default = f"`{row.default}`" if row.default != "" else ""
         lines.append(f"| `{row.flag}` | `{row.env}` | {default} | {commands} | {row.help} |")

@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 
 from asrserver.auth import Access, KeyLimits, KeysFile, bearer, is_loopback, neighbourhood
 from asrserver.cli.main import main
-from asrserver.config import Settings, check
+from asrserver.cli.startup import check_settings
+from asrserver.config import Settings
 from asrserver.errors import Refused, SettingError
 from tests.api_keys import GIVEN, TLS, Keys
 
@@ -202,11 +203,11 @@ def test_what_is_loopback(host: str, expected: bool) -> None:
 )
 def test_settings_that_stop_the_start(given: dict[str, str], words: str) -> None:
     with pytest.raises(SettingError, match=words) as refused:
-        check(Settings(**given), "run")
+        check_settings(Settings(**given), "run")
     assert "\n" not in str(refused.value)
 
 
 def test_settings_that_may_listen_beyond_loopback() -> None:
-    check(Settings(host="0.0.0.0", access_control="off"), "run")
-    check(Settings(host="0.0.0.0", api_keys=f"ops:{GIVEN}"), "run")
-    check(Settings(tls_cert=str(TLS / "cert.pem"), tls_key=str(TLS / "key.pem")), "run")
+    check_settings(Settings(host="0.0.0.0", access_control="off"), "run")
+    check_settings(Settings(host="0.0.0.0", api_keys=f"ops:{GIVEN}"), "run")
+    check_settings(Settings(tls_cert=str(TLS / "cert.pem"), tls_key=str(TLS / "key.pem")), "run")

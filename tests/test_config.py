@@ -13,7 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg2.extensions import parse_dsn
 
-from asrserver.config import COMMANDS, Settings, check, documentation, rows, settings_options
+from asrserver.cli.startup import check_settings
+from asrserver.config import COMMANDS, Settings, documentation, setting_rows, settings_options
 from asrserver.errors import SettingError
 
 README = Path(__file__).parent.parent / "README.md"
@@ -30,7 +31,7 @@ def taken() -> dict[str, Any]:
 @pytest.fixture
 def parse(taken: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Parse:
     """parse("--port", "1", command="run", env={…}): what a command's user sees."""
-    for row in rows():
+    for row in setting_rows():
         monkeypatch.delenv(row.env, raising=False)
 
     def run(*arguments: str, command: str = "run", env: dict[str, str] | None = None) -> Result:
@@ -85,7 +86,7 @@ def test_every_setting_comes_by_flag_environment_and_file(
     parse: Parse, taken: dict[str, Any], file: Callable[[str], str]
 ) -> None:
     """For each row of the table, one by one: its default survives all three ways."""
-    for row in rows():
+    for row in setting_rows():
         value = str(row.default) or "x"
         for arguments, env in (
             ((row.flag, value), None),
@@ -102,7 +103,7 @@ def test_the_options_of_a_command_are_settings(parse: Parse, taken: dict[str, An
     for command in COMMANDS:
         parse(command=command)
         Settings(**taken)
-    assert set(taken) < {row.key for row in rows()}
+    assert set(taken) < {row.key for row in setting_rows()}
 
 
 @pytest.mark.parametrize("value", ["abc", "65536", "-1", "8080.5", "true"])
@@ -142,15 +143,15 @@ def test_a_file_for_all_commands_serves_each(parse: Parse, file: Callable[[str],
 def test_the_help_shows_flag_variable_and_default(parse: Parse) -> None:
     for command, groups in COMMANDS.items():
         text = re.sub(r"\s+", "", parse("--help", command=command).output)
-        for row in rows():
+        for row in setting_rows():
             assert (row.flag in text) == (row.group in groups)
             assert bool(re.search(rf"envvar:{row.env}[;\]]", text)) == (row.group in groups)
 
 
 def test_documentation_has_every_setting_once() -> None:
     text = documentation()
-    assert [line.split("`")[1] for line in text.splitlines()[2:]] == [row.flag for row in rows()]
-    assert len({row.env for row in rows()}) == len(rows()) == len(dataclasses.fields(Settings))
+    assert [line.split("`")[1] for line in text.splitlines()[2:]] == [row.flag for row in setting_rows()]
+    assert len({row.env for row in setting_rows()}) == len(setting_rows()) == len(dataclasses.fields(Settings))
 
 
 def test_the_readme_has_the_table() -> None:
@@ -167,7 +168,7 @@ def test_the_units_name_commands_and_settings_that_there_are() -> None:
     for unit in units:
         text = unit.read_text()
         command, *arguments = re.findall(r"^ExecStart=\S+/asrserver (.*)$", text, re.M)[0].split()
-        flags = {row.flag for row in rows() if row.group in COMMANDS[command]} | {"--config"}
+        flags = {row.flag for row in setting_rows() if row.group in COMMANDS[command]} | {"--config"}
         assert {argument for argument in arguments if argument.startswith("-")} <= flags
         assert "ExecReload=/bin/kill -HUP $MAINPID" in text
         assert "KillMode=mixed" in text
@@ -175,7 +176,7 @@ def test_the_units_name_commands_and_settings_that_there_are() -> None:
 
 def test_the_names_of_the_ancestor_stay() -> None:
     assert {"PORT", "REDIS_ADDR", "DB_HOST", "DB_PORT", "DB_USER", "DB_PASSWORD", "DB_NAME"} <= {
-        row.env for row in rows()
+        row.env for row in setting_rows()
     }
 
 
@@ -190,13 +191,13 @@ def test_the_names_of_the_ancestor_stay() -> None:
 )
 def test_what_cannot_work_is_refused_by_name(given: dict[str, Any], command: str, named: str) -> None:
     with pytest.raises(SettingError, match=named):
-        check(Settings(**given), command)
+        check_settings(Settings(**given), command)
 
 
 def test_what_works_is_let_through() -> None:
     both = Settings(redis_addr="h:1", db_host="h")
-    assert all(check(both, command) is both for command in COMMANDS)
-    assert check(Settings(), "run") == Settings()
+    assert all(check_settings(both, command) is both for command in COMMANDS)
+    assert check_settings(Settings(), "run") == Settings()
 
 
 def test_servers_may_be_given_in_either_way() -> None:

@@ -6,8 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,24 @@ from typing import Any
 import click
 
 from asrserver import __version__
+from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.options import key_option, server_option, server_url
-from asrserver.config import Settings, check, settings_options
+from asrserver.cli.startup import check_settings
+from asrserver.config import Settings, settings_options
 from asrserver.errors import SettingError
 from asrserver.process.limits import raise_file_limit
 
 log = logging.getLogger("asrserver.cli")
 
-#: Connections that wait to be accepted while a gateway is busy.
+#: Connections that the kernel queues until a gateway accepts them.
 LISTEN_BACKLOG = 1024
 
-#: Files that a gateway has open beside its clients' connections: libraries, Redis, PostgreSQL, recordings.
+#: Files that a gateway opens besides its clients' connections: libraries, Redis, PostgreSQL, recordings.
 OTHER_FILES = 200
 
-#: Seconds that an embedded server gets to stop.
-SERVER_STOP = 20.0
+#: Seconds that an embedded server may take to stop.
+SERVER_STOP_TIMEOUT = 20.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -39,21 +40,22 @@ def main() -> None:
     """Streaming speech recognition: WebSocket in, text out, hundreds of streams on one machine.
 
     \b
-    asrserver run --port 8080          everything on this machine, nothing to set up
-    asrserver transcribe hello.wav     the text of a file, from that server
-    asrserver status                   how it is
-    asrserver loadtest -c 500          how much it can take, and whether all of it is right
-    asrserver keys create NAME         an API key, for a server that others can reach
+    asrserver run --port 8080          run everything on this machine, without configuration
+    asrserver transcribe FILE          transcribe an audio or video file with that server
+    asrserver status                   show its health
+    asrserver loadtest -c 500          measure how many streams it carries, and check every transcript
+    asrserver keys create NAME         create an API key, for a server that other machines can reach
     """
 
 
 @main.command()
 @settings_options("run")
 def run(**options: Any) -> None:
-    """Run gateways, workers and, where none is configured, a Redis and a PostgreSQL of its own.
+    """Run gateways and workers on this machine, with an embedded Redis and PostgreSQL if none is configured.
 
-    Without REDIS_URL or REDIS_ADDR and without DATABASE_URL or DB_* the embedded servers keep their data in --data-dir.
-    SIGTERM or Ctrl+C drains and stops, a second one stops at once; SIGTTIN and SIGTTOU add and remove a worker.
+    A Redis is configured by REDIS_URL or REDIS_ADDR, a PostgreSQL by DATABASE_URL or DB_*. The embedded servers keep
+    their data in --data-dir. SIGTERM or Ctrl+C drains and stops, a second one stops at once; SIGHUP replaces all
+    processes one at a time; SIGTTIN adds a worker, SIGTTOU removes one.
     """
     _supervise("run", options, gateways=True, workers=True)
 
@@ -61,14 +63,14 @@ def run(**options: Any) -> None:
 @main.command()
 @settings_options("gateway")
 def gateway(**options: Any) -> None:
-    """Run gateways only: WebSocket and REST, on a Redis and a PostgreSQL that are there."""
+    """Run gateways only (WebSocket and REST), on an existing Redis and PostgreSQL."""
     _supervise("gateway", options, gateways=True, workers=False)
 
 
 @main.command()
 @settings_options("worker")
 def worker(**options: Any) -> None:
-    """Run workers only: recognition, for the gateways on the same Redis."""
+    """Run workers only (recognition), for the gateways on the same Redis."""
     _supervise("worker", options, gateways=False, workers=True)
 
 
@@ -77,15 +79,15 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     from asrserver.telemetry.logs import configure_logging
 
     try:
-        settings = with_device(check(Settings(**options), command))
+        settings = with_device(check_settings(Settings(**options), command))
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
     files = raise_file_limit()
     if gateways and settings.max_connections + OTHER_FILES > files:
         log.warning(
-            "a process may open %d files here, too few for --max-connections %d: raise the hard limit (ulimit -Hn, "
-            "systemd's LimitNOFILE) to %d",
+            "open file limit %d is too low for --max-connections %d: raise the hard limit (ulimit -Hn, systemd's "
+            "LimitNOFILE) to %d",
             files,
             settings.max_connections,
             settings.max_connections + OTHER_FILES,
@@ -93,7 +95,7 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     with ExitStack() as stack:
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
         if listener is not None:
-            settings = replace(settings, port=listener.getsockname()[1])  # of 0, what the system chose
+            settings = replace(settings, port=listener.getsockname()[1])  # with port 0, the one that the system chose
         _share_metrics(settings, stack)
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
@@ -103,7 +105,7 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
 
 
 def _share_metrics(settings: Settings, stack: ExitStack) -> None:
-    """Where the children count, and the port that tells."""
+    """Set up the directory in which the processes share metrics, and the dedicated port if there is one."""
     from asrserver.telemetry import multiprocess
 
     try:
@@ -112,11 +114,11 @@ def _share_metrics(settings: Settings, stack: ExitStack) -> None:
             stack.enter_context(multiprocess.port(settings.metrics_host, settings.metrics_port))
     except OSError as exc:
         place = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
-        raise click.ClickException(f"metrics cannot be offered on {place}: {exc.strerror or exc}") from None
+        raise click.ClickException(f"cannot serve metrics on {place}: {exc.strerror or exc}") from None
 
 
 def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list[Any]]:
-    """Start the embedded servers for what is not configured; the settings that name them, and the servers."""
+    """Start embedded servers for what is not configured; return the settings with their URLs, and the servers."""
     from asrserver.embedded.data_dir import DataDir
     from asrserver.embedded.locate import EmbeddedError
     from asrserver.embedded.postgres import EmbeddedPostgres
@@ -125,7 +127,7 @@ def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list
     servers: list[Any] = []
 
     def start(server: Any) -> Any:
-        stack.callback(server.stop, SERVER_STOP)
+        stack.callback(server.stop, SERVER_STOP_TIMEOUT)
         server.start()
         servers.append(server)
         return server
@@ -144,7 +146,7 @@ def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The socket that all gateways share, bound here: a second server on the port fails at once and by name."""
+    """The socket that all gateways share; bound here, so that a port in use fails at once with a clear message."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -161,16 +163,16 @@ def _listen(host: str, port: int) -> socket.socket:
 @click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False))
 @server_option
 @key_option
+@click.option("--realtime", is_flag=True, help="Send in real time instead of as fast as the server accepts.")
 @click.option(
-    "--realtime", is_flag=True, help="Send as fast as it would be spoken, not as fast as the server takes it."
+    "--live", is_flag=True, help="Show partial results; send FILEs in real time or, without FILE, the microphone."
 )
-@click.option(
-    "--live", is_flag=True, help="Show the text as it forms; FILEs are sent in real time, without one a microphone is."
-)
-@click.option("--language", help="Language code such as en or zh; detected if not given.")
-@click.option("--user", "user_id", default="", help="User id to store the sessions under.")
+@click.option("--language", help="Language code such as en or zh [detected].")
+@click.option("--user", "user_id", default="", help="User id of the stored sessions.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the text.")
-@click.option("--progress/--no-progress", default=None, help="A progress bar on standard error [if it is a terminal].")
+@click.option(
+    "--progress/--no-progress", default=None, help="Show a progress bar on standard error [if it is a terminal]."
+)
 def transcribe(
     files: tuple[str, ...],
     server: str,
@@ -182,13 +184,13 @@ def transcribe(
     as_json: bool,
     progress: bool | None,
 ) -> None:
-    """Stream files to a server and print what was said.
+    """Stream audio or video files to a server and print their transcripts.
 
-    Any audio or video file that FFmpeg reads; it is decoded here and sent as 16 kHz PCM. Each file is a session. With
-    several files each text is headed by its file's name. The exit status is 1 if a file could not be transcribed.
+    Any file that FFmpeg reads: it is decoded here and sent as 16 kHz PCM, one session per file. With several files,
+    each transcript follows the name of its file. The exit status is 1 if a file could not be transcribed.
 
-    With --live, what is stable of a text is shown in bold (where there is a terminal), and what is still a guess behind
-    it; a microphone needs the extra mic (pip install 'asrserver[mic]').
+    With --live on a terminal, the stable part of the text is bold and the part that may still change is not. The
+    microphone needs the extra mic (make mic in a checkout).
     """
     options = {name: value for name, value in (("language", language), ("user_id", user_id)) if value}
     paths = [Path(name) for name in files]
@@ -198,7 +200,7 @@ def transcribe(
         ok = asyncio.run(transcribe_live(paths, server_url(server, "ws", "/ws/asr"), options, key=key, as_json=as_json))
         sys.exit(0 if ok else 1)
     if not files:
-        raise click.UsageError("Missing argument 'FILE…'; without one there is --live, from a microphone.")
+        raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
     from asrserver.cli.transcribe import transcribe_files
 
     show = sys.stderr.isatty() if progress is None else progress
@@ -219,114 +221,13 @@ def transcribe(
 @main.command()
 @server_option
 @key_option
-@click.option("--json", "as_json", is_flag=True, help="Print the health document as it came.")
+@click.option("--json", "as_json", is_flag=True, help="Print the health document as JSON.")
 def status(server: str, key: str, as_json: bool) -> None:
-    """Show gateways, workers, queue and health of a server; the exit status is 1 if something does not work."""
+    """Show the gateways, workers, queue and health of a server. The exit status is 1 if a part is not healthy."""
     from asrserver.cli.status import show_status
 
     sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
 
 
 main.add_command(loadtest)
-
-
-# -- keys ------------------------------------------------------------------------------------------------------------
-
-
-@main.group()
-def keys() -> None:
-    """Create, list and revoke the API keys in a file; servers that run with it notice within a second or two."""
-
-
-_keys_file = click.option(
-    "--keys-file",
-    "path",
-    required=True,
-    envvar="ASRSERVER_KEYS_FILE",
-    show_envvar=True,
-    type=click.Path(dir_okay=False),
-    help="The file; made at the first key.",
-)
-
-
-def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    for flag, type_, text in (
-        ("--audio-per-minute", click.FloatRange(min=0), "Seconds of audio recognised in a minute; 0 is no limit."),
-        ("--starts-per-minute", click.IntRange(min=0), "Sessions started in a minute; 0 is no limit."),
-        ("--sessions", click.IntRange(min=0), "Sessions open at a time; 0 is no limit."),
-        ("--connections", click.IntRange(min=0), "Connections at a time; 0 is no limit."),
-    ):
-        function = click.option(flag, type=type_, help=text)(function)
-    return function
-
-
-@keys.command("create")
-@click.argument("name")
-@_keys_file
-@_limit_options
-@click.option("--operator", is_flag=True, help="Let it see and delete the sessions of all keys.")
-def create_key(name: str, path: str, operator: bool, **limits: float | None) -> None:
-    """Create a key called NAME and print it: this once, for only its hash is kept."""
-    from asrserver.auth import KeyLimits, KeysFile
-
-    given: dict[str, Any] = {limit: value for limit, value in limits.items() if value is not None}
-    with _setting_errors():
-        key, text = KeysFile(path).create(name, KeyLimits(**given), operator)
-    click.echo(f"key {key.id} for {name}; it cannot be shown again:", err=True)
-    click.echo(text)
-
-
-@keys.command("list")
-@_keys_file
-def list_keys(path: str) -> None:
-    """List the keys with their limits, without their secrets."""
-    from asrserver.auth import KeysFile
-    from asrserver.cli.status import table
-
-    with _setting_errors():
-        found = KeysFile(path).read()
-    head = ("ID", "NAME", "CREATED", "STATE", "CONNECTIONS", "SESSIONS", "STARTS/MIN", "AUDIO s/MIN")
-    rows = []
-    for key in found:
-        state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
-        limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
-        rows.append((key.id, key.name, key.created, state, *(n or "-" for n in (*limits, key.limits.audio_per_minute))))
-    click.echo("\n".join(table(head, rows)) if rows else "no keys")
-
-
-@keys.command("limit")
-@click.argument("key_id", metavar="ID")
-@_keys_file
-@_limit_options
-def limit_key(key_id: str, path: str, **limits: float | None) -> None:
-    """Change limits of the key ID; those not given stay."""
-    from asrserver.auth import KeysFile
-
-    with _setting_errors():
-        changed = KeysFile(path).limit(key_id, {name: value for name, value in limits.items() if value is not None})
-    if changed is None:
-        raise click.ClickException(f"there is no key {key_id} in {path}")
-
-
-@keys.command("revoke")
-@click.argument("key_id", metavar="ID")
-@_keys_file
-def revoke_key(key_id: str, path: str) -> None:
-    """Revoke the key ID: it opens nothing from now on, and its connections are closed."""
-    from asrserver.auth import KeysFile
-
-    with _setting_errors():
-        revoked = KeysFile(path).revoke(key_id)
-    if revoked is None:
-        raise click.ClickException(f"there is no key {key_id} in {path}")
-    click.echo(f"key {key_id} is revoked", err=True)
-
-
-@contextmanager
-def _setting_errors() -> Iterator[None]:
-    try:
-        yield
-    except SettingError as exc:
-        raise click.ClickException(str(exc)) from None
-    except OSError as exc:
-        raise click.ClickException(f"{exc.filename}: {exc.strerror}") from None
+main.add_command(keys)

@@ -1,4 +1,4 @@
-"""The options of the commands that are clients of a server."""
+"""Options shared by the commands that are clients of a server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ server_option = click.option(
     show_envvar=True,
     default="ws://127.0.0.1:8080",
     show_default=True,
-    help="The server: ws://HOST:PORT or http://HOST:PORT, wss and https likewise. Of several, comma-separated, "
-    "the next one is taken when a connection is lost.",
+    help="URL of the server: ws://, wss://, http:// or https://HOST:PORT. Of several, separated by commas, the next is "
+    "used when a connection is lost.",
 )
 
 key_option = click.option(
@@ -21,12 +21,16 @@ key_option = click.option(
     envvar="ASRSERVER_KEY",
     show_envvar=True,
     default="",
-    help="API key for the server, if it asks for one; better given by environment.",
+    help="API key, if the server requires one; prefer the environment variable.",
 )
 
 
 def server_url(server: str, scheme: str, path: str) -> str:
-    """The address of a path at a server, as `--server` names one; raises ClickException."""
+    """The URL of a path on the server that `--server` names.
+
+    Raises:
+        ClickException: `server` is not a URL.
+    """
     parts = urlsplit(server if "//" in server else f"//{server}")
     if not parts.netloc:
         raise click.ClickException(f"--server: {server!r} is not a URL")

@@ -22,7 +22,7 @@ import pytest
 
 from asrserver import __version__
 from asrserver.cli.live import Screen
-from asrserver.config import COMMANDS, rows
+from asrserver.config import COMMANDS, setting_rows
 from asrserver.embedded import locate
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
@@ -58,7 +58,7 @@ def test_help(command: str) -> None:
     assert done.stderr == ""
     assert done.stdout.startswith("Usage: ")
     assert max(map(len, done.stdout.splitlines())) <= 110
-    for row in rows():
+    for row in setting_rows():
         if row.group in COMMANDS.get(command, ()):
             assert row.flag in done.stdout
             assert row.env in done.stdout

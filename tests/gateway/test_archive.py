@@ -20,7 +20,8 @@ import psycopg2
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
-from asrserver.config import Settings, check
+from asrserver.cli.startup import check_settings
+from asrserver.config import Settings
 from asrserver.errors import SettingError
 from asrserver.gateway import archive as recordings
 from asrserver.gateway import archive_files
@@ -201,8 +202,8 @@ def test_no_session_leads_out_of_the_directory(directory: Path, sid: str) -> Non
 def test_a_directory_that_cannot_be_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SettingError, match=r"--save-audio .*/file/x: Not a directory"):
-        check(Settings(save_audio=str(tmp_path / "file" / "x")), "run")
-    check(Settings(save_audio=str(tmp_path / "a" / "b")), "run")
+        check_settings(Settings(save_audio=str(tmp_path / "file" / "x")), "run")
+    check_settings(Settings(save_audio=str(tmp_path / "a" / "b")), "run")
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
 
 

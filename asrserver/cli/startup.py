@@ -1,0 +1,58 @@
+"""What is checked before anything starts: combinations of settings that cannot work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from asrserver.auth import Access, is_loopback, tls_context
+from asrserver.config import Settings
+from asrserver.errors import SettingError
+
+
+def check_settings(settings: Settings, command: str) -> Settings:
+    """Refuse combinations of settings that cannot work; create the directory of recordings.
+
+    Args:
+        settings: The settings.
+        command: run, gateway or worker.
+
+    Returns:
+        The settings.
+
+    Raises:
+        SettingError: Names the setting and what is wrong with it.
+    """
+    if command != "run" and not settings.has_redis:
+        raise SettingError("REDIS_URL or REDIS_ADDR must be set: only asrserver run starts a Redis of its own")
+    if command == "gateway" and not settings.has_database:
+        raise SettingError("DATABASE_URL or DB_HOST must be set: only asrserver run starts a PostgreSQL of its own")
+    if command != "worker" and settings.save_audio:
+        try:
+            Path(settings.save_audio).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as exc:
+            raise SettingError(f"--save-audio {settings.save_audio}: {exc.strerror}") from None
+        if not os.access(settings.save_audio, os.R_OK | os.W_OK | os.X_OK):
+            raise SettingError(f"--save-audio {settings.save_audio}: not writable")
+    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    if command != "worker":
+        _check_access(settings)
+    return settings
+
+
+def _check_access(settings: Settings) -> None:
+    """Refuse to be open to other machines without API keys unless the operator says so explicitly."""
+    access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
+    if settings.tls_cert:
+        tls_context(settings.tls_cert, settings.tls_key)
+    elif settings.tls_key:
+        raise SettingError("--tls-key requires --tls-cert")
+    if settings.access_control == "off":
+        if access.enabled:
+            raise SettingError("--access-control off and API keys exclude each other")
+    elif not access.enabled and not is_loopback(settings.host):
+        raise SettingError(
+            f"--host {settings.host} is reachable from other machines and no API keys are configured: "
+            "set --keys-file or --api-keys, or --access-control off"
+        )
