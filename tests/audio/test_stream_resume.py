@@ -66,6 +66,7 @@ def test_borders_are_near_and_few() -> None:
     """A border for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
     decoder = StreamDecoder("matroska")
     decoder.feed(stream("webm"))
+    assert decoder.position > 3 * RATE
     for sample in range(0, decoder.position, RATE // 3):
         border = decoder.border(sample)
         assert sample - RATE // 2 < border.sample <= sample

@@ -207,6 +207,7 @@ async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broke
     every = set(db.scan_iter())
     left = {key for key in every if db.pttl(key) < 0}
     assert left <= {keys.TASKS}
+    assert {key("s") for key in (keys.session_key, keys.audio_key, keys.events_key)} <= every - left
     assert all(0 < db.pttl(key) <= 50_000 for key in every - left)
     assert db.xlen(keys.TASKS) == 0
     assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -55,11 +56,21 @@ def test_its_timestamps_are_where_speech_is(
     assert np.median(off) <= 0.2
 
 
-def test_its_card_has_the_table() -> None:
+def test_its_card_says_what_it_reaches() -> None:
+    """Each row's verdict is that of its numbers, and the size is that of the files."""
     card = (MODEL / "README.md").read_text()
     table = card.partition("<!-- table -->")[2].partition("<!-- /table -->")[0]
-    assert table.count("\n|") >= 20
-    assert sum(path.stat().st_size for path in MODEL.iterdir()) < 6e6
+    heading, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    assert heading == ["what", "target", "measured", ""]
+    assert len(rows) >= 20
+    for what, target, measured, verdict in rows:
+        limit, found = (float(re.findall(r"[\d.]+", cell)[0]) for cell in (target, measured))
+        met = found >= limit if target.startswith("≥") else found <= limit
+        assert verdict == ("met" if met else "**missed**"), what
+    sizes = {path.name: path.stat().st_size for path in MODEL.iterdir()}
+    assert sum(sizes.values()) < 6e6
+    files_row = {row[0]: row[2] for row in rows}["files"]
+    assert files_row == f"{(sum(sizes.values()) - sizes['README.md']) / 1e6:.2f} MB"
 
 
 @pytest.mark.gen_test(timeout=90)

@@ -147,6 +147,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
     options = ("--gateways", "2", "--workers", "2", "--drain-timeout", "2")
     system = start("run", *options).wait_ready()
     old = [*system.children("gateway"), *system.children("worker")]
+    assert len(old) == 4
     rolled = asyncio.Event()
     voices = itertools.cycle(utterances)
     said: dict[str, list[Utterance]] = {f"s{number}": [] for number in range(sessions)}
