@@ -1,8 +1,8 @@
-"""Who may come in: API keys and where they are kept, web pages' origins, proxies that are believed.
+"""Access control: API keys and their file, allowed origins of web pages, trusted proxies, TLS.
 
-Knows neither Tornado nor Redis. A key is `asr_<id>_<secret>`; the id is what logs, rows and quotas name, the secret is
-shown once, at its creation. What is kept of it is its SHA-256: a secret of 256 random bits cannot be guessed however
-fast a guess is, so the slow, salted hashes that protect passwords would protect nothing here and cost every request.
+Knows neither Tornado nor Redis. A key is `asr_<id>_<secret>`. Logs, rows and quotas name the id; the secret is printed
+once, when the key is created. Only its SHA-256 is stored: a secret of 256 random bits cannot be guessed however fast
+guesses are, so the slow, salted hashes that protect passwords would add nothing here and cost every request.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ import orjson
 
 from asrserver.errors import Refused, SettingError
 
-#: What an id or a name given by environment may be: it is logged, stored, and part of Redis keys.
+#: An id, or a name from the setting api-keys: it is logged, stored, and part of Redis keys.
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
-#: The text of a key from the file, with its id.
+#: A key as its user sends it, with its id as the group.
 _TEXT = re.compile(r"asr_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
-#: Shortest key that may be given by environment, in characters: an operator's own may be no password.
-MIN_LENGTH = 24
+#: Minimum length of a key from the setting api-keys, in characters: what an operator makes up must not be a password.
+MIN_KEY_LENGTH = 24
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """What one key may use, on all gateways together; 0 is as much as it likes."""
+    """Limits of one key over all gateways; 0: unlimited."""
 
     connections: int = 0
     sessions: int = 0
     starts_per_minute: int = 0
-    audio_per_minute: float = 0.0  # seconds of audio that workers decode in a minute
+    audio_per_minute: float = 0.0  # seconds of audio that workers decode per minute
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One API key. `operator` keys see the sessions of all; others their own."""
+    """One API key. An `operator` key sees the sessions of all keys, another key only its own."""
 
     id: str
     name: str
@@ -63,14 +63,21 @@ class Key:
 
     @property
     def scope(self) -> str | None:
-        """Whose sessions it sees: those of this owner, or all where that is None."""
+        """The owner whose sessions it sees; None: those of all owners."""
         return None if self.operator else self.id
 
 
 class Access:
-    """The doors of one gateway: whose key is right, which pages may ask, whose word on addresses counts.
+    """The access control of one gateway process: keys, allowed origins, trusted proxies.
 
-    `keys_file` and `api_keys` are the settings of these names; raises SettingError for what cannot be used.
+    Args:
+        keys_file: The setting keys-file.
+        api_keys: The setting api-keys.
+        origins: The setting allowed-origins.
+        proxies: The setting trusted-proxies.
+
+    Raises:
+        SettingError: One of them cannot be used; names which.
     """
 
     def __init__(self, keys_file: str = "", api_keys: str = "", origins: str = "", proxies: str = "") -> None:
@@ -85,39 +92,49 @@ class Access:
         self.reread()
 
     def authenticate(self, authorization: str | None) -> Key | None:
-        """The key of an Authorization header, or None where no key is asked for; raises Refused."""
+        """The key of an Authorization header; None where no keys are configured.
+
+        Raises:
+            Refused: The key is missing or not valid (401).
+        """
         if not self.enabled:
             return None
         scheme, _, text = (authorization or "").partition(" ")
         key = self._find(text.strip()) if scheme.lower() == "bearer" else None
         if key is None:
-            raise Refused(401, "unauthorized", "a valid API key is needed")
+            raise Refused(401, "unauthorized", "a valid API key is required")
         return key
 
     def key(self, owner: str) -> Key | None:
-        """The key with this id as it is now; None if it is revoked or there never was one."""
+        """The valid key with this id; None if it is revoked or unknown."""
         return self._keys.get(owner) or self._given.get(owner)
 
     def _find(self, text: str) -> Key | None:
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         named = _TEXT.fullmatch(text)
         candidates = [self._keys[named[1]]] if named and named[1] in self._keys else self._given.values()
-        # In constant time, although what it would leak is of a hash: then nobody has to wonder.
+        # In constant time, although only timing of a hash could leak: so that nobody has to wonder.
         return next((key for key in candidates if hmac.compare_digest(key.sha256, digest)), None)
 
     def reread(self) -> bool:
-        """Read the file again if it has changed; whether it had. Blocks, shortly. Raises SettingError; then what was
-        read before goes on to count."""
+        """Reload the file if it has changed. Blocks for as long as reading a small file takes.
+
+        Returns:
+            Whether it had changed.
+
+        Raises:
+            SettingError: The file cannot be used; the keys that were loaded before stay valid.
+        """
         if self._file is None or (seen := self._file.stamp()) == self._seen:
             return False
-        self._seen = seen  # whatever is in it: a bad one is complained of once
+        self._seen = seen  # before reading: a bad file is reported once, not every second
         self._keys = {key.id: key for key in self._file.read() if not key.revoked}
         return True
 
     # -- web pages and proxies -----------------------------------------------------------------------------------
 
     def allows_origin(self, origin: str, host: str) -> bool:
-        """Whether a page of `origin` may ask a server that it calls `host`: the server's own, or one of the setting."""
+        """Whether a web page of `origin` may send requests to `host`: it is the server's own origin, or allowed."""
         try:
             netloc = urlsplit(origin).netloc.lower()
         except ValueError:
@@ -125,41 +142,43 @@ class Access:
         return self.allows_pages_of(origin) or (netloc != "" and netloc == host.lower())
 
     def allows_pages_of(self, origin: str) -> bool:
-        """Whether the setting names this origin."""
+        """Whether allowed-origins contains this origin."""
         return "*" in self._origins or origin in self._origins
 
     def address(self, peer: str, headers: Mapping[str, str]) -> str:
-        """The client's address: the peer's, or what proxies that are believed say of it.
+        """The client's address: the peer's, or the one that a trusted proxy forwards.
 
-        X-Forwarded-For is read from the right, where the nearest proxy wrote; the first that is no such proxy is the
-        client. What stands before it, the client may have written itself.
+        X-Forwarded-For is read from the right, where the nearest proxy appends; the first address that is not a trusted
+        proxy is the client. The client may have written everything before it.
         """
-        if not self._trusted(peer):
-            return plain(peer)
+        if not self.trusts(peer):
+            return unmapped(peer)
         for hop in reversed(_parts(headers.get("X-Forwarded-For", headers.get("X-Real-Ip", "")))):
             if not _is_address(hop):
                 break
             peer = hop
-            if not self._trusted(hop):
+            if not self.trusts(hop):
                 break
-        return plain(peer)
+        return unmapped(peer)
 
-    def believes(self, peer: str) -> bool:
-        """Whether what this peer says of its clients counts."""
-        return self._trusted(peer)
-
-    def _trusted(self, peer: str) -> bool:
+    def trusts(self, peer: str) -> bool:
+        """Whether this peer is a trusted proxy."""
         if not self._proxies or not _is_address(peer):
             return False
-        address = ipaddress.ip_address(plain(peer))
+        address = ipaddress.ip_address(unmapped(peer))
         return any(address in network for network in self._proxies)
 
 
 def bearer(authorization: str | None, protocols: str | None, token: str | None) -> tuple[str | None, str | None]:
-    """The one Authorization header of the three ways to show a key, and the WebSocket subprotocols that are left.
+    """Make one Authorization header of the three ways to send a key: a browser's WebSocket cannot set headers.
 
-    `protocols` is Sec-WebSocket-Protocol, where a key stands as `bearer.<key>`; `token` the query parameter. Browsers'
-    WebSockets cannot set headers.
+    Args:
+        authorization: The Authorization header.
+        protocols: The Sec-WebSocket-Protocol header, in which a key is `bearer.<key>`.
+        token: The query parameter `token`.
+
+    Returns:
+        The Authorization header and the remaining subprotocols; None for each that is empty.
     """
     offered = _parts(protocols or "")
     keys = [item[7:] for item in offered if item.startswith("bearer.")]
@@ -168,20 +187,20 @@ def bearer(authorization: str | None, protocols: str | None, token: str | None) 
     return shown, rest
 
 
-def plain(address: str) -> str:
-    """An address without the IPv4-in-IPv6 form that a dual-stack socket gives it."""
+def unmapped(address: str) -> str:
+    """An address without the IPv4-mapped IPv6 form in which a dual-stack socket reports IPv4 (RFC 4291, 2.5.5.2)."""
     return address[7:] if address.startswith("::ffff:") and "." in address else address
 
 
-def neighbourhood(address: str) -> str:
-    """What counts as one address: of IPv6, a /64, which is what one customer gets at least."""
+def address_block(address: str) -> str:
+    """The block that counts as one client: the address of IPv4, the /64 of IPv6, which every customer gets at least."""
     if ":" not in address or not _is_address(address):
         return address
     return str(ipaddress.ip_network((address.partition("%")[0], 64), strict=False))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a socket bound to this address can be reached from this machine alone."""
+    """Whether a socket bound to this address can be reached only from this machine."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -190,17 +209,21 @@ def is_loopback(host: str) -> bool:
 
 
 def tls_context(certificate: str, key: str = "") -> ssl.SSLContext:
-    """What TLS connections are made with; raises SettingError naming the setting."""
+    """A server's TLS context (TLS 1.2 or later).
+
+    Raises:
+        SettingError: A file cannot be read or used; names the setting.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for name, path in (("tls-cert", certificate), ("tls-key", key)):
         if path and not os.access(path, os.R_OK):
             raise SettingError(f"{name}: {path} cannot be read")
     try:
-        # A password is never asked for at the terminal: there is none.
+        # An empty password, so that OpenSSL never asks for one at the terminal.
         context.load_cert_chain(certificate, key or None, password=lambda: "")
     except (OSError, ValueError) as exc:
-        reason = getattr(exc, "reason", None) or "no certificate and key in PEM that belong together"
+        reason = getattr(exc, "reason", None) or "not a matching certificate and key in PEM"
         raise SettingError(f"tls-cert: {certificate}: {reason}") from None
     return context
 
@@ -225,50 +248,62 @@ def _networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
 
 
 def _given(text: str) -> list[Key]:
-    """The keys of the setting api-keys, NAME:KEY each. What is wrong is told without the key."""
+    """The keys of the setting api-keys, NAME:KEY each. Errors never quote a key."""
     keys = []
     for number, item in enumerate(_parts(text), 1):
         name, _, secret = item.partition(":")
-        if not _ID.fullmatch(name) or not re.fullmatch(rf"[A-Za-z0-9._~+/=-]{{{MIN_LENGTH},}}", secret):
+        if not _ID.fullmatch(name) or not re.fullmatch(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_LENGTH},}}", secret):
             raise SettingError(
-                f"ASRSERVER_API_KEYS: item {number} must be NAME:KEY with a key of {MIN_LENGTH} or more characters "
-                "that a header can hold"
+                f"ASRSERVER_API_KEYS: item {number} must be NAME:KEY with a key of at least {MIN_KEY_LENGTH} "
+                "characters out of A-Z a-z 0-9 . _ ~ + / = -"
             )
         keys.append(Key(name, name, hashlib.sha256(secret.encode()).hexdigest()))
     return keys
 
 
-# -- the file --------------------------------------------------------------------------------------------------------
+# -- the keys file --------------------------------------------------------------------------------------------------
 
 
 class KeysFile:
-    """The file of keys: JSON, {"keys": [{"id", "name", "sha256", "created", "revoked", "operator", "limits"}]}."""
+    """The file of API keys: JSON, {"keys": [{"id", "name", "sha256", "created", "revoked", "operator", "limits"}]}."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
     def stamp(self) -> tuple[int, ...]:
-        """What changes when the file does; raises SettingError when there is none."""
+        """A value that changes when the file does.
+
+        Raises:
+            SettingError: There is no such file.
+        """
         try:
             stat = self.path.stat()
         except OSError as exc:
-            raise SettingError(f"keys-file: {self.path}: {exc.strerror}; asrserver keys create makes it") from None
+            raise SettingError(f"keys-file: {self.path}: {exc.strerror}; asrserver keys create creates it") from None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
     def read(self) -> list[Key]:
-        """The keys, revoked ones too; raises SettingError naming what is wrong."""
+        """All keys, revoked ones too.
+
+        Raises:
+            SettingError: The file cannot be read or is not valid; names what is wrong.
+        """
         try:
             found = [_key(entry) for entry in orjson.loads(self.path.read_bytes())["keys"]]
         except OSError as exc:
             raise SettingError(f"keys-file: {self.path}: {exc.strerror}") from None
         except (ValueError, TypeError, KeyError) as exc:
-            raise SettingError(f"keys-file: {self.path}: not a file of keys: {exc}") from None
+            raise SettingError(f"keys-file: {self.path}: not a valid keys file: {exc}") from None
         if len({key.id for key in found}) < len(found):
-            raise SettingError(f"keys-file: {self.path}: two keys have one id")
+            raise SettingError(f"keys-file: {self.path}: two keys have the same id")
         return found
 
     def create(self, name: str, limits: KeyLimits, operator: bool) -> tuple[Key, str]:
-        """Add a key; the key, and the text that its user shows, which is written down nowhere."""
+        """Add a key.
+
+        Returns:
+            The key, and the text that its user sends, which is stored nowhere.
+        """
         key_id = secrets.token_hex(6)
         text = f"asr_{key_id}_{secrets.token_urlsafe(32)}"
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -278,11 +313,11 @@ class KeysFile:
         return key, text
 
     def revoke(self, key_id: str) -> Key | None:
-        """Revoke a key; it stays listed, so that its sessions keep a name. None if there is no such."""
+        """Revoke a key; it stays listed, so that its sessions keep a name. None if the id is unknown."""
         return self._replace(key_id, lambda key: replace(key, revoked=key.revoked or _now()))
 
     def limit(self, key_id: str, changes: dict[str, Any]) -> Key | None:
-        """Change limits of a key; None if there is no such."""
+        """Change limits of a key. None if the id is unknown."""
         return self._replace(key_id, lambda key: replace(key, limits=replace(key.limits, **changes)))
 
     def _replace(self, key_id: str, change: Callable[[Key], Key]) -> Key | None:
@@ -295,10 +330,10 @@ class KeysFile:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Key]]:
-        """The keys, to be changed; written whole beside the file and then moved over it: no reader sees half of it."""
+        """Yield the keys for modification, then replace the file atomically: no reader sees half of it."""
         lock = os.open(self.path.parent, os.O_RDONLY)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands at once must not lose one's key
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands at once must not lose each other's change
             keys = self.read() if self.path.exists() else []
             before = list(keys)
             yield keys
@@ -309,13 +344,13 @@ class KeysFile:
 
     def _write(self, keys: list[Key]) -> None:
         text = orjson.dumps({"keys": [asdict(key) for key in keys]}, option=orjson.OPT_INDENT_2)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)  # for its owner alone
+        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)  # with mode 0600
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(text + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            if self.path.exists():  # whoever may read it, the server's user say, goes on to
+            if self.path.exists():  # who may read the file, such as the server's user, still may
                 stat = self.path.stat()
                 os.chmod(temporary, stat.st_mode & 0o777)
                 if os.geteuid() == 0:
@@ -327,16 +362,16 @@ class KeysFile:
 
 
 def _key(entry: dict[str, Any]) -> Key:
-    """A key of the file; raises ValueError naming the field."""
+    """Parse a key of the file; raises ValueError naming the field."""
     key_id, digest = entry["id"], entry["sha256"]
     if not isinstance(key_id, str) or not _ID.fullmatch(key_id):
-        raise ValueError("an id must be letters and digits")
+        raise ValueError("an id must be 1 to 64 characters out of A-Z a-z 0-9 . _ -")
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"key {key_id}: sha256 must be 64 hexadecimal digits")
     limits = entry.get("limits") or {}
     for name, value in limits.items():
         if name not in KeyLimits.__slots__ or isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"key {key_id}: {name} is no limit, or not a number")
+            raise ValueError(f"key {key_id}: {name} is not a limit, or its value is not a number")
         if value < 0:
             raise ValueError(f"key {key_id}: {name} must not be negative")
     return Key(

@@ -10,7 +10,7 @@ import pytest
 import tornado.httputil
 from click.testing import CliRunner, Result
 
-from asrserver.auth import Access, KeyLimits, KeysFile, bearer, is_loopback, neighbourhood
+from asrserver.auth import Access, KeyLimits, KeysFile, address_block, bearer, is_loopback
 from asrserver.cli.main import main
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
@@ -83,11 +83,11 @@ def test_the_file_is_read_again_when_it_changes(keys: Keys) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "not a file of keys"),
-        ("[]", "not a file of keys"),
+        ("{", "not a valid keys file"),
+        ("[]", "not a valid keys file"),
         ('{"keys": [{"id": "a b", "sha256": "' + "0" * 64 + '"}]}', "id"),
         ('{"keys": [{"id": "a", "sha256": "0"}]}', "sha256"),
-        ('{"keys": [{"id": "a", "sha256": "' + "0" * 64 + '", "limits": {"session": 1}}]}', "session is no limit"),
+        ('{"keys": [{"id": "a", "sha256": "' + "0" * 64 + '", "limits": {"session": 1}}]}', "session is not a limit"),
         ('{"keys": [{"id": "a", "sha256": "' + "0" * 64 + '", "limits": {"sessions": -1}}]}', "negative"),
         ('{"keys": [' + ",".join(['{"id": "a", "sha256": "' + "0" * 64 + '"}'] * 2) + "]}", "one id"),
     ],
@@ -170,8 +170,8 @@ def test_whose_word_on_addresses_counts(proxies: str, peer: str, headers: dict[s
 
 
 def test_what_counts_as_one_address() -> None:
-    assert neighbourhood("1.2.3.4") == "1.2.3.4"
-    assert neighbourhood("2001:db8:1:2:3::5") == neighbourhood("2001:db8:1:2:4::6") == "2001:db8:1:2::/64"
+    assert address_block("1.2.3.4") == "1.2.3.4"
+    assert address_block("2001:db8:1:2:3::5") == address_block("2001:db8:1:2:4::6") == "2001:db8:1:2::/64"
 
 
 @pytest.mark.parametrize("origin", ["http://[", "null", "", "file://", "http://other.example", "//"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from asrserver.auth import neighbourhood
+from asrserver.auth import address_block
 from asrserver.config import Settings
 from asrserver.errors import Refused
 
@@ -60,7 +60,7 @@ class Limits:
 
     def connect(self, address: str) -> None:
         """Count a connection from an address, until `disconnect`."""
-        settings, place = self._settings, neighbourhood(address)
+        settings, place = self._settings, address_block(address)
         if settings.max_connections and self._connections >= settings.max_connections:
             raise Refused(503, "too_many_connections", "this server has all its connections", retry_after=SOON)
         if settings.max_address_connections and self._addresses[place] >= settings.max_address_connections:
@@ -71,7 +71,7 @@ class Limits:
 
     def disconnect(self, address: str) -> None:
         """The connection is no more."""
-        place = neighbourhood(address)
+        place = address_block(address)
         self._connections -= 1
         self._addresses[place] -= 1
         if not self._addresses[place]:

@@ -48,7 +48,7 @@ def normalise(request: HTTPServerRequest, access: Access) -> None:
         elif name in request.headers:
             del request.headers[name]
     peer = request.remote_ip or ""
-    if access.believes(peer):
+    if access.trusts(peer):
         scheme = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip()
         request.protocol = scheme if scheme in ("http", "https") else request.protocol
     request.remote_ip = access.address(peer, request.headers)
