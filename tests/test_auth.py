@@ -89,7 +89,7 @@ def test_the_file_is_read_again_when_it_changes(keys: Keys) -> None:
         ('{"keys": [{"id": "a", "sha256": "0"}]}', "sha256"),
         ('{"keys": [{"id": "a", "sha256": "' + "0" * 64 + '", "limits": {"session": 1}}]}', "session is not a limit"),
         ('{"keys": [{"id": "a", "sha256": "' + "0" * 64 + '", "limits": {"sessions": -1}}]}', "negative"),
-        ('{"keys": [' + ",".join(['{"id": "a", "sha256": "' + "0" * 64 + '"}'] * 2) + "]}", "one id"),
+        ('{"keys": [' + ",".join(['{"id": "a", "sha256": "' + "0" * 64 + '"}'] * 2) + "]}", "the same id"),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
