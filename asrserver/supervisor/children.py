@@ -1,7 +1,7 @@
-"""What a spawned child process does first and last, and the memory through which its supervisor watches it.
+"""The main functions of gateway and worker processes, and the shared memory through which the supervisor watches them.
 
-Heavy modules are imported in the functions: the environment (threads, GPU) must be set before, and the supervisor must
-never load them. Fork is no option: a forked CTranslate2 hangs for ever, on CPUs too.
+Heavy modules are imported inside the functions: the environment (threads, GPU) must be set first, and the supervisor
+must never load them. Children are spawned, not forked: a forked CTranslate2 hangs for ever, on CPUs too.
 """
 
 from __future__ import annotations
@@ -28,41 +28,42 @@ from asrserver.telemetry.logs import configure_logging
 
 log = logging.getLogger("asrserver.child")
 
-#: Exit status of a child that can never start as it is configured: a model that cannot be loaded.
+#: Exit status of a child that cannot start with this configuration, such as with a model that cannot be loaded.
 EXIT_BOOT = 3
 
-#: By how much a worker that computes on CPUs gives way to gateways and servers on them: they need little, but at once.
-#: On two cores a backlog made acknowledgements 10 times slower without this.
-NICE = 10
+#: Niceness of workers that compute on CPUs, so that gateways and servers run first: they need little CPU, but at once.
+#: Without it, a backlog on two cores made acknowledgements 10 times slower.
+WORKER_NICENESS = 10
 
-#: Bytes of what is in hand: of a go of the listener's, 32 sessions with some entries each, and of the engine's batch.
-IN_HAND = 1 << 15
+#: Size in bytes of the record of audio in hand: a batch of the audio thread (32 sessions with some entries each) and
+#: a batch of the engine.
+IN_HAND_SIZE = 1 << 15
 
-#: Bytes that a gateway and a worker keep of what they freed.
-GATEWAY_KEEPS = 1 << 25
-WORKER_KEEPS = 1 << 28
+#: Freed memory in bytes that a gateway and a worker keep for reuse.
+GATEWAY_KEPT_MEMORY = 1 << 25
+WORKER_KEPT_MEMORY = 1 << 28
 
 
 class Vitals(ctypes.Structure):
-    """Shared between a child, which writes, and its supervisor, which outlives it."""
+    """Memory shared between a child, which writes, and its supervisor, which reads and outlives it."""
 
     _fields_ = [
         ("ready", ctypes.c_int),
-        ("beat", ctypes.c_double),  # time.monotonic() of the last sign of life; the clock is the machine's
-        ("in_hand", ctypes.c_char * IN_HAND),  # "session entry" lines: what native code works on
-        ("error", ctypes.c_char * 1024),  # why it could not start
+        ("beat", ctypes.c_double),  # time.monotonic() of the last heartbeat; all processes share this clock
+        ("in_hand", ctypes.c_char * IN_HAND_SIZE),  # "session entry" lines: the audio that native code is processing
+        ("error", ctypes.c_char * 1024),  # why the child could not start
     ]
 
 
 def _begin(settings: Settings, parent: int) -> None:
     die_with_parent(parent)
-    faulthandler.enable()  # a hung child gets SIGABRT first: it leaves its stacks in the log
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl+C goes to the whole group; the supervisor decides
+    faulthandler.enable()  # a hung child is sent SIGABRT first and dumps its stacks to the log
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl+C reaches the whole process group; the supervisor handles it
         signal.signal(number, signal.SIG_IGN)
     configure_logging(settings.log_level, settings.log_format)
 
 
-class _Signs:
+class _VitalsWriter:
     """The child's side of its vitals."""
 
     def __init__(self, vitals: Any) -> None:
@@ -78,7 +79,7 @@ class _Signs:
         self._vitals.ready = 1
 
     def in_hand(self, text: bytes) -> None:
-        self._vitals.in_hand = text[: IN_HAND - 1]
+        self._vitals.in_hand = text[: IN_HAND_SIZE - 1]
 
     def refuse(self, reason: str) -> None:
         self._vitals.error = reason.encode()[:1023]
@@ -88,27 +89,27 @@ class _Signs:
 def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: int) -> None:
     """The main function of a gateway process."""
     _begin(settings, parent)
-    keep(GATEWAY_KEEPS)
+    keep(GATEWAY_KEPT_MEMORY)
     from asrserver.handlers.app import serve
 
-    signs = _Signs(vitals)
-    _run(serve(settings, listener, signs.alive, signs.ready))
+    writer = _VitalsWriter(vitals)
+    _run(serve(settings, listener, writer.alive, writer.ready))
 
 
 def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     """The main function of a worker process."""
     _begin(settings, parent)
     if settings.device == "cpu":
-        os.nice(NICE)  # before there are threads: they inherit it
-    keep(WORKER_KEEPS)
+        os.nice(WORKER_NICENESS)  # before there are threads: they inherit it
+    keep(WORKER_KEPT_MEMORY)
     from asrserver.inference.worker import load, work
 
-    signs = _Signs(vitals)
+    writer = _VitalsWriter(vitals)
     try:
         model = load(settings)
     except ModelError as exc:
-        signs.refuse(str(exc))
-    _run(work(settings, name, model, signs.alive, signs.ready, signs.in_hand))
+        writer.refuse(str(exc))
+    _run(work(settings, name, model, writer.alive, writer.ready, writer.in_hand))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
