@@ -201,20 +201,20 @@ def streams(quick: bool) -> Growth:
             )
             outcome = run(plan, processes(server, own), Silent())
             growth.rows.append(of_streams(outcome))
-            print(f"  {count} streams: {outcome.tally.right} of {outcome.tally.sessions} sessions right", flush=True)
+            print(f"  {count} streams: {outcome.stats.right} of {outcome.stats.sessions} sessions right", flush=True)
     return growth
 
 
 def of_streams(outcome: Outcome) -> dict[str, float]:
     """A row: millicores of each kind for each stream; where more cores are wanted than there are, results are late."""
     cores = a_stream(outcome)
-    times = outcome.tally.times["finalisation"]
+    times = outcome.stats.times["finalisation"]
     return {
         "streams": outcome.plan.connections,
         **{kind: 1000 * value for kind, value in cores.items()},
         "sum": 1000 * sum(cores.values()),
         "cores wanted": sum(cores.values()) * outcome.plan.connections,
-        "right, %": 100 * outcome.tally.right / max(1, outcome.tally.sessions),
+        "right, %": 100 * outcome.stats.right / max(1, outcome.stats.sessions),
         "finalisation p50, s": times.percentile(0.5),
         "finalisation p95, s": times.percentile(0.95),
     }

@@ -271,12 +271,12 @@ def serving(streams: int) -> dict[str, float]:
     with servers() as own, system(own, "gateway") as server, started(_stand_in, own.redis.url, os.getpid()):
         some = plan(streams, f"ws://127.0.0.1:{server.port}/ws/asr")
         outcome = run(some, processes(server, own), Silent())
-    tally = outcome.tally
+    stats = outcome.stats
     if outcome.why_not:
-        raise SystemExit(f"gateway: {'; '.join(outcome.why_not)}: {tally.examples[:1]}")
+        raise SystemExit(f"gateway: {'; '.join(outcome.why_not)}: {stats.examples[:1]}")
     used = a_stream(outcome)
     print(
-        f"  gateway: {used['gateway'] * streams:.2f} cores; {tally.right} of {tally.sessions} sessions right",
+        f"  gateway: {used['gateway'] * streams:.2f} cores; {stats.right} of {stats.sessions} sessions right",
         flush=True,
     )
     return {part: used[part] for part in BESIDE}

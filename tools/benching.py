@@ -20,7 +20,7 @@ from demo import clean_environment
 
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
-from asrserver.loadtest.host import Processes, get, hardware
+from asrserver.loadtest.host import ServerProcesses, get, hardware
 from asrserver.loadtest.runner import Outcome
 from asrserver.process.limits import raise_file_limit
 
@@ -110,7 +110,7 @@ def server_process(server: Any) -> psutil.Process:
     return psutil.Process(server._process.pid)
 
 
-#: Kinds of processes in a load test, and the names that Processes gives them.
+#: Kinds of processes in a load test, and the names that ServerProcesses gives them.
 KINDS = {"gateway": "gateway", "worker": "worker", "Redis": "redis", "PostgreSQL": "postgres"}
 
 
@@ -121,9 +121,9 @@ class Silent:
         pass
 
 
-def processes(system: System, servers: Servers) -> Processes:
+def processes(system: System, servers: Servers) -> ServerProcesses:
     """Those of a system, and of its Redis and PostgreSQL, which are not its children here."""
-    found = Processes(system.url, "", ())
+    found = ServerProcesses(system.url, "", ())
     found._roots |= {server_process(server).pid for server in (servers.redis, servers.postgres)}
     return found
 
@@ -137,7 +137,7 @@ def a_stream(outcome: Outcome) -> dict[str, float]:
         used["tester"] += seconds * sum(sample.tester)
         for kind, name in KINDS.items():
             used[kind] += seconds * sum(cost.cores for key, cost in sample.server.items() if key.startswith(name))
-    return {kind: each / outcome.tally.audio_sent for kind, each in used.items()}
+    return {kind: each / outcome.stats.audio_sent for kind, each in used.items()}
 
 
 def quantile(times: Sequence[float], part: float) -> float:

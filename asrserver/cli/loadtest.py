@@ -184,7 +184,7 @@ def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool)
     if not scripts.told_apart:
         click.echo("the recordings are too few to tell sessions apart: a swapped text would not be noticed", err=True)
     about = host.describe(home, plan.key)
-    processes = host.Processes(home, plan.key, pids)
+    processes = host.ServerProcesses(home, plan.key, pids)
     shown = screen()
     try:
         found = runner.find_capacity(plan, processes, shown) if search else None

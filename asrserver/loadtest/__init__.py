@@ -1,4 +1,4 @@
-"""`asrserver loadtest`: many clients at once, and a judgement of every word that comes back.
+"""`asrserver loadtest`: many clients at once, and a verifier of every word that comes back.
 
 plan        what is to be done: everything a client's process must know
 speech      the sentences that are said, and which session says which

@@ -35,10 +35,10 @@ class Lines:
         if time.monotonic() - self._last < LINE_EVERY:
             return
         self._last = time.monotonic()
-        tally = outcome.tally
+        stats = outcome.stats
         click.echo(
-            f"{outcome.seconds:6.0f} s  {tally.open} of {outcome.plan.connections} connected  {tally.right} right  "
-            f"{tally.failed} failed  {sum(tally.refusals.values())} refused  {outcome.samples[-1].audio_rate:.1f} s/s  "
+            f"{outcome.seconds:6.0f} s  {stats.open} of {outcome.plan.connections} connected  {stats.right} right  "
+            f"{stats.failed} failed  {sum(stats.refusals.values())} refused  {outcome.samples[-1].audio_rate:.1f} s/s  "
             f"finalisation p95 {milliseconds(outcome.finalisation)}",
             err=True,
         )
@@ -64,16 +64,16 @@ class Dashboard:
     @staticmethod
     def drawn(outcome: Outcome) -> Panel:
         """The whole of it."""
-        tally, plan, sample = outcome.tally, outcome.plan, outcome.samples[-1]
+        stats, plan, sample = outcome.stats, outcome.plan, outcome.samples[-1]
         head = Table.grid(padding=(0, 3))
-        head.add_row("connections", f"{tally.open} of {plan.connections}", "sessions open", str(tally.active))
-        head.add_row("sessions right", f"[green]{tally.right}[/]", "failed", f"[red]{tally.failed}[/]")
+        head.add_row("connections", f"{stats.open} of {plan.connections}", "sessions open", str(stats.active))
+        head.add_row("sessions right", f"[green]{stats.right}[/]", "failed", f"[red]{stats.failed}[/]")
         head.add_row(
-            "audio", f"{sample.audio_rate:,.1f} s a second", "refused, tried again", f"{tally.refusals.total()}"
+            "audio", f"{sample.audio_rate:,.1f} s a second", "refused, tried again", f"{stats.refusals.total()}"
         )
         times = Table("", "p50", "p95", "p99", "max", box=None)
         for name in TIMES:
-            found = tally.times[name]
+            found = stats.times[name]
             if found.count:
                 ranks = (found.percentile(0.5), found.percentile(0.95), found.percentile(0.99), found.longest)
                 times.add_row(name.replace("_", " "), *map(milliseconds, ranks))
@@ -87,8 +87,8 @@ class Dashboard:
         bar = Table.grid()
         bar.add_row(ProgressBar(total=plan.duration, completed=min(outcome.seconds, plan.duration), width=60))
         parts: list[Table | Text] = [bar, head, tables]
-        if tally.failures:
-            parts.append(Text("  ".join(f"{kind} {count}" for kind, count in tally.failures.most_common()), "red"))
+        if stats.failures:
+            parts.append(Text("  ".join(f"{kind} {count}" for kind, count in stats.failures.most_common()), "red"))
         if outcome.saturated:
             parts.append(Text(f"the tester is saturated: {outcome.saturated}", "yellow"))
         title = f"{plan.connections} connections, {plan.mode}, {plan.protocol_mode}, {outcome.seconds:.0f} s"

@@ -106,7 +106,7 @@ class Cost:
     memory: int
 
 
-class Processes:
+class ServerProcesses:
     """The processes of a server on this machine: those given, their children, and those that it tells of itself."""
 
     def __init__(self, server: str, key: str, pids: tuple[int, ...]) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from asrserver.client import ClientSession
 from asrserver.loadtest.speech import FRAME_SECONDS
-from asrserver.loadtest.stats import Tally
-from asrserver.loadtest.verifier import Judgement
+from asrserver.loadtest.stats import Stats
+from asrserver.loadtest.verifier import SessionVerifier
 
 #: Seconds between two looks at what is due: a frame is sent so late, or twice, for want of a timer of its own. It is
 #: far less than what networks do to frames, and the report counts it.
@@ -25,17 +25,19 @@ class Clock:
     """Has each pace send what is due, for as long as it goes on."""
 
     def __init__(self) -> None:
-        self._due = defaultdict[int, list[Pace]](list)  # by the tick at which they are; those that have stopped too
+        self._due = defaultdict[int, list[FramePacer]](
+            list
+        )  # by the tick at which they are; those that have stopped too
         self._at = 0  # the last tick that was dealt with
 
-    def add(self, pace: Pace) -> None:
+    def add(self, pace: FramePacer) -> None:
         """From now on, until its `going` is no more."""
         if not self._due:
             self._at = int(time.monotonic() / TICK)
             asyncio.get_running_loop().call_later(TICK, self._tick)
         self._put(pace)
 
-    def _put(self, pace: Pace) -> None:
+    def _put(self, pace: FramePacer) -> None:
         self._due[max(self._at, int(pace.due / TICK)) + 1].append(pace)
 
     def _tick(self) -> None:
@@ -51,7 +53,7 @@ class Clock:
             asyncio.get_running_loop().call_later(TICK, self._tick)
 
 
-class Pace:
+class FramePacer:
     """The frames of one session, from `begin` on (time.monotonic()): each when its last sample would have been spoken.
 
     Where the server takes no more, it waits, and is late with what follows until it has caught up.
@@ -63,8 +65,8 @@ class Pace:
         session: ClientSession,
         frames: Iterator[bytes],
         begin: float,
-        judgement: Judgement,
-        tally: Tally,
+        verifier: SessionVerifier,
+        stats: Stats,
     ) -> None:
         self.due = begin + FRAME_SECONDS
         self.going = False
@@ -72,9 +74,9 @@ class Pace:
         self._session = session
         self._frames = frames
         self._frame = next(frames, None)
-        self._judgement = judgement
-        self._tally = tally
-        self._late = tally.times["late"]
+        self._verifier = verifier
+        self._tally = stats
+        self._late = stats.times["late"]
         self._stopped: asyncio.Future[None]  # while it runs
 
     async def run(self) -> None:
@@ -108,7 +110,7 @@ class Pace:
             self._stop()
 
     def _sent(self, index: int) -> None:
-        self._judgement.sent(index, FRAME_SECONDS)
+        self._verifier.sent(index, FRAME_SECONDS)
         self._tally.audio_sent += FRAME_SECONDS
         self.due += FRAME_SECONDS
         self._frame = next(self._frames, None)

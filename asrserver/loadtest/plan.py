@@ -49,7 +49,7 @@ class Plan:
         return LENGTHS[self.mode]
 
     @property
-    def crew(self) -> int:
+    def clients(self) -> int:
         """Processes with clients."""
         wanted = self.processes or min(os.cpu_count() or 1, math.ceil(self.connections / CONNECTIONS_A_PROCESS))
         return min(wanted, self.connections)

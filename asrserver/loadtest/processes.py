@@ -16,8 +16,8 @@ from multiprocessing.process import BaseProcess
 from asrserver.loadtest.pacing import Clock
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import Scripts, load
-from asrserver.loadtest.stats import Histogram, Tally, total
-from asrserver.loadtest.virtual_user import Caller
+from asrserver.loadtest.stats import Histogram, Stats, total
+from asrserver.loadtest.virtual_user import VirtualUser
 from asrserver.process.limits import die_with_parent
 from asrserver.process.memory import keep, settle
 
@@ -38,10 +38,10 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 @dataclass
-class Told:
+class ProcessReport:
     """What a process has counted, its CPU seconds since it began, and how late its event loop came to what was due."""
 
-    tally: Tally = field(default_factory=Tally)
+    stats: Stats = field(default_factory=Stats)
     cpu: float = 0.0
     idle: float = 0.0  # CPU seconds before it began
     lag: Histogram = field(default_factory=Histogram)
@@ -49,17 +49,17 @@ class Told:
     error: str = ""
 
 
-class Crew:
+class ClientProcesses:
     """Processes that share the plan's connections evenly; `told` is the newest of each."""
 
     def __init__(self, plan: Plan) -> None:
-        self.told = [Told() for _ in range(plan.crew)]
+        self.told = [ProcessReport() for _ in range(plan.clients)]
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._heard: list[float] = []
-        for place in range(plan.crew):
+        for place in range(plan.clients):
             ours, theirs = _spawn.Pipe()
-            numbers = range(place, plan.connections, plan.crew)
+            numbers = range(place, plan.connections, plan.clients)
             process = _spawn.Process(target=_work, args=(plan, numbers, theirs, os.getpid()), daemon=True)
             process.start()
             theirs.close()
@@ -89,9 +89,9 @@ class Crew:
         return all(told.done for told in self.told)
 
     @property
-    def tally(self) -> Tally:
+    def stats(self) -> Stats:
         """The sum."""
-        return total([told.tally for told in self.told])
+        return total([told.stats for told in self.told])
 
     @property
     def lag(self) -> Histogram:
@@ -127,9 +127,9 @@ class Crew:
         self._processes[place].join(1)
         status = self._processes[place].exitcode
         told.error = told.error or f"a process of the load test died with status {status}"
-        told.tally.sessions += told.tally.active
-        told.tally.failures["tester"] += max(1, told.tally.active)
-        told.tally.open = told.tally.active = 0
+        told.stats.sessions += told.stats.active
+        told.stats.failures["tester"] += max(1, told.stats.active)
+        told.stats.open = told.stats.active = 0
         told.done = True
 
     def stop(self) -> None:
@@ -160,11 +160,11 @@ class Crew:
 def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides
-    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the judgement says what fails
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the verifier says what fails
     keep(KEEPS)
     import uvloop
 
-    told = Told()
+    told = ProcessReport()
     try:
         scripts = Scripts(load(plan.audio), plan)
         settle()
@@ -176,18 +176,18 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
         return
     except BaseException:
         told.error = traceback.format_exc(limit=-3)
-        told.tally.failures["tester"] += 1
+        told.stats.failures["tester"] += 1
     told.cpu, told.done = time.process_time() - told.idle, True
     pipe.send(told)
 
 
 async def work(
-    plan: Plan, scripts: Scripts, numbers: range, begin: float, told: Told, pipe: Connection | None = None
+    plan: Plan, scripts: Scripts, numbers: range, begin: float, told: ProcessReport, pipe: Connection | None = None
 ) -> None:
     """The callers of these numbers, from `begin` (time.monotonic()) to their end, counted in `told`."""
     loop = asyncio.get_running_loop()
     clock = Clock()
-    callers = [Caller(number, plan, scripts, told.tally, begin, clock) for number in numbers]
+    callers = [VirtualUser(number, plan, scripts, told.stats, begin, clock) for number in numbers]
     tasks = [loop.create_task(caller.run()) for caller in callers]
 
     def asked() -> None:
@@ -209,7 +209,7 @@ async def work(
     try:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):  # a defect: the session that it cost is no success
-                told.tally.failures["tester"] += 1
+                told.stats.failures["tester"] += 1
                 told.error = "".join(traceback.format_exception(result, limit=-3))
     finally:
         for task in others:
@@ -226,12 +226,14 @@ async def _look(lag: Histogram) -> None:
         lag.add(max(0.0, time.monotonic() - due))
 
 
-async def _tell(told: Told, pipe: Connection) -> None:
+async def _tell(told: ProcessReport, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(TELL)
         # Copies: what is counted goes on while it is being told.
-        news = Told(total([told.tally]), time.process_time() - told.idle, lag=told.lag.copy(), error=told.error)
+        news = ProcessReport(
+            total([told.stats]), time.process_time() - told.idle, lag=told.lag.copy(), error=told.error
+        )
         sending = loop.run_in_executor(None, pipe.send, news)
         try:
             await asyncio.shield(sending)

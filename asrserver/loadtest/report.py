@@ -14,7 +14,7 @@ import orjson
 from matplotlib.figure import Figure
 
 from asrserver.loadtest.runner import Capacity, Outcome
-from asrserver.loadtest.stats import FAILURES, TIMES, Tally
+from asrserver.loadtest.stats import FAILURES, TIMES, Stats
 
 #: Inches and dots an inch of a picture.
 SIZE, DPI = (9.0, 3.6), 110
@@ -77,13 +77,13 @@ def verdict(outcome: Outcome, capacity: Capacity | None = None) -> str:
         return f"{found}; {capacity.limit} were too many: {'; '.join(first.why_not)}"
     if outcome.why_not:
         return f"FAIL: {'; '.join(outcome.why_not)}"
-    tally = outcome.tally
-    return f"PASS: {tally.right} of {tally.sessions} sessions right, on {tally.connected} connections"
+    stats = outcome.stats
+    return f"PASS: {stats.right} of {stats.sessions} sessions right, on {stats.connected} connections"
 
 
 def notes(outcome: Outcome) -> list[str]:
     """What must be known to read the numbers."""
-    tally = outcome.tally
+    stats = outcome.stats
     found = [
         f"throughput: {outcome.throughput:.1f} s of audio a second, in sessions that were right",
         f"a session is right when its text has at most {outcome.plan.max_word_errors:.0%} word errors, every chunk was "
@@ -98,8 +98,8 @@ def notes(outcome: Outcome) -> list[str]:
         found.append(
             f"the tester was not: {outcome.busiest:.2f} cores in its busiest process, event loop late {lag} (p99)"
         )
-    if tally.refusals:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in tally.refusals.most_common())
+    if stats.refusals:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in stats.refusals.most_common())
         found.append(f"refused for the moment, and tried again: {kinds}")
     before, after = (each.get("lasting_keys") for each in outcome.redis)
     if before is not None and after is not None:
@@ -136,33 +136,33 @@ def _time(seconds: float) -> str:
 
 
 def _sessions(outcome: Outcome) -> list[str]:
-    tally = outcome.tally
+    stats = outcome.stats
     lines = ["## Sessions", ""]
     lines += _table(
         ("", "count"),
         [
-            ("connections had, of those asked for", f"{tally.connected} of {outcome.plan.connections}"),
-            ("sessions", tally.sessions),
-            ("right", tally.right),
-            ("failed", tally.failed),
-            ("words", tally.words),
-            ("word errors (of a session that is wrong, its first dozen)", tally.word_errors),
-            ("chunks", tally.chunks),
-            ("partial results", tally.partials),
-            ("seconds of audio sent", f"{tally.audio_sent:.0f}"),
+            ("connections had, of those asked for", f"{stats.connected} of {outcome.plan.connections}"),
+            ("sessions", stats.sessions),
+            ("right", stats.right),
+            ("failed", stats.failed),
+            ("words", stats.words),
+            ("word errors (of a session that is wrong, its first dozen)", stats.word_errors),
+            ("chunks", stats.chunks),
+            ("partial results", stats.partials),
+            ("seconds of audio sent", f"{stats.audio_sent:.0f}"),
             ("seconds that the test took", f"{outcome.seconds:.1f}"),
         ],
     )
-    if tally.failures:
+    if stats.failures:
         lines += ["Failures; a session may have failed in more ways than one:", ""]
-        lines += _table(("kind", "what", "sessions"), [(k, FAILURES[k], n) for k, n in tally.failures.most_common()])
-    if tally.errors:
+        lines += _table(("kind", "what", "sessions"), [(k, FAILURES[k], n) for k, n in stats.failures.most_common()])
+    if stats.errors:
         lines += ["Errors, as the server calls them:", ""]
-        lines += _table(("code", "count"), tally.errors.most_common())
-    if tally.examples:
+        lines += _table(("code", "count"), stats.errors.most_common())
+    if stats.examples:
         lines += ["The first sessions that failed:", ""]
         rows = [
-            (x["session_id"], ", ".join(x["failed"]), str(x["why"]).replace("|", "/")[:300]) for x in tally.examples
+            (x["session_id"], ", ".join(x["failed"]), str(x["why"]).replace("|", "/")[:300]) for x in stats.examples
         ]
         lines += _table(("session", "failed by", "why"), rows)
     return lines
@@ -171,7 +171,7 @@ def _sessions(outcome: Outcome) -> list[str]:
 def _times(outcome: Outcome) -> list[str]:
     rows = []
     for name, what in TIMES.items():
-        found = outcome.tally.times[name].summary()
+        found = outcome.stats.times[name].summary()
         if found["count"]:
             values = [_time(found[key]) for key in ("mean", "p50", "p90", "p95", "p99", "max")]
             rows.append((f"{name.replace('_', ' ')}: {what}", found["count"], *values))
@@ -239,7 +239,7 @@ def _settings(outcome: Outcome) -> dict[str, Any]:
     del plan["key"]
     plan["urls"] = ", ".join(plan["urls"])
     plan["audio"] = ", ".join(path for path, _ in plan["audio"]) or "the package's"
-    plan["processes"] = outcome.plan.crew
+    plan["processes"] = outcome.plan.clients
     return plan
 
 
@@ -248,7 +248,7 @@ def _capacity(capacity: Capacity) -> list[str]:
     rows = []
     for level in capacity.levels:
         tester = f"{level.busiest:.2f}" + (" (saturated)" if level.saturated else "")
-        right = f"{level.tally.right} of {level.tally.sessions}"
+        right = f"{level.stats.right} of {level.stats.sessions}"
         rows.append(
             (level.plan.connections, right, _time(level.finalisation), tester, "; ".join(level.why_not) or "pass")
         )
@@ -256,9 +256,9 @@ def _capacity(capacity: Capacity) -> list[str]:
 
 
 def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
-    tally = {each.name: getattr(outcome.tally, each.name) for each in dataclasses.fields(Tally)}
-    tally["times"] = {name: times.summary() for name, times in outcome.tally.times.items()}
-    tally["failed"] = outcome.tally.failed
+    stats = {each.name: getattr(outcome.stats, each.name) for each in dataclasses.fields(Stats)}
+    stats["times"] = {name: times.summary() for name, times in outcome.stats.times.items()}
+    stats["failed"] = outcome.stats.failed
     return {
         "passed": outcome.passed,
         "why_not": outcome.why_not,
@@ -266,7 +266,7 @@ def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "throughput": outcome.throughput,
         "settings": _settings(outcome),
-        **tally,
+        **stats,
         "tester": {"busiest_cores": outcome.busiest, "saturated": outcome.saturated, "lag": outcome.lag.summary()},
         "errors_of_the_tester": outcome.errors,
         "redis": dict(zip(("before", "after"), outcome.redis, strict=True)),
@@ -354,7 +354,7 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
             times, [sample.finalisation for sample in outcome.samples], ".-", label="finalisation, p95 of an interval"
         )
         for place, name in enumerate(("finalisation", "ack", "first_result", "result")):
-            overall = outcome.tally.times[name].percentile(0.95)
+            overall = outcome.stats.times[name].percentile(0.95)
             axes.axhline(
                 overall,
                 color=f"C{place}",

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from asrserver.loadtest.host import Cost, Processes
+from asrserver.loadtest.host import Cost, ServerProcesses
 from asrserver.loadtest.plan import Plan
-from asrserver.loadtest.processes import Crew
-from asrserver.loadtest.stats import Histogram, Tally
+from asrserver.loadtest.processes import ClientProcesses
+from asrserver.loadtest.stats import Histogram, Stats
 
 #: Samples of a run, about: longer runs are looked at less often.
 SAMPLES = 600
@@ -53,7 +53,7 @@ class Outcome:
     plan: Plan
     begun: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
-    tally: Tally = field(default_factory=Tally)
+    stats: Stats = field(default_factory=Stats)
     lag: Histogram = field(default_factory=Histogram)
     samples: list[Sample] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -63,23 +63,23 @@ class Outcome:
 
     @property
     def finalisation(self) -> float:
-        return self.tally.times["finalisation"].percentile(0.95)
+        return self.stats.times["finalisation"].percentile(0.95)
 
     @property
     def why_not(self) -> list[str]:
         """Why the verdict is not a pass; nothing if it is."""
-        tally, plan = self.tally, self.plan
+        stats, plan = self.stats, self.plan
         reasons = []
         if self.interrupted:
             reasons.append("the test was interrupted")
-        if not tally.right:
+        if not stats.right:
             reasons.append("no session was right")
-        if tally.failed:
-            reasons.append(f"{tally.failed} of {tally.sessions} sessions failed")
-        elif tally.failures:
-            reasons.append(f"{tally.failures.total()} failures outside of sessions")
-        if tally.connected < plan.connections:
-            reasons.append(f"{tally.connected} of {plan.connections} connections were had")
+        if stats.failed:
+            reasons.append(f"{stats.failed} of {stats.sessions} sessions failed")
+        elif stats.failures:
+            reasons.append(f"{stats.failures.total()} failures outside of sessions")
+        if stats.connected < plan.connections:
+            reasons.append(f"{stats.connected} of {plan.connections} connections were had")
         if plan.max_finalisation and not self.finalisation <= plan.max_finalisation:
             reasons.append(f"finalisation p95 is {self.finalisation:.2f} s, above {plan.max_finalisation:g} s")
         return reasons
@@ -109,63 +109,63 @@ class Outcome:
     @property
     def throughput(self) -> float:
         """Seconds of audio, of sessions that were right, a second."""
-        return self.tally.audio_done / self.seconds if self.seconds else 0.0
+        return self.stats.audio_done / self.seconds if self.seconds else 0.0
 
 
-class Screen(Protocol):
+class Display(Protocol):
     """Where the run is shown."""
 
     def update(self, outcome: Outcome) -> None:
         """There is a new sample."""
 
 
-def run(plan: Plan, processes: Processes, screen: Screen) -> Outcome:
+def run(plan: Plan, processes: ServerProcesses, screen: Display) -> Outcome:
     """Do it; raises RuntimeError when it cannot begin. Ctrl+C ends it early, a second time at once."""
     outcome = Outcome(plan, unseen=processes.why_not)
-    with closing(Crew(plan)) as crew, _interrupts(outcome, crew.stop):
+    with closing(ClientProcesses(plan)) as clients, _interrupts(outcome, clients.stop):
         before = processes.redis()
-        crew.begin()
+        clients.begin()
         processes.look()
-        eye = _Eye(outcome, crew, processes)
+        sampler = _Sampler(outcome, clients, processes)
         every = max(1.0, plan.duration / SAMPLES)
-        while not crew.done:
-            crew.listen(every)
-            eye.look()
+        while not clients.done:
+            clients.listen(every)
+            sampler.look()
             screen.update(outcome)
         outcome.redis = before, processes.redis_after(before)
-        outcome.errors = [told.error for told in crew.told if told.error]
+        outcome.errors = [told.error for told in clients.told if told.error]
     return outcome
 
 
-class _Eye:
+class _Sampler:
     """Turns what adds up into what happened in an interval."""
 
-    def __init__(self, outcome: Outcome, crew: Crew, processes: Processes) -> None:
-        self._outcome, self._crew, self._processes = outcome, crew, processes
+    def __init__(self, outcome: Outcome, clients: ClientProcesses, processes: ServerProcesses) -> None:
+        self._outcome, self._crew, self._processes = outcome, clients, processes
         self._began = self._then = time.monotonic()
         self._finalisation = Histogram()
         self._audio = 0.0
-        self._cpu = crew.cpu
+        self._cpu = clients.cpu
 
     def look(self) -> None:
-        now, tally, cpu, outcome = time.monotonic(), self._crew.tally, self._crew.cpu, self._outcome
+        now, stats, cpu, outcome = time.monotonic(), self._crew.stats, self._crew.cpu, self._outcome
         elapsed = max(now - self._then, 1e-3)
-        finalisation = tally.times["finalisation"].copy()
-        outcome.tally, outcome.lag, outcome.seconds = tally, self._crew.lag, now - self._began
+        finalisation = stats.times["finalisation"].copy()
+        outcome.stats, outcome.lag, outcome.seconds = stats, self._crew.lag, now - self._began
         outcome.samples.append(
             Sample(
                 at=now - self._began,
-                open=tally.open,
-                active=tally.active,
-                right=tally.right,
-                failed=tally.failed,
-                audio_rate=(tally.audio_sent - self._audio) / elapsed,
+                open=stats.open,
+                active=stats.active,
+                right=stats.right,
+                failed=stats.failed,
+                audio_rate=(stats.audio_sent - self._audio) / elapsed,
                 finalisation=finalisation.since(self._finalisation).percentile(0.95),
                 tester=[(after - before) / elapsed for before, after in zip(self._cpu, cpu, strict=True)],
                 server=self._processes.look(),
             )
         )
-        self._then, self._finalisation, self._audio, self._cpu = now, finalisation, tally.audio_sent, cpu
+        self._then, self._finalisation, self._audio, self._cpu = now, finalisation, stats.audio_sent, cpu
 
 
 @contextmanager
@@ -206,7 +206,7 @@ class Capacity:
         return max(passed, key=lambda level: level.plan.connections) if passed else self.levels[0]
 
 
-def find_capacity(plan: Plan, processes: Processes, screen: Screen, first: int = 0) -> Capacity:
+def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first: int = 0) -> Capacity:
     """Double the streams from the `first` level until one fails, then halve the difference; `plan.connections` is the
     most.
 

@@ -146,7 +146,7 @@ class Scripts:
             seconds, count = seconds + one.seconds + quiet * FRAME_SECONDS, count + 1
             yield Part(quiet, one)
 
-    def is_of_another(self, text: list[str], connection: int, number: int) -> bool:
+    def is_of_another_session(self, text: list[str], connection: int, number: int) -> bool:
         """Whether a text begins like that of a session of another connection, or of the one before or after."""
         here = (connection, number)
         return any(

@@ -96,7 +96,7 @@ class Histogram:
 
 
 @dataclass
-class Tally:
+class Stats:
     """What happened so far: `open` and `active` are connections and sessions now, all else only grows."""
 
     open: int = 0
@@ -124,7 +124,7 @@ class Tally:
         if len(self.examples) < EXAMPLES:
             self.examples.append(what)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Stats) -> Stats:
         for name in _NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("failures", "errors", "refusals"):
@@ -137,12 +137,12 @@ class Tally:
 
 
 #: What is added as it is: the fields that begin as a number.
-_NUMBERS = tuple(each.name for each in fields(Tally) if each.default is not MISSING)
+_NUMBERS = tuple(each.name for each in fields(Stats) if each.default is not MISSING)
 
 
-def total(tallies: list[Tally]) -> Tally:
+def total(parts: list[Stats]) -> Stats:
     """The sum."""
-    result = Tally()
-    for one in tallies:
+    result = Stats()
+    for one in parts:
         result += one
     return result

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from asrserver.loadtest.speech import Scripts, Sentence
-from asrserver.loadtest.stats import Tally
+from asrserver.loadtest.stats import Stats
 from asrserver.text.wer import spoken, word_errors
 
 #: Seconds of audio by which a session's `duration` may differ from what was sent: rounding.
@@ -15,10 +15,10 @@ ROUNDING = 0.2
 Event = dict[str, Any]
 
 
-class Judgement:
+class SessionVerifier:
     """One session of one connection: its number, what it said, and what was answered."""
 
-    def __init__(self, sid: str, connection: int, number: int, scripts: Scripts, tally: Tally) -> None:
+    def __init__(self, sid: str, connection: int, number: int, scripts: Scripts, stats: Stats) -> None:
         self.id = sid
         self.problems: set[str] = set()
         self.reason = ""  # of the first problem, for the report
@@ -29,7 +29,7 @@ class Judgement:
         self._connection, self._number = connection, number
         self._scripts = scripts
         self._plan = scripts.plan
-        self._tally = tally
+        self._tally = stats
         self._waiting: dict[int, float] = {}  # chunks without acknowledgement, and when they were sent
         self._sent: dict[int, float] = {}  # utterances of chunk mode without a result, likewise
         self._said: list[Sentence] = []
@@ -175,22 +175,22 @@ class Judgement:
     def judge(self) -> bool:
         """Whether it was right; counted once and for all, but for what may still come in its name."""
         if self._final is not None:
-            self._judge_final(self._final)
+            self._check_final(self._final)
         elif not self.problems:
             self.problem("tester", "it ended without a result or a reason")
         self.judged = True
-        tally = self._tally
-        tally.sessions += 1
-        tally.chunks += self._chunks
-        tally.right += not self.problems
-        tally.audio_done += 0.0 if self.problems else self._seconds
-        tally.failures.update(self.problems)
+        stats = self._tally
+        stats.sessions += 1
+        stats.chunks += self._chunks
+        stats.right += not self.problems
+        stats.audio_done += 0.0 if self.problems else self._seconds
+        stats.failures.update(self.problems)
         if self.problems:
             kinds = sorted(self.problems)
-            tally.example({"session_id": self.id, "connection": self._connection, "failed": kinds, "why": self.reason})
+            stats.example({"session_id": self.id, "connection": self._connection, "failed": kinds, "why": self.reason})
         return not self.problems
 
-    def _judge_final(self, final: Event) -> None:
+    def _check_final(self, final: Event) -> None:
         if final.get("status") != "done":
             self.problem("interrupted", f"its status is {final.get('status')}")
         self._compare([word for one in self._said for word in one.words], str(final.get("text", "")), count=True)
@@ -211,12 +211,12 @@ class Judgement:
             self._tally.words += len(said)
             self._tally.word_errors += wrong
         if wrong > allowed:
-            other = self._is_of_another(understood, count)
+            other = self._is_of_another_session(understood, count)
             heard = " ".join(understood[:20]) + (" …" if len(understood) > 20 else "")
             meant = " ".join(said[:20]) + (" …" if len(said) > 20 else "")
             self.problem("other_session" if other else "wrong_text", f"said “{meant}”, understood “{heard}”")
 
-    def _is_of_another(self, understood: list[str], whole: bool) -> bool:
+    def _is_of_another_session(self, understood: list[str], whole: bool) -> bool:
         if not whole or not understood:  # one utterance may be said in any session
             return False
-        return self._scripts.is_of_another(understood, self._connection, self._number)
+        return self._scripts.is_of_another_session(understood, self._connection, self._number)

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
-from asrserver.loadtest.pacing import Clock, Pace
+from asrserver.loadtest.pacing import Clock, FramePacer
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import FRAME_SECONDS, Part, Scripts, quiet_frames
-from asrserver.loadtest.stats import Tally
-from asrserver.loadtest.verifier import Event, Judgement
+from asrserver.loadtest.stats import Stats
+from asrserver.loadtest.verifier import Event, SessionVerifier
 
 #: Finished sessions of a connection whose names are remembered: what else comes in one is not another's.
 REMEMBERED = 32
@@ -35,24 +35,24 @@ class Broken(Exception):
     """Raised when a connection is of no use any more: the next session needs another."""
 
 
-class Witness(Watch):
-    """Hears everything on one connection, and has each session's judgement take what is its own."""
+class Observer(Watch):
+    """Hears everything on one connection, and has each session's verifier take what is its own."""
 
-    def __init__(self, tally: Tally, seen: Callable[[], None]) -> None:
-        self._tally = tally
+    def __init__(self, stats: Stats, seen: Callable[[], None]) -> None:
+        self._tally = stats
         self._seen = seen
-        self._sessions: dict[str, Judgement] = {}
+        self._sessions: dict[str, SessionVerifier] = {}
         self._order: deque[str] = deque()
 
-    def open(self, judgement: Judgement) -> None:
-        """What comes in this session's name is for this judgement."""
-        self._sessions[judgement.id] = judgement
-        self._order.append(judgement.id)
+    def open(self, verifier: SessionVerifier) -> None:
+        """What comes in this session's name is for this verifier."""
+        self._sessions[verifier.id] = verifier
+        self._order.append(verifier.id)
         if len(self._order) > REMEMBERED:
             del self._sessions[self._order.popleft()]
 
     @property
-    def _current(self) -> Judgement | None:
+    def _current(self) -> SessionVerifier | None:
         return self._sessions[self._order[-1]] if self._order else None
 
     def connected(self, seconds: float) -> None:
@@ -79,16 +79,16 @@ class Witness(Watch):
             self._current.problem("other_session", f"a message of type {event.get('type')} for another session's id")
 
 
-class Caller:
+class VirtualUser:
     """Connection `number` of the plan. `deadline` ends it (time.monotonic()): the sentence being said is its last."""
 
-    def __init__(self, number: int, plan: Plan, scripts: Scripts, tally: Tally, begin: float, clock: Clock) -> None:
+    def __init__(self, number: int, plan: Plan, scripts: Scripts, stats: Stats, begin: float, clock: Clock) -> None:
         self.deadline = begin + plan.duration
         self._begin = begin + plan.starts(number)
         self._number = number
         self._plan = plan
         self._scripts = scripts
-        self._tally = tally
+        self._tally = stats
         self._clock = clock
         self._quiet = quiet_frames()
         self._sessions = 0
@@ -113,21 +113,21 @@ class Caller:
 
     async def _connect(self) -> None:
         """One connection and its sessions; raises Broken."""
-        witness = Witness(self._tally, self._have)
+        observer = Observer(self._tally, self._have)
         urls = [self._plan.urls[(self._number + turn) % len(self._plan.urls)] for turn in range(len(self._plan.urls))]
         try:
             client = await Client.connect(
-                urls, CONNECT, self._plan.key, patience=self._plan.timeout, insist=True, watch=witness
+                urls, CONNECT, self._plan.key, patience=self._plan.timeout, insist=True, watch=observer
             )
         except Exception as exc:
-            judgement = self._judgement()
-            judgement.problem("no_connection", str(exc) or type(exc).__name__)
-            judgement.judge()
+            verifier = self._verifier()
+            verifier.problem("no_connection", str(exc) or type(exc).__name__)
+            verifier.judge()
             raise Broken from exc
         self._tally.open += 1
         try:
             while self._more():
-                await self._session(client, witness)
+                await self._session(client, observer)
             await asyncio.sleep(LINGER)
         finally:
             self._tally.open -= 1
@@ -141,95 +141,95 @@ class Caller:
             self._connected = True
             self._tally.connected += 1
 
-    def _judgement(self) -> Judgement:
+    def _verifier(self) -> SessionVerifier:
         self._sessions += 1
-        return Judgement(str(uuid.uuid4()), self._number, self._sessions - 1, self._scripts, self._tally)
+        return SessionVerifier(str(uuid.uuid4()), self._number, self._sessions - 1, self._scripts, self._tally)
 
-    async def _session(self, client: Client, witness: Witness) -> None:
+    async def _session(self, client: Client, observer: Observer) -> None:
         """One session; raises Broken when it failed in a way that leaves nothing to go on with."""
-        judgement = self._judgement()
-        witness.open(judgement)
+        verifier = self._verifier()
+        observer.open(verifier)
         script = self._scripts.script(self._number, self._sessions - 1)
         self._tally.active += 1
         try:
             began = time.monotonic()
             async with asyncio.timeout(self._plan.timeout):
-                session = await client.start(judgement.id, **self._plan.options())
+                session = await client.start(verifier.id, **self._plan.options())
             self._tally.times["start"].add(time.monotonic() - began)
-            await self._talk(session, script, judgement)
+            await self._talk(session, script, verifier)
         except TimeoutError as exc:
-            judgement.problem("timeout", f"nothing came for {self._plan.timeout:.0f} s")
+            verifier.problem("timeout", f"nothing came for {self._plan.timeout:.0f} s")
             raise Broken from exc
         except ServerError as exc:
-            if not judgement.problems:  # not of a kind that the witness saw
-                judgement.problem("error", str(exc))
+            if not verifier.problems:  # not of a kind that the observer saw
+                verifier.problem("error", str(exc))
                 self._tally.errors[str(exc.event.get("code"))] += 1
             raise Broken from exc
         except (ConnectionLost, OSError) as exc:
-            judgement.problem("lost_connection", str(exc))
+            verifier.problem("lost_connection", str(exc))
             raise Broken from exc
         except Exception as exc:
             # The client's reader ends with what a message that is none raised, and its sessions with it.
-            judgement.problem("protocol", f"{type(exc).__name__}: {exc}")
+            verifier.problem("protocol", f"{type(exc).__name__}: {exc}")
             raise Broken from exc
         else:
             self._failures = 0
         finally:
             self._tally.active -= 1
-            judgement.judge()
+            verifier.judge()
 
-    async def _talk(self, session: ClientSession, script: Iterator[Part], judgement: Judgement) -> None:
+    async def _talk(self, session: ClientSession, script: Iterator[Part], verifier: SessionVerifier) -> None:
         """Say the script, end, and wait for the last word."""
         loop = asyncio.get_running_loop()
         watch: asyncio.TimerHandle
 
         def look() -> None:
             nonlocal watch
-            left = judgement.heard + self._plan.timeout - time.monotonic()
-            if judgement.owed and left <= 0:
+            left = verifier.heard + self._plan.timeout - time.monotonic()
+            if verifier.owed and left <= 0:
                 session.fail(TimeoutError())
             else:
                 watch = loop.call_later(max(1.0, left), look)
 
         watch = loop.call_later(self._plan.timeout, look)
         try:
-            await (self._stream if self._plan.protocol_mode == "stream" else self._utter)(session, script, judgement)
-            judgement.finishing = judgement.heard = time.monotonic()
+            await (self._stream if self._plan.protocol_mode == "stream" else self._utter)(session, script, verifier)
+            verifier.finishing = verifier.heard = time.monotonic()
             await session.finish()
         finally:
             watch.cancel()
 
-    async def _stream(self, session: ClientSession, script: Iterator[Part], judgement: Judgement) -> None:
+    async def _stream(self, session: ClientSession, script: Iterator[Part], verifier: SessionVerifier) -> None:
         """Frames of 100 ms, when they would have been spoken or all at once."""
-        frames = self._frames(script, judgement)
+        frames = self._frames(script, verifier)
         begin = time.monotonic()
-        judgement.begins(begin)
+        verifier.begins(begin)
         if self._plan.realtime:
-            await Pace(self._clock, session, frames, begin, judgement, self._tally).run()
+            await FramePacer(self._clock, session, frames, begin, verifier, self._tally).run()
             return
         for frame in frames:
-            judgement.sent(await session.send(frame), FRAME_SECONDS)
+            verifier.sent(await session.send(frame), FRAME_SECONDS)
             self._tally.audio_sent += FRAME_SECONDS
 
-    def _frames(self, script: Iterator[Part], judgement: Judgement) -> Iterator[bytes]:
+    def _frames(self, script: Iterator[Part], verifier: SessionVerifier) -> Iterator[bytes]:
         """Whoever has sent one takes the next at once: the recording ends with a frame, and not when another is due."""
         quiet = itertools.cycle(self._quiet)
         for count, part in enumerate(script, 1):
             yield from itertools.islice(quiet, part.quiet)
-            judgement.says(part.sentence)
+            verifier.says(part.sentence)
             yield from part.sentence.frames
             if self._enough(count):
                 return
 
-    async def _utter(self, session: ClientSession, script: Iterator[Part], judgement: Judgement) -> None:
+    async def _utter(self, session: ClientSession, script: Iterator[Part], verifier: SessionVerifier) -> None:
         """A WAV a sentence, when it would have been spoken or all at once."""
         due = time.monotonic()
         for count, part in enumerate(script, 1):
             due += part.quiet * FRAME_SECONDS + part.sentence.seconds
             if self._plan.realtime:
                 await self._until(due)
-            judgement.says(part.sentence)
-            judgement.sent(await session.send(part.sentence.wav), part.sentence.seconds)
+            verifier.says(part.sentence)
+            verifier.sent(await session.send(part.sentence.wav), part.sentence.seconds)
             self._tally.audio_sent += part.sentence.seconds
             if self._enough(count):
                 return

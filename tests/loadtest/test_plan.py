@@ -8,7 +8,7 @@ import pytest
 
 from asrserver.loadtest.plan import Plan, duration, parse_duration
 from asrserver.loadtest.speech import Scripts, load
-from asrserver.loadtest.stats import Histogram, Tally, total
+from asrserver.loadtest.stats import Histogram, Stats, total
 from asrserver.text.wer import word_errors
 
 
@@ -28,9 +28,9 @@ def test_no_two_sessions_say_the_same() -> None:
     assert 20 <= whole < 40
     assert parts == list(scripts.script(3, 1))
     text = [word for part in parts for word in part.sentence.words]
-    assert not scripts.is_of_another(text, 3, 1)
-    assert scripts.is_of_another(text, 4, 1)
-    assert scripts.is_of_another(text, 3, 2)
+    assert not scripts.is_of_another_session(text, 3, 1)
+    assert scripts.is_of_another_session(text, 4, 1)
+    assert scripts.is_of_another_session(text, 3, 2)
     everything = [part for number in range(40) for part in scripts.script(number, 0)]
     talk = sum(part.sentence.seconds for part in everything)
     assert talk / (talk + sum(part.quiet for part in everything) / 10) == pytest.approx(0.3, abs=0.05)
@@ -48,8 +48,8 @@ def test_histograms_add_up() -> None:
     assert one.percentile(1.0) == one.longest == 1.0
     assert one.since(before).count == 500
     assert Histogram().percentile(0.5) != Histogram().percentile(0.5)  # not a number
-    assert total([Tally(right=1), Tally(right=2, examples=[{}] * 50)]).right == 3
-    assert len(total([Tally(examples=[{}] * 50)]).examples) == 20
+    assert total([Stats(right=1), Stats(right=2, examples=[{}] * 50)]).right == 3
+    assert len(total([Stats(examples=[{}] * 50)]).examples) == 20
 
 
 def test_durations() -> None:

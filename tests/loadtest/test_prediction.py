@@ -85,7 +85,7 @@ def test_the_prediction_is_the_sum(predict_capacity: Any, bench: Any) -> None:
 def test_cores_of_a_stream(tools: Any) -> None:
     """CPU seconds of every sample, however long it took, for each second of audio."""
     made = Outcome(Plan(("ws://x",)))
-    made.tally.audio_sent = 40.0
+    made.stats.audio_sent = 40.0
     for at, gateway, tester in ((1.0, 0.0, [0.5, 0.5]), (5.0, 0.5, [0.25, 0.0])):
         server = {"gateway 1": Cost(gateway, 0), "worker 1": Cost(1.0, 0), "worker 2": Cost(1.0, 0)}
         made.samples.append(Sample(at, 0, 0, 0, 0, 0.0, 0.0, tester, server))

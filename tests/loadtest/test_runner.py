@@ -18,10 +18,10 @@ from asrserver.loadtest import report, runner
 from asrserver.loadtest.dashboard import Dashboard
 from asrserver.loadtest.host import Cost
 from asrserver.loadtest.plan import Plan
-from asrserver.loadtest.processes import Crew
+from asrserver.loadtest.processes import ClientProcesses
 from asrserver.loadtest.report import memory_trend, trend
 from asrserver.loadtest.runner import Capacity, Outcome, Sample
-from asrserver.loadtest.stats import Tally
+from asrserver.loadtest.stats import Stats
 from tests.program import NOBODY
 from tests.waiting import wait_until
 
@@ -30,25 +30,25 @@ from tests.waiting import wait_until
 def test_a_process_that_dies() -> None:
     """Its sessions have failed, and the others are still counted."""
     plan = Plan((NOBODY,), connections=2, duration=1, ramp=0, timeout=2, processes=2)
-    crew = Crew(plan)
+    clients = ClientProcesses(plan)
     try:
-        crew.begin()
-        os.kill(crew.pids[0], signal.SIGKILL)
-        wait_until(lambda: crew.listen(0.2) or crew.done, 60, "all processes are done")
-        assert crew.tally.failures["tester"] == 1
-        assert crew.tally.failures["no_connection"] >= 1
-        assert "died with status -9" in crew.told[0].error
-        assert Outcome(plan, tally=crew.tally).why_not
+        clients.begin()
+        os.kill(clients.pids[0], signal.SIGKILL)
+        wait_until(lambda: clients.listen(0.2) or clients.done, 60, "all processes are done")
+        assert clients.stats.failures["tester"] == 1
+        assert clients.stats.failures["no_connection"] >= 1
+        assert "died with status -9" in clients.told[0].error
+        assert Outcome(plan, stats=clients.stats).why_not
     finally:
-        crew.close()
+        clients.close()
 
 
 def outcome(plan: Plan, **changes: Any) -> Outcome:
-    """One that passes, but for the changes in its tally."""
-    tally = Tally(sessions=5, right=5, connected=plan.connections, audio_done=50.0)
+    """One that passes, but for the changes in its stats."""
+    stats = Stats(sessions=5, right=5, connected=plan.connections, audio_done=50.0)
     for name, value in changes.items():
-        setattr(tally, name, value)
-    made = Outcome(plan, tally=tally, seconds=10.0)
+        setattr(stats, name, value)
+    made = Outcome(plan, stats=stats, seconds=10.0)
     made.samples = [Sample(1.0, 5, 5, 0, 0, 5.0, float("nan"), [0.5], {"worker 1": Cost(0.5, 1 << 20)})]
     return made
 
@@ -57,7 +57,7 @@ def test_the_verdict() -> None:
     plan = Plan(("ws://x",), connections=5, max_finalisation=1.0)
     good = outcome(plan)
     assert good.why_not == ["finalisation p95 is nan s, above 1 s"]
-    good.tally.times["finalisation"].add(0.5)
+    good.stats.times["finalisation"].add(0.5)
     assert good.passed
     assert good.throughput == 5.0
     assert not good.saturated
@@ -141,8 +141,8 @@ def test_find_capacity(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 def test_the_dashboard() -> None:
     """What a terminal shows."""
     shown = outcome(Plan(("ws://x",), connections=5), right=4)
-    shown.tally.failures["wrong_text"] += 1
-    shown.tally.times["ack"].add(0.005)
+    shown.stats.failures["wrong_text"] += 1
+    shown.stats.times["ack"].add(0.005)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(Dashboard.drawn(shown))
     text = console.export_text()

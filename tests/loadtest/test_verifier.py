@@ -12,9 +12,9 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application
 
 from asrserver.loadtest.plan import Plan
-from asrserver.loadtest.processes import Told, work
+from asrserver.loadtest.processes import ProcessReport, work
 from asrserver.loadtest.speech import FRAME_SECONDS, Scripts, load
-from asrserver.loadtest.stats import FAILURES, Tally
+from asrserver.loadtest.stats import FAILURES, Stats
 from tests.loadtest.faulty_proxy import (
     Cut,
     Error,
@@ -38,7 +38,7 @@ from tests.loadtest.faulty_proxy import (
 from tests.program import System
 
 
-async def judged(system: System, fault: Fault, **options: Any) -> Tally:
+async def judged(system: System, fault: Fault, **options: Any) -> Stats:
     """What the tester finds at the system, seen through a fault."""
     server = HTTPServer(Application([("/ws/asr", Proxy, {"target": system.url, "fault": fault})]))
     [listener] = bind_sockets(0, "127.0.0.1")
@@ -46,14 +46,14 @@ async def judged(system: System, fault: Fault, **options: Any) -> Tally:
     url = f"ws://127.0.0.1:{listener.getsockname()[1]}/ws/asr"
     defaults: dict[str, Any] = {"connections": 4, "duration": 60, "sessions": 1, "ramp": 0, "realtime": False}
     plan = Plan((url,), **{**defaults, "talk_ratio": 1.0, **options})
-    told = Told()
+    told = ProcessReport()
     await work(plan, Scripts(load(()), plan), range(plan.connections), time.monotonic(), told)
     server.stop()
     await server.close_all_connections()
     assert not told.error
-    assert (told.tally.open, told.tally.active) == (0, 0)
-    assert set(told.tally.failures) <= set(FAILURES)
-    return told.tally
+    assert (told.stats.open, told.stats.active) == (0, 0)
+    assert set(told.stats.failures) <= set(FAILURES)
+    return told.stats
 
 
 BOTH = ("stream", "chunk")
@@ -64,15 +64,15 @@ BOTH = ("stream", "chunk")
 async def test_a_server_that_does_right(shared: System, mode: str) -> None:
     fault = Fault()
     fault.together = True
-    tally = await judged(shared, fault, protocol_mode=mode, partials=mode == "stream")
-    assert (tally.sessions, tally.right, tally.failures, tally.examples) == (4, 4, {}, [])
-    assert tally.words > 40
-    assert tally.word_errors <= 0.05 * tally.words
-    assert tally.audio_done == pytest.approx(tally.audio_sent)
-    assert tally.audio_sent > 4 * 20
+    stats = await judged(shared, fault, protocol_mode=mode, partials=mode == "stream")
+    assert (stats.sessions, stats.right, stats.failures, stats.examples) == (4, 4, {}, [])
+    assert stats.words > 40
+    assert stats.word_errors <= 0.05 * stats.words
+    assert stats.audio_done == pytest.approx(stats.audio_sent)
+    assert stats.audio_sent > 4 * 20
     for name in ("connect", "start", "first_result", "finalisation"):
-        assert tally.times[name].count == 4
-    assert tally.times["ack"].count == tally.chunks
+        assert stats.times[name].count == 4
+    assert stats.times["ack"].count == stats.chunks
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -103,20 +103,20 @@ async def test_every_way_to_do_wrong(
     shared: System, fault: Callable[[], Fault], mode: str, kind: str, failed: int
 ) -> None:
     """Whatever else is found, what was done is, in each session to which it was done."""
-    tally = await judged(shared, fault(), protocol_mode=mode)
-    assert tally.failures[kind] >= failed, tally.examples
-    assert tally.sessions == 4
-    assert tally.failed >= failed
-    assert any(kind in example["failed"] for example in tally.examples) or kind == "duplicate"
+    stats = await judged(shared, fault(), protocol_mode=mode)
+    assert stats.failures[kind] >= failed, stats.examples
+    assert stats.sessions == 4
+    assert stats.failed >= failed
+    assert any(kind in example["failed"] for example in stats.examples) or kind == "duplicate"
 
 
 @pytest.mark.gen_test(timeout=120)
 async def test_no_send_is_a_success(shared: System) -> None:
     """A server that takes everything and says nothing: no session is right, however much was sent."""
-    tally = await judged(shared, OnlyTakes(), timeout=2.0)
-    assert (tally.right, tally.sessions, tally.failures["timeout"]) == (0, 4, 4)
-    assert tally.audio_sent > 0
-    assert tally.audio_done == 0
+    stats = await judged(shared, OnlyTakes(), timeout=2.0)
+    assert (stats.right, stats.sessions, stats.failures["timeout"]) == (0, 4, 4)
+    assert stats.audio_sent > 0
+    assert stats.audio_done == 0
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -124,8 +124,8 @@ async def test_refusals_are_no_failures(shared: System) -> None:
     """They are tried again, not before the server wants it, and counted apart."""
     fault = RefusesAtFirst()
     began = time.monotonic()
-    tally = await judged(shared, fault)
-    assert (tally.right, tally.failed, dict(tally.refusals)) == (4, 0, {"HTTP 503": 3})
+    stats = await judged(shared, fault)
+    assert (stats.right, stats.failed, dict(stats.refusals)) == (4, 0, {"HTTP 503": 3})
     assert time.monotonic() - began >= 1
 
 
@@ -133,10 +133,10 @@ async def test_refusals_are_no_failures(shared: System) -> None:
 async def test_long_recordings_end_with_the_test(shared: System) -> None:
     """An hour is put together while it is sent, and ends with a sentence when the time is over."""
     hearer = Hearer()
-    tally = await judged(shared, hearer, mode="long", realtime=True, connections=2, duration=1)
-    assert (tally.right, tally.sessions) == (2, 2)
-    assert tally.times["late"].count == tally.chunks
-    assert tally.audio_sent < 60
-    assert sum(map(len, hearer.came.values())) == tally.chunks
+    stats = await judged(shared, hearer, mode="long", realtime=True, connections=2, duration=1)
+    assert (stats.right, stats.sessions) == (2, 2)
+    assert stats.times["late"].count == stats.chunks
+    assert stats.audio_sent < 60
+    assert sum(map(len, hearer.came.values())) == stats.chunks
     for sid, came in hearer.came.items():  # nothing is sent before it could have been spoken
         assert all(when - hearer.began[sid] >= count * FRAME_SECONDS for count, when in enumerate(came, 1))
