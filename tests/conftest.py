@@ -290,13 +290,15 @@ def model() -> Whisper:
 def recogniser(io_loop: tornado.ioloop.IOLoop, model: Whisper) -> Iterator[Recogniser]:
     """Everything behind a worker's sessions, with the real model."""
     from asrserver.inference.engine import Engine
+    from asrserver.inference.partials import PartialScheduler
     from tests.worker_harness import recogniser_of
 
     made: list[Any] = []
 
     async def make() -> None:
-        engine = Engine(model, 0, lambda place, labels: None)
-        made.extend((engine, recogniser_of(engine)))
+        partials = PartialScheduler()
+        engine = Engine(model, 0, lambda thread, labels: None, partials)
+        made.extend((engine, recogniser_of(engine, partials)))
 
     io_loop.run_sync(make)
     yield made[1]

@@ -13,6 +13,7 @@ import orjson
 from asrserver.broker.replies import Claim, Entry
 from asrserver.gateway.session import Options
 from asrserver.inference.engine import Engine
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.text.wer import word_errors
@@ -36,9 +37,9 @@ LIVE = {
 }  # fmt: skip
 
 
-def recogniser_of(engine: Engine, **options: Any) -> Recogniser:
+def recogniser_of(engine: Engine, partials: PartialScheduler, **options: Any) -> Recogniser:
     settings = {"window": "fit", "silence": 0.4, "max_seconds": 600, "threads": 1, **options}
-    return Recogniser(engine, hold=lambda place, labels: None, **settings)
+    return Recogniser(engine, partials, hold=lambda thread, labels: None, **settings)
 
 
 class Voice:

@@ -51,14 +51,14 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError
 from asrserver.gateway.session import Options
 from asrserver.inference import silero
-from asrserver.inference.audio_thread import TOGETHER
-from asrserver.inference.consumer import POLL, READ, grain
+from asrserver.inference.audio_thread import MAX_BATCH
+from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
 from asrserver.inference.event_log import SURE, Ledger
 from asrserver.inference.features import GrowingLogMel
 from asrserver.inference.recognise import Segment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.whisper import Request, window_for
-from asrserver.inference.worker import load as load_model
+from asrserver.inference.worker import load_model
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import run
 from asrserver.loadtest.speech import FRAME, FRAME_SECONDS, Scripts, Sentence, load
@@ -133,11 +133,11 @@ def computing(streams: int) -> dict[str, float]:
 def _compute(streams: int, pipe: Connection) -> None:
     settings = Settings(device="cpu")
     model = load_model(settings)
-    some = plan(min(streams, TOGETHER))
+    some = plan(min(streams, MAX_BATCH))
     scripts = Scripts(load(()), some)
     said = [script(scripts, number) for number in range(some.connections)]
     recordings = [_samples(each) for each in said]
-    step = max(1, round(grain(streams) / FRAME_SECONDS)) * FRAME // 2
+    step = max(1, round(read_interval(streams) / FRAME_SECONDS)) * FRAME // 2
     used = {}
     for seconds in (2, 0):  # the first warms up
         audio = [recording[: seconds * RATE or None] for recording in recordings]
@@ -302,7 +302,7 @@ class StandIn:
         while not renewing.done():
             begun = time.monotonic()
             await self._read()
-            await asyncio.sleep(max(POLL / 4, begun + grain(len(self._sessions)) - time.monotonic()))
+            await asyncio.sleep(max(POLL_SECONDS / 4, begun + read_interval(len(self._sessions)) - time.monotonic()))
         renewing.result()
 
     async def _read(self) -> None:
@@ -311,7 +311,7 @@ class StandIn:
             if claim is not None:
                 self._sessions[sid] = Sitting(task, Ledger(claim, self._broker, "stand-in"), self._sentences)
         cursors = {sid: session.cursor for sid, session in self._sessions.items()}
-        found = await self._broker.read_audio(cursors, READ)
+        found = await self._broker.read_audio(cursors, READ_ENTRIES)
         await asyncio.gather(*(self._sessions[sid].take(entries) for sid, entries in found.items()))
         self._sessions = {sid: session for sid, session in self._sessions.items() if not session.over}
 

@@ -44,12 +44,13 @@ from asrserver.broker.broker import Broker
 from asrserver.config import Settings
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.gateway.session import Options
-from asrserver.inference import vad
-from asrserver.inference.engine import Engine, Row
+from asrserver.inference import vad, worker
+from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.features import log_mel
+from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.poison import InFlight
 from asrserver.inference.recognise import SLICE
 from asrserver.inference.whisper import Request, Whisper, find_model, length_limit, window_for
-from asrserver.inference.worker import Hands, load, work
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 
@@ -150,13 +151,13 @@ def run_bare(language: str | None, pipe: Connection) -> None:
 def run_engine(language: str | None, pipe: Connection) -> None:
     async def main() -> None:
         model = Whisper("demo", "cpu", "default", 1, 1)
-        engine = Engine(model, 0, Hands(lambda _: None).hold)
+        engine = Engine(model, 0, InFlight(lambda _: None).hold, PartialScheduler())
         request = Request(language)
 
         async def text(samples: Samples) -> str:
             seconds = len(samples) / RATE
             features = log_mel(samples, window_for(seconds, "fit"), model.n_mels)
-            return (await engine.recognise(Row(features, request, seconds, "bench 1-0", session="bench"))).text
+            return (await engine.recognise(DecodeJob(features, request, seconds, "bench 1-0", session="bench"))).text
 
         while True:
             items, gap = pipe.recv()
@@ -173,7 +174,9 @@ def run_engine(language: str | None, pipe: Connection) -> None:
 
 def run_worker(settings: Settings, pipe: Connection) -> None:
     report_cpu(pipe)
-    uvloop.run(work(settings, "bench", load(settings), lambda: None, lambda: None, lambda _: None))
+    uvloop.run(
+        worker.run_worker(settings, "bench", worker.load_model(settings), lambda: None, lambda: None, lambda _: None)
+    )
 
 
 class Side:

@@ -1,7 +1,10 @@
-"""The thread in which recordings that go on are heard: all that wait, in one go.
+"""The audio thread: decoding and voice activity detection of all live streams, in batches.
 
-A stream's piece is little work, and what surrounds it is not: a wake-up of the thread and one of the loop, and a call
-of the network that costs as much as five of its frames. The more streams there are, the more of them share these.
+A piece of a live stream is little work, but the overhead around it is not: waking the thread, waking the loop, and a
+call of the network that costs as much as five of its frames. The more streams there are, the more of them share it.
+
+The work of one stream is a generator: it yields the frames that the network must score, and goes on when they are
+scored. The thread runs many such generators step by step and scores the frames of all of them in one call.
 """
 
 from __future__ import annotations
@@ -15,78 +18,95 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asrserver.inference import silero
-from asrserver.inference.partials import Pace
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.silero import Stretch
 
 T = TypeVar("T")
 
-#: Work in steps: what it yields, the network must hear before it goes on.
-Work = Generator[list[Stretch], None, T]
+#: Work of one stream in steps: the network must score the frames that it yields before it goes on. It returns a T.
+AudioWork = Generator[list[Stretch], None, T]
 
-#: Recordings that are heard in one go at most, so that the first of many does not wait for the last: 32 or 160 of them
-#: take no less CPU each.
-TOGETHER = 16
+#: Most streams in one batch, so that the first of many does not wait for the last. Batches of 32 or 160 take no less
+#: CPU per stream.
+MAX_BATCH = 16
 
 
 @dataclass(slots=True)
 class _Job:
     labels: Sequence[str]
-    work: Work[Any]
+    work: AudioWork[Any]
     future: asyncio.Future[Any]
-    first: bool
-    asked: float = field(default_factory=time.monotonic)
-    stretches: list[Stretch] = field(default_factory=list)
+    urgent: bool
+    queued: float = field(default_factory=time.monotonic)
+    stretches: list[Stretch] = field(default_factory=list)  # to be scored before the next step
     result: Any = None
     error: BaseException | None = None
-    over: bool = False
+    done: bool = False
 
     @property
     def session(self) -> str:
         return self.labels[0].partition(" ")[0] if self.labels else ""
 
 
-class Listener:
-    """Does work in its thread: what is to be first, then the rest, in the order in which it comes. `hold` is told what
-    is in hand before native calls."""
+class AudioThread:
+    """Runs work in a thread of its own: urgent work first, then the rest, in the order of arrival."""
 
-    def __init__(self, hold: Callable[[str, list[str]], None], pace: Pace) -> None:
+    def __init__(self, hold: Callable[[str, list[str]], None], partials: PartialScheduler) -> None:
+        """Start the thread. Must be called in the event loop.
+
+        Args:
+            hold: Told the labels in hand before each native call, and none after it (see InFlight).
+            partials: Told how long work waited.
+        """
         self._hold = hold
-        self._pace = pace
+        self._partials = partials
         self._loop = asyncio.get_running_loop()
-        self._asked: list[_Job] = []  # in this turn of the loop
-        self._first = deque[_Job]()
+        self._new: list[_Job] = []  # submitted in this iteration of the loop
+        self._urgent = deque[_Job]()
         self._waiting = deque[_Job]()
         self._condition = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
         self._thread.start()
 
-    async def run(self, labels: Sequence[str], work: Work[T], first: bool = False) -> T:
-        """What the work returns; raises what it raises. `labels` ("session entry" each) are what it works on."""
-        job = _Job(labels, work, self._loop.create_future(), first)
-        if not self._asked:  # at the end of this turn of the loop: what one read of the feed brings comes together
-            self._loop.call_soon(self._send)
-        self._asked.append(job)
+    async def run(self, labels: Sequence[str], work: AudioWork[T], urgent: bool = False) -> T:
+        """Run work and wait for its result.
+
+        Args:
+            labels: "session entry" of each entry that it works on, for crash attribution. All are of one session.
+            work: The work.
+            urgent: Run it before work that is not urgent.
+
+        Returns:
+            What the work returns.
+
+        Raises:
+            Exception: Whatever the work raises.
+        """
+        job = _Job(labels, work, self._loop.create_future(), urgent)
+        if not self._new:  # hand over at the end of this iteration: all that one read brings shares a batch
+            self._loop.call_soon(self._submit)
+        self._new.append(job)
         result: T = await job.future
         return result
 
-    def _send(self) -> None:
+    def _submit(self) -> None:
         with self._condition:
-            self._first.extend(job for job in self._asked if job.first)
-            self._waiting.extend(job for job in self._asked if not job.first)
+            self._urgent.extend(job for job in self._new if job.urgent)
+            self._waiting.extend(job for job in self._new if not job.urgent)
             self._condition.notify()
-        self._asked.clear()
+        self._new.clear()
 
-    def hurry(self, session: str) -> None:
-        """What waits of a session is first: its client waits for its last word."""
-        for job in self._asked:
-            job.first = job.first or job.session == session
+    def expedite(self, session: str) -> None:
+        """Make the session's waiting work urgent: the session is finished and its client waits for the result."""
+        for job in self._new:
+            job.urgent = job.urgent or job.session == session
         with self._condition:
-            self._first.extend(job for job in self._waiting if job.session == session)
+            self._urgent.extend(job for job in self._waiting if job.session == session)
             self._waiting = deque(job for job in self._waiting if job.session != session)
 
     def close(self) -> None:
-        """Begin no more work."""
+        """Start no more work."""
         with self._condition:
             self._closed = True
             self._condition.notify()
@@ -96,50 +116,50 @@ class Listener:
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._first and not self._waiting and not self._closed:
+                while not self._urgent and not self._waiting and not self._closed:
                     self._condition.wait()
                 if self._closed:
                     return
-                jobs = self._take()
+                jobs = self._next_batch()
             jobs = [job for job in jobs if not job.future.cancelled()]
             for job in jobs:
-                self._pace.waited("heard", time.monotonic() - job.asked)
-            self._work(jobs)
+                self._partials.delayed("vad", time.monotonic() - job.queued)
+            self._run_batch(jobs)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_settle, jobs)
+                self._loop.call_soon_threadsafe(_deliver, jobs)
 
-    def _take(self) -> list[_Job]:
+    def _next_batch(self) -> list[_Job]:
         jobs: list[_Job] = []
-        for queue in (self._first, self._waiting):
-            while queue and len(jobs) < TOGETHER:
+        for queue in (self._urgent, self._waiting):
+            while queue and len(jobs) < MAX_BATCH:
                 jobs.append(queue.popleft())
         return jobs
 
-    def _work(self, jobs: list[_Job]) -> None:
-        """Step by step, those that are not done yet together."""
-        under_way = jobs
-        while under_way:
-            for job in under_way:
+    def _run_batch(self, jobs: list[_Job]) -> None:
+        """Run jobs step by step; those that are not done share each call of the network."""
+        running = jobs
+        while running:
+            for job in running:
                 self._step(job)
-            under_way = [job for job in under_way if not job.over]
-            stretches = [stretch for job in under_way for stretch in job.stretches]
+            running = [job for job in running if not job.done]
+            stretches = [stretch for job in running for stretch in job.stretches]
             if stretches:
-                self._hold("live", [label for job in under_way for label in job.labels])
+                self._hold("audio", [label for job in running for label in job.labels])
                 silero.hear(stretches)
-        self._hold("live", [])
+        self._hold("audio", [])
 
     def _step(self, job: _Job) -> None:
-        """One job's next step, alone in hand: what decodes a stranger's bytes may be the end of this process."""
-        self._hold("live", list(job.labels))
+        """Run a job's next step with it alone in hand: native code that decodes a client's bytes may crash."""
+        self._hold("audio", list(job.labels))
         try:
             job.stretches = next(job.work)
         except StopIteration as stop:
-            job.result, job.over = stop.value, True
+            job.result, job.done = stop.value, True
         except Exception as exc:
-            job.error, job.over = exc, True
+            job.error, job.done = exc, True
 
 
-def _settle(jobs: list[_Job]) -> None:
+def _deliver(jobs: list[_Job]) -> None:
     for job in jobs:
         if job.future.done():
             continue  # its session was dropped

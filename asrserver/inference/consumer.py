@@ -1,4 +1,4 @@
-"""The feed: claims sessions, reads their audio, keeps their leases, and drops what another worker owns."""
+"""The session consumer: claims sessions, reads their audio, renews their leases, drops those it no longer owns."""
 
 from __future__ import annotations
 
@@ -15,75 +15,101 @@ from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Claim
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
 
-log = logging.getLogger("asrserver.feed")
+log = logging.getLogger("asrserver.consumer")
 
-#: Seconds between reads while there are sessions: chunks come ten a second from each, and one read serves all.
-POLL = 0.04
+#: Seconds between reads while there are sessions: each sends about ten chunks a second, and one read serves all.
+POLL_SECONDS = 0.04
 
-#: Seconds between reads of the live streams: so many for each of them, and the most. What a read brings of a stream is
-#: dealt with in one go, and costs much the same whether it is one piece or three. With few streams nobody waits for
-#: that; with many, a result is late by no more than WIDEST.
-EACH = 0.004
-WIDEST = 1.5
+#: Seconds between two reads of the same live stream: this much per live stream, within POLL_SECONDS and
+#: MAX_READ_INTERVAL. All that one read brings of a stream is processed in one go, which costs about the same for three
+#: pieces as for one. With few streams nobody waits for that; with many, a result is late by at most MAX_READ_INTERVAL.
+READ_SECONDS_PER_STREAM = 0.004
+MAX_READ_INTERVAL = 1.5
 
-#: Live streams that are read together at least, where they are read in groups, one after another; and the most groups.
-#: All at once held the loop for a quarter of a second, of a worker with 500, and whatever else was to be done waited.
-GROUP = 48
-GROUPS = 8
+#: Live streams are read in up to MAX_GROUPS groups of at least MIN_GROUP_SIZE, one group after another. Reading all at
+#: once blocked the event loop of a worker with 500 streams for a quarter of a second, and everything else waited.
+MIN_GROUP_SIZE = 48
+MAX_GROUPS = 8
 
-#: Seconds of audio of each live stream that are on their way and no backlog: what a read brings, some of its speech.
-ON_ITS_WAY = 1.9
+#: Seconds of audio of each live stream that are in transit and no backlog: what a read brings, and speech in progress.
+IN_TRANSIT_SECONDS = 1.9
 
-#: Seconds that a worker without sessions waits in Redis for one.
-IDLE = 1.0
+#: Seconds that a worker without sessions blocks in Redis, waiting for one.
+IDLE_BLOCK_SECONDS = 1.0
 
-#: Sessions claimed at a time: few, so that workers that start together share what waits; but of as many as a worker has
-#: already, one in so many. Each time takes two round trips, in which it reads nothing: 500 sessions that ended and
-#: began again within five seconds were heard seconds late.
-CLAIM = 4
+#: Sessions claimed at a time: few, so that workers that start together share what waits; but at least one per
+#: CLAIM_SHARE of the sessions that the worker has. A claim takes two round trips, during which the worker reads
+#: nothing: 500 sessions that ended and began again within five seconds were processed seconds late.
+MIN_CLAIM = 4
 CLAIM_SHARE = 8
 
-#: Entries of a session read at a time: of one that sends pieces, and of one whose chunks are files or not yet known.
-READ = 16
-READ_LARGE = 1
+#: Entries of a session read at a time: of one that sends small pieces; and of one whose chunks are large or unknown.
+READ_ENTRIES = 16
+READ_LARGE_ENTRIES = 1
 
-#: Bytes from which a chunk is large.
-LARGE = 1 << 16
+#: A larger chunk, in bytes, is large.
+LARGE_CHUNK_BYTES = 1 << 16
 
-#: Bytes of unread chunks of all sessions at which only those are read that have none waiting.
-MAX_UNREAD = 64 * 2**20
+#: Unread bytes of all sessions from which on only sessions without unread chunks are read.
+MAX_UNREAD_BYTES = 64 * 2**20
 
 #: Seconds between looks for sessions whose lease ran out.
-STALE_EVERY = 1.0
+STALE_CHECK_SECONDS = 1.0
 
-#: Seconds between looks at how far behind it is: each is a look at every session.
-WEIGH_EVERY = 0.25
+#: Seconds between measurements of the backlog, each of which visits every session.
+BACKLOG_CHECK_SECONDS = 0.25
 
 
-class Feed:
-    """A worker's sessions. `max_backlog` is the unrecognised audio, in seconds, at which it claims no more."""
+class SessionConsumer:
+    """The sessions that a worker owns, and the loop that claims and reads them.
 
-    def __init__(self, broker: Broker, recogniser: Recogniser, *, url: str, lease: float, max_backlog: float) -> None:
+    Attributes:
+        sessions: The sessions owned now, by id.
+        finished: Sessions finished so far.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        recogniser: Recogniser,
+        partials: PartialScheduler,
+        *,
+        url: str,
+        lease: float,
+        max_backlog: float,
+    ) -> None:
+        """Own no sessions yet. Must be called in the event loop.
+
+        Args:
+            broker: Redis.
+            recogniser: What recognises the sessions' audio.
+            partials: Told how often live streams are read, and how late.
+            url: Redis URL, for the lease thread's own connection.
+            lease: Seconds after which a session that is not renewed may be claimed by others.
+            max_backlog: Seconds of unrecognised audio at which no more sessions are claimed.
+        """
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
         self._broker = broker
-        self.recogniser = recogniser
+        self._recogniser = recogniser
+        self._partials = partials
         self._lease = lease
         self._max_backlog = max_backlog
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._stale_at = 0.0
-        self._full = False  # behind by so much that it claims no more
-        self._weighed_at = 0.0
-        self._live_at = 0.0  # when live streams are read again
-        self._turn = 0  # of the groups in which they are read
+        self._full = False  # the backlog allows no more claims
+        self._backlog_checked_at = 0.0
+        self._streams_due = 0.0  # when the next group of live streams is read
+        self._turn = 0  # counts the groups read
         self._numbers = itertools.count()
-        self._next_ones: set[str] = set()  # live streams that are read at the next look: they have ended, or are behind
-        self._news = asyncio.Event()
+        self._read_next: set[str] = set()  # live streams to read without waiting for their group: ended, or behind
+        self._wake = asyncio.Event()
         self._stop_renewing = threading.Event()
         self._renewer = threading.Thread(
             target=self._renew,
@@ -94,98 +120,115 @@ class Feed:
 
     @property
     def backlog(self) -> float:
-        """Seconds of audio read and not yet recognised, beyond what is on its way in any case."""
-        sessions = self.sessions.values()
-        streams = sum(session.live for session in sessions)
-        return max(0.0, sum(session.backlog for session in sessions) - ON_ITS_WAY * streams)
+        """Seconds of audio read and not yet recognised, beyond what is always in transit."""
+        backlog = sum(session.backlog for session in self.sessions.values())
+        return max(0.0, backlog - IN_TRANSIT_SECONDS * self.streams)
+
+    @property
+    def streams(self) -> int:
+        """Sessions with an open live stream."""
+        return sum(session.live for session in self.sessions.values())
 
     async def run(self) -> None:
         """Claim and read until stopped."""
         self._renewer.start()
         loop = asyncio.get_running_loop()
-        pace = self.recogniser.engine.pace
-        due: float | None = None  # when to look, if there are sessions; else it waits for one
+        due: float | None = None  # when to read next; None: no sessions, so the next claim blocks
         while not self._stopping:
             now = loop.time()
             if due is not None:
-                pace.waited("read", max(0.0, now - due))
+                self._partials.delayed("read", max(0.0, now - due))
             stale = now >= self._stale_at
             try:
                 more = await self._claim(stale)
-                if stale and not more:  # a dead worker had hundreds
-                    self._stale_at = loop.time() + STALE_EVERY
+                if stale and not more:  # a dead worker may have had hundreds
+                    self._stale_at = loop.time() + STALE_CHECK_SECONDS
                 await self._read(now)
             except Unavailable as exc:
-                log.warning("no broker: %s", exc)
+                log.warning("Redis is unavailable: %s", exc)
             due = await self._rest(now) if self.sessions else None
 
     def on_end(self, sid: str) -> None:
-        """A session has ended: its client waits for the last word, and not for the next read of all streams."""
+        """A session's client has finished it: read and recognise the rest now, because the client waits for it."""
         session = self.sessions.get(sid)
         if session is not None and session.live:
             session.hurry()
-            self._next_ones.add(sid)
-            self._news.set()
+            self._read_next.add(sid)
+            self._wake.set()
 
     async def stop(self, timeout: float) -> None:
-        """Claim and read nothing more, finish what is in hand, give every session up."""
+        """Claim and read nothing more, finish what has been read, and release all sessions.
+
+        Args:
+            timeout: Most seconds for finishing.
+        """
         self._stopping = True
         await until(lambda: not any(session.busy for session in self.sessions.values()), timeout)
         self._stop_renewing.set()
-        if self._renewer.is_alive():  # a renewal under way would make what is given up wait for a whole lease
+        if self._renewer.is_alive():  # or a renewal under way holds a released session for a lease
             await asyncio.get_running_loop().run_in_executor(None, self._renewer.join, 5.0)
         await cancelled(self._tasks.values())
         released = await self._broker.release()
-        log.info("gave up %d sessions", released)
+        log.info("released %d sessions", released)
 
     async def hand_back(self) -> None:
-        """Behind, while another worker has room: give one session up to it, the one with most to do."""
+        """If this worker is behind and another has room, release the session with the largest backlog."""
         if self.backlog < self._max_backlog or len(self.sessions) < 2:
             return
         others = [w for w in await self._broker.heartbeats("worker") if w["name"] != self._broker.name]
         if not any(worker["backlog"] < self._max_backlog / 2 for worker in others):
             return
         if not self.sessions:
-            return  # dropped while we asked: their leases were another's
+            return  # all were dropped meanwhile: other workers own them
         session = max(self.sessions.values(), key=lambda session: session.backlog)
-        log.info("session=%s handed back: behind by %.0f s", session.sid, self.backlog)
+        log.info("session=%s handed back: backlog=%.0f s", session.sid, self.backlog)
         self._drop(session.sid)
-        self._stale_at = asyncio.get_running_loop().time() + 5 * STALE_EVERY  # or it would be the first to take it
+        # Later than usual, or this worker would be the first to claim it again.
+        self._stale_at = asyncio.get_running_loop().time() + 5 * STALE_CHECK_SECONDS
         await self._broker.release([session.claim.task])
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
     async def _claim(self, stale: bool) -> bool:
-        """Claim all that wait, some at a time, while there is room; whether there may be more."""
+        """Claim waiting sessions, a few at a time, while there is room.
+
+        Args:
+            stale: Take over sessions whose lease ran out, too.
+
+        Returns:
+            Whether there may be more.
+        """
         lease = self._lease if stale else None
         while True:
             if self._is_full():
                 return False
-            block = 0.0 if self.sessions else IDLE
-            most = max(CLAIM, len(self.sessions) // CLAIM_SHARE)
-            found = await self._broker.claim(lease, most, block)
+            block = 0.0 if self.sessions else IDLE_BLOCK_SECONDS
+            count = max(MIN_CLAIM, len(self.sessions) // CLAIM_SHARE)
+            found = await self._broker.claim(lease, count, block)
             for claim in await asyncio.gather(*(self._broker.acquire(task, sid) for task, sid in found)):
                 if claim is not None:
                     self._take(claim)
-            if len(found) < most or self._stopping:
-                return len(found) == most
+            if len(found) < count or self._stopping:
+                return len(found) == count
 
     def _is_full(self) -> bool:
         now = asyncio.get_running_loop().time()
-        if now >= self._weighed_at + WEIGH_EVERY:
-            self._full, self._weighed_at = self.backlog >= self._max_backlog, now
+        if now >= self._backlog_checked_at + BACKLOG_CHECK_SECONDS:
+            self._full, self._backlog_checked_at = self.backlog >= self._max_backlog, now
         return self._full
 
     def _take(self, claim: Claim) -> None:
-        self._drop(claim.sid)  # our own, if its lease ran out unnoticed: the new epoch counts
+        self._drop(claim.sid)  # it may be our own, if its lease ran out unnoticed: the new epoch counts
         try:
-            session = Transcriber(claim, self.recogniser, self._broker)
-        except Exception:  # not written by us: it must not stop every worker that claims it
-            log.exception("session=%s cannot be understood", claim.sid)
+            session = Transcriber(claim, self._recogniser, self._broker)
+        except Exception:  # its keys are malformed: it must not stop every worker that claims it
+            log.exception("session=%s: its keys in Redis cannot be read", claim.sid)
             return
         session.number = next(self._numbers)
         self.sessions[claim.sid] = session
-        self._tasks[claim.sid] = asyncio.get_running_loop().create_task(self._work(session))
+        self._tasks[claim.sid] = asyncio.get_running_loop().create_task(
+            self._work(session), name=f"session-{claim.sid}"
+        )
         log.info("session=%s claimed epoch=%d events=%d", claim.sid, claim.epoch, len(claim.events))
 
     async def _work(self, session: Transcriber) -> None:
@@ -194,59 +237,66 @@ class Feed:
             self.finished += 1
             log.info("session=%s finished", session.sid)
         except Fenced:
-            log.warning("session=%s dropped: another worker owns it", session.sid)
+            log.warning("session=%s dropped: owned by another worker", session.sid)
         except Unavailable as exc:
             log.warning("session=%s dropped: %s", session.sid, exc)
         except Exception:
-            log.exception("session=%s dropped: it will be claimed again", session.sid)
+            log.exception("session=%s dropped: unexpected error; it will be claimed again", session.sid)
         if self.sessions.get(session.sid) is session:
             del self.sessions[session.sid], self._tasks[session.sid]
 
     async def _read(self, now: float) -> None:
-        at_once, self._next_ones = self._next_ones, set()
-        self._news.clear()
-        group, groups = self._whose_turn(now)
-        full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD
+        """Read the sessions whose turn it is."""
+        read_now, self._read_next = self._read_next, set()
+        self._wake.clear()
+        group, groups = self._next_group(now)
+        full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD_BYTES
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            due = session.number % groups == group or not session.live or sid in at_once
+            due = session.number % groups == group or not session.live or sid in read_now
             if due and session.hungry and not (full and session.unread):
-                (large if session.largest > LARGE else small)[sid] = session.cursor
-        for cursors, count in ((small, READ), (large, READ_LARGE)):
+                (large if session.largest > LARGE_CHUNK_BYTES else small)[sid] = session.cursor
+        for cursors, count in ((small, READ_ENTRIES), (large, READ_LARGE_ENTRIES)):
             for sid, entries in (await self._broker.read_audio(cursors, count)).items():
                 owned = self.sessions.get(sid)
                 if owned is not None and owned.cursor == cursors[sid]:
                     owned.feed(entries)
                     if len(entries) == count and owned.live:
-                        self._next_ones.add(sid)
+                        self._read_next.add(sid)
 
-    def _whose_turn(self, now: float) -> tuple[int, int]:
-        """(group, groups): which of the groups of live streams is read now; none is where nobody's turn has come."""
-        if now < self._live_at:
+    def _next_group(self, now: float) -> tuple[int, int]:
+        """(group, groups): the group of live streams to read now, or -1 if none is due, and how many groups there are.
+
+        A stream belongs to the group of its session's number modulo the number of groups.
+        """
+        if now < self._streams_due:
             return -1, 1
-        streams = sum(session.live for session in self.sessions.values())
-        every = self.recogniser.engine.pace.grain = grain(streams)
-        groups = max(1, min(GROUPS, streams // GROUP))
+        streams = self.streams
+        interval = read_interval(streams)
+        self._partials.read_every(interval)
+        groups = max(1, min(MAX_GROUPS, streams // MIN_GROUP_SIZE))
         self._turn += 1
-        self._live_at = now + every / groups
+        self._streams_due = now + interval / groups
         return self._turn % groups, groups
 
     async def _rest(self, now: float) -> float:
-        """Wait until it is time to look again, having looked now; when that was due."""
+        """Wait until the next read is due, or sooner for a session that ended. Returns when it was due."""
         loop = asyncio.get_running_loop()
-        due = self._next(now)
+        due = self._next_due(now)
         try:
-            async with asyncio.timeout(max(POLL / 4, due - loop.time())):
-                await self._news.wait()
-                due = now + POLL
+            async with asyncio.timeout(max(POLL_SECONDS / 4, due - loop.time())):
+                await self._wake.wait()
+                due = now + POLL_SECONDS
                 await asyncio.sleep(due - loop.time())
         except TimeoutError:
             pass
         return due
 
-    def _next(self, now: float) -> float:
-        """When to look again, having looked now."""
-        return self._live_at if all(session.live for session in self.sessions.values()) else now + POLL
+    def _next_due(self, now: float) -> float:
+        """When to read again after a read at `now`."""
+        if all(session.live for session in self.sessions.values()):
+            return self._streams_due
+        return now + POLL_SECONDS
 
     def _drop(self, sid: str) -> None:
         task = self._tasks.pop(sid, None)
@@ -257,7 +307,7 @@ class Feed:
     # -- in the lease thread -------------------------------------------------------------------------------------
 
     def _renew(self, renewer: LeaseRenewer, loop: asyncio.AbstractEventLoop) -> None:
-        """Renew, from a thread: a native call may hold the worker for seconds, but never its leases."""
+        """Renew the leases, in a thread: a native call may block the event loop for seconds, but must cost no lease."""
         while not self._stop_renewing.wait(self._lease / 5):
             held = {session.claim.task: session.sid for session in list(self.sessions.values())}
             try:
@@ -272,16 +322,16 @@ class Feed:
     def _lost(self, sid: str, task: str) -> None:
         session = self.sessions.get(sid)
         if session is not None and session.claim.task == task and not session.over:
-            log.warning("session=%s dropped: its lease is another's", sid)
+            log.warning("session=%s dropped: another worker has its lease", sid)
             self._drop(sid)
 
 
-def grain(streams: int) -> float:
-    """Seconds from one read of each of so many live streams to the next."""
-    return max(POLL, min(WIDEST, EACH * streams))
+def read_interval(streams: int) -> float:
+    """Seconds between two reads of the same live stream, in a worker with this many."""
+    return max(POLL_SECONDS, min(MAX_READ_INTERVAL, READ_SECONDS_PER_STREAM * streams))
 
 
 def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
-    """From a thread, into the loop; nothing if the loop has ended."""
+    """Call a function in the event loop from another thread; does nothing if the loop is closed."""
     if not loop.is_closed():
         loop.call_soon_threadsafe(function, *args)

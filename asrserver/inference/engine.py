@@ -1,4 +1,4 @@
-"""The engine: one queue of windows, one thread that runs the model, batches as the device gains by them."""
+"""The engine: one queue of windows, one thread that runs the model, batches of the size from which the device gains."""
 
 from __future__ import annotations
 
@@ -8,35 +8,53 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from queue import SimpleQueue
 
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
-from asrserver.inference.partials import WEIGHT, Pace
+from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.engine")
 
-#: Rows in one call on a GPU; gains flatten past 8 to 16.
+#: Rows of one call on a GPU; gains flatten beyond 8 to 16.
 GPU_BATCH = 8
 
-#: On a CPU four rows gain a fifth with the model in the package. With a larger one the first would wait for the last: a
-#: call there is to be no longer than so many seconds.
+#: Most rows of one call on a CPU: four rows gain a fifth with the packaged model.
 CPU_BATCH = 4
-CPU_CALL = 0.05
 
-#: What waits is taken in this order: what a finished session's last word waits for; what ends another segment; the
-#: first guess at one that grows; a further guess.
-LAST, FINAL, FIRST, REFRESH = range(4)
+#: Longest call on a CPU, in seconds, of more than one row: with a larger model the first row would wait for the last.
+CPU_CALL_SECONDS = 0.05
+
+
+class Priority(IntEnum):
+    """What is recognised first: lower numbers before higher ones."""
+
+    CLOSING = 0  #: the end of a segment of a finished session, whose client waits for the final result
+    FINAL = 1  #: the end of a segment
+    FIRST_DRAFT = 2  #: the first draft of a growing segment
+    DRAFT = 3  #: a further draft
 
 
 @dataclass(slots=True)
-class Row:
-    """A window to recognise: features, how, seconds of speech in it; `label` is what it is a part of.
+class DecodeJob:
+    """A window that waits to be recognised: one row of a batch.
 
-    A row that runs `alone` shares no call: its audio is under suspicion of having killed a worker. `newest`, called
-    when the row's turn has come, says what to recognise by then: while it waits, its segment grows.
+    Attributes:
+        features: [n_mels, frames].
+        request: How to recognise it.
+        seconds: Speech in it.
+        label: "session entry", for crash attribution and logs.
+        alone: It shares no call, because its audio is suspected of having killed a worker.
+        session: Whose it is, for fair queueing.
+        priority: See Priority.
+        newest: Called when the job's turn comes; returns (features, seconds) of then, because the segment of a draft
+            grows while the draft waits.
+        key: Only jobs with equal keys may share a call. Set by the engine.
+        future: The result.
+        queued: time.monotonic() of its making.
     """
 
     features: Features
@@ -45,7 +63,7 @@ class Row:
     label: str
     alone: bool = False
     session: str = ""
-    priority: int = FINAL
+    priority: Priority = Priority.FINAL
     newest: Callable[[], tuple[Features, float]] | None = None
     key: tuple[int, int, bool] = (0, 0, False)
     future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -53,19 +71,40 @@ class Row:
 
 
 class Engine:
-    """Runs rows in a thread, so that the loop never blocks. `hold` is told what is in hand before each native call."""
+    """Recognises windows in a thread of its own, so that the event loop never blocks.
 
-    def __init__(self, model: Whisper, batch_size: int, hold: Callable[[str, list[str]], None]) -> None:
+    Attributes:
+        recognised: Counters of calls and speech.
+        busy_seconds: Time spent in calls.
+        speech_seconds: Speech in finals recognised.
+        last_batch: Rows of the last call.
+    """
+
+    def __init__(
+        self,
+        model: Whisper,
+        batch_size: int,
+        hold: Callable[[str, list[str]], None],
+        partials: PartialScheduler,
+    ) -> None:
+        """Start the thread. Must be called in the event loop.
+
+        Args:
+            model: Used by the engine's thread alone from now on.
+            batch_size: Most rows of one call; 0: the engine decides by the device.
+            hold: Told the labels in hand before each native call, and none after it (see InFlight).
+            partials: Told what each call cost.
+        """
         self._model = model
         self._batch_size = batch_size
-        self._each = CPU_CALL  # seconds that a row takes
+        self._row_seconds = CPU_CALL_SECONDS  # that one row takes, a moving average
         self._hold = hold
-        self._rows = FairQueue[Row]()
+        self._partials = partials
+        self._jobs = FairQueue[DecodeJob]()
         self._lock = threading.RLock()
-        self._calls = SimpleQueue[None]()  # an item for each row: a Condition wakes the thread before it can go on
+        self._wakeups = SimpleQueue[None]()  # one per job: a Condition would wake the thread before it can go on
         self._loop = asyncio.get_running_loop()
         self._stopping = False
-        self.pace = Pace()
         self.recognised = metrics.EngineMetrics()
         self.busy_seconds = 0.0
         self.speech_seconds = 0.0
@@ -75,118 +114,128 @@ class Engine:
 
     @property
     def model(self) -> Whisper:
+        """The model; only its constant attributes may be used outside the engine's thread."""
         return self._model
 
     @property
     def waiting(self) -> int:
-        return len(self._rows)
+        """Jobs in the queue."""
+        return len(self._jobs)
 
     @property
     def queue_age(self) -> float:
-        """Seconds that the oldest waiting row has waited."""
+        """Seconds that the oldest waiting job has waited; 0 if none waits."""
         with self._lock:
-            queued = [row.queued for row in self._rows]
+            queued = [job.queued for job in self._jobs]
         return time.monotonic() - min(queued) if queued else 0.0
 
-    async def recognise(self, row: Row) -> Hypothesis:
-        """What is said in the row; raises what the model raised for it, and for it alone."""
-        row.key = self._key(row)  # here, where what it raises is this row's alone and not the thread's end
-        with self._lock:
-            self._rows.put(row, row.priority, row.session)
-        self._calls.put(None)
-        return await row.future
+    async def recognise(self, job: DecodeJob) -> Hypothesis:
+        """Queue a job and wait for its result.
 
-    def hurry(self, session: str) -> None:
-        """The session is finished: its client waits for what is said in its rows."""
+        Raises:
+            Exception: Whatever the model raised for this job alone.
+        """
+        job.key = self._key(job)  # here, where an exception fails this job and does not end the thread
         with self._lock:
-            for row in self._rows.promote(session, FINAL, LAST):
-                row.priority = LAST
+            self._jobs.put(job, job.priority, job.session)
+        self._wakeups.put(None)
+        return await job.future
+
+    def expedite(self, session: str) -> None:
+        """Move the session's waiting finals forward: the session is finished and its client waits for them."""
+        with self._lock:
+            for job in self._jobs.promote(session, Priority.FINAL, Priority.CLOSING):
+                job.priority = Priority.CLOSING
 
     def stop(self, timeout: float) -> None:
-        """Finish the call in hand and end the thread."""
+        """Finish the call under way and end the thread, waiting at most `timeout` seconds."""
         self._stopping = True
-        self._calls.put(None)
+        self._wakeups.put(None)
         self._thread.join(timeout)
 
     def _run(self) -> None:
         while True:
-            self._calls.get()
+            self._wakeups.get()
             if self._stopping:
                 return
-            with self._lock:  # rows may have gone with an earlier one's call
-                batch = [row for row in self._take() if not row.future.cancelled()] if self._rows else []
+            with self._lock:  # the job of this wake-up may have gone with an earlier call
+                batch = [job for job in self._next_batch() if not job.future.cancelled()] if self._jobs else []
             if not batch:
                 continue
             began = time.monotonic()
             results = self._recognise(batch)
             took = time.monotonic() - began
-            self._each += WEIGHT * (took / len(batch) - self._each)
+            self._row_seconds += SMOOTHING * (took / len(batch) - self._row_seconds)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._settle, batch, results, began, took)
+                self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took)
 
-    def _settle(self, batch: list[Row], results: list[Hypothesis | Exception], began: float, took: float) -> None:
-        """Back in the loop: a call is over."""
-        finals = [row for row in batch if row.priority <= FINAL]
-        speech = sum(row.seconds for row in finals)
+    def _deliver(
+        self, batch: list[DecodeJob], results: list[Hypothesis | Exception], began: float, took: float
+    ) -> None:
+        """In the event loop, after a call: count it and hand out its results."""
+        finals = [job for job in batch if job.priority <= Priority.FINAL]
+        speech = sum(job.seconds for job in finals)
         self.busy_seconds += took
         self.speech_seconds += speech
         self.last_batch = len(batch)
-        self.recognised.record(took, [max(0.0, began - row.queued) for row in batch], speech)
+        self.recognised.record(took, [max(0.0, began - job.queued) for job in batch], speech)
         drafts = len(batch) - len(finals)
-        waited = max((began - row.queued for row in finals), default=0.0)
-        self.pace.spent(took * drafts / len(batch), drafts, took, waited)
-        for row, result in zip(batch, results, strict=True):
-            if row.future.done():
+        waited = max((began - job.queued for job in finals), default=0.0)
+        self._partials.call_ended(took * drafts / len(batch), drafts, took, waited)
+        for job, result in zip(batch, results, strict=True):
+            if job.future.done():
                 continue  # its session was dropped
             if isinstance(result, Exception):
-                row.future.set_exception(result)
+                job.future.set_exception(result)
             else:
-                row.future.set_result(result)
+                job.future.set_result(result)
 
-    def _most(self) -> int:
-        """Rows in one call."""
+    def _max_batch(self) -> int:
+        """Most rows of one call."""
         if self._batch_size:
             return self._batch_size
         if self._model.device == "cuda":
             return GPU_BATCH
-        return min(CPU_BATCH, max(1, int(CPU_CALL / self._each)))
+        return min(CPU_BATCH, max(1, int(CPU_CALL_SECONDS / self._row_seconds)))
 
-    def _take(self) -> list[Row]:
-        """The row whose turn it is and, up to the batch size, rows that may share its call, in their order."""
+    def _next_batch(self) -> list[DecodeJob]:
+        """The job whose turn it is and, up to the batch size, jobs that may share its call, in queue order."""
 
-        def together(first: Row, other: Row) -> bool:
-            if first.alone or other.alone or max(first.priority, FINAL) != max(other.priority, FINAL):
-                return False  # what ends a segment waits for no guess
-            _renew(first)
-            _renew(other)
+        def together(first: DecodeJob, other: DecodeJob) -> bool:
+            if first.alone or other.alone:
+                return False
+            if max(first.priority, Priority.FINAL) != max(other.priority, Priority.FINAL):
+                return False  # a final never waits for a draft
+            _refresh(first)
+            _refresh(other)
             return other.key == first.key
 
-        batch = self._rows.take(self._most(), together)
-        _renew(batch[0])
+        batch = self._jobs.take(self._max_batch(), together)
+        _refresh(batch[0])
         return batch
 
-    def _key(self, row: Row) -> tuple[int, int, bool]:
-        # generate() wants one window and the start token at one index; a language still to be detected changes the
-        # prompt's length only where there is none in it.
-        prompt = self._model.prompt(row.request, row.request.language or self._model.languages[0])
-        return row.features.shape[1], len(prompt), row.request.language is None
+    def _key(self, job: DecodeJob) -> tuple[int, int, bool]:
+        # generate() wants one window length, and the start token at one index in all rows. Before the language is
+        # detected any language gives the prompt's length: it is one token, or none in an English-only model.
+        prompt = self._model.prompt(job.request, job.request.language or self._model.languages[0])
+        return job.features.shape[1], len(prompt), job.request.language is None
 
-    def _recognise(self, batch: list[Row]) -> list[Hypothesis | Exception]:
-        self._hold("engine", [row.label for row in batch])
+    def _recognise(self, batch: list[DecodeJob]) -> list[Hypothesis | Exception]:
+        self._hold("engine", [job.label for job in batch])
         try:
-            return list(self._model.recognise([(row.features, row.request, row.seconds) for row in batch]))
+            return list(self._model.recognise([(job.features, job.request, job.seconds) for job in batch]))
         except Exception as exc:
             if len(batch) == 1:
                 log.exception("recognition failed: %s", batch[0].label)
                 return [exc]
             # A row that raises must not fail its neighbours.
-            return [result for row in batch for result in self._recognise([row])]
+            return [result for job in batch for result in self._recognise([job])]
         finally:
             self._hold("engine", [])
 
 
-def _renew(row: Row) -> None:
-    """Make of a row that waited what is newest by now."""
-    if row.newest is not None:
-        row.features, row.seconds = row.newest()
-        row.key = (row.features.shape[1], *row.key[1:])
+def _refresh(job: DecodeJob) -> None:
+    """Bring a draft that waited up to date."""
+    if job.newest is not None:
+        job.features, job.seconds = job.newest()
+        job.key = (job.features.shape[1], *job.key[1:])

@@ -48,8 +48,8 @@ class Ongoing:
         if ends:
             self.captions.hurry()
         async with self._recogniser.turn(self._alone()):
-            outcomes, speeches = await self._recogniser.listener.run(
-                labels, self.recording.take(pieces, opening, last), first=self.captions.finished
+            outcomes, speeches = await self._recogniser.audio_thread.run(
+                labels, self.recording.take(pieces, opening, last), urgent=self.captions.finished
             )
             self.captions.ended(speeches, labels[-1], self._alone())
             if self._alone():
@@ -64,7 +64,7 @@ class Ongoing:
         if self.recording.over:
             return
         async with self._recogniser.turn(self._alone()):
-            speeches = await self._recogniser.listener.run([label], self.recording.finish(), first=True)
+            speeches = await self._recogniser.audio_thread.run([label], self.recording.finish(), urgent=True)
             self.captions.ended(speeches, label, self._alone())
             if self._alone():
                 await self.captions.settle()

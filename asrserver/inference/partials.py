@@ -1,59 +1,99 @@
-"""How often growing segments are decoded again: as asked, or as often as the device can beside its other work."""
+"""Scheduling of partial results: growing segments are decoded as often as asked, or as often as the device can afford.
+
+A *draft* is a decoding of a segment that is still growing; a *final* is the decoding of one that has ended.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from typing import Literal
 
-#: Share of the engine's time that drafts and finals may take together; what is above it is for bursts of finals.
-SHARE = 0.6
+#: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
+TARGET_SHARE = 0.6
 
-#: Share that drafts keep, however much the finals take.
-LEAST = 0.05
+#: Share that drafts keep, however much time the finals take.
+MIN_DRAFT_SHARE = 0.05
 
-#: Drafts are at least so many times as far apart as what is said waits on its way to its text: who is late with that
-#: has no time to guess.
-LATE = 10.0
+#: Drafts are at least this many times as far apart as the delay of audio on its way to its text: a worker that is late
+#: with finals has no time for drafts.
+DELAY_FACTOR = 10.0
 
-#: Seconds over which the share of the finals and their waits are measured, and how much a new cost or wait weighs.
-SPAN = 5.0
-WEIGHT = 0.1
+#: Seconds over which the finals' share and waits are measured.
+SPAN_SECONDS = 5.0
+
+#: Weight of a new measurement in a moving average.
+SMOOTHING = 0.1
+
+#: Seconds between reads of a live stream above which no segment is decoded before its end is certain: a third of those
+#: decodings are for nothing.
+MAX_SPECULATION_INTERVAL = 0.15
 
 
-class Pace:
-    """Drafts thin out before finals slow down: all growing segments together get what is left of the engine's time.
+class PartialScheduler:
+    """Makes drafts rarer before finals become slow: all growing segments share what finals leave of the engine's time.
 
-    The loop tells and asks; how long audio waits to be heard, the thread that hears it tells.
+    One scheduler serves all sessions of a worker. The consumer, the audio thread and the engine report to it; the
+    segment recognisers ask it. All do so in the event loop, except the audio thread, which reports its own delay only.
+
+    Attributes:
+        drafts: Drafts decoded so far.
     """
 
     def __init__(self) -> None:
-        self.growing: set[str] = set()  # sessions with a growing segment that is to be drafted
         self.drafts = 0
-        self.cost = 0.0  # seconds that one draft takes
-        self.grain = 0.0  # seconds from one read of the live streams to the next
-        self._late = {"read": 0.0, "heard": 0.0}  # seconds that audio waits to be read, and then to be listened to
-        self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls for finals
+        self._growing: set[str] = set()  # sessions with a growing segment that gets drafts
+        self._draft_seconds = 0.0  # that one draft takes, a moving average
+        self._read_interval = 0.0
+        self._delays = {"read": 0.0, "vad": 0.0}  # seconds, moving averages
+        self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls with finals
 
-    def spent(self, on_drafts: float, drafts: int, in_all: float, waited: float = 0.0) -> None:
-        """A call of so many seconds is over, of which a part was for drafts; its finals had waited so long."""
+    def opened(self, session: str) -> None:
+        """A session has a growing segment that gets drafts."""
+        self._growing.add(session)
+
+    def closed(self, session: str) -> None:
+        """The session's segment no longer grows. Safe to call for a session without one."""
+        self._growing.discard(session)
+
+    def read_every(self, seconds: float) -> None:
+        """Each live stream is now read this often."""
+        self._read_interval = seconds
+
+    @property
+    def may_speculate(self) -> bool:
+        """Whether streams are read so often that decoding a segment before its end is certain gains time."""
+        return self._read_interval < MAX_SPECULATION_INTERVAL
+
+    def call_ended(self, draft_seconds: float, drafts: int, seconds: float, waited: float = 0.0) -> None:
+        """Account for a call of the engine.
+
+        Args:
+            draft_seconds: Part of the call's time that went into drafts.
+            drafts: Drafts in the call.
+            seconds: Duration of the call.
+            waited: Longest wait, in seconds, of a final in the call.
+        """
         now = time.monotonic()
         if drafts:
             self.drafts += drafts
-            each = on_drafts / drafts
-            self.cost = each if not self.cost else self.cost + WEIGHT * (each - self.cost)
-        if in_all > on_drafts:
-            self._finals.append((now, in_all - on_drafts, waited))
-        while self._finals and self._finals[0][0] < now - SPAN:
+            each = draft_seconds / drafts
+            self._draft_seconds = (
+                each if not self._draft_seconds else self._draft_seconds + SMOOTHING * (each - self._draft_seconds)
+            )
+        if seconds > draft_seconds:
+            self._finals.append((now, seconds - draft_seconds, waited))
+        while self._finals and self._finals[0][0] < now - SPAN_SECONDS:
             self._finals.popleft()
 
-    def waited(self, to_be: str, seconds: float) -> None:
-        """Audio has waited so long to be read, or to be heard."""
-        self._late[to_be] += WEIGHT * (seconds - self._late[to_be])
+    def delayed(self, stage: Literal["read", "vad"], seconds: float) -> None:
+        """Audio waited this long to be read from its stream, or for voice activity detection."""
+        self._delays[stage] += SMOOTHING * (seconds - self._delays[stage])
 
-    def interval(self, asked: float) -> float:
-        """Seconds between drafts of one segment, where `asked` were asked for."""
-        since = time.monotonic() - SPAN
+    def interval(self, requested: float) -> float:
+        """Seconds between drafts of one segment, for a client that requested `requested` seconds."""
+        since = time.monotonic() - SPAN_SECONDS
         finals = [(seconds, waited) for when, seconds, waited in list(self._finals) if when > since]
-        left = max(LEAST, SHARE - sum(seconds for seconds, _ in finals) / SPAN)
-        late = sum(self._late.values()) + sum(waited for _, waited in finals) / max(1, len(finals))
-        return max(asked, len(self.growing) * self.cost / left, LATE * late)
+        share = max(MIN_DRAFT_SHARE, TARGET_SHARE - sum(seconds for seconds, _ in finals) / SPAN_SECONDS)
+        delay = sum(self._delays.values()) + sum(waited for _, waited in finals) / max(1, len(finals))
+        return max(requested, len(self._growing) * self._draft_seconds / share, DELAY_FACTOR * delay)

@@ -13,10 +13,11 @@ from asrserver.audio import files
 from asrserver.audio.files import RATE, Samples
 from asrserver.inference import vad
 from asrserver.inference.alignment import Word
-from asrserver.inference.audio_thread import Listener
-from asrserver.inference.engine import Engine, Row
+from asrserver.inference.audio_thread import AudioThread
+from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.fair import FairPool
 from asrserver.inference.features import Features, log_mel
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.whisper import Hypothesis, Request, window_for
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
@@ -78,6 +79,7 @@ class Recogniser:
     def __init__(
         self,
         engine: Engine,
+        partials: PartialScheduler,
         *,
         window: str,
         silence: float,
@@ -87,6 +89,7 @@ class Recogniser:
         context: bool = False,
     ) -> None:
         self.engine = engine
+        self.partials = partials
         self.silence = silence
         self.context = context
         self.stable_words = 0  # in drafts, so far, and how many of them the final text took back
@@ -99,16 +102,16 @@ class Recogniser:
         self._changed = asyncio.Event()
         self._pool = FairPool(threads, "prepare")
         # Recordings that go on must not wait until an hour of MP3 is decoded.
-        self.listener = Listener(hold, engine.pace)
+        self.audio_thread = AudioThread(hold, partials)
 
     @property
     def model_name(self) -> str:
         return self.engine.model.name
 
-    def hurry(self, session: str) -> None:
+    def expedite(self, session: str) -> None:
         """The session is finished: its client waits for what is said in its audio."""
-        self.listener.hurry(session)
-        self.engine.hurry(session)
+        self.audio_thread.expedite(session)
+        self.engine.expedite(session)
 
     def window(self, seconds: float) -> int:
         """The window in frames for so much speech."""
@@ -132,7 +135,7 @@ class Recogniser:
 
     def close(self) -> None:
         self._pool.close()
-        self.listener.close()
+        self.audio_thread.close()
 
     @asynccontextmanager
     async def turn(self, alone: bool) -> AsyncIterator[None]:
@@ -206,11 +209,11 @@ class Recogniser:
             if begin:
                 seconds = sum(end - start for start, end in group) / RATE
                 features = await self._prepare(label, seconds, self._features, samples, group)
-            rows = [
-                Row(item, request, (end - start) / RATE, label, alone, session=label.partition(" ")[0])
+            jobs = [
+                DecodeJob(item, request, (end - start) / RATE, label, alone, session=label.partition(" ")[0])
                 for item, (start, end) in zip(features, group, strict=True)
             ]
-            found = await asyncio.gather(*(self.engine.recognise(row) for row in rows))
+            found = await asyncio.gather(*(self.engine.recognise(job) for job in jobs))
             segments += [
                 Segment.of(*span, hypothesis) for span, hypothesis in zip(group, found, strict=True) if hypothesis.text
             ]

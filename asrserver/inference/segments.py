@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from asrserver.audio.files import RATE
 from asrserver.inference.agreement import Agreement
-from asrserver.inference.engine import FINAL, FIRST, LAST, REFRESH, Row
+from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features
 from asrserver.inference.recognise import Recogniser, Segment
 from asrserver.inference.stream import Recording, Speech
@@ -17,10 +17,6 @@ from asrserver.inference.whisper import Hypothesis, Request
 
 #: Seconds of a segment, the padding before its speech included, from which a first guess at it is worth its while.
 FIRST_DRAFT = 0.5
-
-#: Seconds between reads from which on no segment is recognised before its end is certain: of those that are, a third is
-#: for nothing.
-EARLY_GRAIN = 0.15
 
 #: Segments that have ended and wait for their text: with more, a session's audio waits.
 MOST_WAITING = 8
@@ -120,14 +116,14 @@ class Captions:
         """The session is finished: its client waits for what is still to be heard of it, and for its segments' text."""
         if not self.finished:
             self.finished = True
-            self._recogniser.hurry(self._session)
+            self._recogniser.expedite(self._session)
 
     def grow(self, recording: Recording, label: str) -> None:
         """The recording has gone on: guess at its growing segment, if it is time to."""
         speech = recording.growing
         if speech is None:
             self._growing = None
-            self._recogniser.engine.pace.growing.discard(self._session)
+            self._recogniser.partials.closed(self._session)
             return
         if self._growing is None or self._growing.start != speech.start:
             self._growing = _Growing(speech.start)
@@ -135,13 +131,13 @@ class Captions:
         self._foresee(recording, label)
         if self._guess is None:
             return
-        self._recogniser.engine.pace.growing.add(self._session)
+        self._recogniser.partials.opened(self._session)
         growing = self._growing
         now = asyncio.get_running_loop().time()
         if growing.asked is None:
             due = speech.mel.samples >= FIRST_DRAFT * RATE
         else:
-            due = now - growing.asked >= self._recogniser.engine.pace.interval(self._interval)
+            due = now - growing.asked >= self._recogniser.partials.interval(self._interval)
         if due and (self._draft is None or self._draft.done()):
             first = growing.asked is None
             growing.asked = now
@@ -171,7 +167,7 @@ class Captions:
 
     def close(self) -> None:
         """Nothing more is wanted."""
-        self._recogniser.engine.pace.growing.discard(self._session)
+        self._recogniser.partials.closed(self._session)
         self._drop_early()
         for task in (self._draft, *(task for _, task in self._waiting)):
             if task is not None:
@@ -181,19 +177,19 @@ class Captions:
 
     def _final(self, speech: Speech, label: str, alone: bool) -> asyncio.Task[Hypothesis]:
         async def recognise() -> Hypothesis:
-            row = Row(
+            job = DecodeJob(
                 speech.mel.window(self._recogniser.window(speech.seconds), speech.end - speech.start),
                 self._request(speech.start),
                 speech.seconds,
                 label,
                 alone,
                 self._session,
-                LAST if self.finished else FINAL,
+                Priority.CLOSING if self.finished else Priority.FINAL,
             )
             if alone:  # within a turn already
-                return await self._recogniser.engine.recognise(row)
+                return await self._recogniser.engine.recognise(job)
             async with self._recogniser.turn(False):
-                return await self._recogniser.engine.recognise(row)
+                return await self._recogniser.engine.recognise(job)
 
         task = asyncio.get_running_loop().create_task(recognise())
         task.add_done_callback(self._finished)
@@ -211,7 +207,7 @@ class Captions:
         likely, engine = recording.growing, self._recogniser.engine
         if likely is None or not recording.paused:
             self._drop_early()
-        elif self._early is None and not engine.waiting and engine.pace.grain < EARLY_GRAIN:
+        elif self._early is None and not engine.waiting and self._recogniser.partials.may_speculate:
             self._early = (likely, self._final(likely, label, False))
 
     def _drop_early(self) -> None:
@@ -230,10 +226,19 @@ class Captions:
 
         features, seconds = newest()
         request = replace(self._request(None), words=False, draft=True)
-        row = Row(features, request, seconds, label, False, self._session, FIRST if first else REFRESH, newest)
+        job = DecodeJob(
+            features,
+            request,
+            seconds,
+            label,
+            False,
+            self._session,
+            Priority.FIRST_DRAFT if first else Priority.DRAFT,
+            newest,
+        )
         try:
             async with self._recogniser.turn(False):
-                found = await self._recogniser.engine.recognise(row)
+                found = await self._recogniser.engine.recognise(job)
         except Exception:
             return  # the engine has logged it, and it was a guess
         if growing is not self._growing or not found.text or self._guess is None:

@@ -17,7 +17,7 @@ from asrserver.audio.decoders import Decoder, resume_decoder
 from asrserver.audio.files import RATE, Samples
 from asrserver.audio.stream import Border
 from asrserver.errors import AudioError
-from asrserver.inference.audio_thread import Work
+from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.features import FFT, GrowingLogMel
 from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Event, SegmentEnded
 
@@ -97,7 +97,7 @@ class Recording:
 
     def take(
         self, pieces: list[Piece], opening: Piece | None = None, last: bool = False
-    ) -> Work[tuple[list[Outcome], list[Speech]]]:
+    ) -> AudioWork[tuple[list[Outcome], list[Speech]]]:
         """What came of each of some pieces, and the segments that end in them. One that is wrong is lost, no other.
 
         `opening` is a file that may be the recording's beginning; raises AudioError if it is none. The `last` pieces
@@ -119,7 +119,7 @@ class Recording:
             speeches += yield from self.finish()
         return outcomes, speeches
 
-    def finish(self) -> Work[list[Speech]]:
+    def finish(self) -> AudioWork[list[Speech]]:
         """The last segments; raises AudioError if there never was any audio."""
         ended = yield from self._hear([self._decoder.flush()])
         ended += self._ended(self._endpointer.flush())
@@ -152,7 +152,7 @@ class Recording:
         self._audio = np.zeros(0, np.float32)
         self._endpointer = Endpointer(self._silence, start=self.heard)
 
-    def _hear(self, decoded: list[Samples]) -> Work[list[Speech]]:
+    def _hear(self, decoded: list[Samples]) -> AudioWork[list[Speech]]:
         samples = decoded[0] if len(decoded) == 1 else np.concatenate([np.zeros(0, np.float32), *decoded])
         known = self._from + len(self._audio)
         first = self.heard - len(samples)

@@ -24,7 +24,7 @@ from asrserver.audio.stream import begins
 from asrserver.broker.broker import STRIKES
 from asrserver.broker.replies import Claim, Entry
 from asrserver.errors import AsrError, AudioError, Unavailable
-from asrserver.inference.audio_thread import Work
+from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.event_log import Fenced, Ledger, Place, Voice
 from asrserver.inference.ongoing import Ongoing
 from asrserver.inference.poison import Suspicion
@@ -241,12 +241,12 @@ class Transcriber:
     async def _opens(self, kind: str, data: bytes, label: str) -> bool:
         """Whether the bytes, no file by themselves, may be the beginning of one."""
 
-        def work() -> Work[bool]:
+        def work() -> AudioWork[bool]:
             yield []
             return begins(kind, data)
 
         async with self._recogniser.turn(self._alone):
-            return await self._recogniser.listener.run([label], work())
+            return await self._recogniser.audio_thread.run([label], work())
 
     # -- a recording ---------------------------------------------------------------------------------------------
 

@@ -102,14 +102,14 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     if settings.device == "cpu":
         os.nice(WORKER_NICENESS)  # before there are threads: they inherit it
     keep(WORKER_KEPT_MEMORY)
-    from asrserver.inference.worker import load, work
+    from asrserver.inference.worker import load_model, run_worker
 
     writer = _VitalsWriter(vitals)
     try:
-        model = load(settings)
+        model = load_model(settings)
     except ModelError as exc:
         writer.refuse(str(exc))
-    _run(work(settings, name, model, writer.alive, writer.ready, writer.in_hand))
+    _run(run_worker(settings, name, model, writer.alive, writer.ready, writer.in_hand))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

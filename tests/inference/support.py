@@ -1,16 +1,14 @@
-"""Rows for the model in the package."""
+"""Recordings as the packaged model takes them."""
 
 from __future__ import annotations
 
 import itertools
 
 from asrserver.audio.files import RATE, Pcm, Samples
-from asrserver.inference.whisper import (
-    window_for,
-)
+from asrserver.inference.whisper import window_for
 from tests.recordings import Utterance
 
-#: Mel bands of the model in the package.
+#: Mel bands of the packaged model.
 MELS = 64
 
 
@@ -19,7 +17,7 @@ def samples(utterance: Utterance) -> Samples:
 
 
 def same_length(utterances: list[Utterance], count: int) -> list[Utterance]:
-    """So many utterances whose window is the same."""
+    """`count` utterances whose window is the same."""
     windows = itertools.groupby(
         sorted(utterances, key=lambda one: len(one.pcm)), lambda one: window_for(len(one.pcm) / 32000, "fit")
     )

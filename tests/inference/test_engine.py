@@ -12,8 +12,9 @@ import pytest
 import tornado.ioloop
 
 from asrserver.errors import ModelError
-from asrserver.inference.engine import FINAL, FIRST, LAST, REFRESH, Engine, Row
+from asrserver.inference.engine import DecodeJob, Engine, Priority
 from asrserver.inference.features import log_mel
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.whisper import (
     FULL_WINDOW,
     Hypothesis,
@@ -26,11 +27,13 @@ from tests.recordings import Utterance
 from tests.waiting import until
 from tests.worker_harness import recogniser_of
 
+CLOSING, FINAL, FIRST_DRAFT, DRAFT = Priority
+
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 class Watched:
-    """The model, and the calls that it got; `fail` is a label of features it refuses."""
+    """The model, the calls that it got, and which rows make a call fail."""
 
     def __init__(self, model: Whisper) -> None:
         self.model = model
@@ -54,7 +57,7 @@ def watched(model: Whisper) -> Watched:
 
 @pytest.fixture
 def held() -> list[tuple[str, list[str]]]:
-    """What was said to be in hand."""
+    """What the engine held, in order."""
     return []
 
 
@@ -63,30 +66,28 @@ def engine(io_loop: tornado.ioloop.IOLoop, watched: Watched, held: list[tuple[st
     """Batches of four."""
 
     async def make() -> Engine:
-        return Engine(watched, 4, lambda place, labels: held.append((place, labels)))  # type: ignore[arg-type]
+        return Engine(watched, 4, lambda thread, labels: held.append((thread, labels)), PartialScheduler())  # type: ignore[arg-type]
 
     made = io_loop.run_sync(make)
     yield made
     made.stop(10)
 
 
-def row(utterance: Utterance, frames: int | None = None, request: Request | None = None, **options: Any) -> Row:
+def row(utterance: Utterance, frames: int | None = None, request: Request | None = None, **options: Any) -> DecodeJob:
     seconds = len(utterance.pcm) / 32000
     features = log_mel(samples(utterance), frames or window_for(seconds, "fit"), MELS)
-    return Row(features, request or Request("en"), seconds, utterance.name, **options)
+    return DecodeJob(features, request or Request("en"), seconds, utterance.name, **options)
 
 
-async def together(engine: Engine, rows: list[Row]) -> list[Hypothesis | BaseException]:
-    """Queue rows in one go, so that they may share calls."""
+async def together(engine: Engine, rows: list[DecodeJob]) -> list[Hypothesis | BaseException]:
+    """Queue jobs at once, so that they may share calls."""
     with engine._lock:
         waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
         await asyncio.sleep(0)  # each is queued; the thread waits for the lock
     return await asyncio.gather(*waits, return_exceptions=True)
 
 
-async def test_rows_share_calls_and_none_another_s_text(
-    engine: Engine, watched: Watched, utterances: list[Utterance]
-) -> None:
+async def test_rows_share_calls_but_not_texts(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     """Nine rows of one length are three calls, each with its own text."""
     said = same_length(utterances, 9)
     found = await together(engine, [row(one) for one in said])
@@ -100,29 +101,29 @@ async def test_rows_share_calls_and_none_another_s_text(
 @pytest.mark.parametrize(
     ("device", "each", "most"), [("cpu", 0.004, 4), ("cpu", 0.02, 2), ("cpu", 1.0, 1), ("cuda", 1.0, 8)]
 )
-async def test_a_call_takes_no_more_rows_than_are_soon_done(
+async def test_a_call_takes_no_more_rows_than_are_done_soon(
     watched: Watched, device: str, each: float, most: int
 ) -> None:
-    """Where nothing is set, of a model that takes so long for one."""
+    """Without a batch size: the limit follows from the device and from the time that a row takes."""
     watched.device = device  # type: ignore[attr-defined]
-    engine = Engine(watched, 0, lambda place, labels: None)  # type: ignore[arg-type]
+    engine = Engine(watched, 0, lambda thread, labels: None, PartialScheduler())  # type: ignore[arg-type]
     try:
-        engine._each = each
-        assert engine._most() == most
+        engine._row_seconds = each
+        assert engine._max_batch() == most
     finally:
         engine.stop(10)
 
 
-async def test_what_ends_a_segment_shares_no_call_with_a_guess(
-    engine: Engine, watched: Watched, utterances: list[Utterance]
-) -> None:
+async def test_finals_share_no_call_with_drafts(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     said = same_length(utterances, 4)
-    await together(engine, [row(one, priority=(FINAL, FIRST)[n % 2]) for n, one in enumerate(said)])
+    await together(engine, [row(one, priority=(FINAL, FIRST_DRAFT)[n % 2]) for n, one in enumerate(said)])
     assert [len(call) for call in watched.calls] == [2, 2]
 
 
-async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
-    """Another window, prompt or suspicion: a call of its own; the order is the queue's."""
+async def test_rows_that_cannot_share_a_call_do_not(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """Another window or prompt, or a job that runs alone: a call of its own, in queue order."""
     first, second, third, fourth, fifth = same_length(utterances, 5)
     rows = [
         row(first),
@@ -143,7 +144,7 @@ async def test_rows_that_may_not_share_do_not(engine: Engine, watched: Watched, 
 async def test_a_row_that_raises_fails_alone(
     engine: Engine, watched: Watched, utterances: list[Utterance], held: list[tuple[str, list[str]]]
 ) -> None:
-    """Its neighbours are tried singly; what is in hand is told before each call, and let go after."""
+    """Its neighbours are retried one by one; labels are held during each call and released after it."""
     said = same_length(utterances, 4)
     rows = [row(one) for one in said]
     watched.refuse = lambda given: given[0] is rows[2].features
@@ -162,17 +163,17 @@ async def test_a_row_that_raises_fails_alone(
     assert again.text == said[0].text
 
 
-async def test_a_request_that_the_model_has_no_words_for_fails_alone(
+async def test_a_request_that_the_model_cannot_serve_fails_alone(
     engine: Engine, watched: Watched, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before it comes to the thread, which goes on."""
+    """It fails before it reaches the thread, which goes on."""
     one = utterances[0]
     with pytest.raises(ModelError, match="dance"):
         await engine.recognise(row(one, request=Request("en", task="dance")))
     assert (await engine.recognise(row(one))).text == one.text
 
 
-async def test_the_row_of_a_dropped_session_harms_nobody(engine: Engine, utterances: list[Utterance]) -> None:
+async def test_a_cancelled_job_harms_no_other(engine: Engine, utterances: list[Utterance]) -> None:
     first, second = same_length(utterances, 2)
     wait = asyncio.ensure_future(engine.recognise(row(first)))
     await asyncio.sleep(0)
@@ -191,39 +192,61 @@ async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances
     await until(lambda: engine.busy_seconds > 0.0)
 
 
-async def test_finals_go_before_guesses_and_nobody_is_served_twice_first(
+async def test_finals_go_before_drafts_and_sessions_take_turns(
     engine: Engine, watched: Watched, utterances: list[Utterance]
 ) -> None:
-    """Whatever the order of asking."""
+    """Whatever the order of submission."""
     one = utterances[0]
     engine._batch_size = 1
-    asked = [("b", REFRESH), ("a", FIRST), ("a", FINAL), ("a", FINAL), ("a", FINAL), ("c", FINAL), ("b", FIRST)]
+    asked = [
+        ("b", DRAFT),
+        ("a", FIRST_DRAFT),
+        ("a", FINAL),
+        ("a", FINAL),
+        ("a", FINAL),
+        ("c", FINAL),
+        ("b", FIRST_DRAFT),
+    ]
     rows = [row(one, session=session, priority=priority) for session, priority in asked]
     await together(engine, rows)
     served = [asked[[item.features is call[0][0] for item in rows].index(True)] for call in watched.calls]
     assert served == [
-        ("a", FINAL), ("c", FINAL), ("a", FINAL), ("a", FINAL), ("a", FIRST), ("b", FIRST), ("b", REFRESH)
+        ("a", FINAL), ("c", FINAL), ("a", FINAL), ("a", FINAL), ("a", FIRST_DRAFT), ("b", FIRST_DRAFT), ("b", DRAFT)
     ]  # fmt: skip
 
 
-async def test_who_has_finished_is_served_first(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
-    """With what waits already, and in its order; not with guesses."""
+async def test_finals_of_a_finished_session_go_first(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """Those that wait already, in their order; its drafts stay where they are."""
     one = utterances[0]
     engine._batch_size = 1
-    asked = [("a", FINAL), ("b", FINAL), ("b", FINAL), ("b", FIRST), ("c", LAST)]
+    asked = [
+        ("a", FINAL),
+        ("b", FINAL),
+        ("b", FINAL),
+        ("b", FIRST_DRAFT),
+        ("c", CLOSING),
+    ]
     rows = [row(one, session=session, priority=priority) for session, priority in asked]
-    with engine._lock:  # held until all of them wait, and one session has ended
+    with engine._lock:  # held until all jobs wait and one session has ended
         wait = asyncio.gather(*(engine.recognise(item) for item in rows))
         await asyncio.sleep(0)
-        engine.hurry("b")
-        engine.hurry("nobody")
+        engine.expedite("b")
+        engine.expedite("nobody")
     await wait
     served = [[item.features is call[0][0] for item in rows].index(True) for call in watched.calls]
     assert served == [4, 1, 2, 0, 3]
-    assert [item.priority for item in rows] == [FINAL, LAST, LAST, FIRST, LAST]
+    assert [item.priority for item in rows] == [
+        FINAL,
+        CLOSING,
+        CLOSING,
+        FIRST_DRAFT,
+        CLOSING,
+    ]
 
 
-async def test_a_guess_that_waited_is_of_what_is_newest(
+async def test_a_draft_that_waited_is_brought_up_to_date(
     engine: Engine, watched: Watched, utterances: list[Utterance]
 ) -> None:
     one = utterances[0]
@@ -234,7 +257,9 @@ async def test_a_guess_that_waited_is_of_what_is_newest(
     assert engine.last_batch == 1
 
 
-async def test_who_gave_up_waiting_is_not_served(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
+async def test_a_job_cancelled_while_it_waits_is_not_run(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
     rows = [row(one) for one in utterances[:2]]
     with engine._lock:
         waits = [asyncio.ensure_future(engine.recognise(item)) for item in rows]
@@ -246,11 +271,11 @@ async def test_who_gave_up_waiting_is_not_served(engine: Engine, watched: Watche
 
 
 async def test_a_short_utterance_does_not_wait_for_a_backlog(engine: Engine, utterances: list[Utterance]) -> None:
-    """Of others' long ones only what is in hand comes before it, be it a part of one."""
-    recogniser = recogniser_of(engine)
+    """Only the part of another's long utterance that is under way goes before it."""
+    recogniser = recogniser_of(engine, PartialScheduler())
     go, looked = threading.Event(), threading.Event()
     prepared: list[str] = []
-    recogniser._hold = lambda place, labels: prepared.extend(labels)
+    recogniser._hold = lambda thread, labels: prepared.extend(labels)
     long = np.concatenate([samples(one) for one in utterances[:12]])
 
     async def say(sid: str, audio: np.ndarray[Any, Any]) -> str:

@@ -1,15 +1,11 @@
-"""fair.py: whose turn it is."""
+"""fair.py: in which order owners are served."""
 
 from __future__ import annotations
 
-import pytest
-
 from asrserver.inference.fair import FairQueue
 
-pytestmark = pytest.mark.gen_test(timeout=60)
 
-
-def test_rounds_of_a_fair_queue() -> None:
+def test_items_of_one_cost_are_served_round_robin() -> None:
     queue = FairQueue[str]()
     for item in ("a1", "a2", "a3", "b1", "c1", "b2"):
         queue.put(item, 0, item[0])
@@ -19,14 +15,14 @@ def test_rounds_of_a_fair_queue() -> None:
     assert queue.take(3, lambda one, other: True) == ["b1", "c1", "d1"]
     assert queue.take(9, lambda one, other: other[0] == "a") == ["a2", "a3", "a4"]
     assert list(queue) == ["b2"]
-    for n in range(5000):  # owners that came and went are forgotten
+    for n in range(5000):  # owners without items are forgotten
         queue.put("x", 0, f"owner-{n}")
         queue.take(1, lambda one, other: False)
     assert len(queue._last) <= 1001
 
 
-def test_a_fair_queue_of_items_that_cost_more_and_less() -> None:
-    """Who asks for little waits for what is being served, and not for what others want; who asks for much is served."""
+def test_items_of_different_costs_get_equal_shares() -> None:
+    """Cheap items wait for the item in service, not for what others want; expensive items are still served."""
     queue = FairQueue[str]()
 
     def take() -> str:

@@ -1,33 +1,64 @@
-"""partials.py: how often guesses are made."""
+"""partials.py: how often growing segments are decoded."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
-from asrserver.inference.partials import LATE, LEAST, SHARE, SPAN, Pace
+from asrserver.inference.partials import (
+    DELAY_FACTOR,
+    MAX_SPECULATION_INTERVAL,
+    MIN_DRAFT_SHARE,
+    SPAN_SECONDS,
+    TARGET_SHARE,
+    PartialScheduler,
+)
 
-pytestmark = pytest.mark.gen_test(timeout=60)
 
-
-def test_guesses_thin_out_before_finals_slow_down() -> None:
-    """The interval is as asked until all growing segments together would take too much of the engine's time."""
-    pace = Pace()
-    assert pace.interval(0.5) == 0.5
-    pace.growing = {str(n) for n in range(60)}
+def test_drafts_become_rarer_before_finals_become_slow() -> None:
+    """The interval is the requested one until all growing segments together would take too much engine time."""
+    partials = PartialScheduler()
+    assert partials.interval(0.5) == 0.5
+    for number in range(60):
+        partials.opened(f"s{number}")
     for _ in range(100):
-        pace.spent(0.01, 1, 0.01)
-    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / SHARE)
+        partials.call_ended(0.01, 1, 0.01)
+    assert partials.drafts == 100
+    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / TARGET_SHARE)
     for _ in range(40):
-        pace.spent(0.0, 0, SPAN * SHARE / 80)
-    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / (SHARE / 2), rel=0.01)
-    for to_be in ("read", "heard"):
+        partials.call_ended(0.0, 0, SPAN_SECONDS * TARGET_SHARE / 80)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / (TARGET_SHARE / 2), rel=0.01)
+    stages: tuple[Literal["read"], Literal["vad"]] = ("read", "vad")
+    for stage in stages:
         for _ in range(200):
-            pace.waited(to_be, 1.0)
-        assert pace.interval(0.5) == pytest.approx(LATE, rel=0.01)
+            partials.delayed(stage, 1.0)
+        assert partials.interval(0.5) == pytest.approx(DELAY_FACTOR, rel=0.01)
         for _ in range(200):
-            pace.waited(to_be, 0.0)
-    pace.spent(0.0, 0, 0.01, 41 * 0.5)  # the 41 finals of the last seconds waited half a second on average
-    assert pace.interval(0.5) == pytest.approx(LATE * 0.5, rel=0.01)
+            partials.delayed(stage, 0.0)
+    partials.call_ended(0.0, 0, 0.01, 41 * 0.5)  # the 41 calls of the last seconds waited half a second on average
+    assert partials.interval(0.5) == pytest.approx(DELAY_FACTOR * 0.5, rel=0.01)
     for _ in range(100):
-        pace.spent(0.0, 0, SPAN)
-    assert pace.interval(0.5) == pytest.approx(60 * 0.01 / LEAST)
+        partials.call_ended(0.0, 0, SPAN_SECONDS)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / MIN_DRAFT_SHARE)
+
+
+def test_only_growing_segments_share_the_engine() -> None:
+    """A session that closed its segment no longer counts, and one that opened it twice counts once."""
+    partials = PartialScheduler()
+    for number in range(60):
+        partials.opened(f"s{number}")
+        partials.opened("s0")
+    partials.call_ended(0.1, 1, 0.1)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.1 / TARGET_SHARE)
+    for number in range(50):
+        partials.closed(f"s{number}")
+    partials.closed("unknown")
+    assert partials.interval(0.5) == pytest.approx(10 * 0.1 / TARGET_SHARE)
+
+
+def test_speculation_stops_where_streams_are_read_rarely() -> None:
+    partials = PartialScheduler()
+    for seconds, allowed in ((0.04, True), (MAX_SPECULATION_INTERVAL, False), (1.5, False), (0.04, True)):
+        partials.read_every(seconds)
+        assert partials.may_speculate is allowed

@@ -230,13 +230,13 @@ async def test_the_end_of_a_stream_is_heard_with_its_last_pieces(
 ) -> None:
     """In one trip to the thread that hears; what is no sample yet takes another."""
     asked: list[int] = []
-    run = recogniser.listener.run
+    run = recogniser.audio_thread.run
 
     async def counting(labels: list[str], *given: Any, **how: Any) -> Any:
         asked.append(len(labels))
         return await run(labels, *given, **how)
 
-    monkeypatch.setattr(recogniser.listener, "run", counting)
+    monkeypatch.setattr(recogniser.audio_thread, "run", counting)
 
     async def final(chunks: list[bytes], **options: Any) -> Any:
         asked.clear()

@@ -121,7 +121,7 @@ async def stopped_worker(
     victim = system.children("worker")[0]
 
     async def fault() -> None:
-        own = rf"feed\[{victim.pid}\] session=\S+ claimed"
+        own = rf"consumer\[{victim.pid}\] session=\S+ claimed"
         await until(lambda: results(clients) >= 10 and len(re.findall(own, system.output())) >= 2, 60)
         victim.suspend()
         try:
@@ -134,7 +134,7 @@ async def stopped_worker(
     async with connections(system.url, 4) as clients:
         await everything(clients, said, fault)
         if others:
-            dropped = rf"feed\[{victim.pid}\] session=\S+ dropped"
+            dropped = rf"consumer\[{victim.pid}\] session=\S+ dropped"
             await until(lambda: re.search(dropped, system.output()), 20, "the stopped worker drops its sessions")
         for ws in clients:  # and nothing more was said
             for sid in said:

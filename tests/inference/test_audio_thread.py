@@ -1,0 +1,122 @@
+"""audio_thread.py: live streams share the calls of the network, and urgent work goes first."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asrserver.errors import AudioError
+from asrserver.inference import silero
+from asrserver.inference.audio_thread import MAX_BATCH, AudioThread, AudioWork
+from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.silero import Stretch
+from tests.waiting import until
+
+pytestmark = pytest.mark.gen_test
+
+
+def listen(frames: int, told: list[Any]) -> AudioWork[float]:
+    stretch = Stretch(np.ones((frames, silero.CONTEXT + silero.FRAME), np.float32), None)
+    yield [stretch]
+    told.append(threading.current_thread().name)
+    return float(stretch.probabilities.sum())
+
+
+async def test_work_of_one_loop_iteration_shares_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    held: list[list[str]] = []
+    hear = silero.hear
+
+    def counting(stretches: list[Stretch]) -> None:
+        calls.append(len(stretches))
+        hear(stretches)
+
+    monkeypatch.setattr(silero, "hear", counting)
+    audio_thread = AudioThread(lambda thread, labels: held.append(labels), PartialScheduler())
+    told: list[Any] = []
+    count = MAX_BATCH + 5
+    found = await asyncio.gather(*(audio_thread.run([f"s{n} 1-0"], listen(n % 3 + 1, told)) for n in range(count)))
+    alone = [await audio_thread.run(["s 1-0"], listen(n + 1, told)) for n in range(3)]
+    assert calls == [MAX_BATCH, 5, 1, 1, 1]
+    np.testing.assert_allclose(found, [alone[n % 3] for n in range(count)], rtol=1e-4)
+    assert set(told) == {"audio"}
+    assert [f"s{n} 1-0" for n in range(MAX_BATCH)] in held  # while the network scores their frames
+    assert held[:2] == [["s0 1-0"], ["s1 1-0"]]  # alone, while one's bytes are decoded
+    assert held[-1] == []
+    audio_thread.close()
+    audio_thread._thread.join()
+
+
+async def test_urgent_work_runs_first() -> None:
+    """However much other work was submitted before it."""
+    order: list[int] = []
+
+    def work(number: int) -> AudioWork[None]:
+        order.append(number)
+        yield []
+
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler())
+    count = 2 * MAX_BATCH
+    await asyncio.gather(*(audio_thread.run([], work(number), urgent=number == count) for number in range(count + 1)))
+    assert order == [count, *range(count)]
+    audio_thread.close()
+    audio_thread._thread.join()
+
+
+async def test_waiting_work_of_a_finished_session_is_moved_forward() -> None:
+    """Both work submitted in this iteration of the loop and work that waits for the thread."""
+    order: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first() -> AudioWork[None]:
+        begun.set()
+        go_on.wait(10)
+        yield []
+
+    def work(session: str) -> AudioWork[None]:
+        order.append(session)
+        yield []
+
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler())
+    count = 2 * MAX_BATCH
+    waits = [asyncio.ensure_future(audio_thread.run(["busy 1-0"], first()))]
+    await until(begun.is_set)
+    waits += [asyncio.ensure_future(audio_thread.run([f"s{n} 1-0"], work(f"s{n}"))) for n in range(count)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # they wait for the thread
+    audio_thread.expedite(f"s{count - 1}")
+    waits += [asyncio.ensure_future(audio_thread.run([f"t{n} 1-0"], work(f"t{n}"))) for n in range(2)]
+    await asyncio.sleep(0)
+    audio_thread.expedite("t1")
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.gather(*waits)
+    assert order == [f"s{count - 1}", "t1", *(f"s{n}" for n in range(count - 1)), "t0"]
+    audio_thread.close()
+    audio_thread._thread.join()
+
+
+async def test_work_that_fails_fails_alone() -> None:
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler())
+
+    def bad(late: bool) -> AudioWork[float]:
+        if late:
+            yield []
+        raise AudioError("undecodable_audio", "bad")
+
+    waits = [
+        audio_thread.run([], work) for work in (listen(1, []), bad(False), listen(1, []), bad(True), listen(1, []))
+    ]
+    dropped = asyncio.ensure_future(audio_thread.run([], listen(1, [])))
+    found = asyncio.gather(*waits, return_exceptions=True)
+    await asyncio.sleep(0)
+    dropped.cancel()
+    one, two, three, four, five = await found
+    assert one == pytest.approx(three, rel=1e-3) == pytest.approx(five, rel=1e-3)
+    assert isinstance(two, AudioError)
+    assert isinstance(four, AudioError)
+    audio_thread.close()
