@@ -228,7 +228,7 @@ class Worker(Side):
             await asyncio.sleep(wait)
             index = number // len(names)
             broker.append(
-                names[number % len(names)], index, index - 1 if index else None, data, False, lambda error: None
+                names[number % len(names)], index, index - 1 if index else None, [data], False, lambda error: None
             )
         for name in names:
             await broker.end_session(name, "done", time.time() + 600)

@@ -1,4 +1,4 @@
-"""agreement.py and text.py: what is stable, and how languages write."""
+"""agreement.py and text/words.py: which words are stable, and how languages separate words."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def decodings(
     return found
 
 
-def test_what_two_agree_on_is_stable_but_the_last_word() -> None:
-    """The last word may be half a word: it waits until one follows."""
+def test_what_two_decodings_agree_on_is_stable_except_the_last_word() -> None:
+    """The last word may be half a word: it waits until another follows."""
     assert decodings("turn on", "turn on the", "turn on the kitchen light") == [
         ("turn on", ""),
         ("turn on the", "turn"),
@@ -31,8 +31,8 @@ def test_what_two_agree_on_is_stable_but_the_last_word() -> None:
     ]
 
 
-def test_what_is_stable_stays() -> None:
-    """Whatever later decodings say; the guess goes on behind it."""
+def test_stable_words_stay() -> None:
+    """Whatever later decodings say; the hypothesis continues behind them."""
     texts = ["make a call to david", "make a call to anna", "take a ball", "take a ball", "make a call to anna now"]
     found = decodings(*texts)
     assert [stable for _, stable in found] == ["", *["make a call to"] * 3, "make a call to"]
@@ -44,31 +44,31 @@ def test_what_is_stable_stays() -> None:
     ("confidence", "start", "step"),
     [(MIN_CONFIDENCE - 0.01, MIN_SEGMENT_SECONDS, MIN_SPACING_SECONDS), (1, 0, 0.1), (1, MIN_SEGMENT_SECONDS, 0.1)],
 )
-def test_a_guess_agrees_with_nothing(confidence: float, start: float, step: float) -> None:
-    """Of too little audio, of nearly the same audio, or when the model says itself that it guesses."""
+def test_unreliable_decodings_agree_with_nothing(confidence: float, start: float, step: float) -> None:
+    """Those with low confidence, of too little audio, or of nearly the same audio."""
     agreement = Agreement()
     for number in range(5):
         agreement.update("four five six seven", "en", confidence, start + number * step)
     assert (agreement.text, agreement.stable) == ("four five six seven", "")
 
 
-def test_between_two_that_agree_nothing_says_otherwise() -> None:
+def test_a_decoding_in_between_that_disagrees_prevents_agreement() -> None:
     found = decodings("one two three", "one two three", "five six seven", "one two three", step=MIN_SPACING_SECONDS / 3)
     assert {stable for _, stable in found} == {""}
 
 
-def test_case_and_punctuation_change_and_it_is_the_same_word() -> None:
-    """Written as when it became stable."""
+def test_case_and_punctuation_do_not_count() -> None:
+    """A word keeps the spelling that it had when it became stable."""
     found = decodings("Hello. How are", "Hello, how are you", "hello how are you today")
     assert found[-1] == ("Hello, how are you today", "Hello, how are")
 
 
-def test_languages_without_spaces_settle_by_characters() -> None:
+def test_languages_without_spaces_agree_by_characters() -> None:
     found = decodings("打开厨", "打开厨房的", "打开厨房的灯", language="zh")
     assert found[-1] == ("打开厨房的灯", "打开厨房")
 
 
-def test_nothing_new_is_no_change() -> None:
+def test_update_returns_whether_anything_changed() -> None:
     agreement = Agreement()
     assert agreement.update("one two", "en", 1.0, 1.0)
     assert not agreement.update("one two", "en", 0.5, 1.1)
@@ -76,7 +76,7 @@ def test_nothing_new_is_no_change() -> None:
     assert agreement.update("one two", "en", 1.0, 2.0 + MIN_SPACING_SECONDS)
 
 
-def test_what_was_taken_back_is_counted() -> None:
+def test_revised_words_are_counted() -> None:
     agreement = Agreement()
     for seconds in (MIN_SEGMENT_SECONDS, MIN_SEGMENT_SECONDS + MIN_SPACING_SECONDS):
         agreement.update("turn on the radio please", "en", 1.0, seconds)
@@ -87,7 +87,7 @@ def test_what_was_taken_back_is_counted() -> None:
 
 
 @pytest.mark.parametrize("step", [0.1, 0.3, 0.5, 1.0])
-def test_stable_only_ever_grows(step: float) -> None:
+def test_the_stable_text_only_grows(step: float) -> None:
     vocabulary = itertools.cycle(["a", "b", "a b", "a b c", "b c", "a b c d e", "a b d"])
     agreement = Agreement()
     before = ""
@@ -114,12 +114,12 @@ def test_words(text: str, language: str, expected: list[str]) -> None:
     assert words(glue(found, language), language) == found
 
 
-def test_texts_are_joined_as_their_languages_write() -> None:
+def test_texts_are_joined_with_or_without_spaces_by_language() -> None:
     assert join([("hello", "en"), ("", "en"), ("world", "en")]) == "hello world"
     assert join([("打开", "zh"), ("灯", "zh")]) == "打开灯"
     assert glue(["iPhone", "15", "的"], "zh") == "iPhone 15的"
 
 
-def test_clean_words() -> None:
+def test_words_are_compared_without_case_and_punctuation() -> None:
     written = ("Hello,", "“yes”", "don't", "...", "灯。")
     assert [clean(word) for word in written] == ["hello", "yes", "don't", "...", "灯"]

@@ -1,4 +1,4 @@
-"""The model of two languages in the package, as any Whisper program would use it, and through the whole server."""
+"""The packaged model of two languages: in other programs, and in the whole server."""
 
 from __future__ import annotations
 
@@ -25,39 +25,39 @@ def samples(utterance: Utterance) -> Samples:
 
 
 def errors(said: list[Utterance], heard: list[str]) -> float:
-    """Errors a hundred characters: it counts both languages alike."""
+    """Errors per hundred characters, which counts both languages alike."""
     wrong = sum(word_errors(" ".join(u.text), " ".join(text.strip())) for u, text in zip(said, heard, strict=True))
     return 100 * wrong / sum(len(utterance.text.replace(" ", "")) for utterance in said)
 
 
 @pytest.fixture(scope="module")
-def anybodys() -> faster_whisper.WhisperModel:
+def faster() -> faster_whisper.WhisperModel:
     return faster_whisper.WhisperModel(str(MODEL), device="cpu", cpu_threads=1)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_faster_whisper_takes_it_as_it_is(
-    anybodys: faster_whisper.WhisperModel, all_utterances: list[Utterance], mandarin: list[Utterance], language: str
+def test_faster_whisper_can_use_it(
+    faster: faster_whisper.WhisperModel, all_utterances: list[Utterance], mandarin: list[Utterance], language: str
 ) -> None:
-    """Its own transcribe(), with all its defaults: windows of 30 s, beams, timestamps."""
+    """With transcribe() and all its defaults: windows of 30 s, beams, timestamps."""
     said = all_utterances[:15] if language == "en" else mandarin[:15]
-    heard = ["".join(segment.text for segment in anybodys.transcribe(samples(one))[0]) for one in said]
+    heard = ["".join(segment.text for segment in faster.transcribe(samples(one))[0]) for one in said]
     assert errors(said, heard) <= 10
 
 
 def test_its_timestamps_are_where_speech_is(
-    anybodys: faster_whisper.WhisperModel, all_utterances: list[Utterance]
+    faster: faster_whisper.WhisperModel, all_utterances: list[Utterance]
 ) -> None:
     """The recordings have 0.2 s of silence before the speech and 0.3 s behind it."""
     off = []
     for one in all_utterances[:15]:
-        found = list(anybodys.transcribe(samples(one))[0])
+        found = list(faster.transcribe(samples(one))[0])
         off += [abs(found[0].start - 0.2), abs(found[-1].end - (len(one.pcm) / 32000 - 0.3))]
     assert np.median(off) <= 0.2
 
 
-def test_its_card_says_what_it_reaches() -> None:
-    """Each row's verdict is that of its numbers, and the size is that of the files."""
+def test_its_card_is_consistent() -> None:
+    """Each row's verdict follows from its numbers, and the stated size is that of the files."""
     card = (MODEL / "README.md").read_text()
     table = card.partition("<!-- table -->")[2].partition("<!-- /table -->")[0]
     heading, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
@@ -77,7 +77,7 @@ def test_its_card_says_what_it_reaches() -> None:
 async def test_two_languages_on_one_connection(
     start: Callable[..., System], all_utterances: list[Utterance], mandarin: list[Utterance]
 ) -> None:
-    """Each session is heard in its own language, which nobody named, and joined as that language joins words."""
+    """Each session's language is detected, and its text joined as that language joins words."""
     said = {"english": all_utterances[:10], "mandarin": mandarin[:10]}
     system = start("run").wait_ready()
     async with await WsClient.open(system.url) as ws:

@@ -1,4 +1,4 @@
-"""features.py: frames that are computed once are the frames of the whole."""
+"""features.py: incrementally computed features equal those of the whole audio."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from asrserver.inference.features import GrowingLogMel, log_mel
 
 @pytest.mark.parametrize("step", [1, 37, 160, 1600, 50000])
 @pytest.mark.parametrize("n_mels", [80, 128])
-def test_the_features_of_growing_audio_are_those_of_the_whole(step: int, n_mels: int) -> None:
-    """At every length, however it came; in longer windows, and up to an end before the last sample."""
+def test_features_of_growing_audio_equal_those_of_the_whole(step: int, n_mels: int) -> None:
+    """At every length, however the audio was sliced."""
     length = 1000 if step == 1 else 7 * 16000
     audio = np.random.default_rng(0).normal(0, 0.1, length).astype(np.float32)
     audio[length // 2 :] *= 0.01
@@ -25,7 +25,7 @@ def test_the_features_of_growing_audio_are_those_of_the_whole(step: int, n_mels:
             np.testing.assert_allclose(growing.window(frames), log_mel(audio[:known], frames, n_mels), atol=1e-4)
 
 
-def test_a_window_ends_where_it_is_told_to() -> None:
+def test_a_window_can_end_before_the_last_sample() -> None:
     audio = np.random.default_rng(0).normal(0, 0.1, 48000).astype(np.float32)
     growing = GrowingLogMel(80)
     growing.feed(audio)

@@ -1,4 +1,4 @@
-"""Stream mode with the real recogniser: segments at each pause, guesses that settle, takeovers, audio let go of."""
+"""Stream mode with the real model: segments, partial results, takeovers, released audio."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def segments(events: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def errors(said: Sequence[Utterance], text: str) -> float:
-    """Share of words that are wrong: in the middle of a recording the small model may hear another than alone."""
+    """Share of wrong words: in the middle of a recording the small model may recognise other words than alone."""
     expected = " ".join(one.text for one in said)
     return word_errors(expected, text) / len(expected.split())
 
 
 async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """Each with its times in the recording, its language, its words in order; the final text is all of them."""
+    """Each has its times, language and words in order; the final text is all of them."""
     said = utterances[:6]
     session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", word_timestamps=True)
     events = await session.own()
@@ -73,10 +73,8 @@ async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: lis
 
 
 @pytest.mark.parametrize("kind", LIVE)
-async def test_slices_of_a_recording_are_the_recording(
-    recogniser: Recogniser, utterances: list[Utterance], kind: str
-) -> None:
-    """Cut anywhere, 1 to 1,500 bytes, in either mode: the text of the same recording as WAV, and every takeover's."""
+async def test_slicing_does_not_change_the_text(recogniser: Recogniser, utterances: list[Utterance], kind: str) -> None:
+    """Slices of 1 to 1,500 bytes, in both modes and at every takeover: the text of the same recording as WAV."""
     said = sorted(utterances, key=lambda one: -len(one.pcm))[:4]
     pcm = spoken(said)
     data = encode(pcm, *LIVE[kind])
@@ -98,7 +96,7 @@ async def test_slices_of_a_recording_are_the_recording(
 async def test_headerless_audio_of_every_kind(
     recogniser: Recogniser, utterances: list[Utterance], format: str, rate: int, channels: int
 ) -> None:
-    """In pieces that respect no sample's borders."""
+    """In pieces cut inside samples."""
     said = utterances[:3]
     data = encode(spoken(said), "-f", format[4:], "-ar", str(rate), "-ac", str(channels))
     slices = cut(data, 1, rate)
@@ -110,7 +108,7 @@ async def test_headerless_audio_of_every_kind(
 
 
 async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """At every event; the audio before what is final is let go of, whatever the container."""
+    """At every event; audio before the final results is released, whatever the container."""
     said = utterances[:10]
     data = encode(spoken(said), *LIVE["webm"])
     session = Session(recogniser, cut(data, 1000, 4000), mode="stream")
@@ -122,16 +120,16 @@ async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances:
     assert len(session.states[events[-2]["id"]]) < 2000
 
 
-async def test_what_is_taken_is_told_by_the_audio_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who is ahead of time is read when what was sent is taken: not only as often as time has it."""
+async def test_progress_is_reported_by_audio_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client ahead of real time goes on when its audio is taken, not at fixed times only."""
     monkeypatch.setattr(event_log, "PROGRESS_EVERY", 1000.0)
     session = Session(recogniser, pieces(QUIET * 20, 32000), mode="stream")
     await session.live()
     assert session.taken == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
 
 
-async def test_quiet_is_let_go_of_without_a_word(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """A minute of it is noted every ten seconds, and who takes over then goes on from there."""
+async def test_quiet_is_released_without_an_event(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """A checkpoint comes every ten seconds of it, and the next owner continues there."""
     one, two = utterances[:2]
     session = Session(recogniser, pieces(one.pcm + QUIET * 60 + two.pcm + QUIET, 16000), mode="stream")
     events = await session.live()
@@ -148,10 +146,10 @@ async def test_quiet_is_let_go_of_without_a_word(recogniser: Recogniser, utteran
     assert rest[0]["segments"] == events[1]["segments"]
 
 
-async def test_guesses_settle(
+async def test_partials_settle(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each begins with the stable text before it; none comes after its segment, which begins with what was stable."""
+    """Each begins with the previous stable text; none comes after its segment, which begins with the stable text."""
     monkeypatch.setattr(captions, "FIRST_DRAFT", 0.3)
     said = sorted(utterances, key=lambda one: -len(one.pcm))[:5]
     options = {"mode": "stream", "partials": True, "partial_interval": 0.01}  # by the clock; the audio comes faster
@@ -190,7 +188,7 @@ async def test_the_silence_that_ends_a_segment_is_the_sessions(
 
 
 async def test_a_bad_chunk_costs_itself(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """Text in the middle of a recording, and damage in a container: an error with the index, and the rest is heard."""
+    """Text in the middle of a recording, or damage in a container: an error with the index; the rest is recognised."""
     said = utterances[:2]
     chunks = pieces(spoken(said), 16000)
     chunks.insert(3, b"this is no audio at all, it is a text " * 5)
@@ -208,7 +206,7 @@ async def test_a_bad_chunk_costs_itself(recogniser: Recogniser, utterances: list
 
 
 async def test_a_recorder_that_starts_again(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """A new head in the middle: another recording of the same session, whose times go on."""
+    """A new header in the middle begins another recording of the session, whose times continue."""
     said = utterances[:4]
     slices = [
         *cut(encode(spoken(said[:2]), *LIVE["webm"]), 500, 1500),
@@ -222,7 +220,7 @@ async def test_a_recorder_that_starts_again(recogniser: Recogniser, utterances: 
 
 
 async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """With what was being said; the recording goes on, whatever its container."""
+    """Together with the growing segment; the recording continues, whatever its container."""
     said = utterances[:5]
     for data in (spoken(said), encode(spoken(said), *LIVE["webm"])):
         slices = pieces(data, len(data) // 60)
@@ -238,7 +236,7 @@ async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser
 
 
 async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """An innocent that was in hand when its worker died is guessed at again once it has passed the place."""
+    """An innocent session gets partials again once it is past the audio that was in flight when its worker died."""
     said = utterances[:4]
     session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", partials=True, partial_interval=0.01)
     session.fields["strike:10-0"] = "1"
@@ -261,10 +259,10 @@ async def test_silence_noise_and_tone_give_no_words(recogniser: Recogniser) -> N
 
 
 @pytest.mark.parametrize("context", [True, False])
-async def test_the_text_before_is_context_where_it_is_near(
+async def test_previous_text_is_context_across_a_short_gap(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch, context: bool
 ) -> None:
-    """In the language of the session and across a short gap alone, and where the setting says so."""
+    """In the session's language only, and only if the setting is on."""
     asked: list[Any] = []
     real = recogniser.engine.recognise
 

@@ -30,7 +30,7 @@ def webm(utterances: list[Utterance]) -> bytes:
 
 
 async def test_whole_files_are_utterances(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """Each its own text, in order; the final text is all of them."""
+    """Each has its own text, in order; the final text is all of them."""
     said = utterances[:4]
     events = await Session(recogniser, [one.wav for one in said], first=7).takeovers()
     words = [one.text for one in said]
@@ -41,7 +41,7 @@ async def test_whole_files_are_utterances(recogniser: Recogniser, utterances: li
 
 
 async def test_bad_chunks_cost_themselves(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """Each an error with a code, and those around them their texts."""
+    """Each gets an error with a code, and the chunks around it their texts."""
     one, two = utterances[:2]
     mp4 = encode(one.pcm, "-c:a", "aac", "-movflags", "frag_keyframe+empty_moov", "-f", "mp4")
     no_index = mp4[:36] + b"\x00\x00\x00\x08mdat" + mp4[-2000:]
@@ -70,7 +70,7 @@ async def test_raw_pcm_of_a_second_is_an_utterance(
 
 @pytest.mark.parametrize("size", [3200, 3201])
 async def test_short_pieces_are_one_recording(recogniser: Recogniser, utterances: list[Utterance], size: int) -> None:
-    """Every piece is answered at once, and the words come at the end; also when cut inside a sample."""
+    """Every piece is answered at once, and the words come at the end, also for pieces cut inside a sample."""
     said = utterances[:2]
     pcm = QUIET.join(one.pcm for one in said)
     events = await Session(recogniser, pieces(pcm, size)).takeovers(step=20, exactly=False)
@@ -81,10 +81,10 @@ async def test_short_pieces_are_one_recording(recogniser: Recogniser, utterances
 
 
 @pytest.mark.parametrize("size", [16000, 9999])
-async def test_a_long_recording_is_recognised_as_it_goes_on(
+async def test_a_long_recording_is_recognised_while_it_arrives(
     recogniser: Recogniser, utterances: list[Utterance], size: int
 ) -> None:
-    """What is final comes before the end, nothing twice, and what is done with is let go."""
+    """Final text comes before the end, nothing comes twice, and recognised audio is released."""
     said = utterances[:18]
     pcm = QUIET.join(one.pcm for one in said)
     assert len(pcm) / 32000 > 45
@@ -102,7 +102,7 @@ async def test_a_long_recording_is_recognised_as_it_goes_on(
 
 
 async def test_a_long_recording_at_another_rate(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """8 kHz: nothing is lost at the borders of what was let go."""
+    """8 kHz: nothing is lost where audio was released."""
     pcm = QUIET.join(one.pcm for one in utterances[:16])
     narrow = encode(pcm, "-ar", "8000", "-f", "s16le")
     session = Session(recogniser, pieces(narrow, 7999), sample_rate=8000)
@@ -116,7 +116,7 @@ async def test_a_long_recording_at_another_rate(recogniser: Recogniser, utteranc
 async def test_slices_of_a_container_are_one_recording(
     recogniser: Recogniser, utterances: list[Utterance], webm: bytes, cut: int
 ) -> None:
-    """Only the first has the header; the text is that of the whole."""
+    """Only the first has the header; the text is that of the whole file."""
     size = -(-len(webm) // cut)
     events = await Session(recogniser, pieces(webm, size)).takeovers(exactly=cut == 1)
     assert texts(events)[-1] == " ".join(one.text for one in utterances[:3])
@@ -125,7 +125,7 @@ async def test_slices_of_a_container_are_one_recording(
 
 
 async def test_one_recording_after_another(recogniser: Recogniser, utterances: list[Utterance], webm: bytes) -> None:
-    """Slices of a container, then pieces of PCM, then a file: each in its place."""
+    """Slices of a container, then pieces of PCM, then a file: each text in its place."""
     a, b, c = (one.text for one in utterances[:3])
     third = len(webm) // 3 + 1
     chunks = [utterances[3].wav, *pieces(webm, third), utterances[4].wav, *pieces(webm, third), utterances[3].wav]
@@ -134,10 +134,10 @@ async def test_one_recording_after_another(recogniser: Recogniser, utterances: l
     assert texts(events)[-1] == " ".join([d, a, b, c, e, a, b, c, d])
 
 
-async def test_a_recorder_that_was_stopped_as_it_began(
+async def test_a_recorder_that_was_stopped_at_once(
     recogniser: Recogniser, utterances: list[Utterance], webm: bytes
 ) -> None:
-    """A head, in two slices, and no audio: silence, and no words."""
+    """A header in two slices and no audio: no words and no error."""
     head = webm[: webm.index(b"\x1f\x43\xb6\x75")]
     assert len(head) < 1000
     session = Session(recogniser, [utterances[1].wav, head[:100], head[100:], utterances[0].wav])
@@ -164,7 +164,7 @@ async def test_a_session_without_audio_has_an_end(recogniser: Recogniser) -> Non
 
 
 async def test_audio_with_three_strikes_is_not_tried(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """It is buried with the reason, the client is told, and the rest is recognised."""
+    """It becomes a dead letter with the reason, the client gets an error, and the rest is recognised."""
     session = Session(recogniser, [one.wav for one in utterances[:3]])
     session.fields["strike:2-0"] = "3"
     events = await session.own()
@@ -172,10 +172,10 @@ async def test_audio_with_three_strikes_is_not_tried(recogniser: Recogniser, utt
     assert [entry for _, entry, _ in session.buried] == ["2-0"]
 
 
-async def test_a_recording_with_three_strikes_is_let_go_whole(
+async def test_a_recording_with_three_strikes_loses_its_growing_segment(
     recogniser: Recogniser, utterances: list[Utterance]
 ) -> None:
-    """What was being said is dropped with it: the further pieces do not bring back what killed."""
+    """It is dropped with the struck piece, so that further pieces do not bring back what killed the worker."""
     first, second = utterances[:2]
     begun = pieces(first.pcm, 3200)[:10]
     struck = len(begun) + 1
@@ -187,8 +187,8 @@ async def test_a_recording_with_three_strikes_is_let_go_whole(
     assert events[-1]["text"] == second.text
 
 
-async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """At the first refusal; and a Redis that is away is no verdict on the chunk."""
+async def test_a_fenced_owner_stops(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """At the first refusal; and an unavailable Redis is no error of the chunk."""
     session = Session(recogniser, [utterances[0].wav] * 2)
 
     async def run(emit: Callable[..., Any]) -> Transcriber:
@@ -217,18 +217,18 @@ async def test_who_is_fenced_stops(recogniser: Recogniser, utterances: list[Utte
     assert len(calls) == 2
 
 
-async def test_how_large_chunks_are_is_not_how_many_share_an_entry(recogniser: Recogniser) -> None:
-    """Those of a second and more are read one by one."""
+async def test_chunk_sizes_do_not_depend_on_how_many_share_an_entry(recogniser: Recogniser) -> None:
+    """Large chunks are read one by one."""
     session = Session(recogniser, [])
     transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, Voice(session))
     transcriber.feed([Entry("8-0", bytes(80_000), None, chunks=8), Entry("9-0", bytes(9_000), None)])
     assert (transcriber.largest, transcriber.unread) == (10_000, 89_000)
 
 
-async def test_the_end_of_a_stream_is_heard_with_its_last_pieces(
+async def test_the_end_of_a_stream_is_processed_with_its_last_pieces(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one trip to the thread that hears; what is no sample yet takes another."""
+    """In one run of the audio thread; an incomplete sample takes another."""
     asked: list[int] = []
     run = recogniser.audio_thread.run
 
@@ -254,7 +254,7 @@ async def test_the_end_of_a_stream_is_heard_with_its_last_pieces(
 
 
 async def test_entries_may_come_one_by_one(recogniser: Recogniser, utterances: list[Utterance]) -> None:
-    """As the feed reads them, before and while it works."""
+    """As the consumer reads them, before and during the work."""
     session = Session(recogniser, [one.wav for one in utterances[:3]])
     voice = Voice(session)
     transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, voice)

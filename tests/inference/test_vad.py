@@ -1,4 +1,4 @@
-"""vad.py: where speech is, found as the audio comes."""
+"""vad.py and silero.py: segments found as the audio arrives."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def said(all_utterances: list[Utterance]) -> list[Samples]:
 
 
 def talk(said: list[Samples], seed: int, noise: float = 0.0, pauses: tuple[float, float] = (0.6, 3.0)) -> Samples:
-    """Utterances with pauses between them, and noise under all of it."""
+    """Utterances with pauses between them, and noise over all of it."""
     random = np.random.default_rng(seed)
     parts = []
     for one in said:
@@ -49,7 +49,7 @@ def talk(said: list[Samples], seed: int, noise: float = 0.0, pauses: tuple[float
 
 
 def sliced(endpointer: Endpointer, recording: Samples, seed: int, largest: int = 8000) -> list[Event]:
-    """What it says of a recording that comes in random slices."""
+    """The events of a recording that arrives in random slices."""
     random = np.random.default_rng(seed)
     events: list[Event] = []
     at = 0
@@ -69,14 +69,14 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> int:
 
 
 def speech(recording: Samples) -> list[tuple[int, int]]:
-    """Where faster-whisper's own use of Silero finds it, over the whole recording."""
+    """The speech that faster-whisper finds with Silero in the whole recording."""
     options = VadOptions(min_speech_duration_ms=100, min_silence_duration_ms=int(SILENCE * 1000), speech_pad_ms=0)
     return [(found["start"], found["end"]) for found in get_speech_timestamps(recording, options)]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.0003, 0.003, 0.01])
 def test_segments_are_where_silero_finds_speech(said: list[Samples], noise: float) -> None:
-    """Every stretch that the whole recording shows is in exactly one segment, but for its blurred edges."""
+    """Each stretch of speech lies in exactly one segment, except for its blurred edges."""
     recording = talk(said, 1, noise)
     found = segments(recording, SILENCE)
     assert len(speech(recording)) >= len(said)
@@ -106,7 +106,7 @@ def _flushed(recording: Samples) -> list[Event]:
     return endpointer.flush()
 
 
-def test_every_segment_is_announced_and_in_order(said: list[Samples]) -> None:
+def test_every_segment_starts_before_it_ends_and_in_order(said: list[Samples]) -> None:
     recording = talk(said, 3)
     events = sliced(Endpointer(SILENCE), recording, 3)
     borders = []
@@ -122,7 +122,7 @@ def test_every_segment_is_announced_and_in_order(said: list[Samples]) -> None:
 
 
 def test_the_open_segment(said: list[Samples]) -> None:
-    """It grows from where it was said to begin, says when its speech pauses, and is what ends."""
+    """It begins where SpeechStarted said, reports its pauses, and is equal to the segment that ends."""
     recording = talk(said[:8], 4)
     endpointer = Endpointer(SILENCE)
     start = None
@@ -134,7 +134,7 @@ def test_the_open_segment(said: list[Samples]) -> None:
                 start = event.at
             else:
                 assert before is not None
-                assert (event.start, event.end) == (before.start, before.end)  # it was in its pause
+                assert (event.start, event.end) == (before.start, before.end)  # it ended during its pause
                 assert before.paused > 0
                 start = None
         if (found := endpointer.open) is not None:
@@ -147,7 +147,7 @@ def test_the_open_segment(said: list[Samples]) -> None:
 
 @pytest.mark.parametrize("silence", [0.4, 0.8, 1.5])
 def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) -> None:
-    """A shorter pause does not, a longer one does; and not before it has passed."""
+    """A shorter pause does not end a segment; a longer one does, and not before its time has passed."""
     loud = np.flatnonzero(np.abs(said[0]) > 0.05)
     one = said[0][loud[0] : loud[-1]]
     for pause, count in ((silence - 0.2, 1), (silence + 0.2, 2)):
@@ -163,7 +163,7 @@ def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) ->
 
 @pytest.mark.parametrize("longest", [10.0, 20.0, 28.0])
 def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -> None:
-    """Where the words are not: each cut is far quieter than speech; nothing spoken is lost or doubled."""
+    """Each cut is far quieter than speech; nothing spoken is lost or doubled."""
     recording = talk(said, 5, noise=0.0005, pauses=(0.02, 0.12))
     endpointer = Endpointer(3.0, max_seconds=longest)
     events = [event for event in endpointer.feed(recording) + endpointer.flush() if isinstance(event, SegmentEnded)]
@@ -193,8 +193,8 @@ def test_what_never_pauses_is_cut_all_the_same(said: list[Samples]) -> None:
         assert 0.4 * MAX_SEGMENT_SECONDS * RATE <= event.end - event.start <= MAX_SEGMENT_SECONDS * RATE
 
 
-def test_another_goes_on(said: list[Samples]) -> None:
-    """From any moment: the later segments are the same, those before are not told again."""
+def test_an_endpointer_can_be_continued(said: list[Samples]) -> None:
+    """At any moment: the later segments are the same, and earlier ones do not come again."""
     random = np.random.default_rng(8)
     for noise, slack in ((0.0, 0), (0.003, 4 * FRAME)):
         recording = talk(said[:10], 8, noise)
@@ -217,8 +217,8 @@ def test_another_goes_on(said: list[Samples]) -> None:
             assert all(start >= endpointer.needed for start, _ in found)
 
 
-def test_another_goes_on_in_the_middle_of_a_cut(said: list[Samples]) -> None:
-    """From the cut on, with speech on both sides of it."""
+def test_an_endpointer_can_be_continued_after_a_cut(said: list[Samples]) -> None:
+    """With speech on both sides of the cut."""
     recording = talk(said[:15], 9, pauses=(0.0, 0.1))
     endpointer = Endpointer(3.0, max_seconds=8.0)
     wanted = spans(endpointer.feed(recording) + endpointer.flush())
@@ -244,8 +244,8 @@ def test_another_goes_on_in_the_middle_of_a_cut(said: list[Samples]) -> None:
     ],
     ids=["zero", "hiss", "noise", "loud noise", "tone", "offset"],
 )
-def test_what_is_no_speech(quiet: Callable[[int], Samples]) -> None:
-    """A minute of it is no segment, and nothing of it is kept."""
+def test_sound_without_speech_gives_no_segment(quiet: Callable[[int], Samples]) -> None:
+    """For a minute of it, and none of its audio is kept."""
     endpointer = Endpointer(SILENCE)
     for _ in range(6):
         assert not spans(endpointer.feed(quiet(10 * RATE)))
@@ -254,7 +254,7 @@ def test_what_is_no_speech(quiet: Callable[[int], Samples]) -> None:
 
 
 def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Silero sees the sound, a few frames around it, and each frame once."""
+    """Silero gets the frames with sound, a few frames around them, and each frame once."""
     seen = 0
     hear = silero.hear
 
@@ -273,13 +273,13 @@ def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytes
     assert len(said[0]) / FRAME * 0.5 < seen <= len(said[0]) / FRAME + 30
     seen = 0
     sliced(Endpointer(SILENCE), talk(said[:3], 1, noise=0.01), 1, largest=700)
-    assert seen == -(-len(talk(said[:3], 1)) // FRAME) + 3  # all of them, and the warm-up
+    assert seen == -(-len(talk(said[:3], 1)) // FRAME) + 3  # all frames, and the warm-up
 
 
 @pytest.mark.parametrize("level", [-25, -45])
-def test_the_gate_loses_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch, level: int) -> None:
-    """Of speech whose loudest frame has so many dBFS, 20 below what a bad microphone gives: the segments are those that
-    the network finds alone, but for four frames at an edge, which are in the padding."""
+def test_the_energy_gate_loses_no_speech(said: list[Samples], monkeypatch: pytest.MonkeyPatch, level: int) -> None:
+    """Speech whose loudest frame has this many dBFS, 20 below a bad microphone: the segments are those that the network
+    finds without the gate, up to four frames at an edge, which lie in the padding."""
     for one in said:
         frames = one[: len(one) // FRAME * FRAME].reshape(-1, FRAME)
         loudest = np.sqrt(np.mean(frames**2, axis=1)).max()
@@ -297,7 +297,7 @@ def test_the_gate_loses_nothing(said: list[Samples], monkeypatch: pytest.MonkeyP
 # -- the network
 
 
-def test_the_network_is_silero(said: list[Samples]) -> None:
+def test_the_network_computes_what_onnxruntime_does(said: list[Samples]) -> None:
     """Stretches of all lengths at once, from whatever states: what onnxruntime says of each alone."""
     random = np.random.default_rng(11)
     session = get_vad_model().session
@@ -317,7 +317,7 @@ def test_the_network_is_silero(said: list[Samples]) -> None:
         np.testing.assert_allclose(stretch.state, state, atol=1e-3)
 
 
-def test_recordings_heard_together_are_heard_as_alone(said: list[Samples]) -> None:
+def test_recordings_scored_together_are_scored_as_alone(said: list[Samples]) -> None:
     random = np.random.default_rng(12)
     recordings = [talk(said[n : n + 4], n, noise=(0.0, 0.003)[n % 2]) for n in range(9)]
     endpointers = [Endpointer(SILENCE) for _ in recordings]
@@ -348,7 +348,7 @@ def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     silero._network.cache_clear()
 
 
-def test_next_to_nothing() -> None:
+def test_recordings_of_a_frame_or_less() -> None:
     for count in (0, 1, 5, FRAME - 1, FRAME):
         assert segments(np.zeros(count, np.float32), SILENCE) == []
     endpointer = Endpointer(SILENCE)

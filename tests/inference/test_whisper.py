@@ -1,4 +1,4 @@
-"""whisper.py with the real model: texts not believed, windows tried again, words, languages, prompts."""
+"""whisper.py with the real model: rejected texts, retried windows, word times, languages, prompts."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ pytestmark = pytest.mark.gen_test(timeout=60)
         ([], False),
     ],
 )
-def test_a_phrase_said_over_and_over_is_a_loop(tokens: list[int], loops: bool) -> None:
+def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], loops: bool) -> None:
     assert whisper._loops(tokens) is loops
 
 
-async def test_words_have_times_of_their_language_s_call(own_model: Whisper, utterances: list[Utterance]) -> None:
-    """Asked for or not in one call; in order, inside the window; none of a text that is not believed."""
+async def test_words_are_timed_where_requested(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """In order and inside the window, in one call with rows that do not ask; none for a rejected text."""
     said = same_length(utterances, 4)
     requests = [Request("en", words=words) for words in (True, False, True, True)]
     found = own_model.recognise([row_data(one, request) for one, request in zip(said, requests, strict=True)])
@@ -72,7 +72,7 @@ async def test_a_draft_is_decoded_once(own_model: Whisper, utterances: list[Utte
 
 
 async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances: list[Utterance]) -> None:
-    """A second attempt is decoded from the row's own encoder output, whichever row of the call it was."""
+    """A retry is decoded from the row's own encoder output, whichever row of the call it was."""
     trouble = Trouble(own_model._model, lambda frames, options, result: result)
     own_model._model = trouble
     guesses = iter([Result, Result])
@@ -90,7 +90,7 @@ async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances
 
 
 def test_fast_speech_is_not_cut_short(model: Whisper) -> None:
-    """The model may say all the tokens that so much speech may have: CTranslate2 halves what it is told."""
+    """The model may generate all tokens that the speech may have, although CTranslate2 halves max_length."""
     noise = np.random.default_rng(1).normal(0, 0.3, (1, model.n_mels, 400)).astype(np.float32)
     prompt = model.prompt(Request(), "en")
     limit = length_limit(len(prompt), 2.0)
@@ -101,7 +101,7 @@ def test_fast_speech_is_not_cut_short(model: Whisper) -> None:
 
 
 class Trouble:
-    """CTranslate2's model, whose results are as bad as the test says, in windows that it says."""
+    """CTranslate2's model with results spoiled by the test."""
 
     def __init__(self, real: Any, spoil: Callable[[int, dict[str, Any], Any], Any]) -> None:
         self._real = real
@@ -126,7 +126,7 @@ class Trouble:
 
 
 class Result:
-    """A result with another score."""
+    """A result with some attributes changed."""
 
     def __init__(self, real: Any, **changed: Any) -> None:
         self.sequences_ids, self.scores, self.no_speech_prob = real.sequences_ids, real.scores, real.no_speech_prob
@@ -135,7 +135,7 @@ class Result:
 
 @pytest.fixture
 def own_model() -> Whisper:
-    """One to be spoiled."""
+    """A model of the test's own, to be spoiled."""
     return Whisper("demo", "cpu", "default", 1, 1)
 
 
@@ -150,8 +150,10 @@ def row_data(one: Utterance, request: Request | None = None) -> tuple[Any, Reque
     return log_mel(samples(one), window_for(seconds, "fit"), MELS), request or Request("en"), seconds
 
 
-async def test_a_guess_is_tried_again_in_the_full_window(own_model: Whisper, utterances: list[Utterance]) -> None:
-    """And what is good there is taken; the other rows of the call are not run again."""
+async def test_an_improbable_text_is_retried_in_the_full_window(
+    own_model: Whisper, utterances: list[Utterance]
+) -> None:
+    """And taken if it is good there; the other rows of the call are not run again."""
     trouble = Trouble(
         own_model._model,
         lambda frames, options, result: result if frames == FULL_WINDOW else Result(result, scores=[-3.0]),
@@ -164,7 +166,7 @@ async def test_a_guess_is_tried_again_in_the_full_window(own_model: Whisper, utt
     assert found.confidence > 0.3
 
 
-async def test_then_with_temperature_and_then_the_best_is_taken(
+async def test_then_with_temperature_and_the_best_attempt_is_taken(
     own_model: Whisper, utterances: list[Utterance]
 ) -> None:
     trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, scores=[-3.0]))
@@ -173,7 +175,7 @@ async def test_then_with_temperature_and_then_the_best_is_taken(
     assert [temperature for _, temperature in trouble.calls] == [0.0, 0.0, *whisper.TEMPERATURES]
 
 
-async def test_a_text_that_repeats_itself_is_no_text(own_model: Whisper, utterances: list[Utterance]) -> None:
+async def test_a_text_that_repeats_itself_is_rejected(own_model: Whisper, utterances: list[Utterance]) -> None:
     word = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
     own_model._model = Trouble(
         own_model._model, lambda frames, options, result: Result(result, sequences_ids=[word * 40], scores=[-0.1])
@@ -181,8 +183,8 @@ async def test_a_text_that_repeats_itself_is_no_text(own_model: Whisper, utteran
     assert recognise(own_model, utterances[0]).text == ""
 
 
-async def test_a_guess_where_nothing_is_said_is_silence(own_model: Whisper, utterances: list[Utterance]) -> None:
-    """And not tried again."""
+async def test_an_improbable_text_with_no_speech_is_silence(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """And it is not retried."""
     trouble = Trouble(
         own_model._model, lambda frames, options, result: Result(result, scores=[-3.0], no_speech_prob=0.9)
     )
@@ -191,7 +193,7 @@ async def test_a_guess_where_nothing_is_said_is_silence(own_model: Whisper, utte
     assert len(trouble.calls) == 1
 
 
-async def test_what_is_surely_no_speech_is_silence_however_probable(
+async def test_a_probable_text_with_surely_no_speech_is_silence(
     own_model: Whisper, utterances: list[Utterance]
 ) -> None:
     real = own_model._model
@@ -206,7 +208,7 @@ async def test_what_is_surely_no_speech_is_silence_however_probable(
 
 
 def chords(seconds: int, random: np.random.Generator) -> Samples:
-    """Two a second, of three decaying notes with overtones each: music enough for the speech detector to be unsure."""
+    """Two a second, of three decaying notes with overtones: music that the speech detector is unsure of."""
     time = np.arange(RATE // 2) / RATE
     pieces = []
     for _ in range(2 * seconds):
@@ -217,7 +219,7 @@ def chords(seconds: int, random: np.random.Generator) -> Samples:
 
 
 def heard(model: Whisper, recording: Samples, request: Request | None = None) -> list[tuple[int, Hypothesis]]:
-    """(where it begins, what the model makes of it) of each stretch that the speech detector lets through."""
+    """(first sample, hypothesis) of each segment that passes the speech detector."""
     found = []
     for start, end in segments(recording, 0.4):
         seconds = (end - start) / RATE
@@ -229,7 +231,7 @@ def heard(model: Whisper, recording: Samples, request: Request | None = None) ->
 async def test_chords_are_no_words(
     model: Whisper, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the speech detector takes some for speech; and what the model is nearly sure is no speech is none."""
+    """Although the speech detector takes some for speech: the model is nearly sure that it is none."""
     random = np.random.default_rng(5)
     music = [chords(6, random) for _ in range(40)]
     let_through = [found.text for recording in music for _, found in heard(model, recording)]
@@ -246,10 +248,10 @@ async def test_chords_are_no_words(
 async def test_words_alone_are_words(
     model: Whisper, all_utterances: list[Utterance], mandarin: list[Utterance]
 ) -> None:
-    """Cut out of their sentences, however short they are: what the speech detector hears has a text.
+    """Words cut out of their sentences have a text if the speech detector finds them, however short they are.
 
-    With a tenth of a second around: that is how far off the model's times are, and of a word that is not wholly there
-    it may say nothing.
+    They are cut with a tenth of a second around them: that is how far off the model's times are, and it may return
+    nothing for an incomplete word.
     """
     texts, around = [], RATE // 10
     for one, language in [(one, "en") for one in all_utterances[:20]] + [(one, "zh") for one in mandarin]:
@@ -270,10 +272,10 @@ async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances:
     assert full[:, short.shape[1] :].max() == pytest.approx(short.min(), abs=1e-5)
 
 
-async def test_the_language_is_the_only_one_there_is_or_what_is_heard(
+async def test_the_language_is_requested_or_detected_or_the_only_one(
     own_model: Whisper, utterances: list[Utterance], mandarin: list[Utterance]
 ) -> None:
-    """A model of several: given, it is taken; not given, the tokens of the languages alone are asked."""
+    """Detection compares the tokens of the model's languages only."""
     assert own_model.languages == ["en", "zh"]
     for language, one in (("en", utterances[0]), ("zh", mandarin[0])):
         heard = recognise(own_model, one, Request())
@@ -288,7 +290,7 @@ async def test_the_language_is_the_only_one_there_is_or_what_is_heard(
 
 
 async def test_prompts(model: Whisper) -> None:
-    """Hot words, then the prompt, before the start; cut from the front to half the decoder's context."""
+    """Hot words, then the prompt, then the start tokens; cut from the front to half of the decoder's context."""
     plain = model.prompt(Request(), "en")
     assert len(plain) == 4
     asked = model.prompt(Request(prompt="play music", hotwords="tokyo"), "en")
@@ -304,8 +306,8 @@ async def test_a_prompt_does_not_break_recognition(model: Whisper, utterances: l
 
 
 @pytest.mark.parametrize("name", ["/nonexistent/model", "file"])
-async def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Any, name: str) -> None:
-    """A path that is none, and a directory with something else in it."""
+async def test_the_error_of_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Any, name: str) -> None:
+    """A path that does not exist, and a directory without a model."""
     (tmp_path / "file").mkdir()
     (tmp_path / "file" / "config.json").write_text("{}")
     with pytest.raises(ModelError) as caught:
