@@ -205,7 +205,7 @@ def forbidden(module: Module) -> Iterator[tuple[str, str]]:
 def loaded(name: str, all_modules: Mapping[str, Module]) -> dict[str, tuple[str, ...]]:
     """What is loaded where a module is imported: each name with the way to it from that module."""
     ways: dict[str, tuple[str, ...]] = {}
-    todo = [(name, (name,))]
+    todo: list[tuple[str, tuple[str, ...]]] = [(name, (name,))]
     while todo:
         current, way = todo.pop()
         parts = current.split(".")

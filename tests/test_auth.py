@@ -201,7 +201,7 @@ def test_what_is_loopback(host: str, expected: bool) -> None:
         ({"tls_cert": __file__, "tls_key": str(TLS / "key.pem")}, "tls-cert"),
     ],
 )
-def test_settings_that_stop_the_start(given: dict[str, str], words: str) -> None:
+def test_settings_that_stop_the_start(given: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words) as refused:
         check_settings(Settings(**given), "run")
     assert "\n" not in str(refused.value)

@@ -13,7 +13,7 @@ import pytest
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.02
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+def wait_until(condition: Callable[..., Any], timeout: float = 20.0, what: str = "") -> Any:
     """Poll until the condition is true, and return it; fails with its name after `timeout` seconds."""
     deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     while not (value := condition()):
@@ -24,7 +24,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = 
     return value
 
 
-async def until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
+async def until(condition: Callable[..., Any], timeout: float = 20.0, what: str = "") -> Any:
     """`wait_until` for coroutines."""
     deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     while not (value := condition()):

@@ -253,7 +253,8 @@ async def _receive(reader: asyncio.StreamReader, counts: list[int], wanted: int)
 
 
 def run_load(arguments: tuple[Any, ...], by_client: bool, pipe: Connection) -> None:
-    uvloop.run((load_by_client if by_client else load)(*arguments, pipe))
+    chosen: Callable[..., Coroutine[Any, Any, None]] = load_by_client if by_client else load
+    uvloop.run(chosen(*arguments, pipe))
 
 
 def measure(

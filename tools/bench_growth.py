@@ -81,7 +81,12 @@ class Growth:
         return lines
 
     def draw(self, path: Path) -> None:
-        style = {"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
+        style: dict[Any, Any] = {
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+        }
         with mpl.rc_context(style):
             figure = Figure(figsize=SIZE, layout="constrained")
             for axes, (title, columns) in zip(

@@ -16,7 +16,7 @@ import argparse
 import asyncio
 import json
 import urllib.request
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,9 +74,9 @@ def processes(server: int, http: str) -> Iterator[tuple[str, psutil.Process]]:
             yield "gateway", process
 
 
-def spent(server: int, http: str) -> Counter[str]:
+def spent(server: int, http: str) -> defaultdict[str, float]:
     """Seconds of CPU of each part of the server so far."""
-    seconds = Counter[str]()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for part, process in processes(server, http):
         seconds[part] += sum(process.cpu_times()[:2])
     return seconds

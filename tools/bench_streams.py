@@ -157,7 +157,7 @@ def _compute(streams: int, pipe: Connection) -> None:
 
 def _samples(said: list[Sentence]) -> Samples:
     pcm = b"".join(frame for sentence in said for frame in sentence.frames)
-    return np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+    return np.frombuffer(pcm, "<i2").astype(np.float32) / np.float32(32768)
 
 
 def _hear(audio: list[Samples], step: int, silence: float) -> list[list[Any]]:

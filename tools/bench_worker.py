@@ -101,7 +101,9 @@ class Bare:
         self.others = sorted(set(range(self.tokenizer.get_vocab_size())) - set(self.languages))
 
     def token(self, text: str) -> int:
-        return int(self.tokenizer.token_to_id(f"<|{text}|>"))
+        number = self.tokenizer.token_to_id(f"<|{text}|>")
+        assert number is not None, text
+        return int(number)
 
     def text(self, samples: Samples, language: str | None) -> str:
         seconds = len(samples) / RATE

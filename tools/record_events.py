@@ -66,9 +66,9 @@ class Recorder:
             message = self._subscription.get_message(timeout=0.1)
             if message is None:
                 continue
-            self.published.append(message["data"])
+            self.published.append(str(message["data"]))
             sid = json.loads(message["data"])["session_id"]
-            state = self._redis.hget(session_key(sid), "state")
+            state: Any = self._redis.hget(session_key(sid), "state")
             known = self.checkpoints.setdefault(sid, [])
             if state is not None and state not in known:
                 known.append(state)
@@ -80,7 +80,7 @@ class Recorder:
 
     def session(self, sid: str) -> Message:
         """All that Redis has, or had, of a session that is over."""
-        entries = self._redis.xrange(events_key(sid))
+        entries: Any = self._redis.xrange(events_key(sid))
         return {
             "hash": self._redis.hgetall(session_key(sid)),
             "checkpoints": self.checkpoints[sid],
@@ -132,7 +132,7 @@ async def moving(url: str, sid: str) -> list[Message]:
 
 def pcm(name: str) -> bytes:
     with RECORDINGS.joinpath(name).open("rb") as file, wave.open(file) as wav:
-        return wav.readframes(wav.getnframes())
+        return bytes(wav.readframes(wav.getnframes()))
 
 
 def wav(name: str) -> bytes:

@@ -324,7 +324,7 @@ class Broker:
     async def _block(self, *command: Any) -> Any:
         """A command that waits in Redis, on a connection of its own: in the pipeline it would hold up all others."""
         try:
-            return await self._blocking.execute_command(*command)  # type: ignore[no-untyped-call]
+            return await self._blocking.execute_command(*command)
         except CONNECTION_ERRORS as exc:
             await asyncio.sleep(0.2)  # what was claimed for a lost reply is found by its idle time
             raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc

@@ -52,6 +52,6 @@ async def listen(
         except CONNECTION_ERRORS as exc:
             log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
         finally:
-            await pubsub.aclose()  # type: ignore[no-untyped-call]
+            await pubsub.aclose()
         await asyncio.sleep(delay)
         delay = min(delay * 2, 1.0)

@@ -48,7 +48,7 @@ class TcpTransport(asyncio.Protocol):
     )
 
     def __init__(self, stream: IOStream, feed: Callable[[bytes], None], end: Callable[[], None]) -> None:
-        self.io_loop: IOLoop = stream.io_loop  # type: ignore[assignment]
+        self.io_loop: IOLoop = stream.io_loop
         self._stream: IOStream | None = stream
         self.data_received = feed  # type: ignore[assignment]  # saves one call for each read
         self._limit = stream.max_write_buffer_size

@@ -33,9 +33,9 @@ from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
 
 if _shared:
     # By slot and not by process id: every restart would leave three more files that each scrape reads.
-    values.ValueClass = values.MultiProcessValue(lambda: _slot)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: _slot)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # one more series for each counter, which few use
+disable_created_metrics()  # one more series for each counter, which few use
 
 REGISTRY = CollectorRegistry()
 
@@ -207,5 +207,5 @@ def exposition() -> bytes:
     if not _shared:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, os.environ[DIRECTORY])  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, os.environ[DIRECTORY])
     return generate_latest(registry)

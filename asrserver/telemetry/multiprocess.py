@@ -92,7 +92,7 @@ def port(host: str, number: int) -> Iterator[None]:
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, os.environ[DIRECTORY])  # type: ignore[no-untyped-call]
+    MultiProcessCollector(registry, os.environ[DIRECTORY])
     server, thread = start_http_server(number, host, registry)
     try:
         yield

@@ -176,7 +176,7 @@ def test_pcm_that_is_no_number() -> None:
 @pytest.mark.parametrize("seconds", [0.05, 1.0, 7.3, 30.0])
 def test_features_are_the_reference_s(n_mels: int, seconds: float, utterances: list[Utterance]) -> None:
     """Those of faster-whisper, for speech, in the window that fits and in the full one."""
-    speech = np.frombuffer(b"".join(one.pcm for one in utterances[:20]), "<i2").astype(np.float32) / 32768
+    speech = np.frombuffer(b"".join(one.pcm for one in utterances[:20]), "<i2").astype(np.float32) / np.float32(32768)
     samples = speech[: int(seconds * RATE)]
     reference = FeatureExtractor(feature_size=n_mels)
     for frames in {window_for(seconds, "fit"), FULL_WINDOW}:

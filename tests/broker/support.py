@@ -44,7 +44,7 @@ def event(seq: int, kind: str = "chunk") -> dict[str, Any]:
 
 
 def ids(db: redis.Redis, key: str) -> list[str]:
-    return [entry for entry, _ in db.xrange(key)]
+    return [str(entry) for entry, _ in db.xrange(key) or []]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeyp
         await append(g, sid, {0: b"first"})
     answers: dict[str, Exception | None] = {}
     for sid, before, data in (("a", 0, b"12345"), ("b", 0, b"123456"), ("b", 1, b"78901")):
-        g.append(sid, before + 1, before, [data], True, lambda error, sid=sid: answers.setdefault(sid, error))  # type: ignore[misc]
+        g.append(sid, before + 1, before, [data], True, partial(answers.__setitem__, sid))
         assert g._batcher.bytes <= 10
     assert g.bytes_on_their_way > 0
     await until(lambda: len(answers) == 2)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,9 +27,12 @@ async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db
     """Mid-flight, again and again: every chunk is acknowledged, in order, and is there once."""
     await opened(g)
     answers: list[Any] = []
+
+    def answer(index: int, error: Exception | None) -> None:
+        answers.append((index, error))
+
     for index in range(2000):
-        before = index - 1 if index else None
-        g.append("s", index, before, [b"x" * 2000], False, lambda error, index=index: answers.append((index, error)))
+        g.append("s", index, index - 1 if index else None, [b"x" * 2000], False, partial(answer, index))
         if index % 200 == 50:
             await asyncio.sleep(0)
             drop_connections(db)
@@ -77,7 +81,7 @@ async def test_callers_are_told_when_redis_stays_away(
 @pytest.mark.gen_test
 async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
     await opened(g)
-    g.append("s", 0, None, [b"x"], False, lambda error: 1 / 0)  # type: ignore[arg-type, func-returns-value]
+    g.append("s", 0, None, [b"x"], False, lambda error: 1 / 0)  # type: ignore[arg-type]
     assert await append(g, 1) is None
 
 
@@ -86,7 +90,7 @@ async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broke
     """The worker drops the session, and its next owner makes the event."""
     await opened(g)
     claim = await taken(w)
-    limit = db.config_get("maxmemory")["maxmemory"]
+    limit = str(db.config_get("maxmemory")["maxmemory"])
     db.config_set("maxmemory", 1)
     try:
         with pytest.raises(Unavailable):

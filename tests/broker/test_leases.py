@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
@@ -183,7 +184,8 @@ async def test_there_is_nothing_to_do_for_a_session_that_is_over(
     if how == "vanished":
         db.delete(*(key("s") for key in (keys.session_key, keys.audio_key, keys.events_key)))
     else:
-        entry = {"seq": "1", "data": orjson.dumps({**event(1, "final"), "id": f"{claim.epoch}-1"})}
+        data = orjson.dumps({**event(1, "final"), "id": f"{claim.epoch}-1"})
+        entry: dict[Any, Any] = {"seq": "1", "data": data}
         db.xadd(keys.events_key("s"), entry, id=f"{claim.epoch}-1")  # final, but the worker died before its XACK
     [(task, sid)] = await v.claim(0.0, 10, 0)
     assert await v.acquire(task, sid) is None

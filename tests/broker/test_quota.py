@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from asrserver.broker import quota
 from asrserver.broker.broker import Broker
 from tests.ws_client import look
 
@@ -62,11 +61,11 @@ async def test_what_a_dead_gateway_held_runs_out(redis_url: str, monkeypatch: py
     assert await broker.quota.hold("sessions", "k", "a", 1)
     assert not await broker.quota.hold("sessions", "k", "b", 1)
     later = time.time() + 20
-    monkeypatch.setattr(quota.time, "time", lambda: later)
+    monkeypatch.setattr(time, "time", lambda: later)
     broker.quota.keep("sessions", "k", ["a"])
-    monkeypatch.setattr(quota.time, "time", lambda: later + 20)
+    monkeypatch.setattr(time, "time", lambda: later + 20)
     assert not await broker.quota.hold("sessions", "k", "b", 1)
-    monkeypatch.setattr(quota.time, "time", lambda: later + 31)
+    monkeypatch.setattr(time, "time", lambda: later + 31)
     assert await broker.quota.hold("sessions", "k", "b", 1)
     monkeypatch.undo()
     await broker.close()

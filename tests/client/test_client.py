@@ -120,7 +120,12 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
     """Before a connection is lost and after it."""
     texts: list[str] = []
     text = WebSocket._text
-    monkeypatch.setattr(WebSocket, "_text", lambda self, message: texts.append(message) or text(self, message))
+
+    def seen(handler: WebSocket, message: str) -> None:
+        texts.append(message)
+        text(handler, message)
+
+    monkeypatch.setattr(WebSocket, "_text", seen)
     acks: list[int] = []
 
     class Listens(Watch):
@@ -134,7 +139,7 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
         for turn in range(1, 3):
             for index in range(40):
                 assert await session.send(b"%d" % index) == 40 * (turn - 1) + index
-            await until(lambda turn=turn: acks and acks[-1] == 40 * turn - 1)  # type: ignore[misc]
+            await until(lambda turn=turn: acks and acks[-1] == 40 * turn - 1)
             cut(client)
         async with obedient(worker, session.id):
             assert (await session.finish())["text"] == "80"

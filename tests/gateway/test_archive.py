@@ -404,7 +404,7 @@ async def test_a_full_disk_costs_the_recording_and_nothing_else(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(file, data)
 
-    monkeypatch.setattr(recordings.os, "write", limited)
+    monkeypatch.setattr(os, "write", limited)
     opened = await session(gateway)
     gateway.sessions.append(opened, 0, tone(1), True)
     await until(lambda: list((tmp_path / "incoming").glob("*.part")))
@@ -432,7 +432,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
             goes.wait()
         return write(file, data)
 
-    monkeypatch.setattr(recordings.os, "write", slow)
+    monkeypatch.setattr(os, "write", slow)
     yield goes.set
     goes.set()
 

@@ -11,13 +11,13 @@ from typing import Any
 import psycopg2
 import pytest
 import tornado.ioloop
+from psycopg2.extensions import make_dsn, parse_dsn
 
 from asrserver.storage import queries
 from asrserver.storage.queries import Filter
 from asrserver.storage.search import tsquery
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
-from tests.conftest import make_dsn, parse_dsn
 from tests.servers import Servers, drop_database
 
 pytestmark = pytest.mark.gen_test(timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,6 @@ import pytest
 
 from asrserver.config import Settings
 from asrserver.errors import Refused
-from asrserver.gateway import rate_limits as limits_module
 from asrserver.gateway.rate_limits import Limits, RateMeter
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """clock(5.0): five seconds go by."""
     now = [1000.0]
-    monkeypatch.setattr(limits_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def go(seconds: float) -> None:
         now[0] += seconds

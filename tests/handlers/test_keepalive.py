@@ -22,7 +22,8 @@ from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from asrserver.handlers.websocket import WebSocket
-from asrserver.protocol.frames import FrameProtocol, TcpTransport, TlsTransport
+from asrserver.protocol.frames import FrameProtocol
+from asrserver.protocol.transports import TcpTransport, TlsTransport
 from tests.api_keys import TLS
 from tests.program import System
 from tests.waiting import until
@@ -120,8 +121,12 @@ async def test_a_connection_that_cannot_be_looked_at_costs_the_others_nothing(
         def broken(now: float) -> float:
             raise RuntimeError("a defect")
 
+        def counted(now: float) -> float:
+            looked.append(now)
+            return now + 0.1
+
         monkeypatch.setattr(first, "look", broken)
-        monkeypatch.setattr(second, "look", lambda now: looked.append(now) or now + 0.1)
+        monkeypatch.setattr(second, "look", counted)
         await until(lambda: len(looked) > 2)
         assert "could not be looked at" in caplog.text
 

@@ -251,7 +251,7 @@ async def test_a_deleted_session_is_gone(api: Api, gateway: Gateway, worker: Fak
     assert (await api.call("/history"))[1]["total"] == 0
 
 
-def redis_keys(settings: Settings, sid: str) -> list[bytes]:
+def redis_keys(settings: Settings, sid: str) -> list[bytes | str]:
     client = redis.Redis.from_url(settings.redis_url)
     try:
         return client.keys(f"asr_*:{{{sid}}}")

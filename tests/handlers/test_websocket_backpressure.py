@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import struct
+import time
 
 import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
@@ -17,7 +18,7 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import flow_control, websocket
 from asrserver.handlers.app import AsrApplication
 from tests.fakes import FakeWorker
-from tests.handlers.samples import AUDIO
+from tests.handlers.samples import AUDIO, only_socket
 from tests.waiting import until
 from tests.ws_client import WsClient, chunk, errors, finish, next_text, raw, said, start
 
@@ -89,7 +90,7 @@ async def test_a_client_that_does_not_read_is_not_read(
     async def deaf() -> tuple[IOStream, asyncio.Future[None]]:
         stream = await raw(url)
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        [handler] = app.sockets
+        handler = only_socket(app)
         sending = asyncio.ensure_future(stream.write(flood))
         await until(lambda: handler._wire.blocked)
         taken = handler.messages
@@ -132,7 +133,7 @@ async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypat
 def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second's worth at once, then no faster; what was not used up for long is no credit."""
     now = [1000.0]
-    monkeypatch.setattr(flow_control.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     brake = flow_control.Brake()
     for _ in range(2):
         for _ in range(flow_control.REFUSALS):
@@ -172,7 +173,7 @@ async def test_what_waits_behind_a_start_is_bounded(
     monkeypatch.setattr(gateway, "_fullness", 0.85)
     async with await WsClient.open(url) as ws:
         await ws.send(start("s"))
-        [handler] = app.sockets
+        handler = only_socket(app)
         for index in range(100):
             await ws.send(chunk("s", index, AUDIO))
         await until(lambda: handler._later_bytes > 10_000)
@@ -204,7 +205,7 @@ async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
     monkeypatch.setattr(app.sockets.rests, "read", seen)
     async with await WsClient.open(url) as ws:
         await ws.call(start(mode="stream", format="pcm_s16le"))
-        [handler] = app.sockets
+        handler = only_socket(app)
         wire = handler.ws_connection
         assert wire is not None
         for first in (0, 7):
@@ -227,7 +228,7 @@ async def test_who_waits_for_each_acknowledgement_does_not_wait_for_rests_too(
 ) -> None:
     async with await WsClient.open(url) as ws:
         await ws.start("s")
-        [handler] = app.sockets
+        handler = only_socket(app)
         wire = handler.ws_connection
         assert wire is not None
         for index in range(5):

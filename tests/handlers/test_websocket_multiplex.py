@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from asrserver.gateway.sessions import Sessions
@@ -9,7 +11,7 @@ from asrserver.handlers import multiplex
 from asrserver.handlers.app import AsrApplication
 from asrserver.protocol.frames import BINARY
 from tests.fakes import FakeWorker
-from tests.handlers.samples import AUDIO
+from tests.handlers.samples import AUDIO, only_socket
 from tests.waiting import until
 from tests.ws_client import WsClient, addressed, chunk, errors, finish, frame, said, start
 
@@ -86,7 +88,12 @@ async def test_frames_that_come_together_are_taken_as_one_by_one(
     """Each is acknowledged, and all that is wrong is refused by itself."""
     taken: list[int] = []
     appended = Sessions._append
-    monkeypatch.setattr(Sessions, "_append", lambda *given: (taken.append(len(given[3])), appended(*given)))
+
+    def counted(*given: Any) -> None:
+        taken.append(len(given[3]))
+        appended(*given)
+
+    monkeypatch.setattr(Sessions, "_append", counted)
 
     def frames(*pieces: tuple[int, bytes]) -> bytes:
         each = [data if channel is None else addressed(channel, index, data) for index, data in pieces]
@@ -148,7 +155,7 @@ async def test_channels_of_ended_sessions_are_forgotten(
             await worker.take(sid)
             await worker.final(sid)
             await ws.find(sid, "final_result")
-        [handler] = app.sockets
+        handler = only_socket(app)
         assert list(handler.sessions.channels) == [3, 4, 5]
 
 

@@ -60,7 +60,7 @@ async def test_the_messages_of_a_stream(url: str, worker: FakeWorker) -> None:
 
 async def test_an_id_is_made_where_none_is_given(url: str) -> None:
     async with await WsClient.open(url) as ws:
-        made = {(await ws.call(start(given)))["session_id"] for given in ("", None)}
+        made = {(await ws.call({"action": "start", "session_id": given}))["session_id"] for given in ("", None)}
         assert len(made) == 2
         assert all(len(sid) == 36 for sid in made)
 
@@ -178,16 +178,14 @@ async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: i
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)
-        protocol = ws.connection.protocol
-        assert protocol is not None
         process, step = psutil.Process(), b"x" * 65536
         before = process.memory_info().rss
         size = 40 * 2**20 // parts
         for part in range(parts):
             opcode = (0x01 if part == 0 else 0x00) | (0x80 if part == parts - 1 else 0)
-            await protocol.stream.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size))
+            await ws.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size))
             for _ in range(size // len(step)):
-                await protocol.stream.write(step)
+                await ws.write(step)
             ws.connection.ping(b"between")
         assert process.memory_info().rss - before < 20 * 2**20
         [error] = await errors(ws)
@@ -200,11 +198,9 @@ async def test_fragments_around_the_limit(url: str, sizes: tuple[int, ...]) -> N
     """The frame headers between them are no payload: one message too large, and nothing else."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
-        protocol = ws.connection.protocol
-        assert protocol is not None
         for number, size in enumerate(sizes):
             opcode = (0x02 if number == 0 else 0x00) | (0x80 if number == len(sizes) - 1 else 0)
-            await protocol.stream.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size) + bytes(size))
+            await ws.write(struct.pack("!BBQ4x", opcode, 0x80 | 127, size) + bytes(size))
         assert [error["code"] for error in await errors(ws)] == ["message_too_large"]
         await ws.chunk("s", 0, AUDIO)
         assert len(await errors(ws)) == 1

@@ -23,8 +23,8 @@ async def test_an_acknowledgement_comes_before_its_result(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where the worker, and the final result, overtook the reply to the gateway's own command."""
-    held: list[Callable[[], None]] = []
-    append = gateway.broker.append
+    held: list[Callable[[], object]] = []
+    append: Callable[..., None] = gateway.broker.append
 
     def slow(*args: Any) -> None:
         *chunk, done = args

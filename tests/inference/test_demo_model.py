@@ -21,7 +21,7 @@ MODEL = Path(str(files("asrserver").joinpath("data", "demo-model")))
 
 
 def samples(utterance: Utterance) -> Samples:
-    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / 32768
+    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / np.float32(32768)
 
 
 def errors(said: list[Utterance], heard: list[str]) -> float:

@@ -152,7 +152,11 @@ async def test_partials_settle(
     """Each begins with the previous stable text; none comes after its segment, which begins with the stable text."""
     monkeypatch.setattr(captions, "FIRST_DRAFT", 0.3)
     said = sorted(utterances, key=lambda one: -len(one.pcm))[:5]
-    options = {"mode": "stream", "partials": True, "partial_interval": 0.01}  # by the clock; the audio comes faster
+    options: dict[str, Any] = {
+        "mode": "stream",
+        "partials": True,
+        "partial_interval": 0.01,
+    }  # by the clock; the audio comes faster
     session = Session(recogniser, pieces(spoken(said), 3200), **options)
     session.in_order = []
     events = await session.live()

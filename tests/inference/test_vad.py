@@ -30,12 +30,17 @@ SILENCE = 0.4
 
 
 def samples(utterance: Utterance) -> Samples:
-    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / 32768
+    return np.frombuffer(utterance.pcm, "<i2").astype(np.float32) / np.float32(32768)
 
 
 @pytest.fixture(scope="module")
 def said(all_utterances: list[Utterance]) -> list[Samples]:
     return [samples(one) for one in all_utterances[:25]]
+
+
+def noise(level: float, count: int) -> Samples:
+    """White noise; the same each time."""
+    return np.random.default_rng(1).normal(0, level, count).astype(np.float32)
 
 
 def talk(said: list[Samples], seed: int, noise: float = 0.0, pauses: tuple[float, float] = (0.6, 3.0)) -> Samples:
@@ -236,9 +241,9 @@ def test_an_endpointer_can_be_continued_after_a_cut(said: list[Samples]) -> None
     "quiet",
     [
         lambda count: np.zeros(count, np.float32),
-        lambda count: np.random.default_rng(1).normal(0, 0.0003, count).astype(np.float32),
-        lambda count: np.random.default_rng(1).normal(0, 0.01, count).astype(np.float32),
-        lambda count: np.random.default_rng(1).normal(0, 0.2, count).astype(np.float32),
+        lambda count: noise(0.0003, count),
+        lambda count: noise(0.01, count),
+        lambda count: noise(0.2, count),
         lambda count: tone(count / RATE),
         lambda count: np.full(count, 0.5, np.float32),
     ],

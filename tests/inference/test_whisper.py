@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ctranslate2
@@ -193,15 +194,18 @@ async def test_an_improbable_text_with_no_speech_is_silence(own_model: Whisper, 
     assert len(trouble.calls) == 1
 
 
+def sure_of(probability: float, _frames: int, _options: dict[str, Any], result: Any) -> Result:
+    """A result that gives no speech this probability."""
+    return Result(result, no_speech_prob=probability)
+
+
 async def test_a_probable_text_with_surely_no_speech_is_silence(
     own_model: Whisper, utterances: list[Utterance]
 ) -> None:
     real = own_model._model
     texts = []
     for probability in (0.8, 0.95):
-        own_model._model = trouble = Trouble(
-            real, lambda frames, options, result, p=probability: Result(result, no_speech_prob=p)
-        )
+        own_model._model = trouble = Trouble(real, partial(sure_of, probability))
         texts.append(recognise(own_model, utterances[0]).text)
         assert len(trouble.calls) == 1
     assert texts == [utterances[0].text, ""]

@@ -34,7 +34,12 @@ def test_a_process_that_dies() -> None:
     try:
         clients.begin()
         os.kill(clients.pids[0], signal.SIGKILL)
-        wait_until(lambda: clients.listen(0.2) or clients.done, 60, "all processes are done")
+
+        def done() -> bool:
+            clients.listen(0.2)
+            return clients.done
+
+        wait_until(done, 60, "all processes are done")
         assert clients.stats.failures["tester"] == 1
         assert clients.stats.failures["no_connection"] >= 1
         assert "died with status -9" in clients.told[0].error

@@ -208,7 +208,7 @@ async def test_what_a_client_writes_is_masked(size: int) -> None:
         sent = await one.read(len(frame(BINARY, payload)))
         assert payload[:5] not in sent
         await two.send(sent)
-        await until(lambda turn=turn: len(two.handler.got) > turn)  # type: ignore[misc]
+        await until(lambda turn=turn: len(two.handler.got) > turn)
     assert two.handler.got == [payload] * 2
     await one.close()
     await two.close()

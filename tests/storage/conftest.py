@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+import tornado.ioloop
 
 from asrserver.storage.storage import Storage
 from tests.storage.postgres import Postgres
@@ -21,21 +22,21 @@ def server(real_servers: None) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres(server) -> Iterator[Postgres]:
+def postgres(server: Postgres) -> Iterator[Postgres]:
     """The server, running, and again running after a test that stopped it."""
     yield server
-    if server.process.poll() is not None:
+    if server.process is None or server.process.poll() is not None:
         server.start()
 
 
 @pytest.fixture
-def database(postgres) -> str:
+def database(postgres: Postgres) -> str:
     """The name of a database that does not exist yet."""
     return f"test_{next(postgres.names)}"
 
 
 @pytest.fixture
-def store(io_loop, postgres, database):
+def store(io_loop: tornado.ioloop.IOLoop, postgres: Postgres, database: str) -> Iterator[Storage]:
     made = Storage(postgres.dsn(database), pool_size=2)
     io_loop.run_sync(made.open)
     yield made

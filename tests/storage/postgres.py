@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,9 @@ class Postgres:
             self.port = sock.getsockname()[1]
         self.process: subprocess.Popen[bytes] | None = None
         self.names = itertools.count()
-        initdb = [self.programs / "initdb", "-D", self.root / "data", "-U", "asr", "-A", "trust", "-E", "UTF8", "-N"]
-        subprocess.run(
-            [*initdb, "--locale=C"], check=True, stdout=subprocess.DEVNULL, cwd="/", **self.user
-        )  # fmt: skip
+        initdb: list[str | Path] = [self.programs / "initdb", "-D", self.root / "data"]
+        initdb += ["-U", "asr", "-A", "trust", "-E", "UTF8", "-N", "--locale=C"]
+        subprocess.run(initdb, check=True, stdout=subprocess.DEVNULL, cwd="/", **self.user)
 
     def start(self) -> None:
         settings = (f"port={self.port}", f"unix_socket_directories={self.root}", "fsync=off",
@@ -79,7 +79,7 @@ class Postgres:
     def dsn(self, database: str, host: str = "127.0.0.1") -> str:
         return f"postgresql://asr:s3cret@/{database}?host={host}&port={self.port}"
 
-    def execute(self, database: str, statement: str, *parameters: object) -> list[tuple]:
+    def execute(self, database: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """The statement's rows, on a connection of its own."""
         with contextlib.closing(psycopg2.connect(self.dsn(database))) as conn, conn.cursor() as cursor:
             conn.autocommit = True
@@ -111,13 +111,13 @@ def gone(pid: str) -> bool:
 
 
 @contextlib.contextmanager
-def locked(postgres, database):
+def locked(postgres: Postgres, database: str) -> Iterator[None]:
     """While this lasts, nobody else reads or writes asr_sessions."""
     with contextlib.closing(psycopg2.connect(postgres.dsn(database))) as conn, conn.cursor() as cursor:
         cursor.execute("LOCK TABLE asr_sessions IN ACCESS EXCLUSIVE MODE")
         yield
 
 
-def backends(postgres, database) -> list[tuple]:
+def backends(postgres: Postgres, database: str) -> list[tuple[Any, ...]]:
     query = "SELECT wait_event_type FROM pg_stat_activity WHERE datname = %s AND application_name = 'asrserver'"
     return postgres.execute("postgres", query, database)

@@ -8,13 +8,14 @@ import contextlib
 import psycopg2
 import pytest
 
-from tests.storage.postgres import backends
-from tests.storage.records import DONE, record
+from asrserver.storage.storage import Storage
+from tests.storage.postgres import Postgres, backends
+from tests.storage.records import DONE, record, stored
 from tests.waiting import until
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_history_is_newest_first(store):
+async def test_history_is_newest_first(store: Storage) -> None:
     await store.save([record(f"s{n}", created_at=1.7e9 + n // 2) for n in range(5)])
     total, records, _ = await store.history(3)
     assert total == 5
@@ -27,12 +28,12 @@ async def test_history_is_newest_first(store):
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_session_has_chunks_and_segments_in_order(store):
+async def test_session_has_chunks_and_segments_in_order(store: Storage) -> None:
     one = record(**DONE, language="zh", created_at="2026-01-02T03:04:05+02:00")
     one.chunks.reverse()
     one.segments.reverse()
     await store.save([one])
-    found = await store.session("a")
+    found = await stored(store, "a")
     assert found["created_at"] == "2026-01-02T01:04:05+00:00"
     assert found["chunks"][1] == {
         "chunk_index": 1, "text": "word1", "duration": 0.5, "language": None, "error_code": None,
@@ -46,19 +47,19 @@ async def test_session_has_chunks_and_segments_in_order(store):
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_deleted_session_stays_deleted(store, postgres, database):
+async def test_deleted_session_stays_deleted(store: Storage, postgres: Postgres, database: str) -> None:
     await store.save([record("a"), record("b")])
     assert await store.delete("a")
     assert not await store.delete("a")
     assert await store.save([record("a", **DONE), record("b", **DONE)]) == []
     assert await store.session("a") is None
-    assert (await store.session("b"))["status"] == "done"
+    assert (await stored(store, "b"))["status"] == "done"
     assert await store.known("a")
     assert postgres.execute(database, "SELECT DISTINCT session_id FROM asr_chunks") == [("b",)]
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_unknown_session_is_deleted_beforehand_only_when_told(store):
+async def test_unknown_session_is_deleted_beforehand_only_when_told(store: Storage) -> None:
     assert not await store.delete("x")
     assert not await store.known("x")
     assert not await store.delete("x", pending=True)
@@ -68,7 +69,7 @@ async def test_unknown_session_is_deleted_beforehand_only_when_told(store):
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_delete_during_save_does_not_come_back(store, postgres, database):
+async def test_delete_during_save_does_not_come_back(store: Storage, postgres: Postgres, database: str) -> None:
     """The save waits for a row lock with its transaction open; the delete must wait for the save."""
     await store.save([record("a")])
     with contextlib.closing(psycopg2.connect(postgres.dsn(database))) as conn, conn.cursor() as cursor:

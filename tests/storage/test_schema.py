@@ -13,11 +13,14 @@ from asrserver.storage import storage as module
 from asrserver.storage.errors import StorageError, StorageRejected, StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import metadata
+from tests.storage.postgres import Postgres
 from tests.storage.records import record
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_columns_keys_and_indexes_are_those_of_schema_sql(store, server, database):
+async def test_columns_keys_and_indexes_are_those_of_schema_sql(
+    store: Storage, server: Postgres, database: str
+) -> None:
     real = server.execute(
         database,
         "SELECT relname, attname, format_type(atttypid, atttypmod)"
@@ -45,7 +48,7 @@ async def test_columns_keys_and_indexes_are_those_of_schema_sql(store, server, d
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_several_gateways_create_database_and_schema_together(postgres, database):
+async def test_several_gateways_create_database_and_schema_together(postgres: Postgres, database: str) -> None:
     stores = [Storage(postgres.dsn(database), pool_size=1) for _ in range(6)]
     await asyncio.gather(*(each.open() for each in stores))
     await stores[0].open()
@@ -55,7 +58,7 @@ async def test_several_gateways_create_database_and_schema_together(postgres, da
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_database_that_may_not_be_created_is_named(postgres, database):
+async def test_database_that_may_not_be_created_is_named(postgres: Postgres, database: str) -> None:
     postgres.execute("postgres", f"CREATE ROLE {database} LOGIN PASSWORD 'hidden'")
     with pytest.raises(StorageError, match=f"{database}.*may not create it") as caught:
         await Storage(f"host=127.0.0.1 port={postgres.port} user={database} password=hidden dbname={database}").open()
@@ -64,7 +67,7 @@ async def test_database_that_may_not_be_created_is_named(postgres, database):
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_database_of_another_encoding_or_version_is_refused(postgres, database):
+async def test_database_of_another_encoding_or_version_is_refused(postgres: Postgres, database: str) -> None:
     postgres.execute("postgres", f"CREATE DATABASE {database} ENCODING 'LATIN1' TEMPLATE template0")
     with pytest.raises(StorageError, match="LATIN1, it must be UTF8"):
         await Storage(postgres.dsn(database)).open()
@@ -75,7 +78,7 @@ async def test_database_of_another_encoding_or_version_is_refused(postgres, data
 
 
 @pytest.mark.gen_test(timeout=20)
-async def test_running_database_recreated_is_repaired(store, postgres, database):
+async def test_running_database_recreated_is_repaired(store: Storage, postgres: Postgres, database: str) -> None:
     postgres.execute("postgres", f"DROP DATABASE {database} WITH (FORCE)")
     await store.open()
     assert await store.save([record()]) == []
@@ -87,16 +90,16 @@ async def test_running_database_recreated_is_repaired(store, postgres, database)
 
 
 @pytest.mark.parametrize("dsn", ["not a dsn s3cret", "postgresql://u:s3cret/x@h/db", "postgresql://u:p@s3cret@h/db"])
-def test_bad_address_is_refused_without_its_password(dsn):
+def test_bad_address_is_refused_without_its_password(dsn: str) -> None:
     with pytest.raises(StorageError) as caught:
         Storage(dsn)
     assert "s3cret" not in str(caught.value)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
-def test_schema_is_taken_from_the_package_when_it_is_there(tmp_path, monkeypatch):
+def test_schema_is_taken_from_the_package_when_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = Path(module.__file__).parents[2] / "schema.sql"
-    monkeypatch.setattr(server_module.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr("asrserver.storage.schema.resources.files", lambda package: tmp_path)
     assert server_module.schema_sql() == root.read_text("utf-8")
     (tmp_path / "schema.sql").write_text("SELECT 1")
     assert server_module.schema_sql() == "SELECT 1"

@@ -8,19 +8,20 @@ import contextlib
 import aiopg
 import psycopg2
 import pytest
+import tornado.ioloop
 
 from asrserver.storage import pool as pool_module
 from asrserver.storage import schema as server_module
 from asrserver.storage.errors import StorageUnavailable
 from asrserver.storage.storage import Storage
-from tests.storage.postgres import backends, locked
+from tests.storage.postgres import Postgres, backends, locked
 from tests.storage.records import record
 from tests.waiting import until
 
 
 @pytest.mark.parametrize("host", ["tcp", "unix"])
 @pytest.mark.gen_test(timeout=60)
-async def test_killed_and_started_again(postgres, database, host):
+async def test_killed_and_started_again(postgres: Postgres, database: str, host: str) -> None:
     store = Storage(postgres.dsn(database, "127.0.0.1" if host == "tcp" else str(postgres.root)))
     await store.open()
     postgres.kill()
@@ -39,7 +40,7 @@ async def test_killed_and_started_again(postgres, database, host):
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_refused_at_start_then_opened(postgres, database):
+async def test_refused_at_start_then_opened(postgres: Postgres, database: str) -> None:
     postgres.kill()
     store = Storage(postgres.dsn(database))
     for _ in range(3):
@@ -53,7 +54,9 @@ async def test_refused_at_start_then_opened(postgres, database):
 
 @pytest.mark.filterwarnings("ignore:Unclosed connection:ResourceWarning")  # aiopg's, of the failed connect()
 @pytest.mark.gen_test(timeout=60)
-async def test_dead_poll_handles_of_uvloop_are_outlived(postgres, database, monkeypatch):
+async def test_dead_poll_handles_of_uvloop_are_outlived(
+    postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """aiopg #909: PostgreSQL goes between our look at it and aiopg's connect()."""
     store = Storage(postgres.dsn(database))
     found = store._prepare()
@@ -73,7 +76,7 @@ async def test_dead_poll_handles_of_uvloop_are_outlived(postgres, database, monk
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_killed_backends_are_replaced(store, postgres, database):
+async def test_killed_backends_are_replaced(store: Storage, postgres: Postgres, database: str) -> None:
     for _ in range(3):
         others = "datname = current_database() AND pid <> pg_backend_pid()"
         kill = f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE {others}"
@@ -85,7 +88,9 @@ async def test_killed_backends_are_replaced(store, postgres, database):
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_statement_timeout_is_an_error_and_no_cancellation(io_loop, postgres, database, monkeypatch):
+async def test_statement_timeout_is_an_error_and_no_cancellation(
+    io_loop: tornado.ioloop.IOLoop, postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "SERVER_OPTIONS", server_module.SERVER_OPTIONS.replace("=4000", "=200"))
     store = Storage(postgres.dsn(database), pool_size=1)
     await store.open()
@@ -93,13 +98,17 @@ async def test_statement_timeout_is_an_error_and_no_cancellation(io_loop, postgr
         for call in (store.save([record()]), store.known("a"), store.history(1), store.delete("a")):
             with pytest.raises(StorageUnavailable, match="statement timeout"):
                 await call
-        assert asyncio.current_task().cancelling() == 0
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
     assert await store.save([record()]) == []
     await store.close()
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_cancellation_is_a_cancellation_and_leaks_no_connection(store, postgres, database):
+async def test_cancellation_is_a_cancellation_and_leaks_no_connection(
+    store: Storage, postgres: Postgres, database: str
+) -> None:
     for _ in range(4):
         with locked(postgres, database):
             tasks = [asyncio.create_task(store.save([record(f"{n}")])) for n in range(5)]
@@ -113,7 +122,9 @@ async def test_cancellation_is_a_cancellation_and_leaks_no_connection(store, pos
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_full_pool_and_slow_answer_are_unavailable(store, postgres, database, monkeypatch):
+async def test_full_pool_and_slow_answer_are_unavailable(
+    store: Storage, postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool_module, "TIMEOUT", 0.3)
     monkeypatch.setattr(pool_module, "PING_TIMEOUT", 0.1)
     await store.open()
@@ -126,7 +137,7 @@ async def test_full_pool_and_slow_answer_are_unavailable(store, postgres, databa
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_closed_storage_is_unavailable_until_opened(store, postgres, database):
+async def test_closed_storage_is_unavailable_until_opened(store: Storage, postgres: Postgres, database: str) -> None:
     await store.close()
     await until(lambda: backends(postgres, database) == [])  # they go when they have read our goodbye
     with pytest.raises(StorageUnavailable, match="closed"):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hostile
 import orjson
 import pytest
 
@@ -16,7 +17,6 @@ from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until
 from tests.ws_client import chunk, look
-from tools import hostile
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -36,7 +36,7 @@ async def test_a_quota_of_a_real_system(
             assert index < 50  # a minute that ends meanwhile costs a few
             await client.send(chunk("s", index, utterances[0].wav))
             await until(
-                lambda i=index: any(  # type: ignore[misc]
+                lambda i=index: any(
                     m.get("chunk_index") == i and m["type"] in ("chunk_result", "error") for m in client.messages
                 )
             )

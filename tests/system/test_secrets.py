@@ -80,7 +80,7 @@ async def test_no_log_has_a_key_or_what_was_said(
             (f"?token={keys.text_b}", {}),
             (f"?x=1&token={GIVEN}&y=%20", {}),
         ]
-        sids = []
+        sids: list[str] = []
         for (query, headers), utterance in zip(ways, spoken, strict=True):
             request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
             async with WsClient(await websocket_connect(request)) as ws:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -148,8 +149,8 @@ def test_what_a_killed_supervisor_left_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one to start does it."""
-    monkeypatch.setattr(multiprocess.os, "access", lambda path, mode: False)
-    monkeypatch.setattr(multiprocess.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     for name in (multiprocess.DIRECTORY, multiprocess.SLOT):
         monkeypatch.setenv(name, "")
     left, unknown = tmp_path / "asrserver-metrics-left", tmp_path / "asrserver-metrics-unknown"

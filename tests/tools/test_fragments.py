@@ -6,9 +6,9 @@ import itertools
 import random
 
 import pytest
+from fragments import Said, audible, by_half, errors, whole
 
 from asrserver.text.wer import word_errors
-from tools.model.fragments import Said, audible, by_half, errors, whole
 
 SAID = [Said("green", 0.4), Said("song"), Said("call"), Said("henry", 0.7)]
 

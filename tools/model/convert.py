@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import ctranslate2
 import numpy as np
@@ -24,16 +25,16 @@ def convert(state: State, shape: Shape, vocabulary: Vocabulary, out: Path) -> No
     spec = ctranslate2.specs.WhisperSpec(shape.encoder_layers, shape.heads, shape.decoder_layers, shape.heads)
     weights = {name: tensor.detach().numpy().astype(np.float32) for name, tensor in state.items()}
 
-    def linear(target: object, *names: str) -> None:
+    def linear(target: Any, *names: str) -> None:
         """One linear layer, or several side by side; a missing bias is zero (Whisper's keys have none)."""
         parts = [weights[f"{name}.weight"] for name in names]
         biases = [weights.get(f"{name}.bias", np.zeros(len(weights[f"{name}.weight"]), np.float32)) for name in names]
         target.weight, target.bias = np.concatenate(parts), np.concatenate(biases)
 
-    def norm(target: object, name: str) -> None:
+    def norm(target: Any, name: str) -> None:
         target.gamma, target.beta = weights[f"{name}.weight"], weights[f"{name}.bias"]
 
-    def block(target: object, name: str) -> None:
+    def block(target: Any, name: str) -> None:
         norm(target.self_attention.layer_norm, f"{name}.attention_norm")
         linear(target.self_attention.linear[0], *(f"{name}.attention.{part}" for part in ("query", "key", "value")))
         linear(target.self_attention.linear[1], f"{name}.attention.out")

@@ -323,7 +323,7 @@ def noises(rng: np.random.Generator) -> list[np.ndarray]:
     bins = np.arange(1, len(spectrum) + 1)
     sounds = [white, np.fft.irfft(spectrum / np.sqrt(bins), count), np.fft.irfft(spectrum / bins, count)]
     sounds += [np.sin(2 * np.pi * frequency * time) for frequency in (50, 100, 440, 1000)]
-    sounds.append(sum(np.sin(2 * np.pi * 50 * n * time) / n for n in (1, 2, 3, 5, 7)))
+    sounds.append(np.sum([np.sin(2 * np.pi * 50 * n * time) / n for n in (1, 2, 3, 5, 7)], axis=0))
     for _ in range(6):  # chords, a new one every 0.3 to 1 s
         chord, position = np.zeros(count), 0
         while position < count:

@@ -43,7 +43,7 @@ def train_shard(task: tuple[Path, str, str, int]) -> float:
     out, kind, language, number = task
     rng = random.Random(f"{SEED} {kind} {language} {number}")
     draw, _ = KINDS[kind]
-    pieces, records = [], []
+    pieces, records, frames = [], [], 0
     for _ in range(SHARD):
         text = grammar.draw(language, rng, evaluation=False, by=draw)
         speech = voices.speak(text, language, rng)
@@ -51,8 +51,9 @@ def train_shard(task: tuple[Path, str, str, int]) -> float:
         pieces.append(features)
         words = [(word, round(start, 3), round(end, 3)) for word, start, end in speech.words]
         records.append({"language": language, "words": words, "frames": len(features)})
+        frames += len(features)
     np.savez(out / f"{kind}-{language}-{number:03}.npz", features=np.concatenate(pieces), records=json.dumps(records))
-    return sum(record["frames"] for record in records) / 100
+    return frames / 100
 
 
 def evaluation_set(task: tuple[Path, str, str]) -> float:

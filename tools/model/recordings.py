@@ -45,7 +45,8 @@ BUNDLED: dict[str, tuple[str, int, tuple[float, float]]] = {
 def speech(text: str, language: str, rng: random.Random) -> np.ndarray:
     """A sentence as 16-bit samples, at a level of its own."""
     samples = voices.speak(text, language, rng).samples.astype(np.float32)
-    return (samples * (rng.uniform(0.3, 0.8) * 32767 / np.abs(samples).max())).astype(np.int16)
+    scale = rng.uniform(0.3, 0.8) * 32767 / float(np.abs(samples).max())
+    return (samples * scale).astype(np.int16)
 
 
 def quiet(seconds: float) -> np.ndarray:

@@ -78,7 +78,7 @@ class Vocabulary:
 
     @cached_property
     def tokens(self) -> list[str]:
-        return [self.tokenizer.id_to_token(number) for number in range(self.size)]
+        return [str(self.tokenizer.id_to_token(number)) for number in range(self.size)]
 
     @cached_property
     def alphabet(self) -> list[int]:

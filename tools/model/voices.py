@@ -19,7 +19,7 @@ import av
 import numpy as np
 from grammar import units
 
-from asrserver.audio.files import RATE
+from asrserver.audio.files import RATE as RATE
 
 #: espeak-ng's accents of English. Its Mandarin is the voice that reads pinyin: `cmn` of espeak-ng 1.51 (Debian 12)
 #: has no dictionary of syllables and spells the pinyin of each character in English letters.
@@ -44,6 +44,10 @@ FESTIVAL = "cmu_us_slt_arctic_hts"
 
 #: Share of English sentences that flite speaks.
 FLITE_SHARE = 0.35
+
+
+#: Samples, and the words in them with their times.
+_Timed = tuple[np.ndarray, list[tuple[str, float, float]]]
 
 
 @dataclass
@@ -121,7 +125,9 @@ class _Espeak:
             number += 1
         return 0
 
-    def speak(self, text: str, voice: str, speed: int, pitch: int, spread: int) -> tuple[np.ndarray, list]:
+    def speak(
+        self, text: str, voice: str, speed: int, pitch: int, spread: int
+    ) -> tuple[np.ndarray, list[tuple[int, float]]]:
         self._audio.clear()
         self._events.clear()
         if self._library.espeak_SetVoiceByName(voice.encode()):
@@ -140,7 +146,7 @@ def _espeak_library() -> _Espeak:
     return _Espeak()
 
 
-def _espeak(text: str, language: str, voice: str, speed: int, pitch: int, spread: int) -> tuple[np.ndarray, list]:
+def _espeak(text: str, language: str, voice: str, speed: int, pitch: int, spread: int) -> _Timed:
     samples, events = _espeak_library().speak(text, voice, speed, pitch, spread)
     words = units(text, language)
     starts, position = [], 0
@@ -149,7 +155,8 @@ def _espeak(text: str, language: str, voice: str, speed: int, pitch: int, spread
         starts.append(position)
         position += len(word)
     times = dict(events)
-    timed, group, begun = [], [], 0.0
+    timed, begun = [], 0.0
+    group: list[str] = []
     for word, position in zip(words, starts, strict=True):
         if position in times and group:
             timed += _spread(group, begun, times[position])
@@ -204,7 +211,7 @@ class _Flite:
             self._voices[name] = register(None)
         return self._voices[name]
 
-    def speak(self, text: str, name: str, stretch: float) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
+    def speak(self, text: str, name: str, stretch: float) -> _Timed:
         lib, voice = self._library, self._voice(name)
         lib.feat_set_float(voice.contents.features, b"duration_stretch", stretch)
         utterance = lib.flite_synth_text(text.encode(), c.cast(voice, c.c_void_p))
@@ -228,7 +235,7 @@ def _flite_library() -> _Flite:
     return _Flite()
 
 
-def _flite(text: str, voice: str, stretch: float) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
+def _flite(text: str, voice: str, stretch: float) -> _Timed:
     samples, spoken = _flite_library().speak(text, voice, stretch)
     words = text.split()
     if [word for word, _, _ in spoken] != words:  # something was expanded: "am", perhaps
