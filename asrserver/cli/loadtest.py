@@ -1,4 +1,4 @@
-"""The command `asrserver loadtest`: its options, and its exit status."""
+"""The command `asrserver loadtest`: its options and its exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asrserver.errors import SettingError
 from asrserver.loadtest.plan import LENGTHS, Plan, duration
 from asrserver.process.limits import raise_file_limit
 
-#: Seconds of finalisation, p95, that the search for the capacity allows where nothing else is said.
+#: Default bound in seconds of the 95th percentile of finalisation in the search for the capacity.
 CAPACITY_BOUND = 2.0
 
 
@@ -27,69 +27,75 @@ def _audio_option(function: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="FILE TEXT",
         type=(click.Path(exists=True, dir_okay=False), str),
-        help="A recording of your own and what is said in it (@FILE reads that from a file), in place of those of the "
-        "package; repeatable.",
+        help="A recording and its transcript (@FILE reads it from a file), instead of packaged ones; repeatable.",
     )(function)
 
 
 @click.command()
 @server_option
 @key_option
-@click.option("-c", "--connections", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Clients.")
+@click.option(
+    "-c",
+    "--connections",
+    type=click.IntRange(1, 100_000),
+    default=500,
+    show_default=True,
+    help="Number of connections.",
+)
 @click.option(
     "-d",
     "--duration",
     type=duration(1.0),
     default="60s",
     show_default=True,
-    help="30s, 5m, 1h, …: no session begins later, and those that are open end with the sentence that is being said.",
+    help="30s, 5m, 1h, …: then no session starts, and open sessions end after the sentence being sent.",
 )
 @click.option(
     "--mode",
     type=click.Choice(list(LENGTHS)),
     default="short",
     show_default=True,
-    help="Length of a session: 20 s, half an hour, an hour. They follow each other on each connection.",
+    help="Length of the sessions, which follow each other on each connection: 20 s, half an hour, an hour.",
 )
 @click.option(
     "--protocol-mode",
     type=click.Choice(["stream", "chunk"]),
     default="stream",
     show_default=True,
-    help="stream: 100 ms frames of PCM, speech and the quiet between; chunk: a WAV a sentence.",
+    help="stream: 100 ms frames of PCM, with pauses. chunk: one WAV per sentence.",
 )
-@click.option("--partials", is_flag=True, help="Ask for partial results.")
+@click.option("--partials", is_flag=True, help="Request partial results.")
 @click.option(
     "--realtime/--burst",
     default=True,
     show_default=True,
-    help="Send as fast as it would be spoken, or all of a session's audio at once.",
+    help="Send in real time, or all audio of a session at once.",
 )
 @click.option(
-    "--ramp", type=duration(), default="5s", show_default=True, help="Time over which the connections are made."
+    "--ramp", type=duration(), default="5s", show_default=True, help="Time over which the connections are opened."
 )
 @click.option(
     "--talk-ratio",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.5,
     show_default=True,
-    help="Share of the time in which somebody speaks.",
+    help="Share of the time with speech.",
 )
 @_audio_option
-@click.option("--language", default="", help="Language of the sessions; the server detects it if not given.")
+@click.option("--language", default="", help="Language of the sessions [detected by the server].")
 @click.option(
     "--sessions",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Sessions of each connection; 0 is as many as the duration has room for.",
+    help="Sessions per connection. 0: as many as fit into the duration.",
 )
 @click.option(
     "--timeout",
     type=duration(1.0),
     default="60s",
     show_default=True,
-    help="Time without a word from a server that owes one after which a session has failed.",
+    help="Time without a pending answer of the server after which a session has failed.",
 )
 @click.option(
     "--max-word-errors",
@@ -101,41 +107,40 @@ def _audio_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--max-finalisation",
     type=duration(0.001),
-    help="Time in which 95 % of the sessions must have their final result, or the test has failed [with "
-    f"--find-capacity: {CAPACITY_BOUND:g}s].",
+    help="Maximum 95th percentile of the time from finish to final result [with --find-capacity: "
+    f"{CAPACITY_BOUND:g}s].",
 )
 @click.option(
     "--find-capacity",
     is_flag=True,
-    help="Look for the most streams with which a run of --duration still passes; --connections is the most tried.",
+    help="Find the largest number of streams for which a run of --duration passes, up to --connections.",
 )
 @click.option(
     "--processes",
     type=click.IntRange(0, 256),
     default=0,
     show_default=True,
-    help="Processes with clients; 0 is one for 250 connections, and no more than cores.",
+    help="Client processes. 0: one per 250 connections, at most one per core.",
 )
 @click.option(
     "--server-pid",
     type=click.IntRange(1),
     multiple=True,
-    help="A process of the server, on this host, to measure with its children; repeatable [found by its health].",
+    help="Process of a server on this host to measure, with its children; repeatable [found by its health].",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Who says what follows from it.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Seed of the choice of sentences.")
 @click.option(
     "--report",
     type=click.Path(dir_okay=False, path_type=Path),
     default="loadtest_report.md",
     show_default=True,
-    help="File of the report; JSON and pictures are written beside it.",
+    help="File of the report; JSON and plots are written beside it.",
 )
 def loadtest(**options: Any) -> None:
-    """Have many clients talk to a server at once, and judge every word that comes back.
+    """Stream to a server on many connections at once, and check every word of every transcript.
 
-    A session succeeds only when its final text is what was said, and every chunk was acknowledged and answered once.
-    The exit status is 0 only then, for all sessions of all connections; a report says the rest. It needs the extra
-    loadtest (pip install 'asrserver[loadtest]').
+    A session succeeds only if its final text is right and every chunk was acknowledged and answered exactly once. The
+    exit status is 0 only if all sessions of all connections succeed. Needs the extra loadtest.
     """
     server, report, pids = options.pop("server"), options.pop("report"), options.pop("server_pid")
     capacity, bound = options.pop("find_capacity"), options.pop("max_finalisation")
@@ -148,10 +153,10 @@ def loadtest(**options: Any) -> None:
         **options,
     )
     if not report.absolute().parent.is_dir():
-        raise click.ClickException(f"--report: {report.parent} is no directory")
+        raise click.ClickException(f"--report: {report.parent} is not a directory")
     for pid in pids:
         if not Path(f"/proc/{pid}").exists():
-            raise click.ClickException(f"--server-pid: there is no process {pid}")
+            raise click.ClickException(f"--server-pid: no process {pid}")
     sys.exit(0 if _run(plan, home, pids, report, capacity) else 1)
 
 
@@ -165,13 +170,13 @@ def _transcript(path: str, text: str) -> str:
 
 
 def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool) -> bool:
-    """Whether it passed; raises ClickException."""
+    """Run the test and write the report; whether it passed. Raises ClickException."""
     try:
         from asrserver.loadtest import host, report, runner
         from asrserver.loadtest.dashboard import screen
     except ImportError as exc:
         raise click.ClickException(
-            f"{exc.name} is not installed: asrserver loadtest needs pip install 'asrserver[loadtest]'"
+            f"{exc.name} is not installed: asrserver loadtest needs the extra (pip install 'asrserver[loadtest]')"
         ) from None
     from asrserver.loadtest.speech import Scripts, load
 
@@ -180,9 +185,9 @@ def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool)
         scripts = Scripts(load(plan.audio), plan)
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
-    asyncio.run(_knock(plan))
+    asyncio.run(_check_connection(plan))
     if not scripts.told_apart:
-        click.echo("the recordings are too few to tell sessions apart: a swapped text would not be noticed", err=True)
+        click.echo("too few recordings to distinguish sessions: a swapped transcript would go unnoticed", err=True)
     about = host.describe(home, plan.key)
     processes = host.ServerProcesses(home, plan.key, pids)
     shown = screen()
@@ -206,7 +211,7 @@ def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool)
 
 
 def _command() -> str:
-    """As it was typed, without the key."""
+    """The command line, without the API key."""
     words = ["asrserver", *sys.argv[1:]]
     for place, word in enumerate(words):
         if word == "--key" and place + 1 < len(words):
@@ -216,8 +221,8 @@ def _command() -> str:
     return shlex.join(words)
 
 
-async def _knock(plan: Plan) -> None:
-    """One connection, before there are many: an error that all would have is told once. Raises ClickException."""
+async def _check_connection(plan: Plan) -> None:
+    """Open one connection before there are many, so that a common error is reported once. Raises ClickException."""
     from asrserver.cli.transcribe import connect
 
     for url in plan.urls:

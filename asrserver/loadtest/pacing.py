@@ -75,7 +75,7 @@ class FramePacer:
         self._frames = frames
         self._frame = next(frames, None)
         self._verifier = verifier
-        self._tally = stats
+        self._stats = stats
         self._late = stats.times["late"]
         self._stopped: asyncio.Future[None]  # while it runs
 
@@ -111,7 +111,7 @@ class FramePacer:
 
     def _sent(self, index: int) -> None:
         self._verifier.sent(index, FRAME_SECONDS)
-        self._tally.audio_sent += FRAME_SECONDS
+        self._stats.audio_sent += FRAME_SECONDS
         self.due += FRAME_SECONDS
         self._frame = next(self._frames, None)
 

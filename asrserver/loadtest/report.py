@@ -1,4 +1,4 @@
-"""What is left of a load test: a report in Markdown, its plots as pictures, and the numbers as JSON beside it."""
+"""The report of a load test: Markdown with plots, and the numbers as JSON beside it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from matplotlib.figure import Figure
 from asrserver.loadtest.runner import Capacity, Outcome
 from asrserver.loadtest.stats import FAILURES, TIMES, Stats
 
-#: Inches and dots an inch of a picture.
+#: Size of a plot in inches, and its resolution in dots per inch.
 SIZE, DPI = (9.0, 3.6), 110
 
-#: Samples from which on something is said of memory's trend.
-FEWEST = 12
+#: Minimum number of samples for a memory trend.
+MIN_TREND_SAMPLES = 12
 
-#: MiB that an allocator takes from the system at a time (Python since 3.10; others about as much): a heap that holds no
-#: more than before may still take one more.
+#: MiB that an allocator takes from the system at once (Python since 3.10; others about the same): a heap whose contents
+#: do not grow may still take one more.
 ARENA = 1.0
 
 
 def write(path: Path, outcome: Outcome, about: dict[str, Any], command: str, capacity: Capacity | None = None) -> None:
-    """Write PATH, PATH's name with .json, and pictures with -NAME.png; raises OSError."""
+    """Write the report to `path`, the numbers beside it as .json, and the plots as -NAME.png.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
     pictures = {name: path.with_name(f"{path.stem}-{name}.png") for name in ("load", "latency", "cpu", "memory")}
     _draw(outcome, pictures)
     numbers = {
@@ -63,54 +67,52 @@ def write(path: Path, outcome: Outcome, about: dict[str, Any], command: str, cap
 
 
 def verdict(outcome: Outcome, capacity: Capacity | None = None) -> str:
-    """One line."""
+    """The verdict in one line, beginning with PASS or FAIL."""
     if capacity:
         last = capacity.levels[-1]
         if last.interrupted:
             return "FAIL: the search was interrupted"
         if not capacity.streams:
-            return f"FAIL: not even {last.plan.connections} streams: {'; '.join(last.why_not)}"
+            return f"FAIL: even {last.plan.connections} streams are too many: {'; '.join(last.why_not)}"
         found = f"PASS: {capacity.streams} live streams"
         if not capacity.limit:
-            return f"{found}, as many as were tried"
+            return f"{found}, the most that were tried"
         first = min((one for one in capacity.levels if not one.passed), key=lambda one: one.plan.connections)
-        return f"{found}; {capacity.limit} were too many: {'; '.join(first.why_not)}"
+        return f"{found}; {capacity.limit} are too many: {'; '.join(first.why_not)}"
     if outcome.why_not:
         return f"FAIL: {'; '.join(outcome.why_not)}"
     stats = outcome.stats
-    return f"PASS: {stats.right} of {stats.sessions} sessions right, on {stats.connected} connections"
+    return f"PASS: {stats.right} of {stats.sessions} sessions correct, on {stats.connected} connections"
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """What must be known to read the numbers."""
+    """What a reader must know to judge the numbers, one line each."""
     stats = outcome.stats
     found = [
-        f"throughput: {outcome.throughput:.1f} s of audio a second, in sessions that were right",
-        f"a session is right when its text has at most {outcome.plan.max_word_errors:.0%} word errors, every chunk was "
-        "acknowledged and answered once and in order, and all of its audio was counted",
+        f"throughput: {outcome.throughput:.1f} s of audio per second, in correct sessions",
+        f"a session is correct if its text has at most {outcome.plan.max_word_errors:.0%} word errors, every chunk was "
+        "acknowledged and answered once and in order, and all audio was counted",
     ]
     if outcome.saturated:
-        found.append(
-            f"**the tester was saturated**: {outcome.saturated}; the times are its own as much as the server's"
-        )
+        found.append(f"**the tester was saturated**: {outcome.saturated}; the times include its own delays")
     else:
         lag = _time(outcome.lag.percentile(0.99))
         found.append(
-            f"the tester was not: {outcome.busiest:.2f} cores in its busiest process, event loop late {lag} (p99)"
+            f"the tester was not saturated: {outcome.busiest:.2f} cores in the busiest process, loop lag {lag} (p99)"
         )
     if stats.refusals:
         kinds = ", ".join(f"{count} {kind}" for kind, count in stats.refusals.most_common())
-        found.append(f"refused for the moment, and tried again: {kinds}")
+        found.append(f"refused temporarily and retried: {kinds}")
     before, after = (each.get("lasting_keys") for each in outcome.redis)
     if before is not None and after is not None:
-        more = "no more" if after <= before else f"**{after - before} more**"
-        found.append(f"keys in Redis that do not expire: {before} before, {after} after: {more}")
+        more = "none left over" if after <= before else f"**{after - before} left over**"
+        found.append(f"Redis keys without expiry: {before} before, {after} after: {more}")
     grows = [name for name in _names(outcome) if memory_trend(outcome, name).word == "**grows**"]
     if grows:
-        found.append(f"memory grew by more than its noise: {', '.join(grows)} (short runs have not warmed up)")
+        found.append(f"memory grew by more than its noise: {', '.join(grows)} (in a short run perhaps warm-up)")
     if outcome.unseen:
-        found.append(f"nothing is known of the server's processes: {outcome.unseen}")
-    return found + [f"error of the tester: `{error.strip().splitlines()[-1]}`" for error in outcome.errors]
+        found.append(f"the server's processes were not measured: {outcome.unseen}")
+    return found + [f"tester error: `{error.strip().splitlines()[-1]}`" for error in outcome.errors]
 
 
 # -- the parts -------------------------------------------------------------------------------------------------------
@@ -141,30 +143,30 @@ def _sessions(outcome: Outcome) -> list[str]:
     lines += _table(
         ("", "count"),
         [
-            ("connections had, of those asked for", f"{stats.connected} of {outcome.plan.connections}"),
+            ("connections established / requested", f"{stats.connected} / {outcome.plan.connections}"),
             ("sessions", stats.sessions),
-            ("right", stats.right),
+            ("correct", stats.right),
             ("failed", stats.failed),
             ("words", stats.words),
-            ("word errors (of a session that is wrong, its first dozen)", stats.word_errors),
+            ("word errors (of a failed session, at most its first ten or so)", stats.word_errors),
             ("chunks", stats.chunks),
             ("partial results", stats.partials),
             ("seconds of audio sent", f"{stats.audio_sent:.0f}"),
-            ("seconds that the test took", f"{outcome.seconds:.1f}"),
+            ("duration of the test in seconds", f"{outcome.seconds:.1f}"),
         ],
     )
     if stats.failures:
-        lines += ["Failures; a session may have failed in more ways than one:", ""]
-        lines += _table(("kind", "what", "sessions"), [(k, FAILURES[k], n) for k, n in stats.failures.most_common()])
+        lines += ["Failures (a session may fail in several ways):", ""]
+        lines += _table(("kind", "meaning", "sessions"), [(k, FAILURES[k], n) for k, n in stats.failures.most_common()])
     if stats.errors:
-        lines += ["Errors, as the server calls them:", ""]
+        lines += ["Errors of the server, by code:", ""]
         lines += _table(("code", "count"), stats.errors.most_common())
     if stats.examples:
-        lines += ["The first sessions that failed:", ""]
+        lines += ["First failed sessions:", ""]
         rows = [
             (x["session_id"], ", ".join(x["failed"]), str(x["why"]).replace("|", "/")[:300]) for x in stats.examples
         ]
-        lines += _table(("session", "failed by", "why"), rows)
+        lines += _table(("session", "failure", "reason"), rows)
     return lines
 
 
@@ -179,7 +181,7 @@ def _times(outcome: Outcome) -> list[str]:
 
 
 def _costs(outcome: Outcome) -> list[str]:
-    """CPU and memory of each process: mean and most; how memory grew in the second half."""
+    """CPU and memory of each process, and the trend of memory in the second half of the run."""
     lines = ["## Processes", ""]
     rows = []
     for place, cores in enumerate(outcome.tester, 1):
@@ -189,22 +191,22 @@ def _costs(outcome: Outcome) -> list[str]:
         trend = memory_trend(outcome, name)
         values = (f"{sum(cores_) / len(cores_):.2f}", f"{max(cores_):.2f}", f"{memory[0]:.0f}", f"{max(memory):.0f}")
         rows.append((name, *values, f"{trend.slope * 60:+.2f} ± {trend.noise * 60:.2f}", trend.word))
-    head = ("", "cores, mean", "most", "MiB, first", "most", "MiB a minute (second half)", "memory")
+    head = ("", "cores, mean", "max", "MiB, first", "max", "MiB per minute (second half)", "memory")
     lines += _table(head, rows)
     if outcome.unseen:
-        lines += [f"Nothing is known of the server's processes: {outcome.unseen}.", ""]
+        lines += [f"The server's processes were not measured: {outcome.unseen}.", ""]
     else:
         lines += [
-            "Memory is resident and a process's own: what it shares, files and PostgreSQL's buffers, is not counted. "
-            "It is flat where its slope is within its noise: twice the slope's standard error, as if the samples that "
-            "resemble their neighbours were that many fewer. It is flat to a MiB where the slope is no more than a "
-            "single MiB makes of it, for as much is taken at a time. Redis keeps a session for ten minutes after its "
-            "end, unless told otherwise: in runs of less than twenty it fills.",
+            "Memory is private resident memory: mapped files and PostgreSQL's shared buffers are not counted. It is "
+            "flat if its slope is within the noise, which is twice the slope's standard error, corrected for the "
+            "autocorrelation of the samples. It is flat to a MiB if the slope is no more than one step of a MiB makes "
+            "of it, the unit of allocation. Redis keeps a session for ten minutes after its end by default: in runs of "
+            "less than twenty minutes its memory grows.",
             "",
         ]
     before, after = outcome.redis
     if before and after:
-        names = {"keys": "keys", "lasting_keys": "keys that do not expire", "memory_bytes": "MiB of memory"}
+        names = {"keys": "keys", "lasting_keys": "keys without expiry", "memory_bytes": "MiB of memory"}
         scale = {"memory_bytes": 2**20}
         held = [
             (what, *(f"{each[name] / scale.get(name, 1):.0f}" for each in outcome.redis))
@@ -234,25 +236,25 @@ def _plain(name: str, value: Any) -> str:
 
 
 def _settings(outcome: Outcome) -> dict[str, Any]:
-    """Without the key."""
+    """The settings of the run, without the API key."""
     plan = dataclasses.asdict(outcome.plan)
     del plan["key"]
     plan["urls"] = ", ".join(plan["urls"])
-    plan["audio"] = ", ".join(path for path, _ in plan["audio"]) or "the package's"
+    plan["audio"] = ", ".join(path for path, _ in plan["audio"]) or "packaged recordings"
     plan["processes"] = outcome.plan.clients
     return plan
 
 
 def _capacity(capacity: Capacity) -> list[str]:
-    lines = ["## Capacity", "", "The rest of this report is of the run with the most streams that passed.", ""]
+    lines = ["## Capacity", "", "The rest of this report describes the run with the most streams that passed.", ""]
     rows = []
     for level in capacity.levels:
         tester = f"{level.busiest:.2f}" + (" (saturated)" if level.saturated else "")
-        right = f"{level.stats.right} of {level.stats.sessions}"
+        correct = f"{level.stats.right} of {level.stats.sessions}"
         rows.append(
-            (level.plan.connections, right, _time(level.finalisation), tester, "; ".join(level.why_not) or "pass")
+            (level.plan.connections, correct, _time(level.finalisation), tester, "; ".join(level.why_not) or "pass")
         )
-    return lines + _table(("streams", "right", "finalisation p95", "tester, cores", "verdict"), rows)
+    return lines + _table(("streams", "correct", "finalisation p95", "tester, cores", "verdict"), rows)
 
 
 def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
@@ -283,23 +285,23 @@ def _numbers(outcome: Outcome, samples: bool) -> dict[str, Any]:
 
 
 def _names(outcome: Outcome) -> list[str]:
-    """The server's processes."""
+    """The names of the server's processes."""
     return sorted({name for sample in outcome.samples for name in sample.server})
 
 
 def _series(outcome: Outcome, name: str) -> tuple[list[float], list[float], list[float]]:
-    """Seconds, cores and MiB of a process."""
+    """The time series of a process: seconds, cores, MiB."""
     found = [(sample.at, sample.server[name]) for sample in outcome.samples if name in sample.server]
     return [at for at, _ in found], [cost.cores for _, cost in found], [cost.memory / 2**20 for _, cost in found]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trend:
-    """Of values over time: the line's slope (least squares), how much of one may be noise; and how much of one a single
-    step makes of it. All a second."""
+    """A least-squares line through values over time, per second: its slope, the noise of the slope (NaN if
+    there are too few values), and the slope that a single step of the values would cause."""
 
     slope: float
-    noise: float  # NaN of too few values to say
+    noise: float
     step: float = 0.0
 
     @property
@@ -312,11 +314,16 @@ class Trend:
 
 
 def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
-    """The trend; its noise is two standard errors, of as many values as tell something new.
+    """Fit a line; the noise of its slope is two standard errors for the effective number of samples.
 
-    Neighbours resemble each other: with a correlation r from one residual to the next, n values say no more than
-    n (1 - r) / (1 + r) that do not (Bartlett 1935). A line through a single step is steepest where that is in the
-    middle, with a slope of 1.5 steps in the whole time.
+    With a correlation r between consecutive residuals, n values are worth n (1 - r) / (1 + r) independent ones
+    (Bartlett 1935). A line through a single step is steepest if the step is in the middle: 1.5 steps over the whole
+    time.
+
+    Args:
+        times: Seconds.
+        values: Values at these times.
+        step: The size of a single step that does not count as growth.
     """
     n = len(times)
     mean_t, mean_v = sum(times) / max(n, 1), sum(values) / max(n, 1)
@@ -326,7 +333,7 @@ def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
     slope = sum((t - mean_t) * (v - mean_v) for t, v in zip(times, values, strict=True)) / spread
     left = [v - mean_v - slope * (t - mean_t) for t, v in zip(times, values, strict=True)]
     squares = sum(e * e for e in left)
-    if n < FEWEST:
+    if n < MIN_TREND_SAMPLES:
         return Trend(slope, math.nan)
     r = max(0.0, sum(a * b for a, b in itertools.pairwise(left)) / squares) if squares else 0.0
     real = max(3.0, n * (1 - r) / (1 + r))
@@ -335,14 +342,14 @@ def trend(times: list[float], values: list[float], step: float = 0.0) -> Trend:
 
 
 def memory_trend(outcome: Outcome, name: str) -> Trend:
-    """Of a process's MiB, in the second half of the run: a session's traces are kept for ten minutes unless told."""
+    """The trend of a process's memory in MiB over the second half of the run, after warm-up."""
     times, _, memory = _series(outcome, name)
     half = len(times) // 2
     return trend(times[half:], memory[half:], ARENA)
 
 
 def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
-    """Without pyplot, which would keep every figure and look for a display."""
+    """Draw the plots; without pyplot, which would keep every figure and look for a display."""
     times = [sample.at for sample in outcome.samples]
     with mpl.rc_context({"axes.grid": True, "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = _figure("sessions and connections")
@@ -351,7 +358,7 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
         _save(figure, axes, pictures["load"])
         figure, axes = _figure("seconds")
         axes.plot(
-            times, [sample.finalisation for sample in outcome.samples], ".-", label="finalisation, p95 of an interval"
+            times, [sample.finalisation for sample in outcome.samples], ".-", label="finalisation, p95 of each interval"
         )
         for place, name in enumerate(("finalisation", "ack", "first_result", "result")):
             overall = outcome.stats.times[name].percentile(0.95)
@@ -360,7 +367,7 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
                 color=f"C{place}",
                 ls=":",
                 lw=1,
-                label=f"{name.replace('_', ' ')}, p95 of all: {_time(overall)}",
+                label=f"{name.replace('_', ' ')}, p95 overall: {_time(overall)}",
             )
         _save(figure, axes, pictures["latency"])
         figure, axes = _figure("cores")
@@ -370,11 +377,11 @@ def _draw(outcome: Outcome, pictures: dict[str, Path]) -> None:
             at, cores_, _ = _series(outcome, name)
             axes.plot(at, cores_, label=name)
         _save(figure, axes, pictures["cpu"])
-        figure, axes = _figure("MiB resident, of its own")
+        figure, axes = _figure("private resident MiB")
         for name in _names(outcome):
             at, _, memory = _series(outcome, name)
             found = memory_trend(outcome, name)
-            axes.plot(at, memory, label=f"{name}: {found.slope * 60:+.2f} ± {found.noise * 60:.2f} a minute")
+            axes.plot(at, memory, label=f"{name}: {found.slope * 60:+.2f} ± {found.noise * 60:.2f} per minute")
         _save(figure, axes, pictures["memory"])
 
 

@@ -1,4 +1,4 @@
-"""One run of a load test, watched from outside, and the search for how many streams a server bears."""
+"""One run of a load test with its measurements, and the search for the capacity of a server."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.processes import ClientProcesses
 from asrserver.loadtest.stats import Histogram, Stats
 
-#: Samples of a run, about: longer runs are looked at less often.
+#: Approximate number of samples of a run: longer runs are sampled less often.
 SAMPLES = 600
 
-#: A process of the tester is saturated when it uses more of a core than this (95 % of the time less), or when its event
-#: loop comes later than that many seconds to one in a hundred of the things that are due.
+#: A process of the tester is saturated when the 95th percentile of its CPU use is above this many cores, or the 99th
+#: percentile of its event loop's lag is above this many seconds.
 SATURATED_CORES = 0.9
 SATURATED_LAG = 0.1
 
-#: The search ends when the number of streams that is too many is at most this many times the number that is not.
+#: The search ends when the smallest number of streams that fails is at most this many times the largest that passes.
 PRECISION = 1.05
 
-#: The search begins with the most streams divided by this, where nothing else is said.
+#: The search starts with the maximum number of streams divided by this.
 FIRST_SHARE = 16
 
 
 @dataclass
 class Sample:
-    """What was seen in an interval that ended `at` seconds after the beginning."""
+    """Measurements of one interval, which ended `at` seconds after the start of the run."""
 
     at: float
     open: int
     active: int
     right: int
     failed: int
-    audio_rate: float  # seconds of audio sent in a second
-    finalisation: float  # 95th percentile of the interval; NaN of none
-    tester: list[float]  # cores of each process
+    audio_rate: float  # seconds of audio sent per second
+    finalisation: float  # 95th percentile of the interval in seconds; NaN if there was none
+    tester: list[float]  # cores used by each process of the tester
     server: dict[str, Cost]
 
 
 @dataclass
 class Outcome:
-    """What a run was and what became of it."""
+    """A run: its plan, measurements and verdict."""
 
     plan: Plan
     begun: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -58,8 +58,11 @@ class Outcome:
     samples: list[Sample] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     interrupted: bool = False
-    unseen: str = ""  # why nothing is known of the server's processes
-    redis: tuple[dict[str, int], dict[str, int]] = ({}, {})  # what it held before, and once all sessions were stored
+    unseen: str = ""  # why the server's processes could not be measured
+    redis: tuple[dict[str, int], dict[str, int]] = (
+        {},
+        {},
+    )  # contents before the run, and after all sessions were stored
 
     @property
     def finalisation(self) -> float:
@@ -67,19 +70,19 @@ class Outcome:
 
     @property
     def why_not(self) -> list[str]:
-        """Why the verdict is not a pass; nothing if it is."""
+        """The reasons why the run failed; empty if it passed."""
         stats, plan = self.stats, self.plan
         reasons = []
         if self.interrupted:
             reasons.append("the test was interrupted")
         if not stats.right:
-            reasons.append("no session was right")
+            reasons.append("no session was correct")
         if stats.failed:
             reasons.append(f"{stats.failed} of {stats.sessions} sessions failed")
         elif stats.failures:
-            reasons.append(f"{stats.failures.total()} failures outside of sessions")
+            reasons.append(f"{stats.failures.total()} failures outside sessions")
         if stats.connected < plan.connections:
-            reasons.append(f"{stats.connected} of {plan.connections} connections were had")
+            reasons.append(f"{stats.connected} of {plan.connections} connections were established")
         if plan.max_finalisation and not self.finalisation <= plan.max_finalisation:
             reasons.append(f"finalisation p95 is {self.finalisation:.2f} s, above {plan.max_finalisation:g} s")
         return reasons
@@ -90,17 +93,17 @@ class Outcome:
 
     @property
     def tester(self) -> list[tuple[float, ...]]:
-        """Cores of each process of the tester, a number a sample."""
+        """The cores that each process of the tester used, one number per sample."""
         return list(zip(*(sample.tester for sample in self.samples), strict=True))
 
     @property
     def busiest(self) -> float:
-        """Cores that the busiest process of the tester used, 95 % of the time less."""
+        """The cores that the busiest process of the tester used (95th percentile of the samples)."""
         return max((sorted(cores)[min(len(cores) - 1, int(0.95 * len(cores)))] for cores in self.tester), default=0.0)
 
     @property
     def saturated(self) -> str:
-        """Why the tester itself was too slow; '' if it was not."""
+        """Why the tester itself was too slow; empty if it was not."""
         if self.busiest > SATURATED_CORES:
             return f"one of its processes used {self.busiest:.2f} cores"
         lag = self.lag.percentile(0.99)
@@ -108,19 +111,23 @@ class Outcome:
 
     @property
     def throughput(self) -> float:
-        """Seconds of audio, of sessions that were right, a second."""
+        """Seconds of audio per second, counting correct sessions only."""
         return self.stats.audio_done / self.seconds if self.seconds else 0.0
 
 
 class Display(Protocol):
-    """Where the run is shown."""
+    """Shows the progress of a run."""
 
     def update(self, outcome: Outcome) -> None:
-        """There is a new sample."""
+        """Show a new sample."""
 
 
 def run(plan: Plan, processes: ServerProcesses, screen: Display) -> Outcome:
-    """Do it; raises RuntimeError when it cannot begin. Ctrl+C ends it early, a second time at once."""
+    """Run a plan. Ctrl+C ends it early; a second Ctrl+C ends it at once.
+
+    Raises:
+        RuntimeError: The run cannot start.
+    """
     outcome = Outcome(plan, unseen=processes.why_not)
     with closing(ClientProcesses(plan)) as clients, _interrupts(outcome, clients.stop):
         before = processes.redis()
@@ -138,20 +145,20 @@ def run(plan: Plan, processes: ServerProcesses, screen: Display) -> Outcome:
 
 
 class _Sampler:
-    """Turns what adds up into what happened in an interval."""
+    """Turns cumulative counts into samples of intervals."""
 
     def __init__(self, outcome: Outcome, clients: ClientProcesses, processes: ServerProcesses) -> None:
-        self._outcome, self._crew, self._processes = outcome, clients, processes
+        self._outcome, self._clients, self._processes = outcome, clients, processes
         self._began = self._then = time.monotonic()
         self._finalisation = Histogram()
         self._audio = 0.0
         self._cpu = clients.cpu
 
     def look(self) -> None:
-        now, stats, cpu, outcome = time.monotonic(), self._crew.stats, self._crew.cpu, self._outcome
+        now, stats, cpu, outcome = time.monotonic(), self._clients.stats, self._clients.cpu, self._outcome
         elapsed = max(now - self._then, 1e-3)
         finalisation = stats.times["finalisation"].copy()
-        outcome.stats, outcome.lag, outcome.seconds = stats, self._crew.lag, now - self._began
+        outcome.stats, outcome.lag, outcome.seconds = stats, self._clients.lag, now - self._began
         outcome.samples.append(
             Sample(
                 at=now - self._began,
@@ -186,7 +193,7 @@ def _interrupts(outcome: Outcome, stop: Callable[[], None]) -> Iterator[None]:
 
 @dataclass
 class Capacity:
-    """The levels that were tried, in order, and the most streams that the server bore (0: not even the fewest)."""
+    """The levels that were tried, in order. `streams` is the largest that passed; 0 if none did."""
 
     levels: list[Outcome] = field(default_factory=list)
 
@@ -196,22 +203,27 @@ class Capacity:
 
     @property
     def limit(self) -> int:
-        """The fewest that were too many; 0 if none were."""
+        """The smallest number of streams that failed; 0 if none did."""
         return min((level.plan.connections for level in self.levels if not level.passed), default=0)
 
     @property
     def shown(self) -> Outcome:
-        """The run that the number stands on: the best that passed, or the first that did not."""
+        """The run to report: the largest that passed, or the first that failed."""
         passed = [level for level in self.levels if level.passed]
         return max(passed, key=lambda level: level.plan.connections) if passed else self.levels[0]
 
 
 def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first: int = 0) -> Capacity:
-    """Double the streams from the `first` level until one fails, then halve the difference; `plan.connections` is the
-    most.
+    """Find the largest number of streams that passes: double it until a level fails, then bisect.
 
-    Each level is a run of the plan's duration. A server that bears all but a share x of the audio falls behind by x
-    seconds a second, so a level of d seconds tells numbers of streams apart down to x = bound / d.
+    Each level is a run of the plan's duration. A server that keeps up with all but a share x of the audio falls behind
+    by x seconds per second, so levels of d seconds distinguish numbers of streams down to x = bound / d.
+
+    Args:
+        plan: The plan; its `connections` is the largest number that is tried.
+        processes: The server's processes, to measure.
+        screen: Where to show the progress.
+        first: The number of streams of the first level; 0 for a sixteenth of the largest.
     """
     capacity = Capacity()
     level = min(first, plan.connections) or max(1, plan.connections // FIRST_SHARE)
@@ -225,7 +237,7 @@ def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first
 
 
 def _next_level(capacity: Capacity, most: int) -> int:
-    """How many streams to try next; 0 when it is known."""
+    """The number of streams to try next; 0 when the search is over."""
     good, bad = capacity.streams, capacity.limit
     if not bad:
         return min(2 * good, most) if good < most else 0

@@ -1,4 +1,4 @@
-"""Counts and times that add up, over sessions, connections and processes, and do not grow with the test's length."""
+"""Counts and histograms that add up over sessions, connections and processes, of bounded size."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from collections import Counter
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-#: Relative width of a histogram's bins: percentiles are right within two percent.
-STEP = math.log(1.02)
+#: Relative width of a histogram's bins (log): percentiles are exact within two percent.
+BIN_WIDTH = math.log(1.02)
 
-#: Shortest time that is told from none, in seconds.
-LEAST = 1e-4
+#: Upper edge of the first bin in seconds.
+FIRST_BIN = 1e-4
 
-#: Failed sessions of which what happened is kept.
-EXAMPLES = 20
+#: Failed sessions that are kept as examples.
+MAX_EXAMPLES = 20
 
-#: What is measured of a session, and what is said of it in the report.
+#: The times that are measured, with their descriptions for the report.
 TIMES = {
-    "connect": "from the first byte to the WebSocket's upgrade",
+    "connect": "from the first byte to the WebSocket upgrade",
     "start": "from `start` to its acknowledgement",
-    "ack": "from sending a chunk to its acknowledgement, which may be that of a later one too (`ack_interval`)",
-    "first_result": "from sending a session's first speech to the first text",
-    "result": "stream: from the end of a segment's speech to its text; chunk: from sending an utterance to its text",
+    "ack": "from sending a chunk to its acknowledgement, which may be a cumulative one (`ack_interval`)",
+    "first_result": "from sending the first speech of a session to its first text",
+    "result": "stream: from the end of speech to the text of the segment; chunk: from sending an utterance to its text",
     "finalisation": "from `finish` to `final_result`",
-    "late": "how late the tester sent a chunk that was due (its own fault, or the server did not take it)",
+    "late": "delay of a chunk behind its schedule, by the tester or by back-pressure of the server",
 }
 
-#: The ways to fail, and what each is.
+#: The kinds of failure, with their descriptions for the report.
 FAILURES = {
-    "wrong_text": "the text differs from the transcript in more words than allowed",
-    "other_session": "the text, or a message, is another session's",
+    "wrong_text": "the text has more word errors than allowed",
+    "other_session": "the text or a message belongs to another session",
     "missing_result": "a chunk or a segment without a result: no chunk_result, or a gap in `seq`",
-    "missing_audio": "`final_result` counts fewer chunks or seconds than were sent, or more",
-    "missing_ack": "a chunk that was never acknowledged",
-    "duplicate": "an acknowledgement or a result that came twice",
+    "missing_audio": "`final_result` counts other chunks or seconds than were sent",
+    "missing_ack": "a chunk was never acknowledged",
+    "duplicate": "an acknowledgement or a result came twice",
     "interrupted": "the session ended with another status than done",
     "error": "the server answered with an error",
-    "timeout": "something owed did not come in time",
+    "timeout": "a pending answer did not come in time",
     "lost_connection": "the connection was lost, whether or not the session could be resumed",
-    "no_connection": "there was no connection, for as long as there was patience",
-    "protocol": "a message that cannot be understood",
-    "tester": "the tester failed: a defect of its own, or a process of it died",
+    "no_connection": "no connection could be established within the timeout",
+    "protocol": "a message is not valid",
+    "tester": "the tester itself failed, or one of its processes died",
 }
 
 
 @dataclass
 class Histogram:
-    """Times in seconds, in bins that grow with them."""
+    """A histogram of times in seconds, with logarithmic bins."""
 
     bins: Counter[int] = field(default_factory=Counter)
     total: float = 0.0
     longest: float = 0.0
 
     def add(self, seconds: float) -> None:
-        self.bins[math.ceil(math.log(seconds / LEAST) / STEP) if seconds > LEAST else 0] += 1
+        self.bins[math.ceil(math.log(seconds / FIRST_BIN) / BIN_WIDTH) if seconds > FIRST_BIN else 0] += 1
         self.total += seconds
         if seconds > self.longest:
             self.longest = seconds
@@ -68,12 +68,12 @@ class Histogram:
         return self.total / self.count if self.count else math.nan
 
     def percentile(self, share: float) -> float:
-        """Nearest rank; NaN of nothing."""
+        """The percentile by nearest rank, in seconds; NaN without values. `share` is between 0 and 1."""
         left = max(1, math.ceil(share * self.count))
         for bin, count in sorted(self.bins.items()):
             left -= count
             if left <= 0:
-                return min(LEAST * math.exp(bin * STEP), self.longest)
+                return min(FIRST_BIN * math.exp(bin * BIN_WIDTH), self.longest)
         return math.nan
 
     def __iadd__(self, other: Histogram) -> Histogram:
@@ -83,7 +83,7 @@ class Histogram:
         return self
 
     def since(self, before: Histogram) -> Histogram:
-        """What was added after `before`; the longest is that of all."""
+        """The values added after the copy `before`; the maximum is that of all values."""
         return Histogram(self.bins - before.bins, self.total - before.total, self.longest)
 
     def copy(self) -> Histogram:
@@ -97,22 +97,22 @@ class Histogram:
 
 @dataclass
 class Stats:
-    """What happened so far: `open` and `active` are connections and sessions now, all else only grows."""
+    """Cumulative statistics; `open` connections and `active` sessions are present counts."""
 
     open: int = 0
     active: int = 0
-    connected: int = 0  # connections that were had once
-    sessions: int = 0  # that were judged
+    connected: int = 0  # connections that were ever established
+    sessions: int = 0  # checked
     right: int = 0
     words: int = 0
     word_errors: int = 0
     chunks: int = 0
     partials: int = 0
     audio_sent: float = 0.0  # seconds
-    audio_done: float = 0.0  # of sessions that were right
-    failures: Counter[str] = field(default_factory=Counter)  # sessions by way to fail; a session may fail in many
-    errors: Counter[str] = field(default_factory=Counter)  # what the server called them
-    refusals: Counter[str] = field(default_factory=Counter)  # what was tried again
+    audio_done: float = 0.0  # seconds, of correct sessions
+    failures: Counter[str] = field(default_factory=Counter)  # sessions by kind of failure; one may fail in several ways
+    errors: Counter[str] = field(default_factory=Counter)  # by code
+    refusals: Counter[str] = field(default_factory=Counter)  # refused attempts that were retried, by code
     times: dict[str, Histogram] = field(default_factory=lambda: {name: Histogram() for name in TIMES})
     examples: list[dict[str, Any]] = field(default_factory=list)
 
@@ -121,7 +121,7 @@ class Stats:
         return self.sessions - self.right
 
     def example(self, what: dict[str, Any]) -> None:
-        if len(self.examples) < EXAMPLES:
+        if len(self.examples) < MAX_EXAMPLES:
             self.examples.append(what)
 
     def __iadd__(self, other: Stats) -> Stats:
@@ -136,7 +136,7 @@ class Stats:
         return self
 
 
-#: What is added as it is: the fields that begin as a number.
+#: The fields that add up as numbers.
 _NUMBERS = tuple(each.name for each in fields(Stats) if each.default is not MISSING)
 
 

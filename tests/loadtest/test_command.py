@@ -23,7 +23,7 @@ def test_the_command_passes(shared: System, tmp_path: Path) -> None:
         *("--processes", "2", "--talk-ratio", "0.8", "--report", written, "--key", "s3cret"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("PASS: 10 of 10 sessions right")
+    assert done.stdout.startswith("PASS: 10 of 10 sessions correct")
     text, numbers = written.read_text(), json.loads(written.with_suffix(".json").read_text())
     assert "s3cret" not in text + written.with_suffix(".json").read_text()
     run = numbers["run"]
@@ -37,7 +37,7 @@ def test_the_command_passes(shared: System, tmp_path: Path) -> None:
     before, after = run["redis"]["before"], run["redis"]["after"]
     assert after["keys"] > before["keys"]  # kept for clients that come late, for a while
     assert after["lasting_keys"] <= before["lasting_keys"]
-    assert f"keys in Redis that do not expire: {before['lasting_keys']} before" in done.stdout
+    assert f"Redis keys without expiry: {before['lasting_keys']} before" in done.stdout
     assert run["memory_mib_a_minute"]["gateway 1"]["memory"] == "too short to say"
     pictures = sorted(tmp_path.glob("*.png"))
     assert len(pictures) == 4
@@ -53,10 +53,10 @@ def test_audio_of_ones_own(shared: System, tmp_path: Path, utterances: list[Utte
     common += ["--sessions", "1", "--report", str(tmp_path / "r.md"), "--protocol-mode", "chunk"]
     done = cli(*common, "--audio", recording, f"@{transcript}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "too few to tell sessions apart" in done.stderr
+    assert "too few recordings to distinguish sessions" in done.stderr
     done = cli(*common, "--audio", recording, "something else was said")
     assert done.returncode == 1
-    assert done.stdout.startswith("FAIL: no session was right")
+    assert done.stdout.startswith("FAIL: no session was correct")
     assert "wrong_text" in (tmp_path / "r.md").read_text()
     assert json.loads((tmp_path / "r.json").read_text())["run"]["failures"] == {"wrong_text": 2}
 
@@ -111,4 +111,5 @@ def test_without_its_extra(tmp_path: Path) -> None:
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')\n")
     done = cli("loadtest", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1
-    assert done.stderr == "Error: rich is not installed: asrserver loadtest needs pip install 'asrserver[loadtest]'\n"
+    told = "rich is not installed: asrserver loadtest needs the extra (pip install 'asrserver[loadtest]')"
+    assert done.stderr == f"Error: {told}\n"

@@ -70,9 +70,9 @@ def test_the_verdict() -> None:
     assert "0.95 cores" in good.saturated
     plan = Plan(("ws://x",), connections=5)
     assert outcome(plan).passed
-    assert outcome(plan, sessions=0, right=0).why_not == ["no session was right"]
+    assert outcome(plan, sessions=0, right=0).why_not == ["no session was correct"]
     assert outcome(plan, right=4).why_not == ["1 of 5 sessions failed"]
-    assert outcome(plan, connected=4).why_not == ["4 of 5 connections were had"]
+    assert outcome(plan, connected=4).why_not == ["4 of 5 connections were established"]
     assert not outcome(plan, failures=Counter(lost_connection=1)).passed
 
 
@@ -118,11 +118,11 @@ def test_keys_that_stay_are_told(tmp_path: Path) -> None:
     made = outcome(Plan(("ws://x",), connections=5))
     keys = {"keys": 10, "lasting_keys": 4, "memory_bytes": 2**20}
     made.redis = (keys, keys)
-    assert "4 after: no more" in "\n".join(report.notes(made))
+    assert "4 after: none left over" in "\n".join(report.notes(made))
     made.redis = (keys, {**keys, "lasting_keys": 9})
-    assert "**5 more**" in "\n".join(report.notes(made))
+    assert "**5 left over**" in "\n".join(report.notes(made))
     report.write(tmp_path / "report.md", made, {}, "asrserver loadtest")
-    assert "| keys that do not expire | 4 | 9 |" in (tmp_path / "report.md").read_text()
+    assert "| keys without expiry | 4 | 9 |" in (tmp_path / "report.md").read_text()
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 8, 9, 100, 497, 1000])
