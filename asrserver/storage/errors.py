@@ -1,31 +1,36 @@
-"""What storage raises, and how exceptions of the libraries become one of these."""
+"""The errors of storage, and the translation of the libraries' exceptions into them."""
 
 from __future__ import annotations
 
 import psycopg2
 
-#: Undefined table or column, read-only transaction: this is no longer the database or server that was opened.
+#: SQLSTATEs for undefined table or column and read-only transaction: the server behind the address has changed.
 REOPEN = ("42P01", "42703", "25006")
 
-#: SQLSTATE classes that blame the data: cardinality, data exception, integrity constraint, program limit. All
-#: others (a missing table, a full disk, a standby, a deadlock, …) are nothing to bury a session for.
+#: SQLSTATE classes that blame the data: cardinality, data exception, integrity constraint, program limit. All others
+#: (a missing table, a full disk, a standby, a deadlock, …) are no reason to give up a session.
 _CONTENT = ("21", "22", "23", "54")
 
 
 class StorageError(Exception):
-    """Raised when PostgreSQL does not do what was asked; by itself, when only an operator can help."""
+    """Raised when PostgreSQL fails a request; this class itself when only an operator can help."""
 
 
 class StorageUnavailable(StorageError):
-    """Raised when PostgreSQL is away, starting, stopping, full or too slow: try again later."""
+    """Raised when PostgreSQL is unreachable, starting, stopping, full or too slow: try again later."""
 
 
 class StorageRejected(StorageError):
-    """Raised when PostgreSQL refuses a statement for what it contains: the same call will fail again."""
+    """Raised when PostgreSQL refuses a statement because of its data: the same call will fail again."""
 
 
 def translated(exc: Exception, timeout: float) -> StorageError:
-    """The exception as a StorageError of one line, without DETAIL or values: they may be somebody's words."""
+    """An exception as a StorageError of one line, without DETAIL or values, which may quote transcripts.
+
+    Args:
+        exc: What aiopg, psycopg2 or asyncio raised.
+        timeout: Seconds, for the message about a timeout.
+    """
     if isinstance(exc, StorageError):
         return exc
     name, code = type(exc).__name__, getattr(exc, "pgcode", None)

@@ -1,6 +1,6 @@
-"""The pool of connections, in the gateway, on uvloop.
+"""The connection pool of a gateway, on uvloop.
 
-aiopg 1.4.0 gets no more fixes: what it does wrong is mended here, and each place names the defect.
+aiopg 1.4.0 is no longer maintained: its defects are worked around here, and each place names the defect.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from psycopg2.extensions import QueryCanceledError
 from asrserver.storage import schema
 from asrserver.storage.errors import REOPEN, StorageUnavailable, translated
 
-#: Seconds to wait for a free connection, and for the answer to one statement.
-TIMEOUT = 5.0
+#: Seconds to wait for a free connection, and for the result of one statement.
+STATEMENT_TIMEOUT = 5.0
 
-#: Seconds the whole of a ping may take.
+#: Seconds that a ping may take in all.
 PING_TIMEOUT = 2.0
 
 
-class Connection(SAConnection):  # type: ignore[misc]  # aiopg has no types
-    """A connection whose cursors are gone once nobody has them, and what PostgreSQL answered with them.
+class PooledConnection(SAConnection):  # type: ignore[misc]  # aiopg has no types
+    """A connection whose cursors, and the results they hold, are freed as soon as nobody refers to them.
 
-    aiopg 1.4.0 gives each cursor a transaction of its own, which refers back to it. Only the search for cycles freed
-    them, which finds enough in a gateway once in 1,400 sessions (memory.py), and goes on to spare what outlived one
-    search: a gateway grew by 350 bytes a session.
+    aiopg 1.4.0 gives each cursor a transaction of its own, which refers back to it: a reference cycle, which only the
+    cyclic garbage collector frees. In a gateway that runs once in 1,400 sessions (process/memory.py) and passes over
+    what survived earlier runs: a gateway grew by 350 bytes per session.
     """
 
     __slots__ = ()
 
     async def _open_cursor(self) -> Cursor:
         cursor = await super()._open_cursor()
-        cursor._transaction = None  # never begun: transactions are SAConnection's
+        cursor._transaction = None  # it is never begun: SAConnection has its own transactions
         return cursor
 
 
 class Pool:
-    """Connections to the database that `dsn` names: a libpq keyword string or URL, of one host or several."""
+    """Connections to the database that `dsn` names: libpq keywords or a URL, with one host or several."""
 
     def __init__(self, dsn: str, size: int) -> None:
         self._parameters = schema.parameters(dsn)
@@ -54,16 +54,17 @@ class Pool:
         self._closed = False
 
     async def open(self) -> None:
-        """Create the database and the tables where they are missing, and connect; again, it repairs.
+        """Create the database and the tables if they are missing, and connect. Calling it again reconnects.
 
-        Raises StorageUnavailable when PostgreSQL is away, and a plain StorageError when the database may not
-        be created, is not in UTF8, or has tables of these names with other columns.
+        Raises:
+            StorageUnavailable: PostgreSQL cannot be reached.
+            StorageError: The database cannot be created, is not in UTF8, or has tables of another version.
         """
         self._closed = False
         await self._reopen()
 
     async def close(self) -> None:
-        """Give running statements a last TIMEOUT to end, then close every connection."""
+        """Wait for running statements, at most STATEMENT_TIMEOUT, then close every connection."""
         self._closed = True
         if self._opening is not None:
             await asyncio.wait([self._opening])
@@ -72,13 +73,20 @@ class Pool:
             return
         engine.close()
         try:
-            # aiopg 1.4.0 waits for ever when the last connection in use comes back broken
-            await asyncio.wait_for(engine.wait_closed(), TIMEOUT)
+            # aiopg 1.4.0 waits for ever if the last connection in use is returned broken
+            await asyncio.wait_for(engine.wait_closed(), STATEMENT_TIMEOUT)
         except TimeoutError:
             engine.terminate()
 
     async def ping(self) -> float:
-        """Seconds that a SELECT 1 took, with getting a connection; StorageUnavailable after PING_TIMEOUT."""
+        """Measure a SELECT 1.
+
+        Returns:
+            Seconds that it took, including the wait for a connection.
+
+        Raises:
+            StorageUnavailable: There was no answer within PING_TIMEOUT.
+        """
         began = time.monotonic()
         try:
             async with asyncio.timeout(PING_TIMEOUT), self.connection() as conn:
@@ -89,37 +97,37 @@ class Pool:
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[SAConnection]:
-        """A connection of the pool; whatever goes wrong with it or in the block leaves as a StorageError."""
+        """A connection of the pool; every error of the connection or of the block is raised as a StorageError."""
         try:
             engine = await self._ready()
-            conn = Connection(await engine._pool.acquire(), engine)  # as engine.acquire() does
+            conn = PooledConnection(await engine._pool.acquire(), engine)  # as engine.acquire() does
             try:
                 yield conn
             finally:
                 await conn.close()
         except asyncio.CancelledError as exc:
-            # aiopg 1.4.0 disguises the server's statement_timeout as a cancellation (Connection._poll), which
-            # would end the background writer in silence
+            # aiopg 1.4.0 raises the server's statement_timeout as a cancellation (Connection._poll), which would end
+            # the background writer silently
             if isinstance(exc.__context__, QueryCanceledError):
                 raise StorageUnavailable("statement timeout") from None
             raise
         except Exception as exc:
             self._stale = self._stale or getattr(exc, "pgcode", None) in REOPEN
-            raise translated(exc, TIMEOUT) from None
+            raise translated(exc, STATEMENT_TIMEOUT) from None
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[SAConnection]:
-        """The same, in a transaction: committed at the end of the block, rolled back where something goes wrong."""
+        """A connection in a transaction, which is committed at the end of the block and rolled back on an error."""
         async with self.connection() as conn, conn.begin() as transaction:
             yield conn
-        transaction._parent = None  # itself, for aiopg 1.4.0: see Connection
+        transaction._parent = None  # it refers to itself in aiopg 1.4.0: see PooledConnection
 
     async def _ready(self) -> Engine:
-        """The pool, made anew when one of its connections was lost.
+        """The pool; a new one if a connection of the old one was lost.
 
-        aiopg would replace it by itself, but under uvloop a connect() refused over TCP leaves a dead poll
-        handle, and the next fails with "UVPoll is closed" even to a healthy server (aiopg #909). So no pool
-        connects before _prepare() has found somebody who answers.
+        aiopg would replace the connection itself, but under uvloop a connect() that is refused over TCP leaves a dead
+        poll handle, and the next one fails with "UVPoll is closed" even if the server is healthy (aiopg #909). So no
+        pool connects before `schema.prepare` has found a server that answers.
         """
         engine = self._engine
         if engine is None or self._stale or engine.size < self._pool_size:
@@ -127,17 +135,22 @@ class Pool:
         return await self._reopen() if any(conn.closed for conn in engine._pool._free) else engine
 
     async def _reopen(self) -> Engine:
-        """Make the pool anew; calls that come while this goes on wait for the same result."""
+        """Replace the pool; concurrent calls wait for the same replacement."""
         if self._closed:
             raise StorageUnavailable("the storage is closed")
         if self._opening is None:
-            self._opening = asyncio.create_task(self._replace_pool())
-            self._opening.add_done_callback(lambda task: setattr(self, "_opening", None))
+            self._opening = asyncio.create_task(self._replace_pool(), name="storage pool")
+            self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
+    def _opened(self, task: asyncio.Task[Engine]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            task.exception()  # retrieved here: everybody who waited for it may have been cancelled
+
     async def _replace_pool(self) -> Engine:
-        # the old pool first: aiopg may still watch a descriptor that libpq has closed, and unwatches its
-        # number on closing the connection: of a new connection with that number, nothing would be heard
+        # Close the old pool first: aiopg may still watch a file descriptor that libpq has closed, and stops watching
+        # its number when the connection is closed, which would silence a new connection with the same number.
         old, self._engine, self._stale = self._engine, None, False
         try:
             if old is not None:
@@ -145,16 +158,16 @@ class Pool:
             parameters = await asyncio.get_running_loop().run_in_executor(None, self._prepare)
             self._engine = await self._fill(parameters)
         except Exception as exc:
-            raise translated(exc, TIMEOUT) from None
+            raise translated(exc, STATEMENT_TIMEOUT) from None
         return self._engine
 
     async def _fill(self, parameters: dict[str, Any]) -> Engine:
-        """A pool with all its connections made; to make one later, aiopg holds the lock that all need."""
-        # minsize=1: aiopg drops a pool that fails half filled without closing what it has
+        """A pool with all connections open: aiopg opens a later one under the lock that every acquire needs."""
+        # minsize=1: if aiopg fails to fill a pool, it drops the connections it has without closing them
         size = {"minsize": 1, "maxsize": self._pool_size}
         for attempt in range(self._pool_size, -1, -1):
             try:
-                engine = await create_engine(**size, timeout=TIMEOUT, enable_hstore=False, **parameters)
+                engine = await create_engine(**size, timeout=STATEMENT_TIMEOUT, enable_hstore=False, **parameters)
                 break
             except RuntimeError:  # UVPoll, see _ready(): each failure removes one dead handle
                 if not attempt:
@@ -173,6 +186,6 @@ class Pool:
 
 
 async def _retire(engine: Engine) -> None:
-    """Close what is free now and what is in use on its return; aiopg's wait_closed() would wait for that."""
+    """Close free connections now and used ones on their return; aiopg's wait_closed() would wait for these."""
     engine.close()
     await engine._pool.clear()

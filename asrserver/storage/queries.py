@@ -1,7 +1,4 @@
-"""Which sessions are read, in which order, and how: the SELECTs, compiled once each.
-
-SQLAlchemy needs longer to compile a SELECT than PostgreSQL needs to answer it.
-"""
+"""The SELECT statements, each compiled once: SQLAlchemy takes longer to compile one than PostgreSQL to execute it."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from aiopg.sa.engine import get_dialect
 from asrserver.storage.search import tsquery
 from asrserver.storage.tables import chunks, clean, segments, sessions, tally, tombstones
 
-#: A place in the history: the microseconds since 1970 and the id of a session. Every text of this form is one.
+#: A cursor of the history: a session's creation time in microseconds since 1970, and its id in hexadecimal digits.
 CURSOR = re.compile(r"[0-9]{1,16}-(?:[0-9a-f]{2}){1,512}")
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -26,7 +23,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Filter:
-    """Which sessions: None asks for nothing. `since` ≤ created_at < `until`; `search` is as in search.py."""
+    """A filter of sessions; None does not filter. `since` ≤ created_at < `until`; `search` as in search.py."""
 
     owner: str | None = None
     user_id: str | None = None
@@ -43,7 +40,7 @@ class Filter:
 
 
 class Page(NamedTuple):
-    """One page of the history: how many sessions match in all, those of the page, where the next page begins."""
+    """A page of the history: the number of matching sessions, the records of the page, the cursor of the next page."""
 
     total: int
     records: list[dict[str, Any]]
@@ -51,15 +48,19 @@ class Page(NamedTuple):
 
 
 def make_cursor(record: dict[str, Any]) -> str:
-    """The place right after a record of session_id and created_at (ISO 8601)."""
+    """The cursor right after a record with session_id and created_at (ISO 8601)."""
     at = datetime.fromisoformat(record["created_at"]) - _EPOCH
     return f"{max(0, at // timedelta(microseconds=1))}-{record['session_id'].encode().hex()}"
 
 
 def read_cursor(cursor: str) -> dict[str, Any]:
-    """The place as parameters of the history; raises ValueError for what make_cursor() never makes."""
+    """A cursor as parameters of the history.
+
+    Raises:
+        ValueError: It is not a cursor of `make_cursor`.
+    """
     if not CURSOR.fullmatch(cursor):
-        raise ValueError("a cursor is what the page before gave as cursor")
+        raise ValueError("not a cursor of an earlier page")
     micros, _, name = cursor.partition("-")
     at = _EPOCH + timedelta(microseconds=int(micros))
     return {"before": at, "before_id": clean(bytes.fromhex(name).decode(errors="replace"))}
@@ -68,7 +69,7 @@ def read_cursor(cursor: str) -> dict[str, Any]:
 async def fetch(conn: SAConnection, statement: Compiled, **values: Any) -> list[dict[str, Any]]:
     """The rows as dictionaries, with times as ISO 8601 strings (the connection's time zone is UTC).
 
-    From the cursor itself: aiopg's rows cost three times what PostgreSQL needs for a page of a thousand.
+    Read from psycopg2's cursor: aiopg's row objects cost three times what PostgreSQL takes for a page of a thousand.
     """
     result = await conn.execute(statement.text, {**statement.parameters, **values})
     names = [column.name for column in result.cursor.description]
@@ -81,7 +82,7 @@ async def fetch(conn: SAConnection, statement: Compiled, **values: Any) -> list[
 
 
 class Compiled(NamedTuple):
-    """A statement as psycopg2 takes it, and the parameters that are its own."""
+    """A statement in psycopg2's syntax, with its constant parameters."""
 
     text: str
     parameters: dict[str, Any]
@@ -117,27 +118,27 @@ _CONDITIONS = {
 
 @lru_cache
 def history(names: frozenset[str]) -> Compiled:
-    """The newest sessions that fulfil the conditions of these names; `limit` is a parameter."""
+    """The newest sessions that match the conditions with these names; `limit` is a parameter."""
     newest = _RECORD.order_by(sessions.c.created_at.desc(), sessions.c.id.desc()).limit(sa.bindparam("limit"))
     return compiled(newest.where(*(_CONDITIONS[name] for name in sorted(names & _CONDITIONS.keys()))))
 
 
 @lru_cache
 def total(names: frozenset[str]) -> Compiled:
-    """How many fulfil them. By owner and status the tally knows; else they are counted, through the filter's index."""
+    """The number of matching sessions: by owner and status from the tally, else counted through the filter's index."""
     if names <= {"owner", "status"}:
         query = sa.select(sa.cast(sa.func.coalesce(sa.func.sum(tally.c.sessions), 0), sa.BigInteger))
         return compiled(query.where(*(tally.c[name] == sa.bindparam(name, type_=sa.Text) for name in sorted(names))))
     counted = sa.select(sa.func.count()).select_from(sessions).where(*(_CONDITIONS[name] for name in sorted(names)))
     made = compiled(counted)
-    # The index alone knows who matches. PostgreSQL 18 prices that as if asr_words() were called for each of them, and
-    # for a common word calls it for every session instead: 465 ms for 10,000, against 4. Local to this statement.
+    # The index alone decides what matches. PostgreSQL 18 estimates its cost as if asr_words() were called for each
+    # match and, for a common word, scans all sessions instead: 465 ms for 10,000, against 4. Local to this statement.
     return made._replace(text=f"SET LOCAL enable_seqscan = off; {made.text}") if "search" in names else made
 
 
 @lru_cache
 def one(owned: bool) -> Compiled:
-    """The session `id`, if it is its `owner`'s."""
+    """The session `id`; if `owned`, only if it belongs to `owner`."""
     condition = [_CONDITIONS["owner"]] if owned else []
     return compiled(_RECORD.where(sessions.c.id == _ID, *condition))
 

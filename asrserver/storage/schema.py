@@ -1,4 +1,4 @@
-"""The server and the database: found, created where missing, brought to the schema. Blocking calls, for a thread."""
+"""Finds the server, creates the database if it is missing, applies the schema. Blocking: to be called in a thread."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from asrserver.storage.tables import metadata
 
 log = logging.getLogger("asrserver.storage")
 
-#: Set for each connection. The server gives up before the client does (pool.TIMEOUT): nothing runs on unseen.
+#: Options of each connection. The server times out before the client (pool.STATEMENT_TIMEOUT), so that no statement
+#: runs on after its client gave up.
 SERVER_OPTIONS = "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=10000 -c TimeZone=UTC"
 
 #: Key of the advisory lock under which the schema is applied.
@@ -28,13 +29,17 @@ SCHEMA_LOCK = 0x617372_01
 
 
 def parameters(dsn: str) -> dict[str, Any]:
-    """libpq's parameters by name. No message quotes the DSN: libpq's own would print its password."""
+    """Parse a DSN into libpq's parameters.
+
+    Raises:
+        StorageError: It cannot be parsed. The message never quotes the DSN: libpq's own would print its password.
+    """
     try:
         given = parse_dsn(dsn)
     except psycopg2.Error:
-        raise StorageError("the database's address is no postgresql:// URL and no key=value pairs") from None
+        raise StorageError("DATABASE_URL is neither a postgresql:// URL nor key=value pairs") from None
     if "://" in dsn and any("@" in given.get(key, "") for key in ("host", "dbname")):
-        raise StorageError("the database's URL is ambiguous: write @ and / in its password as %40 and %2F")
+        raise StorageError("DATABASE_URL is ambiguous: write @ and / in the password as %40 and %2F")
     defaults = {
         "connect_timeout": 2, "client_encoding": "UTF8", "fallback_application_name": "asrserver",
         "gssencmode": "disable", "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3,
@@ -43,11 +48,15 @@ def parameters(dsn: str) -> dict[str, Any]:
 
 
 def prepare(parameters: dict[str, Any]) -> dict[str, Any]:
-    """See that the database and its tables are there. Returns the parameters of the server that answered.
+    """Create the database and its tables if they are missing. Blocks.
 
-    Blocks: for a thread. The parameters name one numeric address, no fallback: with several (localhost,
-    two hosts, SSL tried first) libpq changes its socket on the way, unnoticed by aiopg (#275), and a name
-    would be looked up in the event loop.
+    Returns:
+        The parameters of the server that answered: one numeric address without a fallback. With several (localhost,
+        two hosts, SSL tried first) libpq changes its socket while connecting, which aiopg does not notice (#275), and
+        a name would be resolved in the event loop.
+
+    Raises:
+        StorageError: The database cannot be created, is not in UTF8, or has tables of another version.
     """
     with contextlib.closing(_connect(parameters)) as conn:
         encoding = conn.get_parameter_status("server_encoding")
@@ -76,14 +85,14 @@ def _connect(parameters: dict[str, Any]) -> Any:
     try:
         return psycopg2.connect(**parameters)
     except psycopg2.OperationalError:
-        # a missing database? psycopg2 2.9 gives no SQLSTATE here, and the text may be in any language
+        # A missing database? psycopg2 2.9 gives no SQLSTATE here, and the message may be in any language.
         if not _create_database(parameters):
             raise
     return psycopg2.connect(**parameters)
 
 
 def _create_database(parameters: dict[str, Any]) -> bool:
-    """Create the database if the server answers and has none of it. Returns whether it has now."""
+    """Create the database if the server answers and does not have it; whether it has it now."""
     name = parameters.get("dbname")
     if not name:
         return False
@@ -91,7 +100,7 @@ def _create_database(parameters: dict[str, Any]) -> bool:
         conn = psycopg2.connect(**{**parameters, "dbname": "postgres"})
     except psycopg2.OperationalError:
         return False
-    # template0: the only one that takes an encoding other than its own
+    # template0 is the only template that allows another encoding
     create = sql.SQL("CREATE DATABASE {} ENCODING 'UTF8' TEMPLATE template0").format(sql.Identifier(name))
     with contextlib.closing(conn), conn.cursor() as cursor:
         conn.autocommit = True
@@ -102,17 +111,21 @@ def _create_database(parameters: dict[str, Any]) -> bool:
                 cursor.execute(create)
                 log.info("PostgreSQL: created the database %s", name)
         except (psycopg2.errors.DuplicateDatabase, psycopg2.errors.UniqueViolation):
-            pass  # another gateway was faster
+            pass  # another gateway created it first
         except psycopg2.errors.InsufficientPrivilege:
             raise StorageError(
-                f"database {name!r} does not exist and user {conn.info.user!r} may not create it: let an "
-                f"administrator run CREATE DATABASE, with OWNER {conn.info.user} and ENCODING 'UTF8'"
+                f"database {name!r} does not exist and user {conn.info.user!r} may not create it: an "
+                f"administrator must run CREATE DATABASE, with OWNER {conn.info.user} and ENCODING 'UTF8'"
             ) from None
     return True
 
 
 def apply_schema(conn: Any) -> None:
-    """Run schema.sql if something of it is missing; else its locks would stall the writers for nothing."""
+    """Run schema.sql if a table, column or index is missing; otherwise its locks would stall writers needlessly.
+
+    Raises:
+        StorageError: The tables are of another version.
+    """
     tables = metadata.tables.values()
     expected = {f"{table.name}.{part.name}" for table in tables for part in (*table.columns, *table.indexes)}
     present = """
@@ -129,4 +142,4 @@ def apply_schema(conn: Any) -> None:
         cursor.execute(present)
         missing = expected - {name for (name,) in cursor}
         if missing:
-            raise StorageError(f"the tables are of another version, without {', '.join(sorted(missing))}")
+            raise StorageError(f"the database has tables of another version: missing {', '.join(sorted(missing))}")

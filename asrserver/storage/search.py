@@ -1,4 +1,4 @@
-"""What a user writes into a search box, as PostgreSQL's tsquery: the other half of schema.sql's asr_words()."""
+"""Translates what a user types into a search box into a tsquery that matches schema.sql's asr_words()."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ _PUNCTUATION = re.compile("[\u2000-\u206f\u3000-\u3004\u3008-\u303f\uff00-\uff0f
 
 
 def tsquery(text: str) -> str:
-    """For to_tsquery('simple', …): every word, "a phrase", -not, one or another; '' if there is nothing to look for.
+    """Translate a search into the argument of to_tsquery('simple', …).
 
-    What a user wrote stands in quotes only, so that no text is a syntax error.
+    All words must match; "…" is a phrase, -word excludes, or separates alternatives. Words are always quoted, so that
+    no text causes a syntax error.
+
+    Returns:
+        The tsquery; empty if there is nothing to search for.
     """
     alternatives: list[list[str]] = [[]]
     for minus, phrase, word in _TERM.findall(text):

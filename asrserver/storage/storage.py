@@ -1,7 +1,7 @@
-"""PostgreSQL: every SQL statement of the system.
+"""The operations on PostgreSQL. This package has every SQL statement of the system.
 
-Runs in the gateway, on uvloop, through aiopg.sa 1.4.0 (SQLAlchemy 1.4 Core). pool.py has the connections, server.py the
-database and its schema, tables.py what is written, queries.py what is read, search.py what is searched for.
+Runs in the gateway, on uvloop, through aiopg.sa 1.4.0 (SQLAlchemy 1.4 Core). pool.py has the connections, schema.py
+creates the database, tables.py has the writing statements, queries.py the reading ones, search.py the full-text search.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Key of the advisory lock that writers share and a delete has alone.
+#: Key of the advisory lock that writers hold shared and a delete holds exclusively.
 WRITE_LOCK = 0x617372_02
 
-#: Key of the advisory lock of who adds up the tally.
+#: Key of the advisory lock under which the tally is compacted.
 TALLY_LOCK = 0x617372_03
 
 _EVERYTHING = Filter()
@@ -45,38 +45,51 @@ _EVERYTHING = Filter()
 class Storage(Pool):
     """The sessions in PostgreSQL.
 
-    ``dsn``: a libpq keyword string or postgresql:// URL, of one host or several.
-    Every method raises StorageUnavailable while PostgreSQL is away and works again when it is back.
-    ``owner`` means: as if the sessions of others did not exist; None sees all.
+    Every method raises StorageUnavailable while PostgreSQL is unreachable and works again when it is back. A method
+    with an argument `owner` sees only the sessions of that owner; None sees all.
+
+    Args:
+        dsn: libpq keywords or a postgresql:// URL, with one host or several.
+        pool_size: Number of connections.
     """
 
     def __init__(self, dsn: str, *, pool_size: int = 4) -> None:
         super().__init__(dsn, pool_size)
 
     async def save(self, records: Sequence[Record]) -> list[tuple[str, str]]:
-        """Store the records in one transaction; again is harmless, and deleted sessions are skipped.
+        """Store the records in one transaction. Idempotent; deleted sessions are skipped.
 
-        A status never leaves a final state, nor do text, error and completion time then change; chunk_count
-        and total_duration never shrink. Returns (session_id, reason) of what PostgreSQL will never take,
-        also logged, without their words; the others are stored. After StorageUnavailable, save all again.
+        A final status never changes, nor do its text, error and completion time; chunk_count and total_duration never
+        decrease. After StorageUnavailable, save all records again.
+
+        Returns:
+            (session_id, reason) of each record that PostgreSQL refuses because of its data; they are logged, without
+            their text. All others are stored.
         """
         buried = await self._bisect(records)
         for session_id, reason in buried:
-            log.error("session %s cannot be stored, buried: %s", session_id, reason)
+            log.error("session=%s refused by PostgreSQL, not stored: %s", session_id, reason)
         return buried
 
     async def known(self, session_id: str) -> bool:
-        """Whether the session is stored, or was and has been deleted."""
+        """Whether the session is stored or has been deleted."""
         async with self.connection() as conn:
             return bool(await conn.scalar(queries.KNOWN.text, {"id": clean(session_id)}))
 
     async def history(self, limit: int, which: Filter = _EVERYTHING, cursor: str | None = None) -> Page:
-        """The newest sessions of those that match, newest first; from `cursor` on, where a page before ended.
+        """A page of matching sessions, newest first.
 
-        Each is {session_id, user_id, status, text, duration (seconds), chunk_count, language, mode, model, error_code,
-        error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC. The cursor names a place
-        between two sessions: none is seen twice or left out, whatever comes or goes meanwhile. Raises ValueError for a
-        text that is no cursor.
+        Each record is {session_id, user_id, status, text, duration (seconds), chunk_count, language, mode, model,
+        error_code, error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC.
+
+        Args:
+            limit: Maximum number of records.
+            which: The filter.
+            cursor: The cursor of the page before. It is a position between two sessions, so that no session is seen
+                twice or left out when others are added or deleted meanwhile.
+
+        Raises:
+            ValueError: `cursor` is not a cursor.
         """
         values = which.values()
         place = queries.read_cursor(cursor) if cursor is not None else {}
@@ -90,7 +103,7 @@ class Storage(Pool):
         return Page(total, records[:limit], following)
 
     async def session(self, session_id: str, *, owner: str | None = None) -> dict[str, Any] | None:
-        """One session as in history(), with its ``chunks`` and ``segments`` in order, or None."""
+        """One session as in `history`, with its `chunks` and `segments` in order; None if it is not stored."""
         name = clean(session_id)
         async with self.connection() as conn:
             found = await queries.fetch(conn, queries.one(owner is not None), id=name, owner=owner)
@@ -103,9 +116,15 @@ class Storage(Pool):
             }
 
     async def delete(self, session_id: str, *, pending: bool = False, owner: str | None = None) -> bool:
-        """Delete a session for good: what is saved of it later is ignored. Returns whether it was stored.
+        """Delete a session permanently: later saves of it are ignored.
 
-        ``pending`` says that it exists, stored or not; without it, nothing is noted of an unknown session.
+        Args:
+            session_id: Its id.
+            pending: It exists, though it may not be stored yet. Otherwise no tombstone is left for an unknown session.
+            owner: See the class.
+
+        Returns:
+            Whether it was stored.
         """
         name = clean(session_id)
         mine = sessions.c.id == name if owner is None else sa.and_(sessions.c.id == name, sessions.c.owner == owner)
@@ -117,33 +136,33 @@ class Storage(Pool):
         return bool(deleted.rowcount)
 
     async def stats(self, *, owner: str | None = None) -> dict[str, dict[str, int]]:
-        """Sessions, milliseconds of audio and bytes of recordings, by status."""
+        """The numbers of sessions, milliseconds of audio and bytes of recordings, by status."""
         async with self.connection() as conn:
             found = await queries.fetch(conn, queries.sums(owner is not None), owner=owner)
         return {row.pop("status"): row for row in found}
 
     async def size(self) -> int:
-        """Bytes that the tables and their indexes take."""
+        """The size of the tables and their indexes in bytes."""
         async with self.connection() as conn:
             return int(await conn.scalar(_SIZE, {"names": list(metadata.tables)}))
 
     # -- recordings ----------------------------------------------------------------------------------------------
 
     async def set_audio(self, session_id: str, path: str, size: int) -> bool:
-        """Note the session's recording; False if the session is not stored."""
+        """Set the path and size in bytes of a session's recording; False if the session is not stored."""
         change = sessions.update().where(sessions.c.id == clean(session_id)).values(audio_path=path, audio_bytes=size)
         async with self.connection() as conn:
             return bool((await conn.execute(change)).rowcount)
 
     async def has_audio(self, session_id: str, *, owner: str | None = None) -> bool:
-        """Whether a recording of the session is noted."""
+        """Whether the session has a recording."""
         mine = [] if owner is None else [sessions.c.owner == owner]
         noted = sa.exists().where(sessions.c.id == clean(session_id), sessions.c.audio_path.isnot(None), *mine)
         async with self.connection() as conn:
             return bool(await conn.scalar(sa.select(noted)))
 
     async def expired_audio(self, days: float, per_user: int, limit: int) -> list[str]:
-        """Sessions whose recordings are older than so many days, or more than so many of one user; 0 is no limit."""
+        """Ids of sessions with recordings older than `days`, or beyond the newest `per_user` of a user. 0: no limit."""
         if not days and not per_user:
             return []
         async with self.connection() as conn:
@@ -151,7 +170,7 @@ class Storage(Pool):
             return [row[0] for row in await found.fetchall()]
 
     async def forget_audio(self, session_ids: Sequence[str]) -> None:
-        """Their recordings are no more."""
+        """Clear the recordings of these sessions."""
         gone = sessions.update().where(sessions.c.id.in_(list(session_ids)))
         async with self.connection() as conn:
             await conn.execute(gone.values(audio_path=None, audio_bytes=None))
@@ -159,13 +178,13 @@ class Storage(Pool):
     # -- housekeeping --------------------------------------------------------------------------------------------
 
     async def add_up(self) -> None:
-        """Make one row of the tally's many; nothing if another gateway is at it."""
+        """Compact the rows of the tally; does nothing if another gateway is doing it."""
         async with self.transaction() as conn:
             if await conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(TALLY_LOCK))):
                 await conn.execute(_ADD_UP)
 
     async def old_tombstones(self, age: float, limit: int) -> list[str]:
-        """Sessions that were deleted more than `age` seconds ago and are still remembered, oldest first."""
+        """Ids of tombstones older than `age` seconds, oldest first."""
         async with self.connection() as conn:
             before = sa.func.now() - sa.cast(f"{age} s", sa.Interval)
             query = sa.select(tombstones.c.session_id).where(tombstones.c.deleted_at < before)
@@ -190,7 +209,7 @@ class Storage(Pool):
         if not records:
             return
         async with self.transaction() as conn:
-            # else a session deleted between our look at the tombstones and our commit would come back to life
+            # otherwise a session deleted between the check of the tombstones and the commit would be created again
             await conn.scalar("SELECT pg_advisory_xact_lock_shared(%(key)s)", {"key": WRITE_LOCK})
             for table, upsert in UPSERTS:
                 for piece in pieces(table, rows(table, records)):

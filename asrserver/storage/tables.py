@@ -1,4 +1,4 @@
-"""The tables as SQLAlchemy knows them, and how rows go into them. schema.sql is their truth; a test compares."""
+"""The tables for SQLAlchemy, and the statements that write them. schema.sql defines them; a test compares the two."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import sqlalchemy as sa
 from aiopg.sa.engine import get_dialect
 from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TIMESTAMP, insert
 
-#: Rows in one statement: preparing them holds the event loop for about 10 ms.
-PIECE = 500
+#: Maximum number of rows in one statement: preparing them blocks the event loop for about 10 ms.
+MAX_ROWS = 500
 
 metadata = sa.MetaData()
 _seconds, _when = DOUBLE_PRECISION(), TIMESTAMP(timezone=True)
 
 
 def _table(name: str, keys: int, **columns: Any) -> sa.Table:
-    """A table of schema.sql; its first columns, ``keys`` of them, are the primary key."""
+    """A table of schema.sql; its first `keys` columns are the primary key."""
     typed = enumerate(columns.items())
     return sa.Table(name, metadata, *(sa.Column(c, kind, primary_key=i < keys) for i, (c, kind) in typed))
 
@@ -55,11 +55,10 @@ tally = _table(
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one session and not yet stored.
+    """What is to be stored of one session.
 
-    Keys are the columns of schema.sql; what is missing or None changes nothing. Times (``…_at``) are seconds
-    since the epoch, aware datetimes or ISO 8601 strings. Chunks and segments get their ``session_id`` from
-    ``session["id"]``.
+    Keys are the columns of schema.sql; a missing or None value changes nothing. Times (`…_at`) are seconds since the
+    epoch, aware datetimes or ISO 8601 strings. Chunks and segments take their `session_id` from `session["id"]`.
     """
 
     session: dict[str, Any]
@@ -67,12 +66,12 @@ class Record:
     segments: list[dict[str, Any]] = field(default_factory=list)
 
 
-#: What PostgreSQL cannot hold: NUL, and halves of surrogate pairs, which JSON from a client may bring.
+#: Characters that PostgreSQL cannot store: NUL and lone surrogates, which a client's JSON may contain.
 _UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def clean(value: Any) -> Any:
-    """The value with U+FFFD for what PostgreSQL cannot hold."""
+    """The value with U+FFFD in place of characters that PostgreSQL cannot store."""
     if isinstance(value, str):
         return _UNSTORABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -81,18 +80,18 @@ def clean(value: Any) -> Any:
 
 
 def as_json(rows: list[dict[str, Any]]) -> str:
-    """The rows as JSON, without what PostgreSQL cannot hold; floats that are no numbers become null (orjson)."""
+    """The rows as JSON without characters that PostgreSQL cannot store; NaN and infinity become null (orjson)."""
     try:
         data = orjson.dumps(rows)
-    except orjson.JSONEncodeError:  # half of a surrogate pair, or what is no JSON at all and raises once more
+    except orjson.JSONEncodeError:  # a lone surrogate; anything else raises again below
         data = b"\\u0000"
-    # Nearly never: to look through every word in Python took half of the time of storing it.
+    # Rare. Checking every string in Python took half of the time of storing it.
     if b"\\u0000" in data:
         data = orjson.dumps(clean(rows))
     return data.decode()
 
 
-#: Each table's columns, and those of them that are times.
+#: The columns of each table, and which of them are times.
 _COLUMNS = {
     table.name: (
         frozenset(table.columns.keys()),
@@ -103,7 +102,7 @@ _COLUMNS = {
 
 
 def _row(table: sa.Table, values: dict[str, Any]) -> dict[str, Any]:
-    """The values, changed in place, as columns of the table."""
+    """The values as columns of the table, converted in place."""
     names, times = _COLUMNS[table.name]
     if not values.keys() <= names:
         raise ValueError(f"{table.name} has no column {', '.join(sorted(values.keys() - names))}")
@@ -115,7 +114,7 @@ def _row(table: sa.Table, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows(table: sa.Table, records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """The records' rows of this table, those of a session together."""
+    """The rows of this table in the records, those of a session together."""
     for record in sorted(records, key=lambda record: record.session["id"]):
         session_id = clean(record.session["id"])
         if table is sessions:
@@ -126,12 +125,12 @@ def rows(table: sa.Table, records: Iterable[Record]) -> Iterator[dict[str, Any]]
 
 
 def pieces(table: sa.Table, rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows, in order, in lists of at most PIECE in which no key comes twice (PostgreSQL refuses that)."""
+    """The rows, in order, in lists of at most MAX_ROWS without duplicate keys, which PostgreSQL refuses."""
     keys = table.primary_key.columns.keys()
     piece: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         key = tuple(row[name] for name in keys)
-        if key in piece or len(piece) == PIECE:
+        if key in piece or len(piece) == MAX_ROWS:
             yield list(piece.values())
             piece = {}
         piece[key] = row
@@ -142,8 +141,8 @@ def pieces(table: sa.Table, rows: Iterable[dict[str, Any]]) -> Iterator[list[dic
 def _upsert(table: sa.Table) -> Any:
     """INSERT … SELECT … FROM json_to_recordset(:rows) ON CONFLICT (key) DO UPDATE …, compiled.
 
-    One text and one parameter for any number of rows. Multi-row VALUES would be compiled anew each
-    time: 0.3 s of the event loop for 1000 chunks (SQLAlchemy 1.4.54).
+    One statement with one parameter for any number of rows. SQLAlchemy 1.4.54 would compile multi-row VALUES each
+    time, which blocks the event loop for 0.3 s for 1000 chunks.
     """
     names = [column.name for column in table.columns if column.name != "updated_at"]
     session_id, *_ = keys = table.primary_key.columns.keys()
@@ -153,7 +152,7 @@ def _upsert(table: sa.Table) -> Any:
     query = (
         sa.select(*(sa.func.coalesce(rows[name], _DEFAULTS.get(name)) for name in names))
         .where(~sa.exists().where(tombstones.c.session_id == rows[session_id]))
-        # two gateways that write the same rows must lock them in the same order
+        # two gateways that write the same rows must lock them in the same order, or they deadlock
         .order_by(*(rows[name] for name in keys))
     )
     statement = insert(table).from_select(names, query)

@@ -125,7 +125,7 @@ async def test_cancellation_is_a_cancellation_and_leaks_no_connection(
 async def test_full_pool_and_slow_answer_are_unavailable(
     store: Storage, postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "TIMEOUT", 0.3)
+    monkeypatch.setattr(pool_module, "STATEMENT_TIMEOUT", 0.3)
     monkeypatch.setattr(pool_module, "PING_TIMEOUT", 0.1)
     await store.open()
     with locked(postgres, database):
