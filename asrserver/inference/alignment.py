@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asrserver.text.words import UNSPACED
+from asrserver.text.words import UNSPACED_LANGUAGES
 
 #: Seconds of one step of the encoder's output, the unit of an alignment.
 STEP_SECONDS = 0.02
@@ -61,7 +61,7 @@ def _words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], langua
         if text.endswith("\ufffd") and len(waiting) < 4:
             continue  # the rest of a character's UTF-8 is in the next token
         stripped = text.strip()
-        begins = text[:1].isspace() or language in UNSPACED
+        begins = text[:1].isspace() or language in UNSPACED_LANGUAGES
         if words and (not begins or _is_punctuation(stripped)):
             word, count = words[-1]
             words[-1] = (word + stripped, count + len(waiting))

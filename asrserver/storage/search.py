@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import re
 
-#: Signs of scripts that put no spaces between words, as in asr_words().
-SIGNS = (
-    "\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31a0-\u31bf"
-    "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
-)
+from asrserver.text.unicode_ranges import SEARCHED_BY_SIGN as SIGNS
 
 _TERM = re.compile(r'(-?)(?:"([^"]*)"?|([^\s"]+))')
 _RUNS = re.compile(f"[{SIGNS}]+|[^{SIGNS}]+")

@@ -1,1 +1,1 @@
-"""How languages write: words, word errors, subtitles."""
+"""How languages write: words, word errors, subtitles, and the ranges of their scripts."""

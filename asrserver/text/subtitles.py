@@ -1,4 +1,4 @@
-"""A session's text for people: plain, SubRip, WebVTT. Sessions are as storage gives them, with their segments."""
+"""The text of a session as plain text, SubRip or WebVTT. Sessions are dicts as storage returns them, with segments."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import html
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-#: Longest subtitle in characters and in seconds, where words have times of their own: two lines, read in peace.
+#: The longest subtitle in characters and in seconds, where words have times: two lines that can be read at leisure.
 MAX_CHARACTERS = 84
 MAX_SECONDS = 7.0
 
 
 class Cue(NamedTuple):
-    """What is shown from `start` to `end`, in seconds."""
+    """A text that is shown from `start` to `end`, in seconds."""
 
     start: float
     end: float
@@ -20,13 +20,13 @@ class Cue(NamedTuple):
 
 
 def plain(session: dict[str, Any]) -> str:
-    """The whole text; of a session that is not over, what is final so far, a line a segment."""
+    """Return the whole text; of a session that is not over, the final segments so far, one on a line."""
     lines = [session["text"]] if session["text"] else [segment["text"] for segment in session["segments"]]
     return "".join(f"{line}\n" for line in lines)
 
 
 def srt(session: dict[str, Any]) -> str:
-    """SubRip: numbered from 1, times with a comma."""
+    """Return SubRip: cues are numbered from 1, times have a comma."""
     return "\n".join(
         f"{number}\n{_time(cue.start, ',')} --> {_time(cue.end, ',')}\n{cue.text}\n"
         for number, cue in enumerate(cues(session["segments"]), 1)
@@ -34,7 +34,7 @@ def srt(session: dict[str, Any]) -> str:
 
 
 def vtt(session: dict[str, Any]) -> str:
-    """WebVTT (W3C): times with a dot; & < > are escaped, so that no text is markup."""
+    """Return WebVTT (W3C): times have a dot, and & < > are escaped, so that no text is markup."""
     return "WEBVTT\n" + "".join(
         f"\n{_time(cue.start, '.')} --> {_time(cue.end, '.')}\n{html.escape(cue.text, quote=False)}\n"
         for cue in cues(session["segments"])
@@ -42,7 +42,7 @@ def vtt(session: dict[str, Any]) -> str:
 
 
 def cues(segments: list[dict[str, Any]]) -> Iterator[Cue]:
-    """One a segment; where the words have times, a long segment is several. In order, and none shown with another."""
+    """Yield one cue for each segment, or several for a long one whose words have times: in order, without overlaps."""
     before = 0.0
     for segment in sorted(segments, key=lambda segment: (segment["start"], segment["number"])):
         for start, end, text in _split(segment):

@@ -1,4 +1,4 @@
-"""Word errors: how far a recognised text is from what was said."""
+"""Word errors: the edit distance in words between a recognised text and a reference."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-#: Scripts that put no spaces between words: each character counts as a word (kana, Han, Thai, Lao, Burmese, Khmer).
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+from asrserver.text.unicode_ranges import UNSPACED
+
+#: In scripts without spaces each sign counts as a word.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 
 
 def word_errors(reference: str | Sequence[str], hypothesis: str | Sequence[str], limit: int | None = None) -> int:
-    """Levenshtein distance in words; of more than `limit`, if given, only that it is more: limit + 1.
+    """Return the Levenshtein distance in words.
 
-    With a limit the time is in proportion to it and not to the square of the texts (Ukkonen 1985).
+    Args:
+        reference: A text whose words are separated by spaces, or a sequence of words.
+        hypothesis: The same, of the text to be judged.
+        limit: If given, a greater distance is returned as limit + 1, and the time is proportional to the limit and not
+            to the square of the length (Ukkonen 1985).
     """
     wanted = reference.split() if isinstance(reference, str) else reference
     found = hypothesis.split() if isinstance(hypothesis, str) else hypothesis
@@ -37,7 +42,7 @@ def word_errors(reference: str | Sequence[str], hypothesis: str | Sequence[str],
 
 
 def spoken(text: str) -> list[str]:
-    """The words of a text without what cannot be heard: case and punctuation."""
+    """Return the words of a text without what cannot be heard: case and punctuation."""
     words = (
         "".join(c for c in word if unicodedata.category(c)[0] not in "PS" or c == "'") for word in _WORD.findall(text)
     )

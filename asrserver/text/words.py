@@ -1,35 +1,39 @@
-"""Texts as their languages write them: joined, and cut into the words that are compared."""
+"""Words and texts as their languages write them: joined, split, and normalised for comparison."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: How languages that do not put spaces between words are joined.
-UNSPACED = frozenset({"zh", "ja", "yue", "th", "lo", "my", "km", "bo"})
+from asrserver.text.unicode_ranges import UNSPACED
 
-#: A word of an unspaced language is a character; of a script that is spaced, in such a text ("iPhone"), a whole word.
-_UNSPACED_WORD = re.compile(r"[0-9A-Za-z\u00c0-\u024f'’]+|\S")
+#: Languages whose texts have no spaces between words.
+UNSPACED_LANGUAGES = frozenset({"zh", "ja", "yue", "th", "lo", "my", "km", "bo"})
 
-#: Vowel signs and tone marks of Thai, Lao, Burmese and Khmer are no words: they belong to the character before them.
+#: A word in a text of such a language: one sign; or, of another script that is quoted there ("iPhone"), a whole word.
+_WORD = re.compile(rf"(?:[^\W{UNSPACED}]|['’])+|\S")
+
+_UNSPACED_SIGN = re.compile(f"[{UNSPACED}]")
+
+#: Unicode categories of vowel signs and tone marks (of Thai, Lao, Burmese, Khmer): they belong to the sign before them.
 _MARKS = ("Mn", "Mc", "Me")
 
 
 def join(parts: list[tuple[str, str]]) -> str:
-    """(text, language) pairs as one text, spaced as the languages space words."""
+    """Join texts, given as (text, language), with a space before each text of a language that has spaces."""
     text = ""
     for part, language in parts:
         if part:
-            text += part if not text or language in UNSPACED else " " + part
+            text += part if not text or language in UNSPACED_LANGUAGES else " " + part
     return text
 
 
 def words(text: str, language: str) -> list[str]:
-    """The words of a text as they are written; `glue` makes the text of them again."""
-    if language not in UNSPACED:
+    """Split a text into its words; `glue` makes the text again."""
+    if language not in UNSPACED_LANGUAGES:
         return text.split()
     found: list[str] = []
-    for match in _UNSPACED_WORD.finditer(text):
+    for match in _WORD.finditer(text):
         word = match[0]
         if found and unicodedata.category(word[0]) in _MARKS:
             found[-1] += word
@@ -39,16 +43,22 @@ def words(text: str, language: str) -> list[str]:
 
 
 def glue(items: list[str], language: str) -> str:
-    """Words as one text; between two words of a spaced script, in an unspaced text too, there is a space."""
-    if language not in UNSPACED:
+    """Join words into a text.
+
+    In a language without spaces there is one only between two words of other scripts.
+    """
+    if language not in UNSPACED_LANGUAGES:
         return " ".join(items)
     text = ""
     for word in items:
-        spaced = text and text[-1].isascii() and text[-1].isalnum() and word[0].isascii() and word[0].isalnum()
-        text += f" {word}" if spaced else word
+        text += f" {word}" if text and _is_spaced(text[-1]) and _is_spaced(word[0]) else word
     return text
 
 
+def _is_spaced(character: str) -> bool:
+    return character.isalnum() and not _UNSPACED_SIGN.match(character)
+
+
 def clean(word: str) -> str:
-    """A word without what a recogniser changes its mind about: case, and the punctuation around it."""
+    """Return a word without what may change from one recognition to the next: case, and punctuation around it."""
     return word.casefold().strip("".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word

@@ -104,6 +104,8 @@ def test_the_stable_text_only_grows(step: float) -> None:
         ("turn on  the light.", "en", ["turn", "on", "the", "light."]),
         ("打开灯", "zh", ["打", "开", "灯"]),
         ("打开 iPhone 15 的灯", "zh", ["打", "开", "iPhone", "15", "的", "灯"]),
+        ("打开 café à 北京 и привет мир", "zh", ["打", "开", "café", "à", "北", "京", "и", "привет", "мир"]),
+        ("don’t 停", "zh", ["don’t", "停"]),
         ("ที่นี่", "th", ["ที่", "นี่"]),
         ("", "en", []),
     ],
@@ -118,6 +120,7 @@ def test_texts_are_joined_with_or_without_spaces_by_language() -> None:
     assert join([("hello", "en"), ("", "en"), ("world", "en")]) == "hello world"
     assert join([("打开", "zh"), ("灯", "zh")]) == "打开灯"
     assert glue(["iPhone", "15", "的"], "zh") == "iPhone 15的"
+    assert glue(["在", "café", "à", "北", "京"], "zh") == "在café à北京"
 
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
