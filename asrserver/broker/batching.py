@@ -1,7 +1,7 @@
-"""Chunks on their way to their session's audio stream: where there are many, those of one session wait for each other.
+"""Batches chunks of audio on their way to Redis: under load, consecutive chunks of a session share a stream entry.
 
-Each entry costs a gateway, Redis and a worker several times what the 100 ms of audio in it do. A worker with hundreds
-of streams reads each of them about once a second anyway: what waits here for that long comes little later.
+Each entry costs a gateway, Redis and a worker several times what the 100 ms of audio in it cost. A worker with hundreds
+of streams reads each of them about once a second anyway: chunks that wait here for that long arrive little later.
 """
 
 from __future__ import annotations
@@ -12,24 +12,33 @@ from collections.abc import Callable
 
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 
-#: Chunks a second, of all sessions, up to which none waits; seconds that a chunk waits for each one more; and the most.
+#: Chunks a second, of all sessions, up to which none waits.
 FREE_RATE = 1000
+
+#: Seconds of delay for every further chunk a second, and the longest delay in seconds.
 DELAY_PER_RATE = 250e-6
 MAX_DELAY_SECONDS = 1.0
 
-#: Bytes of a session with which its entry goes at once: a second of PCM.
+#: Bytes with which a session's batch is sent at once: a second of PCM.
 MAX_ENTRY_BYTES = 32_000
 
-#: Bytes of all sessions that wait; with more, those go that have waited longest.
+#: Bytes of all waiting batches; above it, the oldest ones are sent.
 MAX_WAITING_BYTES = 1 << 25
 
 Done = Callable[[Exception | None], None]
 
 
 class Batch:
-    """Chunks in a row of one session, which become one entry: the index of the last, and of the one before the first.
+    """Consecutive chunks of one session that become one stream entry.
 
-    `received` is when the first came, in seconds of the epoch.
+    Attributes:
+        index: The index of the last chunk.
+        before: The index of the chunk before the first one; None if there is none.
+        since: When the first chunk came, by time.monotonic().
+        received: The same in seconds since the epoch.
+        size: Bytes of all chunks.
+        data: The chunks.
+        dones: The callbacks of all chunks.
     """
 
     __slots__ = ("before", "data", "dones", "index", "received", "since", "size")
@@ -44,28 +53,43 @@ class Batch:
         self.dones: list[Done] = []
 
     def add(self, index: int, pieces: list[bytes], size: int, done: Done) -> None:
+        """Add chunks, the first of which has this index, of `size` bytes together."""
         self.index = index + len(pieces) - 1
         self.size += size
         self.data += pieces
         self.dones.append(done)
 
     def answer(self, error: Exception | None) -> None:
+        """Call all callbacks with the error, or with None where Redis has the entry."""
         for done in self.dones:
             done(error)
 
 
 class ChunkBatcher:
-    """Gathers what may be joined, and hands each entry to `send`, with the session that it is of."""
+    """Collects chunks that may share an entry, and gives each batch to `send` together with its session's id.
+
+    Attributes:
+        bytes: Bytes of all waiting batches.
+    """
 
     def __init__(self, send: Callable[[str, Batch], None]) -> None:
-        self.bytes = 0  # that wait
+        self.bytes = 0
         self._send = send
-        self._waiting: dict[str, Batch] = {}  # those that began first come first
+        self._waiting: dict[str, Batch] = {}  # by session id, the oldest first
         self._linger = LingerPolicy(FREE_RATE, DELAY_PER_RATE, MAX_DELAY_SECONDS)
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, sid: str, index: int, before: int | None, pieces: list[bytes], joins: bool, done: Done) -> None:
-        """Chunks of a session from the index on; `joins`: they may share an entry with those around them."""
+        """Take consecutive chunks of a session.
+
+        Args:
+            sid: The id of the session.
+            index: The index of the first chunk.
+            before: The index of the chunk before it; None if there is none.
+            pieces: The chunks.
+            joins: Whether they may share an entry with their neighbours, and wait for those.
+            done: Called with None once Redis has them, or with the exception.
+        """
         now = time.monotonic()
         self._linger.record(now, len(pieces))
         size = sum(map(len, pieces))
@@ -73,15 +97,13 @@ class ChunkBatcher:
         if batch is None:
             batch = Batch(before, now)
             batch.add(index, pieces, size, done)
-            # A session's first chunk never waits: what begins is claimed and seen at once.
+            # The first chunk of a session never waits: a worker claims the session and starts at once.
             if not joins or before is None or not self._linger.delay or batch.size >= MAX_ENTRY_BYTES:
                 self._send(sid, batch)
                 return
             self._waiting[sid] = batch
             if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(
-                    max(MIN_TIMER_SECONDS, self._linger.delay), self._tick
-                )
+                self._start_timer(self._linger.delay)
         else:
             batch.add(index, pieces, size, done)
         self.bytes += size
@@ -91,24 +113,27 @@ class ChunkBatcher:
             self.flush(next(iter(self._waiting)))
 
     def flush(self, sid: str) -> None:
-        """What waits of a session goes now: another command is to follow it."""
+        """Send the batch of a session now: a command that must follow its chunks is about to be issued."""
         batch = self._waiting.pop(sid, None)
         if batch is not None:
             self.bytes -= batch.size
             self._send(sid, batch)
 
     def flush_all(self) -> None:
-        """Nothing is to wait any more."""
+        """Send all batches now."""
         for sid in list(self._waiting):
             self.flush(sid)
 
-    def _tick(self) -> None:
+    def _start_timer(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, delay), self._flush_due)
+
+    def _flush_due(self) -> None:
         self._timer = None
         now, due = time.monotonic(), []
         for sid, batch in self._waiting.items():
             left = batch.since + self._linger.delay - now
             if left > 0:
-                self._timer = asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._tick)
+                self._start_timer(left)
                 break
             due.append(sid)
         for sid in due:

@@ -1,4 +1,47 @@
-"""The names of everything in Redis."""
+"""The names of everything in Redis.
+
+=================================  ==========================================  =================  ======================
+key                                type and content                            written by         life
+=================================  ==========================================  =================  ======================
+asr_tasks                          stream, group asr_workers: one entry a      gateway            acknowledged and
+                                   session; its pending entry is the worker's                     deleted with the final
+                                   lease on the session                                           event
+asr_open                           sorted set, session id → deadline (epoch    gateway            removed when the
+                                   seconds) of the gateway that answers for                       session is stored
+                                   the session
+asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       gateway, worker,   TTL once the session
+                                   owner, created, options; first, last        supervisor         is stored
+                                   (chunk indexes), end (status), deleted;                        (session_ttl)
+                                   state (where a next worker continues),
+                                   charged (seconds charged without an
+                                   event), strike:<entry>
+asr_audio:{sid}                    stream, ids <index+1>-0: the bytes of one   gateway            trimmed behind what
+                                   chunk, or of `n` consecutive ones under                        durable events cover;
+                                   the index of the last; control entries at                      TTL as above
+                                   <last>-<k>
+asr_events:{sid}                   stream, ids <epoch>-<n>: claims of workers  worker             trimmed once stored
+                                   and durable events, fenced by the epoch                        and delivered; TTL as
+                                                                                                  above
+asr_said:{sid}                     list of JSON: text and language of every    worker             TTL as above
+                                   segment
+asr_results:<gateway>              Pub/Sub channel: events of its sessions     worker, gateway    none
+asr_ended                          Pub/Sub channel: ids of sessions that end   gateway            none
+worker:<name>:heartbeat            string: JSON                                worker             HEARTBEAT_TTL
+gateway:<name>:heartbeat           string: JSON                                gateway            HEARTBEAT_TTL
+asr_alive:worker                   sorted set, name → last heartbeat (epoch    worker             names leave after
+                                   seconds): the index of the heartbeats                          HEARTBEAT_INDEX_TTL
+asr_alive:gateway                  the same                                    gateway            as above
+asr_dead                           stream: dead letters, which killed workers  worker, gateway    the newest 1,000
+                                   or could not be stored
+asr_held:<kind>:<key id>           sorted set, connection or session → until   gateway            300 s without renewal
+                                   when (epoch seconds) its gateway holds it
+asr_starts:<key id>:<minute>       counter: sessions started by an API key     gateway            300 s
+asr_quota:<key id>:<minute>        counter: seconds of audio decoded for an    worker             300 s after the last
+                                   API key                                                        charge
+=================================  ==========================================  =================  ======================
+
+Braces in a key mark its hash slot: all keys of a session are in one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Blocking clients: leases renewed from a thread of the worker's, and what the supervisor does for a dead worker."""
+"""Leases of workers, with blocking clients: their renewal from a thread, and the release of a dead worker's leases.
+
+A worker's lease on a session is its pending entry in the group of asr_tasks.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,27 @@ from asrserver.broker import keys, scripts
 
 
 class LeaseRenewer:
-    """The worker's leases, renewed from a thread of their own: a blocking connection of its own too."""
+    """Renews the leases of one worker, on a blocking connection of its own: for a thread that only does this.
+
+    The event loop of a worker may be late by seconds; its leases must not depend on it.
+    """
 
     def __init__(self, url: str, name: str) -> None:
         self._name = name
-        self._client = _sync_client(url)
+        self._client = _blocking_client(url)
 
     def renew(self, tasks: list[str]) -> set[str]:
-        """Renew the leases that are still this worker's, and say which those are; raises redis.RedisError."""
+        """Renew the leases that this worker still holds.
+
+        Args:
+            tasks: Ids of entries in asr_tasks.
+
+        Returns:
+            Those of the ids that were renewed; the others belong to another worker, or are gone.
+
+        Raises:
+            redis.RedisError: Redis did not answer.
+        """
         if not tasks:
             return set()
         reply: Any = self._client.eval(scripts.RENEW, 1, keys.TASKS, keys.GROUP, self._name, *tasks)
@@ -30,24 +46,30 @@ class LeaseRenewer:
 
 
 class WorkerJanitor:
-    """What the supervisor does for a dead worker: blocking, short, and never in the way of a restart."""
+    """What the supervisor does for a worker that died. Every call blocks for a few seconds at most.
+
+    All methods raise redis.RedisError where Redis does not answer.
+    """
 
     def __init__(self, url: str) -> None:
-        self._client = _sync_client(url)
+        self._client = _blocking_client(url)
 
     def release(self, worker: str) -> int:
-        """Let the dead worker's sessions be claimed at once; how many."""
+        """Make all sessions of a dead worker claimable at once; return their number."""
         reply: Any = self._client.eval(scripts.RELEASE, 1, keys.TASKS, keys.GROUP, worker)
         return int(reply)
 
     def retire(self, worker: str) -> None:
-        """Forget a worker's name, unless an entry still hangs on it: Xkeys.GROUP DELCONSUMER would throw that away."""
+        """Remove a worker's name from the group, unless an entry is still pending for it.
+
+        XGROUP DELCONSUMER would throw that entry away.
+        """
         pending: Any = self._client.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 1, consumername=worker)
         if not pending:
             self._client.xgroup_delconsumer(keys.TASKS, keys.GROUP, worker)
 
     def strike(self, sid: str, entry: str) -> int:
-        """Count that a worker died with this piece of audio in hand; how often it has happened."""
+        """Count that a worker died while it processed this audio entry; return how often that has happened."""
         reply: Any = self._client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry)
         return int(reply)
 
@@ -55,7 +77,7 @@ class WorkerJanitor:
         self._client.close()
 
 
-def _sync_client(url: str) -> redis.Redis:
+def _blocking_client(url: str) -> redis.Redis:
     return redis.Redis.from_url(
         url,
         protocol=2,

@@ -1,4 +1,4 @@
-"""The connection of gateways and workers: commands of one turn of the event loop travel together."""
+"""Auto-pipelining: commands that are issued in one turn of the event loop travel to Redis together, in their order."""
 
 from __future__ import annotations
 
@@ -19,31 +19,65 @@ from asrserver.errors import Unavailable
 
 log = logging.getLogger("asrserver.broker")
 
-#: Seconds that commands are tried again while Redis is away, before their callers are told.
+#: Seconds for which commands are retried while Redis is away; then their callers get an error.
 RETRY_SECONDS = 30.0
 
-#: Seconds that the replies to one pipeline may take. One timeout for all: redis-py's own is set anew for each reply,
-#: which is a tenth of what a chunk costs here.
+#: Seconds that all replies to one pipeline may take. There is one timeout for all of them: redis-py's own is set again
+#: for each reply, which is a tenth of the cost of a chunk here.
 REPLY_SECONDS = 5.0
 
-#: Seconds between pipelines, for a pipeline costs as much as ten commands: the least, and the most. Under load, where
-#: many go together, the pause grows: at 5,000 chunks a second a hundred share one.
+#: Seconds between pipelines, at least and at most: a pipeline costs as much as ten commands. The pause grows with the
+#: number of commands in the last pipeline: at 5,000 chunks a second a hundred of them share one.
 MIN_LINGER_SECONDS = 0.004
 MAX_LINGER_SECONDS = 0.02
 
-#: Commands in one pipeline, so that one flush never holds the loop for long.
+#: Commands in one pipeline at most, so that one flush never blocks the event loop for long.
 MAX_BATCH = 500
 
-#: ScriptCalls that are joined to one script at most, and their bytes: it holds Redis for less than a millisecond.
-MAX_JOINED = 64
-MAX_JOINED_BYTES = 1 << 20
+#: Script calls that one EVAL carries at most, and the bytes after which no further one is added: a script of that size
+#: holds Redis for less than a millisecond.
+MAX_MERGED_CALLS = 64
+MAX_MERGED_BYTES = 1 << 20
 
-#: Errors that mean "Redis is not there just now"; BusyLoadingError: it is reading its append-only file.
+#: Errors that mean "Redis cannot be reached now". BusyLoadingError: it is reading its append-only file.
 CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
 
 
+class ScriptCall(NamedTuple):
+    """One call of a script that handles any number of calls in one EVAL and returns one reply for each.
+
+    Attributes:
+        script: The Lua source.
+        keys: The two keys of the call, encoded (see `encode`).
+        common: The first argument of the script; only calls with the same one are merged.
+        argument_count: The number of arguments of this call.
+        arguments: These arguments, encoded.
+    """
+
+    script: str
+    keys: bytes
+    common: str
+    argument_count: int
+    arguments: bytes
+
+
+class EncodedCommand(tuple[bytes, ...]):
+    """A whole command in the Redis protocol. For a chunk's command redis-py 8 takes 20 µs to encode it, hiredis 40."""
+
+    __slots__ = ()
+
+
+def encode(*arguments: bytes) -> bytes:
+    """Return arguments in the Redis protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
+    return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
+
+
 class _EncodedConnection:
-    """A connection of redis-py to which a EncodedCommand may be given, behind its name."""
+    """Mixin of a redis-py connection: it sends an EncodedCommand, given as the last argument, as it is.
+
+    The pipelines of redis-py 7 and 8 let the connection pack their commands with `pack_commands`. Where a later version
+    does not, redis-py refuses the type of the argument with a DataError: nothing wrong is ever sent.
+    """
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
         output: list[bytes] = []
@@ -56,8 +90,14 @@ class _EncodedConnection:
 
 
 def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyncio.Redis:
-    """A client whose every reply is waited for `timeout` seconds; None leaves that to the caller."""
-    # redis-py 8 changed its defaults (RESP3, socket_timeout 5 s, 100 connections that raise): none is relied on.
+    """Create a client with a pool of connections.
+
+    Args:
+        url: The URL of Redis.
+        timeout: Seconds that each reply may take; with None the caller bounds its waits.
+        connections: Connections of the pool at most.
+    """
+    # redis-py 8 changed its defaults (RESP3, socket_timeout 5 s, 100 connections that raise): rely on none of them.
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
         protocol=2,
@@ -68,100 +108,29 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
         health_check_interval=0,
         retry=Retry(NoBackoff(), 0),
     )
-    kind = pool.connection_class
+    kind = pool.connection_class  # the URL decides: TCP, TLS, Unix socket
+    if not hasattr(kind, "pack_commands"):
+        raise RuntimeError(f"redis-py {redis.__version__} is not supported: its connections have no pack_commands")
     pool.connection_class = type(kind.__name__, (_EncodedConnection, kind), {})
     return redis.asyncio.Redis.from_pool(pool)
 
 
+#: A command that waits for its reply: its callback, the command (or one ScriptCall), and its share of Pipeline.bytes.
 _Pending = tuple[Callable[[Any], None], tuple[Any, ...], int]
 
 
-def _joined(batch: list[_Pending]) -> Iterator[tuple[tuple[Any, ...], list[_Pending]]]:
-    """The commands to send, in their order, and of each what was asked for."""
-    parts: list[_Pending] = []
-    size = 0
-    for pending in batch:
-        part = pending[1][0]
-        joins = isinstance(part, ScriptCall)
-        if parts and not (
-            joins
-            and len(parts) < MAX_JOINED
-            and size < MAX_JOINED_BYTES
-            and part.script is parts[0][1][0].script
-            and part.common == parts[0][1][0].common
-        ):
-            yield _whole([each[1][0] for each in parts]), parts
-            parts, size = [], 0
-        if joins:
-            parts.append(pending)
-            size += pending[2]
-        else:
-            yield pending[1], [pending]
-    if parts:
-        yield _whole([each[1][0] for each in parts]), parts
-
-
-def _whole(parts: list[ScriptCall]) -> tuple[Any, ...]:
-    script, _, common, number, _ = parts[0]
-    keys = b"%d" % (2 * len(parts))
-    head = [b"*%d\r\n" % (4 + (2 + number) * len(parts)), encode(b"EVAL", script.encode(), keys)]
-    head += [part.keys for part in parts]
-    head.append(encode(common.encode()))
-    return ("EVAL", EncodedCommand((b"".join(head), *[part.arguments for part in parts])))
-
-
-def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """In one pipeline a script is sent once and then named: Redis takes half as long. Never named unsent: where Redis
-    has forgotten it, the command after it would be done before it."""
-    sent = set()
-    for command in commands:
-        if command[0] == "EVAL" and not isinstance(command[1], EncodedCommand):
-            digest = _digest(command[1])
-            if digest in sent:
-                command = ("EVALSHA", digest, *command[2:])
-            sent.add(digest)
-        yield command
-
-
-@cache
-def _digest(script: str) -> str:
-    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-
-
-def _takes_nothing(error: redis.ResponseError) -> bool:
-    full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
-    return full or str(error).startswith("MISCONF")  # its disk is full, say
-
-
-class ScriptCall(NamedTuple):
-    """One call of a script that takes any number of them at once: two keys each, one argument that is `common` to all,
-    and some arguments each. Keys and arguments are encoded (see `encode`). The script replies once for each call."""
-
-    script: str
-    keys: bytes
-    common: str
-    number: int  # of arguments
-    arguments: bytes
-
-
-class EncodedCommand(tuple[bytes, ...]):
-    """A command as it is sent: redis-py 8 takes 20 µs to pack what a chunk is, hiredis twice as long."""
-
-    __slots__ = ()
-
-
-def encode(*arguments: bytes) -> bytes:
-    """The arguments of a command as Redis reads them: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
-    return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
-
-
 class Pipeline:
-    """Commands issued in one turn of the event loop, or within the linger, travel as one pipeline, in their order.
+    """Sends commands in the order in which they were issued, many in one write.
 
-    A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times what its WebSocket frame does, most
-    of it per-command overhead. While Redis is away, everything waits in order and is sent again; after `RETRY_SECONDS`
-    seconds the callers get Unavailable. `bytes` is what waits, for callers that can slow their source down. Consecutive
-    ScriptCalls of one script are one command: Redis and redis-py take twice as long for them one by one.
+    A plain `await redis.xadd()` for every 100 ms chunk costs a gateway three times as much as the chunk's WebSocket
+    frame, most of it per-command overhead. While Redis is away, all commands wait in order and are sent again; after
+    RETRY_SECONDS their callers get Unavailable. Consecutive ScriptCalls of one script become one EVAL: one by one they
+    take Redis and redis-py twice as long.
+
+    Attributes:
+        bytes: The sizes of all commands without a reply, for callers that can slow their source down.
+        back_at: The time (time.monotonic()) at which Redis answered again after it had been away; 0 if it never was.
+        on_replies: Called after the replies to each pipeline, when `bytes` has become less.
     """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
@@ -171,18 +140,25 @@ class Pipeline:
         self._away_since: float | None = None
         self._sent = 0.0
         self._linger = MIN_LINGER_SECONDS
-        self.back_at = 0.0  # time.monotonic() at which Redis was there again after it had been away
+        self.back_at = 0.0
         self.bytes = 0
+        self.on_replies: Callable[[], None] = _nothing
 
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
-        """Issue a command or a ScriptCall; `callback` gets the reply or the exception, in a later turn of the loop."""
+        """Issue a command.
+
+        Args:
+            callback: Gets the reply or the exception, in a later turn of the event loop.
+            command: The name and the arguments of the command; or one ScriptCall.
+            size: What the command adds to `bytes` until its reply.
+        """
         self._pending.append((callback, command, size))
         self.bytes += size
         if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task = asyncio.create_task(self._run(), name="redis-pipeline")
 
     def submit(self, *command: Any, size: int = 0) -> asyncio.Future[Any]:
-        """Issue a command; the future is its reply."""
+        """Issue a command; the future gets its reply or its exception."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def done(reply: Any) -> None:
@@ -195,10 +171,15 @@ class Pipeline:
         self.call(done, *command, size=size)
         return future
 
+    async def drain(self) -> None:
+        """Wait until no command waits for its reply."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
     async def _run(self) -> None:
         try:
             while self._pending:
-                # Alone, a command goes at once; under load, several go together.
+                # A single command goes at once; under load, several go together.
                 pause = self._sent + self._linger - time.monotonic()
                 if pause > 0:
                     await asyncio.sleep(pause)
@@ -206,25 +187,27 @@ class Pipeline:
                 batch = self._pending[:MAX_BATCH]
                 del self._pending[:MAX_BATCH]
                 self._linger = min(MIN_LINGER_SECONDS * (1 + len(batch) // 4), MAX_LINGER_SECONDS)
-                groups = list(_joined(batch))
+                groups = list(_merged(batch))
                 replies = await self._execute([command for command, _ in groups])
                 for (_, members), reply in zip(groups, replies, strict=True):
-                    answers = [reply] * len(members)
-                    if isinstance(members[0][1][0], ScriptCall) and not isinstance(reply, Exception):
-                        answers = reply
-                    for (callback, _, size), answer in zip(members, answers, strict=True):
-                        self.bytes -= size
-                        self._answer(callback, answer)
+                    self._answer(members, reply)
+                self.on_replies()
         finally:
             self._task = None
 
-    def _answer(self, callback: Callable[[Any], None], reply: Any) -> None:
-        if isinstance(reply, redis.ResponseError) and _takes_nothing(reply):
-            reply = Unavailable("broker_full", f"the broker takes nothing now: {reply}", 10.0)
-        try:
-            callback(reply)
-        except Exception:
-            log.exception("a reply's callback failed")
+    def _answer(self, members: list[_Pending], reply: Any) -> None:
+        """Give the reply to one command to all that it carried."""
+        answers = [reply] * len(members)
+        if isinstance(members[0][1][0], ScriptCall) and not isinstance(reply, Exception):
+            answers = reply
+        for (callback, _, size), answer in zip(members, answers, strict=True):
+            self.bytes -= size
+            if isinstance(answer, redis.ResponseError) and _is_full(answer):
+                answer = Unavailable("broker_full", f"Redis accepts no data now: {answer}", 10.0)
+            try:
+                callback(answer)
+            except Exception:
+                log.exception("the callback of a reply failed")
 
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         delay = 0.05
@@ -246,16 +229,80 @@ class Pipeline:
             except Exception as exc:
                 log.exception("a pipeline failed")
                 return [exc] * len(commands)
-            # Since Redis was last heard, not since this batch was begun: what waited behind others does not wait anew.
+            # Counted from the last answer of Redis, not from the first try of this batch: commands that waited behind
+            # others do not wait for RETRY_SECONDS again.
             if self._away_since is None:
                 self._away_since = time.monotonic()
             if time.monotonic() - self._away_since > RETRY_SECONDS:
-                log.error("Redis has been away for %.0f s: %s", RETRY_SECONDS, reason)
-                return [Unavailable("broker_unavailable", "the broker cannot be reached", 10.0)] * len(commands)
+                log.error("Redis has been unreachable for %.0f s: %s", RETRY_SECONDS, reason)
+                return [Unavailable("broker_unavailable", "Redis cannot be reached", 10.0)] * len(commands)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 1.0)
 
-    async def drain(self) -> None:
-        """Wait until nothing is waiting."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+
+def _merged(batch: list[_Pending]) -> Iterator[tuple[tuple[Any, ...], list[_Pending]]]:
+    """Yield the commands to send, in their order, each with what it carries: consecutive ScriptCalls are merged."""
+    calls: list[ScriptCall] = []
+    members: list[_Pending] = []
+    size = 0
+    for pending in batch:
+        _, command, added = pending
+        call = command[0]
+        mergeable = isinstance(call, ScriptCall)
+        if calls and not (
+            mergeable
+            and len(calls) < MAX_MERGED_CALLS
+            and size < MAX_MERGED_BYTES
+            and call.script is calls[0].script
+            and call.common == calls[0].common
+        ):
+            yield _eval(calls), members
+            calls, members, size = [], [], 0
+        if mergeable:
+            calls.append(call)
+            members.append(pending)
+            size += added
+        else:
+            yield command, [pending]
+    if calls:
+        yield _eval(calls), members
+
+
+def _eval(calls: list[ScriptCall]) -> tuple[Any, ...]:
+    """Return the one EVAL of all calls."""
+    script, _, common, count, _ = calls[0]
+    keys = b"%d" % (2 * len(calls))
+    head = [b"*%d\r\n" % (4 + (2 + count) * len(calls)), encode(b"EVAL", script.encode(), keys)]
+    head += [call.keys for call in calls]
+    head.append(encode(common.encode()))
+    return ("EVAL", EncodedCommand((b"".join(head), *[call.arguments for call in calls])))
+
+
+def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    """Within one pipeline, send each script once and refer to it by its digest after that: Redis takes half as long.
+
+    A digest is never sent without its script: where Redis has forgotten the script, it would fail, and the command
+    after it would be executed before it.
+    """
+    sent = set()
+    for command in commands:
+        if command[0] == "EVAL" and not isinstance(command[1], EncodedCommand):
+            digest = _digest(command[1])
+            if digest in sent:
+                command = ("EVALSHA", digest, *command[2:])
+            sent.add(digest)
+        yield command
+
+
+@cache
+def _digest(script: str) -> str:
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
+def _is_full(error: redis.ResponseError) -> bool:
+    full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
+    return full or str(error).startswith("MISCONF")  # for example, its disk is full
+
+
+def _nothing() -> None:
+    """The default of Pipeline.on_replies."""

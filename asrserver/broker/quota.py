@@ -1,10 +1,7 @@
-"""What API keys use, counted in Redis for all gateways together.
+"""What API keys use at once and in a minute, counted in Redis for all gateways together.
 
-    asr_held:<kind>:<key>        sorted set, connection or session → until when its gateway answers for it
-    asr_starts:<key>:<minute>    sessions started in a minute
-    asr_quota:<key>:<minute>     seconds of audio that workers decoded in a minute; written by scripts.EMIT
-
-What a dead gateway held runs out by itself. Minutes are those of the writer's clock.
+Connections and sessions that a dead gateway held expire by themselves. Minutes are those of the writer's clock. The
+seconds of audio are charged by workers, in scripts.EMIT and scripts.COVER.
 """
 
 from __future__ import annotations
@@ -18,14 +15,14 @@ from asrserver.broker.keys import held_key, quota_key, starts_key
 from asrserver.broker.pipeline import Pipeline
 from asrserver.errors import Unavailable
 
-#: Seconds that something is held without being kept, and seconds between keepings.
+#: Seconds for which a connection or session counts without renewal, and seconds between renewals.
 HOLD_SECONDS = 30.0
-KEEP_EVERY = 10.0
+RENEW_EVERY = 10.0
 
-#: Seconds that the answer to one of these may take: somebody waits at the door for it.
+#: Seconds that Redis may take to answer: a client waits for it.
 QUOTA_TIMEOUT = 3.0
 
-# KEYS held · ARGV now deadline member limit → 1, or 0 if so many others are held
+# KEYS held · ARGV now deadline member limit → 1, or 0 if `limit` others are held already
 _HOLD = """
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])
 if not redis.call('ZSCORE', KEYS[1], ARGV[3]) and redis.call('ZCARD', KEYS[1]) >= tonumber(ARGV[4]) then return 0 end
@@ -34,7 +31,7 @@ redis.call('EXPIRE', KEYS[1], 300)
 return 1
 """
 
-# KEYS starts · ARGV limit → 1, or 0 if there were so many
+# KEYS starts · ARGV limit → 1, or 0 if there were `limit` already
 _COUNT = """
 if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return 0 end
 redis.call('INCR', KEYS[1])
@@ -44,23 +41,26 @@ return 1
 
 
 def minute(now: float | None = None) -> int:
-    """The minute that a time (now by default) is in."""
+    """Return the number of the minute of a time in seconds since the epoch; by default, of now."""
     return int((time.time() if now is None else now) // 60)
 
 
 class Quota:
-    """The counters. Methods raise Unavailable when Redis does not answer in time."""
+    """Counts what API keys use. `owner` is the id of a key, `kind` is connections or sessions.
+
+    Methods that wait for Redis raise Unavailable if it does not answer within QUOTA_TIMEOUT.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
     async def hold(self, kind: str, owner: str, member: str, limit: int) -> bool:
-        """Hold one more connection or session for a key; False if it has its limit."""
+        """Count one more connection or session, `member`, of a key; return False if `limit` others are held."""
         now = time.time()
         return bool(await self._ask("EVAL", _HOLD, 1, held_key(kind, owner), now, now + HOLD_SECONDS, member, limit))
 
-    def keep(self, kind: str, owner: str, members: Iterable[str]) -> None:
-        """Go on holding these."""
+    def renew(self, kind: str, owner: str, members: Iterable[str]) -> None:
+        """Hold these members for another HOLD_SECONDS."""
         until = time.time() + HOLD_SECONDS
         pairs = [part for member in members for part in (until, member)]
         if pairs:
@@ -68,14 +68,15 @@ class Quota:
             self._pipeline.call(_ignore, "EXPIRE", held_key(kind, owner), 300)
 
     def release(self, kind: str, owner: str, member: str) -> None:
+        """Count this member no more."""
         self._pipeline.call(_ignore, "ZREM", held_key(kind, owner), member)
 
     async def count_start(self, owner: str, limit: int) -> bool:
-        """Count a start of this minute; False, and not counted, if the key had its limit."""
+        """Count a session start of this minute; return False, without counting it, if there were `limit` already."""
         return bool(await self._ask("EVAL", _COUNT, 1, starts_key(owner, minute()), limit))
 
     async def spent(self, owners: Iterable[str]) -> dict[str, float]:
-        """Seconds of audio decoded for these keys in this minute."""
+        """Return the seconds of audio that were decoded in this minute, by key."""
         names = list(owners)
         if not names:
             return {}
@@ -87,8 +88,8 @@ class Quota:
             async with asyncio.timeout(QUOTA_TIMEOUT):
                 return await self._pipeline.submit(*command)
         except TimeoutError:
-            raise Unavailable("broker_unavailable", "the broker cannot be reached", 5.0) from None
+            raise Unavailable("broker_unavailable", "Redis cannot be reached", 5.0) from None
 
 
 def _ignore(_reply: Any) -> None:
-    """For commands that are sent again anyway, or whose effect runs out."""
+    """The callback of commands that are repeated anyway, or whose effect expires."""

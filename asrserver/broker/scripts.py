@@ -1,4 +1,7 @@
-"""What must be atomic in Redis, as Lua. Every script may be sent again after a lost reply and then does nothing new."""
+"""The Lua scripts: commands that must be atomic. Each may be sent again after a lost reply, and then changes nothing.
+
+Above each stand its KEYS, its ARGV and its reply.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1])
 return 1
 """
 
-# What a gateway hears when a session that it held is another's: a client resumed it there, or it was `ended` there for
-# want of one. `move` counts, so that it can tell old news.
+# Tells a gateway that a session it held belongs to another one now: a client resumed the session there, or it was
+# `ended` there because no client had resumed it. `move` counts the moves, so that an old message can be recognised.
 _MOVE = """
 local function move(sid, from, to, ended)
   redis.call('HSET', KEYS[1], 'gateway', to)
@@ -28,10 +31,11 @@ local function move(sid, from, to, ended)
 end
 """
 
-# Entries of any sessions: KEYS session audio … · ARGV gateway, then index before data received chunks … → for each, 1:
-# it is there, perhaps since a time whose reply was lost; 0: another gateway has the session; -1: the chunk before it is
-# missing; -2: the session is gone; or an error. `index` is that of the last of its chunks, `before` that of the chunk
-# before them, empty for the first: one that could not be written must not be followed by the next.
+# Appends entries of any number of sessions. KEYS session audio … · ARGV gateway, then index before data received chunks
+# … → for each entry: 1, the stream has it (perhaps since an earlier try whose reply was lost); 0, another gateway holds
+# the session; -1, the chunk before it is missing; -2, the session is gone; or an error. `index` is the index of the
+# last chunk of the entry, `before` that of the chunk before the first one, empty if there is none: after a chunk that
+# could not be written, none of the next may be.
 APPEND = """
 local function append(session, audio, index, before, data, received, chunks)
   local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end')
@@ -64,8 +68,8 @@ end
 return answers
 """
 
-# KEYS session asr_open · ARGV sid gateway deadline owner → the session's fields, now this gateway's, or nil if there is
-# none that is the owner's. From here on Redis refuses the chunks of the gateway that had it.
+# KEYS session asr_open · ARGV sid gateway deadline owner → the fields of the session, which this gateway holds now; or
+# nil if the owner has no such session. From here on APPEND refuses the chunks of the gateway that held it before.
 RESUME = (
     _MOVE
     + """
@@ -77,8 +81,8 @@ return redis.call('HGETALL', KEYS[1])
 """
 )
 
-# KEYS asr_open session … · ARGV gateway, then sid deadline … → sid state …: of those that are not this gateway's (any
-# more), what they are: moved, ended (by another gateway) or gone. The deadlines of all others are put off.
+# KEYS asr_open session … · ARGV gateway, then sid deadline … → sid state … of the sessions that this gateway does not
+# hold (any more): moved, ended (by another gateway) or gone. The others get their new deadlines.
 REFRESH = """
 local lost = {}
 for i = 2, #KEYS do
@@ -94,11 +98,11 @@ end
 return lost
 """
 
-# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway has
-# it. With `overdue` (a time), nobody may have answered for the session since: a client may just have resumed it.
-# Workers hear of it: one with hundreds of streams reads each of them every second or two.
-# The control entry's id follows the last chunk's, whatever that is. Then the stream takes no more: a chunk of a gateway
-# that slept through the adoption of its session would be acknowledged and never heard.
+# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway holds
+# the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed it. The
+# end is published to the workers: one with hundreds of streams reads each of them only every second or two. The id of
+# the control entry follows that of the last chunk, whatever that is. XSETID then closes the stream: a chunk of a
+# gateway that slept while its session was adopted would be acknowledged and never read.
 END = (
     _MOVE
     + """
@@ -128,7 +132,7 @@ return 1
 """
 )
 
-# KEYS events · ARGV worker → the epoch of the new owner, or nil if the session is gone
+# KEYS events · ARGV worker → the epoch of the worker, which owns the session now; or nil if the session is gone
 FENCE = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 then return nil end
@@ -137,10 +141,10 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio asr_tasks quota said · ARGV id seq data minid final task group seconds said field value … →
-# 1, or 0 if the owner is another. The fields, and the texts that were said, are what a next owner must know. The texts
-# are kept and the seconds charged where the event is new: what is sent again after a lost reply is not. The gateway is
-# read here, so that a session that changed its gateway is published to the new one.
+# KEYS events session audio asr_tasks quota said · ARGV id seq data minid final task group seconds texts field value … →
+# 1, or 0 if another worker owns the session. The fields and the texts of the segments are what a next owner needs.
+# Texts are kept and seconds charged only where the event is new, not where it is sent again after a lost reply. The
+# gateway is read here, so that the event of a session that moved is published to its new gateway.
 EMIT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
@@ -166,9 +170,9 @@ end
 return 1
 """
 
-# KEYS events session audio quota · ARGV epoch minid total counted field value … → 1, or 0 if the owner is another. For
-# audio that gave no result: silence for minutes would stay in Redis otherwise, and cost its key nothing until the end.
-# A `total` of 0 is not charged; what was, without an event that says so, the session's hash knows.
+# KEYS events session audio quota · ARGV epoch minid total counted field value … → 1, or 0 if another worker owns the
+# session. For audio without a result: otherwise minutes of silence would stay in Redis, and cost their API key nothing
+# until the end. A `total` of 0 is not charged. The hash keeps what was charged without an event that says so.
 COVER = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
@@ -183,8 +187,8 @@ redis.call('XTRIM', KEYS[3], 'MINID', ARGV[2])
 return 1
 """
 
-# KEYS events session · ARGV epoch data → 1, or 0 if the owner is another: what is not durable is not for an older owner
-# to say either.
+# Publishes an event that is not stored. KEYS events session · ARGV epoch data → 1, or 0 if another worker owns the
+# session: an earlier owner must not publish partial results either.
 PUBLISH = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
@@ -193,8 +197,8 @@ if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[2]) end
 return 1
 """
 
-# KEYS asr_tasks · ARGV group worker idle count → entries whose lease ran out, now this worker's. Not XAUTOCLAIM: that
-# looks at ten entries for each it may return, so from the start it would see the same living ones for ever.
+# KEYS asr_tasks · ARGV group worker idle count → entries whose lease expired, which this worker holds now. XAUTOCLAIM
+# does not do: it looks at ten entries for each that it may return, so it would see the same living ones at each call.
 STALE = """
 local ids = {}
 for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
@@ -204,8 +208,8 @@ if #ids == 0 then return {} end
 return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], unpack(ids))
 """
 
-# KEYS asr_tasks · ARGV group worker id … → the ids that were still this worker's; only those are renewed.
-# One script, because a worker that slept between the look and the XCLAIM would steal its entry back.
+# KEYS asr_tasks · ARGV group worker id … → the ids that this worker still holds; only those are renewed. It is one
+# script: a worker that slept between XPENDING and XCLAIM would steal the entry back from its new owner.
 RENEW = """
 local mine = {}
 for i = 3, #ARGV do
@@ -217,8 +221,8 @@ end
 return mine
 """
 
-# KEYS asr_tasks · ARGV group worker id … → how many; no id means all of the worker's. The entries become idle for an
-# hour, so that the next XAUTOCLAIM takes them whatever the lease.
+# KEYS asr_tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
+# time becomes an hour, so that the next STALE claims them whatever its lease time is.
 RELEASE = """
 local entries = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
 local wanted, released = {}, 0
@@ -232,14 +236,14 @@ end
 return released
 """
 
-# KEYS session · ARGV entry → strikes of the entry, counted in the session's hash
+# KEYS session · ARGV entry → the strikes of the entry so far, or 0 if the session is gone
 STRIKE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
 """
 
-# KEYS session audio events said asr_open · ARGV sid ttl. One TTL for all keys of a stored session; none is kept of
-# a deleted one.
+# KEYS session audio events said asr_open · ARGV sid ttl (ms) → 1, or 0 if the session was closed before. All keys of a
+# stored session get one TTL; those of a deleted session are deleted.
 CLOSE = """
 local deleted = redis.call('HEXISTS', KEYS[1], 'deleted') == 1
 for i = 1, 4 do
@@ -248,8 +252,8 @@ end
 return redis.call('ZREM', KEYS[5], ARGV[1])
 """
 
-# KEYS session audio events said asr_open · ARGV sid owner → whether there is such a session (of that owner, unless '').
-# An open one is only marked, for its worker and its client go on with it; CLOSE does the rest.
+# KEYS session audio events said asr_open · ARGV sid owner → 1, or 0 if there is no such session (of that owner, unless
+# it is empty). An open session is only marked, because its worker and its client go on with it; CLOSE deletes it.
 DELETE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
@@ -261,7 +265,7 @@ end
 return 1
 """
 
-# KEYS asr_tasks · ARGV group → milliseconds that the first entry nobody has read has waited, by Redis's own clock
+# KEYS asr_tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
 OLDEST = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do

@@ -110,7 +110,7 @@ class Admission:
     # -- keys' shares --------------------------------------------------------------------------------------------
 
     def keep(self, sessions: Iterable[Session]) -> None:
-        """Go on holding what this gateway's clients hold; called every KEEP_EVERY seconds."""
+        """Go on holding what this gateway's clients hold; called every RENEW_EVERY seconds."""
         held: dict[tuple[str, str], list[str]] = defaultdict(list)
         for member, owner in self._connections.items():
             if self._limits(owner).connections:
@@ -119,7 +119,7 @@ class Admission:
             if self._limits(session.owner).sessions:
                 held["sessions", session.owner].append(session.id)
         for (kind, owner), members in held.items():
-            self._quota.keep(kind, owner, members)
+            self._quota.renew(kind, owner, members)
 
     async def watch(self, waiting: dict[str, float]) -> None:
         """See what the keys of open sessions have spent; `waiting` is their audio here, in seconds, that is still to be

@@ -18,7 +18,7 @@ from typing import Any
 
 from asrserver.auth import Access, Key
 from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
-from asrserver.broker.quota import KEEP_EVERY
+from asrserver.broker.quota import RENEW_EVERY
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
@@ -100,7 +100,7 @@ class Gateway:
         tasks.periodic(SWEEP_EVERY, self._sweep)
         tasks.periodic(KEYS_EVERY, self._reread_keys)
         tasks.periodic(TIDY_EVERY, self._tidy)
-        tasks.periodic(KEEP_EVERY, self._keep_shares)
+        tasks.periodic(RENEW_EVERY, self._keep_shares)
         tasks.periodic(WATCH_EVERY, self._watch)
         async with asyncio.timeout(10):
             await self._subscribed.wait()

@@ -15,6 +15,7 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker import pipeline as pipeline_module
 from asrserver.broker.broker import Broker
+from asrserver.broker.pipeline import EncodedCommand, connect, encode
 from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.errors import Unavailable
 from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
@@ -137,3 +138,33 @@ async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkey
     assert len(subscribed) == 1
     task.cancel()
     await asyncio.wait([task])
+
+
+@pytest.mark.gen_test
+async def test_redis_py_sends_an_encoded_command_as_it_is(redis_url: str, db: redis.Redis) -> None:
+    """By the part of redis-py that is changed here: a version of it that packs otherwise must fail here, not later."""
+    async with connect(redis_url, timeout=5.0) as client:
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command("SET", "before", "1")
+        pipe.execute_command("SET", EncodedCommand((b"*3\r\n" + encode(b"SET"), encode(b"key\r\n", b"\x00\r\n"))))
+        pipe.execute_command("GET", "before")
+        assert await pipe.execute() == [True, True, b"1"]
+        assert db.get("key\r\n") == "\x00\r\n"
+        with pytest.raises(redis.DataError):  # what it does where it does not know such a command: nothing is sent
+            await client.execute_command("SET", EncodedCommand((b"",)))
+
+
+@pytest.mark.gen_test
+async def test_who_waits_for_room_hears_of_replies(g: Broker) -> None:
+    """When the bytes on their way have become less, and not before."""
+    heard: list[int] = []
+    g.pipeline.on_replies = lambda: heard.append(g.bytes_on_their_way)
+    await opened(g)
+    heard.clear()
+    waits = asyncio.ensure_future(append(g, 0, b"x" * 1000))
+    await asyncio.sleep(0)
+    assert g.bytes_on_their_way >= 1000
+    assert heard == []
+    assert await waits is None
+    await g.pipeline.drain()
+    assert heard == [0]

@@ -62,7 +62,7 @@ async def test_what_a_dead_gateway_held_runs_out(redis_url: str, monkeypatch: py
     assert not await broker.quota.hold("sessions", "k", "b", 1)
     later = time.time() + 20
     monkeypatch.setattr(time, "time", lambda: later)
-    broker.quota.keep("sessions", "k", ["a"])
+    broker.quota.renew("sessions", "k", ["a"])
     monkeypatch.setattr(time, "time", lambda: later + 20)
     assert not await broker.quota.hold("sessions", "k", "b", 1)
     monkeypatch.setattr(time, "time", lambda: later + 31)
