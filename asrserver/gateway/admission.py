@@ -94,12 +94,19 @@ class Admission:
                 self._refuse_spent(session.owner, limits)
         meter.record(seconds)
 
-    def has_room(self, session: Session, backlog: Backlog) -> bool:
-        """Whether more of a session may be read, whose audio in the `backlog` is still to be recognised."""
-        meter, ahead = session.rate_meter, self._settings.max_ahead
+    def seconds_ahead(self, session: Session, backlog: Backlog) -> float:
+        """Return for how many seconds no more of a session should be read; 0 if more may be read now.
+
+        That is until its audio is no faster than `max_speed`; and until it is no more than `max_ahead` seconds ahead of
+        the clock, unless no more than these are still to be recognised.
+        """
+        meter, most = session.rate_meter, self._settings.max_ahead
         if meter is None:
-            return True
-        return not meter.debt and not (ahead and meter.lead > ahead and backlog.waiting(session.id) > ahead)
+            return 0.0
+        debt = meter.debt
+        if most and (excess := meter.lead - most) > debt and backlog.waiting(session.id) > most:
+            return excess
+        return debt
 
     def is_idle(self, session: Session) -> bool:
         """Whether the session has had no audio for too long."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 #: Bytes a second of compressed audio, until the session's own rate is known: 64 kbit/s.
@@ -32,6 +33,7 @@ class Backlog:
     """The unanswered chunks of one gateway's sessions. Seconds are guessed from bytes, by what answers said so far."""
 
     def __init__(self) -> None:
+        self.on_answer: Callable[[str], None] = lambda sid: None  # called when less of a session waits
         self._flows: dict[str, _Flow] = {}
         self._heard: dict[str, float] = {}
 
@@ -68,6 +70,7 @@ class Backlog:
         flow.total = total
         if total > flow.elsewhere:
             flow.rate = max(1000.0, flow.answered / (total - flow.elsewhere))
+        self.on_answer(sid)
         return time.monotonic() - at
 
     def heard(self, sid: str, total: float) -> float:
@@ -82,9 +85,15 @@ class Backlog:
         for index in [index for index in flow.chunks if index <= taken] if flow is not None else ():
             self.answered(sid, index, total)
 
+    def closed(self, sid: str) -> None:
+        """No more audio of the session is taken."""
+        self.on_answer(sid)
+
     def over(self, sid: str) -> None:
+        """The session is over, or another gateway's."""
         self._flows.pop(sid, None)
         self._heard.pop(sid, None)
+        self.on_answer(sid)
 
     def measure(self, sid: str, head: bytes, size: int, pcm_rate: float) -> tuple[float, float]:
         """Seconds of audio in a session's next bytes, which begin like `head`; and in the session so far, answered or

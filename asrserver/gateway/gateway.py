@@ -13,7 +13,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from asrserver.auth import Access, Key
@@ -24,6 +24,7 @@ from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavai
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.persistence import WriteBehind
+from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Session, Start
 from asrserver.gateway.sessions import REPAIR_EVERY, Event, Send, Sessions
 from asrserver.gateway.tasks import TaskRunner
@@ -45,21 +46,11 @@ REMEMBERED = 30 * 86400.0
 #: Seconds that a request of REST waits for Redis.
 ANSWER = 5.0
 
-#: How full Redis may be before new sessions wait, and before audio does; the rest is for events and heartbeats.
-FULL_FOR_SESSIONS = 0.8
-FULL_FOR_AUDIO = 0.9
-
-#: Bytes on their way to Redis at which sockets are no longer read.
-MAX_IN_FLIGHT = 16 * 2**20
-
 #: Seconds between looks whether the file of keys has changed.
 KEYS_EVERY = 1.0
 
 #: Seconds between looks at idle sessions, and at what the keys of open ones have spent.
 WATCH_EVERY = 1.0
-
-#: Longest that one message waits for room, in seconds; below any sensible ping timeout, for pongs wait with it.
-MAX_WAIT = 8.0
 
 
 class Gateway:
@@ -78,10 +69,10 @@ class Gateway:
         self.sessions = Sessions(
             settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._tasks
         )
+        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog)
         self.connections = 0
         self.closing = False
         self._alive = alive
-        self._fullness = 0.0
         self._backlog_elsewhere = 0.0  # seconds of audio that other gateways wait for
         self._languages: frozenset[str] = frozenset()
         self._subscribed = asyncio.Event()
@@ -150,7 +141,7 @@ class Gateway:
         if language and self._languages and language not in self._languages:
             known = ", ".join(sorted(self._languages))
             raise BadRequest("bad_option", f"language {language} is not one of the model's: {known}", option="language")
-        if not await until(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT):
+        if not await self.room.for_session():
             raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
@@ -163,15 +154,6 @@ class Gateway:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
         return max(0, (await self.broker.queue())["waiting"] - 1)
 
-    def room(self, session: Session) -> Awaitable[bool] | None:
-        """None, or what to wait for before more audio of this session's connection is read."""
-        return None if self._has_room(session) else until(lambda: self._has_room(session), MAX_WAIT)
-
-    def _has_room(self, session: Session) -> bool:
-        if self.broker.bytes_on_their_way >= MAX_IN_FLIGHT or self._fullness >= FULL_FOR_AUDIO:
-            return False
-        return session.state != "recording" or self.admission.has_room(session, self.sessions.backlog)
-
     def _refuse_when_closing(self) -> None:
         if self.closing:
             raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
@@ -179,8 +161,8 @@ class Gateway:
     # -- what REST asks ----------------------------------------------------------------------------------------------
 
     async def wait_flushed(self, sid: str) -> None:
-        """Wait, at most two seconds, until what this gateway knows of the session is stored."""
-        await until(lambda: self.write_behind.is_flushed(sid), 2.0)
+        """Wait until the session is stored as far as this gateway knows it, for at most two seconds."""
+        await self.write_behind.wait_flushed(sid, 2.0)
 
     async def delete(self, sid: str, owner: str | None = None) -> bool:
         """Delete a session of the owner's: its rows now, its keys now or, of one that is open, when it is over.
@@ -217,8 +199,8 @@ class Gateway:
             },
         )
         self._flush_metrics()
-        self._fullness = await self.broker.memory()
-        metrics.redis_fullness.set(self._fullness)
+        self.room.fullness = await self.broker.memory()
+        metrics.redis_fullness.set(self.room.fullness)
         queue = await self.broker.queue()
         for state in ("waiting", "processing"):
             metrics.queue.labels(state).set(queue[state])

@@ -20,6 +20,7 @@ import orjson
 
 from asrserver.broker.broker import Broker
 from asrserver.errors import Unavailable
+from asrserver.process.aio import Notifier
 from asrserver.storage.errors import StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
@@ -66,6 +67,7 @@ class WriteBehind:
         self._wake = asyncio.Event()
         self._writing: dict[str, _Flushed] = {}
         self._waits_since: float | None = None  # what waits longest
+        self._batch_ended = Notifier()
 
     def mark_dirty(self, sid: str, sent: int = 0) -> None:
         """The session has something new to store; its client was sent what there is up to the event number `sent`."""
@@ -93,6 +95,14 @@ class WriteBehind:
             return not self._dirty and not self._writing
         return sid not in self._dirty and sid not in self._writing
 
+    async def wait_flushed(self, sid: str, timeout: float) -> bool:
+        """Wait until the session is stored as far as it is known, for at most `timeout` seconds.
+
+        Returns:
+            Whether it is stored.
+        """
+        return await self._batch_ended.wait_for(lambda: self.is_flushed(sid), timeout)
+
     async def run(self) -> None:
         """Write batches, for ever."""
         pause = EVERY
@@ -112,6 +122,7 @@ class WriteBehind:
                 pause = MAX_PAUSE
             finally:
                 self._writing = {}
+                self._batch_ended.notify()
             if self._dirty:
                 self._wake.set()
 

@@ -310,7 +310,7 @@ class Sessions(Mapping[str, Session]):
     async def _keep_recording(self, sid: str, chunks: int) -> None:
         self.keeping += 1
         try:
-            await until(lambda: self._write_behind.is_flushed(sid), 30.0)
+            await self._write_behind.wait_flushed(sid, 30.0)
             await self._recordings.keep(sid, chunks)
         except (StorageError, Unavailable) as exc:
             log.warning("session=%s recording is noted later: %s", sid, exc)
@@ -381,6 +381,7 @@ class Sessions(Mapping[str, Session]):
         """The session is no longer this gateway's: it moved, it was ended by another gateway, or it is gone."""
         if state == "ended":
             session.state = "finishing"  # its results are found by the repair
+            self.backlog.closed(session.id)
             return
         if state == "gone":
             self._tell(session, Unavailable("session_gone", "the session is over"))
@@ -394,6 +395,7 @@ class Sessions(Mapping[str, Session]):
     def end(self, session: Session, status: str) -> None:
         """Take no more audio; `final` follows."""
         session.state = "finishing"
+        self.backlog.closed(session.id)
         self._tasks.spawn(self._end_in_order(session, status), f"end {session.id}")
 
     async def _end_in_order(self, session: Session, status: str) -> None:

@@ -34,7 +34,8 @@ from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
-from asrserver.gateway.gateway import MAX_WAIT, Gateway
+from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.room import MAX_WAIT
 from asrserver.gateway.session import Link, Session
 from asrserver.handlers import events
 from asrserver.handlers.base import JsonErrors
@@ -212,7 +213,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             if session is not None:
                 self.messages += len(messages)
                 self._heard = time.monotonic()
-                room = self.gateway.room(session)
+                room = self.gateway.room.for_audio(session)
                 if room is None:
                     return self._pause()
                 self._busy = asyncio.ensure_future(self._in_order(room))
@@ -399,7 +400,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
             raise BadRequest("empty_chunk", "the chunk has no audio", **_where(session, index))
         index, fresh = session.accept(index)
         self.gateway.sessions.append(session, index, data, fresh)
-        return self.gateway.room(session)
+        return self.gateway.room.for_audio(session)
 
     # -- events --------------------------------------------------------------------------------------------------
 

@@ -153,12 +153,12 @@ async def test_pings_are_answered_while_a_start_waits(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what was sent behind it is taken in order when it is through."""
-    monkeypatch.setattr(gateway, "_fullness", 0.85)
+    monkeypatch.setattr(gateway.room, "fullness", 0.85)
     stream = await raw(url)
     await stream.write(said(start("s")) + said(chunk("s", 0, AUDIO)) + said(finish()))
     await stream.write(struct.pack("!BB4x", 0x89, 0x80 | 4) + b"ping")
     assert await asyncio.wait_for(stream.read_bytes(6), 5) == b"\x8a\x04ping"
-    monkeypatch.setattr(gateway, "_fullness", 0.0)
+    monkeypatch.setattr(gateway.room, "fullness", 0.0)
     await worker.take("s")
     assert await worker.audio("s", 1) == {"1-0": AUDIO}
     assert await worker.ended("s") == "done"
@@ -170,7 +170,7 @@ async def test_what_waits_behind_a_start_is_bounded(
 ) -> None:
     """Beyond MAX_LATER the socket is not read; nothing is lost."""
     monkeypatch.setattr(websocket, "MAX_LATER", 10_000)
-    monkeypatch.setattr(gateway, "_fullness", 0.85)
+    monkeypatch.setattr(gateway.room, "fullness", 0.85)
     async with await WsClient.open(url) as ws:
         await ws.send(start("s"))
         handler = only_socket(app)
@@ -178,7 +178,7 @@ async def test_what_waits_behind_a_start_is_bounded(
             await ws.send(chunk("s", index, AUDIO))
         await until(lambda: handler._later_bytes > 10_000)
         assert handler._later_bytes < 20_000
-        monkeypatch.setattr(gateway, "_fullness", 0.0)
+        monkeypatch.setattr(gateway.room, "fullness", 0.0)
         await ws.find("s", "ack", 99)
         await worker.take("s")
         assert len(await worker.audio("s", 100)) == 100

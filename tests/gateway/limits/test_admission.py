@@ -15,8 +15,8 @@ from tornado.websocket import WebSocketClosedError
 
 from asrserver.broker import keys
 from asrserver.broker.broker import Broker
-from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway import rate_limits as limits_module
+from asrserver.gateway import room
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication, BoundedHttpServer
 from asrserver.protocol.frames import BINARY
@@ -183,7 +183,7 @@ async def test_an_idle_connection_is_closed(url: str, worker: FakeWorker) -> Non
 @pytest.mark.parametrize("given", [{"max_speed": 1.0, "speed_burst": 1.0}])
 async def test_audio_too_fast_by_far_is_refused(url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the time after which it may be sent again; the session goes on with it."""
-    monkeypatch.setattr(gateway_module, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(room, "MAX_WAIT", 0.1)
     async with bystander(url), await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, bytes(32000 * 12))  # 11 s more than a burst
@@ -202,7 +202,7 @@ async def test_a_flood_is_read_as_it_is_recognised_and_costs_no_memory(
 ) -> None:
     """64 MB in one go, of which nothing is answered: what is spoken in the time is taken, and a few seconds more; the
     rest waits with its sender."""
-    monkeypatch.setattr(gateway_module, "MAX_WAIT", 60.0)
+    monkeypatch.setattr(room, "MAX_WAIT", 60.0)
     monkeypatch.setattr("asrserver.handlers.websocket.MAX_WAIT", 60.0)
     async with bystander(url) as progress, await connect(url) as client:
         await client.start("s", format="pcm_s16le")

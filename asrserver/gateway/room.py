@@ -1,0 +1,109 @@
+"""Back-pressure: connections wait here, unread, until there is room for more of their audio.
+
+There is none while Redis is nearly full, while too many bytes are on their way to it, or while a session is too far
+ahead of the clock or of its results. Waiting costs nothing: a waiter is woken by what it waits for (a reply of Redis, a
+heartbeat that finds it less full, a result of the session), or at the time at which the clock alone makes room.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+
+from asrserver.broker.broker import Broker
+from asrserver.gateway.admission import Admission
+from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.session import Session
+from asrserver.process.aio import Notifier
+
+#: How full Redis may be before new sessions wait, and before audio does. The rest is for events and heartbeats, without
+#: which nothing could be trimmed.
+FULL_FOR_SESSIONS = 0.8
+FULL_FOR_AUDIO = 0.9
+
+#: Bytes on their way to Redis at which connections are no longer read.
+MAX_IN_FLIGHT = 16 * 2**20
+
+#: Seconds that one message waits for room at most. Pongs wait with it: this is below any sensible ping timeout.
+MAX_WAIT = 8.0
+
+
+class RoomGate:
+    """Decides for one gateway whether more audio may be read, and wakes those who wait for that.
+
+    It must be told of every change: `pipeline.on_replies` and `backlog.on_answer` call it, and `fullness` is set at
+    every heartbeat.
+    """
+
+    def __init__(self, broker: Broker, admission: Admission, backlog: Backlog) -> None:
+        self._broker = broker
+        self._admission = admission
+        self._backlog = backlog
+        self._fullness = 0.0
+        self._starts = Notifier()
+        self._redis = Notifier()
+        self._sessions: dict[str, Notifier] = {}  # those with waiters
+        broker.pipeline.on_replies = self._on_replies
+        backlog.on_answer = self._on_answer
+
+    @property
+    def fullness(self) -> float:
+        """Used memory of Redis over its maxmemory."""
+        return self._fullness
+
+    @fullness.setter
+    def fullness(self, value: float) -> None:
+        self._fullness = value
+        if value < FULL_FOR_SESSIONS:
+            self._starts.notify()
+        self._on_replies()
+
+    async def for_session(self) -> bool:
+        """Wait until Redis has room for a new session, for at most MAX_WAIT seconds; return whether it has."""
+        return await self._starts.wait_for(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT)
+
+    def for_audio(self, session: Session) -> Awaitable[bool] | None:
+        """Return None if more audio of the session may be read; or else what to wait for before.
+
+        The awaitable lasts at most MAX_WAIT seconds; its result is whether there is room then.
+        """
+        return None if self._has_room(session) else self._wait(session)
+
+    async def _wait(self, session: Session) -> bool:
+        deadline = time.monotonic() + MAX_WAIT
+        while not self._has_room(session):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            if not self._redis_has_room():
+                await self._redis.wait(left)
+            else:
+                await self._wait_for_answer(session.id, min(left, self._seconds_ahead(session)))
+        return True
+
+    async def _wait_for_answer(self, sid: str, seconds: float) -> None:
+        changed = self._sessions.setdefault(sid, Notifier())
+        try:
+            await changed.wait(seconds)
+        finally:
+            if not changed:
+                self._sessions.pop(sid, None)
+
+    def _has_room(self, session: Session) -> bool:
+        return self._redis_has_room() and not self._seconds_ahead(session)
+
+    def _redis_has_room(self) -> bool:
+        return self._broker.bytes_on_their_way < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO
+
+    def _seconds_ahead(self, session: Session) -> float:
+        """Seconds until the clock makes room for more of the session; its results may make it earlier."""
+        return self._admission.seconds_ahead(session, self._backlog) if session.state == "recording" else 0.0
+
+    def _on_replies(self) -> None:
+        if self._redis and self._redis_has_room():
+            self._redis.notify()
+
+    def _on_answer(self, sid: str) -> None:
+        changed = self._sessions.get(sid)
+        if changed is not None:
+            changed.notify()
