@@ -36,6 +36,12 @@ async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
     url: str, other: str, keyed: Keyed, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)  # the test must not cross a minute
+
+    async def held(*sids: str) -> None:
+        """These sessions hold a share: that another is over, Redis learns after its client."""
+        with look(redis_url) as client:
+            await until(lambda: client.zrange(keys.held_key("sessions", keyed.limited.id), 0, -1) == list(sids))
+
     async with (
         await connect(url, keyed.text) as here,
         await connect(other, keyed.text) as there,
@@ -50,22 +56,24 @@ async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
         await worker.take("a")
         await worker.final("a", "", 0)
         await here.find("a", "final_result")
+        await held("b")
         await there.start("c")
         await there.send({"action": "finish", "session_id": "b"})
         await worker.take("b")
         await worker.final("b", "", 0)
         await there.find("b", "final_result")
+        await held("c")
         await here.start("d")
         await there.send({"action": "finish", "session_id": "c"})
         await worker.take("c")
         await worker.final("c", "", 0)
         await there.find("c", "final_result")
+        await held("d")
         await there.send({"action": "start", "session_id": "e"})
         refused = await error(there, "rate_limited")
         assert 0 < refused["retry_after"] <= 60
         await free.start("free2")
-        with look(redis_url) as client:  # what was refused holds nothing
-            await until(lambda: client.zrange(keys.held_key("sessions", keyed.limited.id), 0, -1) == ["d"])
+        await held("d")  # what was refused holds nothing
 
 
 @pytest.mark.parametrize("shares", [KeyLimits(audio_per_minute=2.0)])
