@@ -1,4 +1,4 @@
-"""What is seen while a load test runs: a dashboard in a terminal, a line now and then elsewhere."""
+"""The progress of a load test: a dashboard in a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from rich.text import Text
 from asrserver.loadtest.runner import Outcome
 from asrserver.loadtest.stats import TIMES
 
-#: Seconds between two lines where there is no terminal.
+#: Seconds between lines where there is no terminal.
 LINE_EVERY = 5.0
 
 
 def milliseconds(seconds: float) -> str:
-    """For people; a dash for what is not known."""
+    """A time for humans; a dash for NaN."""
     return "–" if seconds != seconds else f"{seconds * 1000:,.0f} ms"
 
 
 class Lines:
-    """A line every few seconds on standard error, for logs."""
+    """Prints a line every few seconds to standard error, for logs."""
 
     def __init__(self) -> None:
         self._last = 0.0
@@ -37,18 +37,18 @@ class Lines:
         self._last = time.monotonic()
         stats = outcome.stats
         click.echo(
-            f"{outcome.seconds:6.0f} s  {stats.open} of {outcome.plan.connections} connected  {stats.right} right  "
+            f"{outcome.seconds:6.0f} s  {stats.open} of {outcome.plan.connections} connected  {stats.right} correct  "
             f"{stats.failed} failed  {sum(stats.refusals.values())} refused  {outcome.samples[-1].audio_rate:.1f} s/s  "
             f"finalisation p95 {milliseconds(outcome.finalisation)}",
             err=True,
         )
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to do."""
 
 
 class Dashboard:
-    """Tables that are drawn over, on standard error."""
+    """Tables on standard error, redrawn in place."""
 
     def __init__(self) -> None:
         self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
@@ -58,19 +58,17 @@ class Dashboard:
         self._live.update(self.drawn(outcome), refresh=True)
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Restore the terminal."""
         self._live.stop()
 
     @staticmethod
     def drawn(outcome: Outcome) -> Panel:
-        """The whole of it."""
+        """The dashboard."""
         stats, plan, sample = outcome.stats, outcome.plan, outcome.samples[-1]
         head = Table.grid(padding=(0, 3))
         head.add_row("connections", f"{stats.open} of {plan.connections}", "sessions open", str(stats.active))
-        head.add_row("sessions right", f"[green]{stats.right}[/]", "failed", f"[red]{stats.failed}[/]")
-        head.add_row(
-            "audio", f"{sample.audio_rate:,.1f} s a second", "refused, tried again", f"{stats.refusals.total()}"
-        )
+        head.add_row("sessions correct", f"[green]{stats.right}[/]", "failed", f"[red]{stats.failed}[/]")
+        head.add_row("audio", f"{sample.audio_rate:,.1f} s per second", "refused, retried", f"{stats.refusals.total()}")
         times = Table("", "p50", "p95", "p99", "max", box=None)
         for name in TIMES:
             found = stats.times[name]
@@ -96,5 +94,5 @@ class Dashboard:
 
 
 def screen() -> Dashboard | Lines:
-    """What suits standard error."""
+    """The display that suits standard error."""
     return Dashboard() if sys.stderr.isatty() else Lines()

@@ -1,4 +1,4 @@
-"""What runs and what it costs: the machine, the versions, the server's processes, the tester's own."""
+"""Measures the host: the machine, versions, CPU and memory of the server's processes."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ import psutil
 
 from asrserver.client import authorization
 
-#: Seconds to wait for an answer of the server's REST interface.
-TIMEOUT = 5.0
+#: Timeout in seconds of a request to the server's REST interface.
+REST_TIMEOUT = 5.0
 
-#: Seconds after the last session within which the server should have stored all of them.
-SETTLE = 10.0
+#: Seconds after the last session within which the server should have stored all sessions.
+SETTLE_TIMEOUT = 10.0
 
-#: Names by which the embedded servers' processes are known.
+#: The names of the embedded servers' programs.
 _SERVERS = {"valkey-server": "redis", "redis-server": "redis", "postgres": "postgres", "postgresql": "postgres"}
 
 
 def get(server: str, path: str, key: str) -> Any:
-    """A JSON document of the server's REST interface; {} where there is none."""
+    """A JSON document of the server's REST interface; {} if it cannot be fetched."""
     try:
         request = urllib.request.Request(server + path, headers=authorization(key))
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with urllib.request.urlopen(request, timeout=REST_TIMEOUT) as response:
             return json.load(response)
     except urllib.error.HTTPError as exc:
         try:
-            return json.loads(exc.read())  # health with 503 is health too
+            return json.loads(exc.read())  # an unhealthy server sends its health with status 503
         except ValueError:
             return {}
     except (OSError, ValueError):
@@ -45,7 +45,7 @@ def get(server: str, path: str, key: str) -> Any:
 
 
 def is_here(server: str) -> bool:
-    """Whether a server's address is this machine's."""
+    """Whether a server's address belongs to this machine."""
     host = urlsplit(server).hostname or ""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
@@ -56,7 +56,7 @@ def is_here(server: str) -> bool:
 
 
 def hardware() -> dict[str, Any]:
-    """The machine, and what it was busy with before."""
+    """The machine, and its load before the test."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -73,7 +73,7 @@ def hardware() -> dict[str, Any]:
 
 
 def describe(server: str, key: str) -> dict[str, Any]:
-    """The machine, and the versions of what is tested with what."""
+    """The machine, and the versions of server and tester."""
     document = get(server, "/api/v1/openapi.json", key)
     health = get(server, "/api/v1/health", key)
     workers = health.get("workers") or []
@@ -96,10 +96,9 @@ def describe(server: str, key: str) -> dict[str, Any]:
 
 @dataclass
 class Cost:
-    """Of one process, or of several of a kind: cores busy since the last look, and bytes resident that are its own.
+    """The cost of one process, or of several of a kind: cores used since the last sample, and private resident bytes.
 
-    What it shares is not counted: PostgreSQL's buffers, which fill up to what they are allowed, would be in each of its
-    processes anew.
+    Shared memory is not counted: PostgreSQL's buffers, which fill up over time, would count in each of its processes.
     """
 
     cores: float
@@ -107,7 +106,7 @@ class Cost:
 
 
 class ServerProcesses:
-    """The processes of a server on this machine: those given, their children, and those that it tells of itself."""
+    """The processes of a server on this machine: given ones or those in its health document, with their children."""
 
     def __init__(self, server: str, key: str, pids: tuple[int, ...]) -> None:
         self._server, self._key = server, key
@@ -118,16 +117,16 @@ class ServerProcesses:
         self.why_not = ""
         self._roots: set[int] = set(pids)
         if not pids and not is_here(server):
-            self.why_not = "the server is on another machine: run the test there, or look at its /metrics"
+            self.why_not = "the server is on another machine: run the test there, or see its /metrics"
             return
         health = get(server, "/api/v1/health", key)
         for kind in ("gateway", "worker"):
             for number, state in enumerate(health.get(f"{kind}s") or [], 1):
-                self._tells(kind, number, state)
+                self._add(kind, number, state)
         if not self._roots:
-            self.why_not = "the server does not tell its processes: give --server-pid"
+            self.why_not = "the server's health names no processes: set --server-pid"
 
-    def _tells(self, kind: str, number: int, state: dict[str, Any]) -> None:
+    def _add(self, kind: str, number: int, state: dict[str, Any]) -> None:
         pid = state.get("pid")
         if not isinstance(pid, int) or not str(state.get("name", "")).startswith(socket.gethostname()):
             return  # on another machine
@@ -136,26 +135,26 @@ class ServerProcesses:
         except psutil.Error:
             return
         self._names[pid] = f"{kind} {number}"
-        if parent is not None and parent.pid > 1:  # its supervisor, and all that this has started
+        if parent is not None and parent.pid > 1:  # its supervisor, whose children are measured too
             self._names[parent.pid] = "supervisor"
             self._roots.add(parent.pid)
 
     def redis(self) -> dict[str, int]:
-        """What the server says of its Redis: keys, those that do not expire, bytes; {} where it says nothing."""
+        """The state of the server's Redis: keys, keys without expiry, bytes; {} if it is not known."""
         state = get(self._server, "/api/v1/health", self._key).get("redis") or {}
         return {name: state[name] for name in ("keys", "lasting_keys", "memory_bytes") if name in state}
 
     def redis_after(self, before: dict[str, int]) -> dict[str, int]:
-        """The same once no more keys last than before, or after SETTLE seconds: sessions are still being stored."""
-        deadline = time.monotonic() + SETTLE
+        """The state of Redis once no more keys lack an expiry than `before`, or after SETTLE_TIMEOUT."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
         while (now := self.redis()) and now["lasting_keys"] > before.get("lasting_keys", 0):
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
         return now
 
-    def look(self) -> dict[str, Cost]:
-        """What each costs since the last look; a process that ended is left out."""
+    def sample(self) -> dict[str, Cost]:
+        """The cost of each process since the last sample; processes that ended are left out."""
         costs: dict[str, Cost] = {}
         for process in self._all():
             try:

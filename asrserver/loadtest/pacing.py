@@ -1,7 +1,7 @@
-"""When frames are sent: as they would have been spoken.
+"""Sends frames in real time.
 
-A process sends thousands of frames a second. A timer for each, and a task that it wakes, cost more than the frame
-itself, and the server under test shares the machine: so one timer serves all connections.
+A process sends thousands of frames per second. A timer and a task wake-up for each would cost more than the frame, on
+a machine that the server under test may share: so one timer serves all connections.
 """
 
 from __future__ import annotations
@@ -16,47 +16,53 @@ from asrserver.loadtest.speech import FRAME_SECONDS
 from asrserver.loadtest.stats import Stats
 from asrserver.loadtest.verifier import SessionVerifier
 
-#: Seconds between two looks at what is due: a frame is sent so late, or twice, for want of a timer of its own. It is
-#: far less than what networks do to frames, and the report counts it.
-TICK = 0.005
+#: Resolution of the timer in seconds: a frame may be sent so much later than its time. Networks delay frames by far
+#: more, and the report counts it.
+TIMER_RESOLUTION = 0.005
 
 
 class Clock:
-    """Has each pace send what is due, for as long as it goes on."""
+    """The timer of all pacers: calls each when its next frame is due, until it stops."""
 
     def __init__(self) -> None:
-        self._due = defaultdict[int, list[FramePacer]](
-            list
-        )  # by the tick at which they are; those that have stopped too
-        self._at = 0  # the last tick that was dealt with
+        self._due = defaultdict[int, list[FramePacer]](list)  # by tick; may contain pacers that have stopped
+        self._at = 0  # the last tick that was handled
 
-    def add(self, pace: FramePacer) -> None:
-        """From now on, until its `going` is no more."""
+    def add(self, pacer: FramePacer) -> None:
+        """Call the pacer from now on, until its `going` is false."""
         if not self._due:
-            self._at = int(time.monotonic() / TICK)
-            asyncio.get_running_loop().call_later(TICK, self._tick)
-        self._put(pace)
+            self._at = int(time.monotonic() / TIMER_RESOLUTION)
+            asyncio.get_running_loop().call_later(TIMER_RESOLUTION, self._tick)
+        self._put(pacer)
 
-    def _put(self, pace: FramePacer) -> None:
-        self._due[max(self._at, int(pace.due / TICK)) + 1].append(pace)
+    def _put(self, pacer: FramePacer) -> None:
+        self._due[max(self._at, int(pacer.due / TIMER_RESOLUTION)) + 1].append(pacer)
 
     def _tick(self) -> None:
-        now = int(time.monotonic() / TICK)
+        now = int(time.monotonic() / TIMER_RESOLUTION)
         while self._at < now:
             self._at += 1
-            for pace in self._due.pop(self._at, ()):
-                if pace.going:
-                    pace.go()
-                if pace.going:
-                    self._put(pace)
+            for pacer in self._due.pop(self._at, ()):
+                if pacer.going:
+                    pacer.send_due()
+                if pacer.going:
+                    self._put(pacer)
         if self._due:
-            asyncio.get_running_loop().call_later(TICK, self._tick)
+            asyncio.get_running_loop().call_later(TIMER_RESOLUTION, self._tick)
 
 
 class FramePacer:
-    """The frames of one session, from `begin` on (time.monotonic()): each when its last sample would have been spoken.
+    """Sends the frames of one session in real time, each when its last sample would have been spoken.
 
-    Where the server takes no more, it waits, and is late with what follows until it has caught up.
+    When the server applies back-pressure, it waits, and sends the following frames late until it has caught up.
+
+    Args:
+        clock: The timer.
+        session: The session to send to.
+        frames: The frames of FRAME_SECONDS each.
+        begin: The time (time.monotonic()) of the first sample.
+        verifier: Records what is sent.
+        stats: Counts audio and delays.
     """
 
     def __init__(
@@ -77,10 +83,15 @@ class FramePacer:
         self._verifier = verifier
         self._stats = stats
         self._late = stats.times["late"]
-        self._stopped: asyncio.Future[None]  # while it runs
+        self._stopped: asyncio.Future[None]  # only while `run` waits
 
     async def run(self) -> None:
-        """To the end of the frames. Raises ServerError, ConnectionLost."""
+        """Send all frames.
+
+        Raises:
+            ServerError: The server ended the session.
+            ConnectionLost: The connection is lost for good.
+        """
         while self._frame is not None:
             self._stopped = asyncio.get_running_loop().create_future()
             self.going = True
@@ -92,8 +103,8 @@ class FramePacer:
             if self._frame is not None:
                 self._sent(await self._session.send(self._frame))
 
-    def go(self) -> None:
-        """Send what is due, and stop at the end, or where there is no room."""
+    def send_due(self) -> None:
+        """Send the frames that are due; stop after the last one, or when the client has no room for more."""
         now = time.monotonic()
         try:
             while self._frame is not None and self.due <= now:
@@ -117,7 +128,7 @@ class FramePacer:
 
     def _stop(self, error: Exception | None = None) -> None:
         self.going = False
-        if self._stopped.done():  # cancelled in this moment
+        if self._stopped.done():  # cancelled meanwhile
             return
         if error is None:
             self._stopped.set_result(None)

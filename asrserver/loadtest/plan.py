@@ -1,4 +1,4 @@
-"""What a load test does: everything that a process with clients must know, and how it is given."""
+"""The plan of a load test: everything that a process of virtual users needs to know."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-#: Seconds of a recording by mode, the quiet between its sentences included.
+#: Length of a session's recording in seconds, pauses included, by mode.
 LENGTHS = {"short": 20.0, "medium": 1800.0, "long": 3600.0}
 
-#: Connections that one process of the tester serves with ease while each sends ten messages a second.
+#: Connections that one process of the tester serves easily when each sends ten messages per second.
 CONNECTIONS_A_PROCESS = 250
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -22,7 +22,7 @@ _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\
 
 @dataclass(frozen=True)
 class Plan:
-    """Times are in seconds."""
+    """The settings of a load test. Times are in seconds."""
 
     urls: tuple[str, ...]
     key: str = ""
@@ -34,32 +34,32 @@ class Plan:
     realtime: bool = True
     ramp: float = 5.0
     talk_ratio: float = 0.5
-    audio: tuple[tuple[str, str], ...] = ()  # (path, transcript); none: the recordings of the package
+    audio: tuple[tuple[str, str], ...] = ()  # (path, transcript) pairs; empty: the packaged recordings
     language: str = ""
-    sessions: int = 0  # of each connection; 0: as many as the duration has room for
+    sessions: int = 0  # per connection; 0: as many as fit into the duration
     timeout: float = 60.0
-    max_word_errors: float = 0.02  # of a session's words: more is a wrong text
-    max_finalisation: float = 0.0  # 95 % of the sessions must have their final result by then; 0: whenever
+    max_word_errors: float = 0.02  # maximum share of a session's words
+    max_finalisation: float = 0.0  # maximum 95th percentile of finalisation; 0: no limit
     seed: int = 1
     processes: int = 0
 
     @property
     def length(self) -> float:
-        """Seconds of a session's recording."""
+        """Length of a session's recording in seconds."""
         return LENGTHS[self.mode]
 
     @property
     def clients(self) -> int:
-        """Processes with clients."""
+        """Number of processes of virtual users."""
         wanted = self.processes or min(os.cpu_count() or 1, math.ceil(self.connections / CONNECTIONS_A_PROCESS))
         return min(wanted, self.connections)
 
     def starts(self, number: int) -> float:
-        """Seconds after the beginning at which a connection is made."""
+        """Seconds after the start at which a connection is opened."""
         return self.ramp * number / self.connections
 
     def options(self) -> dict[str, Any]:
-        """Of the protocol's `start`."""
+        """The options of the protocol's `start`."""
         options: dict[str, Any] = {"mode": self.protocol_mode, "user_id": "loadtest"}
         if self.protocol_mode == "stream":
             options["format"] = "pcm_s16le"
@@ -71,15 +71,22 @@ class Plan:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of 30s, 5m, 1h, 1h30m or 90; raises ValueError."""
+    """Parse a duration such as 30s, 5m, 1h, 1h30m or 90 into seconds.
+
+    Raises:
+        ValueError: It is not a duration.
+    """
     found = _DURATION.fullmatch(text.strip())
     if not found or not any(found.groups()):
-        raise ValueError(f"{text!r} is no duration such as 30s, 5m, 1h or 1h30m")
+        raise ValueError(f"{text!r} is not a duration such as 30s, 5m, 1h or 1h30m")
     return sum(float(part) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True) if part)
 
 
 def duration(least: float = 0.0) -> Callable[[str], float]:
-    """The type of an option: seconds, from `least` to a day. A function: click 8.5's class is generic, 8.2's is not."""
+    """A click type for a duration between `least` seconds and a day.
+
+    A function, for click 8.5's class ParamType is generic and 8.2's is not.
+    """
 
     def duration(text: str) -> float:
         try:

@@ -1,4 +1,4 @@
-"""The processes with the callers. Over a pipe each tells once a second what it has counted, and is asked to stop."""
+"""The processes of virtual users. Over a pipe, each reports its statistics once a second and receives the stop."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ from asrserver.loadtest.virtual_user import VirtualUser
 from asrserver.process.limits import die_with_parent
 from asrserver.process.memory import keep, settle
 
-#: Seconds between two tellings, and between two looks at how late the event loop is.
-TELL = 1.0
-LOOK = 0.05
+#: Seconds between reports, and between measurements of the event loop's lag.
+REPORT_INTERVAL = 1.0
+LAG_INTERVAL = 0.05
 
-#: Seconds without a word after which a process is taken for hung.
-SILENT = 60.0
+#: Seconds without a report after which a process counts as hung and is killed.
+HANG_TIMEOUT = 60.0
 
-#: Seconds that a process has to load its sentences before the first connection is due.
-PREPARE = 60.0
+#: Seconds that a process may take to load its sentences.
+PREPARE_TIMEOUT = 60.0
 
-#: Bytes that a process keeps of what it freed.
-KEEPS = 1 << 25
+#: Freed memory in bytes that a process keeps for reuse.
+KEPT_MEMORY = 1 << 25
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 @dataclass
 class ProcessReport:
-    """What a process has counted, its CPU seconds since it began, and how late its event loop came to what was due."""
+    """The statistics of a process, the CPU seconds that it used, and the lag of its event loop."""
 
     stats: Stats = field(default_factory=Stats)
     cpu: float = 0.0
-    idle: float = 0.0  # CPU seconds before it began
+    idle: float = 0.0  # CPU seconds used before the start
     lag: Histogram = field(default_factory=Histogram)
     done: bool = False
     error: str = ""
 
 
 class ClientProcesses:
-    """Processes that share the plan's connections evenly; `told` is the newest of each."""
+    """Processes that share the plan's connections evenly; `told` has the newest report of each."""
 
     def __init__(self, plan: Plan) -> None:
         self.told = [ProcessReport() for _ in range(plan.clients)]
@@ -67,14 +67,18 @@ class ClientProcesses:
             self._processes.append(process)
 
     def begin(self) -> None:
-        """Have them begin together, once all are ready; raises RuntimeError if one is not."""
+        """Start all processes at the same time, once all are ready.
+
+        Raises:
+            RuntimeError: A process cannot start.
+        """
         for pipe in self._pipes:
             try:
-                ready = pipe.recv() if pipe.poll(PREPARE) else "it was not ready in time"
+                ready = pipe.recv() if pipe.poll(PREPARE_TIMEOUT) else "not ready in time"
             except EOFError:
                 ready = "it died"
             if ready != "ready":
-                raise RuntimeError(f"a process of the load test cannot begin: {ready}")
+                raise RuntimeError(f"a process of the load test cannot start: {ready}")
         begin = time.monotonic() + 0.2
         self._heard = [begin] * len(self._pipes)
         for pipe in self._pipes:
@@ -90,7 +94,7 @@ class ClientProcesses:
 
     @property
     def stats(self) -> Stats:
-        """The sum."""
+        """The sum of the statistics of all processes."""
         return total([told.stats for told in self.told])
 
     @property
@@ -102,11 +106,11 @@ class ClientProcesses:
 
     @property
     def cpu(self) -> list[float]:
-        """CPU seconds of each process."""
+        """The CPU seconds used by each process."""
         return [told.cpu for told in self.told]
 
     def listen(self, timeout: float) -> None:
-        """Take what the processes tell, for so many seconds at most, or until all are done."""
+        """Receive reports for at most `timeout` seconds, or until all processes are done."""
         deadline = time.monotonic() + timeout
         while not self.done and (left := deadline - time.monotonic()) > 0:
             places = {pipe: place for place, pipe in enumerate(self._pipes) if not self.told[place].done}
@@ -118,11 +122,11 @@ class ClientProcesses:
                 except (EOFError, OSError):
                     self._died(place)
         for place, process in enumerate(self._processes):
-            if not self.told[place].done and time.monotonic() - self._heard[place] > SILENT:
+            if not self.told[place].done and time.monotonic() - self._heard[place] > HANG_TIMEOUT:
                 process.kill()
 
     def _died(self, place: int) -> None:
-        """What the process had in hand has failed, and so has it."""
+        """Count the open sessions of a dead process as failed."""
         told = self.told[place]
         self._processes[place].join(1)
         status = self._processes[place].exitcode
@@ -133,7 +137,7 @@ class ClientProcesses:
         told.done = True
 
     def stop(self) -> None:
-        """Ask them to end: each session with the sentence that is being said."""
+        """Ask all processes to stop: each session ends after the sentence being sent."""
         for place, pipe in enumerate(self._pipes):
             if not self.told[place].done:
                 try:
@@ -142,7 +146,7 @@ class ClientProcesses:
                     self._died(place)
 
     def close(self) -> None:
-        """However it went, no process is left."""
+        """Leave no process behind."""
         for process in self._processes:
             if process.is_alive() and not self.done:
                 process.kill()
@@ -159,9 +163,9 @@ class ClientProcesses:
 
 def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C goes to the whole group; the parent decides
-    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the verifier says what fails
-    keep(KEEPS)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole process group; the parent handles it
+    logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the verifier reports failures
+    keep(KEPT_MEMORY)
     import uvloop
 
     told = ProcessReport()
@@ -184,13 +188,13 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
 async def work(
     plan: Plan, scripts: Scripts, numbers: range, begin: float, told: ProcessReport, pipe: Connection | None = None
 ) -> None:
-    """The callers of these numbers, from `begin` (time.monotonic()) to their end, counted in `told`."""
+    """Run the virtual users with these numbers from `begin` (time.monotonic()) to their end; count into `told`."""
     loop = asyncio.get_running_loop()
     clock = Clock()
-    callers = [VirtualUser(number, plan, scripts, told.stats, begin, clock) for number in numbers]
-    tasks = [loop.create_task(caller.run()) for caller in callers]
+    users = [VirtualUser(number, plan, scripts, told.stats, begin, clock) for number in numbers]
+    tasks = [loop.create_task(user.run()) for user in users]
 
-    def asked() -> None:
+    def stop() -> None:
         assert pipe is not None
         try:
             pipe.recv()
@@ -198,17 +202,17 @@ async def work(
             loop.remove_reader(pipe.fileno())
             for task in tasks:
                 task.cancel()
-        for caller in callers:
-            caller.deadline = time.monotonic()
+        for user in users:
+            user.deadline = time.monotonic()
 
     if pipe is not None:
-        loop.add_reader(pipe.fileno(), asked)
-    others = [loop.create_task(_look(told.lag))]
+        loop.add_reader(pipe.fileno(), stop)
+    others = [loop.create_task(_measure_lag(told.lag))]
     if pipe is not None:
-        others.append(loop.create_task(_tell(told, pipe)))
+        others.append(loop.create_task(_report(told, pipe)))
     try:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Exception):  # a defect: the session that it cost is no success
+            if isinstance(result, Exception):  # a defect of the tester: the session must not count as a success
                 told.stats.failures["tester"] += 1
                 told.error = "".join(traceback.format_exception(result, limit=-3))
     finally:
@@ -219,18 +223,18 @@ async def work(
             loop.remove_reader(pipe.fileno())
 
 
-async def _look(lag: Histogram) -> None:
+async def _measure_lag(lag: Histogram) -> None:
     while True:
-        due = time.monotonic() + LOOK
-        await asyncio.sleep(LOOK)
+        due = time.monotonic() + LAG_INTERVAL
+        await asyncio.sleep(LAG_INTERVAL)
         lag.add(max(0.0, time.monotonic() - due))
 
 
-async def _tell(told: ProcessReport, pipe: Connection) -> None:
+async def _report(told: ProcessReport, pipe: Connection) -> None:
     loop = asyncio.get_running_loop()
     while True:
-        await asyncio.sleep(TELL)
-        # Copies: what is counted goes on while it is being told.
+        await asyncio.sleep(REPORT_INTERVAL)
+        # Copies: counting continues while the report is being sent.
         news = ProcessReport(
             total([told.stats]), time.process_time() - told.idle, lag=told.lag.copy(), error=told.error
         )
@@ -238,5 +242,5 @@ async def _tell(told: ProcessReport, pipe: Connection) -> None:
         try:
             await asyncio.shield(sending)
         except asyncio.CancelledError:
-            await sending  # half a message would be none
+            await sending  # half a report would be unreadable
             raise

@@ -132,12 +132,12 @@ def run(plan: Plan, processes: ServerProcesses, screen: Display) -> Outcome:
     with closing(ClientProcesses(plan)) as clients, _interrupts(outcome, clients.stop):
         before = processes.redis()
         clients.begin()
-        processes.look()
+        processes.sample()
         sampler = _Sampler(outcome, clients, processes)
         every = max(1.0, plan.duration / SAMPLES)
         while not clients.done:
             clients.listen(every)
-            sampler.look()
+            sampler.sample()
             screen.update(outcome)
         outcome.redis = before, processes.redis_after(before)
         outcome.errors = [told.error for told in clients.told if told.error]
@@ -154,7 +154,7 @@ class _Sampler:
         self._audio = 0.0
         self._cpu = clients.cpu
 
-    def look(self) -> None:
+    def sample(self) -> None:
         now, stats, cpu, outcome = time.monotonic(), self._clients.stats, self._clients.cpu, self._outcome
         elapsed = max(now - self._then, 1e-3)
         finalisation = stats.times["finalisation"].copy()
@@ -169,7 +169,7 @@ class _Sampler:
                 audio_rate=(stats.audio_sent - self._audio) / elapsed,
                 finalisation=finalisation.since(self._finalisation).percentile(0.95),
                 tester=[(after - before) / elapsed for before, after in zip(self._cpu, cpu, strict=True)],
-                server=self._processes.look(),
+                server=self._processes.sample(),
             )
         )
         self._then, self._finalisation, self._audio, self._cpu = now, finalisation, stats.audio_sent, cpu

@@ -1,8 +1,8 @@
-"""What the sessions of a load test say: sentences with known transcripts, and the quiet between them.
+"""The audio of a load test: sentences with known transcripts, with pauses between them.
 
-A recording is not a file: it is made while it is sent, of sentences that all sessions share, so an hour for each of 500
-connections costs no memory and no disk, and nothing is left to remove. Which sentences a session says follows from its
-numbers, so that no two that are open at a time say the same, and a text can be told to be another session's.
+A session's recording is not a file: it is composed while it is sent, of sentences that all sessions share, so that an
+hour for each of 500 connections takes neither memory nor disk. A session's number determines its sentences: no two
+sessions that are open at the same time send the same, so that a swapped transcript is detected.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from asrserver.errors import SettingError
 from asrserver.loadtest.plan import Plan
 from asrserver.text.wer import spoken
 
-#: Samples a second, and bytes in a frame: 100 ms of 16-bit PCM.
+#: Samples per second, and bytes per frame: 100 ms of 16-bit PCM.
 RATE = 16000
 FRAME = RATE // 10 * 2
 FRAME_SECONDS = 0.1
 
-#: Frames of quiet that are made; more of it is the same again.
+#: Distinct frames of quiet; longer pauses repeat them.
 QUIET_FRAMES = 100
 
-#: Loudness of the quiet, -66 dBFS: a room without anybody, and no row of zeros that costs nothing to recognise.
+#: Level of the quiet, -66 dBFS: an empty room, unlike zeros, which would cost nothing to process.
 QUIET_LEVEL = 16
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A recording and what is said in it: as frames of PCM, and as one WAV."""
+    """A recording with its transcript, as frames of PCM and as one WAV."""
 
     text: str
     words: tuple[str, ...]
@@ -53,7 +53,7 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Part:
-    """A sentence of a session and the frames of quiet before it."""
+    """A sentence of a session, after a number of frames of quiet."""
 
     quiet: int
     sentence: Sentence
@@ -61,14 +61,14 @@ class Part:
 
 @cache
 def quiet_frames() -> list[bytes]:
-    """Frames of quiet, the same for all."""
+    """The frames of quiet, the same for all sessions."""
     noise = np.random.default_rng(0).normal(0, QUIET_LEVEL, QUIET_FRAMES * FRAME // 2)
     pcm = noise.astype("<i2").tobytes()
     return [pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME)]
 
 
 def sentence(text: str, pcm: bytes) -> Sentence:
-    """A sentence of 16 kHz 16-bit mono PCM, filled up to whole frames with quiet."""
+    """A sentence of 16 kHz 16-bit mono PCM, padded with quiet to whole frames."""
     if missing := -len(pcm) % FRAME:
         pcm += quiet_frames()[0][:missing]
     buffer = io.BytesIO()
@@ -82,7 +82,11 @@ def sentence(text: str, pcm: bytes) -> Sentence:
 
 
 def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
-    """The sentences of (path, transcript) pairs; of none, those of the package. Raises SettingError."""
+    """The sentences of (path, transcript) pairs, or the packaged ones.
+
+    Raises:
+        SettingError: A file cannot be decoded, or a transcript has no words.
+    """
     import av
 
     from asrserver.cli.transcribe import pcm
@@ -98,34 +102,34 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
         except (av.FFmpegError, ValueError, OSError) as exc:
             raise SettingError(f"--audio {path}: {getattr(exc, 'strerror', None) or exc}") from None
         if not samples:
-            raise SettingError(f"--audio {path}: there is no audio in it")
+            raise SettingError(f"--audio {path}: contains no audio")
         made = sentence(text, samples)
         if not made.words:
-            raise SettingError(f"--audio {path}: its transcript has no words")
+            raise SettingError(f"--audio {path}: the transcript has no words")
         found.append(made)
     return found
 
 
 class Scripts:
-    """Who says what. `distinct` sentences at a session's beginning tell it from the others that are open."""
+    """What each session says. Its first `distinct` sentences distinguish it from all sessions that may be open."""
 
     def __init__(self, sentences: list[Sentence], plan: Plan) -> None:
         self.sentences = sentences
         self.plan = plan
         count = len(sentences)
-        beginnings = 3 * plan.connections  # of the session that each is at, the one before, and the one after
+        beginnings = 3 * plan.connections  # of the current, the previous and the next session of each connection
         self.distinct = 1 if count < 2 else math.ceil(math.log(beginnings, count) - 1e-9)
 
     @property
     def told_apart(self) -> bool:
-        """Whether a text that is another session's can be told from the own one."""
+        """Whether the text of another session can be distinguished from that of a session."""
         if self.plan.connections == 1:
             return True
         words = sorted(one.words for one in self.sentences)
         return len(words) > 1 and all(a != b for a, b in pairwise(words))
 
     def first(self, connection: int, number: int) -> list[Sentence]:
-        """The sentences that a connection's session number `number` (from 0) begins with."""
+        """The first sentences of the session `number` (from 0) of a connection."""
         base = len(self.sentences)
         value = (connection + number * self.plan.connections) % base**self.distinct
         digits = []
@@ -135,7 +139,7 @@ class Scripts:
         return [self.sentences[digit] for digit in digits]
 
     def script(self, connection: int, number: int) -> Iterator[Part]:
-        """A session's parts, to the end of its recording."""
+        """The parts of a session, to the end of its recording."""
         dice = random.Random(f"{self.plan.seed}/{connection}/{number}")
         beginning = self.first(connection, number)
         seconds, count = 0.0, 0
@@ -147,7 +151,7 @@ class Scripts:
             yield Part(quiet, one)
 
     def is_of_another_session(self, text: list[str], connection: int, number: int) -> bool:
-        """Whether a text begins like that of a session of another connection, or of the one before or after."""
+        """Whether a text begins like that of another connection's session, or of the previous or next one."""
         here = (connection, number)
         return any(
             (other, near) != here and tuple(text[: len(begins)]) == begins
@@ -155,7 +159,7 @@ class Scripts:
             for other, begins in enumerate(self._beginnings(near))
         )
 
-    @lru_cache(maxsize=8)  # noqa: B019  # as long as the process
+    @lru_cache(maxsize=8)  # noqa: B019  # it lives as long as the process
     def _beginnings(self, number: int) -> list[tuple[str, ...]]:
         return [
             tuple(word for one in self.first(connection, number) for word in one.words)

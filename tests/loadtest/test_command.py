@@ -82,7 +82,7 @@ def test_ctrl_c(shared: System, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("-d", "soon"), "no duration"),
+        (("-d", "soon"), "not a duration"),
         (("-d", "0s"), "between 1 s and a day"),
         (("-d", "25h"), "between 1 s and a day"),
         (("-c", "0"), "--connections"),

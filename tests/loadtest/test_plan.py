@@ -56,6 +56,6 @@ def test_durations() -> None:
     values = {"30s": 30, "5m": 300, "1h": 3600, "1h30m": 5400, "90": 90, "2m30s": 150, "1.5m": 90}
     assert {text: parse_duration(text) for text in values} == values
     for text in ("", "s", "5 minutes", "-3s", "1s1h", "nan"):
-        with pytest.raises(ValueError, match="is no duration"):
+        with pytest.raises(ValueError, match="is not a duration"):
             parse_duration(text)
     assert duration(1.0)("1s") == 1.0
