@@ -151,5 +151,5 @@ def test_the_dashboard() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(Dashboard.drawn(shown))
     text = console.export_text()
-    for words in ("sessions right", "wrong_text 1", "ack", "5 ms", "worker 1", "tester 1"):
+    for words in ("sessions correct", "wrong_text 1", "ack", "5 ms", "worker 1", "tester 1"):
         assert words in text
