@@ -1,9 +1,9 @@
-"""Recordings of sessions, where `--save-audio` asks for them: written beside the work, never in its way.
+"""Recordings of sessions, for `--save-audio`: written beside the recognition, which never waits for them.
 
 Chunks go to a thread through a queue of bounded size. A disk that is full, or slower than the audio, costs recordings
-and nothing else: one is given up whole, with a line in the log and a count. What a gateway wrote of a session that it
-no longer has, because the session moved or the gateway died, is a part that whoever ends the session puts together with
-the others, by the chunks' indexes: so nothing is in it twice. All gateways must share the directory.
+and nothing else: one is given up as a whole, with a log line and a metric. What a gateway wrote of a session that it
+lost, because the session moved or the gateway died, is a part. The gateway that ends the session assembles all parts by
+the indexes of their chunks, so that none is in the recording twice. All gateways must share the directory.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.recordings")
 
-#: Bytes that wait for the disk; then recordings are given up.
-MAX_WAITING = 32 * 2**20
+#: Bytes waiting for the disk above which recordings are given up.
+MAX_WAITING_BYTES = 32 * 2**20
 
-#: Seconds without a write after which the parts of a session that is not open are somebody's who died.
-ABANDONED = 60.0
+#: Seconds without a write after which the parts of a session that is not open were left by a dead gateway.
+ABANDONED_SECONDS = 60.0
 
-#: Seconds after which what cannot be put together, or belongs to no session that is stored, is removed.
-HOPELESS = 86400.0
+#: Seconds after which parts that cannot be assembled, or whose session is not stored, are removed.
+HOPELESS_SECONDS = 86400.0
 
-#: Seconds that the disk may take for what a request asks.
-PATIENCE = 30.0
+#: Seconds that the disk may take for a request.
+DISK_TIMEOUT = 30.0
 
-#: Seconds that the last writes get at a stop.
-LAST_WRITES = 5.0
+#: Seconds that the last writes may take when the gateway stops.
+CLOSE_TIMEOUT = 5.0
 
-#: Sessions put together, and recordings removed, in one round of housekeeping.
-ROUND = 200
+#: Sessions that are assembled, and recordings that are removed, in one round of housekeeping at most.
+TIDY_BATCH = 200
 
 
 class Recordings:
-    """The recordings of one gateway's sessions; without a directory, nothing."""
+    """Records the sessions of one gateway; where the settings name no directory, every method does nothing."""
 
     def __init__(self, settings: Settings, name: str, broker: Broker, storage: Storage) -> None:
         self._directory = Path(settings.save_audio).absolute() if settings.save_audio else None
@@ -60,103 +60,123 @@ class Recordings:
         self._broker = broker
         self._storage = storage
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._waiting = 0
-        self._files: dict[str, int] = {}  # the thread's: session → file descriptor of its part
-        self._lost: set[str] = set()  # sessions of this gateway whose recording is given up
+        # Each counter has one writer, so neither needs a lock: the event loop, and the thread.
+        self._queued_bytes = 0
+        self._written_bytes = 0
+        self._files: dict[str, int] = {}  # written by the thread: session id → file descriptor of its part
+        self._lost: set[str] = set()  # ids of sessions of this gateway whose recording was given up
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recordings")
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
         if self._directory is not None:
             (self._directory / "incoming").mkdir(parents=True, exist_ok=True, mode=0o700)
             self._thread.start()
 
-    def chunks(self, sid: str, index: int, pieces: list[bytes], options: Options) -> None:
-        """Record chunks that Redis has, from this index on."""
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that wait for the disk."""
+        return self._queued_bytes - self._written_bytes
+
+    def record(self, sid: str, index: int, pieces: list[bytes], options: Options) -> None:
+        """Record consecutive chunks that Redis has; the first has this index."""
         if self._directory is not None:
             for number, data in enumerate(pieces, index):
-                self._chunk(sid, number, data, options)
+                self._record_chunk(sid, number, data, options)
 
-    def _chunk(self, sid: str, index: int, data: bytes, options: Options) -> None:
+    def _record_chunk(self, sid: str, index: int, data: bytes, options: Options) -> None:
         if sid in self._lost:
             return
-        if self._waiting + len(data) > MAX_WAITING:
+        if self.waiting_bytes + len(data) > MAX_WAITING_BYTES:
             self._lose(sid, "slow")
             self._queue.put(lambda: self._drop(sid))
             return
-        self._waiting += len(data)
+        self._queued_bytes += len(data)
         self._queue.put(lambda: self._write(sid, index, data, options))
 
-    def leave(self, sid: str, over: bool) -> None:
-        """The session is over and `keep` will be asked for; or it is another gateway's, or nobody's."""
+    def release(self, sid: str, over: bool) -> None:
+        """Close the part of a session that this gateway has no more.
+
+        Args:
+            sid: The id of the session.
+            over: Whether the session is over, so that `assemble` will be called here; or else another gateway has it.
+        """
         if self._directory is not None:
             self._queue.put(lambda: self._close(sid))
             if not over:
                 self._lost.discard(sid)
 
-    async def keep(self, sid: str, chunks: int | None = None) -> None:
-        """Make the recording of a session that is over and stored; it had so many chunks. Raises StorageError.
+    async def assemble(self, sid: str, chunks: int | None = None) -> None:
+        """Make the recording of a session that is over and stored.
 
-        What does not come about now, because a part is still being written or PostgreSQL is away, `tidy` does.
+        Where that is not possible now, because a part is still being written or PostgreSQL is away, `tidy` does it.
+
+        Args:
+            sid: The id of the session.
+            chunks: The number of its chunks; with fewer in the parts, nothing is made yet.
+
+        Raises:
+            StorageError: PostgreSQL cannot be asked.
+            Unavailable: The disk does not answer.
         """
         if self._directory is None:
             return
-        await self._written()
+        await self._wait_for_writes()
         if sid in self._lost:
             self._lost.discard(sid)
-            await self._blocking(archive_files.remove, sid)
+            await self._in_pool(archive_files.remove, sid)
             return
         try:
-            made = await self._blocking(archive_files.assemble, sid, self._settings.save_audio_as, chunks)
+            made = await self._in_pool(archive_files.assemble, sid, self._settings.save_audio_as, chunks)
         except (OSError, ValueError) as exc:
-            log.error("session=%s recording cannot be put together yet: %s", sid, exc)
+            log.error("session=%s the recording cannot be assembled yet: %s", sid, exc)
             return
         if made is None:
             return
         if await self._storage.set_audio(sid, made.path, made.size):
-            await self._blocking(archive_files.remove, sid, True)
+            await self._in_pool(archive_files.remove, sid, True)
             log.info("session=%s recorded chunks=%d bytes=%d file=%s", sid, made.chunks, made.size, made.path)
         elif await self._storage.known(sid):  # it was deleted meanwhile
-            await self._blocking(archive_files.remove, sid)
+            await self._in_pool(archive_files.remove, sid)
 
     async def delete(self, sid: str) -> None:
-        """Remove what there is of the session's recording; what is still written of it goes at its end."""
+        """Remove the recording of the session and its parts; of an open session, also what is written until its end."""
         if self._directory is not None:
             if sid in self._files:
                 self._lost.add(sid)
             self._queue.put(lambda: self._drop(sid))
-            await self._written()
-            await self._blocking(archive_files.remove, sid)
+            await self._wait_for_writes()
+            await self._in_pool(archive_files.remove, sid)
 
     async def find(self, sid: str) -> Path | None:
-        """The session's recording."""
-        found: Path | None = await self._blocking(archive_files.find, sid) if self._directory is not None else None
+        """Return the path of the session's recording; None if there is none."""
+        found: Path | None = await self._in_pool(archive_files.find, sid) if self._directory is not None else None
         return found
 
     async def tidy(self) -> None:
-        """Put together what was left by the dead, and remove what is older or more than the settings say."""
+        """Assemble what dead gateways left, and remove recordings beyond the age and number that the settings allow."""
         if self._directory is None:
             return
-        left = await self._blocking(archive_files.left, ABANDONED, ROUND)
+        left = await self._in_pool(archive_files.left, ABANDONED_SECONDS, TIDY_BATCH)
         for sid in set(left) - await self._broker.open_sessions(left) - self._files.keys():
-            await self.keep(sid)
-            if left[sid] > HOPELESS:
-                await self._blocking(archive_files.remove, sid, True)
+            await self.assemble(sid)
+            if left[sid] > HOPELESS_SECONDS:
+                await self._in_pool(archive_files.remove, sid, True)
         settings = self._settings
-        expired = await self._storage.expired_audio(settings.audio_keep_days, settings.audio_keep_per_user, ROUND)
+        expired = await self._storage.expired_audio(settings.audio_keep_days, settings.audio_keep_per_user, TIDY_BATCH)
         for sid in expired:
-            await self._blocking(archive_files.remove, sid)
+            await self._in_pool(archive_files.remove, sid)
         if expired:
             await self._storage.forget_audio(expired)
-            log.info("%d recordings removed: older or more than is kept", len(expired))
+            log.info("removed %d recordings: beyond --audio-keep-days or --audio-keep-per-user", len(expired))
 
     def close(self) -> None:
-        """Write what waits, for LAST_WRITES seconds at most. Blocks."""
+        """Write what waits. Blocks, for CLOSE_TIMEOUT seconds at most."""
         if self._thread.is_alive():
             self._queue.put(None)
-            self._thread.join(LAST_WRITES)
+            self._thread.join(CLOSE_TIMEOUT)
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _written(self) -> None:
-        """Wait until what was asked of the thread before is done."""
+    async def _wait_for_writes(self) -> None:
+        """Wait until the thread has done what was queued before."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def tell() -> None:
@@ -165,12 +185,12 @@ class Recordings:
 
         self._queue.put(tell)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(DISK_TIMEOUT):
                 await done.wait()
         except TimeoutError:
-            raise Unavailable("recordings_unavailable", "the disk of recordings does not answer") from None
+            raise Unavailable("recordings_unavailable", "the disk of the recordings does not answer") from None
 
-    async def _blocking(self, work: Callable[..., Any], *args: Any) -> Any:
+    async def _in_pool(self, work: Callable[..., Any], *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, self._directory, *args)
 
     def _lose(self, sid: str, reason: str) -> None:
@@ -185,13 +205,13 @@ class Recordings:
         while (work := self._queue.get()) is not None:
             try:
                 work()
-            except Exception:  # of a loop that has ended, say: the next recording is another's
+            except Exception:  # must not end the thread: the next item is of another recording
                 log.exception("a recording failed")
         for sid in list(self._files):
             self._close(sid)
 
     def _write(self, sid: str, index: int, data: bytes, options: Options) -> None:
-        self._waiting -= len(data)
+        self._written_bytes += len(data)
         if sid in self._lost:
             return
         try:
@@ -200,7 +220,7 @@ class Recordings:
             record = archive_files.RECORD.pack(index, len(data)) + data
             written = os.write(self._files[sid], record)
             if written < len(record):
-                os.write(self._files[sid], record[written:])  # says why
+                os.write(self._files[sid], record[written:])  # raises the reason
         except OSError as exc:
             full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             self._lose(sid, "full" if full else "broken")

@@ -222,7 +222,7 @@ class Sessions(Mapping[str, Session]):
         self._enqueued.observe(waited, count)
         self._chunks.value += count
         self._bytes.value += size
-        self._recordings.chunks(session.id, index, pieces, session.options)
+        self._recordings.record(session.id, index, pieces, session.options)
         if session.appended(index, size, count):
             # Those that share its entry come in this turn of the loop, and are acknowledged with it.
             asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
@@ -311,7 +311,7 @@ class Sessions(Mapping[str, Session]):
         self.keeping += 1
         try:
             await self._write_behind.wait_flushed(sid, 30.0)
-            await self._recordings.keep(sid, chunks)
+            await self._recordings.assemble(sid, chunks)
         except (StorageError, Unavailable) as exc:
             log.warning("session=%s recording is noted later: %s", sid, exc)
         finally:
@@ -436,7 +436,7 @@ class Sessions(Mapping[str, Session]):
     def _over(self, session: Session, how: str) -> None:
         self._open.pop(session.id, None)
         self.backlog.over(session.id)
-        self._recordings.leave(session.id, how not in ("moved", "gone"))
+        self._recordings.release(session.id, how not in ("moved", "gone"))
         self._admission.ended(session.id, session.owner)
         self._log_end(session, how)
 

@@ -338,14 +338,14 @@ async def test_what_a_dead_gateway_left_is_put_together(
     await until(lambda: opened.chunk_count == 1 and gateway.recordings._files)
     await gateway._tidy()
     assert await path_of(gateway, "s") is None  # too young
-    monkeypatch.setattr(recordings, "ABANDONED", -1)
+    monkeypatch.setattr(recordings, "ABANDONED_SECONDS", -1)
     await gateway._tidy()
     path = await path_of(gateway, "s")
     assert path is not None
     assert pcm_of((tmp_path / path).read_bytes())[2] == b"".join(pieces.values())
     left = archive_files.left(tmp_path, -1, 100)
     assert left.keys() == {"open", "never stored", "empty"}
-    monkeypatch.setattr(recordings, "HOPELESS", -1)
+    monkeypatch.setattr(recordings, "HOPELESS_SECONDS", -1)
     await gateway._tidy()
     assert archive_files.left(tmp_path, -1, 100).keys() == {"open"}
 
@@ -441,19 +441,19 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
 async def test_a_slow_disk_costs_recordings_and_no_memory(
     gateway: Gateway, worker: FakeWorker, stuck: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recordings, "MAX_WAITING", 100_000)
+    monkeypatch.setattr(recordings, "MAX_WAITING_BYTES", 100_000)
     opened = await session(gateway)
     began = time.monotonic()
     for index in range(20):
         gateway.sessions.append(opened, index, tone(1), True)
     await until(lambda: opened.chunk_count == 20)
-    assert gateway.recordings._waiting <= 100_000
+    assert gateway.recordings.waiting_bytes <= 100_000
     assert "s" in gateway.recordings._lost
     assert time.monotonic() - began < 15  # nothing waited for the disk
     gateway.sessions.finish(opened)
     await end(worker, "s", 20)
     stuck()
     await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
-    assert gateway.recordings._waiting == 0
+    assert gateway.recordings.waiting_bytes == 0
     assert await path_of(gateway, "s") is None
     assert await gateway.recordings.find("s") is None
