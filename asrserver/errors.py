@@ -23,10 +23,6 @@ class AsrError(Exception):
         self.message = message
         self.details = details
 
-    def event(self) -> dict[str, Any]:
-        """The error as an event of the internal model (and of the wire)."""
-        return {"type": "error", "code": self.code, "message": self.message, **self.details}
-
 
 class BadRequest(AsrError):
     """Raised when a message cannot be understood or is not allowed in the state the session is in."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from asrserver.broker.broker import Broker
 from asrserver.broker.replies import Claim
+from asrserver.protocol.events import Result
+from tests.events import durable
 from tests.waiting import until
 
 
@@ -28,25 +29,21 @@ class FakeWorker:
                 self.claims[sid] = claim
                 self._seq[sid] = 0
 
-    def event(self, sid: str, kind: str, **fields: Any) -> dict[str, Any]:
+    def event(self, sid: str, kind: str, **fields: Any) -> Result:
         """The session's next event, as a worker would make it."""
-        self._seq[sid] += 1
-        return {
-            "type": kind,
-            "seq": self._seq[sid],
-            "time": time.time(),
+        self._seq[sid] = seq = self._seq[sid] + 1
+        own = {
+            "session_id": sid,
+            "id": self.claims[sid].event_id(seq),
             "worker": self.broker.name,
-            "model": "none",
             "chunk_count": fields.get("chunk_index", -1) + 1,
             "total": 1.5,
-            "language": "en",
-            "segments": [],
-            **fields,
         }
+        return durable(kind, seq, **{**own, **fields})
 
     async def say(self, sid: str, kind: str, after: str = "0-1", **fields: Any) -> None:
         event = self.event(sid, kind, **fields)
-        assert await self.broker.append_event(self.claims[sid], event["seq"], event, after)
+        assert await self.broker.append_event(self.claims[sid], event, after)
 
     async def chunk(self, sid: str, index: int, text: str = "word") -> None:
         await self.say(sid, "chunk", f"{index + 1}-0", chunk_index=index, text=text, duration=0.5)

@@ -64,6 +64,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "faster_whisper": ("inference",),
     "hiredis": ("broker",),
     "matplotlib": ("loadtest",),
+    "msgspec": ("protocol",),
     "numpy": ("audio", "inference", "loadtest"),
     "orjson": ANYONE,
     "prometheus_client": ("telemetry",),

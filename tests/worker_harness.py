@@ -11,14 +11,17 @@ import imageio_ffmpeg
 import orjson
 
 from asrserver.broker.replies import Claim, Entry
-from asrserver.gateway.session import Options
 from asrserver.inference.engine import Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.transcriber import Transcriber
+from asrserver.protocol import codec
+from asrserver.protocol.events import Partial, Progress, Result
+from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors
 from tests.waiting import until
 
+#: An event as Redis holds it.
 Event = dict[str, Any]
 
 #: A second of silence.
@@ -52,16 +55,13 @@ class Voice:
         self.epoch = epoch
         self.said: list[Event] = []
 
-    async def append_event(
-        self, claim: Claim, number: int, event: Event, after: str, fields: dict[str, str] | None = None
-    ) -> bool:
-        assert number == len(self.said) + 1
+    async def append_event(self, claim: Claim, event: Result, after: str, fields: dict[str, str] | None = None) -> bool:
+        assert event.id == f"{self.epoch}-{len(self.said) + 1}"
         assert fields is not None
         assert orjson.loads(fields["state"])["after"] == after
-        name = f"{self.epoch}-{number}"
-        self.session.states[name] = fields["state"]
-        self.said.append(orjson.loads(orjson.dumps({**event, "id": name})))
-        self.session.in_order.append(event)
+        self.session.states[event.id] = fields["state"]
+        self.said.append(orjson.loads(codec.encode(event)))
+        self.session.in_order.append(self.said[-1])
         return True
 
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
@@ -69,12 +69,12 @@ class Voice:
         self.session.charged.append(total)
         return True
 
-    def publish(self, claim: Claim, event: Event) -> None:
-        self.session.guesses.append(event)
-        self.session.in_order.append(event)
-
-    def progress(self, claim: Claim, taken: int, total: float) -> None:
-        self.session.taken.append((taken, total))
+    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+        if isinstance(event, Progress):
+            self.session.taken.append((event.taken, event.total))
+        else:
+            self.session.guesses.append(orjson.loads(codec.encode(event)))
+            self.session.in_order.append(self.session.guesses[-1])
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
         self.session.buried.append((sid, entry, reason))
@@ -85,7 +85,7 @@ class Session:
 
     def __init__(self, recogniser: Recogniser, chunks: Sequence[bytes], first: int = 0, **options: Any) -> None:
         self.recogniser = recogniser
-        self.fields = {"options": orjson.dumps(Options(**options).asdict()).decode()}
+        self.fields = {"options": codec.encode_options(Options(**options))}
         self.entries = [Entry(f"{first + n + 1}-0", data, None) for n, data in enumerate(chunks)]
         last = f"{first + len(chunks)}-1" if chunks else "0-2"
         self.entries.append(Entry(last, None, "done"))
@@ -102,7 +102,8 @@ class Session:
         voice = Voice(self, epoch)
         state = {"state": self.states[events[-1]["id"]]} if events and self.states else {}
         said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
-        claim = Claim("s", "1-0", epoch, {**self.fields, **state}, list(events), said)
+        known = [codec.decode(orjson.dumps(event)) for event in events]
+        claim = Claim("s", "1-0", epoch, {**self.fields, **state}, known, said)
         transcriber = Transcriber(claim, self.recogniser, voice)
         transcriber.feed([entry for entry in self.entries if key(entry.id) > key(transcriber.cursor)])
         await transcriber.run()

@@ -23,7 +23,6 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 
-import orjson
 import psutil
 import uvloop
 from bench_storage import event
@@ -33,7 +32,8 @@ from asrserver.broker.broker import Broker
 from asrserver.broker.keys import audio_key, events_key, results_channel
 from asrserver.broker.pipeline import connect
 from asrserver.broker.replies import Claim
-from asrserver.gateway.session import Options
+from asrserver.protocol import codec
+from asrserver.protocol.options import Options
 
 CHUNK = bytes(range(256)) * 12 + bytes(128)
 
@@ -67,7 +67,7 @@ class Bench:
     async def _ours(self, name: str) -> dict[str, Used]:
         broker, count = self._broker, self._options.together
         sids = [f"{name}-{n}" for n in range(self._options.sessions)]
-        fields = {"gateway": "bench", "options": orjson.dumps(Options(mode="chunk").asdict()).decode()}
+        fields = {"gateway": "bench", "options": codec.encode_options(Options(mode="chunk"))}
         claims = {}
         for sid in sids:
             await broker.open_session(sid, sid, fields, time.time() + 600)
@@ -96,7 +96,7 @@ class Bench:
         async def emit(turn: int) -> None:
             def one(sid: str, index: int) -> Awaitable[bool]:
                 claim: Claim = claims[sid]
-                return broker.append_event(claim, index + 1, event(index), f"{index}-0")
+                return broker.append_event(claim, event(sid, index, claim.epoch), f"{index}-0")
 
             assert all(await asyncio.gather(*(one(sid, index) for sid, index in self._turn(sids, turn))))
 
@@ -126,7 +126,7 @@ class Bench:
         async def emit(turn: int) -> None:
             pipe = raw.pipeline(transaction=False)
             for sid, index in self._turn(sids, turn):
-                data = orjson.dumps({**event(index), "id": f"1-{index + 1}", "session_id": sid})
+                data = codec.encode(event(sid, index))
                 pipe.execute_command("XADD", events_key(sid), f"1-{index + 1}", "seq", index + 1, "data", data)
                 pipe.execute_command("PUBLISH", channel, data)
                 pipe.execute_command("XTRIM", audio_key(sid), "MINID", f"{index}-1")

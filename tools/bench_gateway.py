@@ -40,6 +40,7 @@ from asrserver.client import Client, Watch
 from asrserver.config import Settings
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
+from asrserver.protocol.events import ChunkResult
 
 CHUNK = bytes(3200)
 
@@ -115,21 +116,22 @@ async def _consume(settings: Settings) -> None:
 
     async def answer(sid: str, entry_id: str) -> None:
         counts[sid] += 1
-        event = {
-            "seq": counts[sid],
-            "type": "chunk",
-            "chunk_index": int(entry_id.partition("-")[0]) - 1,
-            "text": "",
-            "duration": 0.1,
-            "time": time.time(),
-            "worker": "bench",
-            "model": "none",
-            "chunk_count": counts[sid],
-            "total": counts[sid] / 10,
-            "language": None,
-            "segments": [],
-        }
-        await broker.append_event(claims[sid], counts[sid], event, entry_id)
+        event = ChunkResult(
+            session_id=sid,
+            seq=counts[sid],
+            id=claims[sid].event_id(counts[sid]),
+            chunk_index=int(entry_id.partition("-")[0]) - 1,
+            text="",
+            duration=0.1,
+            time=time.time(),
+            worker="bench",
+            model="none",
+            chunk_count=counts[sid],
+            total=counts[sid] / 10,
+            language=None,
+            segments=[],
+        )
+        await broker.append_event(claims[sid], event, entry_id)
 
     while True:
         for task, sid in await broker.claim(None, 100, 0.0):

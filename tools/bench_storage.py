@@ -21,9 +21,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
 
-import orjson
 import psutil
 import uvloop
 from benching import Servers, cpu, family, server_process, servers
@@ -32,13 +30,15 @@ from psycopg2.extras import Json
 from asrserver.broker.broker import Broker
 from asrserver.broker.keys import events_key
 from asrserver.gateway.persistence import WriteBehind, record, row
-from asrserver.gateway.session import Options
+from asrserver.protocol import codec
+from asrserver.protocol.events import ChunkResult, Segment, Word
+from asrserver.protocol.options import Options
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
 
 TEXT = "turn on the light in the kitchen and close the window"
 
-WORDS = [{"word": word, "start": n / 4, "end": n / 4 + 0.2, "confidence": 0.98} for n, word in enumerate(TEXT.split())]
+WORDS = [Word(word, n / 4, n / 4 + 0.2, 0.98) for n, word in enumerate(TEXT.split())]
 
 #: Columns of the raw statements: those that are given.
 TABLES = {
@@ -52,21 +52,21 @@ AGAIN = {
 }
 
 
-def event(number: int) -> dict[str, Any]:
+def event(sid: str, number: int, epoch: int = 1) -> ChunkResult:
     """What a worker says of chunk `number` (from 0)."""
-    segment = {
-        "number": number, "start": 2.0 * number, "end": 2.0 * number + 1.8, "text": TEXT, "language": "en",
-        "confidence": 0.97, "chunk_index": number, "words": WORDS,
-    }  # fmt: skip
-    return {
-        "seq": number + 1, "type": "chunk", "chunk_index": number, "text": TEXT, "duration": 2.0, "language": "en",
-        "time": time.time(), "received": time.time() - 0.3, "worker": "bench", "model": "demo",
-        "chunk_count": number + 1, "total": 2.0 * (number + 1), "segments": [segment],
-    }  # fmt: skip
+    segment = Segment(
+        number=number, start=2.0 * number, end=2.0 * number + 1.8, text=TEXT, language="en", confidence=0.97,
+        chunk_index=number, words=WORDS,
+    )  # fmt: skip
+    return ChunkResult(
+        session_id=sid, seq=number + 1, id=f"{epoch}-{number + 1}", chunk_index=number, text=TEXT, duration=2.0,
+        language="en", time=time.time(), received=time.time() - 0.3, worker="bench", model="demo",
+        chunk_count=number + 1, total=2.0 * (number + 1), segments=[segment],
+    )  # fmt: skip
 
 
 def fields() -> dict[str, str]:
-    options = orjson.dumps(Options(mode="chunk").asdict()).decode()
+    options = codec.encode_options(Options(mode="chunk"))
     return {"options": options, "user_id": "somebody", "created": str(time.time()), "gateway": "bench"}
 
 
@@ -128,14 +128,12 @@ class Bench:
         cost = Cost(self._processes)
         for sid in sids:
             await self._broker.open_session(sid, sid, fields(), time.time() + 600)
-        for events in self._batches():
+        for numbers in self._batches():
             pipeline = self._broker.pipeline
             for sid in sids:
-                for each in events:
-                    data = orjson.dumps({**each, "session_id": sid, "id": f"1-{each['seq']}"})
-                    pipeline.call(
-                        lambda _: None, "XADD", events_key(sid), f"1-{each['seq']}", "seq", each["seq"], "data", data
-                    )
+                for each in (event(sid, number) for number in numbers):
+                    data = codec.encode(each)
+                    pipeline.call(lambda _: None, "XADD", events_key(sid), each.id, "seq", each.seq, "data", data)
             await pipeline.drain()
             with cost:
                 for sid in sids:
@@ -144,13 +142,14 @@ class Bench:
         assert not self._write_behind.waiting
         return cost.total
 
-    def _batches(self) -> list[list[dict[str, Any]]]:
+    def _batches(self) -> list[range]:
+        """The chunks of each batch."""
         count = self._options.results
-        return [[event(batch * count + n) for n in range(count)] for batch in range(self._options.batches)]
+        return [range(batch * count, (batch + 1) * count) for batch in range(self._options.batches)]
 
     def _records(self, sids: list[str]) -> Iterator[list[Record]]:
-        for batch in self._batches():
-            yield [record(row(sid, fields()), batch) for sid in sids]
+        for numbers in self._batches():
+            yield [record(row(sid, fields()), [event(sid, number) for number in numbers]) for sid in sids]
 
 
 class Cost:

@@ -36,7 +36,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
-import orjson
 import psutil
 import uvloop
 from bench_worker import run_worker
@@ -49,13 +48,12 @@ from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Entry
 from asrserver.config import Settings
 from asrserver.errors import AsrError
-from asrserver.gateway.session import Options
 from asrserver.inference import silero
 from asrserver.inference.audio_thread import MAX_BATCH
 from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
-from asrserver.inference.event_log import SURE, Ledger
+from asrserver.inference.event_log import SURE, Coverage, EventLog
 from asrserver.inference.features import GrowingLogMel
-from asrserver.inference.recognise import Segment
+from asrserver.inference.recognise import RecognisedSegment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.whisper import Request, window_for
 from asrserver.inference.worker import load_model
@@ -63,6 +61,9 @@ from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import run
 from asrserver.loadtest.speech import FRAME, FRAME_SECONDS, Scripts, Sentence, load
 from asrserver.process.limits import die_with_parent
+from asrserver.protocol import codec
+from asrserver.protocol.events import Final, Published
+from asrserver.protocol.options import Options
 from asrserver.text.wer import spoken, word_errors
 
 #: The parts of the worker's CPU, and those beside it.
@@ -228,12 +229,12 @@ async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
     sids = [f"{name}-{number}" for number in range(some.connections)]
     finals: dict[str, asyncio.Future[str]] = {sid: loop.create_future() for sid in sids}
     subscribed = asyncio.Event()
-    asked = Options(mode="stream", format="pcm_s16le").asdict()
-    fields = {"gateway": broker.name, "options": orjson.dumps(asked).decode(), "user_id": ""}
+    asked = codec.encode_options(Options(mode="stream", format="pcm_s16le"))
+    fields = {"gateway": broker.name, "options": asked, "user_id": ""}
 
-    def told(event: dict[str, Any]) -> None:
-        if event["type"] == "final":
-            finals[event["session_id"]].set_result(event["text"])
+    def told(event: Published) -> None:
+        if isinstance(event, Final):
+            finals[event.session_id].set_result(event.text)
 
     def appended(error: Exception | None) -> None:
         for final in finals.values():
@@ -309,7 +310,9 @@ class StandIn:
         for task, sid in await self._broker.claim(None, 100, 0.0):
             claim = await self._broker.acquire(task, sid)
             if claim is not None:
-                self._sessions[sid] = Sitting(task, Ledger(claim, self._broker, "stand-in"), self._sentences)
+                options = codec.decode_options(claim.fields["options"])
+                log = EventLog(claim, self._broker, "stand-in", options)
+                self._sessions[sid] = Sitting(task, log, self._sentences)
         cursors = {sid: session.cursor for sid, session in self._sessions.items()}
         found = await self._broker.read_audio(cursors, READ_ENTRIES)
         await asyncio.gather(*(self._sessions[sid].take(entries) for sid, entries in found.items()))
@@ -325,11 +328,11 @@ class StandIn:
 class Sitting:
     """One session of the stand-in's: a segment a sentence."""
 
-    def __init__(self, task: str, ledger: Ledger, sentences: dict[bytes, Sentence]) -> None:
+    def __init__(self, task: str, log: EventLog, sentences: dict[bytes, Sentence]) -> None:
         self.task = task
         self.cursor = "0-1"
         self.over = False
-        self._ledger = ledger
+        self._log = log
         self._sentences = sentences
         self._seconds = 0.0
         self._border = open_decoder("pcm_s16le", RATE, 1).border(0).asdict()
@@ -337,15 +340,15 @@ class Sitting:
     async def take(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry.data is not None:
-                self._ledger.count(entry.index, entry.chunks)
+                self._log.count(entry.index, entry.chunks)
                 for at in range(0, len(entry.data), FRAME):
                     await self._hear(entry, entry.data[at : at + FRAME])
             elif entry.status is not None:
                 self.over = True
-                await self._ledger.say({"type": "final", "status": entry.status}, [], self._seconds, (entry.id, None))
+                await self._log.append_final(entry.status, Coverage([], self._seconds, (entry.id, None)))
         self.cursor = entries[-1].id
         if not self.over:
-            self._ledger.progress(self._seconds)
+            self._log.progress(self._seconds)
 
     async def _hear(self, entry: Entry, frame: bytes) -> None:
         self._seconds += FRAME_SECONDS
@@ -353,10 +356,10 @@ class Sitting:
         if sentence is None:
             return
         end = self._seconds + sentence.seconds / 2
-        segment = Segment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
-        event = {"type": "segment", "text": self._ledger.join([segment]), "language": "en"}
+        segment = RecognisedSegment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
         place = {"after": entry.id, "kind": None, "sample": int(end * RATE), "skip": 0, "border": self._border}
-        await self._ledger.say(event, [segment], self._seconds, (entry.id, place))
+        coverage = Coverage([segment], self._seconds, (entry.id, place))
+        await self._log.append_segment(self._log.join([segment]), "en", coverage)
 
 
 def table(found: dict[str, float], cores: float) -> list[str]:

@@ -43,7 +43,6 @@ from asrserver.audio.files import RATE, Samples
 from asrserver.broker.broker import Broker
 from asrserver.config import Settings
 from asrserver.embedded.redis import EmbeddedRedis
-from asrserver.gateway.session import Options
 from asrserver.inference import vad, worker
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.features import log_mel
@@ -51,6 +50,9 @@ from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.recognise import SLICE
 from asrserver.inference.whisper import Request, Whisper, find_model, length_limit, window_for
+from asrserver.protocol import codec
+from asrserver.protocol.events import ChunkResult, ErrorEvent, Final
+from asrserver.protocol.options import Options
 
 RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 
@@ -222,7 +224,7 @@ class Worker(Side):
         """Put the files into sessions by turns, and wait for all their results."""
         broker = Broker(self._settings.redis, "bench-gateway")
         await broker.open()
-        options = json.dumps(Options(mode="chunk", language="en").asdict())
+        options = codec.encode_options(Options(mode="chunk", language="en"))
         fields = {"gateway": "bench-gateway", "options": options, "user_id": ""}
         for name in names:
             await broker.open_session(name, name, fields, time.time() + 600)
@@ -239,11 +241,11 @@ class Worker(Side):
         return [said[names[number % len(names)]][number // len(names)] for number in range(len(files))]
 
     async def _results(self, broker: Broker, name: str) -> list[str]:
-        while not (events := await broker.read_events(name)) or events[-1]["type"] != "final":
+        while not (events := await broker.read_events(name)) or not isinstance(events[-1], Final):
             await asyncio.sleep(0.1)
-        if errors := [event for event in events if event["type"] == "error"]:
+        if errors := [event for event in events if isinstance(event, ErrorEvent)]:
             raise SystemExit(f"the worker failed: {errors[0]}")
-        return [event["text"] for event in events if event["type"] == "chunk"]
+        return [event.text for event in events if isinstance(event, ChunkResult)]
 
 
 def compare(name: str, side: Side, bare: Side, items: list[Any], options: argparse.Namespace) -> None:

@@ -50,6 +50,8 @@ from asrserver.broker.quota import Quota, minute
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
+from asrserver.protocol import codec
+from asrserver.protocol.events import Final, Partial, Progress, Published, Result
 
 __all__ = ["HEARTBEAT_EVERY", "STRIKES", "Broker", "Claim", "Entry", "LeaseRenewer", "WorkerJanitor"]
 
@@ -235,14 +237,14 @@ class Broker:
         found = await self.pipeline.submit("ZRANGEBYSCORE", OPEN, "-inf", now, "LIMIT", 0, count)
         return [sid.decode() for sid in found]
 
-    async def read_events(self, sid: str, after: str = "0-1") -> list[dict[str, Any]]:
+    async def read_events(self, sid: str, after: str = "0-1") -> list[Result]:
         """Durable events past an id, oldest first."""
         entries = await self.pipeline.submit("XRANGE", events_key(sid), f"({after}", "+")
         return replies.events(entries)
 
     async def read_sessions(
         self, after: Mapping[str, str], known: Collection[str] = ()
-    ) -> dict[str, tuple[dict[str, str], list[dict[str, Any]]]]:
+    ) -> dict[str, tuple[dict[str, str], list[Result]]]:
         """Fields and durable events past an id, of several sessions in one round trip; no fields of those `known`."""
         fields = {sid: self.pipeline.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
         events = {sid: self.pipeline.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
@@ -289,12 +291,13 @@ class Broker:
         info = await self.pipeline.submit("INFO", "memory")
         return info["used_memory"] / info["maxmemory"] if info.get("maxmemory") else 0.0
 
-    async def subscribe(self, on_event: Callable[[dict[str, Any]], None], on_subscribed: Callable[[], None]) -> None:
-        """Hand every result published to this gateway to `on_event`, for ever.
+    async def subscribe(self, on_event: Callable[[Published], None], on_subscribed: Callable[[], None]) -> None:
+        """Hand every event published to this gateway to `on_event`, for ever.
 
         `on_subscribed` is called at each (re)subscription: what was published before it may be lost.
         """
-        await listen(self._client, results_channel(self.name), on_event, on_subscribed)
+        channel = results_channel(self.name)
+        await listen(self._client, channel, lambda data: on_event(codec.decode_published(data)), on_subscribed)
 
     # -- worker: claims, audio, events ---------------------------------------------------------------------------
 
@@ -319,7 +322,7 @@ class Broker:
 
     async def listen_for_ends(self, on_end: Callable[[str], None]) -> None:
         """Tell `on_end` the id of every session that ends, for ever. One that goes by is seen when it is read next."""
-        await listen(self._client, ENDED, lambda event: on_end(event["session_id"]), lambda: None)
+        await listen(self._client, ENDED, lambda data: on_end(orjson.loads(data)["session_id"]), lambda: None)
 
     async def _block(self, *command: Any) -> Any:
         """A command that waits in Redis, on a connection of its own: in the pipeline it would hold up all others."""
@@ -338,13 +341,13 @@ class Broker:
             self.pipeline.submit("LRANGE", transcript_key(sid), 0, -1),
         )
         events = replies.events(entries)
-        if epoch is None or not fields or (events and events[-1]["type"] == "final"):
+        if epoch is None or not fields or (events and isinstance(events[-1], Final)):
             await asyncio.gather(
                 self.pipeline.submit("XACK", TASKS, GROUP, task), self.pipeline.submit("XDEL", TASKS, task)
             )
             return None
         session = replies.strings(fields)
-        counted = max(events[-1].get("total", 0.0) if events else 0.0, float(session.get("charged", 0.0)))
+        counted = max(events[-1].total if events else 0.0, float(session.get("charged", 0.0)))
         return Claim(sid, task, epoch, session, events, replies.texts(transcript), counted)
 
     async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
@@ -359,7 +362,7 @@ class Broker:
         }
 
     async def append_event(
-        self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: Mapping[str, str] | None = None
+        self, claim: Claim, event: Result, after: str, fields: Mapping[str, str] | None = None
     ) -> bool:
         """Make an event durable and publish it; False if another worker owns the session now.
 
@@ -367,11 +370,9 @@ class Broker:
         it. A final event gives the lease back. The audio that is new in the event's `total` is charged to the key.
         """
         sid = claim.sid
-        event_id = f"{claim.epoch}-{number}"
-        payload = orjson.dumps({**event, "id": event_id, "session_id": sid})
         owner = claim.fields.get("owner", "")
-        texts = [(segment["text"], segment["language"]) for segment in event.get("segments", ())]
-        charge = max(0.0, event.get("total", 0.0) - claim.counted) if owner else 0.0
+        texts = [(segment.text, segment.language) for segment in event.segments]
+        charge = max(0.0, event.total - claim.counted) if owner else 0.0
         try:
             accepted = bool(
                 await self.pipeline.submit(
@@ -384,11 +385,11 @@ class Broker:
                     TASKS,
                     quota_key(owner, minute()),
                     transcript_key(sid),
-                    event_id,
-                    event["seq"],
-                    payload,
+                    event.id,
+                    event.seq,
+                    codec.encode(event),
                     _following(after),
-                    "1" if event["type"] == "final" else "0",
+                    "1" if isinstance(event, Final) else "0",
                     claim.task,
                     GROUP,
                     f"{charge:.3f}",
@@ -415,19 +416,13 @@ class Broker:
         claim.counted = max(claim.counted, total)
         return accepted
 
-    def publish(self, claim: Claim, event: dict[str, Any]) -> None:
-        """Publish what may be lost, a partial result: it is stored nowhere, and none of an older owner's gets out."""
-        sid = claim.sid
-        payload = orjson.dumps({**event, "session_id": sid})
-        keys = (events_key(sid), session_key(sid))
+    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+        """Publish what may be lost: it is stored nowhere, and none of an older owner's gets out."""
         if self.pipeline.bytes > MAX_PARTIAL_BYTES:
-            return  # Redis is away or behind: a guess is worth less than what waits
+            return  # Redis is away or behind: a partial result is worth less than what waits
+        payload = codec.encode(event)
+        keys = (events_key(claim.sid), session_key(claim.sid))
         self.pipeline.call(_ignore, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
-
-    def progress(self, claim: Claim, taken: int, total: float) -> None:
-        """Tell the gateway that the chunks up to the index `taken` wait no longer, where no result of theirs does; and
-        how many seconds of audio the session has by then."""
-        self.publish(claim, {"type": "progress", "taken": taken, "total": round(total, 3)})
 
     async def release(self, tasks: Iterable[str] = ()) -> int:
         """Give sessions up so that any worker may claim them at once: those of the tasks, or all."""

@@ -8,6 +8,9 @@ from typing import Any
 
 import orjson
 
+from asrserver.protocol import codec
+from asrserver.protocol.events import Result, UnknownEvent
+
 
 @dataclass(slots=True)
 class Claim:
@@ -17,9 +20,13 @@ class Claim:
     task: str
     epoch: int
     fields: dict[str, str]
-    events: list[dict[str, Any]]  # the last ones, without those that are stored and delivered for long
+    events: list[Result]  # the last ones, without those that are stored and delivered for long
     transcript: list[tuple[str, str]] = field(default_factory=list)  # (text, language) of every segment
     counted: float = 0.0  # seconds of audio that its key's quota has been charged for
+
+    def event_id(self, number: int) -> str:
+        """The id of this owner's durable event with the number, from 1."""
+        return f"{self.epoch}-{number}"
 
 
 @dataclass(slots=True)
@@ -59,9 +66,20 @@ def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     return found
 
 
-def events(entries: Any) -> list[dict[str, Any]]:
+def events(entries: Any) -> list[Result]:
     """Durable events."""
-    return [orjson.loads(fields[b"data"]) for _, fields in pairs(entries) if b"data" in fields]
+    return [_event(entry_id, fields) for entry_id, fields in pairs(entries) if b"data" in fields]
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Result:
+    event: Result
+    try:
+        event = codec.decode(fields[b"data"])
+    except ValueError as exc:  # one that cannot be read must not hold up all others
+        event = UnknownEvent(session_id="", type="", problem=str(exc))
+    if isinstance(event, UnknownEvent):  # whatever it is, it has a place among the others
+        return event.placed(entry_id.decode(), int(fields[b"seq"]))
+    return event
 
 
 def texts(items: Iterable[bytes]) -> list[tuple[str, str]]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
 
-import orjson
 import redis
 import redis.asyncio
 
@@ -22,10 +20,10 @@ SILENCE_SECONDS = 15.0
 async def listen(
     client: redis.asyncio.Redis,
     channel: str,
-    on_event: Callable[[dict[str, Any]], None],
+    on_message: Callable[[bytes], None],
     on_subscribed: Callable[[], None],
 ) -> None:
-    """Hand every event published to the channel to `on_event`; `on_subscribed` is called at each (re)subscription."""
+    """Hand every message of the channel to `on_message`; `on_subscribed` is called at each (re)subscription."""
     delay = 0.05
     while True:
         pubsub = client.pubsub()
@@ -46,9 +44,9 @@ async def listen(
                     on_subscribed()
                 elif message["type"] == "message":
                     try:
-                        on_event(orjson.loads(message["data"]))
+                        on_message(message["data"])
                     except Exception:  # anyone may publish; what is durable is read again
-                        log.exception("a published result could not be taken")
+                        log.exception("a published message could not be handled")
         except CONNECTION_ERRORS as exc:
             log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
         finally:

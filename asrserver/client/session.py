@@ -16,7 +16,8 @@ from tornado.websocket import WebSocketClosedError
 
 from asrserver.client.connection import ClientConnection
 from asrserver.client.errors import Event, ServerError
-from asrserver.protocol.frames import BINARY, HEADER, TEXT, FrameProtocol, StreamClosedError
+from asrserver.protocol.frames import BINARY, TEXT, FrameProtocol, StreamClosedError
+from asrserver.protocol.native import HEADER
 
 if TYPE_CHECKING:
     from asrserver.client.client import Client

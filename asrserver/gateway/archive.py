@@ -25,7 +25,7 @@ from asrserver.broker.broker import Broker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway import archive_files
-from asrserver.gateway.session import Options
+from asrserver.protocol.options import Options
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
 

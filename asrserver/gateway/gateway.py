@@ -14,7 +14,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
 
 from asrserver.auth import Access, Key
 from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
@@ -25,10 +24,12 @@ from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.room import RoomGate
-from asrserver.gateway.session import Session, Start
-from asrserver.gateway.sessions import REPAIR_EVERY, Event, Send, Sessions
+from asrserver.gateway.session import Send, Session
+from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
+from asrserver.protocol.events import Refusal, Result
+from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
@@ -130,13 +131,21 @@ class Gateway:
         level = logging.INFO if at_door else logging.DEBUG  # not a line a chunk
         log.log(level, "refused code=%s from %s key=%s", error.code, address, key_id or "-")
 
-    async def start(self, message: dict[str, Any], send: Send, owner: str = "", siblings: int = 0) -> Session:
-        """Open a session as a `start` message asks, of the key `owner`, on a connection with `siblings` other sessions.
+    async def start(self, asked: Start, send: Send, owner: str = "", siblings: int = 0) -> Session:
+        """Open a session.
 
-        Raises BadRequest, Refused or Unavailable.
+        Args:
+            asked: What the client asks for.
+            send: Where the session's events go.
+            owner: Id of the API key it belongs to; empty where there are no keys.
+            siblings: Open sessions of the same connection.
+
+        Raises:
+            BadRequest: The id is in use, or an option is not for this model.
+            Refused: A limit is reached.
+            Unavailable: Not now: no room, shutting down, Redis away.
         """
         self._refuse_when_closing()
-        asked = Start.parse(message)
         language = asked.options.language
         if language and self._languages and language not in self._languages:
             known = ", ".join(sorted(self._languages))
@@ -145,10 +154,10 @@ class Gateway:
             raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
-    async def resume(self, message: dict[str, Any], send: Send, owner: str = "") -> tuple[Session, list[Event]]:
-        """Take a session as a `resume` message asks, with what its client has not got, as Sessions.resume does."""
+    async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:
+        """Take a session over, with the events that its client has not got; see Sessions.resume."""
         self._refuse_when_closing()
-        return await self.sessions.resume(message, send, owner)
+        return await self.sessions.resume(asked, send, owner)
 
     async def place(self) -> int:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
@@ -235,7 +244,7 @@ class Gateway:
                 limit = self.settings.session_idle_timeout
                 error = Refused(408, "session_idle", f"no audio came for {limit:g} s", session_id=session.id)
                 self.refused(error, None, session.owner)
-                session.send(error.event())
+                session.send(Refusal.of(error))
                 self.sessions.end(session, "interrupted")
             if session.owner:
                 waiting[session.owner] = waiting.get(session.owner, 0.0) + self.sessions.backlog.waiting(session.id)

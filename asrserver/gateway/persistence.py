@@ -12,15 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import orjson
-
 from asrserver.broker.broker import Broker
 from asrserver.errors import Unavailable
 from asrserver.process.aio import Notifier
+from asrserver.protocol import codec
+from asrserver.protocol.events import ChunkResult, ErrorEvent, Final, Result, Segment, UnknownEvent
 from asrserver.storage.errors import StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
@@ -137,6 +138,7 @@ class WriteBehind:
             found = await self._broker.read_sessions(after, known)
             records = []
             for sid, (fields, events) in found.items():
+                await self._report_unknown(sid, events)
                 try:
                     if fields:
                         batch[sid].session = row(sid, fields)
@@ -150,14 +152,14 @@ class WriteBehind:
         except BaseException:
             self._dirty |= batch
             raise
-        _measure(began, [event["time"] for _, events in found.values() for event in events])
+        _measure(began, [event.time for _, events in found.values() for event in events if event.time])
         self._waits_since = began if self._dirty else None
         over = []
         for sid, (fields, events) in found.items():
             if not fields and sid not in known:
                 log.warning("session=%s is gone from Redis: nothing to store", sid)
                 over.append(sid)
-            elif events and events[-1]["type"] == "final":
+            elif events and isinstance(events[-1], Final):
                 over.append(sid)
                 self._dirty.pop(sid, None)
             elif events:
@@ -174,13 +176,21 @@ class WriteBehind:
         while len(self._clean) > REMEMBERED:  # those that another gateway has now, above all
             del self._clean[next(iter(self._clean))]
 
-    async def _advance(self, sid: str, upto: _Flushed, last: dict[str, Any]) -> None:
+    async def _report_unknown(self, sid: str, events: Sequence[Result]) -> None:
+        for event in events:
+            if isinstance(event, UnknownEvent):
+                what = f"event {event.id} of type {event.type!r}: {event.problem or 'this release does not know it'}"
+                log.warning("session=%s is stored without %s", sid, what)
+                if event.problem:
+                    await self._broker.dead_letter(sid, "", f"not stored: {what}")
+
+    async def _advance(self, sid: str, upto: _Flushed, last: Result) -> None:
         """The session's events are stored up to the `last`: let go of those that nobody can want any more."""
-        upto.stored = last["id"]
-        here = (last["id"], last["seq"])
+        upto.stored = last.id
+        here = (last.id, last.seq)
         if upto.mark is None:
             upto.mark = here
-        elif min(last["seq"], upto.sent) >= upto.mark[1] + KEEP:
+        elif min(last.seq, upto.sent) >= upto.mark[1] + KEEP:
             await self._broker.forget_events(sid, upto.mark[0])
             upto.mark = here
 
@@ -199,56 +209,68 @@ def row(sid: str, fields: dict[str, str]) -> dict[str, Any]:
         "user_id": fields.get("user_id") or None,
         "owner": fields.get("owner") or None,
         "status": "recording",
-        "mode": orjson.loads(fields["options"])["mode"],
+        "mode": codec.decode_options(fields["options"]).mode,
         "created_at": datetime.fromtimestamp(float(fields["created"]), UTC),
     }
 
 
-def record(session: dict[str, Any], events: list[dict[str, Any]]) -> Record:
-    """The rows of a session, as it began, and of its (new) durable events."""
+def record(session: dict[str, Any], events: Sequence[Result]) -> Record:
+    """Make rows of a session's new durable events.
+
+    Args:
+        session: Its row as it began, as `row` made it.
+        events: The events, oldest first.
+    """
     session, sid = dict(session), session["id"]
     chunks, segments = [], []
     for event in events:
-        at = datetime.fromtimestamp(event["time"], UTC)
-        session["model"] = event["model"]
-        session["total_duration"] = event["total"]
-        session["chunk_count"] = event["chunk_count"]
-        if event.get("language"):
-            session["language"] = event["language"]
-        if event.get("chunk_index") is not None:
-            chunks.append(_chunk(sid, event, at))
-        segments += [_segment(sid, event, segment) for segment in event["segments"]]
-        if event["type"] == "final":
-            session |= {"status": event["status"], "final_text": event["text"], "completed_at": at}
-        elif event["type"] == "error" and event.get("chunk_index") is None:
-            session |= {"error_code": event["code"], "error_message": event["message"]}
+        at = datetime.fromtimestamp(event.time, UTC)
+        session |= {"total_duration": event.total, "chunk_count": event.chunk_count}
+        if event.model:
+            session["model"] = event.model
+        if event.language:
+            session["language"] = event.language
+        match event:
+            case ChunkResult():
+                chunks.append(_answer(sid, event, at) | _text(event))
+            case ErrorEvent(chunk_index=None):
+                session |= _error(event)
+            case ErrorEvent():
+                chunks.append(_answer(sid, event, at) | _error(event))
+            case Final():
+                session |= {"status": event.status, "final_text": event.text, "completed_at": at}
+        segments += [_segment(sid, event.worker, segment) for segment in event.segments]
     return Record(session, chunks, segments)
 
 
-def _chunk(sid: str, event: dict[str, Any], at: datetime) -> dict[str, Any]:
+def _answer(sid: str, event: ChunkResult | ErrorEvent, at: datetime) -> dict[str, Any]:
     return {
         "session_id": sid,
-        "chunk_index": event["chunk_index"],
-        "text": event.get("text"),
-        "duration": event.get("duration"),
-        "language": event.get("language"),
-        "error_code": event.get("code"),
-        "error_message": event.get("message"),
-        "received_at": event.get("received"),
+        "chunk_index": event.chunk_index,
+        "language": event.language,
+        "received_at": event.received,
         "recognised_at": at,
     }
 
 
-def _segment(sid: str, event: dict[str, Any], segment: dict[str, Any]) -> dict[str, Any]:
+def _text(event: ChunkResult) -> dict[str, Any]:
+    return {"text": event.text, "duration": event.duration}
+
+
+def _error(event: ErrorEvent) -> dict[str, Any]:
+    return {"error_code": event.code, "error_message": event.message}
+
+
+def _segment(sid: str, worker: str, segment: Segment) -> dict[str, Any]:
     return {
         "session_id": sid,
-        "number": segment["number"],
-        "chunk_index": segment.get("chunk_index"),
-        "start_time": segment["start"],
-        "end_time": segment["end"],
-        "text": segment["text"],
-        "language": segment["language"],
-        "confidence": segment["confidence"],
-        "words": segment.get("words"),
-        "worker": event["worker"],
+        "number": segment.number,
+        "chunk_index": segment.chunk_index,
+        "start_time": segment.start,
+        "end_time": segment.end,
+        "text": segment.text,
+        "language": segment.language,
+        "confidence": segment.confidence,
+        "words": [word.asdict() for word in segment.words] or None,
+        "worker": worker,
     }

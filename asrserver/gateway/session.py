@@ -1,25 +1,20 @@
-"""What a session is, as its gateway sees it: options, states, the order of chunks and of results.
+"""One session as its gateway sees it: its state, the order of its chunks and of its results.
 
-Knows neither Tornado nor Redis: what it returns are events (dicts) in the order in which the client gets them.
+Knows neither Tornado nor Redis: what it returns are events in the order in which the client gets them.
 """
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from asrserver.errors import AsrError, BadRequest
+from asrserver.protocol.events import Final, Partial, Received, Result, Resumed, SessionEvent
+from asrserver.protocol.options import Options
 
 if TYPE_CHECKING:
     from asrserver.gateway.rate_limits import RateMeter
-
-#: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
-SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
 
 #: Redis stream ids are 64-bit; this is far below, and still more chunks than anyone sends.
 MAX_INDEX = 2**48
@@ -28,140 +23,11 @@ MAX_INDEX = 2**48
 MAX_REFUSED = 1000
 
 #: Chunks, and their bytes, after which what may be acknowledged later is at once: clients have larger windows.
-TOGETHER = 16
-TOGETHER_BYTES = 1 << 20
+MAX_UNACKNOWLEDGED = 16
+MAX_UNACKNOWLEDGED_BYTES = 1 << 20
 
-#: Seconds between partial results, if nothing else is asked for.
-PARTIAL_INTERVAL = 0.5
-
-MODES = ("auto", "chunk", "stream")
-FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
-TASKS = ("transcribe", "translate")
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a client asks for in `start`.
-
-    `mode` chunk: each chunk is an utterance of its own. `stream`: all chunks are one recording. `auto`: a chunk that
-    opens a container, or a second or more of raw PCM, is an utterance; anything else continues the one before.
-    `format`, `sample_rate` (hertz) and `channels` describe headerless audio. `silence` (seconds) ends a segment; None
-    is the server's own. `partials` are asked for every `partial_interval` seconds.
-    """
-
-    mode: str = "auto"
-    format: str = "auto"
-    sample_rate: int = 16000
-    channels: int = 1
-    language: str | None = None
-    task: str = "transcribe"
-    prompt: str = ""
-    hotwords: str = ""
-    partials: bool = False
-    partial_interval: float = PARTIAL_INTERVAL
-    silence: float | None = None
-    word_timestamps: bool = False
-
-    @classmethod
-    def parse(cls, message: dict[str, Any]) -> Options:
-        """The options of a `start` message; raises BadRequest naming the field. Unknown fields are ignored."""
-        given = {key: message[key] for key in cls.__slots__ if message.get(key) is not None}
-        options = cls(**given)
-        _one_of("mode", options.mode, MODES)
-        _one_of("format", options.format, FORMATS)
-        _one_of("task", options.task, TASKS)
-        _whole("sample_rate", options.sample_rate, 8000, 48000)
-        _whole("channels", options.channels, 1, 2)
-        _flag("partials", options.partials)
-        _flag("word_timestamps", options.word_timestamps)
-        _seconds("partial_interval", options.partial_interval, 0.1, 10.0)
-        if options.silence is not None:
-            _seconds("silence", options.silence, 0.1, 5.0)
-        for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
-            if not isinstance(value, str) or len(value) > 1000 or "\x00" in value:
-                raise BadRequest("bad_option", f"{name} must be a text of at most 1000 characters", option=name)
-        language = options.language
-        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2,3}", language)):
-            raise BadRequest("bad_option", "language must be a code such as en or zh, or null", option="language")
-        return options
-
-    @property
-    def bytes_per_second(self) -> int:
-        """Of headerless audio."""
-        return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
-
-    @property
-    def borderless(self) -> bool:
-        """Whether it means nothing where a chunk ends and the next begins."""
-        return self.mode == "stream" and self.format != "auto"
-
-    def asdict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise BadRequest("bad_option", f"{name} must be one of {', '.join(allowed)}", option=name)
-
-
-def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise BadRequest("bad_option", f"{name} must be a whole number from {low} to {high}", option=name)
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise BadRequest("bad_option", f"{name} must be true or false", option=name)
-
-
-def _seconds(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise BadRequest("bad_option", f"{name} must be a number of seconds from {low:g} to {high:g}", option=name)
-
-
-def valid_id(value: Any, name: str) -> str:
-    """A session or user id that may be used in keys, rows and logs; raises BadRequest."""
-    if not isinstance(value, str) or not SESSION_ID.fullmatch(value):
-        raise BadRequest("bad_id", f"{name} must be 1 to 128 characters without spaces, braces or control characters")
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a `start` message asks for. `sid` is empty where the client leaves the id to the server."""
-
-    sid: str
-    user_id: str
-    options: Options
-    resumable: bool  # the client says that it resumes
-
-    @classmethod
-    def parse(cls, message: dict[str, Any]) -> Start:
-        """Raises BadRequest naming the field."""
-        sid, user_id = (
-            "" if message.get(name) in (None, "") else valid_id(message[name], name)
-            for name in ("session_id", "user_id")
-        )
-        return cls(sid, user_id, Options.parse(message), message.get("resume") is True)
-
-
-@dataclass(frozen=True, slots=True)
-class Link:
-    """How a session is carried on its connection, as `start` or `resume` asks: `channel` names it in binary frames,
-    acknowledgements come every `ack_interval` seconds, or (0) one for each chunk."""
-
-    channel: int | None
-    ack_interval: float
-
-    @classmethod
-    def parse(cls, message: dict[str, Any]) -> Link:
-        """Raises BadRequest naming the field."""
-        channel, interval = message.get("channel"), message.get("ack_interval")
-        if channel is not None:
-            _whole("channel", channel, 0, 2**32 - 1)
-        if interval is not None:
-            _seconds("ack_interval", interval, 0.0, 5.0)
-        return cls(channel, float(interval or 0.0))
+#: Where a session's events go.
+Send = Callable[[SessionEvent], None]
 
 
 class Session:
@@ -215,7 +81,7 @@ class Session:
         sid: str,
         user_id: str,
         options: Options,
-        send: Callable[[dict[str, Any]], None] | None,
+        send: Send | None,
         owner: str = "",
     ) -> None:
         self.id = sid
@@ -250,23 +116,32 @@ class Session:
         self._seq = 0  # of the last event that was taken
         self.sent = 0  # of the last one that the client was sent
         self.missed = 0  # results that it asked for and Redis has no more
-        self._held: list[dict[str, Any]] = []  # results that came before their chunk's acknowledgement
+        self._held: list[Result] = []  # results that came before their chunk's acknowledgement
 
     @classmethod
     def resumed(
         cls,
         sid: str,
-        fields: dict[str, str],
-        events: list[dict[str, Any]],
+        options: Options,
+        fields: Mapping[str, str],
+        events: Sequence[Result],
         last_seq: int,
-        send: Callable[[dict[str, Any]], None],
+        send: Send,
     ) -> Session:
-        """The session as Redis has it, for a client that has its results up to `last_seq`.
+        """Rebuild the session from what Redis has of it, for a client that has its results up to `last_seq`.
 
-        `fields` are its hash's, `events` its durable ones, but for the oldest of very many: of what is `missed` the
-        client can have no more than the final text. Raises BadRequest if `last_seq` is past the last of them.
+        Args:
+            sid: Its id.
+            options: Its options.
+            fields: Its hash.
+            events: Its durable events, oldest first; of very many, the oldest are gone. The client gets no more of what
+                is `missed` than the final text.
+            last_seq: The last event that the client has; 0: none.
+            send: Where its events go.
+
+        Raises:
+            BadRequest: `last_seq` is past the last of the events.
         """
-        options = Options.parse(orjson.loads(fields["options"]))
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
         session.move = int(fields["moves"])
@@ -274,19 +149,23 @@ class Session:
         if "last" in fields:
             session._first, session._last = int(fields["first"]), int(fields["last"])
             session._acknowledged = session._last
-        first, last = (events[0]["seq"], events[-1]["seq"]) if events else (1, 0)
+        first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
         if last_seq > last:
             raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
         session.missed = max(0, first - 1 - last_seq)
         session._seq = session.sent = last_seq + session.missed
-        taken = [event for event in events if event["seq"] <= last_seq]
+        taken = [event for event in events if event.seq <= last_seq]
         if taken:
-            session.last_event = taken[-1]["id"]
-            session.state = "over" if taken[-1]["type"] == "final" else session.state
-        answers = [event["chunk_index"] for event in events if event.get("chunk_index") is not None]
-        answered = [event["chunk_index"] for event in taken if event.get("chunk_index") is not None]
+            session.last_event = taken[-1].id
+            session.state = "over" if isinstance(taken[-1], Final) else session.state
+        answers = [event.chunk_index for event in events if event.chunk_index is not None]
+        answered = [event.chunk_index for event in taken if event.chunk_index is not None]
         session._answered = max(answered, default=answers[0] - 1 if answers else -1)
         return session
+
+    def resumption(self) -> Resumed:
+        """What a client that resumes is answered."""
+        return Resumed(session_id=self.id, state=self.state, next_chunk_index=self.next_index, missed=self.missed)
 
     @property
     def last(self) -> int | None:
@@ -375,7 +254,7 @@ class Session:
         if index in self._unacknowledged:
             self._unacknowledged[index] += 1
         else:
-            self._tell(self._ack(index))
+            self._tell(Received(self.id, index))
         return False
 
     def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
@@ -391,12 +270,12 @@ class Session:
             self._unsaid += count
             self._unsaid_bytes += size
             ending = self.state != "recording" and not self._unacknowledged
-            if self._unsaid >= TOGETHER or self._unsaid_bytes >= TOGETHER_BYTES or ending:
+            if self._unsaid >= MAX_UNACKNOWLEDGED or self._unsaid_bytes >= MAX_UNACKNOWLEDGED_BYTES or ending:
                 self.acknowledge()
         else:
             for one, times in owed.items():
                 for _ in range(times):
-                    self._tell(self._ack(one))
+                    self._tell(Received(self.id, one))
         if self._held:
             held, self._held = self._held, []
             for event in held:
@@ -407,38 +286,34 @@ class Session:
         """Acknowledge what Redis has and the client was not told."""
         if self._unsaid:
             self._unsaid = self._unsaid_bytes = 0
-            self._tell({**self._ack(self._acknowledged), "through": True})
+            self._tell(Received(self.id, self._acknowledged, through=True))
 
-    def _ack(self, index: int) -> dict[str, Any]:
-        return {"type": "ack", "session_id": self.id, "chunk_index": index, "status": "received"}
-
-    def deliver(self, event: dict[str, Any]) -> bool:
+    def deliver(self, event: Result) -> bool:
         """Take a durable event; False if one before it is missing and must be read from the broker.
 
         An event that was taken before changes nothing.
         """
-        seq = event["seq"]
-        if seq <= self._seq:
+        if event.seq <= self._seq:
             return True
-        if seq != self._seq + 1:
+        if event.seq != self._seq + 1:
             return False
-        self._seq = seq
-        self.last_event = event["id"]
+        self._seq = event.seq
+        self.last_event = event.id
         self.heard = time.monotonic()
         self._release(event)
         return True
 
-    def guess(self, event: dict[str, Any]) -> bool:
+    def deliver_partial(self, event: Partial) -> bool:
         """Pass a partial result on; False if the durable event that it follows is still to come."""
-        if event["follows"] > self._seq:
+        if event.follows > self._seq:
             return False
         if not self._held and self.state != "over":
             self._tell(event)
         return True
 
-    def _release(self, event: dict[str, Any]) -> None:
-        index = event.get("chunk_index")
-        owing = self._unacknowledged if event["type"] == "final" else index in self._unacknowledged
+    def _release(self, event: Result) -> None:
+        index = event.chunk_index
+        owing = self._unacknowledged if isinstance(event, Final) else index in self._unacknowledged
         if owing or self._held:
             self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
             return
@@ -446,12 +321,12 @@ class Session:
             self._answered = max(index, self._answered)
         self.results += 1
         if self.send is not None:
-            self.sent = event["seq"]
-        if event["type"] == "final":
+            self.sent = event.seq
+        if isinstance(event, Final):
             self.state = "over"
         self._tell(event)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: SessionEvent) -> None:
         if self._unsaid:
             self.acknowledge()  # before any result
         if self.send is not None:

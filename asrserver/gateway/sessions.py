@@ -14,8 +14,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-import orjson
-
 from asrserver.broker.broker import Broker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
@@ -23,9 +21,12 @@ from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.persistence import WriteBehind
-from asrserver.gateway.session import Options, Session, Start, valid_id
+from asrserver.gateway.session import Send, Session
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
+from asrserver.protocol import codec
+from asrserver.protocol.events import ErrorEvent, Final, Lost, Moved, Partial, Progress, Published, Result
+from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
@@ -38,9 +39,6 @@ GRACE = 30.0
 
 #: Seconds between looks at sessions that are owed a result: Pub/Sub is the fast path and may lose.
 REPAIR_EVERY = 2.0
-
-Event = dict[str, Any]
-Send = Callable[[Event], None]
 
 
 class Sessions(Mapping[str, Session]):
@@ -97,12 +95,12 @@ class Sessions(Mapping[str, Session]):
         Raises BadRequest, Refused or Unavailable. What is refused here has not begun; what has begun is served.
         An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
         """
-        sid, options = asked.sid or str(uuid.uuid4()), asked.options
-        exists = BadRequest("session_exists", "there is a session with this id", session_id=sid)
+        sid, options = asked.session_id or str(uuid.uuid4()), asked.options
+        exists = BadRequest("session_exists", "session_id is already in use", session_id=sid)
         backlog = self.backlog.seconds + backlog_elsewhere
         if sid not in self._open:  # what this gateway refuses by itself costs no question to PostgreSQL
             self._admission.limits.start(siblings, len(self._open), backlog)
-        if asked.sid and (sid in self._open or await self._stored(sid) or sid in self._open):
+        if asked.session_id and (sid in self._open or await self._stored(sid) or sid in self._open):
             raise exists
         await self._admission.start(sid, owner, siblings, len(self._open), backlog)
         session = Session(sid, asked.user_id, options, send, owner)
@@ -113,7 +111,7 @@ class Sessions(Mapping[str, Session]):
             "user_id": asked.user_id,
             "owner": owner,
             "created": f"{time.time():.3f}",
-            "options": orjson.dumps(options.asdict()).decode(),
+            "options": codec.encode_options(options),
         }
         created = False
         try:
@@ -137,16 +135,22 @@ class Sessions(Mapping[str, Session]):
         except (StorageError, TimeoutError):
             return False  # PostgreSQL away costs nothing but delay: Redis still refuses what it knows
 
-    async def resume(self, message: dict[str, Any], send: Send, owner: str) -> tuple[Session, list[Event]]:
-        """Take a session as a `resume` message asks, wherever it was; raises BadRequest or Unavailable.
+    async def resume(self, asked: Resume, send: Send, owner: str) -> tuple[Session, list[Result]]:
+        """Take a session over from wherever it was.
 
-        The second is what the client has not got: to be given to `replay` after the acknowledgement. Whoever held the
-        session, a connection that is half open say, is told that it moved. It must be the `owner`'s.
+        Args:
+            asked: The session, and what its client has of it.
+            send: Where its events go from now on. Whoever held it, a half-open connection say, is told that it moved.
+            owner: Id of the API key that must own it; empty where there are no keys.
+
+        Returns:
+            The session, and the events that its client has not got: `replay` delivers them, after the acknowledgement.
+
+        Raises:
+            BadRequest: There is no such session, or its client claims to have more than there is.
+            Unavailable: Redis is away.
         """
-        sid = valid_id(message.get("session_id"), "session_id")
-        last_seq = message.get("last_seq", 0)
-        if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
-            raise BadRequest("bad_seq", "last_seq must be a whole number from 0", session_id=sid)
+        sid, last_seq = asked.session_id, asked.last_seq
         fields = await self._broker.resume_session(sid, time.time() + self._grace, owner)
         if fields is None:
             raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
@@ -156,17 +160,18 @@ class Sessions(Mapping[str, Session]):
                 before.send = None  # it resumes on the connection that it is on
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
         events = await self._broker.read_events(sid)
-        session = Session.resumed(sid, fields, events, last_seq, send)
+        options = codec.decode_options(fields["options"])
+        session = Session.resumed(sid, options, fields, events, last_seq, send)
         session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
             self._open[sid] = session
             if events:
-                self.backlog.restore(sid, events[-1]["total"], session.pcm_rate, session.live)
+                self.backlog.restore(sid, events[-1].total, session.pcm_rate, session.live)
         self._write_behind.mark_dirty(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
-        return session, [event for event in events if event["seq"] > last_seq]
+        return session, [event for event in events if event.seq > last_seq]
 
-    async def replay(self, session: Session, events: list[Event], read: Callable[[], Awaitable[None]]) -> None:
+    async def replay(self, session: Session, events: list[Result], read: Callable[[], Awaitable[None]]) -> None:
         """Deliver what the client has not got yet, no faster than it reads: `read` waits until it has."""
         session.replaying = True
         reached = None
@@ -259,47 +264,45 @@ class Sessions(Mapping[str, Session]):
         for session in self._open.values():
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
-    def on_event(self, event: Event) -> None:
-        """What a worker, or another gateway, published to this one."""
-        session = self._open.get(event["session_id"])
+    def on_event(self, event: Published) -> None:
+        """Take what a worker, or another gateway, published to this one."""
+        session = self._open.get(event.session_id)
         if session is None:
             return  # of a session that another gateway has, or whose final result is out
-        taken = True
-        if event["type"] == "moved":
-            if event["move"] > session.move:  # else from before it came back
-                self._lost(session, "ended" if event["ended"] else "moved")
-        elif event["type"] == "progress":
-            self.backlog.progressed(session.id, event["taken"], event["total"])
+        in_order = True
+        if isinstance(event, Moved):
+            if event.move > session.move:  # else from before it came back
+                self._lost(session, "ended" if event.ended else "moved")
+        elif isinstance(event, Progress):
+            self.backlog.progressed(session.id, event.taken, event.total)
         elif session.replaying:
             pass  # it is read, after what is before it
-        elif event["type"] == "partial":
-            taken = session.guess(event)
-        elif taken := session.deliver(event):
+        elif isinstance(event, Partial):
+            in_order = session.deliver_partial(event)
+        elif in_order := session.deliver(event):
             self._delivered(session, event)
-        if not taken:
+        if not in_order:
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
-    def _delivered(self, session: Session, event: Event) -> None:
+    def _delivered(self, session: Session, event: Result) -> None:
         self._write_behind.mark_dirty(session.id, session.sent)
         self._measure(session, event)
-        if event["type"] == "final":
-            self._over(session, event["status"])
+        if isinstance(event, Final):
+            self._over(session, event.status)
             if self._settings.save_audio:
-                self._tasks.spawn(
-                    self._keep_recording(session.id, event["chunk_count"]), f"keep-recording {session.id}"
-                )
+                self._tasks.spawn(self._keep_recording(session.id, event.chunk_count), f"keep-recording {session.id}")
 
-    def _measure(self, session: Session, event: Event) -> None:
-        index, waited = event.get("chunk_index"), None
-        if index is not None:
-            waited = self.backlog.answered(session.id, index, event["total"])
+    def _measure(self, session: Session, event: Result) -> None:
+        waited = None
+        if event.chunk_index is not None:
+            waited = self.backlog.answered(session.id, event.chunk_index, event.total)
         if waited is not None:
             metrics.answer_seconds.observe(waited)
-            metrics.publish_seconds.observe(max(0.0, time.time() - event["time"]))
-        if waited is not None or event["type"] == "final":
-            self._audio.value += self.backlog.heard(session.id, event["total"])
-        if event["type"] == "error":
-            metrics.count_refusal(event["code"])
+            metrics.publish_seconds.observe(max(0.0, time.time() - event.time))
+        if waited is not None or isinstance(event, Final):
+            self._audio.value += self.backlog.heard(session.id, event.total)
+        if isinstance(event, ErrorEvent):
+            metrics.count_refusal(event.code)
 
     async def _read_missed(self, session: Session) -> None:
         events = [] if session.replaying else await self._broker.read_events(session.id, session.last_event)
@@ -343,10 +346,10 @@ class Sessions(Mapping[str, Session]):
                 sid, "interrupted", now + self._grace, seen=fields["gateway"], overdue=now
             ):
                 continue  # it was resumed
-            if events and events[-1]["type"] == "final":
+            if events and isinstance(events[-1], Final):
                 self._write_behind.mark_dirty(sid)
             elif sid not in self._open:
-                options = Options.parse(orjson.loads(fields["options"]))
+                options = codec.decode_options(fields["options"])
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
                 session.state = "finishing"
                 self._open[sid] = session
@@ -431,7 +434,7 @@ class Sessions(Mapping[str, Session]):
         """The last thing that the client hears of the session from here."""
         send, session.send = session.send, None
         if send is not None:
-            send({**error.event(), "session_id": session.id, "lost": True, **details})
+            send(Lost.of(error, session_id=session.id, **details))
 
     def _over(self, session: Session, how: str) -> None:
         self._open.pop(session.id, None)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from asrserver.errors import AsrError, BadRequest
-from asrserver.gateway.session import Link, Session
-from asrserver.protocol.frames import HEADER
-
-#: Longest session id that an error repeats, in characters: no valid one is longer.
-MAX_NAME = 128
+from asrserver.gateway.session import Session
+from asrserver.protocol.native import HEADER, Link, named
 
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 20
@@ -29,12 +26,6 @@ UNREAD = frozenset(
 )
 
 
-def named(message: dict[str, Any]) -> dict[str, Any]:
-    """The session that a message is about, as its client named it; nothing where that is no id."""
-    sid = message.get("session_id")
-    return {"session_id": sid} if isinstance(sid, str) and 0 < len(sid) <= MAX_NAME else {}
-
-
 class Carried(dict[str, Session]):
     """The open sessions of a connection, by id; and what is still known of the last ones."""
 
@@ -45,17 +36,16 @@ class Carried(dict[str, Session]):
         self.channels: dict[int, str] = {}  # whose are the binary frames, once one was started so
         self._ended: dict[str, tuple[str, str]] = {}  # what is said of each: code, message
 
-    def carry(self, session: Session, link: Link) -> dict[str, Any]:
-        """The session is on this connection; what of its link is told."""
+    def carry(self, session: Session, link: Link) -> None:
+        """The session is on this connection."""
         self[session.id] = self.current = session
         session.ack_interval = link.ack_interval
         if link.channel is None:
-            return {}
+            return
         if len(self.channels) >= MAX_ENDED + len(self):
             ended = (channel for channel, sid in self.channels.items() if sid not in self)
             del self.channels[next(ended, next(iter(self.channels)))]
         self.channels[link.channel] = session.id
-        return {"channel": link.channel}
 
     def forget(self, sid: str, code: str, message: str) -> None:
         """The session is over, or not here any more; `code` and `message` answer what still comes for it."""
@@ -66,16 +56,18 @@ class Carried(dict[str, Session]):
         if session is self.current:
             self.current = None
 
-    def meant(self, message: dict[str, Any]) -> Session:
-        """The session that a message is for: the one it names, or the last. Raises BadRequest where there is none."""
-        sid = message.get("session_id")
+    def meant(self, sid: Any, index: Any = None) -> Session:
+        """The session that a message is for, whose chunk has this index: the one it names, or the last.
+
+        Raises BadRequest where there is none. Both arguments are as the client sent them.
+        """
         if sid in (None, "") and self.current is not None:
             return self.current
         session = self.get(sid) if isinstance(sid, str) else None
         if session is None:
-            told = named(message)
-            if "chunk_index" in message and isinstance(message["chunk_index"], int):
-                told["chunk_index"] = message["chunk_index"]
+            told = named(sid)
+            if isinstance(index, int):
+                told["chunk_index"] = index
             if isinstance(sid, str) and sid in self._ended:
                 code, text = self._ended[sid]
                 raise BadRequest(code, text, **told)
@@ -96,7 +88,7 @@ class Carried(dict[str, Session]):
         sid = self.channels.get(channel)
         if sid is None:
             raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
-        session = self.get(sid) or self.meant({"session_id": sid, "chunk_index": index})
+        session = self.get(sid) or self.meant(sid, index)
         return session, index, data[HEADER.size :]
 
     def run(self, frames: list[bytes]) -> tuple[Session, list[bytes]] | None:

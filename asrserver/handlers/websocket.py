@@ -1,22 +1,8 @@
-"""The native WebSocket protocol, /ws/asr: JSON text frames, audio in base64 or as binary frames.
-
-C {"action":"start","session_id":"…","user_id":"…", …options}
-                                                                 S {"type":"ack","status":"session_started"}
-C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame: the
-                          audio, of the session started last; or of the one that a HEADER before it names by its channel
-                                                                 S {"type":"ack","chunk_index":0,"status":"received"}
-                                                                 S {"type":"chunk_result","chunk_index":0,"text":"…"}
-in stream mode, or where asked for:                              S {"type":"partial_result","text":"…","stable":"…"}
-                                                                 S {"type":"segment_result","text":"…","start":…}
-C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
-C {"action":"resume","session_id":"…","last_seq":17}             S {"type":"ack","status":"session_resumed",…}
-S {"type":"error","code":"…","message":"…"}
-"""
+"""A WebSocket connection that speaks the native protocol (protocol/native.py), and the sessions on it."""
 
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 import logging
 import math
@@ -27,7 +13,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
 from tornado.httputil import HTTPHeaders
 from tornado.iostream import IOStream
 from tornado.web import HTTPError
@@ -36,12 +21,13 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.room import MAX_WAIT
-from asrserver.gateway.session import Link, Session
-from asrserver.handlers import events
+from asrserver.gateway.session import Session
 from asrserver.handlers.base import JsonErrors
 from asrserver.handlers.flow_control import Brake, DrainingWire
 from asrserver.handlers.keepalive import Bygone, Connections
-from asrserver.handlers.multiplex import Carried, named
+from asrserver.handlers.multiplex import Carried
+from asrserver.protocol import native
+from asrserver.protocol.events import Final, Lost, Refusal, SessionEvent, Started
 from asrserver.protocol.frames import TEXT, Params, StreamBufferFullError, StreamClosedError
 from asrserver.telemetry import metrics
 
@@ -64,7 +50,7 @@ SUBPROTOCOL = "asr.v1"
 #: In place of the headers of a response that is long sent.
 NO_HEADERS = HTTPHeaders()
 
-INTERNAL = {"type": "error", "code": "internal_error", "message": "the message could not be handled"}
+INTERNAL = Refusal(code="internal_error", message="the message could not be handled")
 
 
 def _where(session: Session, index: Any) -> dict[str, Any]:
@@ -208,7 +194,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 session = self._take_run(messages)
             except Exception:
                 log.exception("messages could not be handled")
-                self._send(INTERNAL)
+                self._tell(INTERNAL)
                 return None
             if session is not None:
                 self.messages += len(messages)
@@ -256,7 +242,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
                 await waits
             except Exception:
                 log.exception("a message could not be handled")
-                self._send(INTERNAL)
+                self._tell(INTERNAL)
             waits = None
             while waits is None:
                 pause = self._pause()
@@ -282,7 +268,7 @@ class WebSocket(JsonErrors, WebSocketHandler):
         except Exception:
             # Tornado would cut the connection without a word.
             log.exception("a message could not be handled")
-            self._send(INTERNAL)
+            self._tell(INTERNAL)
         return None
 
     def _refuse(self, error: AsrError) -> None:
@@ -291,11 +277,11 @@ class WebSocket(JsonErrors, WebSocketHandler):
             session.refuse(error.details.get("chunk_index"))
         self._told(error)
 
-    def _told(self, error: AsrError, named: dict[str, Any] | None = None) -> None:
-        """Tell the client that something is refused, and of which session, as it `named` it."""
+    def _told(self, error: AsrError, **where: Any) -> None:
+        """Tell the client that something is refused, and where that is, as far as the error itself does not say."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
         self._brake.refused()
-        self._send({**(named or {}), **error.event()})
+        self._tell(Refusal.of(error, **where))
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -308,61 +294,42 @@ class WebSocket(JsonErrors, WebSocketHandler):
         return run[0] if run is not None and self.gateway.sessions.append_run(*run) else None
 
     def _text(self, text: str) -> Awaitable[Any] | None:
-        try:
-            message = orjson.loads(text)
-        except orjson.JSONDecodeError as exc:
-            raise BadRequest("bad_json", f"the message is not JSON: {exc}") from None
-        if not isinstance(message, dict):
-            raise BadRequest("bad_json", "the message is not a JSON object")
-        action = message.get("action")
-        if action == "chunk":
-            return self._chunk(message)
-        if action == "start":
-            return self._start(message)
-        if action == "resume":
-            return self._resume(message)
-        if action == "finish":
-            session = self.sessions.meant(message)
-            self.gateway.sessions.finish(session)
-            return None
-        if action is None:
-            raise BadRequest("bad_request", "the message has no action")
-        raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, resume, chunk or finish")
+        action = native.parse(text)
+        match action:
+            case native.ChunkAction():
+                return self._chunk(action)
+            case native.StartAction():
+                return self._start(action)
+            case native.ResumeAction():
+                return self._resume(action)
+            case native.FinishAction():
+                self.gateway.sessions.finish(self.sessions.meant(action.session_id))
+                return None
 
-    async def _start(self, message: dict[str, Any]) -> None:
+    async def _start(self, action: native.StartAction) -> None:
+        start = action.start
         try:
-            link = Link.parse(message)
-            session = await self.gateway.start(message, self.on_event, self.key_id, len(self.sessions))
+            session = await self.gateway.start(start, self.on_event, self.key_id, len(self.sessions))
         except AsrError as exc:
-            self._told(exc, named(message))
+            self._told(exc, **native.named(start.session_id))
             return
-        ack: dict[str, Any] = {"type": "ack", "session_id": session.id, "status": "session_started"}
-        ack |= self.sessions.carry(session, link)
-        if message.get("queue_position") is True:
+        self.sessions.carry(session, action.link)
+        queued = None
+        if action.queue_position:
             with contextlib.suppress(Unavailable):
-                ack["queued"] = await self.gateway.place()
-        self._send(ack)
+                queued = await self.gateway.place()
+        self._tell(Started(session_id=session.id, queued=queued), action.link.channel)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.sessions.abandon(session)
 
-    async def _resume(self, message: dict[str, Any]) -> None:
+    async def _resume(self, action: native.ResumeAction) -> None:
         try:
-            link = Link.parse(message)
-            session, missed = await self.gateway.resume(message, self.on_event, self.key_id)
+            session, missed = await self.gateway.resume(action.resume, self.on_event, self.key_id)
         except AsrError as exc:
-            self._told(exc, named(message))
+            self._told(exc, session_id=action.resume.session_id)
             return
-        self._send(
-            {
-                "type": "ack",
-                "session_id": session.id,
-                "status": "session_resumed",
-                "state": session.state,
-                "next_chunk_index": session.next_index,
-                **self.sessions.carry(session, link),
-                **({"missed": session.missed} if session.missed else {}),
-            }
-        )
+        self.sessions.carry(session, action.link)
+        self._tell(session.resumption(), action.link.channel)
         await self.gateway.sessions.replay(session, missed, self._read)
         if self.ws_connection is None:
             self.gateway.sessions.abandon(session)
@@ -383,16 +350,13 @@ class WebSocket(JsonErrors, WebSocketHandler):
         except TimeoutError:
             self._cut()
 
-    def _chunk(self, message: dict[str, Any]) -> Awaitable[Any] | None:
-        session = self.sessions.meant(message)
-        index = message.get("chunk_index")
-        audio = message.get("audio_data")
-        if not isinstance(audio, str):
-            raise BadRequest("bad_request", "audio_data must be a text in base64", **_where(session, index))
+    def _chunk(self, action: native.ChunkAction) -> Awaitable[Any] | None:
+        session, index = self.sessions.meant(action.session_id, action.chunk_index), action.chunk_index
         try:
-            data = binascii.a2b_base64(audio, strict_mode=True)
-        except (binascii.Error, ValueError) as exc:
-            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}", **_where(session, index)) from None
+            data = action.audio()
+        except BadRequest as exc:
+            exc.details |= _where(session, index)
+            raise
         return self._audio(session, index, data)
 
     def _audio(self, session: Session, index: Any, data: bytes) -> Awaitable[Any] | None:
@@ -404,23 +368,21 @@ class WebSocket(JsonErrors, WebSocketHandler):
 
     # -- events --------------------------------------------------------------------------------------------------
 
-    def on_event(self, event: dict[str, Any]) -> None:
-        """Send a session's event; what was not asked for is not sent."""
-        message = events.message(event)
-        if message is not None:
-            self._send(message)
-        if event["type"] == "final":
-            self.sessions.forget(event["session_id"], "session_finished", "the session is over")
-        elif event["type"] == "error" and event.get("lost"):
+    def on_event(self, event: SessionEvent) -> None:
+        """Send a session's event."""
+        self._tell(event)
+        if isinstance(event, Final):
+            self.sessions.forget(event.session_id, "session_finished", "the session is over")
+        elif isinstance(event, Lost) and event.session_id is not None:
             detached = ("session_detached", "the session is not on this connection any more: resume it")
-            again = detached if event.get("resumable") else (event["code"], event["message"])
-            self.sessions.forget(event["session_id"], *again)
+            again = detached if event.resumable else (event.code, event.message)
+            self.sessions.forget(event.session_id, *again)
 
-    def _send(self, message: dict[str, Any]) -> None:
-        """Queue a message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
-        if self.ws_connection is None or self.ws_connection.is_closing():
+    def _tell(self, event: SessionEvent, channel: int | None = None) -> None:
+        """Queue an event's message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
+        data = native.format(event, channel)
+        if data is None or self.ws_connection is None or self.ws_connection.is_closing():
             return
-        data = orjson.dumps(message)
         self._written += len(data)
         try:
             self._wire.send(TEXT, data)

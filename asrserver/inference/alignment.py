@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from asrserver.protocol.events import Word
 from asrserver.text.words import UNSPACED_LANGUAGES
 
 #: Seconds of one step of the encoder's output, the unit of an alignment.
 STEP_SECONDS = 0.02
-
-#: {"word": str, "start": seconds, "end": seconds, "confidence": mean probability of its tokens, 0 to 1}
-Word = dict[str, Any]
 
 
 def timed_words(
@@ -45,8 +43,7 @@ def timed_words(
     for text, count in _words(tokens, decode, language):
         begin, end = starts.get(at, last), starts.get(at + count, last)
         confidence = float(np.mean(alignment.text_token_probs[at : at + count] or [0.0]))
-        times = {"start": round(begin, 2), "end": round(max(begin, end), 2)}
-        found.append({"word": text, **times, "confidence": round(confidence, 3)})
+        found.append(Word(text, round(begin, 2), round(max(begin, end), 2), round(confidence, 3)))
         at += count
     return found
 

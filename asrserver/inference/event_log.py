@@ -1,15 +1,29 @@
-"""What one session has said: its events numbered and fenced, its segments, and from where a next owner goes on."""
+"""The events that one session's owner appends: numbered, fenced, and each with the place where a next owner goes on."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from asrserver.broker.replies import Claim
-from asrserver.inference.recognise import Segment
+from asrserver.errors import AsrError
+from asrserver.inference.recognise import RecognisedSegment
+from asrserver.protocol.events import (
+    ChunkResult,
+    ErrorEvent,
+    Final,
+    Partial,
+    Progress,
+    Result,
+    Segment,
+    SegmentResult,
+)
+from asrserver.protocol.options import Options
 from asrserver.text.words import join
 
 #: Language probability from which a session keeps a detected language.
@@ -28,45 +42,57 @@ class Fenced(Exception):
     """Raised when another worker owns the session now."""
 
 
-class Voice(Protocol):
+class EventSink(Protocol):
     """The broker, as far as a session needs it."""
 
     name: str
 
     async def append_event(
-        self, claim: Claim, number: int, event: dict[str, Any], after: str, fields: dict[str, str] | None = None
+        self, claim: Claim, event: Result, after: str, fields: dict[str, str] | None = None
     ) -> bool: ...
 
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool: ...
 
-    def publish(self, claim: Claim, event: dict[str, Any]) -> None: ...
-
-    def progress(self, claim: Claim, taken: int, total: float) -> None: ...
+    def publish(self, claim: Claim, event: Partial | Progress) -> None: ...
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None: ...
 
 
-class Ledger:
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What is done with by an event, beside what it says.
+
+    Attributes:
+        segments: The segments that are final by it.
+        open_seconds: Seconds of the file or recording that is still open.
+        place: Where a next owner goes on.
+    """
+
+    segments: Sequence[RecognisedSegment]
+    open_seconds: float
+    place: Place
+
+
+class EventLog:
     """A session's events. After each, the session's hash says where the next owner goes on: nothing is answered twice,
     nothing recognised twice."""
 
-    def __init__(self, claim: Claim, broker: Voice, model: str) -> None:
+    def __init__(self, claim: Claim, broker: EventSink, model: str, options: Options) -> None:
         self._claim = claim
         self._broker = broker
         self._model = model
         events = claim.events
         state = orjson.loads(claim.fields.get("state", "{}"))
-        options = orjson.loads(claim.fields["options"])
         self._progress = 0.0  # seconds of audio that are taken
         self._told = 0.0  # and of which that was told
         self._timer: asyncio.TimerHandle | None = None
         self._number = 0  # of this owner's events
-        self._seq = events[-1]["seq"] if events else 0
-        self._said = list(claim.transcript)
-        self.spoken_until = max((segment["end"] for event in events for segment in event["segments"]), default=0.0)
+        self._seq = events[-1].seq if events else 0
+        self._transcript = list(claim.transcript)
+        self.spoken_until = max((segment.end for event in events for segment in event.segments), default=0.0)
         self.place: Place = (state.get("after", "0-1"), state.get("recording"))
         self.total = state.get("total", 0.0)  # seconds of the utterances and recordings that are over
-        self.language: str | None = state.get("language") or options["language"]
+        self.language: str | None = state.get("language") or options.language
         self.answered = state.get("answered", -1)  # index of the last chunk that was answered
         self.taken = state.get("taken", -1)  # index of the last chunk that was counted
         self.chunks = state.get("chunks", 0)
@@ -74,7 +100,7 @@ class Ledger:
     @property
     def last(self) -> str:
         """The text of the last segment, if it is in the session's language."""
-        text, language = self._said[-1] if self._said else ("", None)
+        text, language = self._transcript[-1] if self._transcript else ("", None)
         return text if language == self.language else ""
 
     def count(self, index: int, chunks: int = 1) -> None:
@@ -83,46 +109,84 @@ class Ledger:
             self.taken = index
             self.chunks += chunks
 
-    def join(self, segments: list[Segment]) -> str:
+    def join(self, segments: Sequence[RecognisedSegment]) -> str:
         """The text of segments, and a chance to be sure of the session's language."""
         for segment in segments:
             if self.language is None and segment.language_probability >= SURE:
                 self.language = segment.language
         return join([(segment.text, segment.language) for segment in segments])
 
-    async def say(self, event: dict[str, Any], segments: list[Segment], open_seconds: float, place: Place) -> None:
-        """Make an event durable, with the segments that are final by it; raises Fenced, Unavailable."""
+    async def append_chunk(
+        self, index: int, text: str, seconds: float, received: float | None, coverage: Coverage
+    ) -> None:
+        """Append the result of a chunk of so many seconds; raises Fenced, Unavailable."""
+        stamp = self._stamp(coverage)
+        await self._append(
+            ChunkResult(**stamp, chunk_index=index, text=text, duration=round(seconds, 3), received=received), coverage
+        )
+
+    async def append_segment(self, text: str, language: str, coverage: Coverage) -> None:
+        """Append the result of a segment of a stream; raises Fenced, Unavailable."""
+        stamp = self._stamp(coverage) | {"language": language}
+        await self._append(SegmentResult(**stamp, text=text), coverage)
+
+    async def append_error(
+        self, error: AsrError, coverage: Coverage, index: int | None = None, received: float | None = None
+    ) -> None:
+        """Append an error, of a chunk or (None) of no single one; raises Fenced, Unavailable."""
+        stamp = self._stamp(coverage)
+        await self._append(
+            ErrorEvent(**stamp, code=error.code, message=error.message, chunk_index=index, received=received), coverage
+        )
+
+    async def append_final(self, status: str, coverage: Coverage) -> None:
+        """Append the session's end, with its whole text; raises Fenced, Unavailable."""
+        stamp = self._stamp(coverage)
+        await self._append(Final(**stamp, status=status, text=join(self._transcript)), coverage)
+
+    def _stamp(self, coverage: Coverage) -> dict[str, Any]:
+        """Count one more event, and its segments: what all kinds of events have."""
         self._seq += 1
         self._number += 1
-        rows = [_row(len(self._said) + n, segment) for n, segment in enumerate(segments)]
-        self._said += [(segment.text, segment.language) for segment in segments]
-        self.spoken_until = max([self.spoken_until, *(segment.end for segment in segments)])
-        if event["type"] == "final":
-            event["text"] = join(self._said)
-        spoken = self.language or (self._said[-1][1] if self._said else None)
-        event = {
-            "language": spoken,
-            **event,
+        rows = [_row(len(self._transcript) + n, segment) for n, segment in enumerate(coverage.segments)]
+        self._transcript += [(segment.text, segment.language) for segment in coverage.segments]
+        self.spoken_until = max([self.spoken_until, *(segment.end for segment in coverage.segments)])
+        return {
+            "session_id": self._claim.sid,
             "seq": self._seq,
+            "id": self._claim.event_id(self._number),
             "time": round(time.time(), 3),
             "worker": self._broker.name,
             "model": self._model,
             "chunk_count": self.chunks,
-            "total": round(self.total + open_seconds, 3),
+            "total": round(self.total + coverage.open_seconds, 3),
+            "language": self.language or (self._transcript[-1][1] if self._transcript else None),
             "segments": rows,
         }
-        if not await self._broker.append_event(self._claim, self._number, event, place[0], self._state(place)):
+
+    async def _append(self, event: Result, coverage: Coverage) -> None:
+        place = coverage.place
+        if not await self._broker.append_event(self._claim, event, place[0], self._state(place)):
             raise Fenced(self._claim.sid)
 
-    async def cover(self, place: Place, open_seconds: float) -> None:
+    async def checkpoint(self, place: Place, open_seconds: float) -> None:
         """Let go of audio that gave nothing to say, of a recording of so many seconds; raises Fenced, Unavailable."""
         total = self.total + open_seconds
         if not await self._broker.checkpoint(self._claim, place[0], total, self._state(place)):
             raise Fenced(self._claim.sid)
 
-    def guess(self, event: dict[str, Any]) -> None:
-        """Publish what is not durable. It names the durable event that it follows."""
-        self._broker.publish(self._claim, {**event, "type": "partial", "follows": self._seq})
+    def publish_partial(self, start: float, end: float, text: str, stable: str, language: str) -> None:
+        """Publish the text so far of a growing segment, from second to second of the session's audio."""
+        event = Partial(
+            session_id=self._claim.sid,
+            start=round(start, 3),
+            end=round(end, 3),
+            text=text,
+            stable=stable,
+            language=language,
+            follows=self._seq,
+        )
+        self._broker.publish(self._claim, event)
 
     def progress(self, open_seconds: float) -> None:
         """What is taken of a recording has no result of its own: say at times that it is taken."""
@@ -137,7 +201,8 @@ class Ledger:
             self._timer.cancel()
             self._timer = None
         self._told = self._progress
-        self._broker.progress(self._claim, self.taken, self._progress)
+        event = Progress(session_id=self._claim.sid, taken=self.taken, total=round(self._progress, 3))
+        self._broker.publish(self._claim, event)
 
     def _state(self, place: Place) -> dict[str, str]:
         after, recording = place
@@ -154,14 +219,14 @@ class Ledger:
         return {"state": orjson.dumps(state).decode()}
 
 
-def _row(number: int, segment: Segment) -> dict[str, Any]:
-    row = {
-        "number": number,
-        "start": round(segment.start, 3),
-        "end": round(segment.end, 3),
-        "text": segment.text,
-        "language": segment.language,
-        "confidence": segment.confidence,
-        "chunk_index": segment.chunk_index,
-    }
-    return row | ({"words": segment.words} if segment.words else {})
+def _row(number: int, segment: RecognisedSegment) -> Segment:
+    return Segment(
+        number=number,
+        start=round(segment.start, 3),
+        end=round(segment.end, 3),
+        text=segment.text,
+        language=segment.language,
+        confidence=segment.confidence,
+        chunk_index=segment.chunk_index,
+        words=segment.words,
+    )

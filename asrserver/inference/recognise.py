@@ -12,13 +12,13 @@ from typing import Any
 from asrserver.audio import files
 from asrserver.audio.files import RATE, Samples
 from asrserver.inference import vad
-from asrserver.inference.alignment import Word
 from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.fair import FairPool
 from asrserver.inference.features import Features, log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.whisper import Hypothesis, Request, window_for
+from asrserver.protocol.events import Word
 
 #: Segments of one utterance that are worked on at once: bounds the memory that an hour of audio takes.
 AHEAD = 8
@@ -33,7 +33,7 @@ Span = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Segment:
+class RecognisedSegment:
     """A stretch of speech and its text. Times are seconds in the recording that it is a part of."""
 
     start: float
@@ -46,13 +46,10 @@ class Segment:
     chunk_index: int | None = None  # of the chunk that it is within
 
     @classmethod
-    def of(cls, start: int, end: int, found: Hypothesis) -> Segment:
+    def of(cls, start: int, end: int, found: Hypothesis) -> RecognisedSegment:
         """From samples, and words whose times are those of the window."""
         begin = start / RATE
-        words = [
-            {**word, "start": round(begin + word["start"], 3), "end": round(begin + word["end"], 3)}
-            for word in found.words
-        ]
+        words = [_moved(word, begin) for word in found.words]
         return cls(
             round(begin, 3),
             round(end / RATE, 3),
@@ -63,14 +60,16 @@ class Segment:
             words,
         )
 
-    def moved(self, seconds: float) -> Segment:
+    def moved(self, seconds: float) -> RecognisedSegment:
         """Itself, in a recording that begins so many seconds before."""
         self.start += seconds
         self.end += seconds
-        for word in self.words:
-            word["start"] = round(word["start"] + seconds, 3)
-            word["end"] = round(word["end"] + seconds, 3)
+        self.words = [_moved(word, seconds) for word in self.words]
         return self
+
+
+def _moved(word: Word, seconds: float) -> Word:
+    return Word(word.word, round(word.start + seconds, 3), round(word.end + seconds, 3), word.confidence)
 
 
 class Recogniser:
@@ -119,7 +118,7 @@ class Recogniser:
 
     async def file(
         self, data: bytes, kind: str, request: Request, label: str, alone: bool, silence: float
-    ) -> tuple[float, list[Segment]]:
+    ) -> tuple[float, list[RecognisedSegment]]:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
         async with self.turn(alone):
             seconds = len(data) / FILE_RATE
@@ -128,7 +127,7 @@ class Recogniser:
 
     async def samples(
         self, samples: Samples, request: Request, label: str, alone: bool, silence: float
-    ) -> list[Segment]:
+    ) -> list[RecognisedSegment]:
         """The segments of an utterance."""
         async with self.turn(alone):
             return await self._segments(samples, silence, request, label, alone)
@@ -200,9 +199,9 @@ class Recogniser:
 
     async def _segments(
         self, samples: Samples, silence: float, request: Request, label: str, alone: bool
-    ) -> list[Segment]:
+    ) -> list[RecognisedSegment]:
         spans, first = await self._cut(samples, silence, label)
-        segments: list[Segment] = []
+        segments: list[RecognisedSegment] = []
         for begin in range(0, len(spans), AHEAD):
             group = spans[begin : begin + AHEAD]
             features = first
@@ -215,6 +214,8 @@ class Recogniser:
             ]
             found = await asyncio.gather(*(self.engine.recognise(job) for job in jobs))
             segments += [
-                Segment.of(*span, hypothesis) for span, hypothesis in zip(group, found, strict=True) if hypothesis.text
+                RecognisedSegment.of(*span, hypothesis)
+                for span, hypothesis in zip(group, found, strict=True)
+                if hypothesis.text
             ]
         return segments

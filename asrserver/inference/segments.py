@@ -11,7 +11,7 @@ from asrserver.audio.files import RATE
 from asrserver.inference.agreement import Agreement
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features
-from asrserver.inference.recognise import Recogniser, Segment
+from asrserver.inference.recognise import RecognisedSegment, Recogniser
 from asrserver.inference.stream import Recording, Speech
 from asrserver.inference.whisper import Hypothesis, Request
 
@@ -41,7 +41,7 @@ class Told:
     """
 
     speech: Speech
-    segment: Segment | None
+    segment: RecognisedSegment | None
     error: BaseException | None
     guessed: bool
 
@@ -158,7 +158,9 @@ class Captions:
             revised, stable = agreement.revised(found.text, found.language)
             self._recogniser.stable_words += stable
             self._recogniser.revised_words += revised
-        return Told(speech, Segment.of(speech.start, speech.end, found) if found.text else None, None, guessed)
+        return Told(
+            speech, RecognisedSegment.of(speech.start, speech.end, found) if found.text else None, None, guessed
+        )
 
     async def settle(self) -> None:
         """Wait until the text of every ended segment has come."""

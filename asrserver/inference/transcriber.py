@@ -12,10 +12,8 @@ import itertools
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import orjson
 
 from asrserver.audio import files
 from asrserver.audio.decoders import open_decoder
@@ -25,13 +23,14 @@ from asrserver.broker.broker import STRIKES
 from asrserver.broker.replies import Claim, Entry
 from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference.audio_thread import AudioWork
-from asrserver.inference.event_log import Fenced, Ledger, Place, Voice
+from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced, Place
 from asrserver.inference.ongoing import Ongoing
 from asrserver.inference.poison import Suspicion
-from asrserver.inference.recognise import Recogniser, Segment
+from asrserver.inference.recognise import RecognisedSegment, Recogniser
 from asrserver.inference.segments import Captions, Guess, Told
 from asrserver.inference.stream import Outcome, Recording
 from asrserver.inference.whisper import Request
+from asrserver.protocol import codec
 
 __all__ = ["Fenced", "Transcriber"]
 
@@ -66,13 +65,13 @@ class _File:
     kind: str
     data: bytes
     seconds: float
-    segments: list[Segment] | None  # None: answered by an earlier owner
+    segments: list[RecognisedSegment] | None  # None: answered by an earlier owner
 
 
 class Transcriber:
     """Turns the entries of one session into events. Made by the feed, which also hands it its entries."""
 
-    def __init__(self, claim: Claim, recogniser: Recogniser, broker: Voice) -> None:
+    def __init__(self, claim: Claim, recogniser: Recogniser, broker: EventSink) -> None:
         self.claim = claim
         self.over = False
         self.number = 0  # of the worker's sessions
@@ -80,16 +79,16 @@ class Transcriber:
         self.largest = MAX_UNREAD  # of its chunks so far, in bytes; unknown is as large as may be
         self._recogniser = recogniser
         self._broker = broker
-        self._options = orjson.loads(claim.fields["options"])
+        self._options = codec.decode_options(claim.fields["options"])
         self._suspicion = Suspicion(claim.fields)
-        self._ledger = Ledger(claim, broker, recogniser.model_name)
-        self._pcm = Pcm(self._options["format"], self._options["sample_rate"], self._options["channels"])
+        self._event_log = EventLog(claim, broker, recogniser.model_name, self._options)
+        self._pcm = Pcm(self._options.format, self._options.sample_rate, self._options.channels)
         self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
-        self._before, self._resumed = self._ledger.place
+        self._before, self._resumed = self._event_log.place
         self._file: _File | None = None
         self._ongoing: Ongoing | None = None
-        self._final: list[Segment] = []  # that the next event tells
+        self._final: list[RecognisedSegment] = []  # that the next event tells
         self.cursor = self._before  # the last entry that the feed has read
 
     # -- for the feed --------------------------------------------------------------------------------------------
@@ -155,7 +154,7 @@ class Transcriber:
         if entry.data is not None:
             await self._chunk(entry, entry.data)
         elif entry.status is not None:
-            await self._end(entry)
+            await self._end(entry, entry.status)
             self._done([entry])
         else:
             self._done([entry])
@@ -171,11 +170,11 @@ class Transcriber:
 
     async def _chunk(self, entry: Entry, data: bytes) -> None:
         index = entry.index
-        self._ledger.count(index, entry.chunks)
+        self._event_log.count(index, entry.chunks)
         try:
             await self._check_strikes(entry)
             kind = None if self._resumed else self._container(data)
-            if kind is None and self._options["format"] == "auto":
+            if kind is None and self._options.format == "auto":
                 files.refuse_what_is_no_audio(data, first=not (self._ongoing or self._file or self._resumed))
             if self._is_piece(kind, data):
                 await self._pieces(kind)
@@ -195,13 +194,13 @@ class Transcriber:
 
     def _container(self, data: bytes) -> str | None:
         """The container that a chunk opens, if it opens one."""
-        if self._options["format"] != "auto":
+        if self._options.format != "auto":
             return None
-        return files.container(data, first=self._before == "0-1" or self._options["mode"] == "chunk")
+        return files.container(data, first=self._before == "0-1" or self._options.mode == "chunk")
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or goes on with a recording; else it is an utterance."""
-        mode = self._options["mode"]
+        mode = self._options.mode
         if mode != "auto" or self._resumed:
             return bool(mode == "stream" or self._resumed)
         if kind is not None:
@@ -210,9 +209,9 @@ class Transcriber:
 
     async def _utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
         """A chunk that is recognised as it is. In auto mode a file may go on with the next chunk."""
-        goes_on = kind is not None and self._options["mode"] == "auto"
+        goes_on = kind is not None and self._options.mode == "auto"
         label, silence = self._label(entry), self._silence
-        if goes_on and kind is not None and index <= self._ledger.answered:  # only what follows is missing
+        if goes_on and kind is not None and index <= self._event_log.answered:  # only what follows is missing
             self._file = _File(self._before, index, kind, data, 0.0, None)
             return
         if kind is not None:
@@ -228,14 +227,14 @@ class Transcriber:
             samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
             seconds = len(samples) / RATE
             segments = await self._recogniser.samples(samples, self._request(), label, self._alone, silence)
-        text = self._ledger.join(segments)
+        text = self._event_log.join(segments)
         for segment in segments:
             segment.chunk_index = index
         if goes_on and kind is not None:
             self._file = _File(self._before, index, kind, data, seconds, segments)
         else:
-            self._final += [segment.moved(self._ledger.total) for segment in segments]
-            self._ledger.total += seconds
+            self._final += [segment.moved(self._event_log.total) for segment in segments]
+            self._event_log.total += seconds
         await self._answer(entry, text, seconds)
 
     async def _opens(self, kind: str, data: bytes, label: str) -> bool:
@@ -272,7 +271,7 @@ class Transcriber:
             raise
         self._resumed = None
         for entry in entries:
-            self._ledger.count(entry.index, entry.chunks)
+            self._event_log.count(entry.index, entry.chunks)
             if entry.id in self._suspicion:
                 self._suspicion.heard = ongoing.recording.heard
         self._done(entries)
@@ -281,7 +280,7 @@ class Transcriber:
     def _run_of_pieces(self) -> list[Entry]:
         """The first entry, and those after it that go on with the same recording; one alone under suspicion."""
         entries, size = [self._entries[0]], len(self._entries[0].data or b"")
-        auto = self._options["format"] == "auto"
+        auto = self._options.format == "auto"
         for entry in itertools.islice(self._entries, 1, MOST_PIECES):
             if entry.data is None or size + len(entry.data) > MOST_BYTES or not self._is_piece(None, entry.data):
                 break
@@ -303,16 +302,16 @@ class Transcriber:
         else:
             if file is not None:
                 kind = file.kind
-            headerless = "pcm_s16le" if options["format"] == "auto" else options["format"]
-            decoder = open_decoder(kind or headerless, options["sample_rate"], options["channels"])
+            headerless = "pcm_s16le" if options.format == "auto" else options.format
+            decoder = open_decoder(kind or headerless, options.sample_rate, options.channels)
             recording = Recording(kind, decoder, self._silence, n_mels)
         captions = Captions(
             self._recogniser,
             self.sid,
             self._request,
             self._wake.set,
-            self._guess if options.get("partials") else None,
-            options.get("partial_interval") or 0.5,
+            self._guess if options.partials else None,
+            options.partial_interval,
         )
         self._ongoing = Ongoing(recording, captions, self._recogniser, lambda: self._alone)
         return self._ongoing
@@ -322,13 +321,13 @@ class Transcriber:
         for entry, (position, error) in zip(entries, outcomes, strict=True):
             if error is not None:
                 await self._refuse(entry, error)
-            elif self._options["mode"] == "auto":
-                await self._answer(entry, self._ledger.join(self._final), (position - heard) / RATE)
+            elif self._options.mode == "auto":
+                await self._answer(entry, self._event_log.join(self._final), (position - heard) / RATE)
             heard = position
-        if self._options["mode"] == "stream":
-            self._ledger.progress(ongoing.seconds)
+        if self._options.mode == "stream":
+            self._event_log.progress(ongoing.seconds)
         if ongoing.needed - ongoing.covered >= COVER and ongoing.captions.waiting is None and not self._final:
-            await self._ledger.cover(self._place(), ongoing.seconds)
+            await self._event_log.checkpoint(self._place(), ongoing.seconds)
             ongoing.covered = ongoing.needed
 
     async def _tell(self, told: Told) -> None:
@@ -336,27 +335,20 @@ class Transcriber:
         if told.error is not None:
             log.error("session=%s a segment failed: %s", self.sid, type(told.error).__name__)
             error = AsrError("recognition_failed", f"a segment was lost: {type(told.error).__name__}")
-            await self._say(error.event())
+            await self._event_log.append_error(error, self._coverage())
         elif told.segment is not None:
-            segment = told.segment.moved(self._ledger.total)
+            segment = told.segment.moved(self._event_log.total)
             self._final.append(segment)
-            text = self._ledger.join([segment])
-            if self._options["mode"] == "stream":
-                await self._say({"type": "segment", "text": text, "language": segment.language})
+            text = self._event_log.join([segment])
+            if self._options.mode == "stream":
+                await self._event_log.append_segment(text, segment.language, self._coverage())
         elif told.guessed:  # take it back
-            self._guess(Guess(told.speech.start, told.speech.end, "", "", self._ledger.language or ""))
+            self._guess(Guess(told.speech.start, told.speech.end, "", "", self._event_log.language or ""))
 
     def _guess(self, guess: Guess) -> None:
-        begin = self._ledger.total
-        self._ledger.guess(
-            {
-                "start": round(begin + guess.start / RATE, 3),
-                "end": round(begin + guess.end / RATE, 3),
-                "text": guess.text,
-                "stable": guess.stable,
-                "language": guess.language,
-            }
-        )
+        begin = self._event_log.total
+        start, end = begin + guess.start / RATE, begin + guess.end / RATE
+        self._event_log.publish_partial(start, end, guess.text, guess.stable, guess.language)
 
     async def _close(self, entry: Entry) -> None:
         """End the file or the recording that is open. What cannot be recognised is reported and let go."""
@@ -373,18 +365,18 @@ class Transcriber:
                 exc = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
             self._forget()
             # With what was final before, and done with: a next owner must not come upon the same failure.
-            await self._say(exc.event())
+            await self._event_log.append_error(exc, self._coverage())
 
     async def _close_file(self, file: _File, entry: Entry) -> None:
         if file.segments is None:
             file.seconds, file.segments = await self._recogniser.file(
                 file.data, file.kind, self._request(), self._label(entry), self._alone, self._silence
             )
-            self._ledger.join(file.segments)
+            self._event_log.join(file.segments)
             for segment in file.segments:
                 segment.chunk_index = file.index
-        self._final += [segment.moved(self._ledger.total) for segment in file.segments]
-        self._ledger.total += file.seconds
+        self._final += [segment.moved(self._event_log.total) for segment in file.segments]
+        self._event_log.total += file.seconds
         self._file = None
 
     async def _close_recording(self, entry: Entry) -> None:
@@ -400,58 +392,57 @@ class Transcriber:
     def _forget(self) -> None:
         """The file or the recording is over."""
         if self._ongoing is not None:
-            self._ledger.total += self._ongoing.seconds
+            self._event_log.total += self._ongoing.seconds
             self._ongoing.captions.close()
         if self._file is not None:
-            self._ledger.total += self._file.seconds
+            self._event_log.total += self._file.seconds
         self._file, self._ongoing, self._resumed = None, None, None
 
-    async def _end(self, entry: Entry) -> None:
+    async def _end(self, entry: Entry, status: str) -> None:
         """The session's last word."""
         try:
             await self._check_strikes(entry)
             await self._close(entry)
         except AudioError as exc:
             self._forget()
-            await self._say(exc.event())
+            await self._event_log.append_error(exc, self._coverage())
         final, self._final = self._final, []
         self.over = True
-        self._ledger.join(final)
-        await self._ledger.say({"type": "final", "status": entry.status}, final, 0.0, (entry.id, None))
+        self._event_log.join(final)
+        await self._event_log.append_final(status, Coverage(final, 0.0, (entry.id, None)))
 
     # -- events --------------------------------------------------------------------------------------------------
 
     async def _answer(self, entry: Entry, text: str, seconds: float) -> None:
         """The result of a chunk, unless an earlier owner gave it."""
         index = entry.index
-        if index > self._ledger.answered:
-            self._ledger.answered = index
-            event = {"type": "chunk", "chunk_index": index, "text": text, "duration": round(seconds, 3)}
-            await self._say({**event, "received": entry.received}, entry.id)
+        if index > self._event_log.answered:
+            self._event_log.answered = index
+            await self._event_log.append_chunk(index, text, seconds, entry.received, self._coverage(entry.id))
 
     async def _refuse(self, entry: Entry, error: AsrError) -> None:
         """The error that a chunk met, unless an earlier owner told it."""
         index = entry.index
-        if index > self._ledger.answered:
-            self._ledger.answered = index
+        if index > self._event_log.answered:
+            self._event_log.answered = index
             log.info("session=%s chunk=%d error=%s", self.sid, index, error.code)
-            await self._say({**error.event(), "chunk_index": index, "received": entry.received}, entry.id)
+            await self._event_log.append_error(error, self._coverage(entry.id), index, entry.received)
 
-    async def _say(self, event: dict[str, Any], done: str | None = None) -> None:
-        """A durable event, with the segments that are final; `done` is the entry that it answers."""
+    def _coverage(self, done: str | None = None) -> Coverage:
+        """What the event that is appended now covers: all segments that are final; `done` is the entry it answers."""
         final, self._final = self._final, []
         ongoing, file = self._ongoing, self._file
         seconds = file.seconds if file is not None else ongoing.seconds if ongoing is not None else 0.0
-        await self._ledger.say(event, final, seconds, self._place(done))
         if ongoing is not None:
             ongoing.covered = ongoing.needed
+        return Coverage(final, seconds, self._place(done))
 
     def _place(self, done: str | None = None) -> Place:
         """From where a next owner goes on, once everything final is told."""
         if self._ongoing is not None:
             return self._ongoing.place
         if self._resumed is not None:
-            return self._ledger.place
+            return self._event_log.place
         if self._file is not None:
             return self._file.before, None
         return done or self._before, None
@@ -460,7 +451,7 @@ class Transcriber:
 
     @property
     def _silence(self) -> float:
-        return float(self._options.get("silence") or self._recogniser.silence)
+        return float(self._options.silence or self._recogniser.silence)
 
     @property
     def _in_container(self) -> bool:
@@ -476,15 +467,15 @@ class Transcriber:
 
     def _request(self, start: int | None = None) -> Request:
         """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
-        options, ledger = self._options, self._ledger
-        near = start is not None and ledger.total + start / RATE - ledger.spoken_until <= CONTEXT_GAP
+        options, event_log = self._options, self._event_log
+        near = start is not None and event_log.total + start / RATE - event_log.spoken_until <= CONTEXT_GAP
         return Request(
-            ledger.language,
-            options["task"],
-            options["prompt"],
-            options["hotwords"],
-            previous=ledger.last if near and self._recogniser.context else "",
-            words=bool(options.get("word_timestamps")),
+            event_log.language,
+            options.task,
+            options.prompt,
+            options.hotwords,
+            previous=event_log.last if near and self._recogniser.context else "",
+            words=options.word_timestamps,
         )
 
     def _label(self, entry: Entry) -> str:

@@ -18,8 +18,9 @@ import tokenizers
 from faster_whisper.utils import download_model
 
 from asrserver.errors import ModelError
-from asrserver.inference.alignment import Word, timed_words
+from asrserver.inference.alignment import timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
+from asrserver.protocol.events import Word
 
 #: Whisper's own window in frames: 30 s.
 FULL_WINDOW = 30 * FRAMES_PER_SECOND

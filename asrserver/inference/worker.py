@@ -12,7 +12,6 @@ from collections.abc import Callable
 from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
-from asrserver.gateway.session import PARTIAL_INTERVAL
 from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
 from asrserver.inference.partials import PartialScheduler
@@ -20,6 +19,7 @@ from asrserver.inference.poison import InFlight
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.process.aio import cancelled
+from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.worker")

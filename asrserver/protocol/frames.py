@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -24,7 +23,7 @@ from tornado.websocket import _WebSocketParams as Params
 
 from asrserver.protocol.transports import TcpTransport, TlsTransport
 
-__all__ = ["BINARY", "HEADER", "TEXT", "FrameProtocol", "Params", "StreamBufferFullError", "StreamClosedError"]
+__all__ = ["BINARY", "TEXT", "FrameProtocol", "Params", "StreamBufferFullError", "StreamClosedError"]
 
 #: Opcodes of the frames that carry messages.
 TEXT, BINARY = 1, 2
@@ -39,9 +38,6 @@ WHOLE_BINARY = FIN | BINARY
 
 #: Close codes of RFC 6455, 7.4.1.
 PROTOCOL_ERROR, INVALID_TEXT, TOO_LARGE, SERVER_ERROR = 1002, 1007, 1009, 1011
-
-#: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
-HEADER = struct.Struct("!IQ")
 
 #: Frames of one connection that are handled before other connections get their turn. One read may hold hundreds of
 #: small frames: five clients that flooded a gateway made all others wait for 0.4 s.

@@ -12,6 +12,8 @@ import redis
 
 from asrserver.broker.broker import Broker
 from asrserver.broker.replies import Claim
+from asrserver.protocol.events import Result
+from tests.events import durable
 from tests.servers import Servers
 
 FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
@@ -39,8 +41,9 @@ async def taken(worker: Broker, lease: float | None = None) -> Claim:
     return claim
 
 
-def event(seq: int, kind: str = "chunk") -> dict[str, Any]:
-    return {"type": kind, "seq": seq, "text": f"word{seq}"}
+def event(claim: Claim, number: int, seq: int, kind: str = "chunk", **fields: Any) -> Result:
+    """An event of the claim's owner: its own with this number, the session's with this `seq`."""
+    return durable(kind, seq, id=claim.event_id(number), text=f"word{seq}", **fields)
 
 
 def ids(db: redis.Redis, key: str) -> list[str]:

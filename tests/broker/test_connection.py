@@ -18,6 +18,7 @@ from asrserver.broker.broker import Broker
 from asrserver.broker.pipeline import EncodedCommand, connect, encode
 from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.errors import Unavailable
+from asrserver.protocol.events import ChunkResult, Published
 from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
 from tests.servers import Servers
 from tests.waiting import until
@@ -95,32 +96,32 @@ async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broke
     db.config_set("maxmemory", 1)
     try:
         with pytest.raises(Unavailable):
-            await w.append_event(claim, 1, event(1), "0-1")
+            await w.append_event(claim, event(claim, 1, 1), "0-1")
         assert isinstance(await append(g, 0), Exception)
         with pytest.raises(Unavailable):
             await g.end_session("s", "done", time.time())
     finally:
         db.config_set("maxmemory", limit)
-    assert await w.append_event(claim, 1, event(1), "0-1")
+    assert await w.append_event(claim, event(claim, 1, 1), "0-1")
 
 
 @pytest.mark.gen_test(timeout=30)
 async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db: redis.Redis) -> None:
     """What is published by anyone else and is no result is passed over."""
-    events: list[dict[str, Any]] = []
+    events: list[Published] = []
     subscribed: list[bool] = []
     task = asyncio.ensure_future(g.subscribe(events.append, lambda: subscribed.append(True)))
     await until(lambda: subscribed)
     await opened(g)
     claim = await taken(w)
     db.publish(keys.results_channel("g"), "no JSON")
-    await w.append_event(claim, 1, event(1), "0-1")
+    await w.append_event(claim, event(claim, 1, 1), "0-1")
     await until(lambda: len(events) == 1)
     drop_connections(db, "pubsub")
     await until(lambda: len(subscribed) == 2)
-    await w.append_event(claim, 2, event(2), "0-1")
+    await w.append_event(claim, event(claim, 2, 2), "0-1")
     await until(lambda: len(events) == 2)
-    assert [found["seq"] for found in events] == [1, 2]
+    assert [found.seq for found in events if isinstance(found, ChunkResult)] == [1, 2]
     task.cancel()
     await asyncio.wait([task])
 

@@ -12,7 +12,10 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker.broker import Broker
 from asrserver.broker.lease import LeaseRenewer, WorkerJanitor
+from asrserver.protocol import codec
+from asrserver.protocol.events import Partial, Progress
 from tests.broker.support import append, event, ids, opened, taken
+from tests.events import segment
 from tests.waiting import until
 
 
@@ -23,14 +26,14 @@ async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker
     for index in range(4):
         await append(g, index)
     claim = await taken(w)
-    assert await w.append_event(claim, 1, event(1), "1-0", {"state": "one"})
+    assert await w.append_event(claim, event(claim, 1, 1), "1-0", {"state": "one"})
     assert ids(db, keys.audio_key("s")) == ["2-0", "3-0", "4-0"]
     assert await w.checkpoint(claim, "3-0", 0.0, {"state": "two"})
     assert ids(db, keys.audio_key("s")) == ["4-0"]
     assert await w.checkpoint(claim, "3-0", 0.0, {"state": "two"})  # the reply was lost
     new = await taken(v, lease=0)
     assert new.fields["state"] == "two"
-    assert [found["seq"] for found in new.events] == [1]
+    assert [found.seq for found in new.events] == [1]
 
 
 @pytest.mark.gen_test
@@ -41,11 +44,12 @@ async def test_a_guess_is_published_and_stored_nowhere(g: Broker, w: Broker, db:
     listener.subscribe(keys.results_channel("g"))
     listener.get_message(timeout=5)  # the subscription's own
     before = db.xlen(keys.events_key("s"))
-    w.publish(claim, {"type": "partial", "text": "a"})
+    partial = Partial(session_id="s", start=0.0, end=1.0, text="a", stable="", language="en", follows=0)
+    w.publish(claim, partial)
     await w.pipeline.drain()
     published = listener.get_message(timeout=5)
     assert published is not None
-    assert orjson.loads(published["data"]) == {"type": "partial", "text": "a", "session_id": "s"}
+    assert codec.decode_published(published["data"]) == partial
     assert db.xlen(keys.events_key("s")) == before
     listener.close()
 
@@ -56,21 +60,21 @@ async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v
     await opened(g)
     await append(g, 0)
     old = await taken(w)
-    assert await w.append_event(old, 1, event(1), "0-1")
+    assert await w.append_event(old, event(old, 1, 1), "0-1")
     new = await taken(v, lease=0)
     assert new.epoch > old.epoch
-    assert [found["seq"] for found in new.events] == [1]
+    assert [found.seq for found in new.events] == [1]
     listener = db.pubsub(ignore_subscribe_messages=True)
     listener.subscribe(keys.results_channel("g"))
     listener.get_message(timeout=5)  # the subscription's own
-    assert not await w.append_event(old, 2, event(2, "final"), "1-0", {"state": "old"})
+    assert not await w.append_event(old, event(old, 2, 2, "final"), "1-0", {"state": "old"})
     assert not await w.checkpoint(old, "1-0", 0.0, {"state": "old"})
-    w.publish(old, {"type": "partial", "text": "old"})
+    w.publish(old, Progress(session_id="s", taken=1, total=1.0))
     await w.pipeline.drain()
     assert not db.hexists(keys.session_key("s"), "state")
     assert ids(db, keys.audio_key("s")) == ["1-0"]
     assert db.xlen(keys.TASKS) == 1
-    assert await v.append_event(new, 1, event(2, "final"), "1-0")
+    assert await v.append_event(new, event(new, 1, 2, "final"), "1-0")
     published = listener.get_message(timeout=5)
     assert published is not None
     assert orjson.loads(published["data"])["id"] == f"{new.epoch}-1"
@@ -84,11 +88,11 @@ async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker
     """And no longer once a new owner stands between."""
     await opened(g)
     claim = await taken(w)
-    assert await w.append_event(claim, 1, event(1), "0-1")
-    assert await w.append_event(claim, 1, event(1), "0-1")
-    assert [found["seq"] for found in await g.read_events("s")] == [1]
+    assert await w.append_event(claim, event(claim, 1, 1), "0-1")
+    assert await w.append_event(claim, event(claim, 1, 1), "0-1")
+    assert [found.seq for found in await g.read_events("s")] == [1]
     await taken(v, lease=0)
-    assert not await w.append_event(claim, 1, event(1), "0-1")
+    assert not await w.append_event(claim, event(claim, 1, 1), "0-1")
 
 
 @pytest.mark.gen_test
@@ -99,16 +103,16 @@ async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotte
     await opened(g)
     claim = await taken(w)
     for seq in range(1, 6):
-        segments = [{"text": f"{seq}{letter}", "language": "en"} for letter in "ab"[: seq % 3]]
-        assert await w.append_event(claim, seq, {**event(seq), "segments": segments}, "0-1")
-    assert await w.append_event(claim, 5, {**event(5), "segments": segments}, "0-1")  # the reply was lost
+        segments = [segment(text=f"{seq}{letter}") for letter in "ab"[: seq % 3]]
+        assert await w.append_event(claim, event(claim, seq, seq, segments=segments), "0-1")
+    assert await w.append_event(claim, event(claim, 5, 5, segments=segments), "0-1")  # the reply was lost
     events = await g.read_events("s")
-    await g.forget_events("s", events[2]["id"])
+    await g.forget_events("s", events[2].id)
     new = await taken(v, lease=0)
-    assert [found["seq"] for found in new.events] == [4, 5]
+    assert [found.seq for found in new.events] == [4, 5]
     assert new.transcript == [(text, "en") for text in ("1a", "2a", "2b", "4a", "5a", "5b")]
     assert new.epoch == claim.epoch + 1
-    assert await v.append_event(new, 1, event(6, "final"), "0-1")
+    assert await v.append_event(new, event(new, 1, 6, "final"), "0-1")
     await g.close_session("s", 100)
     assert {key for key in db.scan_iter("asr_*{s}") if db.ttl(key) > 0} == {
         keys.session_key("s"), keys.events_key("s"), keys.transcript_key("s"), keys.audio_key("s")
@@ -120,12 +124,12 @@ async def test_events_past_an_id(g: Broker, w: Broker) -> None:
     await opened(g)
     claim = await taken(w)
     for seq in (1, 2, 3):
-        await w.append_event(claim, seq, event(seq), "0-1")
+        await w.append_event(claim, event(claim, seq, seq), "0-1")
     events = await g.read_events("s")
-    assert [found["seq"] for found in await g.read_events("s", events[0]["id"])] == [2, 3]
-    fields, later = (await g.read_sessions({"s": events[1]["id"], "gone": "0-1"}))["s"]
+    assert [found.seq for found in await g.read_events("s", events[0].id)] == [2, 3]
+    fields, later = (await g.read_sessions({"s": events[1].id, "gone": "0-1"}))["s"]
     assert fields["gateway"] == "g"
-    assert [found["seq"] for found in later] == [3]
+    assert [found.seq for found in later] == [3]
 
 
 @pytest.mark.gen_test
@@ -184,9 +188,9 @@ async def test_there_is_nothing_to_do_for_a_session_that_is_over(
     if how == "vanished":
         db.delete(*(key("s") for key in (keys.session_key, keys.audio_key, keys.events_key)))
     else:
-        data = orjson.dumps({**event(1, "final"), "id": f"{claim.epoch}-1"})
-        entry: dict[Any, Any] = {"seq": "1", "data": data}
-        db.xadd(keys.events_key("s"), entry, id=f"{claim.epoch}-1")  # final, but the worker died before its XACK
+        final = event(claim, 1, 1, "final")
+        entry: dict[Any, Any] = {"seq": "1", "data": codec.encode(final)}
+        db.xadd(keys.events_key("s"), entry, id=final.id)  # final, but the worker died before its XACK
     [(task, sid)] = await v.claim(0.0, 10, 0)
     assert await v.acquire(task, sid) is None
     assert db.xlen(keys.TASKS) == 0
@@ -217,7 +221,7 @@ async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: 
     again = await w.acquire(claim.task, "s")
     assert again is not None
     assert again.fields["strike:1-0"] == "2"
-    await w.append_event(again, 1, event(1, "final"), "0-1")
+    await w.append_event(again, event(again, 1, 1, "final"), "0-1")
     janitor.retire("w")
     assert db.xinfo_consumers(keys.TASKS, keys.GROUP) == []
     janitor.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
 from asrserver.broker.broker import Broker
+from asrserver.broker.replies import Claim
+from asrserver.protocol.events import Result
+from tests.events import durable
 from tests.ws_client import look
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -22,24 +24,24 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
     first = await w.acquire(task, sid)
     assert first is not None
 
-    def event(seq: int, total: float) -> dict[str, Any]:
-        return {"type": "chunk", "seq": seq, "total": total, "chunk_index": seq}
+    def event(claim: Claim, number: int, seq: int, total: float) -> Result:
+        return durable("chunk", seq, id=claim.event_id(number), total=total)
 
     with look(redis_url) as client:
 
         def charged() -> float:
             return sum(float(client.get(key) or 0) for key in client.scan_iter("asr_quota:k:*"))
 
-        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
+        assert await w.append_event(first, event(first, 1, 1, 1.5), "0-1")
         first.counted = 0.0
-        assert await w.append_event(first, 1, event(1, 1.5), "0-1")
+        assert await w.append_event(first, event(first, 1, 1, 1.5), "0-1")
         assert charged() == 1.5
         second = await v.acquire(task, sid)
         assert second is not None
-        assert not await w.append_event(first, 2, event(2, 9.0), "0-1")
-        assert await v.append_event(second, 1, event(2, 2.0), "0-1")
+        assert not await w.append_event(first, event(first, 2, 2, 9.0), "0-1")
+        assert await v.append_event(second, event(second, 1, 2, 2.0), "0-1")
         assert charged() == 2.0
-        assert await v.append_event(second, 2, event(3, 1.0), "0-1")  # a guess that was too high is not paid back
+        assert await v.append_event(second, event(second, 2, 3, 1.0), "0-1")  # a guess too high is not paid back
         assert charged() == 2.0
         for _ in range(2):
             assert await v.checkpoint(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
@@ -48,7 +50,7 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
         third = await w.acquire(task, sid)
         assert third is not None
         assert not await v.checkpoint(second, "0-1", 14.0, {"state": "{}"})
-        assert await w.append_event(third, 1, event(4, 13.0), "0-1")
+        assert await w.append_event(third, event(third, 1, 4, 13.0), "0-1")
         assert charged() == 13.0
         assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
     await w.close()

@@ -49,7 +49,7 @@ async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Re
     await append(g, 6, first=6)
     await append(g, 7, first=6)
     claim = await taken(w)
-    assert await w.append_event(claim, 1, event(1), "8-0")
+    assert await w.append_event(claim, event(claim, 1, 1), "8-0")
     assert await g.end_session("s", "done", time.time() + 60)
     assert await g.end_session("s", "interrupted", time.time() + 60)
     assert ids(db, keys.audio_key("s")) == ["8-1"]
@@ -202,9 +202,9 @@ async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broke
     await opened(g)
     await append(g, 0)
     claim = await taken(w)
-    await w.append_event(claim, 1, event(1), "1-0")
+    await w.append_event(claim, event(claim, 1, 1), "1-0")
     await g.end_session("s", "done", time.time() + 60)
-    await w.append_event(claim, 2, event(2, "final"), "1-1")
+    await w.append_event(claim, event(claim, 2, 2, "final"), "1-1")
     await g.close_session("s", 50)
     every = set(db.scan_iter())
     left = {key for key in every if db.pttl(key) < 0}

@@ -27,6 +27,7 @@ from asrserver.gateway import archive as recordings
 from asrserver.gateway import archive_files
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
+from asrserver.protocol.options import Options, Resume, Start
 from tests.fakes import FakeWorker
 from tests.waiting import until
 
@@ -219,13 +220,13 @@ def gateway_settings(redis_url: str, database_url: str, tmp_path: Path) -> Setti
     return Settings(redis_url=redis_url, database_url=database_url, save_audio=str(tmp_path))
 
 
-async def session(gateway: Gateway, sid: str = "s", **message: Any) -> Session:
-    return await gateway.start({"session_id": sid, **message}, lambda event: None)
+async def session(gateway: Gateway, sid: str = "s", user_id: str = "", resumable: bool = False) -> Session:
+    return await gateway.start(Start(sid, user_id, Options(), resumable), lambda event: None)
 
 
-async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[bytes], **message: Any) -> None:
+async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[bytes], user_id: str = "") -> None:
     """A session from start to its recording."""
-    opened = await session(gateway, sid, **message)
+    opened = await session(gateway, sid, user_id)
     for index, data in enumerate(chunks):
         gateway.sessions.append(opened, index, data, True)
     gateway.sessions.finish(opened)
@@ -301,12 +302,12 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
     other = Gateway(gateway_settings)
     await other.open()
     pieces = [tone(0.1 + n / 1000) for n in range(5)]
-    opened = await session(gateway, "s", resume=True)
+    opened = await session(gateway, "s", resumable=True)
     for index in (0, 1, 1, 2):
         accepted, fresh = opened.accept(index)
         gateway.sessions.append(opened, accepted, pieces[index], fresh)
     await until(lambda: opened.chunk_count == 3)
-    resumed, _ = await other.resume({"session_id": "s"}, lambda event: None)
+    resumed, _ = await other.resume(Resume("s", 0), lambda event: None)
     for index in (2, 3, 4):
         accepted, fresh = resumed.accept(index)
         other.sessions.append(resumed, accepted, pieces[index], fresh)

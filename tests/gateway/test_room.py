@@ -15,7 +15,8 @@ from asrserver.gateway import room
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
-from asrserver.gateway.session import Options, Session
+from asrserver.gateway.session import Session
+from asrserver.protocol.options import Options
 
 PCM = bytes(32_000)  # a second
 

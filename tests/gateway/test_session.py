@@ -1,4 +1,4 @@
-"""session.py: options, the order of chunks and of results; no server, no socket."""
+"""session.py: the order of chunks and of results; no server, no socket."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
-from asrserver.gateway.session import MAX_INDEX, MAX_REFUSED, TOGETHER, TOGETHER_BYTES, Link, Options, Session, valid_id
+from asrserver.gateway.session import (
+    MAX_INDEX,
+    MAX_REFUSED,
+    MAX_UNACKNOWLEDGED,
+    MAX_UNACKNOWLEDGED_BYTES,
+    Session,
+)
+from asrserver.protocol.events import ChunkResult, Partial, Received, Result, SessionEvent
+from asrserver.protocol.options import Options
+from tests.events import durable
 
 
 class Client:
     """Where a session's events go."""
 
     def __init__(self) -> None:
-        self.got: list[dict[str, Any]] = []
+        self.got: list[SessionEvent] = []
         self.session = Session("s", "", Options(), self.got.append)
 
     def send(self, index: int | None, size: int = 10) -> int:
@@ -30,7 +39,7 @@ class Client:
         return caught.value.code
 
     def summary(self) -> list[tuple[str, int | None]]:
-        return [(event["type"], event.get("chunk_index")) for event in self.got]
+        return [(kind(event), getattr(event, "chunk_index", None)) for event in self.got]
 
 
 @pytest.fixture
@@ -38,64 +47,13 @@ def client() -> Client:
     return Client()
 
 
-def result(seq: int, index: int | None = None, kind: str = "chunk") -> dict[str, Any]:
-    where = {} if index is None else {"chunk_index": index}
-    return {"type": kind, "seq": seq, "id": f"1-{seq}", **where}
+def result(seq: int, index: int | None = None, kind: str = "chunk") -> Result:
+    return durable(kind, seq, **({} if index is None else {"chunk_index": index}))
 
 
-# -- options
-
-
-def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
-    assert Options.parse({"action": "start", "future": 1, "language": None}) == Options()
-    assert Options.parse({"language": "en", "sample_rate": 8000}).asdict()["sample_rate"] == 8000
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("mode", "other"),
-        ("mode", ["auto"]),
-        ("format", "mp3"),
-        ("task", 1),
-        ("sample_rate", 7999),
-        ("sample_rate", 48001),
-        ("sample_rate", 16000.0),
-        ("sample_rate", True),
-        ("channels", 3),
-        ("prompt", "x" * 1001),
-        ("prompt", "a\x00b"),
-        ("hotwords", ["a"]),
-        ("language", "english"),
-        ("language", "EN"),
-        ("language", 5),
-        ("partials", "yes"),
-        ("partials", 1),
-        ("word_timestamps", "false"),
-        ("partial_interval", 0.05),
-        ("partial_interval", 11),
-        ("partial_interval", True),
-        ("partial_interval", "0.5"),
-        ("silence", 0.05),
-        ("silence", 5.1),
-        ("silence", [1]),
-    ],
-)
-def test_a_bad_option_is_named(name: str, value: Any) -> None:
-    with pytest.raises(BadRequest, match=name) as caught:
-        Options.parse({name: value})
-    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", name)
-
-
-@pytest.mark.parametrize("value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"]])
-def test_a_bad_id_is_refused(value: Any) -> None:
-    with pytest.raises(BadRequest, match="session_id"):
-        valid_id(value, "session_id")
-
-
-@pytest.mark.parametrize("value", ["a", "x" * 128, "über/was:auch-immer", "4be0643f-1d98-573b-97cd-ca98a65347dd"])
-def test_a_good_id_is_taken(value: str) -> None:
-    assert valid_id(value, "session_id") == value
+def kind(event: SessionEvent) -> str:
+    """The event's type, or `ack`."""
+    return "ack" if isinstance(event, Received) else str(event.__struct_config__.tag)
 
 
 # -- the order of chunks
@@ -207,7 +165,7 @@ def test_a_missing_result_is_asked_for(client: Client) -> None:
     assert client.session.last_event == "0-1"
     assert client.session.deliver(result(1, 0))
     assert client.session.deliver(result(2, 1))
-    assert [event["seq"] for event in client.got if event["type"] == "chunk"] == [1, 2]
+    assert [event.seq for event in client.got if isinstance(event, ChunkResult)] == [1, 2]
 
 
 def test_what_is_owed(client: Client) -> None:
@@ -232,18 +190,21 @@ def test_a_client_that_is_gone_gets_nothing(client: Client) -> None:
 
 def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
     """A partial result behind a lost durable one asks for that one; it waits for nothing and is kept nowhere."""
-    guess = {"type": "partial", "text": "a"}
-    assert client.session.guess({**guess, "follows": 0})
-    assert not client.session.guess({**guess, "follows": 1})
+
+    def guess(follows: int) -> Partial:
+        return Partial(session_id="s", start=0.0, end=1.0, text="a", stable="", language="en", follows=follows)
+
+    assert client.session.deliver_partial(guess(0))
+    assert not client.session.deliver_partial(guess(1))
     client.session.deliver(result(1, kind="segment"))
-    assert client.session.guess({**guess, "follows": 1})
-    assert [event["type"] for event in client.got] == ["partial", "segment", "partial"]
+    assert client.session.deliver_partial(guess(1))
+    assert [kind(event) for event in client.got] == ["partial", "segment", "partial"]
     client.send(0)
     client.session.deliver(result(2, 0))  # before its acknowledgement
-    assert client.session.guess({**guess, "follows": 2})
-    assert [event["type"] for event in client.got[3:]] == []
+    assert client.session.deliver_partial(guess(2))
+    assert client.got[3:] == []
     client.session.state = "over"
-    assert client.session.guess({**guess, "follows": 2})
+    assert client.session.deliver_partial(guess(2))
     assert len(client.got) == 3
 
 
@@ -257,7 +218,7 @@ def patient(client: Client) -> Client:
 
 
 def acks(client: Client) -> list[tuple[int, bool]]:
-    return [(event["chunk_index"], event.get("through", False)) for event in client.got if event["type"] == "ack"]
+    return [(event.chunk_index, event.through) for event in client.got if isinstance(event, Received)]
 
 
 def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
@@ -301,7 +262,7 @@ def test_chunks_that_are_appended_together(client: Client, interval: float) -> N
     assert not session.follows(6, 1)
 
 
-@pytest.mark.parametrize(("count", "size"), [(TOGETHER, 1), (2, TOGETHER_BYTES // 2)])
+@pytest.mark.parametrize(("count", "size"), [(MAX_UNACKNOWLEDGED, 1), (2, MAX_UNACKNOWLEDGED_BYTES // 2)])
 def test_many_chunks_are_acknowledged_at_once(patient: Client, count: int, size: int) -> None:
     for index in range(count):
         assert patient.got == []
@@ -320,19 +281,3 @@ def test_no_result_before_its_acknowledgement(patient: Client) -> None:
     patient.session.state = "finishing"
     assert not patient.session.appended(1)
     assert acks(patient) == [(0, True), (1, True)]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("channel", value) for value in (-1, 2**32, "1", True, 1.0)]
-    + [("ack_interval", value) for value in (-0.1, 5.1, "1", True, float("nan"))],
-)
-def test_a_bad_link_is_named(name: str, value: Any) -> None:
-    with pytest.raises(BadRequest) as error:
-        Link.parse({name: value})
-    assert error.value.details == {"option": name}
-
-
-def test_links() -> None:
-    assert Link.parse({}) == Link.parse({"channel": None, "ack_interval": None}) == Link(None, 0.0)
-    assert Link.parse({"channel": 2**32 - 1, "ack_interval": 5}) == Link(2**32 - 1, 5.0)

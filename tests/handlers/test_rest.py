@@ -22,6 +22,8 @@ from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
+from asrserver.protocol.events import Final, Segment, SessionEvent
+from asrserver.protocol.options import Options, Start
 from tests.fakes import FakeWorker
 from tests.servers import Servers
 from tests.waiting import until
@@ -53,10 +55,12 @@ def api(http_client: AsyncHTTPClient, base_url: str) -> Api:
     return Api(http_client, base_url)
 
 
-async def session(gateway: Gateway, sid: str = "s", **message: Any) -> tuple[Session, list[dict[str, Any]]]:
+async def session(
+    gateway: Gateway, sid: str = "s", user_id: str = "", **options: Any
+) -> tuple[Session, list[SessionEvent]]:
     """A session that is open, and what its client gets."""
-    got: list[dict[str, Any]] = []
-    return await gateway.start({"session_id": sid, **message}, got.append), got
+    got: list[SessionEvent] = []
+    return await gateway.start(Start(sid, user_id, Options(**options), False), got.append), got
 
 
 async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
@@ -65,19 +69,11 @@ async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: st
     gateway.sessions.append(opened, 0, b"audio", True)
     gateway.sessions.finish(opened)
     await worker.take(sid)
-    segment = {
-        "number": 0,
-        "start": 0.1,
-        "end": 1.4,
-        "text": text,
-        "language": "en",
-        "confidence": 0.9,
-        "chunk_index": 0,
-    }
+    row = Segment(number=0, start=0.1, end=1.4, text=text, language="en", confidence=0.9, chunk_index=0)
     await worker.audio(sid, 1)
-    await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[segment])
+    await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[row])
     await worker.final(sid, text)
-    await until(lambda: got and got[-1]["type"] == "final")
+    await until(lambda: got and isinstance(got[-1], Final))
     await until(gateway.write_behind.is_flushed)
 
 
@@ -267,7 +263,7 @@ async def test_what_redis_has_of_a_deleted_session_goes_too(
     assert len(redis_keys(gateway_settings, "s")) == 4
     assert (await api.call("/session/s", "DELETE"))[0] == 200
     assert redis_keys(gateway_settings, "s") == []
-    with pytest.raises(BadRequest, match="there is a session"):
+    with pytest.raises(BadRequest, match="already in use"):
         await session(gateway, "s")
 
 
@@ -321,7 +317,7 @@ async def test_a_session_deleted_while_it_is_open_never_comes_back(
     await worker.take("s")
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
-    await until(lambda: got and got[-1]["type"] == "final")
+    await until(lambda: got and isinstance(got[-1], Final))
     await until(gateway.write_behind.is_flushed)
     assert (await api.call("/session/s"))[0] == 404
     with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:

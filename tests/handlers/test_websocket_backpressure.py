@@ -17,6 +17,7 @@ from asrserver.auth import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import flow_control, websocket
 from asrserver.handlers.app import AsrApplication
+from asrserver.protocol.events import Refusal
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO, only_socket
 from tests.waiting import until
@@ -67,7 +68,7 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
         for _ in range(2000):  # far more than the kernel's buffers take
             if session.send is None:
                 break
-            session.send({"type": "error", "code": "c", "message": "x" * 16384})
+            session.send(Refusal(code="c", message="x" * 16384))
             await asyncio.sleep(0)
         await until(lambda: session.send is None)
         await worker.take("deaf", "s")

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
+from asrserver.protocol.events import Partial, Segment, Word
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
@@ -43,13 +44,12 @@ async def test_the_messages_of_a_stream(url: str, worker: FakeWorker) -> None:
         await ws.call(start(mode="stream", partials=True, word_timestamps=True))
         await ws.call(chunk("s", 0, AUDIO))
         await worker.take("s")
-        guess = {"type": "partial", "follows": 0, "start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel"}
-        worker.broker.publish(worker.claims["s"], {**guess, "language": "en"})
-        partial = {"start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel", "language": "en"}
+        partial: Message = {"start": 0.1, "end": 0.7, "text": "hel lo", "stable": "hel", "language": "en"}
+        worker.broker.publish(worker.claims["s"], Partial(session_id="s", follows=0, **partial))
         assert await ws.next() == {"type": "partial_result", "session_id": "s", **partial}
-        words = [{"word": "hello", "start": 0.1, "end": 0.6, "confidence": 0.9}]
-        segment = {"number": 0, "start": 0.1, "end": 0.9, "text": "hello", "language": "en", "confidence": 0.9}
-        row = {**segment, "chunk_index": None, "words": words}
+        words: list[Message] = [{"word": "hello", "start": 0.1, "end": 0.6, "confidence": 0.9}]
+        segment: Message = {"number": 0, "start": 0.1, "end": 0.9, "text": "hello", "language": "en", "confidence": 0.9}
+        row = Segment(**segment, words=[Word(**word) for word in words])
         await worker.say("s", "segment", text="hello", segments=[row])
         expected = {"type": "segment_result", "session_id": "s", **segment, "words": words, "seq": 1}
         assert await ws.next() == expected

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
 import pytest
 import redis
 
 from asrserver.broker import keys
 from asrserver.gateway.gateway import Gateway
+from asrserver.protocol import codec
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
@@ -63,10 +63,8 @@ async def test_results_that_were_never_published_are_found(url: str, worker: Fak
 def unpublished(worker: FakeWorker, redis_url: str, kind: str, **fields: Any) -> None:
     """An event that is durable and that nobody heard."""
     event = worker.event("s", kind, **fields)
-    event_id = f"{worker.claims['s'].epoch}-{event['seq']}"
     with redis.Redis.from_url(redis_url) as client:
-        data = orjson.dumps({**event, "id": event_id, "session_id": "s"})
-        client.xadd(keys.events_key("s"), {"seq": event["seq"], "data": data}, id=event_id)
+        client.xadd(keys.events_key("s"), {"seq": event.seq, "data": codec.encode(event)}, id=event.id)
 
 
 async def test_results_out_of_order_are_put_in_order(url: str, worker: FakeWorker, redis_url: str) -> None:

@@ -14,6 +14,7 @@ from asrserver.broker import keys
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
+from asrserver.protocol import codec
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
@@ -148,20 +149,25 @@ async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Fak
 
 
 async def test_one_session_that_cannot_be_stored_holds_up_no_other(
-    url: str, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
+    url: str, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, redis_url: str
 ) -> None:
-    """It is buried with the reason."""
+    """What cannot be read of it is buried with the reason; the rest of it is stored."""
     async with await WsClient.open(url) as ws:
         await ws.start("bad")
         await ws.start("good")
         await worker.take("bad", "good")
-        await worker.say("bad", "error", code="c", message="m", model=None, segments=[{"text": "", "language": "en"}])
+        event = worker.event("bad", "chunk", text="lost")
+        with redis.Redis.from_url(redis_url) as client:
+            data = codec.encode(event).replace(b'"lost"', b"[]")
+            client.xadd(keys.events_key("bad"), {"seq": event.seq, "data": data}, id=event.id)
+        await worker.say("bad", "error", code="c", message="m")
+        assert (await ws.find("bad", "error"))["seq"] == 2
         await ws.send(finish("good"))
         await worker.final("good", "words", 0)
         await ws.find("good", "final_result")
         await until(gateway.write_behind.is_flushed)
     with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT status FROM asr_sessions WHERE id = 'good'")
-        assert cursor.fetchall() == [("done",)]
+        cursor.execute("SELECT id, status, error_code FROM asr_sessions ORDER BY id")
+        assert cursor.fetchall() == [("bad", "recording", "c"), ("good", "done", None)]
     connection.close()
-    assert (await gateway.broker.queue())["dead"] >= 1
+    assert (await gateway.broker.queue())["dead"] == 1

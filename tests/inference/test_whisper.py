@@ -51,15 +51,15 @@ async def test_words_are_timed_where_requested(own_model: Whisper, utterances: l
     said = same_length(utterances, 4)
     requests = [Request("en", words=words) for words in (True, False, True, True)]
     found = own_model.recognise([row_data(one, request) for one, request in zip(said, requests, strict=True)])
-    assert [" ".join(word["word"] for word in one.words) for one in found] == [
+    assert [" ".join(word.word for word in one.words) for one in found] == [
         said[0].text, "", said[2].text, said[3].text
     ]  # fmt: skip
     for one, hypothesis in zip(said, found, strict=True):
-        times = [word[name] for word in hypothesis.words for name in ("start", "end")]
+        times = [time for word in hypothesis.words for time in (word.start, word.end)]
         assert times == sorted(times)
         assert all(0 <= time <= len(one.pcm) / 32000 + 0.5 for time in times)
     alone = own_model.recognise([row_data(said[2], Request("en", words=True))])[0]
-    assert [word["word"] for word in alone.words] == [word["word"] for word in found[2].words]
+    assert [word.word for word in alone.words] == [word.word for word in found[2].words]
     trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, sequences_ids=[[9] * 40]))
     own_model._model = trouble
     assert own_model.recognise([row_data(said[0], Request("en", words=True))])[0].words == []
@@ -261,7 +261,7 @@ async def test_words_alone_are_words(
     for one, language in [(one, "en") for one in all_utterances[:20]] + [(one, "zh") for one in mandarin]:
         for begin, sentence in heard(model, samples(one), Request(language, words=True)):
             for word in sentence.words:
-                start, end = (begin + int(word[edge] * RATE) for edge in ("start", "end"))
+                start, end = (begin + int(edge * RATE) for edge in (word.start, word.end))
                 alone = np.pad(samples(one)[max(start - around, 0) : end + around], RATE // 2)
                 texts += [found.text for _, found in heard(model, alone)]
     assert len(texts) >= 150

@@ -9,7 +9,7 @@ from typing import Any
 
 from tornado.websocket import WebSocketHandler, websocket_connect
 
-from asrserver.protocol.frames import HEADER
+from asrserver.protocol.native import HEADER
 
 Message = dict[str, Any]
 

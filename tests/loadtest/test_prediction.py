@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 
 from asrserver.broker.broker import Broker
 from asrserver.config import Settings
-from asrserver.gateway.session import Options
 from asrserver.inference import vad
 from asrserver.inference.features import log_mel
 from asrserver.inference.whisper import Whisper, window_for
@@ -23,6 +21,9 @@ from asrserver.loadtest.host import Cost
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Outcome, Sample
 from asrserver.loadtest.speech import Scripts, load
+from asrserver.protocol import codec
+from asrserver.protocol.events import Final, Result, SegmentResult
+from asrserver.protocol.options import Options
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -132,7 +133,7 @@ async def test_the_stand_in(bench: Any, redis_url: str) -> None:
     await gateway.open()
     stand_in = bench.StandIn(redis_url)
     await stand_in._broker.open()
-    options = orjson.dumps(Options(mode="stream", format="pcm_s16le").asdict()).decode()
+    options = codec.encode_options(Options(mode="stream", format="pcm_s16le"))
     await gateway.open_session("s", "s", {"gateway": "g", "options": options}, time.time() + 60)
     said = load(())[:3]
     frames = [frame for sentence in said for frame in sentence.frames]
@@ -140,14 +141,16 @@ async def test_the_stand_in(bench: Any, redis_url: str) -> None:
         gateway.append("s", index, index - 1 if index else None, [frame], True, lambda error: None)
     await gateway.end_session("s", "done", time.time() + 60)
     assert await audio_left(gateway)
-    events: list[dict[str, Any]] = []
-    while not events or events[-1]["type"] != "final":
+    events: list[Result] = []
+    while not events or not isinstance(events[-1], Final):
         await stand_in._read()
         events = await gateway.read_events("s")
-    assert [event["text"] for event in events[:-1]] == [sentence.text for sentence in said]
-    assert events[-1]["text"] == " ".join(sentence.text for sentence in said)
-    assert events[-1]["chunk_count"] == len(frames)
-    assert events[-1]["total"] == pytest.approx(len(frames) / 10)
+    *segments, final = events
+    assert [event.text for event in segments if isinstance(event, SegmentResult)] == [one.text for one in said]
+    assert isinstance(final, Final)
+    assert final.text == " ".join(sentence.text for sentence in said)
+    assert final.chunk_count == len(frames)
+    assert final.total == pytest.approx(len(frames) / 10)
     assert not await audio_left(gateway)
     assert not stand_in._sessions
     for broker in (gateway, stand_in._broker):

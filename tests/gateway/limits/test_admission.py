@@ -144,7 +144,7 @@ async def test_frames_that_come_together_are_limited_one_by_one(url: str, worker
         refused = await error(client, "session_too_long")
         assert (refused["session_id"], refused["chunk_index"]) == ("s", 10)
         await error(client, "session_finished")
-        await client.find("s", "ack", 9)
+        await client.find("s", "ack", 9)  # errors are told at once, acknowledgements when Redis has the chunks
         assert [ack["chunk_index"] for ack in client.of("s", "ack")[1:]] == list(range(10))
 
 

@@ -1,0 +1,318 @@
+"""The native WebSocket protocol, /ws/asr: its text messages to actions, events to its messages.
+
+C {"action":"start","session_id":"…","user_id":"…", …options}
+                                                                 S {"type":"ack","status":"session_started"}
+C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"}   or a binary frame: the audio,
+                          of the session started last; or of the one that a HEADER before it names by its channel
+                                                                 S {"type":"ack","chunk_index":0,"status":"received"}
+                                                                 S {"type":"chunk_result","chunk_index":0,"text":"…"}
+in stream mode, or where asked for:                              S {"type":"partial_result","text":"…","stable":"…"}
+                                                                 S {"type":"segment_result","text":"…","start":…}
+C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
+C {"action":"resume","session_id":"…","last_seq":17}             S {"type":"ack","status":"session_resumed",…}
+S {"type":"error","code":"…","message":"…"}
+
+A further protocol is a module like this one, over the same events and the same calls of the gateway.
+"""
+
+from __future__ import annotations
+
+import binascii
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import orjson
+
+from asrserver.errors import BadRequest
+from asrserver.protocol.events import (
+    ChunkResult,
+    ErrorEvent,
+    Final,
+    Lost,
+    Partial,
+    Received,
+    Refusal,
+    Resumed,
+    SegmentResult,
+    SessionEvent,
+    Started,
+)
+from asrserver.protocol.options import Options, Resume, Start, seconds, valid_id, whole_number
+
+#: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
+HEADER = struct.Struct("!IQ")
+
+#: Longest session id that an error repeats, in characters: no valid one is longer.
+MAX_NAME = 128
+
+_encode = msgspec.json.Encoder().encode
+
+
+# -- what clients send -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """How a session is carried on its connection.
+
+    Attributes:
+        channel: Its name in binary frames; None: they are those of the session started last.
+        ack_interval: Seconds for which acknowledgements may wait for others; 0: one for each chunk.
+    """
+
+    channel: int | None
+    ack_interval: float
+
+    @classmethod
+    def parse(cls, message: dict[str, Any]) -> Link:
+        """Read it from a `start` or `resume` message; raises BadRequest naming the field."""
+        channel, interval = message.get("channel"), message.get("ack_interval")
+        if channel is not None:
+            whole_number("channel", channel, 0, 2**32 - 1)
+        if interval is not None:
+            seconds("ack_interval", interval, 0.0, 5.0)
+        return cls(channel, float(interval or 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class StartAction:
+    """`start`. With `queue_position` the acknowledgement says how many sessions wait for a worker before this one."""
+
+    start: Start
+    link: Link
+    queue_position: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAction:
+    """`resume`."""
+
+    resume: Resume
+    link: Link
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkAction:
+    """`chunk`. Its fields are as the client sent them: an error in them names the session, which is not known yet."""
+
+    session_id: Any
+    chunk_index: Any
+    audio_data: Any
+
+    def audio(self) -> bytes:
+        """Decode the audio; raises BadRequest."""
+        if not isinstance(self.audio_data, str):
+            raise BadRequest("bad_request", "audio_data must be a text in base64")
+        try:
+            return binascii.a2b_base64(self.audio_data, strict_mode=True)
+        except (binascii.Error, ValueError) as exc:
+            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishAction:
+    """`finish`. Its session is as the client named it."""
+
+    session_id: Any
+
+
+Action = StartAction | ResumeAction | ChunkAction | FinishAction
+
+
+def parse(text: str) -> Action:
+    """Read a text message.
+
+    Raises:
+        BadRequest: It is none that the protocol has; the details say which session and which field, where it is known.
+    """
+    try:
+        message = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        raise BadRequest("bad_json", f"the message is not JSON: {exc}") from None
+    if not isinstance(message, dict):
+        raise BadRequest("bad_json", "the message is not a JSON object")
+    action = message.get("action")
+    if action == "chunk":
+        return ChunkAction(message.get("session_id"), message.get("chunk_index"), message.get("audio_data"))
+    if action == "finish":
+        return FinishAction(message.get("session_id"))
+    if action in ("start", "resume"):
+        try:
+            return _start(message) if action == "start" else _resume(message)
+        except BadRequest as exc:
+            exc.details = named(message.get("session_id")) | exc.details
+            raise
+    if action is None:
+        raise BadRequest("bad_request", "the message has no action")
+    raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, resume, chunk or finish")
+
+
+def _start(message: dict[str, Any]) -> StartAction:
+    link = Link.parse(message)
+    sid, user_id = (
+        "" if message.get(name) in (None, "") else valid_id(message[name], name) for name in ("session_id", "user_id")
+    )
+    start = Start(sid, user_id, Options.parse(message), message.get("resume") is True)
+    return StartAction(start, link, message.get("queue_position") is True)
+
+
+def _resume(message: dict[str, Any]) -> ResumeAction:
+    link = Link.parse(message)
+    sid = valid_id(message.get("session_id"), "session_id")
+    last_seq = message.get("last_seq", 0)
+    if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
+        raise BadRequest("bad_seq", "last_seq must be a whole number from 0")
+    return ResumeAction(Resume(sid, last_seq), link)
+
+
+def named(session_id: Any) -> dict[str, Any]:
+    """Repeat in an error's details the session that a client named; nothing where it is no id."""
+    return {"session_id": session_id} if isinstance(session_id, str) and 0 < len(session_id) <= MAX_NAME else {}
+
+
+# -- what clients get ------------------------------------------------------------------------------------------------
+
+
+def format(event: SessionEvent, channel: int | None = None) -> bytes | None:
+    """Make the message of an event.
+
+    Args:
+        event: Any that a session has, or an answer of its gateway.
+        channel: What the connection calls the session, of Started and Resumed.
+
+    Returns:
+        The text message, or None where a client of this protocol is told nothing.
+    """
+    make = _MESSAGES.get(type(event))
+    if make is None:
+        return None
+    message = make(event)
+    if channel is not None:
+        message["channel"] = channel
+    return _encode(message)
+
+
+def _started(event: Started) -> dict[str, Any]:
+    message: dict[str, Any] = {"type": "ack", "session_id": event.session_id, "status": "session_started"}
+    if event.queued is not None:
+        message["queued"] = event.queued
+    return message
+
+
+def _resumed(event: Resumed) -> dict[str, Any]:
+    message = {
+        "type": "ack",
+        "session_id": event.session_id,
+        "status": "session_resumed",
+        "state": event.state,
+        "next_chunk_index": event.next_chunk_index,
+    }
+    if event.missed:
+        message["missed"] = event.missed
+    return message
+
+
+def _received(event: Received) -> dict[str, Any]:
+    message = {
+        "type": "ack",
+        "session_id": event.session_id,
+        "chunk_index": event.chunk_index,
+        "status": "received",
+    }
+    if event.through:
+        message["through"] = True
+    return message
+
+
+def _chunk_result(event: ChunkResult) -> dict[str, Any]:
+    return {
+        "type": "chunk_result",
+        "session_id": event.session_id,
+        "chunk_index": event.chunk_index,
+        "text": event.text,
+        "duration": event.duration,
+        "language": event.language,
+        "seq": event.seq,
+    }
+
+
+def _partial_result(event: Partial) -> dict[str, Any]:
+    return {
+        "type": "partial_result",
+        "session_id": event.session_id,
+        "start": event.start,
+        "end": event.end,
+        "text": event.text,
+        "stable": event.stable,
+        "language": event.language,
+    }
+
+
+def _segment_result(event: SegmentResult) -> dict[str, Any]:
+    (segment,) = event.segments
+    message = {
+        "type": "segment_result",
+        "session_id": event.session_id,
+        "number": segment.number,
+        "start": segment.start,
+        "end": segment.end,
+        "text": segment.text,
+        "language": segment.language,
+        "confidence": segment.confidence,
+        "seq": event.seq,
+    }
+    if segment.words:
+        message["words"] = segment.words
+    return message
+
+
+def _final_result(event: Final) -> dict[str, Any]:
+    return {
+        "type": "final_result",
+        "session_id": event.session_id,
+        "text": event.text,
+        "duration": event.total,
+        "chunk_count": event.chunk_count,
+        "language": event.language,
+        "status": event.status,
+        "seq": event.seq,
+    }
+
+
+def _error(event: ErrorEvent) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "type": "error",
+        "code": event.code,
+        "message": event.message,
+        "session_id": event.session_id,
+    }
+    if event.chunk_index is not None:
+        message["chunk_index"] = event.chunk_index
+    message["seq"] = event.seq
+    return message
+
+
+def _refusal(event: Refusal) -> dict[str, Any]:
+    message: dict[str, Any] = {"type": "error", "code": event.code, "message": event.message}
+    for name in ("session_id", "chunk_index", "expected", "option", "retry_after", "resumable"):
+        value = getattr(event, name)
+        if value is not None:
+            message[name] = value
+    return message
+
+
+_MESSAGES: dict[type, Callable[[Any], dict[str, Any]]] = {
+    Started: _started,
+    Resumed: _resumed,
+    Received: _received,
+    ChunkResult: _chunk_result,
+    Partial: _partial_result,
+    SegmentResult: _segment_result,
+    Final: _final_result,
+    ErrorEvent: _error,
+    Refusal: _refusal,
+    Lost: _refusal,
+}

@@ -1,0 +1,165 @@
+"""What a client asks for of a session: its id, its owner's name for its user, and how its audio is to be recognised.
+
+Every protocol translates its own start message into a `Start`; what is allowed is decided here, once for all of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from asrserver.errors import BadRequest
+
+#: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
+SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
+
+#: Seconds between partial results, if nothing else is asked for.
+PARTIAL_INTERVAL = 0.5
+
+#: Longest prompt and list of hot words, in characters.
+MAX_TEXT = 1000
+
+MODES = ("auto", "chunk", "stream")
+FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
+TASKS = ("transcribe", "translate")
+
+
+class Options(msgspec.Struct, frozen=True):
+    """How a session's audio is recognised. Kept in the session's hash, where a worker reads it (codec.py).
+
+    Attributes:
+        mode: What a chunk is. `chunk`: an utterance of its own. `stream`: a piece of one recording. `auto`: a chunk
+            that opens a container, or holds a second or more of raw PCM, is an utterance; any other continues the one
+            before.
+        format: Headerless audio is `pcm_s16le` or `pcm_f32le`; `auto` finds containers by their first bytes and takes
+            anything else for `pcm_s16le`.
+        sample_rate: Of headerless audio, in hertz; 8000 to 48000.
+        channels: Of headerless audio; 1 or 2, interleaved.
+        language: ISO 639 code of what is spoken; None: detected.
+        task: `transcribe`, or `translate` into English, where the model can.
+        prompt: Text that is taken to precede the audio; at most MAX_TEXT characters.
+        hotwords: Words that are likely, as one text; at most MAX_TEXT characters.
+        partials: Whether partial results are wanted.
+        partial_interval: Seconds between partial results of a segment; 0.1 to 10. Under load they come less often.
+        silence: Seconds of quiet that end a segment; 0.1 to 5. None: the worker's setting.
+        word_timestamps: Whether segments come with their words and their times.
+    """
+
+    mode: str = "auto"
+    format: str = "auto"
+    sample_rate: int = 16000
+    channels: int = 1
+    language: str | None = None
+    task: str = "transcribe"
+    prompt: str = ""
+    hotwords: str = ""
+    partials: bool = False
+    partial_interval: float = PARTIAL_INTERVAL
+    silence: float | None = None
+    word_timestamps: bool = False
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Options:
+        """Take options from a client.
+
+        Args:
+            given: Values by option name. What is missing or None has its default; other names are ignored.
+
+        Raises:
+            BadRequest: `bad_option`, with the option's name in the details.
+        """
+        options = cls(**{name: given[name] for name in cls.__struct_fields__ if given.get(name) is not None})
+        _one_of("mode", options.mode, MODES)
+        _one_of("format", options.format, FORMATS)
+        _one_of("task", options.task, TASKS)
+        whole_number("sample_rate", options.sample_rate, 8000, 48000)
+        whole_number("channels", options.channels, 1, 2)
+        _flag("partials", options.partials)
+        _flag("word_timestamps", options.word_timestamps)
+        seconds("partial_interval", options.partial_interval, 0.1, 10.0)
+        if options.silence is not None:
+            seconds("silence", options.silence, 0.1, 5.0)
+        for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
+            if not isinstance(value, str) or len(value) > MAX_TEXT or "\x00" in value:
+                raise _bad(name, f"must be a text of at most {MAX_TEXT} characters")
+        language = options.language
+        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2,3}", language)):
+            raise _bad("language", "must be a code such as en or zh, or null")
+        return options
+
+    @property
+    def bytes_per_second(self) -> int:
+        """Of headerless audio."""
+        return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
+
+    @property
+    def borderless(self) -> bool:
+        """Whether it means nothing where a chunk ends and the next begins."""
+        return self.mode == "stream" and self.format != "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A new session.
+
+    Attributes:
+        session_id: Its id; empty where the client leaves it to the server.
+        user_id: Whose session it is, in the client's words; may be empty.
+        options: How its audio is recognised.
+        resumable: Whether the client says that it resumes after a lost connection: it need not be waited for.
+    """
+
+    session_id: str
+    user_id: str
+    options: Options
+    resumable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A session that is to go on on this connection.
+
+    Attributes:
+        session_id: Which.
+        last_seq: `seq` of the last durable event that the client has; 0: none.
+    """
+
+    session_id: str
+    last_seq: int
+
+
+def valid_id(value: Any, name: str) -> str:
+    """A session or user id that may be used in keys, rows and logs; raises BadRequest."""
+    if not isinstance(value, str) or not SESSION_ID.fullmatch(value):
+        raise BadRequest("bad_id", f"{name} must be 1 to 128 characters without spaces, braces or control characters")
+    return value
+
+
+def whole_number(name: str, value: Any, low: int, high: int) -> None:
+    """Check an option; raises BadRequest naming it."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise _bad(name, f"must be a whole number from {low} to {high}")
+
+
+def seconds(name: str, value: Any, low: float, high: float) -> None:
+    """Check an option; raises BadRequest naming it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise _bad(name, f"must be a number of seconds from {low:g} to {high:g}")
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise _bad(name, f"must be one of {', '.join(allowed)}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise _bad(name, "must be true or false")
+
+
+def _bad(name: str, must: str) -> BadRequest:
+    return BadRequest("bad_option", f"{name} {must}", option=name)

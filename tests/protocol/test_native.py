@@ -1,0 +1,174 @@
+"""native.py: the native protocol's messages to actions, and events to its messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from asrserver.errors import BadRequest, Unavailable
+from asrserver.protocol import native
+from asrserver.protocol.events import (
+    Lost,
+    Moved,
+    Progress,
+    Received,
+    Refusal,
+    Resumed,
+    SessionEvent,
+    Started,
+    UnknownEvent,
+    Word,
+)
+from asrserver.protocol.native import Link
+from asrserver.protocol.options import Options, Resume, Start
+from tests.events import durable, segment
+
+
+def sent(**message: Any) -> native.Action:
+    """What a client's message is taken for."""
+    return native.parse(json.dumps(message))
+
+
+def refused(**message: Any) -> BadRequest:
+    """The error that a client's message meets."""
+    with pytest.raises(BadRequest) as caught:
+        sent(**message)
+    return caught.value
+
+
+def got(event: SessionEvent, channel: int | None = None) -> dict[str, Any]:
+    """What a client gets of an event."""
+    data = native.format(event, channel)
+    assert data is not None
+    message: dict[str, Any] = json.loads(data)
+    return message
+
+
+# -- what clients send
+
+
+def test_a_start() -> None:
+    plain = native.StartAction(Start("", "", Options(), False), Link(None, 0.0), False)
+    assert sent(action="start") == sent(action="start", session_id="", user_id=None, resume="yes") == plain
+    assert sent(
+        action="start",
+        session_id="s",
+        user_id="u",
+        language="en",
+        channel=7,
+        ack_interval=1,
+        resume=True,
+        queue_position=True,
+    ) == native.StartAction(Start("s", "u", Options(language="en"), True), Link(7, 1.0), True)
+
+
+def test_a_resume() -> None:
+    assert sent(action="resume", session_id="s") == native.ResumeAction(Resume("s", 0), Link(None, 0.0))
+    assert sent(action="resume", session_id="s", last_seq=5, channel=1) == native.ResumeAction(
+        Resume("s", 5), Link(1, 0.0)
+    )
+    for last_seq in (-1, True, "5", 1.0, None):
+        error = refused(action="resume", session_id="s", last_seq=last_seq)
+        assert (error.code, error.details) == ("bad_seq", {"session_id": "s"})
+    assert refused(action="resume").code == "bad_id"
+
+
+@pytest.mark.parametrize("action", ["start", "resume"])
+def test_an_error_names_the_session_as_the_client_did(action: str) -> None:
+    assert refused(action=action, session_id="s", channel=-1).details == {"option": "channel", "session_id": "s"}
+    assert refused(action=action, session_id=["s"], channel=-1).details == {"option": "channel"}
+    assert refused(action=action, session_id="x" * 129).details == {}
+
+
+def test_chunks_and_finish_are_taken_as_they_are() -> None:
+    """Which session they are for is known to the connection, and an error in them names it."""
+    chunk = sent(action="chunk", session_id=5, chunk_index="1", audio_data="AQI=")
+    assert chunk == native.ChunkAction(5, "1", "AQI=")
+    assert isinstance(chunk, native.ChunkAction)
+    assert chunk.audio() == b"\x01\x02"
+    assert sent(action="finish") == native.FinishAction(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("channel", value) for value in (-1, 2**32, "1", True, 1.0)]
+    + [("ack_interval", value) for value in (-0.1, 5.1, "1", True, float("nan"))],
+)
+def test_a_bad_link_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest) as error:
+        Link.parse({name: value})
+    assert error.value.details == {"option": name}
+
+
+def test_links() -> None:
+    assert Link.parse({}) == Link.parse({"channel": None, "ack_interval": None}) == Link(None, 0.0)
+    assert Link.parse({"channel": 2**32 - 1, "ack_interval": 5}) == Link(2**32 - 1, 5.0)
+
+
+# -- what clients get; what workers say is compared with the last release's messages in test_compatibility.py
+
+
+def test_acknowledgements() -> None:
+    ack = {"type": "ack", "session_id": "s"}
+    assert got(Started(session_id="s")) == {**ack, "status": "session_started"}
+    assert got(Started(session_id="s", queued=0), 0) == {**ack, "status": "session_started", "queued": 0, "channel": 0}
+    assert got(Received("s", 3)) == {**ack, "status": "received", "chunk_index": 3}
+    assert got(Received("s", 3, through=True)) == {**ack, "status": "received", "chunk_index": 3, "through": True}
+    resumed = {**ack, "status": "session_resumed", "state": "recording", "next_chunk_index": 4}
+    assert got(Resumed(session_id="s", state="recording", next_chunk_index=4)) == resumed
+    missed = Resumed(session_id="s", state="recording", next_chunk_index=4, missed=7)
+    assert got(missed, 2) == {**resumed, "missed": 7, "channel": 2}
+
+
+def test_refusals_say_what_they_know() -> None:
+    error = {"type": "error", "code": "chunk_gap", "message": "m"}
+    assert got(Refusal(code="chunk_gap", message="m")) == error
+    gap = BadRequest("chunk_gap", "m", session_id="s", chunk_index=0, expected=0)
+    assert got(Refusal.of(gap, session_id="t")) == {**error, "session_id": "s", "chunk_index": 0, "expected": 0}
+    lost = Lost.of(Unavailable("broker_full", "m", 10.0), session_id="s", chunk_index=1, resumable=False)
+    assert got(lost) == {
+        "type": "error",
+        "code": "broker_full",
+        "message": "m",
+        "session_id": "s",
+        "chunk_index": 1,
+        "retry_after": 10.0,
+        "resumable": False,
+    }
+
+
+def test_a_segment_has_words_only_where_they_were_asked_for() -> None:
+    words = [Word("a", 0.0, 0.5, 1.0)]
+    message = got(durable("segment", 4, segments=[segment(2, "a", words=words)]))
+    assert message == {
+        "type": "segment_result",
+        "session_id": "s",
+        "number": 2,
+        "start": 2.0,
+        "end": 3.0,
+        "text": "a",
+        "language": "en",
+        "confidence": 0.9,
+        "words": [{"word": "a", "start": 0.0, "end": 0.5, "confidence": 1.0}],
+        "seq": 4,
+    }
+    assert "words" not in got(durable("segment", 4, segments=[segment()]))
+
+
+def test_an_error_of_no_single_chunk_names_none() -> None:
+    assert got(durable("error", 1)) == {
+        "type": "error",
+        "code": "not_audio",
+        "message": "no audio",
+        "session_id": "s",
+        "seq": 1,
+    }
+    assert got(durable("error", 1, chunk_index=0))["chunk_index"] == 0
+
+
+def test_what_clients_are_not_told() -> None:
+    assert native.format(UnknownEvent(session_id="s", type="new", seq=1)) is None
+    for event in (Progress(session_id="s", taken=1, total=1.0), Moved(session_id="s", move=1, ended=False)):
+        assert native.format(event) is None  # type: ignore[arg-type]

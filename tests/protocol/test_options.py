@@ -1,0 +1,67 @@
+"""options.py: what a client may ask for, and how it is told what it may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from asrserver.errors import BadRequest
+from asrserver.protocol.options import Options, valid_id
+
+
+def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
+    assert Options.parse({"action": "start", "future": 1, "language": None}) == Options()
+    assert Options.parse({"language": "en", "sample_rate": 8000}) == Options(language="en", sample_rate=8000)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "other"),
+        ("mode", ["auto"]),
+        ("format", "mp3"),
+        ("task", 1),
+        ("sample_rate", 7999),
+        ("sample_rate", 48001),
+        ("sample_rate", 16000.0),
+        ("sample_rate", True),
+        ("channels", 3),
+        ("prompt", "x" * 1001),
+        ("prompt", "a\x00b"),
+        ("hotwords", ["a"]),
+        ("language", "english"),
+        ("language", "EN"),
+        ("language", 5),
+        ("partials", "yes"),
+        ("partials", 1),
+        ("word_timestamps", "false"),
+        ("partial_interval", 0.05),
+        ("partial_interval", 11),
+        ("partial_interval", True),
+        ("partial_interval", "0.5"),
+        ("silence", 0.05),
+        ("silence", 5.1),
+        ("silence", [1]),
+    ],
+)
+def test_a_bad_option_is_named(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name) as caught:
+        Options.parse({name: value})
+    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", name)
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"]])
+def test_a_bad_id_is_refused(value: Any) -> None:
+    with pytest.raises(BadRequest, match="session_id"):
+        valid_id(value, "session_id")
+
+
+@pytest.mark.parametrize("value", ["a", "x" * 128, "über/was:auch-immer", "4be0643f-1d98-573b-97cd-ca98a65347dd"])
+def test_a_good_id_is_taken(value: str) -> None:
+    assert valid_id(value, "session_id") == value
+
+
+def test_the_times_and_sizes_of_headerless_audio() -> None:
+    assert Options(sample_rate=8000, channels=2).bytes_per_second == 32000
+    assert Options(format="pcm_f32le").bytes_per_second == 64000
