@@ -121,9 +121,9 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
     texts: list[str] = []
     text = WebSocket._text
 
-    def seen(handler: WebSocket, message: str) -> None:
+    def seen(handler: WebSocket, message: str) -> Any:
         texts.append(message)
-        text(handler, message)
+        return text(handler, message)
 
     monkeypatch.setattr(WebSocket, "_text", seen)
     acks: list[int] = []

@@ -329,6 +329,7 @@ def test_no_redis_there(start: Start) -> None:
     assert "listening on" not in system.output()
 
 
+@pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(("overran", "strikes"), [(False, "1"), (True, None)])
 def test_a_worker_killed_for_its_slow_drain_gives_no_strike(redis_url: str, overran: bool, strikes: str | None) -> None:
     """A crash blames the audio in hand; a drain that took too long does not."""
