@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import socket
 import uuid
 from collections import Counter, deque
@@ -174,8 +175,9 @@ class Target:
     tally: Counter[str] = field(default_factory=Counter)
 
     async def told(self, code: str, message: str = "") -> None:
-        """Count a refusal: where one code has several reasons, with the second word of its message."""
-        self.tally[f"{code}: {message.split()[1]}" if message else code] += 1
+        """Count a refusal: where one code has several reasons, with the setting that its message names, or the key."""
+        setting = re.search(r"\((\w+)=", message)
+        self.tally[f"{code}: {setting[1] if setting else 'API key'}" if message else code] += 1
         await asyncio.sleep(self.pause)
 
     @contextlib.asynccontextmanager
@@ -388,14 +390,16 @@ class Attack:
 
 
 ATTACKS = [
-    Attack("connections of a gateway", "too_many_connections: server", 100, _connect("free", _anywhere)),
-    Attack("connections of an address", "too_many_connections: has", 100, _connect("free", _somewhere)),
-    Attack("connections of a key", "too_many_connections: key", 100, _connect("connections", _somewhere)),
+    Attack("connections of a gateway", "too_many_connections: max_connections", 100, _connect("free", _anywhere)),
+    Attack(
+        "connections of an address", "too_many_connections: max_address_connections", 100, _connect("free", _somewhere)
+    ),
+    Attack("connections of a key", "too_many_connections: API key", 100, _connect("connections", _somewhere)),
     Attack("connections that ask for nothing", "closed", 100, _ask_nothing),
-    Attack("sessions of a connection", "too_many_sessions: connection", 100, _start("free", 1)),
-    Attack("sessions of a gateway", "too_many_sessions: server", 100, _start("free", 8)),
-    Attack("sessions of a key", "too_many_sessions: key", 100, _start("sessions", 1)),
-    Attack("starts a minute of a key", "rate_limited: key", 100, _start("starts", 1)),
+    Attack("sessions of a connection", "too_many_sessions: max_connection_sessions", 100, _start("free", 1)),
+    Attack("sessions of a gateway", "too_many_sessions: max_sessions", 100, _start("free", 8)),
+    Attack("sessions of a key", "too_many_sessions: API key", 100, _start("sessions", 1)),
+    Attack("starts a minute of a key", "rate_limited: API key", 100, _start("starts", 1)),
     Attack("size of a message", "message_too_large", 80, _send(SETTINGS["max_message"] + 1)),
     Attack("size of a chunk", "chunk_too_large", 80, _send(SETTINGS["max_chunk"] + 1)),
     Attack("length of a session", "session_too_long", 5, _rush(45)),

@@ -1,4 +1,7 @@
-"""Who may do how much: the limits of this gateway, and those of API keys, which all gateways share through Redis."""
+"""Admission: who may connect, start and send how much.
+
+The limits of this gateway are in rate_limits.py. Those of API keys are here; all gateways share them through Redis.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,15 @@ from asrserver.broker.quota import Quota, minute
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog
-from asrserver.gateway.rate_limits import SOON, Limits, RateMeter
+from asrserver.gateway.rate_limits import RETRY_AFTER, Limits, RateMeter
 from asrserver.gateway.session import Session
 
-_FREE = KeyLimits()
+#: The limits of an unknown key, and of a client without one: none.
+_UNLIMITED = KeyLimits()
 
 
 class Admission:
-    """Decides for one gateway, `name`, who connects, starts and sends. Refusals are raised as Refused."""
+    """Decides for the gateway `name` who may connect, start and send. Refusals are raised as Refused."""
 
     def __init__(self, settings: Settings, access: Access, quota: Quota, name: str) -> None:
         self.limits = Limits(settings)
@@ -36,7 +40,19 @@ class Admission:
     # -- connections ---------------------------------------------------------------------------------------------
 
     async def connect(self, address: str, key: Key | None) -> Callable[[], None]:
-        """Let a connection in, until what this returns is called; raises Refused or Unavailable."""
+        """Admit a connection.
+
+        Args:
+            address: The client's IP address.
+            key: Its API key, where keys are in use.
+
+        Returns:
+            To be called when the connection is closed.
+
+        Raises:
+            Refused: A limit of this gateway or of the key is reached.
+            Unavailable: Redis, which counts for all gateways, does not answer.
+        """
         self.limits.connect(address)
         if key is None:
             return partial(self.limits.disconnect, address)
@@ -47,8 +63,8 @@ class Admission:
                 self._refuse_spent(key.id, limits)
             member = f"{self._name}/{next(self._serial)}"
             if limits.connections and not await self._quota.hold("connections", key.id, member, limits.connections):
-                message = f"the key has its {limits.connections} connections"
-                raise Refused(429, "too_many_connections", message, retry_after=SOON)
+                message = f"connection limit of this API key reached ({limits.connections})"
+                raise Refused(429, "too_many_connections", message, retry_after=RETRY_AFTER)
         except BaseException:
             self.limits.disconnect(address)
             raise
@@ -62,28 +78,49 @@ class Admission:
     # -- sessions ------------------------------------------------------------------------------------------------
 
     async def start(self, sid: str, owner: str, siblings: int, sessions: int, backlog: float) -> None:
-        """Let a session start; `ended` must follow sooner or later. Raises Refused or Unavailable."""
+        """Admit a session; `ended` must follow.
+
+        Args:
+            sid: The id of the session.
+            owner: The id of its API key; empty if there is none.
+            siblings: Sessions on its connection.
+            sessions: Sessions of this gateway.
+            backlog: Seconds of audio that wait to be recognised in the whole system.
+
+        Raises:
+            Refused: A limit of this gateway or of the key is reached.
+            Unavailable: Redis, which counts for all gateways, does not answer.
+        """
         self.limits.start(siblings, sessions, backlog)
         limits = self._limits(owner)
         if limits.audio_per_minute:
             self._note(await self._quota.spent([owner]))
             self._refuse_spent(owner, limits)
         if limits.sessions and not await self._quota.hold("sessions", owner, sid, limits.sessions):
-            message = f"the key has its {limits.sessions} sessions: finish one"
-            raise Refused(429, "too_many_sessions", message, retry_after=SOON)
+            message = f"session limit of this API key reached ({limits.sessions})"
+            raise Refused(429, "too_many_sessions", message, retry_after=RETRY_AFTER)
         if limits.starts_per_minute and not await self._quota.count_start(owner, limits.starts_per_minute):
             self.ended(sid, owner)
-            message = f"the key has its {limits.starts_per_minute} starts of this minute"
+            message = f"rate limit of this API key: {limits.starts_per_minute} session starts a minute"
             raise Refused(429, "rate_limited", message, retry_after=_rest_of_minute())
 
     def ended(self, sid: str, owner: str) -> None:
-        """The session is over, or is not this gateway's any more."""
+        """Count a session no more: it is over, or another gateway's."""
         if self._limits(owner).sessions:
             self._quota.release("sessions", owner, sid)
 
     def chunk(self, session: Session, size: int, seconds: float, length: float) -> None:
-        """Let a session of `length` seconds so far take a chunk of so many bytes, or about so many seconds; raises
-        Refused."""
+        """Admit a chunk, and count its audio.
+
+        Args:
+            session: The session that it belongs to.
+            size: Bytes of the chunk.
+            seconds: Seconds of audio in it, about.
+            length: Seconds of audio of the session so far.
+
+        Raises:
+            Refused: A limit of this gateway or of the key is reached.
+        """
         meter = session.rate_meter
         if meter is None:
             meter = session.rate_meter = RateMeter(self._settings.max_speed, self._settings.speed_burst)
@@ -109,15 +146,15 @@ class Admission:
         return debt
 
     def is_idle(self, session: Session) -> bool:
-        """Whether the session has had no audio for too long."""
+        """Whether the session has had no audio for longer than `session_idle_timeout`."""
         heard = session.opened if session.rate_meter is None else session.rate_meter.heard
         limit = self._settings.session_idle_timeout
         return bool(limit) and time.monotonic() - heard > limit
 
-    # -- keys' shares --------------------------------------------------------------------------------------------
+    # -- shares of API keys ----------------------------------------------------------------------------------------
 
-    def keep(self, sessions: Iterable[Session]) -> None:
-        """Go on holding what this gateway's clients hold; called every RENEW_EVERY seconds."""
+    def renew(self, sessions: Iterable[Session]) -> None:
+        """Renew in Redis what the clients of this gateway hold; to be called every RENEW_EVERY seconds."""
         held: dict[tuple[str, str], list[str]] = defaultdict(list)
         for member, owner in self._connections.items():
             if self._limits(owner).connections:
@@ -129,17 +166,20 @@ class Admission:
             self._quota.renew(kind, owner, members)
 
     async def watch(self, waiting: dict[str, float]) -> None:
-        """See what the keys of open sessions have spent; `waiting` is their audio here, in seconds, that is still to be
-        recognised: it is as good as spent."""
+        """Read what API keys have spent in this minute.
+
+        Args:
+            waiting: Seconds of audio that wait here to be recognised, by key: these are as good as spent.
+        """
         owners = [owner for owner in waiting if self._limits(owner).audio_per_minute]
         spent = await self._quota.spent(owners)
         self._spent = {}
         self._note({owner: seconds + waiting[owner] for owner, seconds in spent.items()})
 
     def _limits(self, owner: str) -> KeyLimits:
-        """The key's limits as they are now: they may change while it is used."""
+        """Return the limits of a key as they are now: the file of keys may have changed."""
         key = self._access.key(owner) if owner else None
-        return key.limits if key is not None else _FREE
+        return key.limits if key is not None else _UNLIMITED
 
     def _note(self, spent: dict[str, float]) -> None:
         if self._spent_in != minute():
@@ -148,7 +188,7 @@ class Admission:
 
     def _refuse_spent(self, owner: str, limits: KeyLimits) -> None:
         if self._spent_in == minute() and self._spent.get(owner, 0.0) >= limits.audio_per_minute:
-            message = f"the key has its {limits.audio_per_minute:g} s of audio of this minute"
+            message = f"rate limit of this API key: {limits.audio_per_minute:g} s of audio a minute"
             raise Refused(429, "quota_exceeded", message, retry_after=_rest_of_minute())
 
 

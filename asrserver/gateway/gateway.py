@@ -92,7 +92,7 @@ class Gateway:
         tasks.periodic(SWEEP_EVERY, self._sweep)
         tasks.periodic(KEYS_EVERY, self._reread_keys)
         tasks.periodic(TIDY_EVERY, self._tidy)
-        tasks.periodic(RENEW_EVERY, self._keep_shares)
+        tasks.periodic(RENEW_EVERY, self._renew_shares)
         tasks.periodic(WATCH_EVERY, self._watch)
         async with asyncio.timeout(10):
             await self._subscribed.wait()
@@ -233,8 +233,8 @@ class Gateway:
         except SettingError as exc:
             log.error("%s; the keys that were read before go on to count", exc)
 
-    async def _keep_shares(self) -> None:
-        self.admission.keep(self.sessions.values())
+    async def _renew_shares(self) -> None:
+        self.admission.renew(self.sessions.values())
 
     async def _watch(self) -> None:
         """End sessions without audio; see what keys have spent."""

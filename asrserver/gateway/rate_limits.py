@@ -1,6 +1,6 @@
-"""What one gateway puts up with: how many, how large, how fast, how long. Knows neither Tornado nor Redis.
+"""The limits of one gateway: how many, how large, how fast, how long. It knows neither Tornado nor Redis.
 
-Every method that refuses raises Refused, and changes nothing then.
+Every method that may refuse raises Refused, and then changes nothing.
 """
 
 from __future__ import annotations
@@ -12,15 +12,22 @@ from asrserver.auth import address_block
 from asrserver.config import Settings
 from asrserver.errors import Refused
 
-#: Seconds after which to try again where nobody knows when there will be room.
-SOON = 5.0
+#: Seconds after which a client should try again where it is unknown when there will be room.
+RETRY_AFTER = 5.0
 
-#: Longest, in seconds, that a chunk which comes too fast is waited with; one that had to wait longer is refused.
-PATIENCE = 8.0
+#: Seconds for which a chunk that comes too fast is delayed at most; one that would wait longer is refused.
+MAX_DELAY_SECONDS = 8.0
 
 
 class RateMeter:
-    """A session's audio against the clock: `factor` seconds of it a second, after a burst."""
+    """Measures the audio of a session against the clock.
+
+    After a burst of `burst` seconds of audio, `factor` seconds of audio are allowed in each second; with a factor of 0
+    any number is.
+
+    Attributes:
+        heard: The time (time.monotonic()) of the last audio.
+    """
 
     __slots__ = ("_burst", "_due", "_factor", "_sent", "_since", "heard")
 
@@ -29,10 +36,10 @@ class RateMeter:
         self._burst = burst
         self._since = self.heard = time.monotonic()
         self._sent = 0.0
-        self._due = 0.0  # when what was sent is no more than might have been
+        self._due = 0.0  # the time at which all that was sent is allowed
 
     def record(self, seconds: float) -> None:
-        """So much audio was sent now."""
+        """Count this many seconds of audio, sent now."""
         self._sent += seconds
         self.heard = time.monotonic()
         if self._factor:
@@ -40,18 +47,18 @@ class RateMeter:
 
     @property
     def debt(self) -> float:
-        """Seconds until what was sent is no more than might have been; 0 if it is not."""
+        """Seconds until all that was sent is allowed; 0 if it is."""
         left = self._due - time.monotonic()
         return left if left > 0.0 else 0.0
 
     @property
     def lead(self) -> float:
-        """Seconds of audio that were sent faster than it is spoken."""
+        """Seconds of audio by which the session is ahead of the clock."""
         return self._sent - (time.monotonic() - self._since)
 
 
 class Limits:
-    """The limits of the settings, and what of them is used."""
+    """The limits that the settings give to one gateway, and how much of them is used."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -59,44 +66,67 @@ class Limits:
         self._addresses: Counter[str] = Counter()
 
     def connect(self, address: str) -> None:
-        """Count a connection from an address, until `disconnect`."""
-        settings, place = self._settings, address_block(address)
+        """Count a connection from an IP address until `disconnect`; raises Refused."""
+        settings, block = self._settings, address_block(address)
         if settings.max_connections and self._connections >= settings.max_connections:
-            raise Refused(503, "too_many_connections", "this server has all its connections", retry_after=SOON)
-        if settings.max_address_connections and self._addresses[place] >= settings.max_address_connections:
-            message = f"{place} has its {settings.max_address_connections} connections"
-            raise Refused(429, "too_many_connections", message, retry_after=SOON)
+            message = f"connection limit reached (max_connections={settings.max_connections})"
+            raise Refused(503, "too_many_connections", message, retry_after=RETRY_AFTER)
+        if settings.max_address_connections and self._addresses[block] >= settings.max_address_connections:
+            message = f"too many connections from {block} (max_address_connections={settings.max_address_connections})"
+            raise Refused(429, "too_many_connections", message, retry_after=RETRY_AFTER)
         self._connections += 1
-        self._addresses[place] += 1
+        self._addresses[block] += 1
 
     def disconnect(self, address: str) -> None:
-        """The connection is no more."""
-        place = address_block(address)
+        """Count a connection no more."""
+        block = address_block(address)
         self._connections -= 1
-        self._addresses[place] -= 1
-        if not self._addresses[place]:
-            del self._addresses[place]
+        self._addresses[block] -= 1
+        if not self._addresses[block]:
+            del self._addresses[block]
 
     def start(self, siblings: int, sessions: int, backlog: float) -> None:
-        """May one more session start: beside `siblings` on its connection and `sessions` on this gateway, while
-        `backlog` seconds of audio wait in the whole system?"""
+        """Check whether one more session may start.
+
+        Args:
+            siblings: Sessions on its connection.
+            sessions: Sessions of this gateway.
+            backlog: Seconds of audio that wait to be recognised in the whole system.
+
+        Raises:
+            Refused: A limit is reached.
+        """
         settings = self._settings
         if settings.max_connection_sessions and siblings >= settings.max_connection_sessions:
-            message = f"the connection has its {settings.max_connection_sessions} sessions: finish one"
-            raise Refused(429, "too_many_sessions", message, retry_after=SOON)
+            message = (
+                f"session limit of this connection reached (max_connection_sessions={settings.max_connection_sessions})"
+            )
+            raise Refused(429, "too_many_sessions", message, retry_after=RETRY_AFTER)
         if settings.max_sessions and sessions >= settings.max_sessions:
-            raise Refused(503, "too_many_sessions", "this server has all its sessions", retry_after=SOON)
+            message = f"session limit reached (max_sessions={settings.max_sessions})"
+            raise Refused(503, "too_many_sessions", message, retry_after=RETRY_AFTER)
         if settings.max_queue and backlog >= settings.max_queue:
-            raise Refused(503, "overloaded", f"{backlog:.0f} s of audio wait to be recognised", retry_after=SOON)
+            message = f"{backlog:.0f} s of audio wait to be recognised (max_queue={settings.max_queue:g})"
+            raise Refused(503, "overloaded", message, retry_after=RETRY_AFTER)
 
     def chunk(self, size: int, length: float, meter: RateMeter) -> None:
-        """May a session of `length` seconds so far take a chunk of so many bytes now?"""
+        """Check whether a session may send one more chunk now.
+
+        Args:
+            size: Bytes of the chunk.
+            length: Seconds of audio of the session so far.
+            meter: The rate of the session.
+
+        Raises:
+            Refused: A limit is reached.
+        """
         settings = self._settings
         if size > settings.max_chunk:
-            raise Refused(413, "chunk_too_large", f"a chunk of {size} bytes is over the limit of {settings.max_chunk}")
+            message = f"a chunk of {size} bytes is too large (max_chunk={settings.max_chunk})"
+            raise Refused(413, "chunk_too_large", message)
         if settings.max_session and length >= settings.max_session:
-            message = f"the session has its {settings.max_session:.0f} s of audio and is ended"
+            message = f"session exceeded the maximum of {settings.max_session:.0f} s of audio and was ended"
             raise Refused(413, "session_too_long", message)
-        if meter.debt > PATIENCE:
-            message = f"audio may come {settings.max_speed:g} times faster than it is spoken"
+        if meter.debt > MAX_DELAY_SECONDS:
+            message = f"audio was sent more than {settings.max_speed:g} times as fast as it is spoken (max_speed)"
             raise Refused(429, "too_fast", message, retry_after=round(meter.debt, 1))

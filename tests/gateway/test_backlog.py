@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asrserver.gateway.backlog import COMPRESSED, ON_ITS_WAY, Backlog
+from asrserver.gateway.backlog import COMPRESSED_RATE, TRANSIT_SECONDS, Backlog
 from tests.recordings import Utterance
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -21,7 +21,7 @@ def test_seconds_of_audio_by_its_bytes() -> None:
     wav = Utterance("", "", bytes(64000)).wav
     assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
     assert backlog.measure("s", bytes(96), 96000, 96000)[0] == 1.0
-    assert backlog.measure("s", b"OggS", 8000, 96000)[0] == 8000 / COMPRESSED
+    assert backlog.measure("s", b"OggS", 8000, 96000)[0] == 8000 / COMPRESSED_RATE
     backlog.taken("s", 0, b"OggS", 8000, 96000, live=False)
     assert backlog.waiting("s") == length(backlog) == 1.0
     backlog.answered("s", 0, 4.0)
@@ -52,8 +52,8 @@ def test_what_is_on_its_way_is_no_backlog() -> None:
         backlog.taken(sid, 0, bytes(8), int(3.5 * 32000), 32000, live)
     assert backlog.seconds == 3.5
     backlog.taken("stream", 9, bytes(8), 32000, 32000, live=True)
-    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - TRANSIT_SECONDS
     assert backlog.waiting("stream") == 4.5
     backlog.restore("resumed", 100.0, 32000, live=True)
     backlog.taken("resumed", 0, bytes(8), int(3.5 * 32000), 32000, live=True)
-    assert backlog.seconds == 3.5 + 3.5 + 1.0 - ON_ITS_WAY
+    assert backlog.seconds == 3.5 + 3.5 + 1.0 - TRANSIT_SECONDS

@@ -50,10 +50,12 @@ def test_connections_are_counted_for_as_long_as_they_last() -> None:
     with pytest.raises(Refused) as refused:
         limits.connect("2001:db8::3")
     assert (refused.value.status, refused.value.code) == (429, "too_many_connections")
+    assert refused.value.message == "too many connections from 2001:db8::/64 (max_address_connections=2)"
     limits.connect("10.0.0.1")
     with pytest.raises(Refused) as refused:
         limits.connect("10.0.0.2")
     assert (refused.value.status, refused.value.code) == (503, "too_many_connections")
+    assert refused.value.message == "connection limit reached (max_connections=3)"
     for address in ("10.0.0.1", "2001:db8::2", "2001:db8::1"):
         limits.disconnect(address)
     limits.connect("2001:db8::3")
@@ -65,9 +67,9 @@ def test_connections_are_counted_for_as_long_as_they_last() -> None:
     ("given", "used", "expected"),
     [
         ({}, (99, 1999, 3599.0), None),
-        ({}, (100, 0, 0.0), (429, "too_many_sessions")),
-        ({}, (0, 2000, 0.0), (503, "too_many_sessions")),
-        ({}, (0, 0, 3600.0), (503, "overloaded")),
+        ({}, (100, 0, 0.0), (429, "too_many_sessions", "(max_connection_sessions=100)")),
+        ({}, (0, 2000, 0.0), (503, "too_many_sessions", "(max_sessions=2000)")),
+        ({}, (0, 0, 3600.0), (503, "overloaded", "(max_queue=3600)")),
         ({"max_connection_sessions": 0, "max_sessions": 0, "max_queue": 0.0}, (10**6, 10**6, 1e9), None),
     ],
 )
@@ -77,5 +79,7 @@ def test_when_a_session_may_start(given: dict[str, Any], used: tuple[int, int, f
         return
     with pytest.raises(Refused) as refused:
         Limits(Settings(**given)).start(*used)
-    assert (refused.value.status, refused.value.code) == expected
+    status, code, setting = expected
+    assert (refused.value.status, refused.value.code) == (status, code)
+    assert refused.value.message.endswith(setting)
     assert refused.value.details["retry_after"] > 0
