@@ -1,1 +1,1 @@
-"""The Redis and the PostgreSQL of a machine that has none."""
+"""Embedded Redis and PostgreSQL, for a machine that has none."""

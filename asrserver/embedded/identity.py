@@ -1,4 +1,4 @@
-"""The user that an embedded server runs as: ourselves, another user, or another name in a user namespace."""
+"""The user that an embedded server runs as: our own, another user, or another name in a user namespace."""
 
 from __future__ import annotations
 
@@ -13,20 +13,30 @@ _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be importe
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a child runs as. In a namespace it is that only to itself, and who we are to all others."""
+    """The user and group that a child process runs as.
+
+    Attributes:
+        uid: The user id.
+        gid: The group id.
+        namespace: The child runs in a user namespace: it sees itself as `uid`, all other processes see it as our user.
+    """
 
     uid: int
     gid: int
     namespace: bool = False
 
     def assume(self) -> None:
-        """In the child, between fork and exec."""
+        """Become this identity. Call it in the child, between fork and exec.
+
+        Raises:
+            OSError: The kernel refuses, such as where user namespaces are forbidden.
+        """
         if not self.namespace:
             os.setgroups([])
             os.setgid(self.gid)
             os.setuid(self.uid)
             return
-        uid, gid = os.geteuid(), os.getegid()  # asked before: inside, both are the overflow id until mapped
+        uid, gid = os.geteuid(), os.getegid()  # read before: inside, both are the overflow id until mapped
         if _libc.unshare(_CLONE_NEWUSER):
             raise OSError(ctypes.get_errno(), "unshare")
         # Without CAP_SETGID outside, gid_map is refused until setgroups is denied (user_namespaces(7)).
@@ -36,7 +46,12 @@ class Identity:
 
 
 def chown_tree(top: Path, identity: Identity | None) -> None:
-    """Hand a tree over, its top last: one that was interrupted is done again."""
+    """Give a directory tree to another user; the top comes last, so that an interrupted change is repeated.
+
+    Args:
+        top: The directory.
+        identity: The new owner. Nothing is done for None and in a user namespace: then the files stay ours.
+    """
     if not identity or identity.namespace or top.stat().st_uid == identity.uid:
         return
     for directory, folders, files in os.walk(top):

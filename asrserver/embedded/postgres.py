@@ -17,18 +17,23 @@ from asrserver.embedded.identity import Identity, chown_tree
 from asrserver.embedded.locate import EmbeddedError
 from asrserver.embedded.server import EmbeddedServer, last_lines
 
-POSTGRES_PORT = 5432  # only part of the socket's name
+#: The server listens on no port; the number is only a part of the socket's name.
+POSTGRES_PORT = 5432
+
+#: Seconds that initdb may take: 0.7 s measured, but it syncs about a thousand files, which a slow disk does slowly.
+INITDB_TIMEOUT = 300.0
 
 
 class EmbeddedPostgres(EmbeddedServer):
-    """A PostgreSQL with one database and one role, both `asrserver`; the role is no superuser."""
+    """A PostgreSQL server with one database and one role, both named `asrserver`; the role is no superuser."""
 
     name = "postgres"
     socket_name = f".s.PGSQL.{POSTGRES_PORT}"
-    stop_signal = signal.SIGINT  # "fast": open connections are no reason to wait
+    stop_signal = signal.SIGINT  # "fast shutdown": does not wait for open connections
 
     @property
     def dsn(self) -> str:
+        """The connection string for libpq."""
         return self._dsn("asrserver")
 
     def _dsn(self, name: str) -> str:
@@ -41,13 +46,13 @@ class EmbeddedPostgres(EmbeddedServer):
         cluster = self.directory / "data"
         if not cluster.exists():
             self._init_cluster(programs / "initdb", cluster, lock)
-        made_by, major = (cluster / "PG_VERSION").read_text().strip(), self.version.split(".")[0]
-        if made_by != major:
+        created_by, major = (cluster / "PG_VERSION").read_text().strip(), self.version.split(".")[0]
+        if created_by != major:
             raise EmbeddedError(
-                f"{cluster} was made by PostgreSQL {made_by}, but this is {self.version}: "
-                f"install PostgreSQL {made_by}, or dump and restore into another --data-dir"
+                f"{cluster} was created by PostgreSQL {created_by}, but the installed version is {self.version}: "
+                f"install PostgreSQL {created_by}, or dump and restore into another --data-dir"
             )
-        (cluster / "postmaster.pid").unlink(missing_ok=True)  # our lock says that nobody is there
+        (cluster / "postmaster.pid").unlink(missing_ok=True)  # our lock proves that no server runs
         sockets = '"{}"'.format(str(self._choose_sockets()).replace('"', '""'))
         (self.socket_path.parent / f"{self.socket_name}.lock").unlink(missing_ok=True)
         settings = {
@@ -61,13 +66,18 @@ class EmbeddedPostgres(EmbeddedServer):
         return [str(programs / "postgres"), "-D", str(cluster), *options]
 
     def _choose_identity(self, programs: Path, lock: int) -> Path:
-        """Decide whom to run as, and return where the programs are that this identity may run.
+        """Choose the user to run as, and the directory of programs that this user may execute.
 
-        PostgreSQL refuses uid 0 and, in initdb, a uid without a name. First choice is a user namespace in
-        which we are called nobody: the files stay ours, so no private parent directory and no venv under
-        /root is in the way, and no owner changes. All capabilities are lost with it. Where namespaces are
-        forbidden (a container's seccomp, user.max_user_namespaces=0) root gives the directory to the real
-        nobody, whose it stays.
+        PostgreSQL refuses uid 0 and, in initdb, a uid without a name. The first choice is a user namespace in which we
+        are called nobody: the files stay ours, so a private parent directory or a venv under /root does no harm, and
+        no owner changes. All capabilities are lost with it. Where namespaces are forbidden (a container's seccomp,
+        user.max_user_namespaces=0), root gives the directory to the real user nobody, and it stays that user's.
+
+        Returns:
+            The directory of initdb and postgres: `programs`, or a copy of it.
+
+        Raises:
+            EmbeddedError: No user is possible.
         """
         self.version = self._version_of(programs / "postgres", None, lock)
         for identity in self._identities():
@@ -77,19 +87,20 @@ class EmbeddedPostgres(EmbeddedServer):
             try:
                 self._version_of(programs / "postgres", identity, lock)
                 return programs
-            except PermissionError:  # the programs are out of its reach, the data directory is not
+            except PermissionError:  # it cannot reach the programs, but can enter the data directory
                 if copy := self._copy_programs(programs, identity):
                     self._version_of(copy / "postgres", identity, lock)
                     return copy
-            except subprocess.SubprocessError:  # before exec: it may not be that, or not come here
+            except subprocess.SubprocessError:  # before exec: it cannot be assumed, or cannot enter the data directory
                 continue
         raise EmbeddedError(
-            f"PostgreSQL refuses uid {os.geteuid()}, user namespaces are forbidden, and "
-            f"nobody cannot reach {self.data_dir} or {programs}: choose a --data-dir under "
-            "/var/lib, run as an ordinary user, or give DATABASE_URL"
+            f"PostgreSQL refuses to run as uid {os.geteuid()}, user namespaces are forbidden, and the user nobody "
+            f"cannot reach {self.data_dir} or {programs}: choose a --data-dir under /var/lib, "
+            "run as an ordinary user, or set DATABASE_URL"
         )
 
     def _identities(self) -> list[Identity | None]:
+        """The users that PostgreSQL may be run as, best first; None: our own."""
         if owner := self._owner():
             return [owner]
         me = os.geteuid()
@@ -103,11 +114,15 @@ class EmbeddedPostgres(EmbeddedServer):
         return []
 
     def _copy_programs(self, programs: Path, identity: Identity | None) -> Path | None:
-        """Copy the wheel's PostgreSQL (40 MB) out of a private venv, once a version."""
+        """Copy the wheel's PostgreSQL (40 MB) from a private venv into the data directory, once per version.
+
+        Returns:
+            The directory of the copied programs; None if `programs` belong to the system.
+        """
         package = programs.parent.parent
         libraries = package.with_name(f"{package.name}.libs")  # where auditwheel's rpath looks
         if not libraries.is_dir():
-            return None  # the system's own: not one tree, and for all to run
+            return None  # the system's: spread over several directories, and executable by everyone
         copy = self.data_dir / f"postgresql-{self.version}"
         if not copy.exists():
             unfinished = self.data_dir / f"{copy.name}.new"
@@ -119,21 +134,22 @@ class EmbeddedPostgres(EmbeddedServer):
         return copy / programs.relative_to(package.parent)
 
     def _init_cluster(self, initdb: Path, cluster: Path, lock: int) -> None:
-        unfinished = cluster.with_name("data.new")  # a killed initdb leaves no half cluster
+        """Create the cluster under a temporary name: a killed initdb must not leave half of it under the real one."""
+        unfinished = cluster.with_name("data.new")
         for locale in ("C.UTF-8", "C"):  # glibc before 2.35 may lack the first
             shutil.rmtree(unfinished, ignore_errors=True)
-            done = self._run([initdb, "-D", unfinished, "-U", "postgres", "-E", "UTF8", f"--locale={locale}",
-                              "--auth=trust", "--no-instructions"], self._identity, lock)  # fmt: skip
+            options = ["-U", "postgres", "-E", "UTF8", f"--locale={locale}", "--auth=trust", "--no-instructions"]
+            done = self._run([initdb, "-D", unfinished, *options], self._identity, lock, timeout=INITDB_TIMEOUT)
             if done.returncode == 0:
                 unfinished.rename(cluster)
                 return
         raise EmbeddedError(f"initdb failed: {last_lines(done.stderr)}")
 
     def _answers(self) -> bool:
-        """Whether the database is there: the first time, it is created here."""
+        """Whether the server answers; the first time, this creates the role and the database."""
         try:
             with closing(psycopg2.connect(self._dsn("postgres"), connect_timeout=2)) as connection:
-                connection.autocommit = True  # CREATE DATABASE is not for transactions
+                connection.autocommit = True  # CREATE DATABASE cannot run in a transaction
                 cursor = connection.cursor()
                 cursor.execute("SELECT 1 FROM pg_roles WHERE rolname = 'asrserver'")
                 if not cursor.fetchone():
@@ -142,5 +158,5 @@ class EmbeddedPostgres(EmbeddedServer):
                 if not cursor.fetchone():
                     cursor.execute("CREATE DATABASE asrserver OWNER asrserver")
         except psycopg2.Error:
-            return False  # no socket yet, or still recovering; if it stays so, the log's end says more
+            return False  # no socket yet, or still recovering; if this lasts, the end of the log says more
         return True

@@ -14,16 +14,32 @@ from asrserver.embedded.locate import EmbeddedError
 from asrserver.embedded.server import EmbeddedServer, log
 from asrserver.process.memory import keeping
 
-TORN_TAIL_LIMIT = 1 << 20  # bytes; what a loss of power may spoil at the end of the append-only file
-REWRITE_FROM = 1 << 29  # bytes of append-only file; from Redis's 64 MiB on, 500 streams rewrite it every four seconds
+#: Bytes at the end of the append-only file that a power failure may have damaged; more damage is not repaired.
+TORN_TAIL_LIMIT = 1 << 20
+
+#: Size in bytes from which Redis rewrites its append-only file. With Redis's default of 64 MiB, 500 streams cause a
+#: rewrite every four seconds.
+AOF_REWRITE_MIN_SIZE = 1 << 29
+
+#: Freed memory in bytes that the server keeps for reuse; the wheel's program has no allocator of its own.
+KEPT_MEMORY = 1 << 27
+
+#: Seconds to wait for the answer to a PING.
+PING_TIMEOUT = 2.0
 
 
 class EmbeddedRedis(EmbeddedServer):
-    """A Redis that refuses writes when full and keeps what it acknowledged. `maxmemory` is in bytes."""
+    """A Redis server that refuses writes when its memory is full and keeps what it acknowledged.
+
+    Args:
+        data_dir: The data directory.
+        maxmemory: Memory limit in bytes.
+        appendfsync: Redis's setting: always, everysec or no.
+    """
 
     name = "redis"
     socket_name = "redis.sock"
-    environment = keeping(1 << 27)  # the wheel's has no allocator of its own
+    environment = keeping(KEPT_MEMORY)
     stop_signal = signal.SIGTERM
 
     def __init__(self, data_dir: Path, *, maxmemory: int = 1 << 30, appendfsync: str = "always") -> None:
@@ -33,18 +49,20 @@ class EmbeddedRedis(EmbeddedServer):
 
     @property
     def url(self) -> str:
+        """The URL of the server, as REDIS_URL would have it."""
         return f"unix://{quote(str(self.socket_path))}"
 
     def start(self) -> None:
+        """Start the server as EmbeddedServer does; if a power failure damaged the append-only file, repair it first."""
         try:
             super().start()
         except EmbeddedError as error:
-            # A kill leaves at most a short last command, and aof-load-truncated forgives that. A loss of
-            # power may leave zeros or garbage there instead, and those Redis 7 and Valkey 9 refuse.
+            # A killed server leaves at most an incomplete last command, which aof-load-truncated tolerates. A power
+            # failure may leave zeros or garbage there instead, which Redis 7 and Valkey 9 refuse.
             found = re.search(r"Bad file format reading the append only file ([^\s:]+)", str(error))
             if not found:
                 raise
-            self._cut_torn_tail(next(self.directory.rglob(found[1])))  # since Redis 7 one deeper
+            self._cut_torn_tail(next(self.directory.rglob(found[1])))  # since Redis 7 it lies one directory deeper
             super().start()
 
     def _prepare(self, lock: int) -> list[str]:
@@ -55,7 +73,7 @@ class EmbeddedRedis(EmbeddedServer):
         options = {
             "port": 0, "unixsocket": self.socket_path, "unixsocketperm": 700, "dir": self.directory,
             "daemonize": "no", "save": "", "appendonly": "yes", "appendfsync": self.appendfsync,
-            "aof-load-truncated": "yes", "auto-aof-rewrite-min-size": REWRITE_FROM, "rdbcompression": "no",
+            "aof-load-truncated": "yes", "auto-aof-rewrite-min-size": AOF_REWRITE_MIN_SIZE, "rdbcompression": "no",
             "maxmemory": self.maxmemory, "maxmemory-policy": "noeviction",
         }  # fmt: skip
         words = (word for key, value in options.items() for word in (f"--{key}", str(value)))
@@ -63,24 +81,28 @@ class EmbeddedRedis(EmbeddedServer):
 
     def _answers(self) -> bool:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(2)
+            connection.settimeout(PING_TIMEOUT)
             try:
                 connection.connect(str(self.socket_path))
                 connection.sendall(b"PING\r\n")
-                return connection.recv(64).startswith(b"+PONG")  # -LOADING until its data is read
+                return connection.recv(64).startswith(b"+PONG")  # it answers -LOADING until its data is read
             except OSError:
                 return False
 
     def _cut_torn_tail(self, aof: Path) -> None:
-        """Cut what is no command off the end of the append-only file; it is kept beside, as *.torn."""
+        """Move what is no command from the end of the append-only file into a file beside it, named *.torn.
+
+        Raises:
+            EmbeddedError: More than TORN_TAIL_LIMIT bytes are damaged.
+        """
         with self._exclusive() as lock, aof.open("r+b") as file:
-            # The server is the checker too if called by that name: the wheel brings no other. Not given the
-            # manifest: Valkey 9.1's checker does not know the base files that Valkey 9.1 writes.
+            # The server program is the checker too if called by that name; the wheel contains no other. It is not
+            # given the manifest: Valkey 9.1's checker does not know the base files that Valkey 9.1 writes.
             done = self._run(["redis-check-aof", aof], self._identity, lock, program=locate.redis())
             found = re.search(r"ok_up_to=(\d+),.* diff=(\d+)", done.stdout)
             if not found or not 0 < int(found[2]) <= TORN_TAIL_LIMIT:
                 raise EmbeddedError(
-                    f"{aof} is damaged: restore {self.directory} from a backup, or move it away and lose what is in it"
+                    f"{aof} is damaged: restore {self.directory} from a backup, or move it away and lose its data"
                 )
             file.seek(int(found[1]))
             aof.with_name(f"{aof.name}.torn").write_bytes(file.read())

