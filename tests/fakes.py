@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from asrserver.broker.broker import Broker
 from asrserver.broker.replies import Claim
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.protocol.events import Result
 from tests.events import durable
 from tests.waiting import until
@@ -15,7 +15,7 @@ class FakeWorker:
     """`take` claims a session, `chunk`, `final` and `say` answer in it."""
 
     def __init__(self, url: str, name: str = "fake-worker") -> None:
-        self.broker = Broker(url, name)
+        self.broker = WorkerBroker(url, name)
         self.claims: dict[str, Claim] = {}
         self._seq: dict[str, int] = {}
 

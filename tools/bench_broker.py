@@ -28,10 +28,11 @@ import uvloop
 from bench_storage import event
 from benching import cpu, server_process, servers
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.keys import audio_key, events_key, results_channel
 from asrserver.broker.pipeline import connect
 from asrserver.broker.replies import Claim
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.protocol import codec
 from asrserver.protocol.options import Options
 
@@ -46,12 +47,13 @@ class Bench:
     def __init__(self, url: str, redis: psutil.Process, options: argparse.Namespace) -> None:
         self._options = options
         self._redis = redis
-        self._broker = Broker(url, "bench")
+        self._gateway = GatewayBroker(url, "bench")
+        self._worker = WorkerBroker(url, "bench")
         self._raw = connect(url, timeout=10.0)
 
     async def run(self) -> dict[str, list[tuple[Used, Used]]]:
         """(broker, raw) of every round, by what was done: (client, Redis, wall) seconds."""
-        await self._broker.open()
+        await self._gateway.open()
         found: dict[str, list[tuple[Used, Used]]] = {"append": [], "emit": [], "read": []}
         for number in range(-1, self._options.rounds):  # the first warms up
             ours, theirs = await self._ours(f"b{number}"), await self._bare(f"r{number}")
@@ -59,20 +61,21 @@ class Bench:
                 for what, both in found.items():
                     both.append((ours[what], theirs[what]))
             await self._raw.flushdb()
-            await self._broker.open()
+            await self._gateway.open()
         await self._raw.aclose()
-        await self._broker.close()
+        await self._gateway.close()
+        await self._worker.close()
         return found
 
     async def _ours(self, name: str) -> dict[str, Used]:
-        broker, count = self._broker, self._options.together
+        gateway, worker, count = self._gateway, self._worker, self._options.together
         sids = [f"{name}-{n}" for n in range(self._options.sessions)]
         fields = {"gateway": "bench", "options": codec.encode_options(Options(mode="chunk"))}
         claims = {}
         for sid in sids:
-            await broker.open_session(sid, sid, fields, time.time() + 600)
-        for task, sid in await broker.claim(None, len(sids), 0.0):
-            claim = await broker.acquire(task, sid)
+            await gateway.open_session(sid, sid, fields, time.time() + 600)
+        for task, sid in await worker.claim(None, len(sids), 0.0):
+            claim = await worker.acquire(task, sid)
             assert claim is not None
             claims[sid] = claim
         failed: list[Exception] = []
@@ -90,13 +93,13 @@ class Bench:
                     done.set()
 
             for sid, index in self._turn(sids, turn):
-                broker.append(sid, index, index - 1 if index else None, [CHUNK], False, answered)
+                gateway.append(sid, index, index - 1 if index else None, [CHUNK], False, answered)
             await done.wait()
 
         async def emit(turn: int) -> None:
             def one(sid: str, index: int) -> Awaitable[bool]:
                 claim: Claim = claims[sid]
-                return broker.append_event(claim, event(sid, index, claim.epoch), f"{index}-0")
+                return worker.append_event(claim, event(sid, index, claim.epoch), f"{index}-0")
 
             assert all(await asyncio.gather(*(one(sid, index) for sid, index in self._turn(sids, turn))))
 
@@ -104,7 +107,7 @@ class Bench:
 
         async def read(turn: int) -> None:
             some = {sid: cursors[sid] for sid, _ in self._turn(sids, turn)}
-            for sid, entries in (await broker.read_audio(some, 4)).items():
+            for sid, entries in (await worker.read_audio(some, 4)).items():
                 cursors[sid] = entries[-1].id
 
         used = await self._measure(append, read, emit)

@@ -35,7 +35,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.client import Client, Watch
 from asrserver.config import Settings
 from asrserver.embedded.postgres import EmbeddedPostgres
@@ -108,7 +108,7 @@ def run_consumer(settings: Settings) -> None:
 
 
 async def _consume(settings: Settings) -> None:
-    broker = Broker(settings.redis, "bench-worker")
+    broker = WorkerBroker(settings.redis, "bench-worker")
     await broker.open()
     claims: dict[str, Any] = {}
     cursors: dict[str, str] = {}

@@ -27,7 +27,7 @@ import uvloop
 from benching import Servers, cpu, family, server_process, servers
 from psycopg2.extras import Json
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.keys import events_key
 from asrserver.gateway.persistence import WriteBehind, record, row
 from asrserver.protocol import codec
@@ -75,7 +75,7 @@ class Bench:
 
     def __init__(self, servers: Servers, options: argparse.Namespace) -> None:
         self._options = options
-        self._broker = Broker(servers.redis.url, "bench")
+        self._broker = GatewayBroker(servers.redis.url, "bench")
         self._storage = Storage(servers.postgres.dsn)
         self._write_behind = WriteBehind(self._broker, self._storage, 60.0)
         self._processes = {name: server_process(getattr(servers, name)) for name in ("postgres", "redis")}

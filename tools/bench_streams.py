@@ -43,9 +43,10 @@ from benching import Silent, a_stream, about, about_line, cpu, processes, server
 
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.files import RATE, Samples
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Entry
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError
 from asrserver.inference import silero
@@ -223,7 +224,7 @@ def working(streams: int) -> float:
 
 async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
     """Put the streams' frames into Redis in real time: (seconds of audio, seconds from its end to the last result)."""
-    broker, loop = Broker(url, f"bench-{name}"), asyncio.get_running_loop()
+    broker, loop = GatewayBroker(url, f"bench-{name}"), asyncio.get_running_loop()
     await broker.open()
     scripts = Scripts(load(()), some)
     sids = [f"{name}-{number}" for number in range(some.connections)]
@@ -292,7 +293,7 @@ class StandIn:
     """What workers do to Redis and to gateways, without hearing anything."""
 
     def __init__(self, url: str) -> None:
-        self._broker = Broker(url, "stand-in")
+        self._broker = WorkerBroker(url, "stand-in")
         self._lease = LeaseRenewer(url, "stand-in")
         self._sentences = {one.frames[len(one.frames) // 2]: one for one in load(())}
         self._sessions: dict[str, Sitting] = {}

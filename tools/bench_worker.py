@@ -40,7 +40,7 @@ from bench_gateway import own_cpu, report_cpu
 
 from asrserver.audio import files as audio
 from asrserver.audio.files import RATE, Samples
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.inference import vad, worker
@@ -222,7 +222,7 @@ class Worker(Side):
 
     async def _feed(self, files: list[bytes], gap: float, names: list[str]) -> list[str]:
         """Put the files into sessions by turns, and wait for all their results."""
-        broker = Broker(self._settings.redis, "bench-gateway")
+        broker = GatewayBroker(self._settings.redis, "bench-gateway")
         await broker.open()
         options = codec.encode_options(Options(mode="chunk", language="en"))
         fields = {"gateway": "bench-gateway", "options": options, "user_id": ""}
@@ -240,7 +240,7 @@ class Worker(Side):
         await broker.close()
         return [said[names[number % len(names)]][number // len(names)] for number in range(len(files))]
 
-    async def _results(self, broker: Broker, name: str) -> list[str]:
+    async def _results(self, broker: GatewayBroker, name: str) -> list[str]:
         while not (events := await broker.read_events(name)) or not isinstance(events[-1], Final):
             await asyncio.sleep(0.1)
         if errors := [event for event in events if isinstance(event, ErrorEvent)]:

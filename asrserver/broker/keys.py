@@ -53,40 +53,50 @@ ENDED = "asr_ended"
 
 
 def session_key(sid: str) -> str:
+    """Return the key of a session's hash."""
     return f"asr_session:{{{sid}}}"
 
 
 def audio_key(sid: str) -> str:
+    """Return the key of a session's audio stream."""
     return f"asr_audio:{{{sid}}}"
 
 
 def events_key(sid: str) -> str:
+    """Return the key of a session's event stream."""
     return f"asr_events:{{{sid}}}"
 
 
 def transcript_key(sid: str) -> str:
+    """Return the key of the list of a session's texts."""
     return f"asr_said:{{{sid}}}"
 
 
 def results_channel(gateway: str) -> str:
+    """Return the Pub/Sub channel of a gateway."""
     return f"asr_results:{gateway}"
 
 
 def held_key(kind: str, owner: str) -> str:
+    """Return the key of the connections or sessions (`kind`) that an API key holds."""
     return f"asr_held:{kind}:{owner}"
 
 
 def starts_key(owner: str, minute: int) -> str:
+    """Return the key of the counter of an API key's session starts in a minute."""
     return f"asr_starts:{owner}:{minute}"
 
 
 def quota_key(owner: str, minute: int) -> str:
+    """Return the key of the counter of an API key's seconds of audio in a minute."""
     return f"asr_quota:{owner}:{minute}"
 
 
 def alive_key(kind: str) -> str:
+    """Return the key of the index of heartbeats; `kind` is worker or gateway."""
     return f"asr_alive:{kind}"
 
 
 def heartbeat_key(kind: str, name: str) -> str:
+    """Return the key of a heartbeat; `kind` is worker or gateway."""
     return f"{kind}:{name}:heartbeat"

@@ -5,6 +5,8 @@ A worker's lease on a session is its pending entry in the group of asr_tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import redis
@@ -12,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from asrserver.broker import keys, scripts
+from asrserver.errors import Unavailable
 
 
 class LeaseRenewer:
@@ -34,21 +37,23 @@ class LeaseRenewer:
             Those of the ids that were renewed; the others belong to another worker, or are gone.
 
         Raises:
-            redis.RedisError: Redis did not answer.
+            Unavailable: Redis did not answer.
         """
         if not tasks:
             return set()
-        reply: Any = self._client.eval(scripts.RENEW, 1, keys.TASKS, keys.GROUP, self._name, *tasks)
+        with _errors():
+            reply: Any = self._client.eval(scripts.RENEW, 1, keys.TASKS, keys.GROUP, self._name, *tasks)
         return {task.decode() for task in reply}
 
     def close(self) -> None:
+        """Disconnect."""
         self._client.close()
 
 
 class WorkerJanitor:
     """What the supervisor does for a worker that died. Every call blocks for a few seconds at most.
 
-    All methods raise redis.RedisError where Redis does not answer.
+    All methods raise Unavailable where Redis does not answer.
     """
 
     def __init__(self, url: str) -> None:
@@ -56,7 +61,8 @@ class WorkerJanitor:
 
     def release(self, worker: str) -> int:
         """Make all sessions of a dead worker claimable at once; return their number."""
-        reply: Any = self._client.eval(scripts.RELEASE, 1, keys.TASKS, keys.GROUP, worker)
+        with _errors():
+            reply: Any = self._client.eval(scripts.RELEASE, 1, keys.TASKS, keys.GROUP, worker)
         return int(reply)
 
     def retire(self, worker: str) -> None:
@@ -64,17 +70,29 @@ class WorkerJanitor:
 
         XGROUP DELCONSUMER would throw that entry away.
         """
-        pending: Any = self._client.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 1, consumername=worker)
-        if not pending:
-            self._client.xgroup_delconsumer(keys.TASKS, keys.GROUP, worker)
+        with _errors():
+            pending: Any = self._client.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 1, consumername=worker)
+            if not pending:
+                self._client.xgroup_delconsumer(keys.TASKS, keys.GROUP, worker)
 
     def strike(self, sid: str, entry: str) -> int:
         """Count that a worker died while it processed this audio entry; return how often that has happened."""
-        reply: Any = self._client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry)
+        with _errors():
+            reply: Any = self._client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry)
         return int(reply)
 
     def close(self) -> None:
+        """Disconnect."""
         self._client.close()
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """Raise Unavailable for the errors of redis-py."""
+    try:
+        yield
+    except (redis.RedisError, OSError) as exc:
+        raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
 
 
 def _blocking_client(url: str) -> redis.Redis:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from asrserver.broker.connection import ignore_reply
 from asrserver.broker.keys import held_key, quota_key, starts_key
 from asrserver.broker.pipeline import Pipeline
 from asrserver.errors import Unavailable
@@ -64,12 +65,12 @@ class Quota:
         until = time.time() + HOLD_SECONDS
         pairs = [part for member in members for part in (until, member)]
         if pairs:
-            self._pipeline.call(_ignore, "ZADD", held_key(kind, owner), *pairs)
-            self._pipeline.call(_ignore, "EXPIRE", held_key(kind, owner), 300)
+            self._pipeline.call(ignore_reply, "ZADD", held_key(kind, owner), *pairs)
+            self._pipeline.call(ignore_reply, "EXPIRE", held_key(kind, owner), 300)
 
     def release(self, kind: str, owner: str, member: str) -> None:
         """Count this member no more."""
-        self._pipeline.call(_ignore, "ZREM", held_key(kind, owner), member)
+        self._pipeline.call(ignore_reply, "ZREM", held_key(kind, owner), member)
 
     async def count_start(self, owner: str, limit: int) -> bool:
         """Count a session start of this minute; return False, without counting it, if there were `limit` already."""
@@ -89,7 +90,3 @@ class Quota:
                 return await self._pipeline.submit(*command)
         except TimeoutError:
             raise Unavailable("broker_unavailable", "Redis cannot be reached", 5.0) from None
-
-
-def _ignore(_reply: Any) -> None:
-    """The callback of commands that are repeated anyway, or whose effect expires."""

@@ -1,4 +1,4 @@
-"""What Redis's replies mean."""
+"""The replies of Redis as Python objects."""
 
 from __future__ import annotations
 
@@ -14,60 +14,78 @@ from asrserver.protocol.events import Result, UnknownEvent
 
 @dataclass(slots=True)
 class Claim:
-    """A session that this worker owns: what a new owner needs to go on."""
+    """A session that this worker owns: what it needs to continue where the last owner stopped.
+
+    Attributes:
+        sid: The id of the session.
+        task: The id of its entry in asr_tasks.
+        epoch: The number of this ownership, which fences off all earlier ones.
+        fields: The fields of the session's hash.
+        events: The durable events in Redis, oldest first; those that were stored and delivered long ago are trimmed.
+        transcript: Text and language of every segment so far.
+        charged: Seconds of audio that were charged to the API key.
+    """
 
     sid: str
     task: str
     epoch: int
     fields: dict[str, str]
-    events: list[Result]  # the last ones, without those that are stored and delivered for long
-    transcript: list[tuple[str, str]] = field(default_factory=list)  # (text, language) of every segment
-    counted: float = 0.0  # seconds of audio that its key's quota has been charged for
+    events: list[Result]
+    transcript: list[tuple[str, str]] = field(default_factory=list)
+    charged: float = 0.0
 
     def event_id(self, number: int) -> str:
-        """The id of this owner's durable event with the number, from 1."""
+        """Return the id of this owner's durable event number `number`, counted from 1."""
         return f"{self.epoch}-{number}"
 
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a session's audio: the bytes of a chunk, or of `chunks` in a row; or the end (`status` says how)."""
+    """One entry of a session's audio: consecutive chunks, or the end.
+
+    Attributes:
+        id: The id of the stream entry.
+        data: The bytes of the chunks; None for the end.
+        status: How the session ended; None for chunks.
+        received: When the gateway had the first chunk, in seconds since the epoch.
+        chunks: The number of chunks.
+    """
 
     id: str
     data: bytes | None
     status: str | None
-    received: float | None = None  # when the gateway had the first chunk, in seconds of the epoch
+    received: float | None = None
     chunks: int = 1
 
     @property
     def index(self) -> int:
-        """The last chunk's."""
+        """The index of the last chunk."""
         return int(self.id.partition("-")[0]) - 1
 
 
 def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
-    """A hash."""
+    """Decode a hash."""
     return {key.decode(): value.decode() for key, value in fields.items()}
 
 
 def tasks(entries: Any) -> list[tuple[str, str]]:
-    """(task, sid) of each entry."""
+    """Return (task, session id) of each entry of asr_tasks."""
     return [(task.decode(), fields[b"sid"].decode()) for task, fields in pairs(entries)]
 
 
 def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
-    """Stream entries with their fields as a dict; redis-py does that for some commands and not for others."""
+    """Return (id, fields) of stream entries; redis-py makes a dict of the fields for some commands only."""
     found = []
     for entry_id, fields in filter(None, entries):
         if fields and not isinstance(fields, dict):
             fields = dict(zip(fields[::2], fields[1::2], strict=True))
-        if fields:  # an entry that was deleted under its claim has none
+        if fields:  # a claimed entry that was deleted has none
             found.append((entry_id, fields))
     return found
 
 
 def events(entries: Any) -> list[Result]:
-    """Durable events."""
+    """Decode the durable events among entries of an event stream."""
     return [_event(entry_id, fields) for entry_id, fields in pairs(entries) if b"data" in fields]
 
 
@@ -75,20 +93,20 @@ def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Result:
     event: Result
     try:
         event = codec.decode(fields[b"data"])
-    except ValueError as exc:  # one that cannot be read must not hold up all others
+    except ValueError as exc:  # an unreadable event must not hold up all others
         event = UnknownEvent(session_id="", type="", problem=str(exc))
-    if isinstance(event, UnknownEvent):  # whatever it is, it has a place among the others
+    if isinstance(event, UnknownEvent):  # it keeps its place among the others
         return event.placed(entry_id.decode(), int(fields[b"seq"]))
     return event
 
 
 def texts(items: Iterable[bytes]) -> list[tuple[str, str]]:
-    """(text, language) of segments, of which each item has some."""
+    """Decode (text, language) of segments; each item holds those of one event."""
     return [(text, language) for item in items for text, language in orjson.loads(item)]
 
 
 def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """Of a session's audio."""
+    """Decode an entry of a session's audio."""
     status = fields.get(b"s")
     received = fields.get(b"at")
     return Entry(

@@ -1,4 +1,4 @@
-"""A Pub/Sub channel that is listened to for ever: asked when it is silent, subscribed to again when it is lost."""
+"""Listens to a Pub/Sub channel forever: a silent connection is tested, and a lost one is made again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asrserver.broker.pipeline import CONNECTION_ERRORS
 
 log = logging.getLogger("asrserver.broker")
 
-#: Seconds without a published result after which Redis is asked whether it is there.
+#: Seconds without a message after which Redis is asked whether it is still there.
 SILENCE_SECONDS = 15.0
 
 
@@ -23,7 +23,7 @@ async def listen(
     on_message: Callable[[bytes], None],
     on_subscribed: Callable[[], None],
 ) -> None:
-    """Hand every message of the channel to `on_message`; `on_subscribed` is called at each (re)subscription."""
+    """Call `on_message` with every message of the channel, and `on_subscribed` after each (re)subscription."""
     delay = 0.05
     while True:
         pubsub = client.pubsub()
@@ -45,10 +45,10 @@ async def listen(
                 elif message["type"] == "message":
                     try:
                         on_message(message["data"])
-                    except Exception:  # anyone may publish; what is durable is read again
+                    except Exception:  # anybody may publish; durable events are read again
                         log.exception("a published message could not be handled")
         except CONNECTION_ERRORS as exc:
-            log.warning("the Pub/Sub connection was lost (%s): subscribing again", exc or type(exc).__name__)
+            log.warning("Pub/Sub connection lost (%s): subscribing again", exc or type(exc).__name__)
         finally:
             await pubsub.aclose()
         await asyncio.sleep(delay)

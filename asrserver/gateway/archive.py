@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.gateway import archive_files
@@ -53,7 +53,7 @@ TIDY_BATCH = 200
 class Recordings:
     """Records the sessions of one gateway; where the settings name no directory, every method does nothing."""
 
-    def __init__(self, settings: Settings, name: str, broker: Broker, storage: Storage) -> None:
+    def __init__(self, settings: Settings, name: str, broker: GatewayBroker, storage: Storage) -> None:
         self._directory = Path(settings.save_audio).absolute() if settings.save_audio else None
         self._settings = settings
         self._name = name

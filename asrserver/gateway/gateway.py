@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable
 
 from asrserver.auth import Access, Key
-from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
+from asrserver.broker.connection import HEARTBEAT_EVERY
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.quota import RENEW_EVERY
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
@@ -61,7 +62,7 @@ class Gateway:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
-        self.broker = Broker(settings.redis, self.name)
+        self.broker = GatewayBroker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
@@ -113,7 +114,7 @@ class Gateway:
         self._flush_metrics()
         await self._tasks.close()
         with contextlib.suppress(Unavailable):
-            await self.broker.deregister("gateway")
+            await self.broker.deregister()
         await self.broker.close()
         await self.storage.close()
         await asyncio.get_running_loop().run_in_executor(None, self.recordings.close)
@@ -161,7 +162,7 @@ class Gateway:
 
     async def place(self) -> int:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
-        return max(0, (await self.broker.queue())["waiting"] - 1)
+        return max(0, (await self.broker.status.queue())["waiting"] - 1)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:
@@ -195,7 +196,6 @@ class Gateway:
 
     async def _beat(self) -> None:
         self.broker.heartbeat(
-            "gateway",
             {
                 "pid": os.getpid(),
                 "host": self.settings.host,
@@ -208,15 +208,15 @@ class Gateway:
             },
         )
         self._flush_metrics()
-        self.room.fullness = await self.broker.memory()
+        self.room.fullness = await self.broker.status.fullness()
         metrics.redis_fullness.set(self.room.fullness)
-        queue = await self.broker.queue()
+        queue = await self.broker.status.queue()
         for state in ("waiting", "processing"):
             metrics.queue.labels(state).set(queue[state])
         metrics.dead_letters.set(queue["dead"])
-        others = [g for g in await self.broker.heartbeats("gateway") if g["name"] != self.name]
+        others = [g for g in await self.broker.status.heartbeats("gateway") if g["name"] != self.name]
         self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
-        workers = await self.broker.heartbeats("worker")
+        workers = await self.broker.status.heartbeats("worker")
         self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
 
     def _flush_metrics(self) -> None:

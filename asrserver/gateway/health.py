@@ -37,10 +37,10 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         try:
             async with asyncio.timeout(TIMEOUT):
                 workers, gateways, queue, census = await asyncio.gather(
-                    gateway.broker.heartbeats("worker"),
-                    gateway.broker.heartbeats("gateway"),
-                    gateway.broker.queue(),
-                    gateway.broker.keyspace_stats(),
+                    gateway.broker.status.heartbeats("worker"),
+                    gateway.broker.status.heartbeats("gateway"),
+                    gateway.broker.status.queue(),
+                    gateway.broker.status.keyspace_stats(),
                 )
         except (TimeoutError, Unavailable) as exc:
             redis_state = {"ready": False, "error": str(exc) or "too slow"}
@@ -68,7 +68,7 @@ async def health(gateway: Gateway) -> dict[str, Any]:
 
 async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
     """What was recognised since the beginning; with an owner, of its sessions. Raises StorageError or Unavailable."""
-    (workers,) = await _soon(gateway.broker.heartbeats("worker"))
+    (workers,) = await _soon(gateway.broker.status.heartbeats("worker"))
     found = await gateway.storage.stats(owner=owner)
     size = await gateway.storage.size() if owner is None else 0
     totals = {name: sum(row[name] for row in found.values()) for name in ("sessions", "audio_ms", "audio_bytes")}
@@ -86,9 +86,9 @@ async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
 
 async def queue_status(gateway: Gateway) -> dict[str, Any]:
     """What waits, how long, and who works; raises Unavailable."""
-    broker, backlog = gateway.broker, gateway.sessions.backlog
+    status, backlog = gateway.broker.status, gateway.sessions.backlog
     workers, gateways, queue, waiting = await _soon(
-        broker.heartbeats("worker"), broker.heartbeats("gateway"), broker.queue(), broker.oldest_waiting()
+        status.heartbeats("worker"), status.heartbeats("gateway"), status.queue(), status.oldest_waiting()
     )
     others = [state for state in gateways if state["name"] != gateway.name]
     oldest = [backlog.oldest, waiting, *(state.get("oldest_waiting", 0.0) for state in others)]

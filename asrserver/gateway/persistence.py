@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.errors import Unavailable
 from asrserver.process.aio import Notifier
 from asrserver.protocol import codec
@@ -59,7 +59,7 @@ class _Flushed:
 class WriteBehind:
     """Stores sessions. `ttl` is how long Redis keeps a session after it is stored, in seconds."""
 
-    def __init__(self, broker: Broker, storage: Storage, ttl: float) -> None:
+    def __init__(self, broker: GatewayBroker, storage: Storage, ttl: float) -> None:
         self._broker = broker
         self._storage = storage
         self._ttl = ttl
@@ -191,7 +191,7 @@ class WriteBehind:
         if upto.mark is None:
             upto.mark = here
         elif min(last.seq, upto.sent) >= upto.mark[1] + KEEP:
-            await self._broker.forget_events(sid, upto.mark[0])
+            await self._broker.trim_events(sid, upto.mark[0])
             upto.mark = here
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.session import Session
@@ -35,7 +35,7 @@ class RoomGate:
     every heartbeat.
     """
 
-    def __init__(self, broker: Broker, admission: Admission, backlog: Backlog) -> None:
+    def __init__(self, broker: GatewayBroker, admission: Admission, backlog: Backlog) -> None:
         self._broker = broker
         self._admission = admission
         self._backlog = backlog

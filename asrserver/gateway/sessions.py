@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.admission import Admission
@@ -47,7 +47,7 @@ class Sessions(Mapping[str, Session]):
     def __init__(
         self,
         settings: Settings,
-        broker: Broker,
+        broker: GatewayBroker,
         storage: Storage,
         write_behind: WriteBehind,
         recordings: Recordings,

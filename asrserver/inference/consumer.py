@@ -8,11 +8,9 @@ import logging
 import threading
 from collections.abc import Callable
 
-import redis
-
-from asrserver.broker.broker import Broker
 from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Claim
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
 from asrserver.inference.partials import PartialScheduler
@@ -75,7 +73,7 @@ class SessionConsumer:
 
     def __init__(
         self,
-        broker: Broker,
+        broker: WorkerBroker,
         recogniser: Recogniser,
         partials: PartialScheduler,
         *,
@@ -175,7 +173,7 @@ class SessionConsumer:
         """If this worker is behind and another has room, release the session with the largest backlog."""
         if self.backlog < self._max_backlog or len(self.sessions) < 2:
             return
-        others = [w for w in await self._broker.heartbeats("worker") if w["name"] != self._broker.name]
+        others = [w for w in await self._broker.status.heartbeats("worker") if w["name"] != self._broker.name]
         if not any(worker["backlog"] < self._max_backlog / 2 for worker in others):
             return
         if not self.sessions:
@@ -312,7 +310,7 @@ class SessionConsumer:
             held = {session.claim.task: session.sid for session in list(self.sessions.values())}
             try:
                 lost = held.keys() - renewer.renew(list(held))
-            except redis.RedisError as exc:
+            except Unavailable as exc:
                 log.warning("leases not renewed: %s", exc)
                 continue
             for task in lost:

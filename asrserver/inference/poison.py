@@ -3,7 +3,7 @@
 Native code (decoders, the model) may crash on a client's audio and take the whole worker with it. `InFlight` writes
 what native code works on into memory that outlives the process; when the worker dies, the supervisor gives a strike to
 those entries alone. `PoisonTracker` knows a session's strikes: suspected audio runs with nothing else in flight, and
-after STRIKES strikes an entry is not tried again.
+after MAX_STRIKES strikes an entry is not tried again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from asrserver.broker.broker import STRIKES
+from asrserver.broker.worker_side import MAX_STRIKES
 
 
 class InFlight:
@@ -65,7 +65,7 @@ class Suspicion:
 
     def convicts(self, entry: str) -> bool:
         """Whether the entry is not to be tried again."""
-        return self._strikes.get(entry, 0) >= STRIKES
+        return self._strikes.get(entry, 0) >= MAX_STRIKES
 
     def ahead(self, before: str) -> bool:
         """Whether an entry after that one has a strike."""

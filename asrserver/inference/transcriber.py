@@ -19,8 +19,8 @@ from asrserver.audio import files
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.files import RATE, Pcm
 from asrserver.audio.stream import begins
-from asrserver.broker.broker import STRIKES
 from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced, Place
@@ -483,10 +483,10 @@ class Transcriber:
 
     async def _check_strikes(self, entry: Entry) -> None:
         if self._suspicion.convicts(entry.id):
-            await self._broker.dead_letter(self.sid, entry.id, f"a worker died {STRIKES} times with it in hand")
+            await self._broker.dead_letter(self.sid, entry.id, f"a worker died {MAX_STRIKES} times with it in hand")
             ongoing = self._ongoing or (self._open_recording(None) if self._resumed is not None else None)
             if ongoing is not None:
                 # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.
                 ongoing.recording.let_go(self._before, len(entry.data or b""))
                 self._resumed = None
-            raise AudioError("audio_rejected", f"this audio stopped {STRIKES} workers and is not tried again")
+            raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")

@@ -9,7 +9,8 @@ import signal
 import socket
 from collections.abc import Callable
 
-from asrserver.broker.broker import HEARTBEAT_EVERY, Broker
+from asrserver.broker.connection import HEARTBEAT_EVERY
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.inference.consumer import SessionConsumer
@@ -68,7 +69,7 @@ async def run_worker(
         hold=in_flight.hold,
         context=settings.context == "on",
     )
-    broker = Broker(settings.redis, name)
+    broker = WorkerBroker(settings.redis, name)
     await broker.open()
     consumer = SessionConsumer(
         broker, recogniser, partials, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog
@@ -86,7 +87,7 @@ async def run_worker(
     failed = [task for task in tasks if task.done()]
     await consumer.stop(settings.drain_timeout)
     await cancelled(tasks)
-    await broker.deregister("worker")
+    await broker.deregister()
     engine.stop(1.0)
     engine.recognised.flush()
     recogniser.close()
@@ -104,14 +105,13 @@ async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable
         await asyncio.sleep(min(HEARTBEAT_EVERY, settings.hang_timeout / 4))
 
 
-async def _send_heartbeats(broker: Broker, recogniser: Recogniser, consumer: SessionConsumer) -> None:
+async def _send_heartbeats(broker: WorkerBroker, recogniser: Recogniser, consumer: SessionConsumer) -> None:
     """Publish the worker's state, set its metrics, and hand a session back if it is behind."""
     engine, partials = recogniser.engine, recogniser.partials
     before = (0.0, 0.0)
     while True:
         before = _flush_metrics(engine, consumer, before)
         broker.heartbeat(
-            "worker",
             {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),

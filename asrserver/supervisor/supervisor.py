@@ -25,10 +25,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import redis
-
 from asrserver.broker.lease import WorkerJanitor
 from asrserver.config import Settings
+from asrserver.errors import Unavailable
 from asrserver.process.limits import available_cpus
 from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
@@ -325,7 +324,7 @@ class Supervisor:
                     janitor.retire(slot.name)
             finally:
                 janitor.close()
-        except (redis.RedisError, OSError) as exc:
+        except Unavailable as exc:
             log.warning("worker %s: its sessions stay leased until their leases expire: %s", slot.name, exc)
 
     def _check_health(self) -> None:

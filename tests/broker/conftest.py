@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 import redis
 import tornado.ioloop
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.connection import BrokerConnection
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.worker_side import WorkerBroker
 from tests.broker.support import Make
+
+Broker = TypeVar("Broker", bound=BrokerConnection)
 
 
 @pytest.fixture
@@ -21,49 +26,36 @@ def db(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def make(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
-    """make("name"): a broker that is open."""
-    made: list[Broker] = []
-
-    def maker(name: str) -> Broker:
-        async def opened() -> Broker:
-            broker = Broker(redis_url, name)
-            await broker.open()
-            return broker
-
-        made.append(io_loop.run_sync(opened))
-        return made[-1]
-
-    yield maker
-    for broker in made:
-        io_loop.run_sync(broker.close)
-
-
-@pytest.fixture
-def g(make: Make) -> Broker:
+def g(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[GatewayBroker]:
     """A gateway's."""
-    return make("g")
+    yield from opened(io_loop, GatewayBroker(redis_url, "g"))
 
 
 @pytest.fixture
-def w(make: Make) -> Broker:
+def w(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[WorkerBroker]:
     """A worker's."""
-    return make("w")
+    yield from opened(io_loop, WorkerBroker(redis_url, "w"))
 
 
 @pytest.fixture
-def v(make: Make) -> Broker:
+def v(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[WorkerBroker]:
     """Another worker's."""
-    return make("v")
+    yield from opened(io_loop, WorkerBroker(redis_url, "v"))
+
+
+def opened(io_loop: tornado.ioloop.IOLoop, broker: Broker) -> Iterator[Broker]:
+    io_loop.run_sync(broker.open)
+    yield broker
+    io_loop.run_sync(broker.close)
 
 
 @pytest.fixture
 def make_late(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
-    """Brokers made inside a test, whose loop already runs."""
-    made: list[Broker] = []
+    """Other gateways' brokers, made inside a test, whose loop already runs."""
+    made: list[GatewayBroker] = []
 
-    def maker(name: str) -> Broker:
-        made.append(Broker(redis_url, name))
+    def maker(name: str) -> GatewayBroker:
+        made.append(GatewayBroker(redis_url, name))
         return made[-1]
 
     yield maker

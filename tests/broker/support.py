@@ -10,8 +10,9 @@ from typing import Any
 
 import redis
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.replies import Claim
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.protocol.events import Result
 from tests.events import durable
 from tests.servers import Servers
@@ -19,21 +20,23 @@ from tests.servers import Servers
 FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
 
 
-Make = Callable[[str], Broker]
+Make = Callable[[str], GatewayBroker]
 
 
-async def opened(gateway: Broker, sid: str = "s", nonce: str = "n") -> bool:
+async def opened(gateway: GatewayBroker, sid: str = "s", nonce: str = "n") -> bool:
     return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
 
 
-async def append(gateway: Broker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0) -> Exception | None:
+async def append(
+    gateway: GatewayBroker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0
+) -> Exception | None:
     """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     gateway.append(sid, index, index - 1 if index > first else None, [data], False, future.set_result)
     return await future
 
 
-async def taken(worker: Broker, lease: float | None = None) -> Claim:
+async def taken(worker: WorkerBroker, lease: float | None = None) -> Claim:
     """The one session that can be claimed."""
     [(task, sid)] = await worker.claim(lease, 10, 0)
     claim = await worker.acquire(task, sid)

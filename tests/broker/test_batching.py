@@ -11,19 +11,20 @@ import pytest
 import redis
 
 from asrserver.broker import batching, keys
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.process.coalescing import LingerPolicy
 from tests.broker.support import drop_connections, ids, opened
 from tests.waiting import until
 
 
 @pytest.fixture
-def busy(g: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+def busy(g: GatewayBroker, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many chunks come that those of one session wait for each other."""
     monkeypatch.setattr(g._batcher, "_linger", LingerPolicy(-1e9, batching.DELAY_PER_RATE, batching.MAX_DELAY_SECONDS))
 
 
-async def append(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
+async def append(g: GatewayBroker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
     """Append chunks, each after the one before; the answers, which come later."""
     answers: dict[int, Any] = {}
     before = None
@@ -35,7 +36,7 @@ async def append(g: Broker, sid: str, chunks: dict[int, bytes], joins: bool = Tr
 
 @pytest.mark.gen_test
 async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
-    g: Broker, w: Broker, db: redis.Redis, busy: None
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis, busy: None
 ) -> None:
     """But for its first, which waits for nobody. Each is acknowledged, and none before Redis has it."""
     await opened(g)
@@ -49,7 +50,7 @@ async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
 
 
 @pytest.mark.gen_test
-async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, busy: None) -> None:
+async def test_chunks_with_borders_share_no_entry(g: GatewayBroker, db: redis.Redis, busy: None) -> None:
     await opened(g)
     answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c"}, joins=False)
     await until(lambda: len(answers) == 3)
@@ -58,7 +59,7 @@ async def test_chunks_with_borders_share_no_entry(g: Broker, db: redis.Redis, bu
 
 @pytest.mark.gen_test
 @pytest.mark.parametrize("then", ["end", "resume", "close", "fill"])
-async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy: None, then: str) -> None:
+async def test_what_waits_goes_before_what_follows_it(g: GatewayBroker, w: WorkerBroker, busy: None, then: str) -> None:
     """A session's end, its resumption elsewhere, the gateway's own end; and it goes when there is a second of it."""
     await opened(g)
     answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c" * (batching.MAX_ENTRY_BYTES if then == "fill" else 1)})
@@ -77,7 +78,9 @@ async def test_what_waits_goes_before_what_follows_it(g: Broker, w: Broker, busy
 
 
 @pytest.mark.gen_test
-async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_to_be_joined_is_bounded(
+    g: GatewayBroker, busy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What has waited longest goes; nobody is kept from being read for what waits by choice."""
     monkeypatch.setattr(batching, "MAX_WAITING_BYTES", 10)
     for sid in ("a", "b"):
@@ -94,7 +97,9 @@ async def test_what_waits_to_be_joined_is_bounded(g: Broker, busy: None, monkeyp
 
 
 @pytest.mark.gen_test
-async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db: redis.Redis, busy: None) -> None:
+async def test_a_shared_entry_that_is_refused_is_refused_for_each(
+    g: GatewayBroker, db: redis.Redis, busy: None
+) -> None:
     await opened(g)
     db.hset(keys.session_key("s"), "gateway", "another")
     answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c"})
@@ -103,7 +108,9 @@ async def test_a_shared_entry_that_is_refused_is_refused_for_each(g: Broker, db:
 
 
 @pytest.mark.gen_test
-async def test_a_shared_entry_sent_again_is_there_once(g: Broker, w: Broker, db: redis.Redis, busy: None) -> None:
+async def test_a_shared_entry_sent_again_is_there_once(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis, busy: None
+) -> None:
     """Its reply was lost with the connection."""
     await opened(g)
     answers: dict[int, Any] = {}

@@ -14,9 +14,10 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.broker import pipeline as pipeline_module
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.pipeline import EncodedCommand, connect, encode
 from asrserver.broker.subscription import SILENCE_SECONDS
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.protocol.events import ChunkResult, Published
 from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
@@ -25,7 +26,7 @@ from tests.waiting import until
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_order_holds_while_connections_are_killed(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
     """Mid-flight, again and again: every chunk is acknowledged, in order, and is there once."""
     await opened(g)
     answers: list[Any] = []
@@ -44,7 +45,7 @@ async def test_order_holds_while_connections_are_killed(g: Broker, w: Broker, db
 
 
 @pytest.mark.gen_test(timeout=60)
-async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, db: redis.Redis) -> None:
+async def test_order_holds_over_a_restart_of_redis(g: GatewayBroker, servers: Servers, db: redis.Redis) -> None:
     """Killed without warning; what was issued before, while it was away and after is there, in order."""
     await opened(g)
     assert await append(g, 0) is None
@@ -61,7 +62,7 @@ async def test_order_holds_over_a_restart_of_redis(g: Broker, servers: Servers, 
 
 @pytest.mark.gen_test(timeout=30)
 async def test_callers_are_told_when_redis_stays_away(
-    g: Broker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    g: GatewayBroker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After RETRY_SECONDS, those that waited behind others too; and when Redis is back, it works again."""
     monkeypatch.setattr(pipeline_module, "RETRY_SECONDS", 0.3)
@@ -81,14 +82,16 @@ async def test_callers_are_told_when_redis_stays_away(
 
 
 @pytest.mark.gen_test
-async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: Broker) -> None:
+async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: GatewayBroker) -> None:
     await opened(g)
     g.append("s", 0, None, [b"x"], False, lambda error: 1 / 0)  # type: ignore[arg-type]
     assert await append(g, 1) is None
 
 
 @pytest.mark.gen_test
-async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_a_full_redis_is_unavailable_and_no_lost_event(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
     """The worker drops the session, and its next owner makes the event."""
     await opened(g)
     claim = await taken(w)
@@ -106,7 +109,7 @@ async def test_a_full_redis_is_unavailable_and_no_lost_event(g: Broker, w: Broke
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_the_subscription_comes_back_and_says_so(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
     """What is published by anyone else and is no result is passed over."""
     events: list[Published] = []
     subscribed: list[bool] = []
@@ -127,7 +130,9 @@ async def test_the_subscription_comes_back_and_says_so(g: Broker, w: Broker, db:
 
 
 @pytest.mark.gen_test(timeout=30)
-async def test_a_silent_subscription_is_asked(g: Broker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_silent_subscription_is_asked(
+    g: GatewayBroker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Answered, it goes on: no second subscription."""
     assert SILENCE_SECONDS > 1
     monkeypatch.setattr("asrserver.broker.subscription.SILENCE_SECONDS", 0.05)
@@ -156,7 +161,7 @@ async def test_redis_py_sends_an_encoded_command_as_it_is(redis_url: str, db: re
 
 
 @pytest.mark.gen_test
-async def test_who_waits_for_room_hears_of_replies(g: Broker) -> None:
+async def test_who_waits_for_room_hears_of_replies(g: GatewayBroker) -> None:
     """When the bytes on their way have become less, and not before."""
     heard: list[int] = []
     g.pipeline.on_replies = lambda: heard.append(g.bytes_on_their_way)

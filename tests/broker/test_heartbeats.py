@@ -9,40 +9,42 @@ import pytest
 import redis
 
 from asrserver.broker import keys
-from asrserver.broker.broker import HEARTBEAT_TTL, Broker
+from asrserver.broker.connection import HEARTBEAT_TTL
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.worker_side import WorkerBroker
 from tests.broker.support import opened
 from tests.waiting import until
 
 
 @pytest.mark.gen_test
 async def test_heartbeats_come_by_name_and_go_with_their_writer(
-    g: Broker, w: Broker, v: Broker, db: redis.Redis
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
 ) -> None:
     for broker in (w, v):
-        broker.heartbeat("worker", {"backlog": 1.5})
-    g.heartbeat("gateway", {})
+        broker.heartbeat({"backlog": 1.5})
+    g.heartbeat({})
     await asyncio.gather(w.pipeline.drain(), v.pipeline.drain(), g.pipeline.drain())
-    found = await g.heartbeats("worker")
+    found = await g.status.heartbeats("worker")
     assert [(state["name"], state["backlog"]) for state in found] == [("v", 1.5), ("w", 1.5)]
-    assert [state["name"] for state in await w.heartbeats("gateway")] == ["g"]
+    assert [state["name"] for state in await w.status.heartbeats("gateway")] == ["g"]
     assert 0 < db.pttl("worker:w:heartbeat") <= HEARTBEAT_TTL * 1000
-    await w.deregister("worker")
-    assert [state["name"] for state in await g.heartbeats("worker")] == ["v"]
-    assert await g.memory() > 0
+    await w.deregister()
+    assert [state["name"] for state in await g.status.heartbeats("worker")] == ["v"]
+    assert await g.status.fullness() > 0
 
 
 @pytest.mark.gen_test
-async def test_the_queue_in_numbers(g: Broker, w: Broker) -> None:
-    assert await g.queue() == {"waiting": 0, "processing": 0, "dead": 0}
+async def test_the_queue_in_numbers(g: GatewayBroker, w: WorkerBroker) -> None:
+    assert await g.status.queue() == {"waiting": 0, "processing": 0, "dead": 0}
     await opened(g, "one")
     await opened(g, "two")
     await w.claim(None, 1, 0)
     await w.dead_letter("one", "1-0", "because")
-    assert await g.queue() == {"waiting": 1, "processing": 1, "dead": 1}
+    assert await g.status.queue() == {"waiting": 1, "processing": 1, "dead": 1}
 
 
 @pytest.mark.gen_test
-async def test_workers_hear_of_a_session_that_ends_and_once(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_workers_hear_of_a_session_that_ends_and_once(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
     heard: list[str] = []
     listening = asyncio.ensure_future(w.listen_for_ends(heard.append))
     await until(lambda: db.pubsub_numsub(keys.ENDED) == [(keys.ENDED, 1)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -10,8 +11,10 @@ import pytest
 import redis
 
 from asrserver.broker import keys
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer, WorkerJanitor
+from asrserver.broker.worker_side import WorkerBroker
+from asrserver.errors import Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Partial, Progress
 from tests.broker.support import append, event, ids, opened, taken
@@ -20,7 +23,9 @@ from tests.waiting import until
 
 
 @pytest.mark.gen_test
-async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker, db: redis.Redis) -> None:
+async def test_what_gave_no_event_is_covered_too(
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
+) -> None:
     """Audio is trimmed, the next owner is told from where it goes on, and nothing is added to the events."""
     await opened(g)
     for index in range(4):
@@ -37,7 +42,7 @@ async def test_what_gave_no_event_is_covered_too(g: Broker, w: Broker, v: Broker
 
 
 @pytest.mark.gen_test
-async def test_a_guess_is_published_and_stored_nowhere(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_a_guess_is_published_and_stored_nowhere(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
     await opened(g)
     claim = await taken(w)
     listener = db.pubsub(ignore_subscribe_messages=True)
@@ -55,7 +60,9 @@ async def test_a_guess_is_published_and_stored_nowhere(g: Broker, w: Broker, db:
 
 
 @pytest.mark.gen_test
-async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v: Broker, db: redis.Redis) -> None:
+async def test_an_owner_that_was_replaced_can_do_nothing(
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
+) -> None:
     """Its events are refused, nothing is published or trimmed, and the task stays the new owner's."""
     await opened(g)
     await append(g, 0)
@@ -84,7 +91,9 @@ async def test_an_owner_that_was_replaced_can_do_nothing(g: Broker, w: Broker, v
 
 
 @pytest.mark.gen_test
-async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker, w: Broker, v: Broker) -> None:
+async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker
+) -> None:
     """And no longer once a new owner stands between."""
     await opened(g)
     claim = await taken(w)
@@ -97,7 +106,7 @@ async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(g: Broker
 
 @pytest.mark.gen_test
 async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotten(
-    g: Broker, w: Broker, v: Broker, db: redis.Redis
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
 ) -> None:
     """The texts are kept apart, each once, and go with the session."""
     await opened(g)
@@ -107,7 +116,7 @@ async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotte
         assert await w.append_event(claim, event(claim, seq, seq, segments=segments), "0-1")
     assert await w.append_event(claim, event(claim, 5, 5, segments=segments), "0-1")  # the reply was lost
     events = await g.read_events("s")
-    await g.forget_events("s", events[2].id)
+    await g.trim_events("s", events[2].id)
     new = await taken(v, lease=0)
     assert [found.seq for found in new.events] == [4, 5]
     assert new.transcript == [(text, "en") for text in ("1a", "2a", "2b", "4a", "5a", "5b")]
@@ -120,7 +129,7 @@ async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotte
 
 
 @pytest.mark.gen_test
-async def test_events_past_an_id(g: Broker, w: Broker) -> None:
+async def test_events_past_an_id(g: GatewayBroker, w: WorkerBroker) -> None:
     await opened(g)
     claim = await taken(w)
     for seq in (1, 2, 3):
@@ -134,7 +143,7 @@ async def test_events_past_an_id(g: Broker, w: Broker) -> None:
 
 @pytest.mark.gen_test
 async def test_a_worker_that_slept_does_not_steal_its_session_back(
-    g: Broker, w: Broker, v: Broker, redis_url: str, db: redis.Redis
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, redis_url: str, db: redis.Redis
 ) -> None:
     await opened(g)
     task = (await taken(w)).task
@@ -149,7 +158,9 @@ async def test_a_worker_that_slept_does_not_steal_its_session_back(
 
 
 @pytest.mark.gen_test
-async def test_a_session_that_is_given_up_can_be_claimed_at_once(g: Broker, w: Broker, v: Broker) -> None:
+async def test_a_session_that_is_given_up_can_be_claimed_at_once(
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker
+) -> None:
     """One by its task, or all; others stay."""
     await opened(g, "one")
     await opened(g, "two")
@@ -163,7 +174,7 @@ async def test_a_session_that_is_given_up_can_be_claimed_at_once(g: Broker, w: B
 
 @pytest.mark.gen_test
 async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_ones(
-    g: Broker, w: Broker, v: Broker, redis_url: str
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, redis_url: str
 ) -> None:
     """XAUTOCLAIM from the start looks at ten times its count and would never come to them."""
     for number in range(60):
@@ -180,7 +191,7 @@ async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_on
 @pytest.mark.gen_test
 @pytest.mark.parametrize("how", ["finished", "vanished"])
 async def test_there_is_nothing_to_do_for_a_session_that_is_over(
-    g: Broker, w: Broker, v: Broker, db: redis.Redis, how: str
+    g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis, how: str
 ) -> None:
     """Its task is acknowledged and gone, and no key comes back to life."""
     await opened(g)
@@ -199,7 +210,7 @@ async def test_there_is_nothing_to_do_for_a_session_that_is_over(
 
 
 @pytest.mark.gen_test
-async def test_a_worker_waits_in_redis_for_a_session(g: Broker, w: Broker) -> None:
+async def test_a_worker_waits_in_redis_for_a_session(g: GatewayBroker, w: WorkerBroker) -> None:
     """Without holding up its other commands."""
     waiting = asyncio.ensure_future(w.claim(1.0, 4, 8))
     await until(lambda: not waiting.done())
@@ -209,7 +220,7 @@ async def test_a_worker_waits_in_redis_for_a_session(g: Broker, w: Broker) -> No
 
 
 @pytest.mark.gen_test
-async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: redis.Redis) -> None:
+async def test_strikes_and_retirement(g: GatewayBroker, w: WorkerBroker, redis_url: str, db: redis.Redis) -> None:
     """A strike is on the session's entry; a name is forgotten only when no entry hangs on it."""
     await opened(g)
     claim = await taken(w)
@@ -224,4 +235,21 @@ async def test_strikes_and_retirement(g: Broker, w: Broker, redis_url: str, db: 
     await w.append_event(again, event(again, 1, 1, "final"), "0-1")
     janitor.retire("w")
     assert db.xinfo_consumers(keys.TASKS, keys.GROUP) == []
+    janitor.close()
+
+
+def test_blocking_clients_say_that_redis_is_away() -> None:
+    """As all of the broker does: a thread and the supervisor need not know redis-py."""
+    url = "redis://127.0.0.1:1"
+    renewer, janitor = LeaseRenewer(url, "w"), WorkerJanitor(url)
+    calls: list[Callable[[], object]] = [
+        lambda: renewer.renew(["1-0"]),
+        lambda: janitor.release("w"),
+        lambda: janitor.retire("w"),
+        lambda: janitor.strike("s", "1-0"),
+    ]
+    for call in calls:
+        with pytest.raises(Unavailable):
+            call()
+    renewer.close()
     janitor.close()

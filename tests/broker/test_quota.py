@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.replies import Claim
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.protocol.events import Result
 from tests.events import durable
 from tests.ws_client import look
@@ -17,9 +18,9 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 async def test_audio_is_charged_once(redis_url: str) -> None:
     """Not for an event that is sent again, nor by an owner that was fenced off, nor again by the next owner."""
-    w, v = Broker(redis_url, "w"), Broker(redis_url, "v")
-    await w.open()
-    assert await w.open_session("s", "n", {"gateway": "g", "owner": "k", "options": "{}"}, time.time() + 60)
+    g, w, v = GatewayBroker(redis_url, "g"), WorkerBroker(redis_url, "w"), WorkerBroker(redis_url, "v")
+    await g.open()
+    assert await g.open_session("s", "n", {"gateway": "g", "owner": "k", "options": "{}"}, time.time() + 60)
     [(task, sid)] = await w.claim(None, 1, 0)
     first = await w.acquire(task, sid)
     assert first is not None
@@ -33,7 +34,7 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
             return sum(float(client.get(key) or 0) for key in client.scan_iter("asr_quota:k:*"))
 
         assert await w.append_event(first, event(first, 1, 1, 1.5), "0-1")
-        first.counted = 0.0
+        first.charged = 0.0
         assert await w.append_event(first, event(first, 1, 1, 1.5), "0-1")
         assert charged() == 1.5
         second = await v.acquire(task, sid)
@@ -46,19 +47,19 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
         for _ in range(2):
             assert await v.checkpoint(second, "0-1", 12.0, {"state": "{}"})  # quiet, of which there is no event
             assert charged() == 12.0
-            second.counted = 2.0  # as if the reply was lost
+            second.charged = 2.0  # as if the reply was lost
         third = await w.acquire(task, sid)
         assert third is not None
         assert not await v.checkpoint(second, "0-1", 14.0, {"state": "{}"})
         assert await w.append_event(third, event(third, 1, 4, 13.0), "0-1")
         assert charged() == 13.0
         assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
-    await w.close()
-    await v.close()
+    for broker in (g, w, v):
+        await broker.close()
 
 
 async def test_what_a_dead_gateway_held_runs_out(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    broker = Broker(redis_url, "g")
+    broker = GatewayBroker(redis_url, "g")
     assert await broker.quota.hold("sessions", "k", "a", 1)
     assert await broker.quota.hold("sessions", "k", "a", 1)
     assert not await broker.quota.hold("sessions", "k", "b", 1)

@@ -10,14 +10,15 @@ import pytest
 import redis
 
 from asrserver.broker import keys
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from tests.broker.support import FIELDS, Make, append, event, ids, opened, taken
 from tests.waiting import until
 
 
 @pytest.mark.gen_test
-async def test_a_session_is_opened_once_whatever_replies_are_lost(g: Broker, db: redis.Redis) -> None:
+async def test_a_session_is_opened_once_whatever_replies_are_lost(g: GatewayBroker, db: redis.Redis) -> None:
     """The same nonce is the same try again; another is another client."""
     assert await opened(g, nonce="1")
     assert await opened(g, nonce="1")
@@ -27,7 +28,7 @@ async def test_a_session_is_opened_once_whatever_replies_are_lost(g: Broker, db:
 
 
 @pytest.mark.gen_test
-async def test_a_chunk_twice_is_one_entry_and_two_acknowledgements(g: Broker, db: redis.Redis) -> None:
+async def test_a_chunk_twice_is_one_entry_and_two_acknowledgements(g: GatewayBroker, db: redis.Redis) -> None:
     await opened(g)
     assert await append(g, 0) is None
     assert await append(g, 0) is None
@@ -35,7 +36,7 @@ async def test_a_chunk_twice_is_one_entry_and_two_acknowledgements(g: Broker, db
 
 
 @pytest.mark.gen_test
-async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: Broker, db: redis.Redis) -> None:
+async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: GatewayBroker, db: redis.Redis) -> None:
     error = await append(g, 0, sid="gone")
     assert isinstance(error, Unavailable)
     assert error.code == "session_gone"
@@ -43,7 +44,7 @@ async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: 
 
 
 @pytest.mark.gen_test
-async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_the_end_follows_the_last_chunk(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
     """Also when all chunks are trimmed, and one end only, however often it is said."""
     await opened(g)
     await append(g, 6, first=6)
@@ -58,7 +59,7 @@ async def test_the_end_follows_the_last_chunk(g: Broker, w: Broker, db: redis.Re
 
 
 @pytest.mark.gen_test
-async def test_the_end_of_a_session_without_audio(g: Broker, w: Broker) -> None:
+async def test_the_end_of_a_session_without_audio(g: GatewayBroker, w: WorkerBroker) -> None:
     await opened(g)
     assert await g.end_session("s", "done", time.time() + 60)
     [entry] = (await w.read_audio({"s": "0-1"}, 10))["s"]
@@ -66,7 +67,7 @@ async def test_the_end_of_a_session_without_audio(g: Broker, w: Broker) -> None:
 
 
 @pytest.mark.gen_test
-async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: Broker, make_late: Make) -> None:
+async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: GatewayBroker, make_late: Make) -> None:
     """And its try after a lost reply says again that it has it."""
     other = make_late("other")
     await opened(g)
@@ -80,7 +81,7 @@ async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: Brok
 
 
 @pytest.mark.gen_test
-async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: Broker, make_late: Make) -> None:
+async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: GatewayBroker, make_late: Make) -> None:
     """Its chunk would come after the end: acknowledged, and never heard."""
     await opened(g)
     assert await append(g, 0) is None
@@ -92,7 +93,7 @@ async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: Broke
 
 
 @pytest.mark.gen_test
-async def test_a_resumed_session_is_the_new_gateway_s_alone(g: Broker, make_late: Make, db: redis.Redis) -> None:
+async def test_a_resumed_session_is_the_new_gateway_s_alone(g: GatewayBroker, make_late: Make, db: redis.Redis) -> None:
     """Whatever the old one still has under way is refused, and it hears that the session moved."""
     await opened(g)
     assert await append(g, 0) is None
@@ -121,7 +122,7 @@ async def test_a_resumed_session_is_the_new_gateway_s_alone(g: Broker, make_late
 
 
 @pytest.mark.gen_test
-async def test_only_the_owner_of_a_session_resumes_it(g: Broker, make_late: Make) -> None:
+async def test_only_the_owner_of_a_session_resumes_it(g: GatewayBroker, make_late: Make) -> None:
     fields = {**FIELDS, "gateway": "g", "owner": "one"}
     assert await g.open_session("s", "n", fields, time.time() + 60)
     other = make_late("other")
@@ -133,7 +134,7 @@ async def test_only_the_owner_of_a_session_resumes_it(g: Broker, make_late: Make
 
 
 @pytest.mark.gen_test
-async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: Broker, make_late: Make) -> None:
+async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: GatewayBroker, make_late: Make) -> None:
     """On the same gateway too: whoever comes second sees what the first did."""
     sweeper = make_late("sweeper")
     for sid in ("resumed", "ended"):
@@ -150,7 +151,7 @@ async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: Broker,
 
 
 @pytest.mark.gen_test
-async def test_no_chunk_follows_one_that_could_not_be_written(g: Broker, db: redis.Redis) -> None:
+async def test_no_chunk_follows_one_that_could_not_be_written(g: GatewayBroker, db: redis.Redis) -> None:
     """The rest of its pipeline is refused, or the hole would be acknowledged."""
     await opened(g)
     assert await append(g, 0) is None
@@ -162,7 +163,7 @@ async def test_no_chunk_follows_one_that_could_not_be_written(g: Broker, db: red
 
 
 @pytest.mark.gen_test
-async def test_chunks_that_travel_together_are_answered_one_by_one(g: Broker, db: redis.Redis) -> None:
+async def test_chunks_that_travel_together_are_answered_one_by_one(g: GatewayBroker, db: redis.Redis) -> None:
     """By one script call; what is refused, or fails, costs no neighbour."""
     for sid in ("a", "moved", "broken", "b"):
         await opened(g, sid)
@@ -188,7 +189,7 @@ async def test_chunks_that_travel_together_are_answered_one_by_one(g: Broker, db
 
 
 @pytest.mark.gen_test
-async def test_deadlines_are_put_off_only_for_what_is_open(g: Broker, db: redis.Redis) -> None:
+async def test_deadlines_are_put_off_only_for_what_is_open(g: GatewayBroker, db: redis.Redis) -> None:
     await opened(g)
     await g.refresh({"s": 5.0, "closed": 5.0})
     assert await g.overdue(6.0, 10) == ["s"]
@@ -197,7 +198,9 @@ async def test_deadlines_are_put_off_only_for_what_is_open(g: Broker, db: redis.
 
 
 @pytest.mark.gen_test
-async def test_a_closed_session_leaves_no_key_without_an_end(g: Broker, w: Broker, db: redis.Redis) -> None:
+async def test_a_closed_session_leaves_no_key_without_an_end(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
     """Whatever happened to it: every key of the session has a TTL, and only the two lists of all are left."""
     await opened(g)
     await append(g, 0)

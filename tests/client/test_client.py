@@ -19,7 +19,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
 from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import WebSocket
@@ -275,7 +275,7 @@ async def test_a_session_that_was_taken_away(gateways: Gateways) -> None:
 async def test_a_session_that_is_gone_when_the_client_comes_back(gateways: Gateways) -> None:
     async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start("s")
-        broker: Broker = gateways[0].gateway.broker
+        broker: GatewayBroker = gateways[0].gateway.broker
         await broker.pipeline.submit("FLUSHALL")
         cut(client)
         with pytest.raises(ServerError, match="no_session"):

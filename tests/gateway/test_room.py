@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asrserver.auth import Access
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.gateway import room
 from asrserver.gateway.admission import Admission
@@ -38,7 +38,7 @@ def run(test: Callable[[RoomGate, Backlog], Coroutine[Any, Any, None]], **settin
 
     async def main() -> None:
         given = Settings(**settings)
-        broker, backlog = Broker("redis://127.0.0.1:1", "g"), Backlog()
+        broker, backlog = GatewayBroker("redis://127.0.0.1:1", "g"), Backlog()
         access = Access(given.keys_file, given.api_keys, given.allowed_origins, given.trusted_proxies)
         await test(RoomGate(broker, Admission(given, access, broker.quota, "g"), backlog), backlog)
 

@@ -87,7 +87,7 @@ async def test_health_is_true(api: Api, worker: FakeWorker) -> None:
     ready = {"redis_ready": True, "postgres_ready": True, "workers_ready": False, "funasr_ready": False}
     assert ready.items() <= body.items()
     await worker.broker.open()
-    worker.broker.heartbeat("worker", {"backlog": 0.0})
+    worker.broker.heartbeat({"backlog": 0.0})
     await worker.broker.pipeline.drain()
     status, body = await api.call("/health")
     assert (status, body["status"], body["workers_ready"], body["funasr_ready"]) == (200, "ok", True, True)
@@ -411,7 +411,7 @@ async def test_alive_and_ready(api: Api, gateway: Gateway, servers: Servers) -> 
 
 async def test_stats(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
     await worker.broker.open()
-    worker.broker.heartbeat("worker", {"speech_seconds": 100.0, "real_time_factor": 0.25})
+    worker.broker.heartbeat({"speech_seconds": 100.0, "real_time_factor": 0.25})
     await whole_session(gateway, worker, "a")
     await whole_session(gateway, worker, "b")
     await session(gateway, "c")
@@ -441,7 +441,7 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: FakeWorker) -> N
     assert (body["queued"], body["backlog_seconds"], body["sessions"]) == (2, 17.5, 2)
     assert body["oldest_waiting_seconds"] == 99
     await worker.take("a", "b")
-    worker.broker.heartbeat("worker", {"backlog": 5.0, "queue": 1})
+    worker.broker.heartbeat({"backlog": 5.0, "queue": 1})
     await worker.say("a", "chunk", "1-0", chunk_index=0, text="", duration=5.0, total=5.0)
     await until(lambda: got or gateway.sessions.backlog.seconds == 5.0)
     await worker.broker.pipeline.drain()

@@ -129,7 +129,7 @@ async def test_a_session_is_ended_although_redis_was_away_for_long(
 
 async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: FakeWorker) -> None:
     """Ended as interrupted, and stored."""
-    other = type(worker.broker)(gateway.settings.redis, "dead")
+    other = type(gateway.broker)(gateway.settings.redis, "dead")
     fields = {
         "gateway": "dead",
         "user_id": "",
@@ -170,4 +170,4 @@ async def test_one_session_that_cannot_be_stored_holds_up_no_other(
         cursor.execute("SELECT id, status, error_code FROM asr_sessions ORDER BY id")
         assert cursor.fetchall() == [("bad", "recording", "c"), ("good", "done", None)]
     connection.close()
-    assert (await gateway.broker.queue())["dead"] == 1
+    assert (await gateway.broker.status.queue())["dead"] == 1

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.inference import vad
 from asrserver.inference.features import log_mel
@@ -120,16 +121,16 @@ def test_a_wrong_text_ends_the_bench(bench: Any) -> None:
         bench.check("engine", said, said[0].text)
 
 
-async def audio_left(gateway: Broker) -> int:
+async def audio_left(worker: WorkerBroker) -> int:
     """Bytes at the head of the session's audio."""
-    found = await gateway.read_audio({"s": "0-1"}, 1)
+    found = await worker.read_audio({"s": "0-1"}, 1)
     return sum(len(entry.data or b"") for entry in found.get("s", []))
 
 
 @pytest.mark.gen_test
 async def test_the_stand_in(bench: Any, redis_url: str) -> None:
     """It says what was said, as a worker would, and lets go of the audio."""
-    gateway = Broker(redis_url, "g")
+    gateway = GatewayBroker(redis_url, "g")
     await gateway.open()
     stand_in = bench.StandIn(redis_url)
     await stand_in._broker.open()
@@ -140,7 +141,7 @@ async def test_the_stand_in(bench: Any, redis_url: str) -> None:
     for index, frame in enumerate(frames):
         gateway.append("s", index, index - 1 if index else None, [frame], True, lambda error: None)
     await gateway.end_session("s", "done", time.time() + 60)
-    assert await audio_left(gateway)
+    assert await audio_left(stand_in._broker)
     events: list[Result] = []
     while not events or not isinstance(events[-1], Final):
         await stand_in._read()
@@ -151,7 +152,7 @@ async def test_the_stand_in(bench: Any, redis_url: str) -> None:
     assert final.text == " ".join(sentence.text for sentence in said)
     assert final.chunk_count == len(frames)
     assert final.total == pytest.approx(len(frames) / 10)
-    assert not await audio_left(gateway)
+    assert not await audio_left(stand_in._broker)
     assert not stand_in._sessions
     for broker in (gateway, stand_in._broker):
         await broker.close()

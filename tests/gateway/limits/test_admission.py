@@ -14,7 +14,7 @@ from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketClosedError
 
 from asrserver.broker import keys
-from asrserver.broker.broker import Broker
+from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.gateway import rate_limits as limits_module
 from asrserver.gateway import room
 from asrserver.gateway.gateway import Gateway
@@ -252,11 +252,11 @@ async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served
     url: str, gateway: Gateway, worker: FakeWorker, redis_url: str
 ) -> None:
     """The audio that other gateways wait for counts too."""
-    elsewhere = Broker(redis_url, "elsewhere")
+    elsewhere = GatewayBroker(redis_url, "elsewhere")
     async with await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, PIECE)
-        elsewhere.heartbeat("gateway", {"backlog": 99.95})
+        elsewhere.heartbeat({"backlog": 99.95})
         await until(lambda: gateway._backlog_elsewhere > 99)
         await client.send({"action": "start", "session_id": "t"})
         refused = await error(client, "overloaded")

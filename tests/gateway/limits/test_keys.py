@@ -83,7 +83,7 @@ async def test_a_key_s_audio_is_charged_by_the_workers(
     """Chunks, sessions and connections are refused until the minute is over; other keys do not notice."""
     monkeypatch.setattr("asrserver.gateway.admission.minute", lambda now=None: 7)
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)
-    monkeypatch.setattr("asrserver.broker.broker.minute", lambda now=None: 7)
+    monkeypatch.setattr("asrserver.broker.worker_side.minute", lambda now=None: 7)
     async with bystander(url, keyed.free_text), await connect(url, keyed.text) as client:
         await client.start("s", format="pcm_s16le")
         for index in range(3):
@@ -104,7 +104,7 @@ async def test_a_key_s_audio_is_charged_by_the_workers(
         await client.send({"action": "start", "session_id": "t"})
         await error(client, "quota_exceeded")
         assert (await refusal(other, keyed.text))[1]["code"] == "quota_exceeded"
-        for name in ("asrserver.gateway.admission.minute", "asrserver.broker.broker.minute"):
+        for name in ("asrserver.gateway.admission.minute", "asrserver.broker.worker_side.minute"):
             monkeypatch.setattr(name, lambda now=None: 8)
         monkeypatch.setattr(quota, "minute", lambda now=None: 8)
         await client.send(chunk("s", index, PIECE))  # the refused one, in the next minute

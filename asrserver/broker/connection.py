@@ -1,0 +1,115 @@
+"""What every process does with Redis: connect, send heartbeats, and note dead letters.
+
+What must be atomic is a script (scripts.py). A script may be sent again after a lost reply, and changes nothing then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import orjson
+import redis
+
+from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
+from asrserver.broker.pipeline import Pipeline, connect
+from asrserver.broker.status import BrokerStatus
+from asrserver.errors import Unavailable
+
+#: Seconds between heartbeats, and seconds for which one outlives its writer.
+HEARTBEAT_EVERY = 2.0
+HEARTBEAT_TTL = 6.0
+
+#: Seconds that a PING may take.
+PING_TIMEOUT = 2.0
+
+#: Entries of asr_dead that are kept, about.
+MAX_DEAD_LETTERS = 1000
+
+
+class BrokerConnection:
+    """The connection of one process to Redis.
+
+    Methods that wait for Redis raise Unavailable after pipeline.RETRY_SECONDS, or where Redis accepts no data.
+
+    Attributes:
+        name: The name of this gateway or worker.
+        pipeline: Sends the commands.
+        status: What Redis knows of all processes and of itself.
+    """
+
+    #: What the process is, in the keys of heartbeats: gateway or worker.
+    KIND: ClassVar[str]
+
+    def __init__(self, url: str, name: str) -> None:
+        self.name = name
+        self._client = connect(url, timeout=None)
+        self.pipeline = Pipeline(self._client)
+        self.status = BrokerStatus(self.pipeline, self._client.connection_pool.connection_kwargs.get("db") or 0)
+
+    async def open(self) -> None:
+        """Wait for Redis, and create the group of workers if it is missing; raises Unavailable."""
+        try:
+            # From id 0 and not from $: sessions that were started before the first worker must be waiting, not lost.
+            await self.pipeline.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
+        except redis.ResponseError as exc:
+            if "BUSYGROUP" not in str(exc):
+                raise
+
+    async def close(self) -> None:
+        """Wait until all commands have their replies, and disconnect."""
+        await self.pipeline.drain()
+        await self._client.aclose()
+
+    async def ping(self) -> float:
+        """Return the seconds that a PING takes now; raises Unavailable after PING_TIMEOUT."""
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(PING_TIMEOUT):
+                await self._client.ping()
+        except (TimeoutError, redis.RedisError, OSError) as exc:
+            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
+        return time.perf_counter() - started
+
+    def heartbeat(self, state: Mapping[str, Any]) -> None:
+        """Write that this process lives, with its state for operators and for the other processes."""
+        payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
+        key, ttl = heartbeat_key(self.KIND, self.name), int(HEARTBEAT_TTL * 1000)
+        self.pipeline.call(ignore_reply, "SET", key, payload, "PX", ttl)
+        self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), time.time(), self.name)
+
+    async def deregister(self) -> None:
+        """Remove the heartbeat of this process, which stops as it was asked to."""
+        await asyncio.gather(
+            self.pipeline.submit("DEL", heartbeat_key(self.KIND, self.name)),
+            self.pipeline.submit("ZREM", alive_key(self.KIND), self.name),
+        )
+
+    async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
+        """Note audio that killed or failed its workers, or a result that could not be stored.
+
+        Args:
+            sid: The id of the session.
+            entry: The id of the audio entry; empty where the session as a whole is meant.
+            reason: Why, for operators.
+        """
+        await self.pipeline.submit(
+            "XADD", DEAD, "MAXLEN", "~", MAX_DEAD_LETTERS, "*", "sid", sid, "entry", entry, "reason", reason
+        )
+
+
+def next_id(entry: str) -> str:
+    """Return the smallest stream id after an id."""
+    ms, n = entry.split("-")
+    return f"{ms}-{int(n) + 1}"
+
+
+def flattened(fields: Mapping[str, str]) -> list[str]:
+    """Return the fields of a hash as arguments: name, value, name, value …"""
+    return [part for pair in fields.items() for part in pair]
+
+
+def ignore_reply(_reply: Any) -> None:
+    """The callback of commands that are repeated anyway, or whose effect expires."""

@@ -1,0 +1,258 @@
+"""What gateways do with Redis: open, resume and end sessions, append their audio, read their events, clean up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import redis
+
+from asrserver.broker import replies, scripts
+from asrserver.broker.batching import Batch, ChunkBatcher
+from asrserver.broker.connection import BrokerConnection, flattened, next_id
+from asrserver.broker.keys import (
+    OPEN,
+    TASKS,
+    audio_key,
+    events_key,
+    results_channel,
+    session_key,
+    transcript_key,
+)
+from asrserver.broker.pipeline import ScriptCall, encode
+from asrserver.broker.quota import Quota
+from asrserver.broker.subscription import listen
+from asrserver.errors import Unavailable
+from asrserver.protocol import codec
+from asrserver.protocol.events import Published, Result
+
+#: Sessions whose deadlines one script moves: it holds Redis for less than a millisecond.
+REFRESH_BATCH = 200
+
+#: The errors for the refusals of scripts.APPEND.
+_NOT_APPENDED = {
+    0: ("session_moved", "the session was resumed elsewhere"),
+    -1: ("broker_error", "an earlier chunk could not be written"),
+    -2: ("session_gone", "the session is over"),
+}
+
+
+class GatewayBroker(BrokerConnection):
+    """The broker of one gateway. Redis refuses the audio of a session that another gateway holds.
+
+    Attributes:
+        quota: What API keys use.
+    """
+
+    KIND = "gateway"
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(url, name)
+        self.quota = Quota(self.pipeline)
+        self._batcher = ChunkBatcher(self._append)
+
+    async def close(self) -> None:
+        """Send all waiting chunks, wait until all commands have their replies, and disconnect."""
+        self._batcher.flush_all()
+        await super().close()
+
+    # -- sessions ----------------------------------------------------------------------------------------------------
+
+    async def open_session(self, sid: str, nonce: str, fields: Mapping[str, str], deadline: float) -> bool:
+        """Create a session: its keys, and its task for the workers.
+
+        Args:
+            sid: The id of the session.
+            nonce: A random text by which a repeated command recognises its own session.
+            fields: The fields of the session's hash.
+            deadline: Until when (epoch seconds) this gateway answers for the session.
+
+        Returns:
+            False if the id is in use.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN, TASKS)
+        reply = await self.pipeline.submit("EVAL", scripts.OPEN, 5, *keys, sid, deadline, nonce, *flattened(fields))
+        return bool(reply)
+
+    async def resume_session(self, sid: str, deadline: float, owner: str) -> dict[str, str] | None:
+        """Take a session over from whichever gateway holds it.
+
+        Earlier commands of this gateway are executed before; the chunks of the other one are refused from then on.
+
+        Args:
+            sid: The id of the session.
+            deadline: Until when (epoch seconds) this gateway answers for it.
+            owner: The id of the API key that it must belong to.
+
+        Returns:
+            The fields of its hash; None if the owner has no such session.
+        """
+        self._batcher.flush(sid)
+        keys = (session_key(sid), OPEN)
+        reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
+        return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
+
+    async def end_session(
+        self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None
+    ) -> bool:
+        """Append the end of the audio, and answer for the session from now on.
+
+        Args:
+            sid: The id of the session.
+            status: How it ended: done or interrupted.
+            deadline: Until when (epoch seconds) this gateway answers for it.
+            seen: The gateway that must hold it; by default, this one.
+            overdue: If given, the session must not have a deadline after this time (epoch seconds).
+
+        Returns:
+            False if these conditions do not hold (any more); nothing was changed then.
+        """
+        self._batcher.flush(sid)
+        keys = (session_key(sid), audio_key(sid), OPEN)
+        arguments = (sid, seen or self.name, self.name, status, deadline, "" if overdue is None else overdue)
+        try:
+            return bool(await self.pipeline.submit("EVAL", scripts.END, 3, *keys, *arguments))
+        except redis.ResponseError as exc:
+            if "no such key" in str(exc):
+                return False
+            raise
+
+    async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
+        """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
+
+        Returns:
+            Session id → moved, ended (by another gateway) or gone, for sessions that this gateway does not hold.
+        """
+        lost: dict[str, str] = {}
+        pairs = list(deadlines.items())
+        for begin in range(0, len(pairs), REFRESH_BATCH):
+            some = pairs[begin : begin + REFRESH_BATCH]
+            session_keys = [session_key(sid) for sid, _ in some]
+            arguments = [part for pair in some for part in pair]
+            reply = await self.pipeline.submit(
+                "EVAL", scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
+            )
+            found = [part.decode() for part in reply]
+            lost.update(zip(found[::2], found[1::2], strict=True))
+        return lost
+
+    async def overdue(self, now: float, count: int) -> list[str]:
+        """Return up to `count` open sessions whose deadline is before `now` (epoch seconds)."""
+        found = await self.pipeline.submit("ZRANGEBYSCORE", OPEN, "-inf", now, "LIMIT", 0, count)
+        return [sid.decode() for sid in found]
+
+    async def close_session(self, sid: str, ttl: float) -> None:
+        """Let a stored session expire: all its keys get one TTL in seconds, so that a late reader finds all or nothing.
+
+        The keys of a session that was deleted meanwhile are deleted at once.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
+        await self.pipeline.submit("EVAL", scripts.CLOSE, 5, *keys, sid, int(ttl * 1000))
+
+    async def delete_session(self, sid: str, owner: str | None) -> bool:
+        """Delete the keys of a session: those of a stored one now, those of an open one when it is closed.
+
+        Args:
+            sid: The id of the session.
+            owner: If given, the id of the API key that it must belong to.
+
+        Returns:
+            Whether there was such a session.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
+        return bool(await self.pipeline.submit("EVAL", scripts.DELETE, 5, *keys, sid, owner or ""))
+
+    async def open_sessions(self, sids: Iterable[str]) -> set[str]:
+        """Return those of the sessions for which some gateway answers."""
+        waits = {sid: self.pipeline.submit("ZSCORE", OPEN, sid) for sid in sids}
+        await asyncio.gather(*waits.values())
+        return {sid for sid, found in waits.items() if found.result() is not None}
+
+    async def known(self, sids: Iterable[str]) -> set[str]:
+        """Return those of the sessions of which Redis has anything."""
+        waits = {sid: self.pipeline.submit("EXISTS", session_key(sid)) for sid in sids}
+        await asyncio.gather(*waits.values())
+        return {sid for sid, found in waits.items() if found.result()}
+
+    # -- audio -------------------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        sid: str,
+        index: int,
+        before: int | None,
+        pieces: list[bytes],
+        joins: bool,
+        done: Callable[[Exception | None], None],
+    ) -> None:
+        """Append consecutive chunks to a session's audio. Chunks that Redis has already change nothing.
+
+        Args:
+            sid: The id of the session.
+            index: The index of the first chunk.
+            before: The index of the chunk that it must follow; None if it is the session's first.
+            pieces: The chunks.
+            joins: Whether their borders mean nothing: they may wait for their neighbours and share an entry with them.
+                Without it, there must be one chunk.
+            done: Called with None once Redis has them, or with the exception.
+        """
+        self._batcher.add(sid, index, before, pieces, joins, done)
+
+    def _append(self, sid: str, batch: Batch) -> None:
+        def replied(reply: Any) -> None:
+            if reply == 1:
+                batch.answer(None)
+            else:
+                batch.answer(reply if isinstance(reply, Exception) else Unavailable(*_NOT_APPENDED[reply]))
+
+        before = b"" if batch.before is None else b"%d" % batch.before
+        data = batch.data[0] if len(batch.data) == 1 else b"".join(batch.data)
+        arguments = (b"%d" % batch.index, before, data, b"%.6f" % batch.received, b"%d" % len(batch.data))
+        keys = encode(session_key(sid).encode(), audio_key(sid).encode())
+        call = ScriptCall(scripts.APPEND, keys, self.name, len(arguments), encode(*arguments))
+        self.pipeline.call(replied, call, size=batch.size + 100)
+
+    @property
+    def bytes_on_their_way(self) -> int:
+        """Bytes that wait for the replies of Redis. Those that wait for their batch are bounded by the batcher."""
+        return self.pipeline.bytes
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, on_event: Callable[[Published], None], on_subscribed: Callable[[], None]) -> None:
+        """Call `on_event` with every event that is published to this gateway, forever.
+
+        `on_subscribed` is called after each (re)subscription: what was published before may be lost.
+        """
+        channel = results_channel(self.name)
+        await listen(self._client, channel, lambda data: on_event(codec.decode_published(data)), on_subscribed)
+
+    async def read_events(self, sid: str, after: str = "0-1") -> list[Result]:
+        """Return the durable events of a session after an id, oldest first."""
+        entries = await self.pipeline.submit("XRANGE", events_key(sid), f"({after}", "+")
+        return replies.events(entries)
+
+    async def read_sessions(
+        self, after: Mapping[str, str], known: Collection[str] = ()
+    ) -> dict[str, tuple[dict[str, str], list[Result]]]:
+        """Read many sessions in one round trip.
+
+        Args:
+            after: Session id → id of the durable event after which to read.
+            known: Sessions whose hashes need not be read.
+
+        Returns:
+            Session id → the fields of its hash (none of a session that is `known` or gone), and its events.
+        """
+        fields = {sid: self.pipeline.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
+        events = {sid: self.pipeline.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
+        await asyncio.gather(*fields.values(), *events.values())
+        return {
+            sid: (replies.strings(fields[sid].result()) if sid in fields else {}, replies.events(found.result()))
+            for sid, found in events.items()
+        }
+
+    async def trim_events(self, sid: str, upto: str) -> None:
+        """Trim the durable events up to and including an id: they are stored, and their reader has them."""
+        await self.pipeline.submit("XTRIM", events_key(sid), "MINID", next_id(upto))

@@ -1,0 +1,76 @@
+"""What Redis knows of all gateways and workers, of the queue, and of itself: for operators and for load decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+
+from asrserver.broker import scripts
+from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
+from asrserver.broker.pipeline import Pipeline
+
+#: Seconds without a heartbeat after which a name leaves the index; clocks of machines differ by less.
+HEARTBEAT_INDEX_TTL = 3600.0
+
+
+class BrokerStatus:
+    """Reads states and numbers; `database` is the number of the Redis database in use."""
+
+    def __init__(self, pipeline: Pipeline, database: int) -> None:
+        self._pipeline = pipeline
+        self._database = database
+
+    async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
+        """Return the heartbeats of all living processes of a kind (gateway or worker), by name."""
+        # The index saves a SCAN over the keys of all sessions. Whether a process lives is told by its heartbeat alone,
+        # however the clocks differ.
+        long_ago = time.time() - HEARTBEAT_INDEX_TTL
+        _, names = await asyncio.gather(
+            self._pipeline.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
+            self._pipeline.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),
+        )
+        keys = [heartbeat_key(kind, name.decode()) for name in names]
+        values = await self._pipeline.submit("MGET", *keys) if keys else []
+        return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
+
+    async def queue(self) -> dict[str, int]:
+        """Count sessions and dead letters.
+
+        Returns:
+            `waiting`: sessions without a worker; `processing`: sessions with one; `dead`: entries of asr_dead.
+        """
+        total, pending, dead = await asyncio.gather(
+            self._pipeline.submit("XLEN", TASKS),
+            self._pipeline.submit("XPENDING", TASKS, GROUP),
+            self._pipeline.submit("XLEN", DEAD),
+        )
+        held = pending["pending"] if isinstance(pending, dict) else pending[0]
+        return {"waiting": max(0, total - held), "processing": held, "dead": dead}
+
+    async def oldest_waiting(self) -> float:
+        """Return the seconds for which the oldest session without a worker has waited; 0 if there is none."""
+        return float(await self._pipeline.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
+
+    async def fullness(self) -> float:
+        """Return the used memory of Redis over its maxmemory; 0 if it has no limit."""
+        info = await self._pipeline.submit("INFO", "memory")
+        return info["used_memory"] / info["maxmemory"] if info.get("maxmemory") else 0.0
+
+    async def keyspace_stats(self) -> dict[str, int]:
+        """Count keys and memory.
+
+        Returns:
+            `keys`: keys of the database; `lasting_keys`: those that do not expire; `memory_bytes`: used memory.
+        """
+        keyspace, memory = await asyncio.gather(
+            self._pipeline.submit("INFO", "keyspace"), self._pipeline.submit("INFO", "memory")
+        )
+        here = keyspace.get(f"db{self._database}", {"keys": 0, "expires": 0})
+        return {
+            "keys": here["keys"],
+            "lasting_keys": here["keys"] - here["expires"],
+            "memory_bytes": memory["used_memory"],
+        }

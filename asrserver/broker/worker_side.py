@@ -1,0 +1,236 @@
+"""What workers do with Redis: claim sessions, read their audio, append and publish their events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+import redis
+
+from asrserver.broker import replies, scripts
+from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
+from asrserver.broker.keys import (
+    ENDED,
+    GROUP,
+    TASKS,
+    audio_key,
+    events_key,
+    quota_key,
+    session_key,
+    transcript_key,
+)
+from asrserver.broker.pipeline import CONNECTION_ERRORS, connect
+from asrserver.broker.quota import minute
+from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.subscription import listen
+from asrserver.errors import Unavailable
+from asrserver.protocol import codec
+from asrserver.protocol.events import Final, Partial, Progress, Result
+
+#: Bytes on their way to Redis above which partial results are dropped.
+MAX_PARTIAL_BYTES = 1 << 20
+
+#: Deaths of workers with a piece of audio in hand after which that piece becomes a dead letter.
+MAX_STRIKES = 3
+
+#: Seconds before a blocking command is tried again after the connection was lost.
+RECONNECT_PAUSE = 0.2
+
+
+class WorkerBroker(BrokerConnection):
+    """The broker of one worker. Only the owner of a session may write: Redis refuses every earlier one."""
+
+    KIND = "worker"
+
+    def __init__(self, url: str, name: str) -> None:
+        super().__init__(url, name)
+        self._blocking = connect(url, timeout=10.0, connections=2)
+
+    async def close(self) -> None:
+        """Wait until all commands have their replies, and disconnect."""
+        await super().close()
+        await self._blocking.aclose()
+
+    # -- claims ------------------------------------------------------------------------------------------------------
+
+    async def claim(self, lease: float | None, count: int, block: float) -> list[tuple[str, str]]:
+        """Take leases on sessions: first on those whose lease has expired, then on new ones.
+
+        Args:
+            lease: Seconds after which a lease that was not renewed has expired; None looks for new sessions only.
+            count: Sessions at most.
+            block: Seconds to wait for a new session if there is none; 0 does not wait.
+
+        Returns:
+            (task, session id) of each; a task is the id of the entry in asr_tasks.
+        """
+        found: list[tuple[str, str]] = []
+        if lease is not None:
+            idle = int(lease * 1000)
+            found = replies.tasks(
+                await self.pipeline.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count)
+            )
+        if len(found) < count:
+            command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
+            if block and not found:
+                reply = await self._block(*command, "BLOCK", int(block * 1000), "STREAMS", TASKS, ">")
+            else:
+                reply = await self.pipeline.submit(*command, "STREAMS", TASKS, ">")
+            for _, entries in reply or ():
+                found += replies.tasks(entries)
+        return found
+
+    async def acquire(self, task: str, sid: str) -> Claim | None:
+        """Become the owner of a claimed session: fence off every earlier owner, and read what it has done.
+
+        Returns:
+            None if the session is over or gone; its task is then deleted.
+        """
+        epoch, fields, entries, transcript = await asyncio.gather(
+            self.pipeline.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
+            self.pipeline.submit("HGETALL", session_key(sid)),
+            self.pipeline.submit("XRANGE", events_key(sid), "(0-1", "+"),
+            self.pipeline.submit("LRANGE", transcript_key(sid), 0, -1),
+        )
+        events = replies.events(entries)
+        if epoch is None or not fields or (events and isinstance(events[-1], Final)):
+            await asyncio.gather(
+                self.pipeline.submit("XACK", TASKS, GROUP, task), self.pipeline.submit("XDEL", TASKS, task)
+            )
+            return None
+        session = replies.strings(fields)
+        charged = max(events[-1].total if events else 0.0, float(session.get("charged", 0.0)))
+        return Claim(sid, task, epoch, session, events, replies.texts(transcript), charged)
+
+    async def release(self, tasks: Iterable[str] = ()) -> int:
+        """Give up the leases on these tasks, or all of this worker's: any worker may claim them at once.
+
+        Returns:
+            The number of released leases.
+        """
+        return int(await self.pipeline.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))
+
+    async def _block(self, *command: Any) -> Any:
+        """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
+        try:
+            return await self._blocking.execute_command(*command)
+        except CONNECTION_ERRORS as exc:
+            # What was claimed by a command whose reply was lost is found later, by its idle time.
+            await asyncio.sleep(RECONNECT_PAUSE)
+            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
+
+    # -- audio -------------------------------------------------------------------------------------------------------
+
+    async def read_audio(self, cursors: Mapping[str, str], count: int) -> dict[str, list[Entry]]:
+        """Read the audio of many sessions in one command.
+
+        Args:
+            cursors: Session id → id of the last entry that was read.
+            count: Entries of each session at most.
+
+        Returns:
+            Session id → its next entries, for sessions that have any.
+        """
+        if not cursors:
+            return {}
+        keys = {audio_key(sid): sid for sid in cursors}
+        reply = await self.pipeline.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
+        return {
+            keys[key.decode()]: [replies.entry(*pair) for pair in replies.pairs(entries)]
+            for key, entries in reply or ()
+        }
+
+    async def listen_for_ends(self, on_end: Callable[[str], None]) -> None:
+        """Call `on_end` with the id of every session that ends, forever. One that is missed is seen when it is read."""
+        await listen(self._client, ENDED, lambda data: on_end(orjson.loads(data)["session_id"]), lambda: None)
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    async def append_event(
+        self, claim: Claim, event: Result, after: str, fields: Mapping[str, str] | None = None
+    ) -> bool:
+        """Make an event durable and publish it. A final event gives the lease back.
+
+        The audio that is new in the event's `total` is charged to the session's API key.
+
+        Args:
+            claim: The session, which this worker owns.
+            event: The event.
+            after: Audio up to and including the entry of this id is not needed again, and is trimmed.
+            fields: Fields of the session's hash that change with the event.
+
+        Returns:
+            False if another worker owns the session now; nothing was changed then.
+
+        Raises:
+            Unavailable: Redis refused the event; the next owner of the session must append it.
+        """
+        sid = claim.sid
+        owner = claim.fields.get("owner", "")
+        texts = [(segment.text, segment.language) for segment in event.segments]
+        charge = max(0.0, event.total - claim.charged) if owner else 0.0
+        keys = (
+            events_key(sid),
+            session_key(sid),
+            audio_key(sid),
+            TASKS,
+            quota_key(owner, minute()),
+            transcript_key(sid),
+        )
+        arguments = (
+            event.id,
+            event.seq,
+            codec.encode(event),
+            next_id(after),
+            "1" if isinstance(event, Final) else "0",
+            claim.task,
+            GROUP,
+            f"{charge:.3f}",
+            orjson.dumps(texts) if texts else "",
+            *flattened(fields or {}),
+        )
+        try:
+            accepted = bool(await self.pipeline.submit("EVAL", scripts.EMIT, 6, *keys, *arguments))
+        except redis.ResponseError as exc:
+            raise Unavailable("broker_error", str(exc)) from exc
+        claim.charged += charge
+        return accepted
+
+    async def checkpoint(self, claim: Claim, after: str, total: float, fields: Mapping[str, str]) -> bool:
+        """Trim and charge audio that gave no event.
+
+        Args:
+            claim: The session, which this worker owns.
+            after: Audio up to and including the entry of this id is not needed again, and is trimmed.
+            total: Seconds of audio of the session by then; those that are new are charged to its API key.
+            fields: Fields of the session's hash that change with it.
+
+        Returns:
+            False if another worker owns the session now; nothing was changed then.
+
+        Raises:
+            Unavailable: Redis refused it.
+        """
+        sid, owner = claim.sid, claim.fields.get("owner", "")
+        keys = (events_key(sid), session_key(sid), audio_key(sid), quota_key(owner, minute()))
+        seconds = (f"{total:.3f}", f"{claim.charged:.3f}") if owner else (0, 0)
+        arguments = (claim.epoch, next_id(after), *seconds, *flattened(fields))
+        try:
+            accepted = bool(await self.pipeline.submit("EVAL", scripts.COVER, 4, *keys, *arguments))
+        except redis.ResponseError as exc:
+            raise Unavailable("broker_error", str(exc)) from exc
+        claim.charged = max(claim.charged, total)
+        return accepted
+
+    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+        """Publish an event that may be lost: it is not stored, and not published if another worker owns the session.
+
+        It is dropped while Redis is away or behind: it is worth less than the commands that wait.
+        """
+        if self.pipeline.bytes > MAX_PARTIAL_BYTES:
+            return
+        payload = codec.encode(event)
+        keys = (events_key(claim.sid), session_key(claim.sid))
+        self.pipeline.call(ignore_reply, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
