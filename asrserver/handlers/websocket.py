@@ -374,9 +374,10 @@ class WebSocket(JsonErrors, WebSocketHandler):
         if isinstance(event, Final):
             self.sessions.forget(event.session_id, "session_finished", "the session is over")
         elif isinstance(event, Lost) and event.session_id is not None:
-            detached = ("session_detached", "the session is not on this connection any more: resume it")
-            again = detached if event.resumable else (event.code, event.message)
-            self.sessions.forget(event.session_id, *again)
+            code, message = event.code, event.message
+            if event.resumable:
+                code, message = "session_detached", "the session is no longer on this connection: resume it"
+            self.sessions.forget(event.session_id, code, message)
 
     def _tell(self, event: SessionEvent, channel: int | None = None) -> None:
         """Queue an event's message; a client that does not read costs MAX_UNREAD bytes and then its connection."""
