@@ -73,7 +73,7 @@ CODES: dict[str, ErrorCode] = {
     "shutting_down": ErrorCode("The server is shutting down: connect again.", (503,)),
     "broker_unavailable": ErrorCode("Redis does not answer.", (503,)),
     "broker_full": ErrorCode("Redis accepts no more data: its memory or its disk is full.", (503,)),
-    "broker_error": ErrorCode("Redis refused a command, or a chunk before this one could not be written.", (503,)),
+    "broker_error": ErrorCode("Redis refused the chunk, or an earlier one could not be written."),
     "storage_unavailable": ErrorCode("PostgreSQL does not answer.", (503,)),
     "recordings_unavailable": ErrorCode("The disk with the recordings does not answer.", (503,)),
     # -- HTTP alone

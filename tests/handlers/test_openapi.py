@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from asrserver import __version__, auth, handlers
-from asrserver.broker import broker, pipeline, quota
+from asrserver.broker import connection, pipeline, quota
 from asrserver.gateway import archive, health
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive_files import MEDIA
@@ -90,7 +90,7 @@ def test_its_version_is_the_program_s() -> None:
 
 
 #: What may answer a request of HTTP; of the gateway, what a handler calls.
-ANSWERING = (auth, *(handlers.auth, base, rest, audio, proxy), health, archive, broker, quota, pipeline)
+ANSWERING = (auth, *(handlers.auth, base, rest, audio, proxy), health, archive, connection, quota, pipeline)
 CONNECTING = (Admission.connect, Admission._refuse_spent, Limits.connect, Gateway.delete, Gateway._refuse_when_closing)
 
 
