@@ -51,6 +51,7 @@ bench: .venv/test ## ratios against the bare libraries
 	$(BIN)/python tools/bench_rest.py
 	$(BIN)/python tools/bench_broker.py
 	$(BIN)/python tools/bench_storage.py
+	$(BIN)/python tools/bench_events.py
 	$(BIN)/python tools/bench_limits.py
 	$(BIN)/python tools/bench_streams.py
 	$(BIN)/python tools/bench_growth.py all --quick
