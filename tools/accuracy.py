@@ -20,7 +20,8 @@ from typing import Any
 
 from live import Heard, Recording, delays, load, make, percentile, server, speak
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 from asrserver.client import Client
 from asrserver.inference import vad
 from asrserver.inference.agreement import common_prefix
@@ -60,7 +61,7 @@ def short_windows(model: str, language: str) -> Callable[[Samples], str]:
     whisper = Whisper(model, "cpu", "default", 1, 1)
 
     def recognise(samples: Samples) -> str:
-        seconds = len(samples) / RATE
+        seconds = len(samples) / SAMPLE_RATE
         features = log_mel(samples, window_for(seconds, "fit"), whisper.n_mels)
         return whisper.recognise([(features, Request(language=language), seconds)])[0].text
 

@@ -41,8 +41,9 @@ import uvloop
 from bench_worker import run_worker
 from benching import Silent, a_stream, about, about_line, cpu, processes, servers, system
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.decoders import open_decoder
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio.pcm import Samples
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Entry
@@ -142,7 +143,7 @@ def _compute(streams: int, pipe: Connection) -> None:
     step = max(1, round(read_interval(streams) / FRAME_SECONDS)) * FRAME // 2
     used = {}
     for seconds in (2, 0):  # the first warms up
-        audio = [recording[: seconds * RATE or None] for recording in recordings]
+        audio = [recording[: seconds * SAMPLE_RATE or None] for recording in recordings]
         begun = time.process_time()
         segments = [_cut(events) for events in _hear(audio, step, settings.silence)]
         heard = time.process_time()
@@ -153,7 +154,7 @@ def _compute(streams: int, pipe: Connection) -> None:
         used = dict(zip(OF_WORKER, spent, strict=False))
     for each, text in zip(said, texts, strict=True):
         check("engine", each, text)
-    total = sum(map(len, recordings)) / RATE
+    total = sum(map(len, recordings)) / SAMPLE_RATE
     pipe.send({part: seconds / total for part, seconds in used.items()})
 
 
@@ -186,10 +187,10 @@ def _features(
     """(features, seconds) of the segments, which grew until the silence after them was long enough."""
     found = []
     for start, end in segments:
-        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD_SECONDS) * RATE)
+        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD_SECONDS) * SAMPLE_RATE)
         for at in range(start, upto, step):
             mel.feed(audio[at : min(at + step, upto)], at + step >= upto)
-        seconds = (end - start) / RATE
+        seconds = (end - start) / SAMPLE_RATE
         found.append((mel.window(window_for(seconds, settings.window), end - start), seconds))
     return found
 
@@ -336,7 +337,7 @@ class Sitting:
         self._log = log
         self._sentences = sentences
         self._seconds = 0.0
-        self._border = open_decoder("pcm_s16le", RATE, 1).border(0).asdict()
+        self._border = open_decoder("pcm_s16le", SAMPLE_RATE, 1).border(0).asdict()
 
     async def take(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -358,7 +359,7 @@ class Sitting:
             return
         end = self._seconds + sentence.seconds / 2
         segment = RecognisedSegment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
-        place = {"after": entry.id, "kind": None, "sample": int(end * RATE), "skip": 0, "border": self._border}
+        place = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._border}
         coverage = Coverage([segment], self._seconds, (entry.id, place))
         await self._log.append_segment(self._log.join([segment]), "en", coverage)
 

@@ -25,8 +25,8 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy, as in a worker: produc
 import numpy as np
 from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
-from asrserver.audio import files
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.pcm import Samples
 from asrserver.inference.silero import CONTEXT, FRAME, UNITS, Stretch, hear
 from asrserver.inference.vad import Endpointer
 
@@ -37,7 +37,7 @@ SLICES = (0.02, 0.1, 0.25, 1.0, 60.0)
 
 def recordings(minutes: float) -> dict[str, Samples]:
     random = np.random.default_rng(1)
-    count = int(minutes * 60 * RATE)
+    count = int(minutes * 60 * SAMPLE_RATE)
     said = [files.decode((UTTERANCES / name).read_bytes(), "ogg", 60) for name in _names()]
     spoken = np.resize(np.concatenate([_trimmed(one) for one in said]), count)
     talk = np.concatenate(
@@ -63,12 +63,12 @@ def _trimmed(samples: Samples) -> Samples:
 
 
 def bare(recording: Samples) -> None:
-    get_speech_timestamps(recording, VadOptions(min_silence_duration_ms=400, speech_pad_ms=200), RATE)
+    get_speech_timestamps(recording, VadOptions(min_silence_duration_ms=400, speech_pad_ms=200), SAMPLE_RATE)
 
 
 def ours(recording: Samples, seconds: float) -> None:
     endpointer = Endpointer(0.4)
-    step = int(seconds * RATE)
+    step = int(seconds * SAMPLE_RATE)
     for at in range(0, len(recording), step):
         endpointer.feed(recording[at : at + step])
     endpointer.flush()
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    bare(np.zeros(RATE, np.float32))
+    bare(np.zeros(SAMPLE_RATE, np.float32))
     heads = "".join(f"{f'{int(1000 * seconds)} ms':>17}" for seconds in SLICES)
     print(f"ms of CPU for each second of files, ratio to bare\n{'':26}{'bare':>8}{heads}")
     for name, recording in recordings(options.minutes).items():

@@ -38,8 +38,9 @@ import tokenizers
 import uvloop
 from bench_gateway import own_cpu, report_cpu
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.audio import files as audio
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio.pcm import Samples
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.embedded.redis import EmbeddedRedis
@@ -76,7 +77,7 @@ def recordings(count: int) -> list[Samples]:
 def wav(samples: Samples) -> bytes:
     buffer = BytesIO()
     with wave.open(buffer, "wb") as file:
-        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         file.writeframes((samples * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
 
@@ -108,7 +109,7 @@ class Bare:
         return int(number)
 
     def text(self, samples: Samples, language: str | None) -> str:
-        seconds = len(samples) / RATE
+        seconds = len(samples) / SAMPLE_RATE
         features = log_mel(samples, window_for(seconds, "fit"), self.model.n_mels)
         heard = ctranslate2.StorageView.from_array(features[np.newaxis])
         if language is None:
@@ -159,7 +160,7 @@ def run_engine(language: str | None, pipe: Connection) -> None:
         request = Request(language)
 
         async def text(samples: Samples) -> str:
-            seconds = len(samples) / RATE
+            seconds = len(samples) / SAMPLE_RATE
             features = log_mel(samples, window_for(seconds, "fit"), model.n_mels)
             return (await engine.recognise(DecodeJob(features, request, seconds, "bench 1-0", session="bench"))).text
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from asrserver.audio import files
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.pcm import Samples
 from asrserver.client import Client
 
 UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
@@ -50,7 +50,7 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / RATE
+        return len(self.samples) / SAMPLE_RATE
 
 
 @dataclass
@@ -78,11 +78,11 @@ def make(said: Sequence[tuple[str, Samples]], seconds: float, pauses: tuple[floa
     while at < seconds:
         text, samples = said[int(random.integers(len(said)))]
         loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
-        pause = np.zeros(int(random.uniform(*pauses) * RATE), np.float32)
-        utterances.append(Utterance(text, at + loud[0] / RATE, at + loud[-1] / RATE))
+        pause = np.zeros(int(random.uniform(*pauses) * SAMPLE_RATE), np.float32)
+        utterances.append(Utterance(text, at + loud[0] / SAMPLE_RATE, at + loud[-1] / SAMPLE_RATE))
         parts += [samples, pause]
-        at += (len(samples) + len(pause)) / RATE
-    return Recording(np.concatenate([*parts, np.zeros(RATE, np.float32)]), utterances)
+        at += (len(samples) + len(pause)) / SAMPLE_RATE
+    return Recording(np.concatenate([*parts, np.zeros(SAMPLE_RATE, np.float32)]), utterances)
 
 
 async def speak(client: Client, recording: Recording, speed: float = 1.0, **options: Any) -> Heard:
@@ -93,10 +93,10 @@ async def speak(client: Client, recording: Recording, speed: float = 1.0, **opti
     messages: list[tuple[float, dict[str, Any]]] = []
 
     async def send() -> None:
-        step = int(PIECE * RATE) * 2
+        step = int(PIECE * SAMPLE_RATE) * 2
         for at in range(0, len(pcm), step):
             piece = pcm[at : at + step]
-            await asyncio.sleep(max(0.0, begun + (at + len(piece)) / (2 * RATE * speed) - time.monotonic()))
+            await asyncio.sleep(max(0.0, begun + (at + len(piece)) / (2 * SAMPLE_RATE * speed) - time.monotonic()))
             await session.send(piece)
         await session.end()
 

@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 from asrserver.audio.demux.base import Track
-from asrserver.audio.files import Samples, mono
+from asrserver.audio.pcm import Samples, mono
 from asrserver.errors import AudioError
 
 #: Of FFmpeg's sample formats, without the p of the planar ones.

@@ -3,22 +3,21 @@
     decoder = open_decoder(kind, sample_rate, channels)
     decoder = resume_decoder(border)
 
-Both are used as decoding.StreamDecoder is.
+Both are used as stream.StreamDecoder is.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from asrserver.audio import PCM_WIDTHS, SAMPLE_RATE
 from asrserver.audio.demux.base import Track
-from asrserver.audio.files import RATE, Pcm, Samples
+from asrserver.audio.pcm import Pcm, Samples
 from asrserver.audio.stream import Border, StreamDecoder
-
-_WIDTHS = {"pcm_s16le": 2, "pcm_f32le": 4}
 
 
 class Decoder(Protocol):
-    """See decoding.StreamDecoder."""
+    """See stream.StreamDecoder."""
 
     position: int
 
@@ -36,17 +35,17 @@ def open_decoder(kind: str, sample_rate: int, channels: int) -> Decoder:
 
 def resume_decoder(border: Border) -> Decoder:
     """Of one that goes on at a border, whichever of the two decoders made it."""
-    if border.kind in _WIDTHS and border.sample_rate == RATE:
+    if border.kind in PCM_WIDTHS and border.sample_rate == SAMPLE_RATE:
         return PlainDecoder(border)
     return StreamDecoder.resume(border)
 
 
 class PlainDecoder:
-    """Headerless PCM at RATE: nine of ten streams. Every sample is a border, and bytes become samples in one step."""
+    """Headerless PCM at 16 kHz: nine of ten streams. Every sample is a border, and bytes become samples in one step."""
 
     def __init__(self, border: Border) -> None:
-        self._pcm = Pcm(border.kind, RATE, border.channels)
-        self._frame = _WIDTHS[border.kind] * border.channels
+        self._pcm = Pcm(border.kind, SAMPLE_RATE, border.channels)
+        self._frame = PCM_WIDTHS[border.kind] * border.channels
         self._first = border
         self.position = border.sample
 
@@ -61,6 +60,6 @@ class PlainDecoder:
     def border(self, sample: int) -> Border:
         first = self._first
         sample = max(first.sample, min(sample, self.position))
-        track = Track(first.kind, rate=RATE, channels=first.channels, frame=self._frame)
+        track = Track(first.kind, rate=SAMPLE_RATE, channels=first.channels, frame=self._frame)
         offset = first.offset + (sample - first.sample) * self._frame
-        return Border(offset, sample, first.kind, RATE, first.channels, track, first.start, rate=RATE)
+        return Border(offset, sample, first.kind, SAMPLE_RATE, first.channels, track, first.start, rate=SAMPLE_RATE)

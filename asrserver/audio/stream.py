@@ -1,6 +1,6 @@
 """A recording that is still going on: its bytes, cut anywhere, to 16 kHz samples, each byte decoded once.
 
-    decoder = StreamDecoder(kind)              # audio.container's word, or pcm_s16le, pcm_f32le with rate and channels
+    decoder = StreamDecoder(kind)              # sniff.container's word, or pcm_s16le, pcm_f32le with rate and channels
     samples = decoder.feed(data)               # whatever is complete; the slicing changes nothing
     samples = decoder.flush()                  # at the end
     border = decoder.border(sample)            # where another process can go on: JSON by asdict()
@@ -28,10 +28,11 @@ import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.codec import Codec
 from asrserver.audio.demux import demuxer
 from asrserver.audio.demux.base import Packet, Track, opus_samples
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio.pcm import Samples
 from asrserver.errors import AudioError
 
 #: Seconds, and packets, after which a decoder that began in the middle says what one that began at the start does.
@@ -43,7 +44,7 @@ _PREROLL_OTHERS = (0.1, 3)
 _WARM = 32
 
 #: Samples from border to border, and borders that are kept before every second one is let go.
-_SPACING = RATE // 4
+_SPACING = SAMPLE_RATE // 4
 _BORDERS = 1024
 
 #: Seconds of audio that one feed may decode to. Opus can say two minutes of silence in a kilobyte.
@@ -84,7 +85,7 @@ class Border:
 class StreamDecoder:
     """Of one stream. It blocks for up to 5 ms for each second of audio, needs no thread, and a few hundred KiB."""
 
-    def __init__(self, kind: str, sample_rate: int = RATE, channels: int = 1) -> None:
+    def __init__(self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1) -> None:
         self._start = Border(0, 0, kind, sample_rate, channels)
         self._demuxer = demuxer(kind, sample_rate, channels)
         self._recording: _Recording | None = None
@@ -263,7 +264,7 @@ class _Recording:
         self._position = self._on_grid(border.position)
         self._skip = self._position - border.position
         self._drop = self._warm
-        self._anchor = border.sample - self._warm - self._position * RATE // self.rate
+        self._anchor = border.sample - self._warm - self._position * SAMPLE_RATE // self.rate
 
     # -- in ------------------------------------------------------------------------------------------------------
 
@@ -300,12 +301,12 @@ class _Recording:
         place, self._open = self._open, None
         if place is not None and self.rate:
             place.position = self._position
-            place.sample = self._anchor + self._on_grid(self._position) * RATE // self.rate + self._warm
+            place.sample = self._anchor + self._on_grid(self._position) * SAMPLE_RATE // self.rate + self._warm
             self.place = place
 
     def _on_grid(self, position: int) -> int:
         """The next position that falls on one of our samples."""
-        step = self.rate // math.gcd(self.rate, RATE)
+        step = self.rate // math.gcd(self.rate, SAMPLE_RATE)
         return -(-position // step) * step
 
     def _push(self, samples: Samples, rate: int) -> None:
@@ -321,9 +322,9 @@ class _Recording:
 
     def _set_rate(self, rate: int) -> None:
         self.rate = rate
-        self._warm = 0 if rate == RATE else _WARM
+        self._warm = 0 if rate == SAMPLE_RATE else _WARM
         self._drop = 0
-        self._resampler = None if rate == RATE else AudioResampler(format="flt", layout="mono", rate=RATE)
+        self._resampler = None if rate == SAMPLE_RATE else AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
 
     # -- out -----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from typing import Any, TextIO
 
 import click
 
-from asrserver.cli.transcribe import FAILURES, RATE, complain, connect, next_piece, pcm
+from asrserver.audio import SAMPLE_RATE
+from asrserver.cli.transcribe import BYTES_PER_SECOND, FAILURES, complain, connect, next_piece, pcm
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.
@@ -118,7 +119,7 @@ async def paced(path: Path) -> AsyncIterator[bytes]:
     begun, sent = time.monotonic(), 0
     while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
         sent += len(piece)
-        await asyncio.sleep(max(0.0, begun + sent / RATE - time.monotonic()))
+        await asyncio.sleep(max(0.0, begun + sent / BYTES_PER_SECOND - time.monotonic()))
         yield piece
 
 
@@ -138,7 +139,7 @@ async def microphone() -> AsyncIterator[bytes]:
 
     try:
         stream = sounddevice.RawInputStream(
-            RATE // 2, int(PIECE * RATE // 2), channels=1, dtype="int16", callback=heard
+            SAMPLE_RATE, int(PIECE * SAMPLE_RATE), channels=1, dtype="int16", callback=heard
         )
     except sounddevice.PortAudioError as exc:
         raise click.ClickException(f"there is no microphone to be used: {exc}") from None

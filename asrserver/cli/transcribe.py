@@ -16,10 +16,11 @@ from av.audio.resampler import AudioResampler
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClosedError
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError
 
 #: Bytes a second of what is sent: 16 kHz, 16 bits, mono.
-RATE = 32000
+BYTES_PER_SECOND = 2 * SAMPLE_RATE
 
 #: Seconds of audio in a chunk: below a second, so that the chunks are pieces of one recording.
 PIECE = 0.5
@@ -33,12 +34,12 @@ FAILURES = (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, We
 
 def pcm(path: Path, piece: float = PIECE) -> Iterator[bytes]:
     """A file's audio in pieces of so many seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
-    size = int(piece * RATE)
+    size = int(piece * BYTES_PER_SECOND)
     waiting = bytearray()
     with av.open(str(path)) as source:
         if not source.streams.audio:
             raise ValueError("there is no audio in it")
-        resampler = AudioResampler(format="s16", layout="mono", rate=RATE // 2)
+        resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
         for frame in source.decode(source.streams.audio[0]):
             frame.pts = None
             for out in resampler.resample(frame):
@@ -139,7 +140,7 @@ async def _send(session: ClientSession, path: Path, realtime: bool, room: asynci
         while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
             await room.acquire()
             if realtime:
-                await asyncio.sleep(max(0.0, started + (sent + len(piece)) / RATE - time.monotonic()))
+                await asyncio.sleep(max(0.0, started + (sent + len(piece)) / BYTES_PER_SECOND - time.monotonic()))
             sent += len(piece)
             await session.send(piece)
     finally:

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from asrserver.audio import sniff
+
 #: Before each chunk in a part: its index and its length in bytes.
 RECORD = struct.Struct("<QI")
 
@@ -231,13 +233,11 @@ def _write(source: _Source, kind: str, target: Path) -> str:
 
 
 def _items(source: _Source) -> list[_Item]:
-    from asrserver.audio.files import container  # PyAV: only who records needs it
-
     mode, automatic = source.header["mode"], source.header["format"] == "auto"
     items: list[_Item] = []
     for chunk in source.chunks:
         first = not items or mode == "chunk"
-        kind = container(chunk.read(4096), first) if automatic and (first or mode != "stream") else None
+        kind = sniff.container(chunk.read(4096), first) if automatic and (first or mode != "stream") else None
         if kind is not None or first or (mode == "chunk" and items[-1].kind is not None):
             if kind is None and items and items[-1].kind is None:
                 items[-1].chunks.append(chunk)

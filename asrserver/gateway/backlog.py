@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from asrserver.audio import sniff
+
 #: Bytes a second of compressed audio, until results tell the session's own rate: 64 kbit/s.
 COMPRESSED_RATE = 8000.0
 
 #: Seconds of a live stream that are in transit and no backlog. Under load they are batched for up to a second and read
 #: once in another, and a worker reports its progress every two.
 TRANSIT_SECONDS = 4.0
-
-_MAGIC = (b"\x1aE\xdf\xa3", b"OggS", b"fLaC", b"ID3")
 
 
 @dataclass(slots=True)
@@ -164,4 +164,4 @@ def _rate(data: bytes, pcm_rate: float) -> float:
     """Estimate the bytes a second of audio that begins with `data`."""
     if data[:4] == b"RIFF" and data[12:16] == b"fmt ":
         return max(1000.0, float(int.from_bytes(data[28:32], "little")))  # as the file's header says
-    return COMPRESSED_RATE if data.startswith(_MAGIC) or data[4:8] == b"ftyp" else pcm_rate
+    return pcm_rate if sniff.container(data, first=False) is None else COMPRESSED_RATE

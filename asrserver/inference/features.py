@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 
 #: Samples between the starts of two frames (10 ms), and samples of a frame (25 ms).
 HOP = 160
 FFT = 400
 HALF = FFT // 2
 
-FRAMES_PER_SECOND = RATE // HOP
+FRAMES_PER_SECOND = SAMPLE_RATE // HOP
 
 #: Frames computed at a time: their arrays stay in the cache, and are so small that malloc keeps them. The pages of
 #: larger arrays come from the system each time, and computing all frames at once takes twice as long.
@@ -39,9 +40,9 @@ def _window() -> Samples:
 def mel_filters(n_mels: int) -> Features:
     """Slaney's mel filter bank for 16 kHz, float32 [n_mels, FFT / 2 + 1] (Auditory Toolbox, 1998; as in librosa)."""
     log_step = np.log(6.4) / 27.0
-    mels = np.linspace(0.0, 15.0 + np.log(RATE / 2 / 1000.0) / log_step, n_mels + 2)
+    mels = np.linspace(0.0, 15.0 + np.log(SAMPLE_RATE / 2 / 1000.0) / log_step, n_mels + 2)
     hertz = np.where(mels < 15.0, mels * 200.0 / 3, 1000.0 * np.exp(log_step * (mels - 15.0)))
-    bins = np.fft.rfftfreq(FFT, 1 / RATE)
+    bins = np.fft.rfftfreq(FFT, 1 / SAMPLE_RATE)
     slopes = (hertz[:, None] - bins[None, :]) / np.diff(hertz, append=np.inf)[:, None]
     rising = -slopes[:-2]
     falling = (hertz[2:, None] - bins[None, :]) / np.diff(hertz)[1:, None]
@@ -75,7 +76,7 @@ def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
 
 #: Samples that wait until their frames are computed together: ten calls for a tenth of a second each cost three times
 #: as much as one call for a second.
-MIN_COMPUTE_SAMPLES = RATE // 2
+MIN_COMPUTE_SAMPLES = SAMPLE_RATE // 2
 
 
 class GrowingLogMel:

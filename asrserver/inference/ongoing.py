@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from asrserver.audio.files import RATE
+from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.recognise import Recogniser
 from asrserver.inference.segments import Captions
 from asrserver.inference.stream import Outcome, Piece, Recording
@@ -25,12 +25,12 @@ class Ongoing:
 
     @property
     def seconds(self) -> float:
-        return self.recording.heard / RATE
+        return self.recording.heard / SAMPLE_RATE
 
     @property
     def needed(self) -> float:
         """Seconds up to which no segment is still to come."""
-        return self.recording.needed / RATE
+        return self.recording.needed / SAMPLE_RATE
 
     @property
     def place(self) -> tuple[str, dict[str, Any]]:

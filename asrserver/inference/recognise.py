@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from asrserver.audio import files
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.pcm import Samples
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.engine import DecodeJob, Engine
@@ -24,7 +24,7 @@ from asrserver.protocol.events import Word
 AHEAD = 8
 
 #: Samples of an utterance in which speech is looked for at a time, so that others need not wait for all of an hour.
-SLICE = 10 * RATE
+SLICE = 10 * SAMPLE_RATE
 
 #: Bytes a second of a file, for guessing how long the work on it will take: 64 kbit/s.
 FILE_RATE = 8000
@@ -48,11 +48,11 @@ class RecognisedSegment:
     @classmethod
     def of(cls, start: int, end: int, found: Hypothesis) -> RecognisedSegment:
         """From samples, and words whose times are those of the window."""
-        begin = start / RATE
+        begin = start / SAMPLE_RATE
         words = [_moved(word, begin) for word in found.words]
         return cls(
             round(begin, 3),
-            round(end / RATE, 3),
+            round(end / SAMPLE_RATE, 3),
             found.text,
             found.language,
             found.language_probability,
@@ -123,7 +123,7 @@ class Recogniser:
         async with self.turn(alone):
             seconds = len(data) / FILE_RATE
             samples = await self._prepare(label, seconds, files.decode, data, kind, self._max_seconds)
-            return len(samples) / RATE, await self._segments(samples, silence, request, label, alone)
+            return len(samples) / SAMPLE_RATE, await self._segments(samples, silence, request, label, alone)
 
     async def samples(
         self, samples: Samples, request: Request, label: str, alone: bool, silence: float
@@ -171,7 +171,7 @@ class Recogniser:
 
     def _features(self, samples: Samples, spans: list[Span]) -> list[Features]:
         n_mels = self.engine.model.n_mels
-        return [log_mel(samples[start:end], self.window((end - start) / RATE), n_mels) for start, end in spans]
+        return [log_mel(samples[start:end], self.window((end - start) / SAMPLE_RATE), n_mels) for start, end in spans]
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
@@ -194,7 +194,7 @@ class Recogniser:
 
         for begin in range(0, max(1, len(samples)), SLICE):
             piece = samples[begin : begin + SLICE]
-            await self._prepare(label, len(piece) / RATE, listen, piece, begin + SLICE >= len(samples))
+            await self._prepare(label, len(piece) / SAMPLE_RATE, listen, piece, begin + SLICE >= len(samples))
         return spans, first
 
     async def _segments(
@@ -206,10 +206,10 @@ class Recogniser:
             group = spans[begin : begin + AHEAD]
             features = first
             if begin:
-                seconds = sum(end - start for start, end in group) / RATE
+                seconds = sum(end - start for start, end in group) / SAMPLE_RATE
                 features = await self._prepare(label, seconds, self._features, samples, group)
             jobs = [
-                DecodeJob(item, request, (end - start) / RATE, label, alone, session=label.partition(" ")[0])
+                DecodeJob(item, request, (end - start) / SAMPLE_RATE, label, alone, session=label.partition(" ")[0])
                 for item, (start, end) in zip(features, group, strict=True)
             ]
             found = await asyncio.gather(*(self.engine.recognise(job) for job in jobs))

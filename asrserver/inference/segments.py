@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from asrserver.audio.files import RATE
+from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.agreement import Agreement
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features
@@ -135,7 +135,7 @@ class Captions:
         growing = self._growing
         now = asyncio.get_running_loop().time()
         if growing.asked is None:
-            due = speech.mel.samples >= FIRST_DRAFT * RATE
+            due = speech.mel.samples >= FIRST_DRAFT * SAMPLE_RATE
         else:
             due = now - growing.asked >= self._recogniser.partials.interval(self._interval)
         if due and (self._draft is None or self._draft.done()):
@@ -223,7 +223,7 @@ class Captions:
         def newest() -> tuple[Features, float]:
             nonlocal end
             end = speech.start + speech.mel.samples
-            seconds = speech.mel.samples / RATE
+            seconds = speech.mel.samples / SAMPLE_RATE
             return speech.mel.window(self._recogniser.window(seconds)), seconds
 
         features, seconds = newest()
@@ -246,5 +246,5 @@ class Captions:
         if growing is not self._growing or not found.text or self._guess is None:
             return
         agreement = growing.agreement
-        if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / RATE):
+        if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / SAMPLE_RATE):
             self._guess(Guess(growing.start, end, agreement.text, agreement.stable, found.language))

@@ -17,7 +17,7 @@ from typing import Any
 import faster_whisper
 import numpy as np
 
-from asrserver.audio.files import Samples
+from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
 
 #: Samples of a frame, and of the audio before it that is heard with it.

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.decoders import Decoder, resume_decoder
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import Border
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import AudioWork
@@ -42,7 +43,7 @@ class Speech:
 
     @property
     def seconds(self) -> float:
-        return (self.end - self.start) / RATE
+        return (self.end - self.start) / SAMPLE_RATE
 
 
 @dataclass(slots=True)
@@ -178,7 +179,7 @@ class Recording:
     def _grow(self) -> None:
         segment = self._endpointer.open
         self.growing = None if segment is None else self._speech(segment.start, segment.end, self.heard)
-        self.paused = segment is not None and segment.paused >= PAD_SECONDS * RATE
+        self.paused = segment is not None and segment.paused >= PAD_SECONDS * SAMPLE_RATE
 
     def _speech(self, start: int, end: int, upto: int, last: bool = False) -> Speech:
         """The features go on from those of the growing segment, if this is the one."""

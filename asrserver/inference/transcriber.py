@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asrserver.audio import files
+from asrserver.audio import SAMPLE_RATE, sniff
 from asrserver.audio.decoders import open_decoder
-from asrserver.audio.files import RATE, Pcm
+from asrserver.audio.pcm import Pcm
 from asrserver.audio.stream import begins
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
@@ -175,7 +175,7 @@ class Transcriber:
             await self._check_strikes(entry)
             kind = None if self._resumed else self._container(data)
             if kind is None and self._options.format == "auto":
-                files.refuse_what_is_no_audio(data, first=not (self._ongoing or self._file or self._resumed))
+                sniff.reject_non_audio(data, first=not (self._ongoing or self._file or self._resumed))
             if self._is_piece(kind, data):
                 await self._pieces(kind)
                 return
@@ -196,7 +196,7 @@ class Transcriber:
         """The container that a chunk opens, if it opens one."""
         if self._options.format != "auto":
             return None
-        return files.container(data, first=self._before == "0-1" or self._options.mode == "chunk")
+        return sniff.container(data, first=self._before == "0-1" or self._options.mode == "chunk")
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or goes on with a recording; else it is an utterance."""
@@ -225,7 +225,7 @@ class Transcriber:
                 seconds, segments = 0.0, []  # a recorder's first slice is often nothing but a head
         else:
             samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
-            seconds = len(samples) / RATE
+            seconds = len(samples) / SAMPLE_RATE
             segments = await self._recogniser.samples(samples, self._request(), label, self._alone, silence)
         text = self._event_log.join(segments)
         for segment in segments:
@@ -286,7 +286,7 @@ class Transcriber:
                 break
             if entry.id in self._suspicion or entries[0].id in self._suspicion:
                 break
-            if auto and (files.container(entry.data, first=False) or files.is_text(entry.data)):
+            if auto and (sniff.container(entry.data, first=False) or sniff.is_text(entry.data)):
                 break
             entries.append(entry)
             size += len(entry.data)
@@ -322,7 +322,7 @@ class Transcriber:
             if error is not None:
                 await self._refuse(entry, error)
             elif self._options.mode == "auto":
-                await self._answer(entry, self._event_log.join(self._final), (position - heard) / RATE)
+                await self._answer(entry, self._event_log.join(self._final), (position - heard) / SAMPLE_RATE)
             heard = position
         if self._options.mode == "stream":
             self._event_log.progress(ongoing.seconds)
@@ -347,7 +347,7 @@ class Transcriber:
 
     def _guess(self, guess: Guess) -> None:
         begin = self._event_log.total
-        start, end = begin + guess.start / RATE, begin + guess.end / RATE
+        start, end = begin + guess.start / SAMPLE_RATE, begin + guess.end / SAMPLE_RATE
         self._event_log.publish_partial(start, end, guess.text, guess.stable, guess.language)
 
     async def _close(self, entry: Entry) -> None:
@@ -468,7 +468,7 @@ class Transcriber:
     def _request(self, start: int | None = None) -> Request:
         """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
         options, event_log = self._options, self._event_log
-        near = start is not None and event_log.total + start / RATE - event_log.spoken_until <= CONTEXT_GAP
+        near = start is not None and event_log.total + start / SAMPLE_RATE - event_log.spoken_until <= CONTEXT_GAP
         return Request(
             event_log.language,
             options.task,

@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 from asrserver.inference import silero
 from asrserver.inference.silero import CONTEXT as _NETWORK_CONTEXT
 from asrserver.inference.silero import FRAME, Stretch
@@ -55,7 +56,7 @@ SPEECH_THRESHOLD = 0.5
 _HYSTERESIS = 0.15
 
 #: Samples before `needed` at which a continuing endpointer should start: Silero's memory is about a second.
-CONTEXT_SAMPLES = RATE
+CONTEXT_SAMPLES = SAMPLE_RATE
 
 #: Frames over which scores are smoothed when an overlong segment is cut at its best pause.
 _CUT_SMOOTHING_FRAMES = 5
@@ -147,10 +148,10 @@ class Endpointer:
             pad: Seconds of audio kept before and after speech.
             max_seconds: A segment that reaches this length is cut at its best pause.
         """
-        self._silence = int(silence * RATE)
+        self._silence = int(silence * SAMPLE_RATE)
         self._threshold = threshold
-        self._pad = int(pad * RATE)
-        self._max_length = int(max_seconds * RATE)
+        self._pad = int(pad * SAMPLE_RATE)
+        self._max_length = int(max_seconds * SAMPLE_RATE)
         self._frames = _FrameScorer(start)
         self._floor = max(start, floor)
         self._at = self._frames.at  # first sample of the next frame
@@ -184,7 +185,7 @@ class Endpointer:
         self._frames.position = position
         if self._onset is not None:
             spoken = min(self._at if self._quiet is None else self._quiet, self.position)
-            if self._started or spoken - self._onset >= MIN_SPEECH_SECONDS * RATE:
+            if self._started or spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
                 start, end = self._start(), min(spoken + self._pad, self.position)
                 events += [] if self._started else [SpeechStarted(start)]
                 events.append(SegmentEnded(start, end))
@@ -224,7 +225,7 @@ class Endpointer:
         elif probability < self._threshold - _HYSTERESIS and self._quiet is None:
             self._quiet = at
         spoken = self._at if self._quiet is None else self._quiet
-        if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * RATE:
+        if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
             self._started = True
             yield SpeechStarted(self._start())
         if self._at - spoken >= self._silence:

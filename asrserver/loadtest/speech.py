@@ -21,13 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.errors import SettingError
 from asrserver.loadtest.plan import Plan
 from asrserver.text.wer import spoken
 
 #: Samples per second, and bytes per frame: 100 ms of 16-bit PCM.
-RATE = 16000
-FRAME = RATE // 10 * 2
+SAMPLE_RATE = 16000
+FRAME = SAMPLE_RATE // 10 * 2
 FRAME_SECONDS = 0.1
 
 #: Distinct frames of quiet; longer pauses repeat them.
@@ -75,7 +76,7 @@ def sentence(text: str, pcm: bytes) -> Sentence:
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes(pcm)
     frames = tuple(pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME))
     return Sentence(text, tuple(spoken(text)), frames, buffer.getvalue())

@@ -7,10 +7,11 @@ import subprocess
 import imageio_ffmpeg
 import numpy as np
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 
 
-def tone(seconds: float = 1.0, rate: int = RATE) -> Samples:
+def tone(seconds: float = 1.0, rate: int = SAMPLE_RATE) -> Samples:
     """440 Hz, half of full scale."""
     return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
@@ -28,4 +29,4 @@ def encode(samples: Samples, arguments: str) -> bytes:
 
 def frequency(samples: Samples) -> float:
     """The strongest, in hertz."""
-    return float(np.argmax(np.abs(np.fft.rfft(samples))) * RATE / len(samples))
+    return float(np.argmax(np.abs(np.fft.rfft(samples))) * SAMPLE_RATE / len(samples))

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from asrserver.audio import files as audio
+from asrserver.audio import files
 from asrserver.audio.decoders import Decoder
-from asrserver.audio.files import Samples
+from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode
@@ -58,8 +58,8 @@ STREAMS = {
 @functools.cache
 def speech() -> Samples:
     """Some seconds of it."""
-    files = sorted((DATA / "utterances").glob("*.opus"))[:2]
-    return np.concatenate([audio.decode(file.read_bytes(), "ogg", 60) for file in files])
+    recordings = sorted((DATA / "utterances").glob("*.opus"))[:2]
+    return np.concatenate([files.decode(file.read_bytes(), "ogg", 60) for file in recordings])
 
 
 @functools.cache

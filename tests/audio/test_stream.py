@@ -6,9 +6,8 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.audio import files as audio
+from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.decoders import PlainDecoder, open_decoder, resume_decoder
-from asrserver.audio.files import RATE
 from asrserver.audio.stream import Border, StreamDecoder
 from tests.audio.signals import s16
 from tests.audio.streams import STREAMS, decoded, kind, slices, stream, whole
@@ -17,7 +16,7 @@ from tests.audio.streams import STREAMS, decoded, kind, slices, stream, whole
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_what_ffmpeg_makes_of_the_file(name: str) -> None:
     """As long, to a few samples, and the same."""
-    reference = audio.decode(stream(name), kind(name), 60)
+    reference = files.decode(stream(name), kind(name), 60)
     found = whole(name)
     assert abs(len(found) - len(reference)) <= (2048 if "vorbis" in name else 64)  # whose end is not trimmed
     length = min(len(found), len(reference))
@@ -56,9 +55,9 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
     samples = random.uniform(-0.9, 0.9, rate * channels * 2).astype(np.float32)
     data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
     wanted = decoded(StreamDecoder(format, rate, channels), [data])
-    assert abs(len(wanted) - 2 * RATE) <= 2
+    assert abs(len(wanted) - 2 * SAMPLE_RATE) <= 2
     opened = open_decoder(format, rate, channels)
-    assert isinstance(opened, PlainDecoder) == (rate == RATE)
+    assert isinstance(opened, PlainDecoder) == (rate == SAMPLE_RATE)
     for decoder in (StreamDecoder(format, rate, channels), opened):
         found, at = [], 0
         for piece in slices(data, rate, 9000):
@@ -69,7 +68,7 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
             for resume in (StreamDecoder.resume, resume_decoder):
                 resumed = decoded(resume(border), [data[border.offset :]])
                 assert np.array_equal(resumed, wanted[border.sample :])
-        assert border.sample > RATE
+        assert border.sample > SAMPLE_RATE
         assert np.array_equal(np.concatenate([*found, decoder.flush()]), wanted)
     short = data[:3001]
     one_by_one = decoded(open_decoder(format, rate, channels), (short[at : at + 1] for at in range(len(short))))
@@ -78,7 +77,7 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
 
 def test_a_border_of_plain_pcm_is_exact() -> None:
     """Any sample that is asked for, also after another border."""
-    decoder = open_decoder("pcm_s16le", RATE, 2)
+    decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 2)
     decoder.feed(bytes(4 * 1000 + 3))
     assert [(one.offset, one.sample) for one in map(decoder.border, (-5, 0, 777, 2000))] == [
         (0, 0), (0, 0), (4 * 777, 777), (4 * 1000, 1000),

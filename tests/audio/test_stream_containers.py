@@ -10,8 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from asrserver.audio import files as audio
-from asrserver.audio.files import RATE
+from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, frequency, s16, tone
@@ -33,7 +32,7 @@ def test_a_whole_mp4_file(arguments: str, muxer: str, tmp_path: Path) -> None:
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
     subprocess.run([*command, *arguments.split(), "-f", muxer, file], input=s16(speech()), check=True)
     data = file.read_bytes()
-    reference = audio.decode(data, "mp4", 60)
+    reference = files.decode(data, "mp4", 60)
     decoder = StreamDecoder("mp4")
     found = decoded(decoder, slices(data, 1, 1500))
     assert abs(len(found) - len(reference)) <= 1100
@@ -63,7 +62,7 @@ def test_video_is_passed_over() -> None:
         command += ["-f", "lavfi", "-i", "sine=frequency=440:duration=3", "-map", "0", "-map", "1"]
         data = subprocess.run([*command, *arguments.split(), "-"], stdout=subprocess.PIPE, check=True).stdout
         found = decoded(StreamDecoder(container), slices(data, 1, 1500))
-        reference = audio.decode(data, container, 60)
+        reference = files.decode(data, container, 60)
         assert abs(len(found) - len(reference)) <= 64
         assert frequency(found) == pytest.approx(440, abs=1)
 
@@ -72,10 +71,10 @@ def test_video_is_passed_over() -> None:
 def test_eight_channels(arguments: str) -> None:
     """As many as FFmpeg's frames have room for: PyAV 18 sees more planes of them than there are."""
     data = encode(tone(2.0), arguments)
-    kind = audio.container(data)
+    kind = sniff.container(data)
     assert kind is not None
     found = decoded(StreamDecoder(kind), slices(data, 1, 1500))
-    assert len(found) / RATE == pytest.approx(2.0, abs=0.15)
+    assert len(found) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
     assert frequency(found) == pytest.approx(440, abs=2)
     assert np.abs(found).max() < 1
 

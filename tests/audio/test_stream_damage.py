@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.audio import stream as decoding
-from asrserver.audio.files import RATE
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, frequency, s16, tone
@@ -79,8 +79,8 @@ def test_damage_costs_itself_alone(name: str) -> None:
         assert errors
         assert all(error.code == "undecodable_audio" for error in errors)
     lost = 3.0 if name == "webm" else 1.0  # of a cluster, which is 5 s here; a recorder's are as long as its slices
-    assert len(found) > (8 - lost) * RATE
-    for part in (found[: 3 * RATE], found[-2 * RATE :]):
+    assert len(found) > (8 - lost) * SAMPLE_RATE
+    for part in (found[: 3 * SAMPLE_RATE], found[-2 * SAMPLE_RATE :]):
         assert frequency(part) == pytest.approx(440, abs=2)
 
 
@@ -150,7 +150,7 @@ def test_minutes_take_no_memory() -> None:
     for number in range(60):
         for at in range(head, len(data), 4000):
             decoder.feed(data[at : at + 4000])
-            decoder.border(decoder.position - RATE)
+            decoder.border(decoder.position - SAMPLE_RATE)
         if number == 10:
             begun = process.memory_info().rss
     assert process.memory_info().rss - begun < 8 << 20

@@ -6,7 +6,8 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import Border, StreamDecoder
 from tests.audio.signals import encode, tone
 from tests.audio.streams import STREAMS, correlation, decoded, kind, sized, slices, stream, whole
@@ -23,7 +24,7 @@ def test_another_process_goes_on(name: str) -> None:
     for piece in slices(data, 5, len(data) // 20):
         decoder.feed(piece)
         at += len(piece)
-        sample = max(0, decoder.position - int(random.integers(0, RATE)))
+        sample = max(0, decoder.position - int(random.integers(0, SAMPLE_RATE)))
         border = Border.fromdict(orjson.loads(orjson.dumps(decoder.border(sample).asdict())))
         if border.offset in seen:
             continue
@@ -35,10 +36,10 @@ def test_another_process_goes_on(name: str) -> None:
         found = decoded(successor, slices(data[border.offset :], at, 3000))
         assert successor.position == border.sample + len(found)
         surplus = len(found) - (len(wanted) - border.sample)
-        assert 0 <= surplus <= (0.02 * RATE if kind(name) == "ogg" else 0)
+        assert 0 <= surplus <= (0.02 * SAMPLE_RATE if kind(name) == "ogg" else 0)
         old, new = wanted[border.sample :], found[: len(wanted) - border.sample]
-        first = slice(0, RATE // 10)
-        if len(old) > RATE // 10 and np.abs(old[first]).max() > 0.02:
+        first = slice(0, SAMPLE_RATE // 10)
+        if len(old) > SAMPLE_RATE // 10 and np.abs(old[first]).max() > 0.02:
             assert correlation(old[first], new[first]) >= STREAMS[name][2]
         if len(old):
             assert np.abs(old - new).max() < 0.1
@@ -66,18 +67,18 @@ def test_borders_are_near_and_few() -> None:
     """A border for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
     decoder = StreamDecoder("matroska")
     decoder.feed(stream("webm"))
-    assert decoder.position > 3 * RATE
-    for sample in range(0, decoder.position, RATE // 3):
+    assert decoder.position > 3 * SAMPLE_RATE
+    for sample in range(0, decoder.position, SAMPLE_RATE // 3):
         border = decoder.border(sample)
-        assert sample - RATE // 2 < border.sample <= sample
+        assert sample - SAMPLE_RATE // 2 < border.sample <= sample
     assert len(orjson.dumps(border.asdict())) < 400
     pcm = StreamDecoder("pcm_s16le")
     for _ in range(3600):
-        pcm.feed(bytes(2 * RATE))
+        pcm.feed(bytes(2 * SAMPLE_RATE))
     assert len(pcm._borders) <= 1024
-    assert pcm.border(1000 * RATE).sample > 990 * RATE
-    pcm.feed(bytes(2 * RATE))
-    assert pcm.border(3600 * RATE + RATE // 2).sample > 3599 * RATE
+    assert pcm.border(1000 * SAMPLE_RATE).sample > 990 * SAMPLE_RATE
+    pcm.feed(bytes(2 * SAMPLE_RATE))
+    assert pcm.border(3600 * SAMPLE_RATE + SAMPLE_RATE // 2).sample > 3599 * SAMPLE_RATE
 
 
 def test_the_recorder_is_started_again() -> None:
@@ -95,7 +96,7 @@ def test_the_recorder_is_started_again() -> None:
         assert border.sample > len(whole(name))
         for place in (border, _border_at(kind(name), both, len(whole(name)))):
             resumed = decoded(StreamDecoder.resume(place), [both[place.offset :]])
-            assert abs(len(resumed) - (len(wanted) - place.sample)) <= (0.02 * RATE if name == "ogg-opus" else 0)
+            assert abs(len(resumed) - (len(wanted) - place.sample)) <= (0.02 * SAMPLE_RATE if name == "ogg-opus" else 0)
             assert correlation(resumed[: len(wanted) - place.sample], wanted[place.sample :]) > 0.995
 
 

@@ -21,8 +21,8 @@ def test_seconds_of_audio_by_its_bytes() -> None:
     wav = Utterance("", "", bytes(64000)).wav
     assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
     assert backlog.measure("s", bytes(96), 96000, 96000)[0] == 1.0
-    assert backlog.measure("s", b"OggS", 8000, 96000)[0] == 8000 / COMPRESSED_RATE
-    backlog.taken("s", 0, b"OggS", 8000, 96000, live=False)
+    assert backlog.measure("s", b"OggS\0\2", 8000, 96000)[0] == 8000 / COMPRESSED_RATE
+    backlog.taken("s", 0, b"OggS\0\2", 8000, 96000, live=False)
     assert backlog.waiting("s") == length(backlog) == 1.0
     backlog.answered("s", 0, 4.0)
     assert (backlog.waiting("s"), length(backlog)) == (0.0, 4.0)

@@ -19,8 +19,7 @@ import tornado.httpserver
 import tornado.testing
 import tornado.web
 
-from asrserver.audio import files
-from asrserver.audio.files import RATE
+from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.stream import StreamDecoder
 from tests.audio.streams import decoded, slices
 from tests.program import System
@@ -151,9 +150,9 @@ async def test_a_browser_s_recording_is_understood(
     """Slices of 250 ms, as MediaRecorder gives them, in both modes and both its containers: the right text."""
     address, done = page
     said = utterances[:3]
-    beep = (0.3 * np.sin(2 * np.pi * 3000 * np.arange(5 * RATE) / RATE) * 32767).astype("<i2").tobytes()
-    wav = Utterance("", "", bytes(2 * RATE).join([b"", *(one.pcm for one in said), beep])).wav
-    seconds = (len(wav) - len(beep)) / 2 / RATE
+    beep = (0.3 * np.sin(2 * np.pi * 3000 * np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE) * 32767).astype("<i2").tobytes()
+    wav = Utterance("", "", bytes(2 * SAMPLE_RATE).join([b"", *(one.pcm for one in said), beep])).wav
+    seconds = (len(wav) - len(beep)) / 2 / SAMPLE_RATE
     ways = [
         {"mode": mode, "type": f"audio/{kind};codecs=opus"} for mode in ("auto", "stream") for kind in ("webm", "mp4")
     ]
@@ -185,7 +184,7 @@ async def test_a_browser_s_recording_is_understood(
 def test_a_recorded_recording(name: str) -> None:
     """Chromium 156's own bytes: decoded as FFmpeg does, however they are cut, and gone on with anywhere."""
     data = (DATA / "recorder" / name).read_bytes()
-    kind = files.container(data)
+    kind = sniff.container(data)
     assert kind is not None
     reference = files.decode(data, kind, 60)
     whole = decoded(StreamDecoder(kind), [data])
@@ -196,7 +195,7 @@ def test_a_recorded_recording(name: str) -> None:
     decoder = StreamDecoder(kind)
     for at in range(0, len(data), 3000):
         decoder.feed(data[at : at + 3000])
-        border = decoder.border(decoder.position - RATE // 2)
+        border = decoder.border(decoder.position - SAMPLE_RATE // 2)
         resumed = decoded(StreamDecoder.resume(border), [data[border.offset :]])
         assert len(resumed) == len(whole) - border.sample
         assert np.corrcoef(resumed, whole[border.sample :])[0, 1] > 0.995

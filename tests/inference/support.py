@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from asrserver.audio.files import RATE, Pcm, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Pcm, Samples
 from asrserver.inference.whisper import window_for
 from tests.recordings import Utterance
 
@@ -13,7 +14,7 @@ MELS = 64
 
 
 def samples(utterance: Utterance) -> Samples:
-    return Pcm("pcm_s16le", RATE, 1).feed(utterance.pcm)
+    return Pcm("pcm_s16le", SAMPLE_RATE, 1).feed(utterance.pcm)
 
 
 def same_length(utterances: list[Utterance], count: int) -> list[Utterance]:

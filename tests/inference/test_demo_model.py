@@ -11,7 +11,7 @@ import faster_whisper
 import numpy as np
 import pytest
 
-from asrserver.audio.files import Samples
+from asrserver.audio.pcm import Samples
 from asrserver.text.wer import word_errors
 from tests.program import System
 from tests.recordings import Utterance

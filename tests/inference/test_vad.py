@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
 from asrserver.inference import silero, vad
 from asrserver.inference.silero import FRAME, Stretch
@@ -48,7 +49,7 @@ def talk(said: list[Samples], seed: int, noise: float = 0.0, pauses: tuple[float
     random = np.random.default_rng(seed)
     parts = []
     for one in said:
-        parts += [one, np.zeros(int(random.uniform(*pauses) * RATE), np.float32)]
+        parts += [one, np.zeros(int(random.uniform(*pauses) * SAMPLE_RATE), np.float32)]
     whole = np.concatenate(parts)
     return whole + random.normal(0, noise, len(whole)).astype(np.float32) if noise else whole
 
@@ -99,9 +100,9 @@ def test_slicing_changes_nothing(said: list[Samples], seed: int) -> None:
     wanted = whole.feed(recording) + whole.flush()
     assert len(spans(wanted)) >= 12
     assert sliced(Endpointer(SILENCE), recording, seed) == wanted
-    assert sliced(Endpointer(SILENCE), recording[: 8 * RATE], seed, largest=20) == [
-        *(Endpointer(SILENCE)).feed(recording[: 8 * RATE]),
-        *_flushed(recording[: 8 * RATE]),
+    assert sliced(Endpointer(SILENCE), recording[: 8 * SAMPLE_RATE], seed, largest=20) == [
+        *(Endpointer(SILENCE)).feed(recording[: 8 * SAMPLE_RATE]),
+        *_flushed(recording[: 8 * SAMPLE_RATE]),
     ]
 
 
@@ -156,14 +157,14 @@ def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) ->
     loud = np.flatnonzero(np.abs(said[0]) > 0.05)
     one = said[0][loud[0] : loud[-1]]
     for pause, count in ((silence - 0.2, 1), (silence + 0.2, 2)):
-        recording = np.concatenate([one, np.zeros(int(pause * RATE), np.float32), one])
+        recording = np.concatenate([one, np.zeros(int(pause * SAMPLE_RATE), np.float32), one])
         assert len(segments(recording, silence)) == count
     endpointer = Endpointer(silence)
     endpointer.feed(one)
     frames = 0
     while not endpointer.feed(np.zeros(FRAME, np.float32)):
         frames += 1
-    assert abs(frames * FRAME - silence * RATE) < 0.2 * RATE
+    assert abs(frames * FRAME - silence * SAMPLE_RATE) < 0.2 * SAMPLE_RATE
 
 
 @pytest.mark.parametrize("longest", [10.0, 20.0, 28.0])
@@ -172,14 +173,14 @@ def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -
     recording = talk(said, 5, noise=0.0005, pauses=(0.02, 0.12))
     endpointer = Endpointer(3.0, max_seconds=longest)
     events = [event for event in endpointer.feed(recording) + endpointer.flush() if isinstance(event, SegmentEnded)]
-    assert len(events) > len(recording) / RATE / longest
+    assert len(events) > len(recording) / SAMPLE_RATE / longest
     loud = float(np.sqrt(np.mean(recording**2)))
     for event, following in itertools.pairwise(events):
         assert event.end <= following.start
         if not event.cut:
             continue
-        assert event.end - event.start <= longest * RATE
-        assert event.end - event.start >= longest * RATE * 0.4
+        assert event.end - event.start <= longest * SAMPLE_RATE
+        assert event.end - event.start >= longest * SAMPLE_RATE * 0.4
         around = recording[event.end - 400 : event.end + 400]
         assert np.sqrt(np.mean(around**2)) < 0.3 * loud
         between = recording[event.end : following.start]
@@ -195,7 +196,7 @@ def test_what_never_pauses_is_cut_all_the_same(said: list[Samples]) -> None:
     assert [event.cut for event in events] == [True, True]  # the third goes on
     assert events[0].end == events[1].start
     for event in events:
-        assert 0.4 * MAX_SEGMENT_SECONDS * RATE <= event.end - event.start <= MAX_SEGMENT_SECONDS * RATE
+        assert 0.4 * MAX_SEGMENT_SECONDS * SAMPLE_RATE <= event.end - event.start <= MAX_SEGMENT_SECONDS * SAMPLE_RATE
 
 
 def test_an_endpointer_can_be_continued(said: list[Samples]) -> None:
@@ -209,12 +210,12 @@ def test_an_endpointer_can_be_continued(said: list[Samples]) -> None:
         done = 0
         at = 0
         while at < len(recording):
-            size = int(random.integers(1, 4 * RATE))
+            size = int(random.integers(1, 4 * SAMPLE_RATE))
             done += len(spans(endpointer.feed(recording[at : at + size])))
             at += size
             start = max(0, endpointer.needed - CONTEXT_SAMPLES - int(random.integers(0, 3 * FRAME)))
             successor = Endpointer(SILENCE, start=start, floor=endpointer.needed)
-            found = spans(sliced(successor, recording[start:], 8, largest=10 * RATE))
+            found = spans(sliced(successor, recording[start:], 8, largest=10 * SAMPLE_RATE))
             assert len(found) == len(wanted[done:])
             for one, other in zip(found, wanted[done:], strict=True):
                 assert abs(one[0] - other[0]) <= slack
@@ -244,7 +245,7 @@ def test_an_endpointer_can_be_continued_after_a_cut(said: list[Samples]) -> None
         lambda count: noise(0.0003, count),
         lambda count: noise(0.01, count),
         lambda count: noise(0.2, count),
-        lambda count: tone(count / RATE),
+        lambda count: tone(count / SAMPLE_RATE),
         lambda count: np.full(count, 0.5, np.float32),
     ],
     ids=["zero", "hiss", "noise", "loud noise", "tone", "offset"],
@@ -253,8 +254,8 @@ def test_sound_without_speech_gives_no_segment(quiet: Callable[[int], Samples]) 
     """For a minute of it, and none of its audio is kept."""
     endpointer = Endpointer(SILENCE)
     for _ in range(6):
-        assert not spans(endpointer.feed(quiet(10 * RATE)))
-        assert endpointer.needed > endpointer.position - RATE
+        assert not spans(endpointer.feed(quiet(10 * SAMPLE_RATE)))
+        assert endpointer.needed > endpointer.position - SAMPLE_RATE
     assert not spans(endpointer.flush())
 
 
@@ -269,11 +270,12 @@ def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytes
         hear(stretches)
 
     monkeypatch.setattr(silero, "hear", counting)
-    sliced(Endpointer(SILENCE), np.zeros(60 * RATE, np.float32), 1)
-    noise = np.random.default_rng(1).normal(0, QUIET_LEVEL / 32768, 60 * RATE)  # the load tester's quiet: -66 dBFS
+    sliced(Endpointer(SILENCE), np.zeros(60 * SAMPLE_RATE, np.float32), 1)
+    # The load tester's quiet: -66 dBFS.
+    noise = np.random.default_rng(1).normal(0, QUIET_LEVEL / 32768, 60 * SAMPLE_RATE)
     sliced(Endpointer(SILENCE), noise.astype(np.float32), 1)
     assert seen == 0
-    recording = np.concatenate([np.zeros(10 * RATE, np.float32), said[0], np.zeros(10 * RATE, np.float32)])
+    recording = np.pad(said[0], 10 * SAMPLE_RATE)
     sliced(Endpointer(SILENCE), recording, 1)
     assert len(said[0]) / FRAME * 0.5 < seen <= len(said[0]) / FRAME + 30
     seen = 0
@@ -288,14 +290,14 @@ def test_the_energy_gate_loses_no_speech(said: list[Samples], monkeypatch: pytes
     for one in said:
         frames = one[: len(one) // FRAME * FRAME].reshape(-1, FRAME)
         loudest = np.sqrt(np.mean(frames**2, axis=1)).max()
-        recording = np.pad(one * np.float32(10 ** (level / 20) / loudest), RATE)
+        recording = np.pad(one * np.float32(10 ** (level / 20) / loudest), SAMPLE_RATE)
         gated = segments(recording, SILENCE)
         with monkeypatch.context() as patch:
             patch.setattr(vad, "QUIET_RMS", 0.0)
             wanted = segments(recording, SILENCE)
         assert len(gated) == len(wanted) > 0
         for span, (start, end) in zip(gated, wanted, strict=True):
-            assert span[0] <= start + 4 * FRAME < start + vad.PAD_SECONDS * RATE
+            assert span[0] <= start + 4 * FRAME < start + vad.PAD_SECONDS * SAMPLE_RATE
             assert span[1] >= end - 4 * FRAME
 
 

@@ -10,7 +10,8 @@ import ctranslate2
 import numpy as np
 import pytest
 
-from asrserver.audio.files import RATE, Samples
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
 from asrserver.inference import whisper
 from asrserver.inference.features import log_mel
@@ -213,7 +214,7 @@ async def test_a_probable_text_with_surely_no_speech_is_silence(
 
 def chords(seconds: int, random: np.random.Generator) -> Samples:
     """Two a second, of three decaying notes with overtones: music that the speech detector is unsure of."""
-    time = np.arange(RATE // 2) / RATE
+    time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
     pieces = []
     for _ in range(2 * seconds):
         notes = 440 * 2 ** ((random.integers(48, 72, 3) - 69) / 12)
@@ -226,7 +227,7 @@ def heard(model: Whisper, recording: Samples, request: Request | None = None) ->
     """(first sample, hypothesis) of each segment that passes the speech detector."""
     found = []
     for start, end in segments(recording, 0.4):
-        seconds = (end - start) / RATE
+        seconds = (end - start) / SAMPLE_RATE
         features = log_mel(recording[start:end], window_for(seconds, "fit"), MELS)
         found.append((start, model.recognise([(features, request or Request(), seconds)])[0]))
     return found
@@ -257,12 +258,12 @@ async def test_words_alone_are_words(
     They are cut with a tenth of a second around them: that is how far off the model's times are, and it may return
     nothing for an incomplete word.
     """
-    texts, around = [], RATE // 10
+    texts, around = [], SAMPLE_RATE // 10
     for one, language in [(one, "en") for one in all_utterances[:20]] + [(one, "zh") for one in mandarin]:
         for begin, sentence in heard(model, samples(one), Request(language, words=True)):
             for word in sentence.words:
-                start, end = (begin + int(edge * RATE) for edge in (word.start, word.end))
-                alone = np.pad(samples(one)[max(start - around, 0) : end + around], RATE // 2)
+                start, end = (begin + int(edge * SAMPLE_RATE) for edge in (word.start, word.end))
+                alone = np.pad(samples(one)[max(start - around, 0) : end + around], SAMPLE_RATE // 2)
                 texts += [found.text for _, found in heard(model, alone)]
     assert len(texts) >= 150
     assert sum(not text for text in texts) <= 0.01 * len(texts)
@@ -270,7 +271,7 @@ async def test_words_alone_are_words(
 
 async def test_the_padded_window_is_the_features_of_the_padded_audio(utterances: list[Utterance]) -> None:
     one = samples(utterances[0])
-    short = log_mel(one, window_for(len(one) / RATE, "fit"), MELS)
+    short = log_mel(one, window_for(len(one) / SAMPLE_RATE, "fit"), MELS)
     full = log_mel(one, FULL_WINDOW, MELS)
     np.testing.assert_allclose(full[:, : short.shape[1]], short, atol=1e-5)
     assert full[:, short.shape[1] :].max() == pytest.approx(short.min(), abs=1e-5)

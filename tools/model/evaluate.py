@@ -36,7 +36,7 @@ from network import Shape
 from network import Whisper as Network
 from vocabulary import Vocabulary, build
 
-from asrserver.audio.files import RATE
+from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.features import FRAMES_PER_SECOND, log_mel
 from asrserver.inference.vad import segments
 from asrserver.inference.whisper import Request, Whisper, window_for
@@ -71,7 +71,7 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        return len(self.samples) / RATE
+        return len(self.samples) / SAMPLE_RATE
 
 
 def load(corpus: Path, name: str, language: str) -> list[Recording]:
@@ -82,13 +82,14 @@ def load(corpus: Path, name: str, language: str) -> list[Recording]:
             position += record["samples"]
             words = [tuple(word) for word in record["words"]]
             said = [Said(word) for word, _, _ in words]
-            recordings.append(Recording(piece, words, language, record["voice"], [(0.0, len(piece) / RATE)], said))
+            edges = [(0.0, len(piece) / SAMPLE_RATE)]
+            recordings.append(Recording(piece, words, language, record["voice"], edges, said))
     return recordings
 
 
 def dressed(recording: Recording, rng: np.random.Generator) -> Recording:
     """Silence around it as a voice-activity detector leaves it, a level, and noise in every second one."""
-    before, after = (np.zeros(int(rng.uniform(0.05, 0.3) * RATE), np.float32) for _ in range(2))
+    before, after = (np.zeros(int(rng.uniform(0.05, 0.3) * SAMPLE_RATE), np.float32) for _ in range(2))
     samples = np.concatenate([before, recording.samples, after])
     samples = samples * (10 ** (rng.uniform(-24, 0) / 20) * 0.7 / max(np.abs(samples).max(), 1e-6))
     if rng.random() < 0.5:
@@ -98,7 +99,7 @@ def dressed(recording: Recording, rng: np.random.Generator) -> Recording:
             noise = np.fft.irfft(spectrum / np.sqrt(np.arange(1, len(spectrum) + 1)), len(samples))
         level = np.sqrt(np.square(samples).mean()) * 10 ** (-rng.uniform(20, 40) / 20)
         samples = samples + noise * (level / noise.std())
-    shift = len(before) / RATE
+    shift = len(before) / SAMPLE_RATE
     return Recording(
         samples.astype(np.float32), [(w, s + shift, e + shift) for w, s, e in recording.words], recording.language,
         recording.voice, [(s + shift, e + shift) for s, e in recording.edges], recording.said,
@@ -111,10 +112,10 @@ def joined(pool: list[Recording], count: int, most: int, rng: np.random.Generato
         pieces, words, edges, position = [], [], [], 0.0
         for number in range(int(rng.integers(1, most + 1))):
             part = pool[int(rng.integers(len(pool)))]
-            gap = np.zeros(int(rng.uniform(0.1, 0.4) * RATE) if number else 0, np.float32)
-            if position + len(gap) / RATE + part.seconds > 27.4:
+            gap = np.zeros(int(rng.uniform(0.1, 0.4) * SAMPLE_RATE) if number else 0, np.float32)
+            if position + len(gap) / SAMPLE_RATE + part.seconds > 27.4:
                 break
-            position += len(gap) / RATE
+            position += len(gap) / SAMPLE_RATE
             # One loudness: speakers of one recording are not thirty decibels apart.
             pieces += [gap, part.samples / max(np.abs(part.samples).max(), 1e-6)]
             words += [(w, s + position, e + position) for w, s, e in part.words]
@@ -131,7 +132,7 @@ def cut(recording: Recording, rng: np.random.Generator) -> Recording:
     side = rng.integers(3)
     begin = rng.uniform(0, length * 0.5) if side != 0 else 0.0
     end = rng.uniform(begin + 0.5 * (length - begin), length) if side != 1 else length
-    piece = recording.samples[int(begin * RATE) : int(end * RATE)]
+    piece = recording.samples[int(begin * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
     said = audible(recording.words, begin, end)
     return Recording(piece, [], recording.language, recording.voice, [], said)
 
@@ -152,7 +153,7 @@ class Evaluation:
 
     def _hear(self, samples: np.ndarray, frames: int) -> tuple[str, str]:
         features = log_mel(samples, frames, self._whisper.n_mels)
-        found = self._whisper.recognise([(features, Request(), len(samples) / RATE)])[0]
+        found = self._whisper.recognise([(features, Request(), len(samples) / SAMPLE_RATE)])[0]
         return found.text, found.language
 
     def errors(self, what: str, recordings: list[Recording], target: float, policy: str = "fit") -> float:
@@ -219,7 +220,7 @@ class Evaluation:
         for number in range(NOTHING):
             samples = nothing(number, rng)
             invented += self._invented(samples)
-            without += len(self._hear(samples, window_for(len(samples) / RATE, "fit"))[0].split())
+            without += len(self._hear(samples, window_for(len(samples) / SAMPLE_RATE, "fit"))[0].split())
         others = np.random.default_rng(SEED + 1)
         more = sum(self._invented(nothing(number, others)) for number in range(MORE_NOTHING))
         self.row(
@@ -230,7 +231,7 @@ class Evaluation:
     def _invented(self, samples: np.ndarray) -> int:
         """Words where there are none, as the server would write them."""
         parts = [samples[start:end] for start, end in segments(samples, 0.4)]
-        return sum(len(self._hear(part, window_for(len(part) / RATE, "fit"))[0].split()) for part in parts)
+        return sum(len(self._hear(part, window_for(len(part) / SAMPLE_RATE, "fit"))[0].split()) for part in parts)
 
     def _times(self, heard: dict[str, list[Recording]], rng: np.random.Generator) -> None:
         edges: list[float] = []
@@ -320,8 +321,8 @@ class Evaluation:
 
 def nothing(number: int, rng: np.random.Generator) -> np.ndarray:
     """2 to 10 s without speech: silence, white noise, pink noise, a 440 Hz tone, chords."""
-    count = int(rng.uniform(2, 10) * RATE)
-    time = np.arange(count) / RATE
+    count = int(rng.uniform(2, 10) * SAMPLE_RATE)
+    time = np.arange(count) / SAMPLE_RATE
     level = 10 ** (rng.uniform(-50, -6) / 20)
     kind = number % 5
     if kind == 0:
@@ -336,8 +337,8 @@ def nothing(number: int, rng: np.random.Generator) -> np.ndarray:
         sound = np.sin(2 * np.pi * 440 * time)
     else:
         sound = np.zeros(count)
-        for place in range(0, count, RATE // 2):
-            part = time[: min(RATE // 2, count - place)]
+        for place in range(0, count, SAMPLE_RATE // 2):
+            part = time[: min(SAMPLE_RATE // 2, count - place)]
             for note in rng.integers(48, 72, 3):
                 frequency = 440 * 2 ** ((note - 69) / 12)
                 tone = sum(np.sin(2 * np.pi * frequency * h * part) / h for h in (1, 2, 3)) * np.exp(-4 * part)
@@ -359,7 +360,7 @@ def _windows(
             suppress_blank=False, return_scores=True, return_no_speech_prob=True,
         )  # fmt: skip
 
-    run(np.zeros(4 * RATE, np.float32))
+    run(np.zeros(4 * SAMPLE_RATE, np.float32))
     return run
 
 

@@ -74,7 +74,7 @@ def evaluation_set(task: tuple[Path, str, str]) -> float:
     ]
     samples = np.concatenate([speech.samples for speech in spoken])
     np.savez(out / f"evaluation-{name}-{language}.npz", samples=samples, records=json.dumps(records))
-    return len(samples) / voices.RATE
+    return len(samples) / voices.SAMPLE_RATE
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from asrserver.inference.whisper import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261126
-RATE = voices.RATE
+SAMPLE_RATE = voices.SAMPLE_RATE
 
 #: Folders of recordings for the tests: their language, and how many.
 UTTERANCES = {"utterances": ("en", 100), "mandarin": ("zh", 20)}
@@ -50,7 +50,7 @@ def speech(text: str, language: str, rng: random.Random) -> np.ndarray:
 
 
 def quiet(seconds: float) -> np.ndarray:
-    return np.zeros(int(seconds * RATE), np.int16)
+    return np.zeros(int(seconds * SAMPLE_RATE), np.int16)
 
 
 def write_opus(path: Path, samples: np.ndarray) -> None:
@@ -59,7 +59,7 @@ def write_opus(path: Path, samples: np.ndarray) -> None:
         stream = file.add_stream("libopus", rate=48000, layout="mono")
         stream.bit_rate = 32000
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
-        frame.sample_rate, frame.time_base = RATE, Fraction(1, RATE)
+        frame.sample_rate, frame.time_base = SAMPLE_RATE, Fraction(1, SAMPLE_RATE)
         resampler = av.AudioResampler(format="s16", layout="mono", rate=48000, frame_size=960)
         for part in [*resampler.resample(frame), *resampler.resample(None)]:
             part.pts = None
@@ -71,7 +71,7 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
-        file.setframerate(RATE)
+        file.setframerate(SAMPLE_RATE)
         file.writeframes(samples.astype("<i2").tobytes())
 
 
@@ -114,7 +114,7 @@ def bundled(folder: Path) -> None:
             parts += [samples, quiet(rng.uniform(shortest, longest))]
         transcripts[name] = grammar.join([text for text, _ in said], language)
         write_wav(folder / name, np.concatenate([*parts, quiet(0.4)]))
-    noise = np.random.default_rng(SEED).normal(0, 1000, 3 * RATE).astype(np.int16)
+    noise = np.random.default_rng(SEED).normal(0, 1000, 3 * SAMPLE_RATE).astype(np.int16)
     for name, samples in {"silence.wav": quiet(3), "noise.wav": noise}.items():
         transcripts[name] = ""
         write_wav(folder / name, samples)

@@ -19,7 +19,7 @@ import av
 import numpy as np
 from grammar import units
 
-from asrserver.audio.files import RATE as RATE
+from asrserver.audio import SAMPLE_RATE
 
 #: espeak-ng's accents of English. Its Mandarin is the voice that reads pinyin: `cmn` of espeak-ng 1.51 (Debian 12)
 #: has no dictionary of syllables and spells the pinyin of each character in English letters.
@@ -164,7 +164,7 @@ def _espeak(text: str, language: str, voice: str, speed: int, pitch: int, spread
         if position in times and not group:
             begun = times[position]
         group.append(word)  # a word without a time of its own ("on the") was spoken with the one before
-    timed += _spread(group, begun, len(samples) / RATE)
+    timed += _spread(group, begun, len(samples) / SAMPLE_RATE)
     return samples, timed
 
 
@@ -265,13 +265,13 @@ def _read(path: Path, text: str) -> Speech:
     with wave.open(str(path)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
         samples = _resampled(samples, file.getframerate())
-    return _trimmed((samples, _spread(text.split(), 0.0, len(samples) / RATE)), f"festival {FESTIVAL}")
+    return _trimmed((samples, _spread(text.split(), 0.0, len(samples) / SAMPLE_RATE)), f"festival {FESTIVAL}")
 
 
 def _resampled(samples: np.ndarray, rate: int) -> np.ndarray:
-    if rate == RATE:
+    if rate == SAMPLE_RATE:
         return samples.copy()
-    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
     frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="s16", layout="mono")
     frame.sample_rate = rate
     frames = [*resampler.resample(frame), *resampler.resample(None)]

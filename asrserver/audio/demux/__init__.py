@@ -29,7 +29,7 @@ _CONTAINERS: dict[str, type[Demuxer]] = {
 
 
 def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1) -> Demuxer:
-    """For what `audio.container` calls `kind`, or pcm_s16le and pcm_f32le, of which the rate and channels are given."""
+    """For what `sniff.container` calls `kind`, or pcm_s16le and pcm_f32le, of which the rate and channels are given."""
     if kind in _CONTAINERS:
         return _CONTAINERS[kind]()
     return Pcm(kind, sample_rate, channels)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import struct
 
+from asrserver.audio import PCM_WIDTHS
 from asrserver.audio.demux.base import MAX_HEAD, MAX_SKIP, Demuxer, Packet, Track
 
 #: Bytes of a WAV's data from which on the header only says that it does not know: writers put 0, or about the largest.
 _UNKNOWN = 0x7FFF0000
-
-_WIDTHS = {"pcm_s16le": 2, "pcm_f32le": 4}
 
 _CODECS = {
     (1, 8): "pcm_u8",
@@ -32,7 +31,7 @@ class Pcm(Demuxer):
 
     def __init__(self, codec: str, rate: int, channels: int) -> None:
         super().__init__()
-        self._track = Track(codec, rate=rate, channels=channels, frame=_WIDTHS[codec] * channels)
+        self._track = Track(codec, rate=rate, channels=channels, frame=PCM_WIDTHS[codec] * channels)
 
     def _next(self) -> Track | Packet | None:
         if self.track is None:
