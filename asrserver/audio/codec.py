@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 
+from asrserver.audio import bounds
+from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import Samples, mono
 from asrserver.errors import AudioError
 
 #: Of FFmpeg's sample formats, without the p of the planar ones.
-_DTYPES = {"flt": np.float32, "dbl": np.float64, "s16": np.int16, "s32": np.int32, "u8": np.uint8}
+_DTYPES: dict[str, Any] = {
+    "flt": np.float32,
+    "dbl": np.float64,
+    "s16": np.int16,
+    "s32": np.int32,
+    "s64": np.int64,
+    "u8": np.uint8,
+}
+
+#: How loud each loudspeaker's channel is in one channel: ITU-R BS.775's proportions, left and right as their mean. The
+#: bass effects (LFE) are left out; whatever stands beside or behind the listener is half as loud as the centre.
+_GAINS = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
+_SURROUND = 0.5**1.5
 
 
 class Codec:
@@ -20,6 +37,7 @@ class Codec:
 
     def __init__(self, track: Track) -> None:
         self.memoryless = track.codec.startswith("pcm") or track.codec == "flac"
+        self.reason = ""  # why the last packet could not be decoded, if that is known
         self._track = track
         self._dtype: Any = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": np.dtype("<f4")}.get(track.codec)
         self._context: Any = None
@@ -32,16 +50,21 @@ class Codec:
     def decode(self, data: bytes | None) -> list[tuple[Samples, int]] | None:
         """(samples, rate) of each frame of a packet, or (None) of what remains; None if it cannot be decoded."""
         if self._dtype is not None:
-            raw = np.frombuffer(data or b"", self._dtype)
-            return [(mono(raw, self._track.channels), self._track.rate)] if len(raw) else []
+            channels = self._track.channels
+            count = len(data or b"") // (self._dtype.itemsize * channels) * channels
+            raw = np.frombuffer(data or b"", self._dtype, count)
+            return [(mono(raw, channels), self._track.rate)] if count else []
         if data is not None and not data:
             return []  # to FFmpeg that would be the end
         try:
-            return [(_mixed(frame), frame.sample_rate) for frame in self._context.decode(data and av.Packet(data))]
+            return [(mixed(frame), frame.sample_rate) for frame in self._context.decode(data and av.Packet(data))]
         except av.EOFError:
             return []
         except av.FFmpegError:
-            return None
+            self.reason = ""
+        except ImplausibleAudio as exc:
+            self.reason = exc.message
+        return None
 
 
 def _context(track: Track) -> Any:
@@ -51,6 +74,7 @@ def _context(track: Track) -> Any:
     if track.codec == "opus":
         if len(extradata) < 19:
             raise ValueError("OpusHead")
+        bounds.check(extradata[9], 48000)
         extradata = (
             extradata[:10] + b"\0\0" + extradata[12:]
         )  # no pre-skip: who resumes has none, others skip it anyway
@@ -60,33 +84,56 @@ def _context(track: Track) -> Any:
         context.options = {"err_detect": "crccheck+explode"}  # else it makes noise of damaged frames
     if track.codec.startswith("pcm"):
         context.sample_rate = track.rate
-        context.layout = f"{track.channels}c"
+        context.layout = f"{track.channels}C"
     context.open()
     return context
 
 
-def _mixed(frame: av.AudioFrame) -> Samples:
-    """A frame's channels as one. By its planes: to_ndarray takes as long as decoding."""
-    channels = frame.layout.nb_channels
-    planar = frame.format.is_planar
-    dtype = _DTYPES[frame.format.name.removesuffix("p")]
-    count = frame.samples if planar else frame.samples * channels
-    # Of 8 channels and more PyAV (18.1) finds more planes than there are: it looks for a null after the last. A damaged
-    # AAC frame that claimed so many made the worker read anywhere and die; to_ndarray would do the same.
-    own = frame.planes[: channels if planar else 1]
-    planes = [_floats(np.frombuffer(plane, dtype, count)) for plane in own]
-    if channels == 1:
-        return planes[0]
-    samples: Samples = (
-        np.mean(planes, axis=0, dtype=np.float32)
-        if planar
-        else planes[0].reshape(-1, channels).mean(axis=1, dtype=np.float32)
-    )
-    return samples
+def mixed(frame: av.AudioFrame) -> Samples:
+    """A frame's channels as one, at the frame's own rate; raises ImplausibleAudio.
+
+    The mean of all channels; of more than two that are loudspeakers' (5.1) the sum, by `_GAINS`.
+    """
+    layout = frame.layout
+    channels = layout.nb_channels
+    bounds.check(channels, frame.sample_rate)
+    with np.errstate(all="ignore"):  # damaged floats overflow: see pcm.repaired
+        if frame.format.is_planar:
+            planes = [_floats(frame, number, frame.samples) for number in range(channels)]
+        else:
+            planes = list(_floats(frame, 0, frame.samples * channels).reshape(-1, channels).T)
+        if channels == 1:
+            return planes[0]
+        gains = _gains(layout.name) if channels > 2 else None
+        return np.mean(planes, axis=0, dtype=np.float32) if gains is None else _weighed(gains, planes)
 
 
-def _floats(raw: np.ndarray[Any, Any]) -> Samples:
-    """A copy, full scale as 1."""
+def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
+    """The sum of channels, each by its gain."""
+    total = np.zeros(len(planes[0]), np.float32)
+    for gain, plane in zip(gains, planes, strict=True):
+        total += gain * plane
+    return total
+
+
+@lru_cache(maxsize=64)
+def _gains(layout: str) -> Samples | None:
+    """Of each channel of a layout with left and right loudspeakers, by its name; None if it is not known to be one."""
+    if "(" in layout:  # not one of FFmpeg's, but a list of channels
+        return None
+    names = [channel.name for channel in av.AudioLayout(layout).channels]
+    known = "FL" in names and "FR" in names
+    return np.array([_GAINS.get(name, _SURROUND) for name in names], np.float32) if known else None
+
+
+def _floats(frame: av.AudioFrame, number: int, count: int) -> Samples:
+    """A copy of one plane, full scale as 1.
+
+    By the plane alone: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes up to a
+    null behind the last, which of 8 and more is not there.
+    """
+    plane: Any = AudioPlane(frame, number)
+    raw = np.frombuffer(plane, _DTYPES[frame.format.name.removesuffix("p")], count)
     samples = raw.astype(np.float32)
     if raw.dtype == np.uint8:
         samples -= np.float32(128)

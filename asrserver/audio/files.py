@@ -4,54 +4,150 @@ from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.audio.resampler import AudioResampler
 
-from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.pcm import Pcm, Samples
+from asrserver.audio import SAMPLE_RATE, bounds, sniff
+from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.codec import mixed
+from asrserver.audio.demux import demuxer
+from asrserver.audio.pcm import Pcm, Resampler, Samples, repaired
 from asrserver.errors import AudioError
+
+#: Bytes of a file in which its head is looked for.
+_HEAD = 1 << 16
 
 
 def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     """All the audio of a whole file in memory; raises AudioError.
 
-    A file cut short gives what it has. `kind` is what `sniff.container` said. Decoded samples are never handed to
-    faster-whisper's own decoder: PyAV 19 removed an argument that it passes.
+    A file cut short gives what it has. Decoded samples are never handed to faster-whisper's own decoder: PyAV 19
+    removed an argument that it passes.
+
+    Args:
+        kind: what `sniff.container` said.
+        max_seconds: of audio; a file with more is an error.
     """
     if kind == "wav" and (plain := _plain_wav(data, max_seconds)) is not None:
         return plain
-    pieces: list[np.ndarray[Any, Any]] = []
-    total, limit = 0, int(max_seconds * SAMPLE_RATE)
-    resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    _check_head(data, kind)
+    pieces: list[Samples] = []
+    left = int(max_seconds * SAMPLE_RATE)
     try:
         with av.open(io.BytesIO(data), mode="r", format=kind, metadata_errors="ignore") as source:
-            if not source.streams.audio:
-                raise AudioError("not_audio", f"the {kind} file has no audio track")
             try:
-                for frame in source.decode(source.streams.audio[0]):
-                    frame.pts = None  # gaps in time stamps are not audio, and the resampler refuses them
-                    try:
-                        resampled = resampler.resample(frame)
-                    except ValueError:  # the stream changed its rate or channels on the way
-                        resampled = resampler.resample(None)
-                        resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-                        resampled += resampler.resample(frame)
-                    for out in resampled:
-                        pieces.append(out.to_ndarray()[0])
-                        total += len(pieces[-1])
-                    if total > limit:
+                for piece in _resampled(_frames(source)):
+                    pieces.append(piece)
+                    left -= len(piece)
+                    if left < 0:
                         raise _too_long(max_seconds)
-            except av.FFmpegError:
+            except (av.FFmpegError, ImplausibleAudio):
                 if not pieces:
                     raise
-            for out in resampler.resample(None) if pieces else ():
-                pieces.append(out.to_ndarray()[0])
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
+    """A file's audio as 16-bit PCM at SAMPLE_RATE, in pieces of so many seconds, decoded as they are asked for.
+
+    Raises AudioError, OSError.
+    """
+    size = 2 * int(seconds * SAMPLE_RATE)
+    waiting = bytearray()
+    with _opened(path) as source:
+        for piece in _resampled(_frames(source)):
+            waiting += np.clip(np.rint(piece * 32768), -32768, 32767).astype("<i2").tobytes()
+            while len(waiting) >= size:
+                yield bytes(waiting[:size])
+                del waiting[:size]
+    if waiting:
+        yield bytes(waiting)
+
+
+def duration(path: Path) -> float:
+    """Seconds of audio in a file, as it says itself; 0 if it does not. Raises AudioError, OSError."""
+    with _opened(path) as source:
+        return float((source.duration or 0) / av.time_base)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file as a container of PyAV's, whatever it is; what that raises becomes AudioError."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+        kind = sniff.container(head)
+        if kind is not None:
+            _check_head(head, kind)
+        file.seek(0)
+        try:
+            with av.open(file, mode="r", metadata_errors="ignore") as source:
+                yield source
+        except av.FFmpegError as exc:
+            raise AudioError("undecodable_audio", f"the file cannot be decoded: {exc.strerror or exc}") from None
+
+
+def _check_head(data: bytes, kind: str) -> None:
+    """Raise ImplausibleAudio if the container's head claims what cannot be. What else is wrong is FFmpeg's to say."""
+    head = demuxer(kind)
+    head.push(data[:_HEAD])
+    try:
+        head.pull()
+    except ImplausibleAudio:
+        raise
+    except AudioError:
+        pass
+
+
+def _frames(source: Any) -> Iterator[tuple[Samples, int]]:
+    """(mono samples, samples/s) of each frame of a container's first audio track."""
+    if not source.streams.audio:
+        raise AudioError("not_audio", f"the {source.format.name} file has no audio track")
+    track = source.streams.audio[0]
+    context = track.codec_context
+    if context is None:
+        raise AudioError(
+            "undecodable_audio", f"there is no decoder for the audio track of the {source.format.name} file"
+        )
+    layout = context.layout
+    bounds.check_claim(layout.nb_channels, context.sample_rate)
+    if layout.nb_channels:
+        # FFmpeg allocates the list of a layout that is not one of its own (an MP4's `chan` can say right before left).
+        # PyAV (18.1) shares it between objects that free it each, frame by frame, until the process dies. This one owns
+        # it now; the decoder gets a layout without a list.
+        context.layout = f"{layout.nb_channels}C" if "(" in layout.name else layout.name
+    for packet in source.demux(track):
+        for frame in packet.decode():
+            yield mixed(frame), frame.sample_rate
+
+
+def _resampled(frames: Iterable[tuple[Samples, int]]) -> Iterator[Samples]:
+    """Frames at SAMPLE_RATE, in pieces of about a second; their rate may change on the way."""
+    resampler = Resampler(SAMPLE_RATE)
+    waiting: list[Samples] = []
+    count = 0
+    for samples, rate in frames:
+        if rate != resampler.rate:
+            yield np.concatenate([resampler.feed(_joined(waiting)), resampler.flush()])
+            resampler, count = Resampler(rate), 0
+            waiting.clear()
+        waiting.append(samples)
+        count += len(samples)
+        if count >= rate:
+            yield resampler.feed(_joined(waiting))
+            waiting.clear()
+            count = 0
+    yield np.concatenate([resampler.feed(_joined(waiting)), resampler.flush()])
+
+
+def _joined(pieces: list[Samples]) -> Samples:
+    return repaired(np.concatenate(pieces)) if pieces else np.zeros(0, np.float32)
 
 
 def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:

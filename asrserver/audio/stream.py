@@ -24,15 +24,13 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import av
 import numpy as np
-from av.audio.resampler import AudioResampler
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.codec import Codec
 from asrserver.audio.demux import demuxer
 from asrserver.audio.demux.base import Packet, Track, opus_samples
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Resampler, Samples, repaired
 from asrserver.errors import AudioError
 
 #: Seconds, and packets, after which a decoder that began in the middle says what one that began at the start does.
@@ -154,7 +152,9 @@ class StreamDecoder:
                         self._demuxer.discard()
                         raise AudioError("utterance_too_long", f"the chunk decodes to more than {_MOST} s of audio")
             if spoiled:
-                raise AudioError("undecodable_audio", f"{spoiled} packets of {self._start.kind} cannot be decoded")
+                reason = self._recording.reason if self._recording is not None else ""
+                message = f"{spoiled} packets of {self._start.kind} cannot be decoded{reason and ': '}{reason}"
+                raise AudioError("undecodable_audio", message)
         except AudioError:
             self._held = pieces
             raise
@@ -245,7 +245,7 @@ class _Recording:
         self.produced = sample  # up to this sample of the stream
         self.waiting = 0  # samples, at the codec's rate
         self._codec = Codec(track)
-        self._resampler: AudioResampler | None = None
+        self._resampler = Resampler(SAMPLE_RATE)
         self._open: _Place | None = None  # whose packets are still coming
         self._anchor = sample
         self._position = 0
@@ -265,6 +265,11 @@ class _Recording:
         self._skip = self._position - border.position
         self._drop = self._warm
         self._anchor = border.sample - self._warm - self._position * SAMPLE_RATE // self.rate
+
+    @property
+    def reason(self) -> str:
+        """Why the last packet that could not be decoded could not, if that is known."""
+        return self._codec.reason
 
     # -- in ------------------------------------------------------------------------------------------------------
 
@@ -324,7 +329,7 @@ class _Recording:
         self.rate = rate
         self._warm = 0 if rate == SAMPLE_RATE else _WARM
         self._drop = 0
-        self._resampler = None if rate == SAMPLE_RATE else AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        self._resampler = Resampler(rate)
 
     # -- out -----------------------------------------------------------------------------------------------------
 
@@ -343,23 +348,14 @@ class _Recording:
 
     def _convert(self, last: bool = False) -> None:
         """Resample in one go what is there: swr's output does not depend on how its input is cut (to the bit)."""
-        samples = np.concatenate([np.zeros(0, np.float32), *self._waiting])
+        samples = repaired(np.concatenate([np.zeros(0, np.float32), *self._waiting]))
         self._waiting.clear()
-        if not math.isfinite(float(np.sum(samples))):  # of damaged float codecs: the resampler would spread it
-            samples = np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0)
         self.waiting = 0
-        if self._resampler is not None:
-            frames = []
-            if len(samples):
-                frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
-                frame.sample_rate = self.rate
-                frames = self._resampler.resample(frame)
-            if last:
-                frames += self._resampler.resample(None)
-                self._resampler = None
-            samples = np.concatenate([f.to_ndarray()[0] for f in frames]) if frames else np.zeros(0, np.float32)
-            dropped = min(self._drop, len(samples))
-            self._drop -= dropped
-            samples = samples[dropped:]
+        samples = self._resampler.feed(samples)
+        if last:
+            samples = np.concatenate([samples, self._resampler.flush()])
+        dropped = min(self._drop, len(samples))
+        self._drop -= dropped
+        samples = samples[dropped:]
         self.produced += len(samples)
         self._done.append(samples)

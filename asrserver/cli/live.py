@@ -14,7 +14,8 @@ from typing import Any, TextIO
 import click
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.cli.transcribe import BYTES_PER_SECOND, FAILURES, complain, connect, next_piece, pcm
+from asrserver.audio.files import read_s16
+from asrserver.cli.transcribe import BYTES_PER_SECOND, FAILURES, complain, connect, next_piece
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.
@@ -113,9 +114,9 @@ async def _send(session: ClientSession, source: AsyncIterator[bytes]) -> None:
 
 
 async def paced(path: Path) -> AsyncIterator[bytes]:
-    """A file's audio in pieces, each when it would have been spoken; raises av.FFmpegError, ValueError."""
+    """A file's audio in pieces, each when it would have been spoken; raises AudioError, OSError."""
     loop = asyncio.get_running_loop()
-    pieces = pcm(path, PIECE)
+    pieces = read_s16(path, PIECE)
     begun, sent = time.monotonic(), 0
     while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
         sent += len(piece)

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import click
-from av.audio.resampler import AudioResampler
 from tornado.httpclient import HTTPClientError
 from tornado.websocket import WebSocketClosedError
 
 from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.files import duration, read_s16
 from asrserver.client import Client, ClientSession, ConnectionLost, ServerError
+from asrserver.errors import AsrError
 
 #: Bytes a second of what is sent: 16 kHz, 16 bits, mono.
 BYTES_PER_SECOND = 2 * SAMPLE_RATE
@@ -29,34 +29,7 @@ PIECE = 0.5
 AHEAD = 64
 
 #: What one source may fail with, and the others go on.
-FAILURES = (av.FFmpegError, ValueError, OSError, ServerError, ConnectionLost, WebSocketClosedError)
-
-
-def pcm(path: Path, piece: float = PIECE) -> Iterator[bytes]:
-    """A file's audio in pieces of so many seconds, decoded as they are asked for; raises av.FFmpegError, ValueError."""
-    size = int(piece * BYTES_PER_SECOND)
-    waiting = bytearray()
-    with av.open(str(path)) as source:
-        if not source.streams.audio:
-            raise ValueError("there is no audio in it")
-        resampler = AudioResampler(format="s16", layout="mono", rate=SAMPLE_RATE)
-        for frame in source.decode(source.streams.audio[0]):
-            frame.pts = None
-            for out in resampler.resample(frame):
-                waiting += out.to_ndarray().tobytes()
-            while len(waiting) >= size:
-                yield bytes(waiting[:size])
-                del waiting[:size]
-        for out in resampler.resample(None):
-            waiting += out.to_ndarray().tobytes()
-    for begin in range(0, len(waiting), size):
-        yield bytes(waiting[begin : begin + size])
-
-
-def seconds(path: Path) -> float:
-    """A file's length as it says itself; 0 if it does not."""
-    with av.open(str(path)) as source:
-        return float((source.duration or 0) / av.time_base)
+FAILURES = (AsrError, OSError, ServerError, ConnectionLost, WebSocketClosedError)
 
 
 async def connect(urls: list[str], key: str) -> Client:
@@ -101,7 +74,7 @@ async def transcribe_files(
 async def _transcribe(
     client: Client, path: Path, options: dict[str, Any], realtime: bool, as_json: bool, progress: bool
 ) -> dict[str, Any]:
-    length = seconds(path)
+    length = duration(path)
     with click.progressbar(
         length=max(1, round(length / PIECE)), label=path.name, file=sys.stderr, hidden=not progress
     ) as bar:
@@ -134,7 +107,7 @@ def next_piece(pieces: Iterator[bytes]) -> bytes | None:
 async def _send(session: ClientSession, path: Path, realtime: bool, room: asyncio.Semaphore) -> None:
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    pieces = pcm(path)
+    pieces = read_s16(path, PIECE)
     sent = 0
     try:
         while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from asrserver.audio import sniff
+from asrserver.audio import bounds, sniff
+from asrserver.audio.bounds import ImplausibleAudio
 
 #: Before each chunk in a part: its index and its length in bytes.
 RECORD = struct.Struct("<QI")
@@ -215,7 +216,7 @@ def _write(source: _Source, kind: str, target: Path) -> str:
     if len(formats) == 1 and None not in formats:
         pcm: Any = formats.pop()
         spans = [(chunk, offset, size) for _, chunk, offset, size in stretches]
-        if kind == "flac" and pcm in (_Pcm(1, pcm.channels, pcm.rate, 16), _Pcm(3, pcm.channels, pcm.rate, 32)):
+        if kind == "flac" and pcm.channels <= 2 and (pcm.tag, pcm.bits) in ((1, 16), (3, 32)):
             _write_flac(pcm, spans, target)
             return "flac"
         with target.open("wb") as file:
@@ -264,7 +265,11 @@ def _riff(chunk: _Chunk) -> tuple[_Pcm | None, _Chunk, int, int]:
         name, size = struct.unpack_from("<4sI", head, at)
         if name == b"fmt " and size >= 16 and at + 24 <= len(head):
             tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, at + 8)
-            pcm = _Pcm(tag, channels, rate, bits) if tag in (1, 3) and channels else None
+            try:
+                bounds.check(channels, rate)
+            except ImplausibleAudio:
+                break
+            pcm = _Pcm(tag, channels, rate, bits) if tag in (1, 3) else None
         elif name == b"data":
             return pcm, chunk, at + 8, min(size, chunk.size - at - 8)
         at += 8 + size + size % 2

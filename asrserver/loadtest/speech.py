@@ -22,12 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.errors import SettingError
+from asrserver.errors import AudioError, SettingError
 from asrserver.loadtest.plan import Plan
 from asrserver.text.wer import spoken
 
-#: Samples per second, and bytes per frame: 100 ms of 16-bit PCM.
-SAMPLE_RATE = 16000
+#: Bytes per frame: 100 ms of 16-bit PCM.
 FRAME = SAMPLE_RATE // 10 * 2
 FRAME_SECONDS = 0.1
 
@@ -88,9 +87,7 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
     Raises:
         SettingError: A file cannot be decoded, or a transcript has no words.
     """
-    import av
-
-    from asrserver.cli.transcribe import pcm
+    from asrserver.audio.files import read_s16
 
     if not audio:
         folder = Path(str(files("asrserver").joinpath("data", "loadtest")))
@@ -99,8 +96,8 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
     found = []
     for path, text in audio:
         try:
-            samples = b"".join(pcm(Path(path), 1.0))
-        except (av.FFmpegError, ValueError, OSError) as exc:
+            samples = b"".join(read_s16(Path(path), 1.0))
+        except (AudioError, OSError) as exc:
             raise SettingError(f"--audio {path}: {getattr(exc, 'strerror', None) or exc}") from None
         if not samples:
             raise SettingError(f"--audio {path}: contains no audio")

@@ -27,6 +27,13 @@ def encode(samples: Samples, arguments: str) -> bytes:
     ).stdout
 
 
+def decoded_by_ffmpeg(data: bytes, container: str) -> Samples:
+    """What the program makes of a file: mono, 16 kHz. Two channels are louder by 3 dB than their mean."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", container, "-i", "-"]
+    command += ["-ac", "1", "-ar", "16000", "-f", "f32le", "-"]
+    return np.frombuffer(subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout, "<f4")
+
+
 def frequency(samples: Samples) -> float:
     """The strongest, in hertz."""
     return float(np.argmax(np.abs(np.fft.rfft(samples))) * SAMPLE_RATE / len(samples))

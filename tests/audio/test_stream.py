@@ -9,19 +9,19 @@ import pytest
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.decoders import PlainDecoder, open_decoder, resume_decoder
 from asrserver.audio.stream import Border, StreamDecoder
-from tests.audio.signals import s16
+from tests.audio.signals import decoded_by_ffmpeg, s16
 from tests.audio.streams import STREAMS, decoded, kind, slices, stream, whole
 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_what_ffmpeg_makes_of_the_file(name: str) -> None:
-    """As long, to a few samples, and the same."""
-    reference = files.decode(stream(name), kind(name), 60)
-    found = whole(name)
-    assert abs(len(found) - len(reference)) <= (2048 if "vorbis" in name else 64)  # whose end is not trimmed
-    length = min(len(found), len(reference))
-    scale = np.sqrt(0.5) if "stereo" in name else 1.0  # FFmpeg mixes down with a gain, we take the mean
-    np.testing.assert_allclose(found[:length], reference[:length] * scale, atol=0.005)
+    """As long, to a few samples, and the same: as a stream and as a whole file."""
+    reference = decoded_by_ffmpeg(stream(name), kind(name))
+    for found in (whole(name), files.decode(stream(name), kind(name), 60)):
+        assert abs(len(found) - len(reference)) <= (2048 if "vorbis" in name else 64)  # whose end is not trimmed
+        length = min(len(found), len(reference))
+        scale = np.sqrt(0.5) if "stereo" in name else 1.0  # FFmpeg mixes down with a gain, we take the mean
+        np.testing.assert_allclose(found[:length], reference[:length] * scale, atol=0.005)
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+from asrserver.audio import bounds
+from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.errors import AudioError
 
 #: Longest packet of audio, in bytes. Opus can have 61,298 (RFC 6716: 48 frames of 1,275 bytes); PCM and FLAC more.
@@ -121,11 +123,14 @@ class Demuxer(ABC):
         return error
 
     def _begin_track(self, track: Track) -> Track:
-        """The recording's, if what it says of itself can be."""
+        """The recording's, if what it says of itself can be; 0 channels or samples/s are the codec's to say."""
+        try:
+            bounds.check_claim(track.channels, track.rate)
+        except ImplausibleAudio:
+            self.track, self._refused = None, True
+            raise
         if not (
-            0 <= track.rate <= 768_000
-            and track.channels <= 255
-            and 0 <= track.skip <= 480_000
+            0 <= track.skip <= 480_000
             and track.number < 1 << 32
             and track.frame <= MAX_PACKET
             and len(track.extradata) <= MAX_HEAD

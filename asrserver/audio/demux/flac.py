@@ -64,9 +64,13 @@ class Flac(Demuxer):
             return None
         self._metadata = False
         if len(self._info) < 34:
+            self._lost = True
             raise self._unsupported("it does not say what it holds (STREAMINFO)")
-        self.track = Track("flac", self._info)
-        return self.track
+        rate, channels = streaminfo(self._info)
+        self._lost = True  # unless it is believed: what follows is nobody's
+        track = self._begin_track(Track("flac", self._info, rate, channels))
+        self._lost = False
+        return track
 
     def _end(self, number: int, step: int) -> int | None:
         """Where the frame at the front ends: at the next number's header, or at another stream's mark.
@@ -102,6 +106,11 @@ class Flac(Demuxer):
             return True
         self._drop(min(at if at >= 0 else len(self._buffer), max(0, len(self._buffer) - 16)))
         return False
+
+
+def streaminfo(info: bytes) -> tuple[int, int]:
+    """(samples/s, channels) of a STREAMINFO block, 8.2."""
+    return int.from_bytes(info[10:13], "big") >> 4, (info[12] >> 1 & 7) + 1
 
 
 def _header(data: bytearray, at: int) -> tuple[int, int] | None:

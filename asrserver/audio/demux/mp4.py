@@ -146,7 +146,7 @@ class Mp4(Demuxer):
                     table = _table(_path(trak, b"mdia", b"minf", b"stbl"))
                     self._plan = deque(sorted((self.start + at, size) for at, size in table))
                     return track
-        except (struct.error, IndexError, KeyError, OverflowError):
+        except (struct.error, ValueError, IndexError, KeyError, OverflowError):
             raise self._unsupported("its index is damaged") from None
         raise self._unsupported("it has no audio track")
 
@@ -155,17 +155,20 @@ class Mp4(Demuxer):
         (number,) = struct.unpack_from(">I", tkhd, 20 if tkhd[0] else 12)
         entry_size, kind = struct.unpack_from(">I4s", _path(trak, b"mdia", b"minf", b"stbl", b"stsd"), 8)
         entry = _path(trak, b"mdia", b"minf", b"stbl", b"stsd")[16 : 8 + entry_size]
-        channels, rate = struct.unpack_from(">H6xI", entry, 16)
+        channels, rate = struct.unpack_from(">H6xH", entry, 16)
         version = int.from_bytes(entry[8:10], "big")  # QuickTime has longer ones, and the codec's boxes in one more
+        if version == 2:  # in which the fields of old stand for nothing
+            hertz, channels = struct.unpack_from(">dI", entry, 32)
+            rate = int(hertz)
         boxes = dict(_boxes(entry[28 + (0, 16, 36)[version] :]))
         boxes |= dict(_boxes(boxes.get(b"wave", b"")))
         codec, extradata = self._codec(kind, boxes)
-        skip = opus_skip(extradata) if codec == "opus" else _edit(trak, rate >> 16)
+        skip = opus_skip(extradata) if codec == "opus" else _edit(trak, rate)
         frame = 0
         for name, trex in _boxes(mvex):
             if name == b"trex" and struct.unpack_from(">I", trex, 4)[0] == number:
                 (frame,) = struct.unpack_from(">I", trex, 16)
-        return Track(codec, extradata, rate >> 16, channels, skip, number, frame)
+        return Track(codec, extradata, rate, channels, skip, number, frame)
 
     def _codec(self, kind: bytes, boxes: dict[bytes, bytes]) -> tuple[str, bytes]:
         if kind == b"Opus":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from asrserver.audio.demux.base import MAX_PACKET, Demuxer, Packet, Track, opus_samples, opus_skip
+from asrserver.audio.demux.flac import streaminfo
 
 _CONTINUED, _FIRST, _LAST = 1, 2, 4
 
@@ -125,10 +126,12 @@ class Ogg(Demuxer):
         if self._codec == "opus":
             return Track("opus", head, 48000, head[9], opus_skip(head), self._serial)
         if self._codec == "flac":
-            return Track("flac", head[17:51], number=self._serial)
+            return Track("flac", head[17:51], *streaminfo(head[17:51]), number=self._serial)
         # The decoder reads the first and third headers alone. Xiph lacing: a two, the lengths of all but the last.
         comments, setup = b"\x03vorbis" + bytes(8) + b"\x01", self._head[2]
-        return Track("vorbis", bytes((2, len(head), len(comments))) + head + comments + setup, number=self._serial)
+        private = bytes((2, len(head), len(comments))) + head + comments + setup
+        rate = int.from_bytes(head[12:16], "little")
+        return Track("vorbis", private, rate, head[11], number=self._serial)
 
     def _trim(self, fresh: list[Packet], flags: int, granule: int) -> None:
         """At the end the granule position says how much of the last packets is audio (RFC 7845, 4.4)."""

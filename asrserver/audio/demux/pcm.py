@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from asrserver.audio import PCM_WIDTHS
+from asrserver.audio import PCM_WIDTHS, bounds
 from asrserver.audio.demux.base import MAX_HEAD, MAX_SKIP, Demuxer, Packet, Track
+from asrserver.errors import AudioError
 
 #: Bytes of a WAV's data from which on the header only says that it does not know: writers put 0, or about the largest.
 _UNKNOWN = 0x7FFF0000
@@ -31,6 +32,7 @@ class Pcm(Demuxer):
 
     def __init__(self, codec: str, rate: int, channels: int) -> None:
         super().__init__()
+        bounds.check(channels, rate)
         self._track = Track(codec, rate=rate, channels=channels, frame=PCM_WIDTHS[codec] * channels)
 
     def _next(self) -> Track | Packet | None:
@@ -96,11 +98,16 @@ class Wav(Pcm):
         tag, channels, rate, _, frame, bits = struct.unpack_from("<HHIIHH", body)
         if tag == _EXTENSIBLE and len(body) >= 26:
             (tag,) = struct.unpack_from("<H", body, 24)
+        self._lost = True  # unless it is believed: what follows is nobody's
         codec = _CODECS.get((tag, bits))
-        if codec is None or not 1 <= channels <= 64 or frame != channels * bits // 8 or not 1000 <= rate <= 384000:
+        try:
+            bounds.check(channels, rate)
+            if codec is None or frame != channels * bits // 8:
+                raise self._unsupported(f"its format is {tag}, {bits} bits, {channels} channels, {rate} Hz")
+        except AudioError:
             self._drop(length)
-            self._lost = True
-            raise self._unsupported(f"its format is {tag}, {bits} bits, {channels} channels, {rate} Hz")
+            raise
+        self._lost = False
         self._format = Track(codec, rate=rate, channels=channels, frame=frame)
 
     def _begin(self, size: int) -> Track:

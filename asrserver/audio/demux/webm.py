@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from asrserver.audio import bounds
 from asrserver.audio.demux.base import MAX_HEAD, MAX_PACKET, MAX_SKIP, Demuxer, Packet, Track, opus_skip
 
 _EBML = 0x1A45DFA3
@@ -121,6 +122,7 @@ class WebM(Demuxer):
         channels = int.from_bytes(audio.get(_CHANNELS, b"\1"), "big")
         rate, bits, frame = _rate(audio.get(_RATE, b"")), int.from_bytes(audio.get(_BITS, b""), "big"), 0
         if codec.startswith("pcm"):
+            bounds.check(channels, rate)
             codec = f"{codec}{bits}le" if bits > 8 else "pcm_u8"
             frame = bits // 8 * channels
         private = entry.get(_CODEC_PRIVATE, b"")
@@ -208,4 +210,4 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
 def _rate(data: bytes) -> int:
     """Of an element that holds a float; the default is 8 kHz, and what is no number is none."""
     value = struct.unpack(">d" if len(data) == 8 else ">f", data)[0] if len(data) in (4, 8) else 8000.0
-    return int(value) if 0 <= value < 1e6 else -1
+    return int(min(value, 2.0**32)) if value > 0 else -1
