@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-import wave
 from dataclasses import dataclass
 from pathlib import Path
+
+from asrserver.audio import SAMPLE_RATE, wav
 
 DATA = Path(__file__).parent / "data"
 
@@ -21,13 +21,7 @@ class Utterance:
 
     @property
     def wav(self) -> bytes:
-        buffer = io.BytesIO()
-        with wave.open(buffer, "wb") as file:
-            file.setnchannels(1)
-            file.setsampwidth(2)
-            file.setframerate(16000)
-            file.writeframes(self.pcm)
-        return buffer.getvalue()
+        return wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), self.pcm)
 
 
 def recorded(folder: str) -> list[Utterance]:

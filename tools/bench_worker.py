@@ -25,9 +25,7 @@ import os
 import statistics
 import tempfile
 import time
-import wave
 from collections.abc import Callable, Iterable, Iterator
-from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ import tokenizers
 import uvloop
 from bench_gateway import own_cpu, report_cpu
 
-from asrserver.audio import SAMPLE_RATE
+from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio import files as audio
 from asrserver.audio.pcm import Samples
 from asrserver.broker.gateway_side import GatewayBroker
@@ -74,12 +72,8 @@ def recordings(count: int) -> list[Samples]:
     return list(itertools.islice(itertools.cycle(decoded), count))
 
 
-def wav(samples: Samples) -> bytes:
-    buffer = BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
-        file.writeframes((samples * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
+def wav_file(samples: Samples) -> bytes:
+    return wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), (samples * 32767).astype("<i2").tobytes())
 
 
 def speech(samples: Samples) -> Iterator[Samples]:
@@ -290,7 +284,9 @@ def main() -> None:
         redis.start()
         try:
             settings = Settings(redis_url=redis.url, device="cpu", max_backlog=1e9, silence=SILENCE)
-            compare("worker, a WAV file", Worker(settings), Side(run_bare, "en"), [wav(one) for one in said], options)
+            compare(
+                "worker, a WAV file", Worker(settings), Side(run_bare, "en"), [wav_file(one) for one in said], options
+            )
         finally:
             redis.stop(10)
 

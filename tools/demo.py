@@ -12,7 +12,6 @@ process is left.
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import re
@@ -22,11 +21,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-import wave
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from asrserver.audio import wav
 from asrserver.client import Client
 
 RECORDINGS = Path(str(files("asrserver").joinpath("data", "recordings")))
@@ -64,10 +63,12 @@ async def stream(client: Client, recording: bytes, live: bool) -> dict[str, Any]
     """Send a WAV; its final result."""
     session = await client.start(user_id="demo")
     if live:
-        with wave.open(io.BytesIO(recording)) as file:
-            while piece := file.readframes(file.getframerate() // 10):
-                await session.send(piece)
-                await asyncio.sleep(len(piece) / 32000)
+        header = wav.read_header(recording)
+        assert header is not None
+        samples, step = recording[header.offset :], header.format.bytes_per_second // 10
+        for at in range(0, len(samples), step):
+            await session.send(samples[at : at + step])
+            await asyncio.sleep(0.1)
     else:
         await session.send(recording)
     return await session.finish()

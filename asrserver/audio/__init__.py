@@ -6,6 +6,3 @@
 
 #: Samples a second of all decoded audio, of one channel: what Whisper and Silero were trained on.
 SAMPLE_RATE = 16000
-
-#: Headerless formats that a session may have, and the bytes of one sample of one channel.
-PCM_WIDTHS = {"pcm_s16le": 2, "pcm_f32le": 4}

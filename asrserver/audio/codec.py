@@ -10,10 +10,10 @@ import av
 import numpy as np
 from av.audio.plane import AudioPlane
 
-from asrserver.audio import bounds
+from asrserver.audio import bounds, pcm
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.demux.base import Track
-from asrserver.audio.pcm import Samples, mono
+from asrserver.audio.pcm import Samples
 from asrserver.errors import AudioError
 
 #: Of FFmpeg's sample formats, without the p of the planar ones.
@@ -33,15 +33,14 @@ _SURROUND = 0.5**1.5
 
 
 class Codec:
-    """Of one track; raises AudioError if its head is damaged. PCM as clients send it needs no decoder."""
+    """Of one track; raises AudioError if its head is damaged. PCM needs no decoder."""
 
     def __init__(self, track: Track) -> None:
         self.memoryless = track.codec.startswith("pcm") or track.codec == "flac"
         self.reason = ""  # why the last packet could not be decoded, if that is known
         self._track = track
-        self._dtype: Any = {"pcm_s16le": np.dtype("<i2"), "pcm_f32le": np.dtype("<f4")}.get(track.codec)
         self._context: Any = None
-        if self._dtype is None:
+        if track.codec not in pcm.CODECS:
             try:
                 self._context = _context(track)
             except (av.FFmpegError, ValueError):
@@ -49,11 +48,9 @@ class Codec:
 
     def decode(self, data: bytes | None) -> list[tuple[Samples, int]] | None:
         """(samples, rate) of each frame of a packet, or (None) of what remains; None if it cannot be decoded."""
-        if self._dtype is not None:
-            channels = self._track.channels
-            count = len(data or b"") // (self._dtype.itemsize * channels) * channels
-            raw = np.frombuffer(data or b"", self._dtype, count)
-            return [(mono(raw, channels), self._track.rate)] if count else []
+        if self._context is None:
+            samples = pcm.samples(data or b"", self._track.codec, self._track.channels)
+            return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
             return []  # to FFmpeg that would be the end
         try:

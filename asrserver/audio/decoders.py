@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from asrserver.audio import PCM_WIDTHS, SAMPLE_RATE
+from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import Pcm, Samples
 from asrserver.audio.stream import Border, StreamDecoder
@@ -35,7 +35,7 @@ def open_decoder(kind: str, sample_rate: int, channels: int) -> Decoder:
 
 def resume_decoder(border: Border) -> Decoder:
     """Of one that goes on at a border, whichever of the two decoders made it."""
-    if border.kind in PCM_WIDTHS and border.sample_rate == SAMPLE_RATE:
+    if border.kind in wav.WIDTHS and border.sample_rate == SAMPLE_RATE:
         return PlainDecoder(border)
     return StreamDecoder.resume(border)
 
@@ -45,7 +45,7 @@ class PlainDecoder:
 
     def __init__(self, border: Border) -> None:
         self._pcm = Pcm(border.kind, SAMPLE_RATE, border.channels)
-        self._frame = PCM_WIDTHS[border.kind] * border.channels
+        self._frame = wav.WIDTHS[border.kind] * border.channels
         self._first = border
         self.position = border.sample
 

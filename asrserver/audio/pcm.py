@@ -8,10 +8,20 @@ import av
 import numpy as np
 from av.audio.resampler import AudioResampler
 
-from asrserver.audio import SAMPLE_RATE, bounds
+from asrserver.audio import SAMPLE_RATE, bounds, wav
 
 #: Audio as all of the server passes it on: [samples], mono, SAMPLE_RATE unless said otherwise, full scale as ±1.
 Samples = np.ndarray[Any, np.dtype[np.float32]]
+
+#: Codecs whose bytes are numbers, so that none need be decoded, and the type of those; there is none of 24 bits.
+CODECS: dict[str, np.dtype[Any]] = {
+    "pcm_u8": np.dtype("u1"),
+    "pcm_s16le": np.dtype("<i2"),
+    "pcm_s24le": np.dtype("<i4"),
+    "pcm_s32le": np.dtype("<i4"),
+    "pcm_f32le": np.dtype("<f4"),
+    "pcm_f64le": np.dtype("<f8"),
+}
 
 #: What a decoder may return at the loudest: lossy codecs exceed full scale a little, recorders of floats by 18 dB.
 _LOUDEST = np.float32(8.0)
@@ -56,26 +66,30 @@ class Resampler:
 class Pcm:
     """Headerless PCM of one format to 16 kHz mono; keeps what a cut inside a sample leaves over."""
 
-    def __init__(self, format: str, sample_rate: int, channels: int) -> None:
+    def __init__(self, codec: str, sample_rate: int, channels: int) -> None:
+        """Args:
+        codec: one of CODECS.
+        sample_rate: samples/s of each channel.
+        channels: interleaved; they become one.
+        """
         bounds.check(channels, sample_rate)
-        self._dtype: Any = np.dtype("<f4") if format == "pcm_f32le" else np.dtype("<i2")
+        self._codec = codec
         self._channels = channels
+        self._frame = wav.WIDTHS[codec] * channels
         self._resampler = Resampler(sample_rate)
         self.rest = b""  # of a sample whose other bytes are still to come
 
     @property
     def bytes_per_second(self) -> int:
-        return int(self._dtype.itemsize * self._channels * self._resampler.rate)
+        return self._frame * self._resampler.rate
 
     def feed(self, data: bytes) -> Samples:
         """The samples that these bytes complete."""
         if self.rest:
             data = self.rest + data
-        whole = len(data) - len(data) % (self._dtype.itemsize * self._channels)
+        whole = len(data) - len(data) % self._frame
         self.rest = data[whole:]
-        return self._resampler.feed(
-            mono(np.frombuffer(data, self._dtype, whole // self._dtype.itemsize), self._channels)
-        )
+        return self._resampler.feed(samples(data, self._codec, self._channels))
 
     def flush(self) -> Samples:
         """What the resampler still holds; the next bytes begin something new."""
@@ -94,14 +108,29 @@ def repaired(samples: Samples) -> Samples:
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
 
-def mono(raw: np.ndarray[Any, Any], channels: int) -> Samples:
-    """Interleaved 16-bit or float samples as float32 within -1 and 1, their channels mixed."""
-    if raw.dtype.kind == "i":
-        samples = raw.astype(np.float32)
-        samples *= np.float32(1 / 32768)
+def samples(data: bytes, codec: str, channels: int) -> Samples:
+    """Interleaved PCM as samples within -1 and 1 at its own rate; its channels become their mean.
+
+    Args:
+        data: bytes; a frame that is cut at their end is left out.
+        codec: one of CODECS.
+    """
+    count = len(data) // (wav.WIDTHS[codec] * channels) * channels
+    if codec == "pcm_s24le":  # as the upper three bytes of four
+        wide = np.zeros((count, 4), np.uint8)
+        wide[:, 1:] = np.frombuffer(data, np.uint8, 3 * count).reshape(-1, 3)
+        raw = wide.view("<i4").reshape(-1)
     else:
-        samples = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
-    return samples.reshape(-1, channels).mean(axis=1, dtype=np.float32) if channels > 1 else samples
+        raw = np.frombuffer(data, CODECS[codec], count)
+    found: Samples
+    if raw.dtype.kind == "f":
+        found = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
+    else:
+        found = raw.astype(np.float32)
+        if codec == "pcm_u8":
+            found -= 128
+        found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
+    return found.reshape(-1, channels).mean(axis=1, dtype=np.float32) if channels > 1 else found
 
 
 def _joined(frames: list[av.AudioFrame]) -> Samples:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from asrserver.audio import bounds, sniff
+from asrserver.audio import sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio
 
 #: Before each chunk in a part: its index and its length in bytes.
@@ -191,13 +191,13 @@ class _Item:
 
 
 @dataclass(frozen=True)
-class _Pcm:
-    """A format: WAVE's format tag (1 is whole numbers, 3 is floating point), channels, hertz, bits a sample."""
+class _Span:
+    """Bytes of a chunk that go into the recording, and what samples they are; None if they cannot be joined."""
 
-    tag: int
-    channels: int
-    rate: int
-    bits: int
+    format: wav.Format | None
+    chunk: _Chunk
+    offset: int
+    size: int
 
 
 def _write(source: _Source, kind: str, target: Path) -> str:
@@ -209,25 +209,23 @@ def _write(source: _Source, kind: str, target: Path) -> str:
             for chunk in items[0].chunks:
                 _copy(chunk, 0, chunk.size, file)
         return _SUFFIX.get(items[0].kind, items[0].kind)
-    raw = _Pcm(3, header["channels"], header["rate"], 32) if header["format"] == "pcm_f32le" else None
-    raw = raw or _Pcm(1, header["channels"], header["rate"], 16)
-    stretches = [stretch for item in items for stretch in _stretches(item, raw)]
-    formats = {pcm for pcm, *_ in stretches}
-    if len(formats) == 1 and None not in formats:
-        pcm: Any = formats.pop()
-        spans = [(chunk, offset, size) for _, chunk, offset, size in stretches]
-        if kind == "flac" and pcm.channels <= 2 and (pcm.tag, pcm.bits) in ((1, 16), (3, 32)):
-            _write_flac(pcm, spans, target)
+    headerless = "pcm_s16le" if header["format"] == "auto" else header["format"]
+    raw = wav.Format.of(headerless, header["channels"], header["rate"])
+    spans = [span for item in items for span in _spans(item, raw)]
+    if spans[0].format is not None and len({span.format for span in spans}) == 1:
+        format = spans[0].format
+        if kind == "flac" and format.channels <= 2 and format.codec in ("pcm_s16le", "pcm_f32le"):
+            _write_flac(format, spans, target)
             return "flac"
         with target.open("wb") as file:
-            _write_wav(pcm, spans, file)
+            _write_wav(format, spans, file)
         return "wav"
     with zipfile.ZipFile(target, "w") as archive:
         for number, item in enumerate(items):
             suffix = "wav" if item.kind is None else _SUFFIX.get(item.kind, item.kind)
             with archive.open(f"{number:05}.{suffix}", "w", force_zip64=True) as entry:
                 if item.kind is None:
-                    _write_wav(raw, [(chunk, 0, chunk.size) for chunk in item.chunks], entry)
+                    _write_wav(raw, _spans(item, raw), entry)
                 for chunk in item.chunks if item.kind is not None else ():
                     _copy(chunk, 0, chunk.size, entry)
     return "zip"
@@ -248,32 +246,23 @@ def _items(source: _Source) -> list[_Item]:
     return items
 
 
-def _stretches(item: _Item, raw: _Pcm) -> list[tuple[_Pcm | None, _Chunk, int, int]]:
-    """The item's samples as (format, chunk, offset, bytes); the format is None if it has none that can be joined."""
-    if item.kind is None:
-        return [(raw, chunk, 0, chunk.size) for chunk in item.chunks]
+def _spans(item: _Item, raw: wav.Format) -> list[_Span]:
+    """The item's samples; those of PCM without a header are `raw`."""
     if item.kind == "wav" and len(item.chunks) == 1:
-        return [_riff(item.chunks[0])]
-    return [(None, chunk, 0, chunk.size) for chunk in item.chunks]
+        return [_wav_samples(item.chunks[0])]
+    format = raw if item.kind is None else None
+    return [_Span(format, chunk, 0, chunk.size) for chunk in item.chunks]
 
 
-def _riff(chunk: _Chunk) -> tuple[_Pcm | None, _Chunk, int, int]:
-    """A WAV file's samples; RIFF is chunks of four letters and a length, padded to even."""
-    head = chunk.read(1 << 16)
-    pcm, at = None, 12
-    while at + 8 <= len(head):
-        name, size = struct.unpack_from("<4sI", head, at)
-        if name == b"fmt " and size >= 16 and at + 24 <= len(head):
-            tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, at + 8)
-            try:
-                bounds.check(channels, rate)
-            except ImplausibleAudio:
-                break
-            pcm = _Pcm(tag, channels, rate, bits) if tag in (1, 3) else None
-        elif name == b"data":
-            return pcm, chunk, at + 8, min(size, chunk.size - at - 8)
-        at += 8 + size + size % 2
-    return None, chunk, 0, chunk.size
+def _wav_samples(chunk: _Chunk) -> _Span:
+    """A WAV file's samples; all of the file if they are none that can be joined, or claim what cannot be."""
+    with suppress(ImplausibleAudio):
+        header = wav.read_header(chunk.read(1 << 16))
+        if header is not None and header.format.codec is not None:
+            here = max(0, chunk.size - header.offset)
+            size = here if header.size is None else min(header.size, here)
+            return _Span(header.format, chunk, header.offset, size)
+    return _Span(None, chunk, 0, chunk.size)
 
 
 def _copy(chunk: _Chunk, offset: int, size: int, target: IO[bytes]) -> None:
@@ -287,53 +276,38 @@ def _copy(chunk: _Chunk, offset: int, size: int, target: IO[bytes]) -> None:
         at += len(data)
 
 
-def _write_wav(pcm: _Pcm, spans: list[tuple[_Chunk, int, int]], target: IO[bytes]) -> None:
-    block = pcm.channels * pcm.bits // 8
-    size = min(sum(length for _, _, length in spans) // block * block, 0xFFFFFFFF - 36)
-    head = (
-        b"RIFF",
-        36 + size,
-        b"WAVE",
-        b"fmt ",
-        16,
-        pcm.tag,
-        pcm.channels,
-        pcm.rate,
-        pcm.rate * block,
-        block,
-        pcm.bits,
-    )
-    target.write(struct.pack("<4sI4s4sIHHIIHH4sI", *head, b"data", size))
-    rest = size
-    for chunk, offset, length in spans:
-        length = min(length, rest)
-        _copy(chunk, offset, length, target)
+def _write_wav(format: wav.Format, spans: list[_Span], target: IO[bytes]) -> None:
+    size = rest = wav.fitting(format, sum(span.size for span in spans))
+    target.write(wav.write_header(format, size))
+    for span in spans:
+        length = min(span.size, rest)
+        _copy(span.chunk, span.offset, length, target)
         rest -= length
+    target.write(wav.padding(size))
 
 
-def _write_flac(pcm: _Pcm, spans: list[tuple[_Chunk, int, int]], target: Path) -> None:
+def _write_flac(format: wav.Format, spans: list[_Span], target: Path) -> None:
     """Lossless for 16-bit samples; floating point becomes 16 bits."""
     import av
     import numpy as np
 
-    block = pcm.channels * pcm.bits // 8
-    layout = "mono" if pcm.channels == 1 else "stereo"
+    layout = "mono" if format.channels == 1 else "stereo"
     done, rest = 0, b""
     with av.open(str(target), "w", format="flac") as output:
-        stream = output.add_stream("flac", rate=pcm.rate, layout=layout)
-        for chunk, offset, length in spans:
-            for at in range(offset, offset + length, _STEP):
-                chunk.file.seek(chunk.offset + at)
-                data = rest + chunk.file.read(min(_STEP, offset + length - at))
-                whole = len(data) // block * block
+        stream = output.add_stream("flac", rate=format.rate, layout=layout)
+        for span in spans:
+            for at in range(span.offset, span.offset + span.size, _STEP):
+                span.chunk.file.seek(span.chunk.offset + at)
+                data = rest + span.chunk.file.read(min(_STEP, span.offset + span.size - at))
+                whole = len(data) // format.frame * format.frame
                 data, rest = data[:whole], data[whole:]
-                samples = np.frombuffer(data, "<f4" if pcm.tag == 3 else "<i2")
-                if pcm.tag == 3:
+                samples = np.frombuffer(data, "<f4" if format.codec == "pcm_f32le" else "<i2")
+                if format.codec == "pcm_f32le":
                     samples = (np.nan_to_num(samples).clip(-1, 1) * 32767).astype("<i2")
                 if not len(samples):
                     continue
                 frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
-                frame.sample_rate, frame.pts = pcm.rate, done
+                frame.sample_rate, frame.pts = format.rate, done
                 done += frame.samples
                 output.mux(stream.encode(frame))
         output.mux(stream.encode(None))

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from asrserver.audio import sniff
+from asrserver.audio import sniff, wav
+from asrserver.audio.bounds import ImplausibleAudio
 
 #: Bytes a second of compressed audio, until results tell the session's own rate: 64 kbit/s.
 COMPRESSED_RATE = 8000.0
@@ -162,6 +163,10 @@ class Backlog:
 
 def _rate(data: bytes, pcm_rate: float) -> float:
     """Estimate the bytes a second of audio that begins with `data`."""
-    if data[:4] == b"RIFF" and data[12:16] == b"fmt ":
-        return max(1000.0, float(int.from_bytes(data[28:32], "little")))  # as the file's header says
+    try:
+        format = wav.read_format(data)
+    except ImplausibleAudio:  # the worker will say so
+        return COMPRESSED_RATE
+    if format is not None and format.bytes_per_second:
+        return float(format.bytes_per_second)
     return pcm_rate if sniff.container(data, first=False) is None else COMPRESSED_RATE

@@ -82,7 +82,8 @@ class Transcriber:
         self._options = codec.decode_options(claim.fields["options"])
         self._suspicion = Suspicion(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, self._options)
-        self._pcm = Pcm(self._options.format, self._options.sample_rate, self._options.channels)
+        headerless = "pcm_s16le" if self._options.format == "auto" else self._options.format
+        self._pcm = Pcm(headerless, self._options.sample_rate, self._options.channels)
         self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
         self._before, self._resumed = self._event_log.place

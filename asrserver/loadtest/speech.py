@@ -7,11 +7,9 @@ sessions that are open at the same time send the same, so that a swapped transcr
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import random
-import wave
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -21,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asrserver.audio import SAMPLE_RATE
+from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.errors import AudioError, SettingError
 from asrserver.loadtest.plan import Plan
 from asrserver.text.wer import spoken
@@ -71,14 +69,8 @@ def sentence(text: str, pcm: bytes) -> Sentence:
     """A sentence of 16 kHz 16-bit mono PCM, padded with quiet to whole frames."""
     if missing := -len(pcm) % FRAME:
         pcm += quiet_frames()[0][:missing]
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(pcm)
     frames = tuple(pcm[at : at + FRAME] for at in range(0, len(pcm), FRAME))
-    return Sentence(text, tuple(spoken(text)), frames, buffer.getvalue())
+    return Sentence(text, tuple(spoken(text)), frames, wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), pcm))
 
 
 def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import wave
 from typing import Any
 
 import numpy as np
@@ -46,27 +44,6 @@ def test_every_container_is_known_and_decoded(name: str) -> None:
     assert len(samples) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
     assert frequency(samples) == pytest.approx(440, abs=2)
     assert np.abs(samples).max() == pytest.approx(0.43, abs=0.15)  # stereo may cost 3 dB
-
-
-def test_plain_wav_is_what_ffmpeg_says() -> None:
-    """The way round FFmpeg gives its numbers."""
-    data = encode(tone(), "-f wav")
-    plain = files._plain_wav(data, 10)
-    assert plain is not None
-    np.testing.assert_allclose(plain, np.frombuffer(s16(tone()), "<i2") / 32768, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [0, 0xFFFFFFFF])
-def test_a_wav_whose_header_does_not_know_its_length(size: int) -> None:
-    """As programs write it that write to a pipe."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setparams((1, 2, 16000, 0, "NONE", ""))
-        file.writeframes(s16(tone()))
-    data = bytearray(buffer.getvalue())
-    data[40:44] = size.to_bytes(4, "little")
-    data[4:8] = size.to_bytes(4, "little")
-    assert len(files.decode(bytes(data), "wav", 10)) / SAMPLE_RATE == pytest.approx(1.0 if size else 0.5, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["wav", "webm", "ogg-opus", "flac", "mp3", "mp4"])

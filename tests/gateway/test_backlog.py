@@ -15,6 +15,21 @@ def length(backlog: Backlog) -> float:
     return backlog.measure("s", b"", 0, 32000)[1]
 
 
+@pytest.mark.parametrize(("offset", "claim"), [(28, 2**32 - 1), (28, 0), (32, 65535)])
+def test_a_wav_cannot_claim_to_be_short(offset: int, claim: int) -> None:
+    """Its bytes a second and a sample follow from the rest; hours of it would count as nothing."""
+    wav = bytearray(Utterance("", "", bytes(64000)).wav)
+    wav[offset : offset + 4] = claim.to_bytes(4, "little")
+    wav[34:36] = (16).to_bytes(2, "little")
+    assert Backlog().measure("s", bytes(wav), 64000, 96000)[0] == 2.0
+
+
+def test_a_wav_that_cannot_be_counts_as_what_is_compressed() -> None:
+    wav = bytearray(Utterance("", "", bytes(64000)).wav)
+    wav[22:24] = (65535).to_bytes(2, "little")
+    assert Backlog().measure("s", bytes(wav), 64000, 96000)[0] == 64000 / COMPRESSED_RATE
+
+
 def test_seconds_of_audio_by_its_bytes() -> None:
     """Of a WAV as it says itself; of what is compressed as a guess, until answers tell."""
     backlog = Backlog()

@@ -22,6 +22,8 @@ import numpy as np
 import voices
 from mel import log_power
 
+from asrserver.audio import SAMPLE_RATE
+
 SEED = 20261124
 
 #: Sentences a shard.
@@ -74,7 +76,7 @@ def evaluation_set(task: tuple[Path, str, str]) -> float:
     ]
     samples = np.concatenate([speech.samples for speech in spoken])
     np.savez(out / f"evaluation-{name}-{language}.npz", samples=samples, records=json.dumps(records))
-    return len(samples) / voices.SAMPLE_RATE
+    return len(samples) / SAMPLE_RATE
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,11 +23,11 @@ import grammar
 import numpy as np
 import voices
 
+from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.inference.whisper import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261126
-SAMPLE_RATE = voices.SAMPLE_RATE
 
 #: Folders of recordings for the tests: their language, and how many.
 UTTERANCES = {"utterances": ("en", 100), "mandarin": ("zh", 20)}
@@ -68,11 +67,7 @@ def write_opus(path: Path, samples: np.ndarray) -> None:
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes(samples.astype("<i2").tobytes())
+    path.write_bytes(wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), samples.astype("<i2").tobytes()))
 
 
 def write_transcripts(folder: Path, transcripts: dict[str, str]) -> None:

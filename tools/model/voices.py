@@ -10,7 +10,6 @@ import ctypes as c
 import random
 import subprocess
 import tempfile
-import wave
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import av
 import numpy as np
 from grammar import units
 
-from asrserver.audio import SAMPLE_RATE
+from asrserver.audio import SAMPLE_RATE, wav
 
 #: espeak-ng's accents of English. Its Mandarin is the voice that reads pinyin: `cmn` of espeak-ng 1.51 (Debian 12)
 #: has no dictionary of syllables and spells the pinyin of each character in English letters.
@@ -262,9 +261,11 @@ def festival(texts: list[str]) -> list[Speech]:
 
 
 def _read(path: Path, text: str) -> Speech:
-    with wave.open(str(path)) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-        samples = _resampled(samples, file.getframerate())
+    data = path.read_bytes()
+    header = wav.read_header(data)
+    assert header is not None, path
+    samples = np.frombuffer(data[header.offset :][: header.size], np.int16)
+    samples = _resampled(samples, header.format.rate)
     return _trimmed((samples, _spread(text.split(), 0.0, len(samples) / SAMPLE_RATE)), f"festival {FESTIVAL}")
 
 
