@@ -102,7 +102,7 @@ def mixed(frame: av.AudioFrame) -> Samples:
         if channels == 1:
             return planes[0]
         gains = _gains(layout.name) if channels > 2 else None
-        return np.mean(planes, axis=0, dtype=np.float32) if gains is None else _weighed(gains, planes)
+        return pcm.mean(planes) if gains is None else _weighed(gains, planes)
 
 
 def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
