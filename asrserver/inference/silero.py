@@ -1,20 +1,21 @@
 """Silero, the network that says how likely a frame is speech, for many recordings at once.
 
-The weights are those of the ONNX file that faster-whisper ships (Silero VAD v6, 16 kHz). Its graph keeps the state of
-one recording, so onnxruntime can only be called recording by recording, and of a few frames at a time it makes 60 to
-120 µs of CPU a frame: nearly all of it in convolutions of four steps, a shape that it has no fast way for. Here they
-are products of matrices, over the frames of all recordings together: 15 to 40 µs a frame (tools/bench_vad.py). A test
-compares the numbers.
+The weights are those of Silero VAD v6 for 16 kHz (data/silero/README.md), which is published as an ONNX graph. That
+keeps the state of one recording, so onnxruntime can only be called recording by recording, and of a few frames at a
+time it makes 60 to 120 µs of CPU a frame: nearly all of it in convolutions of four steps, a shape that it has no fast
+way for. Here they are products of matrices, over the frames of all recordings together: 15 to 40 µs a frame
+(tools/bench_vad.py). Tests compare the numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-import faster_whisper
 import numpy as np
 
 from asrserver.audio.pcm import Samples
@@ -79,22 +80,19 @@ class _Network:
     def __init__(self, weights: dict[str, _Array]) -> None:
         # Its spectrum is a convolution with cosines and sines under a window: an FFT takes a third of the time.
         # (Times its length, for norm="forward": see features.py.)
-        self._window = _FFT * weights["encoder.feature_extractor.forward_basis_buffer"][0, 0]
-        self._layers = [
-            (_taps(weights[f"encoder.conv_layers.{n}.weight"]), weights[f"encoder.conv_layers.{n}.bias"])
-            for n in range(4)
-        ]
+        self._window = _FFT * weights["window"]
+        self._layers = [(_taps(weights[f"conv{n}.weight"]), weights[f"conv{n}.bias"]) for n in range(4)]
         # Of one step with padding on both sides only the middle tap of the last layer hears anything.
         last, bias = self._layers[3]
         self._layers[3] = last[64:128].copy(), bias
         # The gates are input, output, forget, cell (ONNX's LSTM); a half of each argument, for sigmoid by tanh.
         halves = np.repeat(np.array([0.5, 0.5, 0.5, 1.0], np.float32), UNITS)[:, None]
-        lstm = [weights[f"onnx::LSTM_{n}"][0] for n in (209, 210)]
+        lstm = weights["lstm.input"], weights["lstm.recurrent"]
         self._input, self._recurrent = (np.ascontiguousarray((matrix * halves).T) for matrix in lstm)
-        biases = weights["onnx::LSTM_211"][0]
+        biases = weights["lstm.bias"]
         self._bias = (biases[: 4 * UNITS] + biases[4 * UNITS :]) * halves[:, 0]
-        self._output = weights["decoder.conv1d.weight"][0, :, 0]
-        self._output_bias = weights["decoder.conv1d.bias"][0]
+        self._output = weights["output.weight"]
+        self._output_bias = weights["output.bias"][0]
 
     def encode(self, frames: Samples) -> _Array:
         """What the state's gates get of each frame."""
@@ -164,47 +162,9 @@ def _surrounded(layer: _Array, count: int, steps: int) -> _Array:
 
 @cache
 def _network() -> _Network:
-    path = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
+    path = Path(str(files("asrserver").joinpath("data", "silero", "silero-vad-v6.npz")))
     try:
-        return _Network(_weights(path.read_bytes()))
-    except (OSError, LookupError, ValueError) as exc:
-        raise ModelError(f"faster-whisper's Silero is not the one that is known here: {path}: {exc!r}") from exc
-
-
-def _weights(model: bytes) -> dict[str, _Array]:
-    """The float tensors of an ONNX file by name: ModelProto.graph is field 7, GraphProto.initializer 5, and of a
-    TensorProto dims are 1, data_type 2 (1 is float), name 8, raw_data 9 (onnx.proto)."""
-    found = {}
-    for graph in (value for field, value in _fields(model) if field == 7):
-        for tensor in (value for field, value in _fields(graph) if field == 5):
-            parts = list(_fields(tensor))
-            entries = dict(parts)
-            if entries.get(2) == 1 and 9 in entries:
-                shape = [value for field, value in parts if field == 1]
-                found[entries[8].decode()] = np.frombuffer(entries[9], "<f4").reshape(shape)
-    return found
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protocol buffer: integers, or the bytes of what has a length."""
-    at = 0
-
-    def integer() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if byte < 0x80:
-                return value
-
-    while at < len(message):
-        tag = integer()
-        if tag & 7 == 0:
-            yield tag >> 3, integer()
-            continue
-        length = {1: 8, 5: 4}.get(tag & 7) or integer()
-        yield tag >> 3, message[at : at + length]
-        at += length
+        with path.open("rb") as file, np.load(file) as weights:
+            return _Network(dict(weights))
+    except (OSError, EOFError, LookupError, ValueError, BadZipFile) as exc:
+        raise ModelError(f"the weights of Silero cannot be read: {path}: {exc!r}") from exc

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from asrserver.inference.vad import (
 from asrserver.loadtest.speech import QUIET_LEVEL
 from tests.audio.signals import tone
 from tests.recordings import Utterance
+from tools import extract_silero
 
 SILENCE = 0.4
 
@@ -304,8 +306,37 @@ def test_the_energy_gate_loses_no_speech(said: list[Samples], monkeypatch: pytes
 # -- the network
 
 
-def test_the_network_computes_what_onnxruntime_does(said: list[Samples]) -> None:
-    """Stretches of all lengths at once, from whatever states: what onnxruntime says of each alone."""
+def test_the_network_is_silero() -> None:
+    """What onnxruntime said of a recording, from rest and from where that ended."""
+    reference = np.load(extract_silero.REFERENCE)
+    frames, state = extract_silero.frames_of(reference["samples"]), None
+    for probabilities, after in zip(reference["probabilities"], reference["states"], strict=True):
+        assert min(probabilities) < 0.1 < 0.9 < max(probabilities)
+        stretch = Stretch(frames, state)
+        silero.hear([stretch])
+        np.testing.assert_allclose(stretch.probabilities, probabilities, atol=1e-4)
+        np.testing.assert_allclose(stretch.state, after, atol=1e-3)
+        state = stretch.state
+
+
+#: The reference above holds the implementation whatever is installed; these hold where its origin is.
+with_known_asset = pytest.mark.skipif(
+    not extract_silero.known(), reason="faster-whisper ships another Silero than the one that asrserver has"
+)
+
+
+@with_known_asset
+def test_the_weights_are_those_of_the_onnx_file() -> None:
+    made = extract_silero.weights(extract_silero.ASSET.read_bytes())
+    with np.load(extract_silero.WEIGHTS) as packaged:
+        assert set(packaged) == set(made)
+        for name, array in made.items():
+            np.testing.assert_array_equal(packaged[name], array, strict=True)
+
+
+@with_known_asset
+def test_stretches_heard_at_once_are_what_onnxruntime_says_of_each(said: list[Samples]) -> None:
+    """Of all lengths, from whatever states."""
     random = np.random.default_rng(11)
     session = get_vad_model().session
     stretches, wanted = [], []
@@ -345,9 +376,18 @@ def test_recordings_scored_together_are_scored_as_alone(said: list[Samples]) -> 
         assert len(spans(events)) >= 4
 
 
-def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A faster-whisper with another Silero: an error that says so, not other numbers."""
-    monkeypatch.setattr(silero, "_weights", lambda model: {})
+@pytest.mark.parametrize("damage", [None, b"", b"PK\x03\x04", "another"])
+def test_weights_that_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: bytes | str | None
+) -> None:
+    """A damaged installation: an error that says so."""
+    folder = tmp_path / "data" / "silero"
+    folder.mkdir(parents=True)
+    if damage == "another":
+        np.savez(folder / "silero-vad-v6.npz", window=np.zeros(256, np.float32))
+    elif isinstance(damage, bytes):
+        (folder / "silero-vad-v6.npz").write_bytes(damage)
+    monkeypatch.setattr(silero, "files", lambda package: tmp_path)
     silero._network.cache_clear()
     with pytest.raises(ModelError, match="Silero"):
         silero.hear([Stretch(np.zeros((1, 64 + FRAME), np.float32), None)])
