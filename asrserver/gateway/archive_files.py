@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from asrserver.audio import sniff, wav
+from asrserver.audio import wav
 from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.chunking import Chunking, Role
 
 #: Before each chunk in a part: its index and its length in bytes.
 RECORD = struct.Struct("<QI")
@@ -203,14 +204,14 @@ class _Span:
 def _write(source: _Source, kind: str, target: Path) -> str:
     """Write the recording; its suffix."""
     header = source.header
-    items = _items(source)
+    chunking = Chunking(header["mode"], header["format"], header["rate"], header["channels"])
+    items = _items(source, chunking)
     if len(items) == 1 and items[0].kind is not None:
         with target.open("wb") as file:
             for chunk in items[0].chunks:
                 _copy(chunk, 0, chunk.size, file)
         return _SUFFIX.get(items[0].kind, items[0].kind)
-    headerless = "pcm_s16le" if header["format"] == "auto" else header["format"]
-    raw = wav.Format.of(headerless, header["channels"], header["rate"])
+    raw = chunking.headerless
     spans = [span for item in items for span in _spans(item, raw)]
     if spans[0].format is not None and len({span.format for span in spans}) == 1:
         format = spans[0].format
@@ -231,16 +232,15 @@ def _write(source: _Source, kind: str, target: Path) -> str:
     return "zip"
 
 
-def _items(source: _Source) -> list[_Item]:
-    mode, automatic = source.header["mode"], source.header["format"] == "auto"
+def _items(source: _Source, chunking: Chunking) -> list[_Item]:
     items: list[_Item] = []
     for chunk in source.chunks:
-        first = not items or mode == "chunk"
-        kind = sniff.container(chunk.read(4096), first) if automatic and (first or mode != "stream") else None
-        if kind is not None or first or (mode == "chunk" and items[-1].kind is not None):
-            if kind is None and items and items[-1].kind is None:
-                items[-1].chunks.append(chunk)
-                continue
+        if items and chunking.mode == "stream":  # one file, even if its recorder began again
+            items[-1].chunks.append(chunk)
+            continue
+        kind = chunking.container(chunk.read(4096), first=not items)
+        role = chunking.role(kind, chunk.size, in_container=bool(items) and items[-1].kind is not None)
+        if not items or role is Role.FILE or (role is Role.UTTERANCE and items[-1].kind is not None):
             items.append(_Item(kind))
         items[-1].chunks.append(chunk)
     return items

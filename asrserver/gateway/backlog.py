@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 
 from asrserver.audio import sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio
-
-#: Bytes a second of compressed audio, until results tell the session's own rate: 64 kbit/s.
-COMPRESSED_RATE = 8000.0
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 
 #: Seconds of a live stream that are in transit and no backlog. Under load they are batched for up to a second and read
 #: once in another, and a worker reports its progress every two.
@@ -166,7 +164,7 @@ def _rate(data: bytes, pcm_rate: float) -> float:
     try:
         format = wav.read_format(data)
     except ImplausibleAudio:  # the worker will say so
-        return COMPRESSED_RATE
+        return COMPRESSED_BYTES_PER_SECOND
     if format is not None and format.bytes_per_second:
         return float(format.bytes_per_second)
-    return pcm_rate if sniff.container(data, first=False) is None else COMPRESSED_RATE
+    return pcm_rate if sniff.container(data, first=False) is None else COMPRESSED_BYTES_PER_SECOND

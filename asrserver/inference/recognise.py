@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 from asrserver.audio.pcm import Samples
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioThread
@@ -25,9 +26,6 @@ AHEAD = 8
 
 #: Samples of an utterance in which speech is looked for at a time, so that others need not wait for all of an hour.
 SLICE = 10 * SAMPLE_RATE
-
-#: Bytes a second of a file, for guessing how long the work on it will take: 64 kbit/s.
-FILE_RATE = 8000
 
 Span = tuple[int, int]
 
@@ -121,7 +119,7 @@ class Recogniser:
     ) -> tuple[float, list[RecognisedSegment]]:
         """(seconds, segments) of a whole file in memory; raises AudioError."""
         async with self.turn(alone):
-            seconds = len(data) / FILE_RATE
+            seconds = len(data) / COMPRESSED_BYTES_PER_SECOND
             samples = await self._prepare(label, seconds, files.decode, data, kind, self._max_seconds)
             return len(samples) / SAMPLE_RATE, await self._segments(samples, silence, request, label, alone)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, sniff
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND, Chunking, Role
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.pcm import Pcm
 from asrserver.audio.stream import begins
@@ -36,9 +37,6 @@ __all__ = ["Fenced", "Transcriber"]
 
 log = logging.getLogger("asrserver.transcriber")
 
-#: In auto mode, headerless PCM of so many seconds is an utterance; less is a piece of a continuing recording.
-UTTERANCE = 1.0
-
 #: Seconds of audio without an event after which a recording's place is noted, so that its audio can be let go of.
 COVER = 10.0
 
@@ -51,9 +49,6 @@ MOST_BYTES = 1 << 20
 
 #: Bytes of unread chunks at which a session's stream is read no further until some are done.
 MAX_UNREAD = 8 * 2**20
-
-#: Bytes a second of a container, for guessing how long the work on it will take: 64 kbit/s.
-CONTAINER_RATE = 8000
 
 
 @dataclass(slots=True)
@@ -82,8 +77,9 @@ class Transcriber:
         self._options = codec.decode_options(claim.fields["options"])
         self._suspicion = Suspicion(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, self._options)
-        headerless = "pcm_s16le" if self._options.format == "auto" else self._options.format
-        self._pcm = Pcm(headerless, self._options.sample_rate, self._options.channels)
+        options = self._options
+        self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
+        self._pcm = Pcm(self._chunking.codec, options.sample_rate, options.channels)
         self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
         self._before, self._resumed = self._event_log.place
@@ -115,7 +111,7 @@ class Transcriber:
     @property
     def backlog(self) -> float:
         """Seconds of audio that wait, guessed from their bytes."""
-        waiting = self.unread / (CONTAINER_RATE if self._in_container else self._pcm.bytes_per_second)
+        waiting = self.unread / (COMPRESSED_BYTES_PER_SECOND if self._in_container else self._pcm.bytes_per_second)
         return waiting + (self._ongoing.captions.backlog if self._ongoing is not None else 0.0)
 
     def feed(self, entries: list[Entry]) -> None:
@@ -174,7 +170,7 @@ class Transcriber:
         self._event_log.count(index, entry.chunks)
         try:
             await self._check_strikes(entry)
-            kind = None if self._resumed else self._container(data)
+            kind = None if self._resumed else self._chunking.container(data, first=self._before == "0-1")
             if kind is None and self._options.format == "auto":
                 sniff.reject_non_audio(data, first=not (self._ongoing or self._file or self._resumed))
             if self._is_piece(kind, data):
@@ -193,20 +189,9 @@ class Transcriber:
         if self._entries and self._entries[0] is entry:
             self._done([entry])
 
-    def _container(self, data: bytes) -> str | None:
-        """The container that a chunk opens, if it opens one."""
-        if self._options.format != "auto":
-            return None
-        return sniff.container(data, first=self._before == "0-1" or self._options.mode == "chunk")
-
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or goes on with a recording; else it is an utterance."""
-        mode = self._options.mode
-        if mode != "auto" or self._resumed:
-            return bool(mode == "stream" or self._resumed)
-        if kind is not None:
-            return False
-        return self._in_container or len(data) < UTTERANCE * self._pcm.bytes_per_second
+        return bool(self._resumed) or self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
 
     async def _utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
         """A chunk that is recognised as it is. In auto mode a file may go on with the next chunk."""
@@ -303,8 +288,8 @@ class Transcriber:
         else:
             if file is not None:
                 kind = file.kind
-            headerless = "pcm_s16le" if options.format == "auto" else options.format
-            decoder = open_decoder(kind or headerless, options.sample_rate, options.channels)
+            chunking = self._chunking
+            decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels)
             recording = Recording(kind, decoder, self._silence, n_mels)
         captions = Captions(
             self._recogniser,

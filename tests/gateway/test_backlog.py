@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asrserver.gateway.backlog import COMPRESSED_RATE, TRANSIT_SECONDS, Backlog
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
+from asrserver.gateway.backlog import TRANSIT_SECONDS, Backlog
 from tests.recordings import Utterance
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -27,7 +28,7 @@ def test_a_wav_cannot_claim_to_be_short(offset: int, claim: int) -> None:
 def test_a_wav_that_cannot_be_counts_as_what_is_compressed() -> None:
     wav = bytearray(Utterance("", "", bytes(64000)).wav)
     wav[22:24] = (65535).to_bytes(2, "little")
-    assert Backlog().measure("s", bytes(wav), 64000, 96000)[0] == 64000 / COMPRESSED_RATE
+    assert Backlog().measure("s", bytes(wav), 64000, 96000)[0] == 64000 / COMPRESSED_BYTES_PER_SECOND
 
 
 def test_seconds_of_audio_by_its_bytes() -> None:
@@ -36,7 +37,7 @@ def test_seconds_of_audio_by_its_bytes() -> None:
     wav = Utterance("", "", bytes(64000)).wav
     assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
     assert backlog.measure("s", bytes(96), 96000, 96000)[0] == 1.0
-    assert backlog.measure("s", b"OggS\0\2", 8000, 96000)[0] == 8000 / COMPRESSED_RATE
+    assert backlog.measure("s", b"OggS\0\2", 8000, 96000)[0] == 8000 / COMPRESSED_BYTES_PER_SECOND
     backlog.taken("s", 0, b"OggS\0\2", 8000, 96000, live=False)
     assert backlog.waiting("s") == length(backlog) == 1.0
     backlog.answered("s", 0, 4.0)
