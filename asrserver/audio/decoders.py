@@ -12,7 +12,7 @@ from typing import Protocol
 
 from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio.demux.base import Track
-from asrserver.audio.pcm import Pcm, Samples
+from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.audio.stream import Border, StreamDecoder
 
 
@@ -44,7 +44,7 @@ class PlainDecoder:
     """Headerless PCM at 16 kHz: nine of ten streams. Every sample is a border, and bytes become samples in one step."""
 
     def __init__(self, border: Border) -> None:
-        self._pcm = Pcm(border.kind, SAMPLE_RATE, border.channels)
+        self._pcm = PcmDecoder(border.kind, SAMPLE_RATE, border.channels)
         self._frame = wav.WIDTHS[border.kind] * border.channels
         self._first = border
         self.position = border.sample

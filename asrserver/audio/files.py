@@ -1,4 +1,4 @@
-"""Whole files to 16 kHz mono samples."""
+"""Whole files: to 16 kHz mono samples, and PCM to FLAC."""
 
 from __future__ import annotations
 
@@ -74,6 +74,34 @@ def duration(path: Path) -> float:
     """Seconds of audio in a file, as it says itself; 0 if it does not. Raises AudioError, OSError."""
     with _opened(path) as source:
         return float((source.duration or 0) / av.time_base)
+
+
+def write_flac(path: Path, format: wav.Format, pieces: Iterable[bytes]) -> None:
+    """Write PCM as a FLAC file: lossless for 16-bit samples, while floating point becomes 16 bits.
+
+    Args:
+        format: of the samples: pcm_s16le or pcm_f32le, one or two channels.
+        pieces: their bytes, cut anywhere; what is left over of a frame at the end is dropped.
+    """
+    bounds.check(format.channels, format.rate)
+    layout = {1: "mono", 2: "stereo"}[format.channels]
+    done, rest = 0, b""
+    with av.open(str(path), "w", format="flac") as output:
+        stream = output.add_stream("flac", rate=format.rate, layout=layout)
+        for piece in pieces:
+            data = rest + piece
+            whole = len(data) // format.frame * format.frame
+            data, rest = data[:whole], data[whole:]
+            if not data:
+                continue
+            samples = np.frombuffer(data, pcm.CODECS[format.codec or ""])
+            if samples.dtype.kind == "f":
+                samples = (np.nan_to_num(samples).clip(-1, 1) * 32767).astype("<i2")
+            frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
+            frame.sample_rate, frame.pts = format.rate, done
+            done += frame.samples
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
 
 
 @contextmanager
@@ -161,7 +189,7 @@ def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:
     end = len(data) if header.size is None else min(len(data), begin + header.size)
     if end - begin > max_seconds * format.bytes_per_second:
         raise _too_long(max_seconds)
-    decoder = pcm.Pcm(header.format.codec, format.rate, format.channels)
+    decoder = pcm.PcmDecoder(header.format.codec, format.rate, format.channels)
     step = format.bytes_per_second  # all at once takes three times as long: memory that is new at each step
     pieces = [decoder.feed(data[at : min(at + step, end)]) for at in range(begin, end, step)]
     return np.concatenate([*pieces, decoder.flush()])

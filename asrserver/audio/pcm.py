@@ -64,7 +64,7 @@ class Resampler:
         return tail
 
 
-class Pcm:
+class PcmDecoder:
     """Headerless PCM of one format to 16 kHz mono; keeps what a cut inside a sample leaves over."""
 
     def __init__(self, codec: str, sample_rate: int, channels: int) -> None:

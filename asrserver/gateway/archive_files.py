@@ -216,7 +216,9 @@ def _write(source: _Source, kind: str, target: Path) -> str:
     if spans[0].format is not None and len({span.format for span in spans}) == 1:
         format = spans[0].format
         if kind == "flac" and format.channels <= 2 and format.codec in ("pcm_s16le", "pcm_f32le"):
-            _write_flac(format, spans, target)
+            from asrserver.audio.files import write_flac  # numpy and PyAV: only who records so needs them
+
+            write_flac(target, format, _bytes_of(spans))
             return "flac"
         with target.open("wb") as file:
             _write_wav(format, spans, file)
@@ -286,28 +288,9 @@ def _write_wav(format: wav.Format, spans: list[_Span], target: IO[bytes]) -> Non
     target.write(wav.padding(size))
 
 
-def _write_flac(format: wav.Format, spans: list[_Span], target: Path) -> None:
-    """Lossless for 16-bit samples; floating point becomes 16 bits."""
-    import av
-    import numpy as np
-
-    layout = "mono" if format.channels == 1 else "stereo"
-    done, rest = 0, b""
-    with av.open(str(target), "w", format="flac") as output:
-        stream = output.add_stream("flac", rate=format.rate, layout=layout)
-        for span in spans:
-            for at in range(span.offset, span.offset + span.size, _STEP):
-                span.chunk.file.seek(span.chunk.offset + at)
-                data = rest + span.chunk.file.read(min(_STEP, span.offset + span.size - at))
-                whole = len(data) // format.frame * format.frame
-                data, rest = data[:whole], data[whole:]
-                samples = np.frombuffer(data, "<f4" if format.codec == "pcm_f32le" else "<i2")
-                if format.codec == "pcm_f32le":
-                    samples = (np.nan_to_num(samples).clip(-1, 1) * 32767).astype("<i2")
-                if not len(samples):
-                    continue
-                frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="s16", layout=layout)
-                frame.sample_rate, frame.pts = format.rate, done
-                done += frame.samples
-                output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
+def _bytes_of(spans: list[_Span]) -> Iterator[bytes]:
+    """The spans' bytes, _STEP at most at a time."""
+    for span in spans:
+        for at in range(0, span.size, _STEP):
+            span.chunk.file.seek(span.chunk.offset + span.offset + at)
+            yield span.chunk.file.read(min(_STEP, span.size - at))

@@ -18,7 +18,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE, sniff
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND, Chunking, Role
 from asrserver.audio.decoders import open_decoder
-from asrserver.audio.pcm import Pcm
+from asrserver.audio.pcm import PcmDecoder
 from asrserver.audio.stream import begins
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
@@ -79,7 +79,7 @@ class Transcriber:
         self._event_log = EventLog(claim, broker, recogniser.model_name, self._options)
         options = self._options
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
-        self._pcm = Pcm(self._chunking.codec, options.sample_rate, options.channels)
+        self._pcm = PcmDecoder(self._chunking.codec, options.sample_rate, options.channels)
         self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
         self._before, self._resumed = self._event_log.place

@@ -16,7 +16,7 @@ import pytest
 from asrserver.audio import SAMPLE_RATE, bounds, files, sniff
 from asrserver.audio.bounds import MAX_CHANNELS, MAX_RATE, MIN_RATE, ImplausibleAudio
 from asrserver.audio.codec import mixed
-from asrserver.audio.pcm import Pcm, Resampler
+from asrserver.audio.pcm import PcmDecoder, Resampler
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from asrserver.gateway import archive_files
@@ -201,7 +201,7 @@ def test_a_frame_is_not_believed_either() -> None:
         with pytest.raises(ImplausibleAudio):
             Resampler(rate)
         with pytest.raises(ImplausibleAudio):
-            Pcm("pcm_s16le", rate, 1)
+            PcmDecoder("pcm_s16le", rate, 1)
 
 
 @pytest.mark.parametrize("format", ["s16", "s16p", "flt", "fltp", "dblp", "s32", "u8p"])

@@ -9,7 +9,7 @@ import pytest
 from faster_whisper.feature_extractor import FeatureExtractor
 
 from asrserver.audio import SAMPLE_RATE, files, sniff
-from asrserver.audio.pcm import Pcm
+from asrserver.audio.pcm import PcmDecoder
 from asrserver.errors import AudioError
 from asrserver.inference.features import HOP, log_mel
 from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, window_for
@@ -105,7 +105,7 @@ def test_pcm_cut_anywhere(format: str, channels: int, rate: int, size: int) -> N
     """The same samples, however the bytes are cut."""
     samples = np.repeat(tone(0.3, rate), channels)
     data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
-    pcm = Pcm(format, rate, channels)
+    pcm = PcmDecoder(format, rate, channels)
     assert pcm.bytes_per_second == len(data) / 0.3
     pieces = [pcm.feed(data[start : start + size]) for start in range(0, len(data), size)]
     found = np.concatenate([*pieces, pcm.flush()])
@@ -116,7 +116,7 @@ def test_pcm_cut_anywhere(format: str, channels: int, rate: int, size: int) -> N
 
 
 def test_pcm_that_is_no_number() -> None:
-    samples = Pcm("pcm_f32le", SAMPLE_RATE, 1).feed(np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes())
+    samples = PcmDecoder("pcm_f32le", SAMPLE_RATE, 1).feed(np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes())
     assert np.isfinite(samples).all()
     assert np.abs(samples).max() <= 1
     assert samples[-1] == 0.5

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.pcm import Pcm, Samples
+from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.inference.whisper import window_for
 from tests.recordings import Utterance
 
@@ -14,7 +14,7 @@ MELS = 64
 
 
 def samples(utterance: Utterance) -> Samples:
-    return Pcm("pcm_s16le", SAMPLE_RATE, 1).feed(utterance.pcm)
+    return PcmDecoder("pcm_s16le", SAMPLE_RATE, 1).feed(utterance.pcm)
 
 
 def same_length(utterances: list[Utterance], count: int) -> list[Utterance]:
