@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from asrserver.audio import files
+from asrserver.audio.pcm import Samples
 
 #: What the deadly recording contains.
 MARK = b"this recording kills"
@@ -15,7 +16,7 @@ MARK = b"this recording kills"
 _decode = files.decode
 
 
-def decode(data: bytes, kind: str, max_seconds: float) -> files.Samples:
+def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     if MARK in data:
         os.abort()
     return _decode(data, kind, max_seconds)

@@ -146,7 +146,7 @@ def main() -> None:
         parser.error(f"{ASSET} is not the file whose SHA-256 is {SHA256}")
     target = REFERENCE if arguments.reference else WEIGHTS
     arrays = reference() if arguments.reference else weights(ASSET.read_bytes())
-    np.savez(target, **arrays)
+    np.savez(target, allow_pickle=False, **arrays)
     print(f"{target.relative_to(ROOT)}: {', '.join(arrays)}")
 
 
