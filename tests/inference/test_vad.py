@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import extract_silero
 import numpy as np
 import pytest
 from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
@@ -27,7 +28,6 @@ from asrserver.inference.vad import (
 from asrserver.loadtest.speech import QUIET_LEVEL
 from tests.audio.signals import tone
 from tests.recordings import Utterance
-from tools import extract_silero
 
 SILENCE = 0.4
 
