@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import struct
 from collections.abc import Callable
@@ -15,6 +17,16 @@ from tests.waiting import until
 from tests.ws_client import WsClient, chunk, stored, stored_chunks
 
 
+async def knows_languages(url: str, sid: str) -> None:
+    """Wait until the gateway has learned the model's languages, with a heartbeat after the worker's first."""
+    async with await WsClient.open(url) as ws, asyncio.timeout(30):
+        for attempt in itertools.count():
+            start = {"action": "start", "session_id": f"{sid}-{attempt}", "language": "tlh"}
+            if (await ws.call(start))["type"] == "error":
+                return
+            await ws.call({"action": "finish", "session_id": f"{sid}-{attempt}"})
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_each_malformed_message_costs_itself_alone(
     running: Running, utterances: list[Utterance], encode: Callable[[bytes, str], bytes], sid: str
@@ -22,6 +34,7 @@ async def test_each_malformed_message_costs_itself_alone(
     """Every wrong thing gets an error with a code; the session, its connection and its neighbours go on."""
     spoken = utterances[:8]
     neighbours = [f"{sid}-same", f"{sid}-other"]
+    await knows_languages(running.url, f"{sid}-klingon")
     async with await WsClient.open(running.url) as ws, await WsClient.open(running.url) as other:
         await ws.start(neighbours[0])
         await other.start(neighbours[1])
