@@ -36,7 +36,7 @@ from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 from asrserver.broker.worker_side import WorkerBroker
-from asrserver.client import Client, Watch
+from asrserver.client import Client, ConnectionObserver
 from asrserver.config import Settings
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
@@ -210,7 +210,7 @@ async def load_by_client(
     """The same with the Python client."""
     counts, steps = [0, 0, 0], int(seconds * rate)
 
-    class Counting(Watch):
+    class Counting(ConnectionObserver):
         def __init__(self) -> None:
             self.through, self.all = -1, asyncio.Event()
 
@@ -221,8 +221,8 @@ async def load_by_client(
                 self.all.set()
 
     async def client(number: int, connected: Connected) -> None:
-        watch = Counting()
-        async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr", watch=watch) as client:
+        observer = Counting()
+        async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr", observer=observer) as client:
             session = await client.start(mode="stream", format="pcm_s16le")
             await connected()
             begun = time.monotonic() + number / connections / rate
@@ -230,7 +230,7 @@ async def load_by_client(
                 await asyncio.sleep(begun + step / rate - time.monotonic())
                 await session.send(CHUNK)
                 counts[0] += 1
-            await asyncio.wait_for(watch.all.wait(), LATE)
+            await asyncio.wait_for(observer.all.wait(), LATE)
 
     await measured(client, connections, counts, pipe)
 

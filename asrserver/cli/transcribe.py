@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from tornado.httpclient import HTTPClientError
-from tornado.websocket import WebSocketClosedError
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import duration, read_s16
-from asrserver.client import Client, ClientSession, ConnectionLost, ServerError
+from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
 from asrserver.errors import AsrError
 
 #: Bytes a second of what is sent: 16 kHz, 16 bits, mono.
@@ -29,14 +27,14 @@ PIECE = 0.5
 AHEAD = 64
 
 #: What one source may fail with, and the others go on.
-FAILURES = (AsrError, OSError, ServerError, ConnectionLost, WebSocketClosedError)
+FAILURES = (AsrError, OSError, ServerError, ConnectionLost)
 
 
 async def connect(urls: list[str], key: str) -> Client:
     """A client of the first of these servers that answers; raises ClickException."""
     try:
         return await Client.connect(urls, key=key)
-    except (OSError, HTTPClientError, TimeoutError) as exc:
+    except (OSError, HandshakeRefused) as exc:
         raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
 
 

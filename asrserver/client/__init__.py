@@ -1,8 +1,16 @@
 """The Python client of the native WebSocket protocol: `from asrserver.client import Client`."""
 
 from asrserver.client.client import Client
-from asrserver.client.connection import Watch, authorization
-from asrserver.client.errors import ConnectionLost, ServerError
+from asrserver.client.connection import ConnectionObserver, authorization
+from asrserver.client.errors import ConnectionLost, HandshakeRefused, ServerError
 from asrserver.client.session import ClientSession
 
-__all__ = ["Client", "ClientSession", "ConnectionLost", "ServerError", "Watch", "authorization"]
+__all__ = [
+    "Client",
+    "ClientSession",
+    "ConnectionLost",
+    "ConnectionObserver",
+    "HandshakeRefused",
+    "ServerError",
+    "authorization",
+]

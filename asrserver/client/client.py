@@ -1,12 +1,12 @@
 """The Python client: sessions that survive a bad network. The command line and the tests use it.
 
-async with await Client.connect("ws://127.0.0.1:8080/ws/asr") as client:
-    session = await client.start(language="en")
-    await session.send(open("hello.wav", "rb").read())
-    print((await session.finish())["text"])
+    async with await Client.connect("ws://127.0.0.1:8080/ws/asr") as client:
+        session = await client.start(language="en")
+        await session.send(open("hello.wav", "rb").read())
+        print((await session.finish())["text"])
 
-When the connection is lost, the client connects again, to the next of its URLs, and resumes its sessions: chunks that
-were not acknowledged are sent again, and every result comes to the caller once.
+When the connection is lost, the client connects again, to the next of its URLs, and resumes its sessions: it sends the
+unacknowledged chunks again, and delivers every result to the caller exactly once.
 """
 
 from __future__ import annotations
@@ -21,40 +21,56 @@ from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpclient import HTTPRequest
 
-from asrserver.client.connection import ClientConnection, Watch, authorization
-from asrserver.client.errors import ConnectionLost
+from asrserver.client.connection import ClientConnection, ConnectionObserver, authorization
+from asrserver.client.errors import ConnectionLost, HandshakeRefused
 from asrserver.client.session import WINDOW, ClientSession
 
-#: Seconds without a connection after which it is given up.
-PATIENCE = 60.0
+#: Seconds that one attempt to connect may take.
+CONNECT_TIMEOUT = 10.0
 
-#: Longest pauses between tries to connect, in seconds: the first, and the last. Each is a random part of its longest
-#: (full jitter), or all clients of a gateway that stops would be at the next one in the same moment.
-FIRST_PAUSE = 0.5
-LAST_PAUSE = 8.0
+#: Seconds without a connection after which the client gives up.
+RECONNECT_TIMEOUT = 60.0
 
-#: Close codes (RFC 6455, 7.4.1) after which trying again is no use: what this client says or is, is refused.
-REFUSED = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+#: Longest pauses before the first and before later attempts to connect again, in seconds; each pause is a random part
+#: of its longest (full jitter). Otherwise all clients of a gateway that stops would reach the next one at once.
+FIRST_BACKOFF = 0.5
+MAX_BACKOFF = 8.0
 
-#: HTTP statuses below 500 that are worth another try.
-NOT_YET = frozenset({408, 425, 429})
+#: Factor of the first pause after close code 1013, "try again later".
+TRY_LATER = 1013
+TRY_LATER_FACTOR = 8
+
+#: Close codes (RFC 6455, 7.4.1) after which the client does not connect again: the server refuses what it sent.
+FATAL_CLOSE_CODES = frozenset({1002, 1003, 1007, 1008, 1009, 1010})
+
+#: HTTP statuses below 500 after which another attempt may succeed.
+RETRYABLE_STATUSES = frozenset({408, 425, 429})
+
+#: Characters of the longest session id (asrserver.protocol.options).
+MAX_ID_LENGTH = 128
 
 
 class Client:
-    """A connection, made again whenever it is lost, and its sessions."""
+    """A connection to a server, made again whenever it is lost, and the sessions on it. Use `connect` to make one."""
 
     def __init__(
-        self, urls: Sequence[str], key: str, timeout: float, patience: float, window: int, watch: Watch | None = None
+        self,
+        urls: Sequence[str],
+        key: str,
+        timeout: float,
+        reconnect_timeout: float,
+        window: int,
+        observer: ConnectionObserver | None = None,
     ) -> None:
         self.window = window
-        self.patience = patience
+        self.reconnect_timeout = reconnect_timeout
         self._urls = urls
-        self._turn = 0
+        self._next_url = 0
         self._key = key
         self._timeout = timeout
-        self._watch = watch or Watch()
+        self._observer = observer or ConnectionObserver()
         self.connection: ClientConnection | None = None
         self.channels = itertools.count()
         self._sessions: dict[str, ClientSession] = {}
@@ -66,35 +82,44 @@ class Client:
     async def connect(
         cls,
         url: str | Sequence[str],
-        timeout: float = 10.0,
+        timeout: float = CONNECT_TIMEOUT,
         key: str = "",
         *,
-        patience: float = PATIENCE,
+        reconnect_timeout: float = RECONNECT_TIMEOUT,
         window: int = WINDOW,
-        insist: bool = False,
-        watch: Watch | None = None,
+        retry: bool = False,
+        observer: ConnectionObserver | None = None,
     ) -> Client:
-        """Connect to the first of the URLs that answers, with an API key if given.
+        """Connect to the first of the URLs that answers.
 
-        `timeout` is for each try, `patience` for being without a connection later, both in seconds; `window` is how
-        many chunks of a session may wait for their acknowledgement. Raises what Tornado raises when none answers:
-        OSError, HTTPClientError, TimeoutError. With `insist` there are more tries while there is patience, as after a
-        lost connection, and then it is ConnectionLost.
+        Args:
+            url: A ws:// or wss:// URL, or several.
+            timeout: Seconds that each attempt may take.
+            key: The API key, if the server requires one.
+            reconnect_timeout: Seconds to try again after a lost connection, and after a refused start.
+            window: Chunks of a session that may wait for their acknowledgement.
+            retry: Try again for `reconnect_timeout` if no URL answers at first.
+            observer: Receives what happens to the connection.
+
+        Raises:
+            HandshakeRefused: The last URL refuses the connection; with `retry`: for good, as for a wrong API key.
+            OSError: The last URL cannot be reached. Not with `retry`.
+            ConnectionLost: With `retry`: there is no connection after `reconnect_timeout`.
         """
         urls = [url] if isinstance(url, str) else list(url)
-        client = cls(urls, key, timeout, patience, window, watch)
+        client = cls(urls, key, timeout, reconnect_timeout, window, observer)
         connection: ClientConnection | None = None
         for left in reversed(range(len(urls))):
             try:
                 connection = await client._dial()
                 break
-            except (OSError, HTTPClientError) as exc:
+            except (OSError, HandshakeRefused) as exc:
                 if left:
                     continue
-                if not insist or _for_good(exc):
+                if not retry or _is_permanent(exc):
                     raise
-                connection = await client._again(None, client._refused(exc))
-        client._task = asyncio.get_running_loop().create_task(client._run(connection))
+                connection = await client._reconnect(None, client._refused(exc))
+        client._task = asyncio.create_task(client._run(connection), name="asrserver-client")
         return client
 
     async def __aenter__(self) -> Client:
@@ -104,7 +129,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; sessions that are not finished are left to end as interrupted."""
+        """Close the connection; the server ends unfinished sessions as `interrupted`."""
         self._closing.set()
         if self.connection is not None:
             self.connection.close()
@@ -112,16 +137,25 @@ class Client:
             await self._task
 
     async def start(self, session_id: str = "", **options: Any) -> ClientSession:
-        """Open a session; the options are those of `start` in the protocol. Raises ServerError, ConnectionLost.
+        """Open a session.
 
-        Where the server says that it has no room now, it is asked again for as long as there is patience.
+        If the server is overloaded, the client asks it again, for `reconnect_timeout` at most.
+
+        Args:
+            session_id: The session's id; without one the client makes it.
+            options: The options of the protocol's `start` message.
+
+        Raises:
+            ServerError: The server refuses the session.
+            ConnectionLost: There is no connection any more.
+            ValueError: The id is in use or too long.
         """
         if self._failure is not None:
             raise self._failure
-        # An id of our own: when the connection is lost before the answer, it says whether there is a session.
+        # The id is never left to the server: if the connection is lost before the answer, it finds the session.
         session = ClientSession(self, session_id or str(uuid.uuid4()), options)
-        if session.id in self._sessions or len(session.id) > 128:
-            raise ValueError(f"session_id {session.id!r} is in use, or longer than 128 characters")
+        if session.id in self._sessions or len(session.id) > MAX_ID_LENGTH:
+            raise ValueError(f"session_id {session.id!r} is in use, or longer than {MAX_ID_LENGTH} characters")
         self._sessions[session.id] = session
         try:
             session.connected(self.connection)
@@ -132,7 +166,7 @@ class Client:
         return session
 
     def forget(self, session: ClientSession) -> None:
-        """The session is over."""
+        """Remove a session that is over; the session calls this."""
         if self._sessions.get(session.id) is session:
             del self._sessions[session.id]
         session.disconnected()
@@ -140,15 +174,16 @@ class Client:
     # -- the connection ------------------------------------------------------------------------------------------
 
     async def _run(self, connection: ClientConnection | None) -> None:
+        """Serve one connection after another, until there is none any more; then fail the open sessions."""
         failure: Exception = ConnectionLost("the connection was closed")
         try:
             while connection is not None:
                 await self._read(connection)
                 code, reason = connection.close_code, connection.close_reason
-                if code in REFUSED and not self._closing.is_set():
+                if code in FATAL_CLOSE_CODES and not self._closing.is_set():
                     raise ConnectionLost(f"the server closed the connection: {code} {reason or ''}".strip())
-                connection = await self._again(code)
-        except (OSError, HTTPClientError, ConnectionLost) as exc:
+                connection = await self._reconnect(code)
+        except (OSError, ConnectionLost) as exc:
             failure = exc
         except Exception as exc:
             failure = exc
@@ -159,8 +194,9 @@ class Client:
                 session.fail(failure)
 
     async def _read(self, connection: ClientConnection) -> None:
+        """Resume the sessions on a new connection, and wait for its end."""
         self.connection = connection
-        if self._closing.is_set():  # while it was dialled
+        if self._closing.is_set():  # during the handshake
             connection.close()
         for session in list(self._sessions.values()):
             session.connected(connection)
@@ -171,27 +207,40 @@ class Client:
             raise
         self.connection = None
         if not self._closing.is_set():
-            self._watch.lost(connection.close_code)
-        connection.close()  # however it ended: Tornado warns of one that was only lost
+            self._observer.lost(connection.close_code)
+        connection.close()  # in every case: Tornado warns of a connection that was lost and not closed
         for session in self._sessions.values():
             session.disconnected()
 
-    def _take(self, message: str | bytes) -> None:
+    def _receive(self, message: str | bytes) -> None:
+        """Hand a message to its session; one without an id concerns all, such as the refusal of a chunk by its size."""
         event = orjson.loads(message)
-        self._watch.received(event)
+        self._observer.received(event)
         if "session_id" in event:
             session = self._sessions.get(event["session_id"])
             if session is not None:
-                session.take(event)
+                session.receive(event)
             return
         for session in list(self._sessions.values()):
-            if not session.opening:  # of no session: a message so large that it was not read, say
-                session.take(event)
+            if not session.opening:
+                session.receive(event)
 
-    async def _again(self, code: int | None, least: float = 0.0) -> ClientConnection | None:
-        """A new connection, after `least` seconds or more; None if there should be none."""
-        deadline = time.monotonic() + self.patience
-        longest = FIRST_PAUSE * (8 if code == 1013 else 1)  # "try again later"
+    async def _reconnect(self, code: int | None, least: float = 0.0) -> ClientConnection | None:
+        """Make a new connection.
+
+        Args:
+            code: The close code of the last one.
+            least: Seconds to wait before the first attempt, at least.
+
+        Returns:
+            The connection; None if the client is being closed.
+
+        Raises:
+            HandshakeRefused: A server refuses it for good.
+            ConnectionLost: There is none after `reconnect_timeout`.
+        """
+        deadline = time.monotonic() + self.reconnect_timeout
+        longest = FIRST_BACKOFF * (TRY_LATER_FACTOR if code == TRY_LATER else 1)
         while True:
             pause = least + random.uniform(0, longest)
             with contextlib.suppress(TimeoutError):
@@ -200,37 +249,33 @@ class Client:
                 return None
             try:
                 return await self._dial()
-            except (OSError, HTTPClientError) as exc:
-                if _for_good(exc):
+            except (OSError, HandshakeRefused) as exc:
+                if _is_permanent(exc):
                     raise
                 if time.monotonic() > deadline:
-                    raise ConnectionLost(f"no connection for {self.patience:.0f} s: {exc}") from exc
+                    raise ConnectionLost(f"no connection for {self.reconnect_timeout:.0f} s: {exc}") from exc
                 least = self._refused(exc)
-            longest = min(longest * 2, LAST_PAUSE)
+            longest = min(longest * 2, MAX_BACKOFF)
 
     async def _dial(self) -> ClientConnection:
-        url = self._urls[self._turn % len(self._urls)]
-        self._turn += 1  # whatever becomes of it, the next try is at the next one
-        request = HTTPRequest(url, headers=authorization(self._key), connect_timeout=self._timeout)
+        """Make one attempt to connect, to the next URL; raises HandshakeRefused and OSError."""
+        url = self._urls[self._next_url % len(self._urls)]
+        self._next_url += 1
+        limit = self._timeout  # of the handshake too: Tornado's own is 20 s
+        request = HTTPRequest(url, headers=authorization(self._key), connect_timeout=limit, request_timeout=limit)
         began = time.monotonic()
-        made = ClientConnection(request, self._take)
-        await made.connect_future
-        self._watch.connected(time.monotonic() - began)
-        return made
+        connection = ClientConnection(request, self._receive)
+        await connection.opened()
+        self._observer.connected(time.monotonic() - began)
+        return connection
 
-    def _refused(self, reason: OSError | HTTPClientError) -> float:
-        """Seconds to wait at least before the next try."""
-        pause = _retry_after(reason) if isinstance(reason, HTTPClientError) else 0.0
-        self._watch.refused(reason, pause)
+    def _refused(self, reason: OSError | HandshakeRefused) -> float:
+        """Tell the observer of a failed attempt; returns the seconds to wait before the next one, at least."""
+        pause = reason.retry_after if isinstance(reason, HandshakeRefused) else 0.0
+        self._observer.refused(reason, pause)
         return pause
 
 
-def _for_good(error: OSError | HTTPClientError) -> bool:
-    """Whether trying again is no use."""
-    return isinstance(error, HTTPClientError) and 400 <= error.code < 500 and error.code not in NOT_YET
-
-
-def _retry_after(error: HTTPClientError) -> float:
-    """Seconds for which the server asked, 0 if it did not."""
-    value = error.response.headers.get("Retry-After", "") if error.response is not None else ""
-    return float(value) if value.isdecimal() else 0.0
+def _is_permanent(error: OSError | HandshakeRefused) -> bool:
+    """Whether another attempt would fail in the same way."""
+    return isinstance(error, HandshakeRefused) and error.status < 500 and error.status not in RETRYABLE_STATUSES

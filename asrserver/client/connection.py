@@ -1,4 +1,4 @@
-"""One connection of the client, and who may watch what happens to it."""
+"""One WebSocket connection of the client, and the observer of what happens to it."""
 
 from __future__ import annotations
 
@@ -8,87 +8,134 @@ from typing import cast
 
 import orjson
 from tornado import httpclient
-from tornado.httpclient import HTTPRequest
+from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.httputil import HTTPHeaders
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
+from tornado.simple_httpclient import HTTPTimeoutError
+from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError
 
-from asrserver.client.errors import Event
+from asrserver.client.errors import Event, HandshakeRefused
 from asrserver.protocol.frames import TEXT, FrameProtocol
 
-#: Seconds between pings: a connection without a pong is half open, and lost.
+#: Seconds between pings, and until a ping must be answered: else the connection is half open, and lost.
 PING_INTERVAL = 10.0
 
-#: Bytes of the longest message that is read.
-MAX_MESSAGE = 1 << 26
+#: Size in bytes of the largest message that is read.
+MAX_MESSAGE_SIZE = 1 << 26
+
+#: The status that Tornado invents where no answer came.
+NO_ANSWER = 599
 
 
 def authorization(key: str) -> dict[str, str]:
-    """The header that shows an API key; none for an empty one."""
+    """The HTTP header that carries an API key; no header for an empty key."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-class Watch:
-    """Is told what happens to a client, as it happens and before the client makes something of it.
+class ConnectionObserver:
+    """Receives what happens to a client's connection, before the client reacts to it.
 
-    For those who must know more than a caller: a load tester, say. Override what is wanted.
+    For programs that must know more than the client tells its caller, such as a load tester. Override the methods that
+    are needed.
     """
 
     def connected(self, seconds: float) -> None:
-        """There is a connection, made in so many seconds: the first, or another after `lost`."""
+        """A connection was made, the first or another one after `lost`; it took `seconds`."""
 
     def refused(self, reason: Exception, pause: float) -> None:
-        """A try to connect failed, and there will be another; the server asked for a pause of so many seconds, or 0."""
+        """An attempt to connect failed, and another will follow.
+
+        Args:
+            reason: HandshakeRefused or OSError.
+            pause: Seconds that the server asks to wait; 0 if it does not.
+        """
 
     def lost(self, code: int | None) -> None:
-        """The connection ended, with WebSocket's close code if it was closed, and not by the client."""
+        """The connection ended, and the client did not close it; `code` is the WebSocket close code if there is one."""
 
     def received(self, event: Event) -> None:
-        """A message came."""
+        """A message arrived."""
 
 
 class ClientConnection(WebSocketClientConnection):
-    """Tornado's, with frames of our own; `heard` gets every message, and `ended` is set when no more comes."""
+    """Tornado's client connection with the frames of asrserver.protocol.frames.
 
-    def __init__(self, request: HTTPRequest, heard: Callable[[str | bytes], None]) -> None:
+    Args:
+        request: The URL, headers and timeouts.
+        on_message: Called with every message.
+
+    Attributes:
+        ended: Done when no more messages come; carries the exception that `on_message` raised, if it did.
+    """
+
+    def __init__(self, request: HTTPRequest, on_message: Callable[[str | bytes], None]) -> None:
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._heard = heard
+        self._deliver = on_message
         request.headers = HTTPHeaders(request.headers)
         proxy = httpclient._RequestProxy(request, HTTPRequest._DEFAULTS)  # both as websocket_connect does
         super().__init__(
             cast(HTTPRequest, proxy),
-            self._hear,
+            self._receive,
             ping_interval=PING_INTERVAL,
             ping_timeout=PING_INTERVAL,
-            max_message_size=MAX_MESSAGE,
+            max_message_size=MAX_MESSAGE_SIZE,
         )
 
+    async def opened(self) -> None:
+        """Wait for the end of the handshake.
+
+        Raises:
+            HandshakeRefused: The server refuses.
+            OSError: The server cannot be reached, or does not answer in time.
+        """
+        try:
+            await self.connect_future
+        except HTTPTimeoutError as exc:
+            raise TimeoutError(exc.message) from exc
+        except HTTPClientError as exc:
+            if exc.code == NO_ANSWER:
+                raise ConnectionError(exc.message) from exc
+            value = exc.response.headers.get("Retry-After", "") if exc.response is not None else ""
+            raise HandshakeRefused(exc.code, exc.message, float(value) if value.isdecimal() else 0.0) from exc
+        except WebSocketError as exc:
+            raise HandshakeRefused(200, "the URL is not one of a WebSocket") from exc
+
     def get_websocket_protocol(self) -> FrameProtocol:
+        """Use our frames instead of Tornado's; Tornado calls this."""
         return FrameProtocol(self, mask_outgoing=True, params=self.params)
 
     @property
-    def wire(self) -> FrameProtocol:
-        """Raises WebSocketClosedError."""
+    def frames(self) -> FrameProtocol:
+        """The protocol that writes frames.
+
+        Raises:
+            WebSocketClosedError: The connection is closed.
+        """
         if self.protocol is None or self.protocol.is_closing():
             raise WebSocketClosedError
         return cast(FrameProtocol, self.protocol)
 
     async def write(self, message: Event) -> None:
-        """Raises WebSocketClosedError."""
-        wire = self.wire
-        wire.send(TEXT, orjson.dumps(message))
-        await wire.drained()
+        """Send a message as JSON, and wait until the next one may be written.
+
+        Raises:
+            WebSocketClosedError: The connection is closed.
+        """
+        frames = self.frames
+        frames.send(TEXT, orjson.dumps(message))
+        await frames.drained()
 
     def on_binaries(self, messages: list[bytes]) -> None:
+        """Receive the binary messages of one read; FrameProtocol calls this."""
         for message in messages:
             self.on_message(message)
 
-    def _hear(self, message: str | bytes | None) -> None:
+    def _receive(self, message: str | bytes | None) -> None:
         if self.ended.done():
             return
         if message is None:
             self.ended.set_result(None)
             return
         try:
-            self._heard(message)
+            self._deliver(message)
         except Exception as exc:
             self.ended.set_exception(exc)

@@ -1,4 +1,9 @@
-"""What the client raises."""
+"""The exceptions of the Python client.
+
+ServerError           the server reported an error
+ConnectionLost        there is no connection, and there will be none
+└── HandshakeRefused  the server answered the WebSocket handshake with an HTTP status
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,11 @@ Event = dict[str, Any]
 
 
 class ServerError(Exception):
-    """Raised for an error the server reported: `event` is all of it."""
+    """Raised for an error that the server reported.
+
+    Attributes:
+        event: The whole `error` message.
+    """
 
     def __init__(self, event: Event) -> None:
         super().__init__(f"{event.get('code', 'error')}: {event.get('message', '')}")
@@ -17,4 +26,18 @@ class ServerError(Exception):
 
 
 class ConnectionLost(Exception):
-    """Raised when the connection ended, and could not be had again, before what was waited for came."""
+    """Raised when the connection ended before the awaited result came, and could not be made again."""
+
+
+class HandshakeRefused(ConnectionLost):
+    """Raised when the server refuses the WebSocket handshake.
+
+    Attributes:
+        status: The HTTP status.
+        retry_after: Seconds that the server asks to wait before the next attempt; 0 if it does not.
+    """
+
+    def __init__(self, status: int, reason: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"HTTP {status}: {reason}")
+        self.status = status
+        self.retry_after = retry_after

@@ -1,4 +1,4 @@
-"""One session of the client: chunks in, events out, over as many connections as it takes."""
+"""One session of the client: it sends chunks and receives events, over one connection or several."""
 
 from __future__ import annotations
 
@@ -22,162 +22,190 @@ from asrserver.protocol.native import HEADER
 if TYPE_CHECKING:
     from asrserver.client.client import Client
 
-#: Chunks of a session that may wait for their acknowledgement, and their bytes; `send` waits for room.
+#: Chunks of a session, and bytes of them, that may wait for their acknowledgement; then `send` waits.
 WINDOW = 32
 WINDOW_BYTES = 32 * 2**20
 
-#: Seconds for which acknowledgements may wait for each other, where the window has room for it.
+#: Seconds for which the server may combine acknowledgements, if the window is large enough for that.
 ACK_INTERVAL = 0.5
 
-#: Longest pause in seconds before a refused start or resume is tried again, beside what the server asks for.
+#: Longest random pause in seconds before a refused start or resume is repeated, added to what the server asks for.
 RETRY_JITTER = 0.5
 
-#: Errors after which a session cannot be had (any more).
-LOST = frozenset({"session_moved", "session_gone", "no_session"})
+#: Codes of errors after which the session does not exist (any more) for this client.
+SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
 
 
 class ClientSession:
-    """One session: chunks in, events out. Events wait until they are read, of the partial ones only the newest."""
+    """One session. Its events wait until they are read; of consecutive partial results only the newest is kept.
+
+    Attributes:
+        id: The session's id.
+        next_index: The index of the next chunk.
+        opened: Done when the server has accepted the session; carries the exception if it does not.
+        opening: A start or resume on the current connection has not been answered yet.
+    """
 
     def __init__(self, client: Client, sid: str, options: dict[str, Any]) -> None:
         self.id = sid
         self.next_index = 0
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.opening = True
         self._client = client
         self._options = options
         self._channel = next(client.channels)
-        self._addressed = False  # the server takes its chunks as binary frames
+        self._binary = False  # the server takes this session's chunks as binary frames
         self._last_seq = 0
         self._unacknowledged: dict[int, bytes] = {}
-        self._bytes = 0
-        self._passed: set[int] = set()  # indexes that were refused, and are passed over after a resume
+        self._unacknowledged_bytes = 0
+        self._refused_indexes: set[int] = set()  # sent again without data after a resume; their errors are not news
         self._ended = False
         self._failure: Exception | None = None
         self._events: deque[Event] = deque()
-        self._news = asyncio.Event()  # for events()
-        self._room = asyncio.Event()  # for send()
-        self._more = asyncio.Event()  # for the pump
-        self._index = 0  # of the next chunk that is written on this connection
-        self._wire: FrameProtocol | None = None  # where the pump has nothing to do, and `send` may write
-        self.opening = True  # there is no answer yet to a start or a resume on this connection
-        self._work: asyncio.Task[None] | None = None  # opens the session, or pumps its chunks
-        self._tries = 0  # of start
-        self._trying_since: float | None = None
+        self._event_arrived = asyncio.Event()  # events() waits for it
+        self._window_opened = asyncio.Event()  # send() waits for it
+        self._chunk_added = asyncio.Event()  # _pump() waits for it
+        self._next_to_write = 0  # index of the next chunk to be written on this connection
+        self._idle_frames: FrameProtocol | None = None  # set while _pump has nothing to write: then send() may write
+        self._work: asyncio.Task[None] | None = None  # opens the session, or writes its chunks
+        self._start_attempts = 0
+        self._retrying_since: float | None = None
 
     async def send(self, data: bytes) -> int:
-        """Send the next chunk, once there is room for it; its index. Raises ServerError, ConnectionLost."""
+        """Send the next chunk, once the window has room for it.
+
+        Args:
+            data: The audio: a whole file, or in mode `stream` any piece of it.
+
+        Returns:
+            The index of the chunk.
+
+        Raises:
+            ServerError: The server ended the session.
+            ConnectionLost: There is no connection any more.
+        """
         while (index := self.send_nowait(data)) is None:
-            self._room.clear()
-            await self._room.wait()
+            self._window_opened.clear()
+            await self._window_opened.wait()
         return index
 
     def send_nowait(self, data: bytes) -> int | None:
-        """The same, but None where there is no room for it yet: then it is not sent."""
+        """Send the next chunk if the window has room for it; raises what `send` raises.
+
+        Returns:
+            The index of the chunk; None if there is no room: then it was not sent.
+        """
         if self._failure is not None:
             raise self._failure
         waiting = len(self._unacknowledged)
-        if waiting and (waiting >= self._client.window or self._bytes >= WINDOW_BYTES):
+        if waiting and (waiting >= self._client.window or self._unacknowledged_bytes >= WINDOW_BYTES):
             return None
         index, self.next_index = self.next_index, self.next_index + 1
         self._unacknowledged[index] = data
-        self._bytes += len(data)
-        wire = self._wire
-        if wire is not None and self._addressed and self._index == index and not wire.blocked:
-            self._index += 1
+        self._unacknowledged_bytes += len(data)
+        frames = self._idle_frames
+        if frames is not None and self._binary and self._next_to_write == index and not frames.blocked:
+            self._next_to_write += 1
             try:  # noqa: SIM105  # suppress is three calls a chunk
-                wire.send(BINARY, HEADER.pack(self._channel, index) + data)
+                frames.send(BINARY, HEADER.pack(self._channel, index) + data)
             except StreamClosedError:
-                pass  # the client notices, and connects again
+                pass  # the client notices the closed stream, and connects again
         else:
-            self._more.set()
+            self._chunk_added.set()
         return index
 
     async def end(self) -> None:
-        """Say that no more audio comes; `final_result` follows."""
+        """Tell the server that no more audio follows; `final_result` is the answer."""
         self._ended = True
-        self._more.set()
+        self._chunk_added.set()
 
     async def events(self) -> AsyncIterator[Event]:
-        """Every event up to and with `final_result`, whatever its type; raises ServerError, ConnectionLost.
+        """Yield every event up to and including `final_result`.
 
         The final result's `status` is `interrupted` if the client was away for too long: audio may be missing.
+
+        Raises:
+            ServerError: The server ended the session.
+            ConnectionLost: There is no connection any more.
         """
         while True:
             while not self._events:
                 if self._failure is not None:
                     raise self._failure
-                self._news.clear()
-                await self._news.wait()
+                self._event_arrived.clear()
+                await self._event_arrived.wait()
             event = self._events.popleft()
             yield event
             if event["type"] == "final_result":
                 return
 
     async def finish(self) -> Event:
-        """End the session and wait for its `final_result`."""
+        """End the session and wait for its `final_result`, which is returned; raises what `events` raises."""
         await self.end()
         async for event in self.events():
             last = event
         return last
 
-    # -- for the client ------------------------------------------------------------------------------------------
+    # -- called by the client --------------------------------------------------------------------------------------
 
     def connected(self, connection: ClientConnection | None) -> None:
-        """There is a connection: open the session on it."""
+        """Open the session on a new connection."""
         if connection is not None:
             self._reopen(connection)
 
     def disconnected(self) -> None:
-        """The connection is gone, or the session is over: nothing more can be written."""
-        self._wire = None
+        """Stop writing: the connection is lost, or the session is over."""
+        self._idle_frames = None
         if self._work is not None:
             self._work.cancel()
             self._work = None
 
     def fail(self, error: Exception) -> None:
-        """The session cannot go on."""
+        """End the session with an error, which everyone who waits for it receives."""
         self._failure = error
         if not self.opened.done():
             self.opened.set_exception(error)
-        for waiting in (self._news, self._room, self._more):
+        for waiting in (self._event_arrived, self._window_opened, self._chunk_added):
             waiting.set()
         self._client.forget(self)
 
-    def take(self, event: Event) -> None:
-        """An event of this session, or of none."""
+    def receive(self, event: Event) -> None:
+        """Process a message of this session, or of none."""
         kind, index = event["type"], event.get("chunk_index")
         status = event.get("status")
         if kind == "ack" and status in ("session_started", "session_resumed"):
-            self._addressed = event.get("channel") == self._channel  # older servers know none
-            self._live(event.get("next_chunk_index", 0))
+            self._binary = event.get("channel") == self._channel  # older servers know no channels
+            self._established(event.get("next_chunk_index", 0))
         elif kind == "ack" and event.get("through"):
             self._acknowledged_below(event["chunk_index"] + 1)
         elif kind == "ack":
             self._acknowledged(index)
         elif kind == "error" and "seq" not in event:
-            self._error(event)
+            self._receive_error(event)
         elif event.get("seq", self._last_seq + 1) > self._last_seq:
             self._last_seq = event.get("seq", self._last_seq)
             self._acknowledged(index)
-            self._put(event)
+            self._add_event(event)
             if kind == "final_result":
-                self._failure = ServerError({"code": "session_finished", "message": "the session is over"})
-                self._room.set()
+                self._failure = ServerError({"code": "session_finished", "message": "the session is finished"})
+                self._window_opened.set()
                 self._client.forget(self)
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- the connection ----------------------------------------------------------------------------------------------
 
-    def _do(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+    def _replace_work(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> None:
+        """Cancel what is being written, and write something else."""
+
         async def run() -> None:
-            with contextlib.suppress(WebSocketClosedError, StreamClosedError):  # the reader notices, and connects again
+            with contextlib.suppress(WebSocketClosedError, StreamClosedError):  # the client notices, and connects again
                 await work(*arguments)
 
         self.disconnected()
-        self._work = asyncio.get_running_loop().create_task(run())
+        self._work = asyncio.create_task(run(), name=f"asrserver-client-{self.id}")
 
     def _reopen(self, connection: ClientConnection, pause: float = 0.0) -> None:
-        self.opening = True  # from now on, and not from the task's first step on: it is another connection
-        self._do(self._open, connection, pause)
+        self.opening = True  # now, and not with the task's first step: nothing was answered on this connection
+        self._replace_work(self._open, connection, pause)
 
     async def _open(self, connection: ClientConnection, pause: float) -> None:
         await asyncio.sleep(pause)
@@ -185,93 +213,95 @@ class ClientSession:
         if self.opened.done():
             message = {"action": "resume", "last_seq": self._last_seq, **link}
         else:
-            self._tries += 1
+            self._start_attempts += 1
             message = {"action": "start", **self._options, "resume": True, **link}
         await connection.write(message)
 
     @property
     def _ack_interval(self) -> float:
+        """The option, or its default: with a small window every acknowledgement is needed at once."""
         interval: float = self._options.get("ack_interval", ACK_INTERVAL if self._client.window >= WINDOW else 0.0)
         return interval
 
-    def _live(self, following: int) -> None:
-        """The session is on this connection, and what follows is the chunk `following`."""
-        self.opening, self._trying_since = False, None
+    def _established(self, next_index: int) -> None:
+        """The server accepted the session on this connection, and expects chunk `next_index`."""
+        self.opening, self._retrying_since = False, None
         if not self.opened.done():
             self.opened.set_result(None)
-        self._acknowledged_below(following)
+        self._acknowledged_below(next_index)
         if self._client.connection is not None:
-            self._do(self._pump, self._client.connection, following)
+            self._replace_work(self._pump, self._client.connection, next_index)
 
     async def _pump(self, connection: ClientConnection, index: int) -> None:
-        """Write the chunks from `index` on, and the end; where nothing waits, `send` writes by itself."""
-        wire, self._index = connection.wire, index
+        """Write the chunks from `index` on, and the end. While there is nothing to write, `send` writes by itself."""
+        frames, self._next_to_write = connection.frames, index
         while True:
-            while self._index < self.next_index:
-                index, self._index = self._index, self._index + 1
+            while self._next_to_write < self.next_index:
+                index, self._next_to_write = self._next_to_write, self._next_to_write + 1
                 data = self._unacknowledged.get(index)
-                if data is None:  # refused before the connection was lost: the server must be told again
-                    self._passed.add(index)
-                if self._addressed:
-                    wire.send(BINARY, HEADER.pack(self._channel, index) + (data or b""))
+                if data is None:  # refused before the connection was lost: the server must refuse it again
+                    self._refused_indexes.add(index)
+                if self._binary:
+                    frames.send(BINARY, HEADER.pack(self._channel, index) + (data or b""))
                 else:
-                    wire.send(TEXT, orjson.dumps(self._chunk(index, data or b"")))
-                await wire.drained()
+                    frames.send(TEXT, orjson.dumps(self._chunk(index, data or b"")))
+                await frames.drained()
             if self._ended:
                 await connection.write({"action": "finish", "session_id": self.id})
                 return
-            self._wire = wire
-            self._more.clear()
-            await self._more.wait()
-            self._wire = None
+            self._idle_frames = frames
+            self._chunk_added.clear()
+            await self._chunk_added.wait()
+            self._idle_frames = None
 
     def _chunk(self, index: int, data: bytes) -> dict[str, Any]:
         audio = b64encode(data).decode()
         return {"action": "chunk", "session_id": self.id, "chunk_index": index, "audio_data": audio}
 
-    def _acknowledged_below(self, following: int) -> None:
-        for index in [index for index in self._unacknowledged if index < following]:
+    def _acknowledged_below(self, end: int) -> None:
+        for index in [index for index in self._unacknowledged if index < end]:
             self._acknowledged(index)
 
     def _acknowledged(self, index: int | None) -> None:
-        """The chunk was taken, or refused for good."""
+        """Forget a chunk that the server accepted, or refused for good."""
         data = self._unacknowledged.pop(index, None) if index is not None else None
         if data is not None:
-            self._bytes -= len(data)
-            self._room.set()
+            self._unacknowledged_bytes -= len(data)
+            self._window_opened.set()
 
-    def _put(self, event: Event) -> None:
+    def _add_event(self, event: Event) -> None:
         if event["type"] == "partial_result" and self._events and self._events[-1]["type"] == "partial_result":
             self._events.pop()
         self._events.append(event)
-        self._news.set()
+        self._event_arrived.set()
 
-    def _error(self, event: Event) -> None:
-        """An error that is no result: of a start, a resume, a chunk, or the whole session."""
+    def _receive_error(self, event: Event) -> None:
+        """Process an error that is no result: of a start, a resume, a chunk, or the whole session."""
         code, index = event["code"], event.get("chunk_index")
         if code == "session_detached":
-            return  # of what was on its way when an error asked to resume
+            return  # the answer to messages that were on their way when another error asked to resume
         opening = self.opening and index is None
         if event.get("resumable") or (opening and "retry_after" in event):
-            self._try_again(event)
-        elif opening and code == "session_exists" and self._tries > 1:
-            # Our start arrived, its answer did not.
+            self._retry(event)
+        elif opening and code == "session_exists" and self._start_attempts > 1:
+            # An earlier start arrived, but its answer did not.
             self.opened.set_result(None)
             self.connected(self._client.connection)
-        elif opening or code in LOST:
+        elif opening or code in SESSION_LOST_CODES:
             self.fail(ServerError(event))
-        elif index in self._passed:
-            self._passed.discard(index)
+        elif index in self._refused_indexes:
+            self._refused_indexes.discard(index)
         else:
             if code == "message_too_large" and self._unacknowledged:
                 index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]))
             self._acknowledged(index)
-            self._put(event)
+            self._add_event(event)
 
-    def _try_again(self, event: Event) -> None:
+    def _retry(self, event: Event) -> None:
+        """Start or resume again after the pause that the error asks for; give up after `reconnect_timeout`."""
         now = time.monotonic()
-        self._trying_since = self._trying_since or now
-        if now - self._trying_since > self._client.patience:
+        self._retrying_since = self._retrying_since or now
+        if now - self._retrying_since > self._client.reconnect_timeout:
             self.fail(ServerError(event))
         elif self._client.connection is not None:
             pause = event.get("retry_after", 0.0) + random.uniform(0, RETRY_JITTER)

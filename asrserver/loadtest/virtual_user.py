@@ -10,7 +10,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
+from asrserver.client import Client, ClientSession, ConnectionLost, ConnectionObserver, HandshakeRefused, ServerError
 from asrserver.loadtest.pacing import Clock, FramePacer
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.speech import FRAME_SECONDS, Part, Scripts, quiet_frames
@@ -35,7 +35,7 @@ class ConnectionUnusable(Exception):
     """Raised when a connection cannot be used any more: the next session needs a new one."""
 
 
-class Observer(Watch):
+class Observer(ConnectionObserver):
     """Receives every message of one connection and passes it to the verifier of its session."""
 
     def __init__(self, stats: Stats, seen: Callable[[], None]) -> None:
@@ -60,7 +60,8 @@ class Observer(Watch):
         self._seen()
 
     def refused(self, reason: Exception, pause: float) -> None:
-        self._stats.refusals[f"HTTP {code}" if (code := getattr(reason, "code", 0)) else type(reason).__name__] += 1
+        kind = f"HTTP {reason.status}" if isinstance(reason, HandshakeRefused) else type(reason).__name__
+        self._stats.refusals[kind] += 1
 
     def lost(self, code: int | None) -> None:
         current = self._current
@@ -117,7 +118,12 @@ class VirtualUser:
         urls = [self._plan.urls[(self._number + turn) % len(self._plan.urls)] for turn in range(len(self._plan.urls))]
         try:
             client = await Client.connect(
-                urls, CONNECT_TIMEOUT, self._plan.key, patience=self._plan.timeout, insist=True, watch=observer
+                urls,
+                CONNECT_TIMEOUT,
+                self._plan.key,
+                reconnect_timeout=self._plan.timeout,
+                retry=True,
+                observer=observer,
             )
         except Exception as exc:
             verifier = self._verifier()

@@ -13,14 +13,13 @@ from typing import Any
 import orjson
 import pytest
 import tornado.ioloop
-from tornado.httpclient import HTTPClientError
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
 from asrserver.broker.gateway_side import GatewayBroker
-from asrserver.client import Client, ClientSession, ConnectionLost, ServerError, Watch
+from asrserver.client import Client, ClientSession, ConnectionLost, ConnectionObserver, HandshakeRefused, ServerError
 from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import WebSocket
 from tests.fakes import FakeWorker
@@ -34,10 +33,10 @@ AUDIO = bytes(range(256)) * 8
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Less patience than outside."""
-    monkeypatch.setattr("asrserver.client.client.FIRST_PAUSE", 0.02)
+    """Shorter pauses than in production."""
+    monkeypatch.setattr("asrserver.client.client.FIRST_BACKOFF", 0.02)
     monkeypatch.setattr("asrserver.client.session.RETRY_JITTER", 0.02)
-    monkeypatch.setattr("asrserver.client.client.LAST_PAUSE", 0.1)
+    monkeypatch.setattr("asrserver.client.client.MAX_BACKOFF", 0.1)
 
 
 def cut(client: Client) -> None:
@@ -128,13 +127,13 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
     monkeypatch.setattr(WebSocket, "_text", seen)
     acks: list[int] = []
 
-    class Listens(Watch):
+    class Listens(ConnectionObserver):
         def received(self, event: dict[str, Any]) -> None:
             if event["type"] == "ack" and "chunk_index" in event:
                 assert event["through"]
                 acks.append(event["chunk_index"])
 
-    async with await Client.connect([server.url for server in gateways], watch=Listens()) as client:
+    async with await Client.connect([server.url for server in gateways], observer=Listens()) as client:
         session = await client.start()
         for turn in range(1, 3):
             for index in range(40):
@@ -230,7 +229,7 @@ async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`send` waits and `send_nowait` does nothing, while there is no connection too."""
-    monkeypatch.setattr("asrserver.client.client.FIRST_PAUSE", 1000.0)
+    monkeypatch.setattr("asrserver.client.client.FIRST_BACKOFF", 1000.0)
     monkeypatch.setattr("asrserver.client.session.WINDOW_BYTES", 5000)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
     client = await Client.connect(gateways[0].url, window=4)
@@ -286,12 +285,12 @@ async def test_a_session_that_is_gone_when_the_client_comes_back(gateways: Gatew
 
 
 async def test_nobody_answers(gateways: Gateways) -> None:
-    """At first: what the system says. Later: after the patience is over, to everyone who waits."""
+    """At first: the system's error. Later: ConnectionLost after `reconnect_timeout`, for every waiting call."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         nobody = f"ws://127.0.0.1:{taken.getsockname()[1]}/ws/asr"
     with pytest.raises(OSError, match="refused"):
         await Client.connect(nobody)
-    client = await Client.connect([nobody, gateways[0].url], patience=0.5)
+    client = await Client.connect([nobody, gateways[0].url], reconnect_timeout=0.5)
     session = await client.start("s")
     client._urls = [nobody]
     cut(client)
@@ -367,9 +366,26 @@ async def test_refusals_before_the_upgrade(told: Callable[..., str], status: int
             await until(lambda: len(tries) == 4)
             assert all(later - earlier >= 0.9 for earlier, later in itertools.pairwise(tries[1:]))
         else:
-            with pytest.raises(HTTPClientError, match=str(status)):
+            with pytest.raises(HandshakeRefused, match=f"HTTP {status}"):
                 await session.finish()
             assert len(tries) == 2
+
+
+async def test_an_address_without_a_websocket(told: Callable[..., str]) -> None:
+    """A web page answers with 200: trying again is no use, and the error says what is wrong."""
+
+    class Page(RequestHandler):
+        def get(self) -> None:
+            self.write("<html>")
+
+    with pytest.raises(HandshakeRefused, match="HTTP 200: the URL is not one of a WebSocket"):
+        await Client.connect(told(Page), retry=True)
+
+
+async def test_a_server_that_does_not_answer() -> None:
+    """It accepts the connection and says nothing: the timeout of an attempt includes the handshake."""
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError, match="during request"):
+        await Client.connect(f"ws://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.1)
 
 
 @pytest.mark.parametrize(("code", "again"), [(1012, True), (1013, True), (1001, True), (1008, False), (1009, False)])
@@ -468,14 +484,14 @@ async def test_close_before_anything_was_read(gateways: Gateways) -> None:
             await client.close()
 
 
-async def test_insist() -> None:
-    """Who insists waits for a server that is not there yet, and gives up when there is no patience left."""
+async def test_retry() -> None:
+    """With `retry` the client waits for a server that does not run yet, and gives up after `reconnect_timeout`."""
     refusals: list[Exception] = []
 
-    class Counting(Watch):
+    class Counting(ConnectionObserver):
         def refused(self, reason: Exception, pause: float) -> None:
             refusals.append(reason)
 
     with pytest.raises(ConnectionLost):
-        await Client.connect("ws://127.0.0.1:9/", patience=0.2, insist=True, watch=Counting())
+        await Client.connect("ws://127.0.0.1:9/", reconnect_timeout=0.2, retry=True, observer=Counting())
     assert len(refusals) > 1
