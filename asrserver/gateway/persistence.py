@@ -1,10 +1,10 @@
-"""Write-behind: what Redis holds as durable events becomes rows in PostgreSQL, in batches, behind the client's back.
+"""Write-behind persistence: durable events in Redis become rows in PostgreSQL, in batches, and no client waits for it.
 
-A session that has something new is only marked; the events themselves are read back from Redis when a batch is written.
-So PostgreSQL may be away for as long as Redis has room: what waits here is one small entry a session.
+A session with new events is only marked here; the events themselves are read from Redis when a batch is written. So a
+session that waits takes one small entry of memory, and PostgreSQL may be away for as long as Redis has room.
 
-Of an open session Redis keeps the last results, for a client that resumes; those before them go once they are stored
-and the client was sent KEEP more. So a session that goes on for hours takes no more and more of Redis.
+Of an open session Redis keeps the last results for a client that resumes. Older ones are trimmed once they are stored
+and the client was sent at least MIN_KEPT_EVENTS more, so a session of many hours has a bounded size in Redis.
 """
 
 from __future__ import annotations
@@ -30,74 +30,88 @@ from asrserver.telemetry import metrics
 log = logging.getLogger("asrserver.persistence")
 
 #: Seconds between batches: several results of one session become one write.
-EVERY = 0.25
+BATCH_INTERVAL_SECONDS = 0.25
 
 #: Sessions in one batch.
-BATCH = 200
+BATCH_SESSIONS = 200
 
-#: Open sessions with nothing new whose last stored event is remembered; of others, all events are read again.
-REMEMBERED = 20_000
+#: Open sessions without new events whose last stored event is remembered. Of any other session all events are read
+#: again, which is harmless and slow.
+MAX_REMEMBERED = 20_000
 
-#: Results of an open session that Redis keeps at least, and half of what it keeps at most: more than a client can be
-#: behind, for whom megabytes wait in no socket (handlers/websocket.py).
-KEEP = 1000
+#: Events of an open session that Redis keeps at least; at most it keeps twice as many. It is more than a client can be
+#: behind: its socket buffers at most some hundred kilobytes (handlers/).
+MIN_KEPT_EVENTS = 1000
 
-#: Longest pause between tries while PostgreSQL is away, in seconds.
-MAX_PAUSE = 5.0
+#: Longest pause between attempts while PostgreSQL is away, in seconds.
+MAX_RETRY_SECONDS = 5.0
 
 
 @dataclass(slots=True)
 class _Flushed:
-    """How far a session's events are dealt with, by their ids and `seq`s."""
+    """How far a session's events are stored and sent.
+
+    Attributes:
+        stored: Id of the last event that is stored.
+        sent: `seq` of the last event that the client was sent.
+        mark: Id and `seq` of a stored event; events up to it are trimmed when the client is MIN_KEPT_EVENTS further.
+        session: The part of the session's row that never changes; None until it was read.
+    """
 
     stored: str = "0-1"
-    sent: int = 0  # to the client
-    mark: tuple[str, int] | None = None  # one that is stored: up to it they go when the client is KEEP further
-    session: dict[str, Any] | None = None  # what of its row never changes, once it was read
+    sent: int = 0
+    mark: tuple[str, int] | None = None
+    session: dict[str, Any] | None = None
 
 
 class WriteBehind:
-    """Stores sessions. `ttl` is how long Redis keeps a session after it is stored, in seconds."""
+    """Stores the sessions that are marked dirty."""
 
     def __init__(self, broker: GatewayBroker, storage: Storage, ttl: float) -> None:
+        """Store from the broker into the storage; Redis keeps a session for `ttl` seconds after its end is stored."""
         self._broker = broker
         self._storage = storage
         self._ttl = ttl
-        self._dirty: dict[str, _Flushed] = {}  # sessions with something new
-        self._clean: dict[str, _Flushed] = {}  # open ones without
+        self._dirty: dict[str, _Flushed] = {}  # sessions with new events
+        self._clean: dict[str, _Flushed] = {}  # open sessions without
         self._wake = asyncio.Event()
         self._writing: dict[str, _Flushed] = {}
-        self._waits_since: float | None = None  # what waits longest
+        self._dirty_since: float | None = None  # when the session that waits longest became dirty, or before
         self._batch_ended = Notifier()
 
     def mark_dirty(self, sid: str, sent: int = 0) -> None:
-        """The session has something new to store; its client was sent what there is up to the event number `sent`."""
+        """Have the session's new events stored.
+
+        Args:
+            sid: The session.
+            sent: `seq` of the last event that its client was sent.
+        """
         if sid not in self._dirty:
             self._dirty[sid] = self._clean.pop(sid, self._writing.get(sid, _Flushed()))
-            if self._waits_since is None:
-                self._waits_since = time.monotonic()
+            if self._dirty_since is None:
+                self._dirty_since = time.monotonic()
             self._wake.set()
         upto = self._dirty[sid]
         upto.sent = max(upto.sent, sent)
 
     @property
     def waiting(self) -> int:
-        """Sessions with something that is not stored yet."""
+        """Sessions with events that are not stored yet."""
         return len(self._dirty)
 
     @property
     def lag(self) -> float:
-        """Seconds that what waits longest has waited, at most."""
-        return 0.0 if self._waits_since is None else time.monotonic() - self._waits_since
+        """Seconds that the oldest event which is not stored has waited, at most."""
+        return 0.0 if self._dirty_since is None else time.monotonic() - self._dirty_since
 
     def is_flushed(self, sid: str | None = None) -> bool:
-        """Whether the session, or every session, is stored as far as it is known."""
+        """Whether all known events of the session, or (None) of every session, are stored."""
         if sid is None:
             return not self._dirty and not self._writing
         return sid not in self._dirty and sid not in self._writing
 
     async def wait_flushed(self, sid: str, timeout: float) -> bool:
-        """Wait until the session is stored as far as it is known, for at most `timeout` seconds.
+        """Wait until all known events of the session are stored, for at most `timeout` seconds.
 
         Returns:
             Whether it is stored.
@@ -105,22 +119,22 @@ class WriteBehind:
         return await self._batch_ended.wait_for(lambda: self.is_flushed(sid), timeout)
 
     async def run(self) -> None:
-        """Write batches, for ever."""
-        pause = EVERY
+        """Write batches until cancelled."""
+        pause = BATCH_INTERVAL_SECONDS
         while True:
             await self._wake.wait()
             await asyncio.sleep(pause)
             self._wake.clear()
             try:
                 await self._write()
-                pause = EVERY
+                pause = BATCH_INTERVAL_SECONDS
             except (StorageUnavailable, Unavailable) as exc:
-                if pause == EVERY:
-                    log.warning("storing waits, %d sessions: %s", len(self._dirty), exc)
-                pause = min(pause * 2, MAX_PAUSE)
+                if pause == BATCH_INTERVAL_SECONDS:
+                    log.warning("%d sessions wait to be stored: %s", len(self._dirty), exc)
+                pause = min(pause * 2, MAX_RETRY_SECONDS)
             except Exception:
-                log.exception("storing failed, %d sessions wait", len(self._dirty))
-                pause = MAX_PAUSE
+                log.exception("a batch could not be stored: %d sessions wait", len(self._dirty))
+                pause = MAX_RETRY_SECONDS
             finally:
                 self._writing = {}
                 self._batch_ended.notify()
@@ -129,9 +143,9 @@ class WriteBehind:
 
     async def _write(self) -> None:
         began = time.monotonic()
-        batch = self._writing = dict(list(self._dirty.items())[:BATCH])
+        batch = self._writing = dict(list(self._dirty.items())[:BATCH_SESSIONS])
         for sid in batch:
-            del self._dirty[sid]  # what comes from now on marks it again
+            del self._dirty[sid]  # an event from now on marks it again
         try:
             after = {sid: upto.stored for sid, upto in batch.items()}
             known = {sid for sid, upto in batch.items() if upto.session is not None}
@@ -144,7 +158,7 @@ class WriteBehind:
                         batch[sid].session = row(sid, fields)
                     session = batch[sid].session
                     records += [record(session, events)] if session and (fields or events) else []
-                except Exception as exc:  # one that cannot be understood must not hold up the others
+                except Exception as exc:  # one session that cannot be stored must not hold up the others
                     log.exception("session=%s cannot be stored", sid)
                     await self._broker.dead_letter(sid, "", f"not stored: {type(exc).__name__}: {exc}")
             for sid, reason in await self._storage.save(records):
@@ -153,11 +167,11 @@ class WriteBehind:
             self._dirty |= batch
             raise
         _measure(began, [event.time for _, events in found.values() for event in events if event.time])
-        self._waits_since = began if self._dirty else None
+        self._dirty_since = began if self._dirty else None
         over = []
         for sid, (fields, events) in found.items():
             if not fields and sid not in known:
-                log.warning("session=%s is gone from Redis: nothing to store", sid)
+                log.warning("session=%s is no longer in Redis: its last events are not stored", sid)
                 over.append(sid)
             elif events and isinstance(events[-1], Final):
                 over.append(sid)
@@ -167,13 +181,13 @@ class WriteBehind:
                 if sid not in self._dirty:
                     self._clean[sid] = batch[sid]
             elif sid in known:
-                # Nothing new, most often since it came with what was new before; or it is gone: read all of it again.
+                # Its event came with an earlier batch; or the session is gone: read its fields again to tell.
                 batch[sid].session = None
                 self._dirty.setdefault(sid, batch[sid])
             elif sid not in self._dirty:
                 self._clean[sid] = batch[sid]
         await asyncio.gather(*(self._broker.close_session(sid, self._ttl) for sid in over))
-        while len(self._clean) > REMEMBERED:  # those that another gateway has now, above all
+        while len(self._clean) > MAX_REMEMBERED:  # mostly those that another gateway has now
             del self._clean[next(iter(self._clean))]
 
     async def _report_unknown(self, sid: str, events: Sequence[Result]) -> None:
@@ -185,12 +199,12 @@ class WriteBehind:
                     await self._broker.dead_letter(sid, "", f"not stored: {what}")
 
     async def _advance(self, sid: str, upto: _Flushed, last: Result) -> None:
-        """The session's events are stored up to the `last`: let go of those that nobody can want any more."""
+        """Note that the session's events are stored up to `last`, and trim those that no client can ask for."""
         upto.stored = last.id
         here = (last.id, last.seq)
         if upto.mark is None:
             upto.mark = here
-        elif min(last.seq, upto.sent) >= upto.mark[1] + KEEP:
+        elif min(last.seq, upto.sent) >= upto.mark[1] + MIN_KEPT_EVENTS:
             await self._broker.trim_events(sid, upto.mark[0])
             upto.mark = here
 
@@ -203,7 +217,7 @@ def _measure(began: float, times: list[float]) -> None:
 
 
 def row(sid: str, fields: dict[str, str]) -> dict[str, Any]:
-    """What a session's row begins as."""
+    """Make the row of a session that has begun, of its hash in Redis."""
     return {
         "id": sid,
         "user_id": fields.get("user_id") or None,

@@ -101,14 +101,14 @@ async def test_a_session_that_is_gone_is_let_go_of(
             client.delete(keys.session_key("s"), keys.events_key("s"))
         stored.mark_dirty("s")
         await until(lambda: stored.is_flushed() and "s" not in stored._clean)
-        assert "session=s is gone from Redis" in caplog.text
+        assert "session=s is no longer in Redis" in caplog.text
 
 
 async def test_a_long_session_keeps_the_last_results(
     gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
-    monkeypatch.setattr(persistence, "KEEP", 5)
+    monkeypatch.setattr(persistence, "MIN_KEPT_EVENTS", 5)
     one, two = gateways
 
     def kept() -> list[int]:
