@@ -1,12 +1,12 @@
-"""The errors of the system, each with the code that a client, a log line or an exit status carries.
+"""The errors of the system. Clients and logs identify them by their codes, and shells by the exit status.
 
-AsrError                 what a client may be told: code, message, details
-├── BadRequest           the message itself is wrong
+AsrError                 an error that a client is told: code, message, details
+├── BadRequest           the request itself is wrong
 ├── AudioError           the bytes are not audio that can be decoded
-├── Refused              not by this client, or not so much: keys, limits, quotas
-└── Unavailable          not now: Redis away, no room, shutting down
+├── Refused              this client may not do it, or a limit is reached
+└── Unavailable          not possible now: Redis is away, there is no room, the server is shutting down
 ModelError               the model cannot be loaded (exit status 3)
-SettingError             a setting has a bad value (one line, exit status 2)
+SettingError             a setting has a bad value (exit status 2)
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import Any
 
 
 class AsrError(Exception):
-    """Raised when something a client asked for cannot be done; `code` is stable, `message` is for people."""
+    """Raised when something that a client asked for cannot be done.
+
+    Attributes:
+        code: What went wrong, for programs; codes are stable.
+        message: The same for humans.
+        details: Further fields that the client is told.
+    """
 
     def __init__(self, code: str, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -25,7 +31,7 @@ class AsrError(Exception):
 
 
 class BadRequest(AsrError):
-    """Raised when a message cannot be understood or is not allowed in the state the session is in."""
+    """Raised when a message cannot be understood, or is not allowed in the present state of the session."""
 
 
 class AudioError(AsrError):
@@ -33,7 +39,11 @@ class AudioError(AsrError):
 
 
 class Refused(AsrError):
-    """Raised at the door, or when a limit is reached; `status` is HTTP's, `retry_after` (seconds) is in the details."""
+    """Raised when a client is not authorised, or a limit is reached.
+
+    Attributes:
+        status: The HTTP status for it. Where a later try may succeed, `retry_after` (seconds) is in the details.
+    """
 
     def __init__(self, status: int, code: str, message: str, **details: Any) -> None:
         super().__init__(code, message, **details)
@@ -41,15 +51,15 @@ class Refused(AsrError):
 
 
 class Unavailable(AsrError):
-    """Raised when a request is right but cannot be served now; `retry_after` (seconds) is in the details."""
+    """Raised when a valid request cannot be served now; `retry_after` (seconds) is in the details."""
 
     def __init__(self, code: str, message: str, retry_after: float = 2.0, **details: Any) -> None:
         super().__init__(code, message, retry_after=retry_after, **details)
 
 
 class ModelError(Exception):
-    """Raised when a model cannot be found or loaded: the message is one line an operator can act on."""
+    """Raised when a model cannot be found or loaded; the message is one line that an operator can act on."""
 
 
 class SettingError(Exception):
-    """Raised when a setting has a value that cannot be used: the message names the setting."""
+    """Raised when a setting has a bad value; the message is one line that names the setting."""

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from asrserver.embedded import locate
 from asrserver.embedded.locate import EmbeddedError
 from asrserver.embedded.server import EmbeddedServer, log
-from asrserver.process.memory import keeping
+from asrserver.process.memory import malloc_environment
 
 #: Bytes at the end of the append-only file that a power failure may have damaged; more damage is not repaired.
 TORN_TAIL_LIMIT = 1 << 20
@@ -39,7 +39,7 @@ class EmbeddedRedis(EmbeddedServer):
 
     name = "redis"
     socket_name = "redis.sock"
-    environment = keeping(KEPT_MEMORY)
+    environment = malloc_environment(KEPT_MEMORY)
     stop_signal = signal.SIGTERM
 
     def __init__(self, data_dir: Path, *, maxmemory: int = 1 << 30, appendfsync: str = "always") -> None:

@@ -1,4 +1,4 @@
-"""What an operator asks: is it healthy, what waits, what was done. Read cheaply, from heartbeats and sums."""
+"""Health, queue and statistics for operators. They are cheap: read from heartbeats and from sums."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from asrserver.storage.errors import StorageError
 if TYPE_CHECKING:
     from asrserver.gateway.gateway import Gateway
 
-#: Seconds that reading the heartbeats may take.
-TIMEOUT = 2.0
+#: Seconds that Redis may take for the answers.
+HEALTH_TIMEOUT = 2.0
 
 
 async def not_ready(gateway: Gateway) -> str:
-    """Why this gateway takes no sessions now; '' if it does. PostgreSQL is not asked: sessions are stored later."""
+    """Return why this gateway accepts no sessions now; '' if it does.
+
+    PostgreSQL does not matter for that: sessions are stored later.
+    """
     if gateway.closing:
         return "shutting down"
     state = await _probe(gateway.broker.ping())
@@ -26,16 +29,16 @@ async def not_ready(gateway: Gateway) -> str:
 
 
 async def health(gateway: Gateway) -> dict[str, Any]:
-    """The state of every part, each probed now: latencies in milliseconds, reasons for what does not work."""
+    """Probe every part now, and return the state of each: its latency in milliseconds, or why it does not work."""
     redis_state, postgres_state = await asyncio.gather(_probe(gateway.broker.ping()), _probe(gateway.storage.ping()))
     workers: list[dict[str, Any]] = []
     gateways: list[dict[str, Any]] = []
     queue: dict[str, int] = {}
-    recognition: dict[str, Any] = {"ready": False, "error": "Redis does not say whether a worker lives"}
+    recognition: dict[str, Any] = {"ready": False, "error": "unknown: Redis does not answer"}
     if redis_state["ready"]:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(HEALTH_TIMEOUT):
                 workers, gateways, queue, census = await asyncio.gather(
                     gateway.broker.status.heartbeats("worker"),
                     gateway.broker.status.heartbeats("gateway"),
@@ -49,7 +52,7 @@ async def health(gateway: Gateway) -> dict[str, Any]:
             latency = round((time.monotonic() - began) * 1000, 2)
             recognition = {"ready": True, "latency_ms": latency}
             if not workers:
-                recognition = {"ready": False, "error": "no worker lives"}
+                recognition = {"ready": False, "error": "no worker is running"}
     ready = redis_state["ready"] and postgres_state["ready"] and recognition["ready"]
     return {
         "status": "ok" if ready else "degraded",
@@ -67,7 +70,16 @@ async def health(gateway: Gateway) -> dict[str, Any]:
 
 
 async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
-    """What was recognised since the beginning; with an owner, of its sessions. Raises StorageError or Unavailable."""
+    """Return what was recognised so far.
+
+    Args:
+        gateway: The gateway that asks.
+        owner: If given, the id of an API key: only its sessions count.
+
+    Raises:
+        StorageError: PostgreSQL cannot be asked.
+        Unavailable: Redis cannot be asked.
+    """
     (workers,) = await _soon(gateway.broker.status.heartbeats("worker"))
     found = await gateway.storage.stats(owner=owner)
     size = await gateway.storage.size() if owner is None else 0
@@ -85,7 +97,7 @@ async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
 
 
 async def queue_status(gateway: Gateway) -> dict[str, Any]:
-    """What waits, how long, and who works; raises Unavailable."""
+    """Return what waits, for how long, and how many workers there are; raises Unavailable."""
     status, backlog = gateway.broker.status, gateway.sessions.backlog
     workers, gateways, queue, waiting = await _soon(
         status.heartbeats("worker"), status.heartbeats("gateway"), status.queue(), status.oldest_waiting()
@@ -107,16 +119,16 @@ async def queue_status(gateway: Gateway) -> dict[str, Any]:
 
 
 async def _soon(*questions: Awaitable[Any]) -> list[Any]:
-    """The answers of Redis, which the broker's pipeline would wait for much longer."""
+    """Return the answers of Redis, or raise Unavailable soon: the pipeline by itself would retry for much longer."""
     try:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(HEALTH_TIMEOUT):
             return await asyncio.gather(*questions)
     except TimeoutError:
         raise Unavailable("broker_unavailable", "Redis does not answer") from None
 
 
 def _real_time_factor(workers: list[dict[str, Any]]) -> float:
-    """Seconds of work a second of speech, of all workers that live; 0 before there was any."""
+    """Return the seconds of work for a second of speech, of all living workers; 0 if there was no speech yet."""
     speech = sum(state.get("speech_seconds", 0.0) for state in workers)
     busy = sum(state.get("speech_seconds", 0.0) * state.get("real_time_factor", 0.0) for state in workers)
     return round(busy / speech, 4) if speech else 0.0

@@ -19,7 +19,7 @@ from asrserver.loadtest.speech import Scripts, load
 from asrserver.loadtest.stats import Histogram, Stats, total
 from asrserver.loadtest.virtual_user import VirtualUser
 from asrserver.process.limits import die_with_parent
-from asrserver.process.memory import keep, settle
+from asrserver.process.memory import retain_freed_memory, tune_collector
 
 #: Seconds between reports, and between measurements of the event loop's lag.
 REPORT_INTERVAL = 1.0
@@ -165,13 +165,13 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the whole process group; the parent handles it
     logging.getLogger("tornado").setLevel(logging.CRITICAL)  # the verifier reports failures
-    keep(KEPT_MEMORY)
+    retain_freed_memory(KEPT_MEMORY)
     import uvloop
 
     told = ProcessReport()
     try:
         scripts = Scripts(load(plan.audio), plan)
-        settle()
+        tune_collector()
         pipe.send("ready")
         begin = pipe.recv()
         told.idle = time.process_time()

@@ -1,41 +1,43 @@
-"""Memory of processes that hold much for ever and make many things that are soon gone: Python's search for cycles, and
-what the C library keeps of what was freed."""
+"""Memory of long-lived processes that make many short-lived objects: garbage collection, and glibc's malloc."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 
-#: New containers, that are not gone yet, at which Python looks for cycles among them. Its own 700 are come by with a
-#: few sessions: of a gateway with 500, a fifth of the time went into looking, and nothing was found.
-YOUNG = 20_000
+#: New container objects after which Python looks for garbage cycles among them. Its default of 700 is reached by a
+#: handful of sessions: a gateway with 500 of them spent a fifth of its time in collections that found nothing.
+GC_THRESHOLD = 20_000
 
-#: glibc's mallopt: its parameters, the names that they have in the environment, and their values in bytes. By its own
-#: rules glibc gives what is large, or free at the end of its heap, back to the kernel at once, and gets it anew for the
-#: next array or message: cleared, which took a tenth of a worker's time, and of Redis' where that has no allocator of
-#: its own.
-LARGEST = 1 << 25
+#: Parameters of glibc's mallopt, by the environment variables that set the same: number and value in bytes. By default
+#: glibc returns large blocks, and free memory at the end of the heap, to the kernel at once, and gets cleared pages for
+#: the next array or message. That took a tenth of a worker's time, and of Redis's where it has no allocator of its own.
+MMAP_THRESHOLD = 1 << 25
 _MALLOPT = {
-    "MALLOC_MMAP_THRESHOLD_": (-3, LARGEST),
+    "MALLOC_MMAP_THRESHOLD_": (-3, MMAP_THRESHOLD),
     "MALLOC_TOP_PAD_": (-2, 1 << 22),
 }
+_TRIM_THRESHOLD = ("MALLOC_TRIM_THRESHOLD_", -1)
 
 
-def settle() -> None:
-    """Everything is loaded, and nothing of it is garbage, ever; from now on cycles are looked for less often."""
+def tune_collector() -> None:
+    """Exempt all present objects from garbage collection, and collect less often from now on.
+
+    To be called when everything is loaded: none of it is ever garbage.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG)
+    gc.set_threshold(GC_THRESHOLD)
 
 
-def keep(size: int) -> None:
-    """Give less than so many bytes of what was freed back to the kernel."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; others manage memory in other ways
+def retain_freed_memory(size: int) -> None:
+    """Let this process keep up to `size` bytes of freed memory instead of returning them to the kernel."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if mallopt is not None:
-        for parameter, value in [*_MALLOPT.values(), (-1, size)]:
+        for parameter, value in [*_MALLOPT.values(), (_TRIM_THRESHOLD[1], size)]:
             mallopt(parameter, value)
 
 
-def keeping(size: int) -> dict[str, str]:
-    """The environment in which another program does as `keep` says."""
-    return {name: str(value) for name, (_, value) in _MALLOPT.items()} | {"MALLOC_TRIM_THRESHOLD_": str(size)}
+def malloc_environment(size: int) -> dict[str, str]:
+    """Return environment variables with which another program does what `retain_freed_memory` does here."""
+    return {name: str(value) for name, (_, value) in _MALLOPT.items()} | {_TRIM_THRESHOLD[0]: str(size)}

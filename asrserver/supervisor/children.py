@@ -23,7 +23,7 @@ import uvloop
 from asrserver.config import Settings
 from asrserver.errors import ModelError
 from asrserver.process.limits import die_with_parent
-from asrserver.process.memory import keep, settle
+from asrserver.process.memory import retain_freed_memory, tune_collector
 from asrserver.telemetry.logs import configure_logging
 
 log = logging.getLogger("asrserver.child")
@@ -74,7 +74,7 @@ class _VitalsWriter:
         self._vitals.beat = time.monotonic()
 
     def ready(self) -> None:
-        settle()
+        tune_collector()
         self.alive()
         self._vitals.ready = 1
 
@@ -89,7 +89,7 @@ class _VitalsWriter:
 def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: int) -> None:
     """The main function of a gateway process."""
     _begin(settings, parent)
-    keep(GATEWAY_KEPT_MEMORY)
+    retain_freed_memory(GATEWAY_KEPT_MEMORY)
     from asrserver.handlers.app import serve
 
     writer = _VitalsWriter(vitals)
@@ -101,7 +101,7 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     _begin(settings, parent)
     if settings.device == "cpu":
         os.nice(WORKER_NICENESS)  # before there are threads: they inherit it
-    keep(WORKER_KEPT_MEMORY)
+    retain_freed_memory(WORKER_KEPT_MEMORY)
     from asrserver.inference.worker import load_model, run_worker
 
     writer = _VitalsWriter(vitals)
