@@ -155,7 +155,7 @@ class Recordings:
         """Assemble what dead gateways left, and remove recordings beyond the age and number that the settings allow."""
         if self._directory is None:
             return
-        left = await self._in_pool(archive_files.left, ABANDONED_SECONDS, TIDY_BATCH)
+        left = await self._in_pool(archive_files.abandoned, ABANDONED_SECONDS, TIDY_BATCH)
         for sid in set(left) - await self._broker.open_sessions(left) - self._files.keys():
             await self.assemble(sid)
             if left[sid] > HOPELESS_SECONDS:

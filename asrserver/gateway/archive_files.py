@@ -1,9 +1,9 @@
-"""A session's recording on disk: the parts that gateways write while it lasts, and the one file that they become.
+"""Recordings on disk: the parts that gateways write during a session, and the one file that is assembled from them.
 
-    DIR/incoming/<name>.<gateway>.part     a line of JSON, then records of index, length and bytes of a chunk
+    DIR/incoming/<name>.<gateway>.part     a line of JSON, then for each chunk a record: index, length, bytes
     DIR/<2 of the hash>/<name>.<suffix>    the recording
 
-Everything here blocks. What a name is made of cannot lead out of the directory, whatever the session is called.
+All functions block. A name cannot lead out of the directory, whatever the id of its session is.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from asrserver.audio import wav
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.chunking import Chunking, Role
 
-#: Before each chunk in a part: its index and its length in bytes.
+#: The header of each record in a part: the index of the chunk and its length in bytes.
 RECORD = struct.Struct("<QI")
 
-#: Media types by suffix; there are no other recordings.
+#: The media type of recordings by their suffix; there are no others.
 MEDIA = {
     "wav": "audio/wav",
     "flac": "audio/flac",
@@ -41,18 +41,24 @@ MEDIA = {
     "zip": "application/zip",
 }
 
-#: The suffix of a container, by FFmpeg's name for it.
+#: The suffix for a container, where it is not FFmpeg's name of it.
 _SUFFIX = {"matroska": "webm"}
 
 #: Bytes copied at a time.
-_STEP = 1 << 20
+_COPY_BYTES = 1 << 20
 
 _INCOMING = "incoming"
 
 
 @dataclass(frozen=True)
-class Made:
-    """A recording: where it is in the directory, its bytes, of how many chunks."""
+class Archived:
+    """An assembled recording.
+
+    Attributes:
+        path: Its path below the directory.
+        size: Its bytes.
+        chunks: The number of chunks in it.
+    """
 
     path: str
     size: int
@@ -60,24 +66,28 @@ class Made:
 
 
 def name_of(sid: str) -> str:
-    """The session's name in the file system: its id as far as it is harmless, and a hash of all of it."""
+    """Return the name of a session in the file system: the harmless characters of its id, and a hash of all of it."""
     digest = hashlib.sha256(sid.encode(errors="surrogatepass")).hexdigest()
     return f"{re.sub('[^A-Za-z0-9_-]', '_', sid)[:40]}-{digest[:24]}"
 
 
 def part_path(directory: Path, sid: str, gateway: str) -> Path:
-    """Where a gateway writes what it gets of the session."""
+    """Return the path of the part that a gateway writes of a session."""
     return directory / _INCOMING / f"{name_of(sid)}.{hashlib.sha256(gateway.encode()).hexdigest()[:16]}.part"
 
 
 def find(directory: Path, sid: str) -> Path | None:
-    """The session's recording, if there is one."""
+    """Return the path of a session's recording, if there is one."""
     stem = _stem(directory, sid)
     return next((path for suffix in MEDIA if (path := stem.with_suffix(f".{suffix}")).is_file()), None)
 
 
-def left(directory: Path, age: float, most: int) -> dict[str, float]:
-    """Sessions with parts that nobody has written to for `age` seconds, with the seconds since somebody did."""
+def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
+    """Find sessions whose parts were not written to for `age` seconds.
+
+    Returns:
+        The ids of up to `most` sessions, with the seconds since the last write.
+    """
     found: dict[str, float] = {}
     for path in sorted((directory / _INCOMING).glob("*.part")):
         with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
@@ -89,7 +99,7 @@ def left(directory: Path, age: float, most: int) -> dict[str, float]:
 
 
 def remove(directory: Path, sid: str, parts_only: bool = False) -> None:
-    """Remove the session's parts, and its recording."""
+    """Remove the parts of a session, and unless `parts_only`, its recording."""
     with _lock(directory):
         for path in _parts(directory, sid):
             path.unlink(missing_ok=True)
@@ -98,11 +108,23 @@ def remove(directory: Path, sid: str, parts_only: bool = False) -> None:
                 _stem(directory, sid).with_suffix(f".{suffix}").unlink(missing_ok=True)
 
 
-def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) -> Made | None:
-    """Make the recording of all parts there are; they stay. None if there are none, or fewer than `chunks` chunks.
+def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) -> Archived | None:
+    """Assemble the recording of a session from its parts, which stay. To do so again gives the same file.
 
-    A session that is one file is that file, byte by byte; PCM, and files of PCM in one format, are one WAV or FLAC as
-    `kind` says; anything else is a ZIP of its files in order. Again gives the same. Raises OSError.
+    A session that is one file becomes that file, byte by byte. PCM, and files of PCM in one format, become one WAV or
+    FLAC. Anything else becomes a ZIP of its files in order.
+
+    Args:
+        directory: The directory of all recordings.
+        sid: The id of the session.
+        kind: wav or flac, for PCM.
+        chunks: If given, the number of chunks that there must be at least.
+
+    Returns:
+        None if there are no parts, or too few chunks.
+
+    Raises:
+        OSError: The disk is full, or a part cannot be read.
     """
     with _lock(directory):
         source = _Source(_parts(directory, sid))
@@ -116,7 +138,7 @@ def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) ->
             os.replace(temporary, path := stem.with_suffix(f".{suffix}"))
             for other in MEDIA.keys() - {suffix}:
                 stem.with_suffix(f".{other}").unlink(missing_ok=True)
-            return Made(str(path.relative_to(directory)), path.stat().st_size, len(source.chunks))
+            return Archived(str(path.relative_to(directory)), path.stat().st_size, len(source.chunks))
         finally:
             source.close()
 
@@ -135,7 +157,7 @@ def _parts(directory: Path, sid: str) -> list[Path]:
 
 @contextmanager
 def _lock(directory: Path) -> Iterator[None]:
-    """One at a time, of all gateways: parts are not to be taken away from under who reads them."""
+    """Exclude all other gateways, so that no part is removed while it is read."""
     with open(directory / _INCOMING / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -143,6 +165,8 @@ def _lock(directory: Path) -> Iterator[None]:
 
 @dataclass
 class _Chunk:
+    """Where a chunk is in a part."""
+
     file: IO[bytes]
     offset: int
     size: int
@@ -153,7 +177,7 @@ class _Chunk:
 
 
 class _Source:
-    """The chunks of all parts, each once, in their order; a last record that a crash cut short is none."""
+    """The chunks of all parts, each once, by their indexes. A last record that a crash cut short is left out."""
 
     def __init__(self, parts: list[Path]) -> None:
         self.header: dict[str, Any] = {}
@@ -184,8 +208,8 @@ class _Source:
 
 
 @dataclass
-class _Item:
-    """Chunks that are one file, or one stretch of PCM (`kind` None)."""
+class _Clip:
+    """Consecutive chunks that are one file, or headerless PCM where `kind` is None."""
 
     kind: str | None
     chunks: list[_Chunk] = field(default_factory=list)
@@ -193,7 +217,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class _Span:
-    """Bytes of a chunk that go into the recording, and what samples they are; None if they cannot be joined."""
+    """Bytes of a chunk that go into the recording; `format` is None where they are no samples that can be joined."""
 
     format: wav.Format | None
     chunk: _Chunk
@@ -202,21 +226,21 @@ class _Span:
 
 
 def _write(source: _Source, kind: str, target: Path) -> str:
-    """Write the recording; its suffix."""
+    """Write the recording, and return its suffix."""
     header = source.header
     chunking = Chunking(header["mode"], header["format"], header["rate"], header["channels"])
-    items = _items(source, chunking)
-    if len(items) == 1 and items[0].kind is not None:
+    clips = _clips(source, chunking)
+    if len(clips) == 1 and clips[0].kind is not None:
         with target.open("wb") as file:
-            for chunk in items[0].chunks:
+            for chunk in clips[0].chunks:
                 _copy(chunk, 0, chunk.size, file)
-        return _SUFFIX.get(items[0].kind, items[0].kind)
+        return _SUFFIX.get(clips[0].kind, clips[0].kind)
     raw = chunking.headerless
-    spans = [span for item in items for span in _spans(item, raw)]
+    spans = [span for clip in clips for span in _spans(clip, raw)]
     if spans[0].format is not None and len({span.format for span in spans}) == 1:
         format = spans[0].format
         if kind == "flac" and format.channels <= 2 and format.codec in ("pcm_s16le", "pcm_f32le"):
-            from asrserver.audio.files import write_flac  # numpy and PyAV: only who records so needs them
+            from asrserver.audio.files import write_flac  # numpy and PyAV: needed for FLAC alone
 
             write_flac(target, format, _bytes_of(spans))
             return "flac"
@@ -224,40 +248,40 @@ def _write(source: _Source, kind: str, target: Path) -> str:
             _write_wav(format, spans, file)
         return "wav"
     with zipfile.ZipFile(target, "w") as archive:
-        for number, item in enumerate(items):
-            suffix = "wav" if item.kind is None else _SUFFIX.get(item.kind, item.kind)
+        for number, clip in enumerate(clips):
+            suffix = "wav" if clip.kind is None else _SUFFIX.get(clip.kind, clip.kind)
             with archive.open(f"{number:05}.{suffix}", "w", force_zip64=True) as entry:
-                if item.kind is None:
-                    _write_wav(raw, _spans(item, raw), entry)
-                for chunk in item.chunks if item.kind is not None else ():
+                if clip.kind is None:
+                    _write_wav(raw, _spans(clip, raw), entry)
+                for chunk in clip.chunks if clip.kind is not None else ():
                     _copy(chunk, 0, chunk.size, entry)
     return "zip"
 
 
-def _items(source: _Source, chunking: Chunking) -> list[_Item]:
-    items: list[_Item] = []
+def _clips(source: _Source, chunking: Chunking) -> list[_Clip]:
+    clips: list[_Clip] = []
     for chunk in source.chunks:
-        if items and chunking.mode == "stream":  # one file, even if its recorder began again
-            items[-1].chunks.append(chunk)
+        if clips and chunking.mode == "stream":  # one file, even where a recorder started again in it
+            clips[-1].chunks.append(chunk)
             continue
-        kind = chunking.container(chunk.read(4096), first=not items)
-        role = chunking.role(kind, chunk.size, in_container=bool(items) and items[-1].kind is not None)
-        if not items or role is Role.FILE or (role is Role.UTTERANCE and items[-1].kind is not None):
-            items.append(_Item(kind))
-        items[-1].chunks.append(chunk)
-    return items
+        kind = chunking.container(chunk.read(4096), first=not clips)
+        role = chunking.role(kind, chunk.size, in_container=bool(clips) and clips[-1].kind is not None)
+        if not clips or role is Role.FILE or (role is Role.UTTERANCE and clips[-1].kind is not None):
+            clips.append(_Clip(kind))
+        clips[-1].chunks.append(chunk)
+    return clips
 
 
-def _spans(item: _Item, raw: wav.Format) -> list[_Span]:
-    """The item's samples; those of PCM without a header are `raw`."""
-    if item.kind == "wav" and len(item.chunks) == 1:
-        return [_wav_samples(item.chunks[0])]
-    format = raw if item.kind is None else None
-    return [_Span(format, chunk, 0, chunk.size) for chunk in item.chunks]
+def _spans(clip: _Clip, raw: wav.Format) -> list[_Span]:
+    """Return the samples of a clip; headerless PCM has the format `raw`."""
+    if clip.kind == "wav" and len(clip.chunks) == 1:
+        return [_wav_samples(clip.chunks[0])]
+    format = raw if clip.kind is None else None
+    return [_Span(format, chunk, 0, chunk.size) for chunk in clip.chunks]
 
 
 def _wav_samples(chunk: _Chunk) -> _Span:
-    """A WAV file's samples; all of the file if they are none that can be joined, or claim what cannot be."""
+    """Return the samples of a WAV file; or the whole file if they cannot be joined, or the header is implausible."""
     with suppress(ImplausibleAudio):
         header = wav.read_header(chunk.read(1 << 16))
         if header is not None and header.format.codec is not None:
@@ -271,7 +295,7 @@ def _copy(chunk: _Chunk, offset: int, size: int, target: IO[bytes]) -> None:
     at, end = chunk.offset + offset, chunk.offset + offset + size
     while at < end:
         chunk.file.seek(at)
-        data = chunk.file.read(min(_STEP, end - at))
+        data = chunk.file.read(min(_COPY_BYTES, end - at))
         if not data:
             raise OSError("a part became shorter")
         target.write(data)
@@ -289,8 +313,8 @@ def _write_wav(format: wav.Format, spans: list[_Span], target: IO[bytes]) -> Non
 
 
 def _bytes_of(spans: list[_Span]) -> Iterator[bytes]:
-    """The spans' bytes, _STEP at most at a time."""
+    """Yield the bytes of the spans, at most _COPY_BYTES at a time."""
     for span in spans:
-        for at in range(0, span.size, _STEP):
+        for at in range(0, span.size, _COPY_BYTES):
             span.chunk.file.seek(span.chunk.offset + span.offset + at)
-            yield span.chunk.file.read(min(_STEP, span.size - at))
+            yield span.chunk.file.read(min(_COPY_BYTES, span.size - at))

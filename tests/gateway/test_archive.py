@@ -344,11 +344,11 @@ async def test_what_a_dead_gateway_left_is_put_together(
     path = await path_of(gateway, "s")
     assert path is not None
     assert pcm_of((tmp_path / path).read_bytes())[2] == b"".join(pieces.values())
-    left = archive_files.left(tmp_path, -1, 100)
+    left = archive_files.abandoned(tmp_path, -1, 100)
     assert left.keys() == {"open", "never stored", "empty"}
     monkeypatch.setattr(recordings, "HOPELESS_SECONDS", -1)
     await gateway._tidy()
-    assert archive_files.left(tmp_path, -1, 100).keys() == {"open"}
+    assert archive_files.abandoned(tmp_path, -1, 100).keys() == {"open"}
 
 
 @gen_test
