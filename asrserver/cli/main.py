@@ -35,7 +35,7 @@ SERVER_STOP_TIMEOUT = 20.0
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, "-V", "--version")
+@click.version_option(__version__, "-V", "--version", prog_name="asrserver")
 def main() -> None:
     """Streaming speech recognition: WebSocket in, text out, hundreds of streams on one machine.
 
