@@ -1,10 +1,17 @@
 # Everything happens in .venv/, which is made here: `.venv/bin/asrserver` is the program.
 
+# A Python that the versions in constraints.txt were chosen on, else any newer one.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && { echo $$python; exit; }; \
+	done; python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python3)
 BIN := .venv/bin
 
-.PHONY: demo run test test-unit test-service test-system soak lint browser format bench promtool model model-eval clean
+# Every install takes the versions in constraints.txt, the environments in which packages are built too.
+INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check
+REQUIREMENTS := setup.cfg setup.py constraints.txt
+
+.PHONY: demo run test test-unit test-service test-system soak lint browser format bench promtool constraints model model-eval clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -60,6 +67,9 @@ promtool: .venv/installed ## what promtool (Debian: prometheus) thinks of the me
 	promtool check rules conf/prometheus-rules.yml
 	$(BIN)/python -c 'from asrserver.telemetry import metrics; print(metrics.exposition().decode(), end="")' | promtool check metrics
 
+constraints: .venv/bin/pip ## the newest versions of everything that is depended upon; KEEP=--keep only adds
+	$(BIN)/python tools/constraints.py $(KEEP)
+
 # The demo model. Needs espeak-ng, flite, festival and festvox-us-slt-hts (Debian packages), and torch.
 MODEL ?= build/model
 MINUTES ?= 100
@@ -76,20 +86,23 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 	$(BIN)/python tools/model/generate.py --out $(MODEL)
 	@touch $@
 
-.venv/model: setup.cfg setup.py | .venv/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,model]'
-	@touch .venv/installed $@
-
 .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: setup.cfg setup.py | .venv/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded]'
+.venv/installed: $(REQUIREMENTS) | .venv/bin/pip
+	@echo "Installing dependencies into .venv (about 150 MB to download): a minute or two …"
+	$(INSTALL) -e '.[embedded]'
 	@touch $@
 
-.venv/test: setup.cfg setup.py | .venv/bin/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[embedded,loadtest,test]'
+.venv/test: $(REQUIREMENTS) | .venv/bin/pip
+	@echo "Installing dependencies and test tools into .venv (about 300 MB to download): a minute or two …"
+	$(INSTALL) -e '.[embedded,loadtest,test]'
+	@touch .venv/installed $@
+
+.venv/model: $(REQUIREMENTS) | .venv/bin/pip
+	@echo "Installing PyTorch into .venv: a few minutes …"
+	$(INSTALL) -e '.[embedded,model]'
 	@touch .venv/installed $@
 
 clean:
