@@ -11,7 +11,8 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: demo run test test-unit test-service test-system soak lint browser format bench promtool constraints model model-eval clean
+.PHONY: demo run mic test test-unit test-service test-system soak lint browser dist-check format bench promtool \
+	constraints model model-eval clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -20,7 +21,7 @@ run: .venv/installed ## the server on port 8080
 	$(BIN)/asrserver run
 
 test: .venv/test ## everything that must pass
-	$(MAKE) --no-print-directory -j2 lint browser
+	$(MAKE) --no-print-directory -j2 lint browser dist-check
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-unit: .venv/test ## what needs no server and starts no process: under a minute
@@ -46,6 +47,9 @@ browser: ## Chromium, for the test with a real browser's recorder: Debian's, if 
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; \
 	else echo "no Chromium, and not root on Debian: the test with a real browser is skipped" >&2; fi
+
+dist-check: .venv/test ## the sdist and the wheel are built, hold everything, and serve where no checkout is
+	$(BIN)/python tools/check_dist.py
 
 format: .venv/test
 	$(BIN)/ruff check --fix .

@@ -16,13 +16,14 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 from asrserver.audio import wav
@@ -38,13 +39,11 @@ class Failed(Exception):
     """Raised when something was not right."""
 
 
-def start(directory: str) -> tuple[subprocess.Popen[str], int]:
-    """The running system and its port."""
-    command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{directory}/data"]
+def start(directory: str, program: Sequence[str] = (sys.executable, "-m", "asrserver")) -> tuple[Popen[str], int]:
+    """The running system and its port; its data and its log are in the directory."""
+    command = [*program, "run", "--port", "0", "--data-dir", f"{directory}/data"]
     with open(f"{directory}/log", "w") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=clean_environment(), start_new_session=True
-        )
+        process = Popen(command, stdout=PIPE, stderr=log, text=True, env=clean_environment(), start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         found = re.search(r"listening on https?://\S+:(\d+)", line)
@@ -117,7 +116,7 @@ def descendants(top: int) -> set[int]:
     return found
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: Popen[str]) -> None:
     """Ask the system to end, and see that it did, with all that it started."""
     started = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
