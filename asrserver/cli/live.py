@@ -157,6 +157,13 @@ async def microphone() -> AsyncIterator[bytes]:
 def _sounddevice() -> Any:
     try:
         import sounddevice
-    except (ImportError, OSError) as exc:  # the latter where PortAudio is missing
-        raise click.ClickException(f"a microphone needs sounddevice: pip install 'asrserver[mic]' ({exc})") from None
+    except ImportError:
+        raise click.ClickException(
+            "a microphone needs the Python package sounddevice: make mic in a checkout, "
+            "else pip install 'asrserver[mic]'"
+        ) from None
+    except OSError as exc:  # the package is there, but not the library that it loads
+        raise click.ClickException(
+            f"a microphone needs the system library PortAudio: apt install libportaudio2 on Debian or Ubuntu ({exc})"
+        ) from None
     return sounddevice

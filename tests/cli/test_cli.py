@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -153,15 +154,38 @@ def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utt
     assert "\x1b" not in done.stdout
 
 
-def test_transcribe_live_without_a_microphone_or_its_library(shared: System, tmp_path: Path) -> None:
-    """One line that says what to do."""
-    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+@pytest.mark.parametrize(
+    ("module", "cure", "other"),
+    [
+        ("raise ModuleNotFoundError('No module named sounddevice')", "make mic", "libportaudio2"),
+        ("raise OSError('PortAudio library not found')", "apt install libportaudio2", "asrserver[mic]"),
+        (
+            "class PortAudioError(Exception): pass\n"
+            "def RawInputStream(*_args, **_kwargs): raise PortAudioError('Error querying device -1')",
+            "Error querying device -1",
+            "install",
+        ),
+    ],
+    ids=["package", "library", "device"],
+)
+def test_transcribe_live_without_a_microphone(
+    shared: System, tmp_path: Path, module: str, cure: str, other: str
+) -> None:
+    """One line that says what to do about what is missing, and of nothing else: the package, PortAudio, a device."""
+    (tmp_path / "sounddevice.py").write_text(module)
     server = f"ws://127.0.0.1:{shared.port}"
-    done = cli("transcribe", "--live", "--server", server, env={"PYTHONPATH": str(tmp_path)})
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = cli("transcribe", "--live", "--server", server, env={"PYTHONPATH": path})
     assert done.returncode == 1
-    assert "asrserver[mic]" in done.stderr
+    assert cure in done.stderr
+    assert other not in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    done = cli("transcribe", "--server", server)
+
+
+@pytest.mark.usefixtures("processes")
+def test_transcribe_needs_a_file_or_live() -> None:
+    """Without either it is an error of use, which names --live."""
+    done = cli("transcribe", "--server", NOBODY)
     assert done.returncode == 2
     assert "--live" in done.stderr
 
