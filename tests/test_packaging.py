@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import constraints
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from asrserver import __version__
@@ -88,3 +90,22 @@ def test_pins_of_pythons_that_differ() -> None:
         'some==3.0 ; python_version >= "3.14"',
     ]
     assert constraints.pins("some", {(3, 11): "1.0", (3, 13): "1.0"}) == ["some==1.0"]
+
+
+# -- the repository --------------------------------------------------------------------------------------------------
+
+
+def test_the_changelog_has_this_version() -> None:
+    """And a place for what comes after it, before it."""
+    found = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert found[0] == "Unreleased"
+    assert found[1] == __version__
+
+
+def test_pre_commit_runs_what_the_environment_has() -> None:
+    """Nothing is downloaded: each hook is a program of .venv that the extra test installs."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repository["repo"] for repository in config["repos"]] == ["local"]
+    programs = [hook["entry"].split()[0] for hook in config["repos"][0]["hooks"]]
+    assert {".venv/bin/ruff", ".venv/bin/mypy"} == set(programs)
+    assert {Path(program).name for program in programs} <= {requirement.name for requirement in requirements()}
