@@ -432,17 +432,3 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
             raise click.ClickException(f"--config: {path}: {key} must be one value")
     # As text, like a flag's value, so that click checks it: TOML's 8080.5 and true are not ports.
     ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}
-
-
-def documentation() -> str:
-    """The settings as a Markdown table; README holds it and a test compares."""
-    lines = ["| flag | environment | default | for | what |", "|---|---|---|---|---|"]
-    for row in setting_rows():
-        commands = ", ".join(name for name, groups in COMMANDS.items() if row.group in groups)
-        default = f"`{row.default}`" if row.default != "" else ""
-        lines.append(f"| `{row.flag}` | `{row.env}` | {default} | {commands} | {row.help} |")
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(documentation(), end="")

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 from psycopg2.extensions import parse_dsn
 
 from asrserver.cli.startup import check_settings
-from asrserver.config import COMMANDS, Settings, documentation, setting_rows, settings_options
+from asrserver.config import COMMANDS, Settings, setting_rows, settings_options
 from asrserver.errors import SettingError
 
-README = Path(__file__).parent.parent / "README.md"
+CONF = Path(__file__).parent.parent / "conf"
 
 Parse = Callable[..., Result]
 
@@ -148,22 +148,19 @@ def test_the_help_shows_flag_variable_and_default(parse: Parse) -> None:
             assert bool(re.search(rf"envvar:{row.env}[;\]]", text)) == (row.group in groups)
 
 
-def test_documentation_has_every_setting_once() -> None:
-    text = documentation()
-    assert [line.split("`")[1] for line in text.splitlines()[2:]] == [row.flag for row in setting_rows()]
-    assert len({row.env for row in setting_rows()}) == len(setting_rows()) == len(dataclasses.fields(Settings))
-
-
-def test_the_readme_has_the_table() -> None:
-    """Between its two marks, word for word."""
-    _, mark, rest = README.read_text().partition("<!-- settings -->\n")
-    assert mark, "README.md has no <!-- settings -->"
-    assert rest.partition("<!-- /settings -->")[0].strip() == documentation().strip()
+def test_every_setting_has_names_of_its_own() -> None:
+    rows = setting_rows()
+    assert (
+        len({row.env for row in rows})
+        == len({row.flag for row in rows})
+        == len(rows)
+        == len(dataclasses.fields(Settings))
+    )
 
 
 def test_the_units_name_commands_and_settings_that_there_are() -> None:
     """Those of systemd, with what they need for a reload and a drain."""
-    units = list((README.parent / "conf").glob("*.service"))
+    units = list(CONF.glob("*.service"))
     assert len(units) == 3
     for unit in units:
         text = unit.read_text()

@@ -380,7 +380,7 @@ def _somewhere() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Attack:
-    """`code` is the README's that its client must hear, and of whom (`slow` is none: it is read slowly); for a test as
+    """`code` is the error code that its client must get, and of whom (`slow` is none: it is read slowly); for a test as
     `often`."""
 
     limit: str

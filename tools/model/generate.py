@@ -3,7 +3,7 @@
 
     python tools/model/generate.py --out build/model
 
-The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (README.md).
+The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (docs/models.md).
 """
 
 from __future__ import annotations
