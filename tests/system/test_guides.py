@@ -1,0 +1,167 @@
+"""The examples of docs/guides, run as they stand there against a real server: Python, Node, a page in a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from queue import Queue
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.handlers.test_browser import Browser, chromium  # noqa: F401  # a fixture
+from tests.program import System
+from tests.recordings import Utterance
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parent.parent.parent
+GUIDES = ROOT / "docs" / "guides"
+RECORDINGS = ROOT / "asrserver" / "data" / "recordings"
+SAID: dict[str, str] = json.loads((RECORDINGS / "transcripts.json").read_text())
+
+#: What a test does in the page, in place of a person: presses the button, waits until all is said, presses it again.
+PRESSED = """<script type="module">
+const text = (id) => document.getElementById(id).innerText.trim();
+const until = async (condition) => { while (!condition()) await new Promise((done) => setTimeout(done, 50)); };
+const segments = Number(new URLSearchParams(location.search).get("segments"));
+document.getElementById("toggle").click();
+const over = () => text("state") && text("state") != "listening";
+await until(() => over() || document.querySelectorAll("#text p").length >= segments);
+document.getElementById("toggle").click();
+await until(() => text("state") != "listening");
+await fetch("/done", {method: "POST", body: JSON.stringify([text("text").split(/\\n+/), text("state")])});
+</script>"""
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    """The code of a guide in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (GUIDES / guide).read_text(), re.M | re.S)
+
+
+def run(command: list[str], **options: object) -> str:
+    """What a program prints that must succeed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def python(guide: str, number: int, server: str, tmp_path: Path) -> str:
+    """What an example in Python prints."""
+    example = tmp_path / "example.py"
+    example.write_text(blocks(guide, "python")[number])
+    return run([sys.executable, str(example), server])
+
+
+def test_the_python_examples(system: System, tmp_path: Path) -> None:
+    assert python("python.md", 0, system.url, tmp_path).strip() == SAID["english-1.wav"]
+    live = python("python.md", 1, system.url, tmp_path)
+    assert " ".join(re.findall(r"^\[[\d.]+\] (.+)$", live, re.M)) == SAID["pauses.wav"]
+    assert re.search(r"^\.\.\. \w", live, re.M)
+    assert live.splitlines()[-1].endswith(" s, done")
+    several = python("python.md", 2, system.url, tmp_path).splitlines()
+    assert several == [f"{name}: {SAID[name]}" for name in ("english-1.wav", "english-2.wav")]
+
+
+def test_the_example_of_subtitles(system: System, tmp_path: Path) -> None:
+    printed = python("files.md", 0, f"127.0.0.1:{system.port}", tmp_path)
+    cues = re.findall(r"^(\d+)\n\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}\n(.+)\n", printed, re.M)
+    assert [number for number, _ in cues] == [str(number) for number in range(1, len(cues) + 1)]
+    assert " ".join(text for _, text in cues) == SAID["pauses.wav"]
+
+
+@pytest.fixture
+def node() -> list[str]:
+    """Node, with a WebSocket of its own."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("no Node")
+    major = int(run([program, "--version"]).removeprefix("v").partition(".")[0])
+    if major < 20:
+        pytest.skip(f"Node {major} has no WebSocket of its own")
+    return [program, *(["--experimental-websocket"] if major < 22 else [])]
+
+
+def test_the_node_examples(system: System, tmp_path: Path, node: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASRSERVER_SERVER", f"ws://127.0.0.1:{system.port}")
+    file, live = blocks("javascript.md", "js")
+    (tmp_path / "transcribe.mjs").write_text(file)
+    (tmp_path / "live.mjs").write_text(live)
+    wav = RECORDINGS / "english-1.wav"
+    assert run([*node, str(tmp_path / "transcribe.mjs"), str(wav)]).strip() == SAID[wav.name]
+    with (RECORDINGS / "pauses.wav").open("rb") as recording:
+        recording.seek(44)  # its header
+        printed = run([*node, str(tmp_path / "live.mjs")], stdin=recording)
+    lines = [line.partition("  ")[2] for line in printed.splitlines()]
+    assert len(lines) > 3
+    assert " ".join(lines) == SAID["pauses.wav"]
+
+
+@contextmanager
+def served(page: str) -> Iterator[tuple[str, Queue[bytes]]]:
+    """A page at an address, and what it posts."""
+    posted: Queue[bytes] = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def do_POST(self) -> None:
+            posted.put(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_arguments: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", posted
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("recorder", ["AudioWorklet", "MediaRecorder"])
+@pytest.mark.gen_test(timeout=150)
+async def test_the_page(
+    chromium: str,  # noqa: F811
+    start: Callable[..., System],
+    utterances: list[Utterance],
+    recorder: str,
+) -> None:
+    """It shows what is said, a segment a line; in the midst of it the server replaces its gateway."""
+    (page,) = blocks("browser.md", "html")
+    if recorder == "MediaRecorder":
+        (body,) = blocks("browser.md", "js")
+        begin, end = page.index("async function start() {\n"), page.index("\n}\n\n$(")
+        page = f"{page[:begin]}async function start() {{\n{body}{page[end:]}"
+    said = utterances[:4]
+    wav = Utterance("", "", bytes(2 * 32000).join([b"", *(one.pcm for one in said), bytes(20 * 32000)])).wav
+    with served(page.replace("</html>", PRESSED + "</html>")) as (address, posted):
+        system = start("run", "--allowed-origins", address)
+        await asyncio.to_thread(system.wait_ready)
+        query = urlencode({"server": system.url, "segments": len(said)})
+        with Browser(chromium, wav, f"{address}/?{query}"):
+            await asyncio.to_thread(wait_until, lambda: "mode=stream" in system.output(), 60, "a session")
+            system.process.send_signal(signal.SIGHUP)
+            text, state = json.loads(await asyncio.to_thread(posted.get, True, 100))
+    assert text == [one.text for one in said]
+    assert state.endswith("done")
+    assert "resumed" in system.output()
