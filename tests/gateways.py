@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any, cast
 
 import pytest
 
 from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.session import Session
 from asrserver.handlers.app import AsrApplication
 
 
@@ -27,3 +30,10 @@ class GatewayServer:
 
 #: Two of them, on one Redis and one PostgreSQL.
 Gateways = tuple[GatewayServer, GatewayServer]
+
+
+def offer(gateway: Gateway, session: Session, data: bytes, index: int | None = None) -> None:
+    """Offer a chunk, as of a client that sends on whether there is room or not."""
+    wait = gateway.offer(session, data, index).wait
+    if wait is not None:
+        cast(Coroutine[Any, Any, bool], wait).close()

@@ -13,7 +13,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from asrserver.auth import Access, Key
 from asrserver.broker.connection import HEARTBEAT_EVERY
@@ -23,6 +24,7 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.intake import Accepted, Intake
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Send, Session
@@ -72,12 +74,17 @@ class Gateway:
             settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._tasks
         )
         self.room = RoomGate(self.broker, self.admission, self.sessions.backlog)
-        self.connections = 0
+        self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room)
         self.closing = False
         self._alive = alive
         self._backlog_elsewhere = 0.0  # seconds of audio that other gateways wait for
         self._languages: frozenset[str] = frozenset()
         self._subscribed = asyncio.Event()
+
+    @property
+    def connections(self) -> int:
+        """Connections that were let in, and have not left."""
+        return self.admission.limits.connections
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -160,9 +167,29 @@ class Gateway:
         self._refuse_when_closing()
         return await self.sessions.resume(asked, send, owner)
 
-    async def place(self) -> int:
+    async def replay(self, session: Session, events: list[Result], read: Callable[[], Awaitable[None]]) -> None:
+        """Deliver the events that `resume` returned; see Sessions.replay."""
+        await self.sessions.replay(session, events, read)
+
+    async def queue_position(self) -> int:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
         return max(0, (await self.broker.status.queue())["waiting"] - 1)
+
+    def offer(self, session: Session, data: bytes, index: Any = None) -> Accepted:
+        """Take a chunk; see Intake.offer."""
+        return self.intake.offer(session, data, index)
+
+    def offer_run(self, session: Session, pieces: list[bytes], index: int | None = None) -> Accepted | None:
+        """Take several chunks at once, or none; see Intake.offer_run."""
+        return self.intake.offer_run(session, pieces, index)
+
+    def finish(self, session: Session) -> None:
+        """End a session as its client asks; see Sessions.finish."""
+        self.sessions.finish(session)
+
+    def abandon(self, session: Session) -> None:
+        """Keep a session for its client to resume; see Sessions.abandon."""
+        self.sessions.abandon(session)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:
@@ -224,6 +251,7 @@ class Gateway:
         metrics.unstored_sessions.set(self.write_behind.waiting)
         metrics.persist_lag.set(self.write_behind.lag)
         self.sessions.flush_metrics()
+        self.intake.flush_metrics()
 
     async def _reread_keys(self) -> None:
         try:

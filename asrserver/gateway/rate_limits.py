@@ -62,25 +62,25 @@ class Limits:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._connections = 0
+        self.connections = 0
         self._addresses: Counter[str] = Counter()
 
     def connect(self, address: str) -> None:
         """Count a connection from an IP address until `disconnect`; raises Refused."""
         settings, block = self._settings, address_block(address)
-        if settings.max_connections and self._connections >= settings.max_connections:
+        if settings.max_connections and self.connections >= settings.max_connections:
             message = f"connection limit reached (max_connections={settings.max_connections})"
             raise Refused(503, "too_many_connections", message, retry_after=RETRY_AFTER)
         if settings.max_address_connections and self._addresses[block] >= settings.max_address_connections:
             message = f"too many connections from {block} (max_address_connections={settings.max_address_connections})"
             raise Refused(429, "too_many_connections", message, retry_after=RETRY_AFTER)
-        self._connections += 1
+        self.connections += 1
         self._addresses[block] += 1
 
     def disconnect(self, address: str) -> None:
         """Count a connection no more."""
         block = address_block(address)
-        self._connections -= 1
+        self.connections -= 1
         self._addresses[block] -= 1
         if not self._addresses[block]:
             del self._addresses[block]

@@ -41,6 +41,8 @@ class Session:
     __slots__ = (
         "_acknowledged",
         "_answered",
+        "_copied",
+        "_copies",
         "_first",
         "_held",
         "_last",
@@ -107,6 +109,7 @@ class Session:
         self._last: int | None = None  # the index of the last chunk that was accepted
         self._skips = 0  # indexes after it that were refused: the next chunk may be one of them or the one after
         self._refused: set[int] = set()
+        self._copied, self._copies = -1, 0  # the chunk of which a copy came last, and how many in a row
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
         self.chunk_count = 0  # acknowledged here
         self._acknowledged = -1  # the index of the last one
@@ -205,7 +208,7 @@ class Session:
         if self._last is None:
             return index, True
         if index in self._refused and index < following:
-            raise BadRequest("chunk_refused", "this chunk was refused and later ones were taken", **self._where(index))
+            raise BadRequest("chunk_refused", "this chunk was refused and later ones were taken", **self.where(index))
         if index <= self._last:
             if index < self._first:
                 raise self._gap(index, following)
@@ -225,11 +228,12 @@ class Session:
             "chunk_gap",
             f"chunk {index} was sent where {expected} was expected",
             expected=expected,
-            **self._where(index),
+            **self.where(index),
         )
 
-    def _where(self, index: int) -> dict[str, Any]:
-        return {"session_id": self.id, "chunk_index": index}
+    def where(self, index: Any) -> dict[str, Any]:
+        """Name a chunk in the details of an error; `index` is as the client sent it."""
+        return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
     def refuse(self, index: int | None = None) -> None:
         """A chunk was refused, perhaps unread: the client may go on with the next, or send this one again."""
@@ -240,22 +244,29 @@ class Session:
             self._refused.add(position)
             self._skips += 1
 
-    def appending(self, index: int, size: int, fresh: bool, count: int = 1) -> bool:
-        """So many chunks are on their way to Redis; False if it is a duplicate that needs no second append."""
-        if fresh:
-            if self._last is None:
-                self._first = index
-            self._last = index + count - 1
-            self._skips = 0
-            self._refused.difference_update(range(index, index + count))
-            self.bytes_in += size
-            self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
-            return True
+    def appending(self, index: int, count: int, size: int) -> None:
+        """Note that `count` new chunks of `size` bytes together, from `index` on, are on their way to Redis."""
+        if self._last is None:
+            self._first = index
+        self._last = index + count - 1
+        self._skips = 0
+        self._refused.difference_update(range(index, index + count))
+        self.bytes_in += size
+        self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
+
+    def repeat(self, index: int) -> int:
+        """Acknowledge a copy of a chunk, with the chunk itself if Redis does not have it yet.
+
+        Returns:
+            How many copies of this chunk have come in a row.
+        """
         if index in self._unacknowledged:
             self._unacknowledged[index] += 1
         else:
             self._tell(Received(self.id, index))
-        return False
+        self._copies = self._copies + 1 if index == self._copied else 1
+        self._copied = index
+        return self._copies
 
     def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
         """Redis has so many chunks: acknowledge them, then what was held back for that.

@@ -11,12 +11,11 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
-from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
+from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
@@ -64,10 +63,7 @@ class Sessions(Mapping[str, Session]):
         self._admission = admission
         self._tasks = tasks
         self._open: dict[str, Session] = {}
-        self._chunks = metrics.BufferedCounter(metrics.chunks)
-        self._bytes = metrics.BufferedCounter(metrics.received_bytes)
         self._audio = metrics.BufferedCounter(metrics.audio_seconds)
-        self._enqueued = metrics.BufferedHistogram(metrics.enqueue_seconds)
         self._grace = max(GRACE, settings.resume_timeout)
 
     def __getitem__(self, sid: str) -> Session:
@@ -83,8 +79,7 @@ class Sessions(Mapping[str, Session]):
         metrics.sessions.set(len(self._open))
         metrics.backlog.set(self.backlog.seconds)
         metrics.oldest_waiting.set(self.backlog.oldest)
-        for buffer in (self._chunks, self._bytes, self._audio, self._enqueued):
-            buffer.flush()
+        self._audio.flush()
 
     # -- for their clients -------------------------------------------------------------------------------------------
 
@@ -189,58 +184,6 @@ class Sessions(Mapping[str, Session]):
             session.replaying = False
         if session.state != "over":  # what was published since the last reading went by
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
-
-    def append(self, session: Session, index: int, data: bytes, fresh: bool) -> None:
-        """Append a chunk that the session accepted; its acknowledgement follows when Redis has it. Raises Refused."""
-        if fresh:
-            self._admit(session, index, data)
-        self._append(session, index, [data], fresh)
-
-    def append_run(self, session: Session, pieces: list[bytes]) -> bool:
-        """Append the next chunks of a session for which it means nothing where one of them ends.
-
-        False, and nothing done, where the next or the session's length is near a limit: one by one, as many are taken
-        as there may be.
-        """
-        seconds, length = self.backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
-        try:
-            self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
-        except Refused:
-            return False
-        self._append(session, session.next_index, pieces, True)
-        return True
-
-    def _append(self, session: Session, index: int, pieces: list[bytes], fresh: bool) -> None:
-        before, count, size = session.last, len(pieces), sum(map(len, pieces))
-        if session.appending(index, size, fresh, count):
-            self.backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live)
-            done = partial(self._appended, session, index, pieces, size, time.monotonic())
-            self._broker.append(session.id, index, before, pieces, session.borderless, done)
-
-    def _appended(
-        self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None
-    ) -> None:
-        if error is not None:
-            self._fail(session, index, error)
-            return
-        count, waited = len(pieces), time.monotonic() - taken
-        self._enqueued.observe(waited, count)
-        self._chunks.value += count
-        self._bytes.value += size
-        self._recordings.record(session.id, index, pieces, session.options)
-        if session.appended(index, size, count):
-            # Those that share its entry come in this turn of the loop, and are acknowledged with it.
-            asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
-
-    def _admit(self, session: Session, index: int, data: bytes) -> None:
-        seconds, length = self.backlog.measure(session.id, data, len(data), session.pcm_rate)
-        try:
-            self._admission.chunk(session, len(data), seconds, length)
-        except Refused as exc:
-            exc.details |= {"session_id": session.id, "chunk_index": index}
-            if exc.code == "session_too_long":
-                self.end(session, "interrupted")
-            raise
 
     def finish(self, session: Session) -> None:
         """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
@@ -417,8 +360,8 @@ class Sessions(Mapping[str, Session]):
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
                 await asyncio.sleep(REPAIR_EVERY)
 
-    def _fail(self, session: Session, index: int, error: Exception) -> None:
-        """A chunk could not be written, nor can any after it. The client may resume, from this chunk on."""
+    def fail(self, session: Session, index: int, error: Exception) -> None:
+        """Give a session up here: a chunk could not be written, nor can any after it. The client may resume from it."""
         if session.failed is not None or self._open.get(session.id) is not session:
             return
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)

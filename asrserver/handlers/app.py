@@ -20,7 +20,8 @@ from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
-from asrserver.handlers.keepalive import Connection, Connections
+from asrserver.handlers.connection import WebSocketConnection
+from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openapi import OpenApiHandler
 from asrserver.handlers.rest import (
@@ -33,7 +34,7 @@ from asrserver.handlers.rest import (
     SessionHandler,
     StatsHandler,
 )
-from asrserver.handlers.websocket import WebSocket
+from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
 
@@ -47,7 +48,7 @@ HTTP_IDLE_SECONDS = 75
 
 #: The handler of each route. data/openapi.json describes the same routes.
 ROUTES: dict[str, type[RequestHandler]] = {
-    "/ws/asr": WebSocket,
+    "/ws/asr": NativeWebSocketHandler,
     "/livez": LivenessHandler,
     "/readyz": ReadinessHandler,
     "/metrics": MetricsHandler,
@@ -70,11 +71,14 @@ class AsrApplication(Application):
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         gateway.access.on_change = self._cut_revoked
-        self.sockets = Connections(gateway.settings)
-        rest = {"gateway": gateway}
-        socket = {"gateway": gateway, "connections": self.sockets}
+        self.connections = ConnectionRegistry(gateway.settings)
+        rest: dict[str, Any] = {"gateway": gateway}
+        websocket = {**rest, "registry": self.connections}
         super().__init__(
-            [(_pattern(path), handler, socket if handler is WebSocket else rest) for path, handler in ROUTES.items()],
+            [
+                (_pattern(path), handler, websocket if issubclass(handler, WebSocketConnection) else rest)
+                for path, handler in ROUTES.items()
+            ],
             default_handler_class=NotFoundHandler,
             default_handler_args=rest,
             log_function=_log_request,
@@ -86,20 +90,20 @@ class AsrApplication(Application):
 
     def _cut_revoked(self) -> None:
         """Close the connections of revoked keys; called when the file of keys has changed."""
-        for handler in list(self.sockets):
+        for handler in list(self.connections):
             if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
                 handler.close(1008, "the API key is revoked")
 
-    def part(self, handlers: Iterable[Connection]) -> None:
+    def part(self, handlers: Iterable[OpenConnection]) -> None:
         """Ask clients to connect again, and to resume."""
         for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")
 
     async def shut(self) -> None:
         """Close every WebSocket, which Tornado's server does not."""
-        self.part(list(self.sockets))
-        if not await until(lambda: not self.sockets, CLOSE_SECONDS):
-            log.warning("%d connections did not answer their closing", len(self.sockets))
+        self.part(list(self.connections))
+        if not await until(lambda: not self.connections, CLOSE_SECONDS):
+            log.warning("%d connections did not answer their closing", len(self.connections))
 
 
 def _pattern(path: str) -> str:
@@ -108,7 +112,7 @@ def _pattern(path: str) -> str:
 
 def _log_request(handler: RequestHandler) -> None:
     status = handler.get_status()
-    if not isinstance(handler, WebSocket):
+    if not isinstance(handler, WebSocketConnection):
         metrics.requests.labels(str(status)).inc()
     level = logging.ERROR if status >= 500 and status != 503 else logging.DEBUG
     log.log(
@@ -167,7 +171,7 @@ async def serve(
     await stop.wait()
     gateway.closing = True
     server.stop()
-    application.part([handler for handler in application.sockets if handler.resumable])
+    application.part([handler for handler in application.connections if handler.resumable])
     await gateway.drain(settings.drain_timeout)
     await application.shut()
     await server.close_all_connections()

@@ -98,7 +98,7 @@ class AuthenticatedHandler(RequestHandler):
             if not self.public and not self._preflight:
                 self.key = self.gateway.access.authenticate(self.request.headers.get("Authorization"))
         except Refused as exc:
-            self.refuse(exc)
+            self.refuse_request(exc)
 
     @property
     def _preflight(self) -> bool:
@@ -113,7 +113,7 @@ class AuthenticatedHandler(RequestHandler):
         self.set_status(204)
         self.finish()
 
-    def refuse(self, error: AsrError) -> None:
+    def refuse_request(self, error: AsrError) -> None:
         """Finish the request with a refusal: its status, Retry-After where that is known, and the error as JSON."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id, at_door=True)
         status = error.status if isinstance(error, Refused) else 503

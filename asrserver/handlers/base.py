@@ -39,7 +39,7 @@ class BadParameter(HTTPError):
         self.message = f"{name} {message}"
 
 
-class JsonErrors(AuthenticatedHandler):
+class JsonHandler(AuthenticatedHandler):
     """Answers in JSON. Errors are {"error": {"code", "message", "parameter"?}}; a 405 lists the allowed methods."""
 
     def answer(self, body: Any, status: int = 200) -> None:
@@ -90,7 +90,7 @@ class JsonErrors(AuthenticatedHandler):
         self.clear_header("Server")  # which would tell the version of Tornado
 
 
-class RestHandler(JsonErrors):
+class RestHandler(JsonHandler):
     """A route of the REST interface, with the parameters of its query."""
 
     #: The query parameters of GET; other methods have none. An unknown one is refused, for it may be a misspelt one.

@@ -1,4 +1,4 @@
-"""How a connection is read: at what pace, and what of it is thrown away."""
+"""How fast a connection is read, and what of it is discarded unread."""
 
 from __future__ import annotations
 
@@ -11,131 +11,154 @@ from typing import Protocol
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 from asrserver.protocol.frames import SERVER_ERROR, FrameProtocol
 
-#: Messages that may be refused on a connection in a second, and at once; then it is read no faster. A refusal costs its
-#: client less than the server.
-REFUSALS = 200
+#: Refusals that a connection may cause in a second, all at once or spread; beyond that its messages are taken no
+#: faster. A refusal costs its client less than the server.
+REFUSALS_PER_SECOND = 200
 
-#: Longest payload that is none of a chunk's size: frame headers, and control frames between the parts of a message.
-SMALL = 125
+#: Bytes of a control frame's payload at most: a frame that is no larger is never a chunk of audio.
+CONTROL_BYTES = 125
 
-#: Messages a second, of all connections, up to which none rests; seconds that a connection rests after it was read for
-#: each one more; and the most. Every read costs as much as the message in it, and what is gathered waits longer.
-FREE = 1000
-EACH = 125e-6
-LONGEST = 0.5
+#: Messages a second, of all connections, up to which reading is not paused; for each further one, the seconds of the
+#: pause after each read of a connection; and the longest pause. Every read costs as much as handling the message in it,
+#: and the longer the pause, the more messages a read has.
+FREE_MESSAGES_PER_SECOND = 1000
+PAUSE_SECONDS_EACH = 125e-6
+MAX_PAUSE_SECONDS = 0.5
 
-#: Bytes in a read from which on there is more to be read, most likely.
-MUCH = 1 << 15
+#: Bytes in one read from which on more bytes are waiting, most likely.
+LARGE_READ_BYTES = 1 << 15
 
 
-class Rests:
-    """Connections that are not read just now: what comes of one while it rests is read in one go."""
+class ReadCoalescer:
+    """Pauses reading after each read of a connection while many messages come, so that the next read has several."""
 
     def __init__(self) -> None:
-        self._linger = LingerPolicy(FREE, EACH, LONGEST)
-        self._resting: deque[tuple[float, DrainingWire]] = deque()  # and since when; the first to go on comes first
+        self._linger = LingerPolicy(FREE_MESSAGES_PER_SECOND, PAUSE_SECONDS_EACH, MAX_PAUSE_SECONDS)
+        # Paused connections, and when each was paused: the first is resumed first.
+        self._paused: deque[tuple[float, ServerFrameProtocol]] = deque()
 
-    def read(self, wire: DrainingWire, messages: int, size: int, may_rest: bool) -> None:
-        """A connection was read: so many messages in so many bytes."""
+    def after_read(self, protocol: ServerFrameProtocol, messages: int, size: int, may_pause: bool) -> None:
+        """Count what was read of a connection, and pause it.
+
+        Args:
+            protocol: The connection.
+            messages: Messages that the read completed.
+            size: Bytes that were read.
+            may_pause: Whether the connection may be paused at all.
+        """
         now = time.monotonic()
         self._linger.record(now, messages)
-        if self._linger.delay and may_rest and size < MUCH and wire.rest():
-            if not self._resting:
-                asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, self._linger.delay), self._tick)
-            self._resting.append((now, wire))
+        if self._linger.delay and may_pause and size < LARGE_READ_BYTES and protocol.pause_reading():
+            if not self._paused:
+                asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, self._linger.delay), self._resume_due)
+            self._paused.append((now, protocol))
 
-    def _tick(self) -> None:
+    def _resume_due(self) -> None:
         until = time.monotonic() - self._linger.delay
-        while self._resting and (left := self._resting[0][0] - until) <= 0:
-            self._resting.popleft()[1].go_on()
-        if self._resting:
-            asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._tick)
+        while self._paused and (left := self._paused[0][0] - until) <= 0:
+            self._paused.popleft()[1].resume_reading()
+        if self._paused:
+            asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._resume_due)
 
 
-class Brake:
-    """Says of one connection when its next message may be taken."""
+class RefusalThrottle:
+    """Bounds the refusals that one connection causes."""
 
     def __init__(self) -> None:
-        self._paid = 0.0  # time.monotonic() up to which refusals have used up what is allowed
+        self._used_until = 0.0  # time.monotonic() up to which the refusals so far use up what is allowed
 
-    def refused(self) -> None:
-        """A message was refused."""
-        self._paid = max(self._paid, time.monotonic() - 1.0) + 1 / REFUSALS
+    def record_refusal(self) -> None:
+        """Count a refused message."""
+        self._used_until = max(self._used_until, time.monotonic() - 1.0) + 1 / REFUSALS_PER_SECOND
 
     @property
     def debt(self) -> float:
-        """Seconds until there were no more refusals than there may be; 0 if there were not."""
-        return max(0.0, self._paid - time.monotonic())
+        """Seconds until the refusals so far are no more than allowed; 0 if they are not."""
+        return max(0.0, self._used_until - time.monotonic())
 
     def pause(self) -> Awaitable[None] | None:
-        """None, or what to wait for after a message."""
-        return asyncio.sleep(debt) if self._paid and (debt := self.debt) else None
+        """What to wait for before the next message is taken, or None."""
+        return asyncio.sleep(debt) if self._used_until and (debt := self.debt) else None
 
 
-class Reader(Protocol):
-    """Who takes what is read."""
+class FrameReader(Protocol):
+    """What ServerFrameProtocol asks of its handler.
 
-    rests: Rests
-    messages: int  # taken so far
-    too_large: int  # bytes that were thrown away and not told of yet
-
-    @property
-    def waits_for_an_answer(self) -> bool: ...
-
-
-class DrainingWire(FrameProtocol):
-    """Throws away the payload of a message that is too large, and goes on.
-
-    Tornado closes the connection, and with it every session on it; one message must cost one message.
+    Attributes:
+        coalescer: Is told of each read.
+        messages: Messages that were taken so far.
+        discarded: Bytes of the current message that were discarded because it is too large.
     """
 
-    handler: Reader
+    coalescer: ReadCoalescer
+    messages: int
+    discarded: int
 
-    _rests = False  # it is not read just now
-    _asked = False  # a ping that was not answered yet
+    @property
+    def awaits_ack(self) -> bool:
+        """Whether the client may be waiting for the acknowledgement of its last chunk before it sends the next."""
+        ...
+
+
+class ServerFrameProtocol(FrameProtocol):
+    """The frames of a gateway's connection: a message that is too large is discarded, and the connection goes on.
+
+    Tornado would close the connection, and with it interrupt every session on it. One bad message costs one message.
+    """
+
+    handler: FrameReader
+
+    _reading_paused = False  # by the coalescer
+    _ping_sent = False
 
     def feed(self, data: bytes) -> None:
+        """Handle what was read."""
         handler = self.handler
-        before, waits = handler.messages, handler.waits_for_an_answer
+        before, awaits_ack = handler.messages, handler.awaits_ack
         super().feed(data)
         messages = handler.messages - before
-        # Who sends one chunk and then the next when it is acknowledged must not be slowed down by what others send.
-        handler.rests.read(self, messages, len(data), messages > 1 or not waits)
+        # A client that sends a chunk when the one before is acknowledged must not be slowed down by what others send.
+        handler.coalescer.after_read(self, messages, len(data), messages > 1 or not awaits_ack)
 
-    def rest(self) -> bool:
-        """Do not read for a while, until `go_on`; False if it rests already, waits for a message, or is over."""
-        if self._rests or self._held is not None or self.client_terminated:
+    def pause_reading(self) -> bool:
+        """Stop reading until `resume_reading`; False if reading is suspended already, or the connection is over."""
+        if self._reading_paused or self._held is not None or self.client_terminated:
             return False
-        self._rests = True
+        self._reading_paused = True
         self.stream.pause()
         return True
 
-    def go_on(self) -> None:
-        """It has rested."""
-        self._rests = False
+    def resume_reading(self) -> None:
+        """End the pause."""
+        self._reading_paused = False
         if self._held is None:
             self.stream.resume()
 
     def start_pinging(self) -> None:
-        """Not by a task for each: Connections has one timer for all."""
+        """Do nothing: Tornado would start a task for each connection, and ConnectionRegistry has one timer for all."""
 
-    def ask(self) -> None:
-        """Ping; if the ping before was not answered, close."""
-        if self._asked and not self._received_pong:
+    def ping(self) -> None:
+        """Send a ping, or close the connection if the ping before was not answered.
+
+        Raises:
+            StreamClosedError: The connection is closed.
+            StreamBufferFullError: The client does not read.
+        """
+        if self._ping_sent and not self._received_pong:
             self.close(SERVER_ERROR, "ping timed out")
             return
-        self._asked, self._received_pong = True, False
+        self._ping_sent, self._received_pong = True, False
         self.write_ping(b"")
 
     def discards(self, size: int, held: int) -> bool:
-        """Whether the frame is not read either; what was kept of its message goes too."""
-        if size <= SMALL and held <= self.params.max_message_size:
+        """Discard the frame's payload, and what was kept of its message."""
+        if size <= CONTROL_BYTES and held <= self.params.max_message_size:
             return False
         handler = self.handler
-        handler.too_large += held
+        handler.discarded += held
         if self._fragmented_message_buffer is not None:
             self._fragmented_message_buffer.clear()
-        if size <= SMALL:
+        if size <= CONTROL_BYTES:
             return False
-        handler.too_large += size
+        handler.discarded += size
         return True

@@ -1,8 +1,8 @@
-"""What keeps an open connection open, and small: pings and the look for idle ones, by one timer for all of them.
+"""The open connections of a gateway: one timer for the pings of all, and little memory for each.
 
-Most connections of a busy gateway say nothing for minutes. Tornado 6.6 spends 20 KB of memory on each: six coroutines
+Most connections of a busy gateway are silent for minutes. Tornado 6.6 spends 20 KB of memory on each: six coroutines
 of the request that it began as, that request with its headers, and a task with a timer that pings. None of it is
-needed after the upgrade; without, it is half (tools/bench_growth.py connections).
+needed after the upgrade; without it, it is half (tools/bench_growth.py connections).
 """
 
 from __future__ import annotations
@@ -16,55 +16,71 @@ from tornado.httputil import HTTPServerRequest
 
 from asrserver.auth import Key
 from asrserver.config import Settings
-from asrserver.handlers.flow_control import Rests
+from asrserver.handlers.flow_control import ReadCoalescer
 
 log = logging.getLogger("asrserver.websocket")
 
-#: Seconds between looks at the connections, at most. To see that one is not due takes 0.1 µs.
-LOOK = 1.0
+#: Seconds between checks of the connections, at most. To see that one is not due takes 0.1 µs.
+MAX_CHECK_SECONDS = 1.0
 
 
-class Connection(Protocol):
-    """An open WebSocket, to those who keep it."""
+class OpenConnection(Protocol):
+    """An open WebSocket, as ConnectionRegistry sees it.
+
+    Attributes:
+        due: When to check it next, by the event loop's clock.
+        key: The client's API key; None while the server has no keys.
+    """
 
     due: float
     key: Key | None
 
     @property
-    def resumable(self) -> bool: ...
+    def resumable(self) -> bool:
+        """Whether its client loses nothing with the connection: it can resume all its sessions."""
+        ...
 
-    def look(self, now: float) -> float: ...
+    def check(self, now: float) -> float:
+        """Ping, or close an idle connection; when to check it next."""
+        ...
 
-    def close(self, code: int | None = None, reason: str | None = None) -> None: ...
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Begin the closing handshake."""
+        ...
 
 
-class Connections(set[Connection]):
-    """The open WebSockets of one gateway. Each is looked at when it is `due`, by the loop's clock."""
+class ConnectionRegistry(set[OpenConnection]):
+    """The open WebSockets of one gateway. Each is checked when it is `due`.
+
+    Attributes:
+        coalescer: Pauses their reading while many messages come.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.rests = Rests()
-        self._every = min(LOOK, settings.ping_interval / 4, (settings.idle_timeout or math.inf) / 4)
+        self.coalescer = ReadCoalescer()
+        self._every = min(MAX_CHECK_SECONDS, settings.ping_interval / 4, (settings.idle_timeout or math.inf) / 4)
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, socket: Connection) -> None:
-        super().add(socket)
+    def add(self, connection: OpenConnection) -> None:
+        """Add a connection, and start the timer with the first one."""
+        super().add(connection)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._every, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._every, self._check_due)
 
-    def _look(self) -> None:
+    def _check_due(self) -> None:
         now = asyncio.get_running_loop().time()
-        for socket in [socket for socket in self if socket.due <= now]:
+        for connection in [connection for connection in self if connection.due <= now]:
             try:
-                socket.due = socket.look(now)
+                connection.due = connection.check(now)
             except Exception:
-                log.exception("a connection could not be looked at")
-                socket.due = now + self._every
-        self._timer = asyncio.get_running_loop().call_later(self._every, self._look) if self else None
+                log.exception("a connection could not be checked")
+                connection.due = now + self._every
+        self._timer = asyncio.get_running_loop().call_later(self._every, self._check_due) if self else None
 
 
-class Bygone:
-    """What is asked of a request after its connection has become a WebSocket; the rest of it is let go of."""
+class RequestSnapshot:
+    """What is still asked of a request after its connection was upgraded; its headers and the rest are freed."""
 
     __slots__ = ("host", "method", "path", "protocol", "remote_ip", "uri")
 

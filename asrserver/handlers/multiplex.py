@@ -1,18 +1,18 @@
-"""The sessions of one connection, and which of them a message is for."""
+"""The sessions of one connection, and the one that each message is for."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from asrserver.errors import AsrError, BadRequest
-from asrserver.gateway.session import Session
+from asrserver.gateway.session import MAX_INDEX, Session
 from asrserver.protocol.native import HEADER, Link, named
 
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 20
 
-#: Codes of refusals that may have been a session's next chunk, which may come again or be passed over.
-UNREAD = frozenset(
+#: Codes of refused messages that may have been a session's next chunk: it may be sent again, or passed over.
+CHUNK_REFUSALS = frozenset(
     (
         "bad_json",
         "bad_base64",
@@ -26,18 +26,23 @@ UNREAD = frozenset(
 )
 
 
-class Carried(dict[str, Session]):
-    """The open sessions of a connection, by id; and what is still known of the last ones."""
+class ConnectionSessions(dict[str, Session]):
+    """The open sessions of a connection by id, and what is still known of those that ended.
+
+    Attributes:
+        current: The session that was started or resumed last: binary frames without a channel are its chunks.
+        channels: The session id of each channel. Once there is one, binary frames begin with native.HEADER.
+    """
 
     __slots__ = ("_ended", "channels", "current")
 
     def __init__(self) -> None:
-        self.current: Session | None = None  # the last one started: binary frames are its chunks
-        self.channels: dict[int, str] = {}  # whose are the binary frames, once one was started so
-        self._ended: dict[str, tuple[str, str]] = {}  # what is said of each: code, message
+        self.current: Session | None = None
+        self.channels: dict[int, str] = {}
+        self._ended: dict[str, tuple[str, str]] = {}  # session id → code and message that later messages get
 
-    def carry(self, session: Session, link: Link) -> None:
-        """The session is on this connection."""
+    def attach(self, session: Session, link: Link) -> None:
+        """Add a session that was started or resumed on this connection."""
         self[session.id] = self.current = session
         session.ack_interval = link.ack_interval
         if link.channel is None:
@@ -47,8 +52,14 @@ class Carried(dict[str, Session]):
             del self.channels[next(ended, next(iter(self.channels)))]
         self.channels[link.channel] = session.id
 
-    def forget(self, sid: str, code: str, message: str) -> None:
-        """The session is over, or not here any more; `code` and `message` answer what still comes for it."""
+    def detach(self, sid: str, code: str, message: str) -> None:
+        """Remove a session that is over, or on another connection.
+
+        Args:
+            sid: Its id.
+            code: The code of the error that answers later messages for it.
+            message: The text of that error.
+        """
         session = self.pop(sid, None)
         self._ended[sid] = (code, message)
         if len(self._ended) > MAX_ENDED:
@@ -56,28 +67,39 @@ class Carried(dict[str, Session]):
         if session is self.current:
             self.current = None
 
-    def meant(self, sid: Any, index: Any = None) -> Session:
-        """The session that a message is for, whose chunk has this index: the one it names, or the last.
+    def lookup(self, sid: Any, index: Any = None) -> Session:
+        """Find the session that a message is for: the one that it names, or the current one.
 
-        Raises BadRequest where there is none. Both arguments are as the client sent them.
+        Args:
+            sid: `session_id` as the client sent it.
+            index: `chunk_index` as the client sent it; the error repeats it.
+
+        Raises:
+            BadRequest: There is no such session on this connection.
         """
         if sid in (None, "") and self.current is not None:
             return self.current
         session = self.get(sid) if isinstance(sid, str) else None
-        if session is None:
-            told = named(sid)
-            if isinstance(index, int):
-                told["chunk_index"] = index
-            if isinstance(sid, str) and sid in self._ended:
-                code, text = self._ended[sid]
-                raise BadRequest(code, text, **told)
-            raise BadRequest(
-                "no_session", "there is no such session on this connection: send start or resume first", **told
-            )
-        return session
+        if session is not None:
+            return session
+        where = named(sid)
+        if isinstance(index, int):
+            where["chunk_index"] = index
+        if isinstance(sid, str) and sid in self._ended:
+            raise BadRequest(*self._ended[sid], **where)
+        raise BadRequest(
+            "no_session", "there is no such session on this connection: send start or resume first", **where
+        )
 
-    def framed(self, data: bytes) -> tuple[Session, int | None, bytes]:
-        """The session of a binary frame, the chunk_index where the frame has one, and its audio."""
+    def parse_frame(self, data: bytes) -> tuple[Session, int | None, bytes]:
+        """Take a binary frame apart.
+
+        Returns:
+            Its session, the chunk's index where the frame has one, and the audio.
+
+        Raises:
+            BadRequest: The frame is too short, or there is no such session on this connection.
+        """
         if not self.channels:
             if self.current is None:
                 raise BadRequest("no_session", "audio came before start")
@@ -88,39 +110,45 @@ class Carried(dict[str, Session]):
         sid = self.channels.get(channel)
         if sid is None:
             raise BadRequest("no_session", f"there is no session with the channel {channel}", chunk_index=index)
-        session = self.get(sid) or self.meant(sid, index)
+        session = self.get(sid) or self.lookup(sid, index)
         return session, index, data[HEADER.size :]
 
-    def run(self, frames: list[bytes]) -> tuple[Session, list[bytes]] | None:
-        """The session whose next chunks these frames are, one after another, and their audio; None if they are not."""
-        session, index, pieces = self.current, None, frames
-        if self.channels:
-            if len(frames[0]) < HEADER.size:
-                return None
-            channel, index = HEADER.unpack_from(frames[0])
-            session = self.get(self.channels.get(channel, ""))
-        if session is None or not session.borderless or not session.follows(index, len(frames)):
-            return None
-        if index is not None:
-            heads = [HEADER.pack(channel, number) for number in range(index, index + len(frames))]
-            if not all(map(bytes.startswith, frames, heads)):
-                return None
-            pieces = [frame[HEADER.size :] for frame in frames]
-        return (session, pieces) if all(pieces) else None
+    def parse_run(self, frames: list[bytes]) -> tuple[Session, list[bytes], int | None] | None:
+        """Take binary frames apart that are consecutive chunks of one session.
 
-    def unread(self, error: AsrError) -> Session | None:
-        """The session whose next chunk a refused message may have been."""
-        if error.code not in UNREAD:
+        Returns:
+            The session, the audio of each frame, and the first one's index where the frames have any; None if they are
+            not consecutive, or if the session's chunks must not be joined.
+        """
+        session = self.current
+        if not self.channels:
+            return (session, frames, None) if session is not None and session.borderless else None
+        if len(frames[0]) < HEADER.size:
             return None
+        channel, index = HEADER.unpack_from(frames[0])
+        session = self.get(self.channels.get(channel, ""))
+        if session is None or not session.borderless or index >= MAX_INDEX:
+            return None
+        heads = [HEADER.pack(channel, number) for number in range(index, index + len(frames))]
+        if not all(map(bytes.startswith, frames, heads)):
+            return None
+        return session, [frame[HEADER.size :] for frame in frames], index
+
+    def record_refusal(self, error: AsrError) -> None:
+        """Tell the session whose next chunk a refused message may have been."""
+        if error.code not in CHUNK_REFUSALS:
+            return
         sid = error.details.get("session_id")
-        return self.get(sid) if sid else self.current
+        session = self.get(sid) if sid else self.current
+        if session is not None:
+            session.refuse(error.details.get("chunk_index"))
 
     @property
     def resumable(self) -> bool:
-        """Whether none of them is lost with the connection."""
+        """Whether the client can resume all of them."""
         return all(session.resumable for session in self.values())
 
     @property
     def owed(self) -> bool:
-        """Whether one of them still has something to get."""
+        """Whether one of them is still to get a result."""
         return any(session.owed for session in self.values())

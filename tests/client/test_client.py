@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ from tornado.websocket import WebSocketHandler
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.client import Client, ClientSession, ConnectionLost, ConnectionObserver, HandshakeRefused, ServerError
 from asrserver.errors import Unavailable
-from asrserver.handlers.websocket import WebSocket
+from asrserver.handlers.websocket import NativeWebSocketHandler
 from tests.fakes import FakeWorker
 from tests.gateways import Gateways
 from tests.waiting import until
@@ -118,13 +118,13 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
 ) -> None:
     """Before a connection is lost and after it."""
     texts: list[str] = []
-    text = WebSocket._text
+    text = NativeWebSocketHandler.take_text
 
-    def seen(handler: WebSocket, message: str) -> Any:
+    def seen(handler: NativeWebSocketHandler, message: str) -> Awaitable[Any] | None:
         texts.append(message)
         return text(handler, message)
 
-    monkeypatch.setattr(WebSocket, "_text", seen)
+    monkeypatch.setattr(NativeWebSocketHandler, "take_text", seen)
     acks: list[int] = []
 
     class Listens(ConnectionObserver):

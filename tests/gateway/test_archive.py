@@ -29,6 +29,7 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
 from asrserver.protocol.options import Options, Resume, Start
 from tests.fakes import FakeWorker
+from tests.gateways import offer
 from tests.waiting import until
 
 HEADER = {"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels": 1}
@@ -228,8 +229,8 @@ async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[byt
     """A session from start to its recording."""
     opened = await session(gateway, sid, user_id)
     for index, data in enumerate(chunks):
-        gateway.sessions.append(opened, index, data, True)
-    gateway.sessions.finish(opened)
+        offer(gateway, opened, data, index)
+    gateway.finish(opened)
     await end(worker, sid, len(chunks))
     await until(lambda: sid not in gateway.sessions and not gateway.sessions.keeping)
 
@@ -304,14 +305,12 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
     pieces = [tone(0.1 + n / 1000) for n in range(5)]
     opened = await session(gateway, "s", resumable=True)
     for index in (0, 1, 1, 2):
-        accepted, fresh = opened.accept(index)
-        gateway.sessions.append(opened, accepted, pieces[index], fresh)
+        offer(gateway, opened, pieces[index], index)
     await until(lambda: opened.chunk_count == 3)
     resumed, _ = await other.resume(Resume("s", 0), lambda event: None)
     for index in (2, 3, 4):
-        accepted, fresh = resumed.accept(index)
-        other.sessions.append(resumed, accepted, pieces[index], fresh)
-    other.sessions.finish(resumed)
+        offer(other, resumed, pieces[index], index)
+    other.finish(resumed)
     await end(worker, "s", 5)
     await until(lambda: "s" not in other.sessions and not other.sessions.keeping)
     path = await path_of(other, "s")
@@ -335,7 +334,7 @@ async def test_what_a_dead_gateway_left_is_put_together(
     part(tmp_path, "dead", {}, sid="empty")
     (tmp_path / "incoming" / "x.part").write_bytes(b"\xff{")
     opened = await session(gateway, "open")
-    gateway.sessions.append(opened, 0, tone(1), True)
+    offer(gateway, opened, tone(1), 0)
     await until(lambda: opened.chunk_count == 1 and gateway.recordings._files)
     await gateway._tidy()
     assert await path_of(gateway, "s") is None  # too young
@@ -383,11 +382,11 @@ async def test_a_session_deleted_while_it_is_open_leaves_no_recording(
     gateway: Gateway, worker: FakeWorker, tmp_path: Path
 ) -> None:
     opened = await session(gateway)
-    gateway.sessions.append(opened, 0, tone(1), True)
+    offer(gateway, opened, tone(1), 0)
     await until(lambda: gateway.recordings._files)
     assert await gateway.delete("s")
-    gateway.sessions.append(opened, 1, tone(1), True)
-    gateway.sessions.finish(opened)
+    offer(gateway, opened, tone(1), 1)
+    gateway.finish(opened)
     await end(worker, "s", 2)
     await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     assert files(tmp_path) == [".lock"]
@@ -407,11 +406,11 @@ async def test_a_full_disk_costs_the_recording_and_nothing_else(
 
     monkeypatch.setattr(os, "write", limited)
     opened = await session(gateway)
-    gateway.sessions.append(opened, 0, tone(1), True)
+    offer(gateway, opened, tone(1), 0)
     await until(lambda: list((tmp_path / "incoming").glob("*.part")))
     full.set()
-    gateway.sessions.append(opened, 1, tone(1), True)
-    gateway.sessions.finish(opened)
+    offer(gateway, opened, tone(1), 1)
+    gateway.finish(opened)
     await end(worker, "s", 2)
     await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     found = await gateway.storage.session("s")
@@ -446,12 +445,12 @@ async def test_a_slow_disk_costs_recordings_and_no_memory(
     opened = await session(gateway)
     began = time.monotonic()
     for index in range(20):
-        gateway.sessions.append(opened, index, tone(1), True)
+        offer(gateway, opened, tone(1), index)
     await until(lambda: opened.chunk_count == 20)
     assert gateway.recordings.waiting_bytes <= 100_000
     assert "s" in gateway.recordings._lost
     assert time.monotonic() - began < 15  # nothing waited for the disk
-    gateway.sessions.finish(opened)
+    gateway.finish(opened)
     await end(worker, "s", 20)
     stuck()
     await until(lambda: not gateway.sessions and not gateway.sessions.keeping)

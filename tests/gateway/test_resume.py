@@ -8,7 +8,7 @@ import pytest
 
 from asrserver.broker import keys
 from asrserver.gateway import persistence
-from asrserver.handlers import websocket
+from asrserver.handlers import connection
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, resume, resumed, unavailable
 from tests.gateways import Gateways
@@ -259,8 +259,8 @@ async def test_a_replay_is_no_faster_than_its_reader(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
-    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 15)
-    monkeypatch.setattr(websocket, "REPLAYED", 1 << 12)
+    monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 15)
+    monkeypatch.setattr(connection, "CONFIRM_BYTES", 1 << 12)
     one, two = gateways
     object.__setattr__(two.gateway.settings, "unread_timeout", 0.5)
     async with await WsClient.open(one.url) as lost:

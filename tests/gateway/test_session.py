@@ -29,7 +29,10 @@ class Client:
     def send(self, index: int | None, size: int = 10) -> int:
         """A chunk, as the gateway takes it."""
         index, fresh = self.session.accept(index)
-        self.session.appending(index, size, fresh)
+        if fresh:
+            self.session.appending(index, 1, size)
+        else:
+            self.session.repeat(index)
         return index
 
     def code(self, index: Any) -> str:
@@ -243,7 +246,7 @@ def test_chunks_that_are_appended_together(client: Client, interval: float) -> N
     assert session.follows(None, 3)
     assert not session.follows(1, 3)
     assert not session.follows(0, MAX_INDEX + 1)
-    assert session.appending(0, 300, True, 3)
+    session.appending(0, 3, 300)
     assert (session.last, session.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
     assert client.send(1) == 1  # again, before Redis has it
     assert session.appended(0, 300, 3) == bool(interval)
@@ -254,8 +257,8 @@ def test_chunks_that_are_appended_together(client: Client, interval: float) -> N
     for index in (3, 4, 5):
         session.refuse(index)
     assert not session.follows(3, 2)  # it may be the one that was refused, or the one after
-    session.appending(3, 10, True)
-    session.appending(4, 20, True, 2)
+    session.appending(3, 1, 10)
+    session.appending(4, 2, 20)
     session.appended(4, 20, 2)
     assert session.accept(5) == (5, False)  # again, and no more refused
     session.state = "finishing"

@@ -11,5 +11,5 @@ AUDIO = bytes(range(256)) * 8
 
 def only_socket(app: AsrApplication) -> Any:
     """The one open WebSocket's handler, of which tests look at parts that are not public."""
-    [handler] = app.sockets
+    [handler] = app.connections
     return handler

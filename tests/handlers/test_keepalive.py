@@ -9,9 +9,10 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from tornado.http1connection import HTTP1Connection
 from tornado.httpclient import HTTPRequest
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -21,7 +22,7 @@ from tornado.websocket import websocket_connect
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
-from asrserver.handlers.websocket import WebSocket
+from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.protocol.frames import FrameProtocol
 from asrserver.protocol.transports import TcpTransport, TlsTransport
 from tests.api_keys import TLS
@@ -83,7 +84,7 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
         writer.close()
         await until(lambda: gateway.connections == 1)
         await ws.start("s")  # who answers stays
-    await until(lambda: gateway.connections == 0 and app.sockets._timer is None)
+    await until(lambda: gateway.connections == 0 and app.connections._timer is None)
     assert not gateway.admission.limits._addresses
 
 
@@ -92,7 +93,7 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
     gateway: Gateway, app: AsrApplication, acyclic: None, secure: bool
 ) -> None:
     """Gateways look for cycles rarely: what only they free makes them grow."""
-    kinds = (WebSocket, FrameProtocol, TcpTransport, TlsTransport, HTTPServerRequest)
+    kinds = (NativeWebSocketHandler, FrameProtocol, TcpTransport, TlsTransport, HTTPServerRequest)
     others = [one for one in gc.get_objects() if isinstance(one, kinds)]
     certificate = {"certfile": TLS / "cert.pem", "keyfile": TLS / "key.pem"} if secure else None
     server, [listening] = HTTPServer(app, ssl_options=certificate), bind_sockets(0, "127.0.0.1")
@@ -111,24 +112,24 @@ async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
     assert left == []
 
 
-async def test_a_connection_that_cannot_be_looked_at_costs_the_others_nothing(
+async def test_a_connection_that_cannot_be_checked_costs_the_others_nothing(
     url: str, app: AsrApplication, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with await WsClient.open(url), await WsClient.open(url):
-        first, second = app.sockets
-        looked: list[Any] = []
+        first, second = app.connections
+        checked: list[Any] = []
 
         def broken(now: float) -> float:
             raise RuntimeError("a defect")
 
         def counted(now: float) -> float:
-            looked.append(now)
+            checked.append(now)
             return now + 0.1
 
-        monkeypatch.setattr(first, "look", broken)
-        monkeypatch.setattr(second, "look", counted)
-        await until(lambda: len(looked) > 2)
-        assert "could not be looked at" in caplog.text
+        monkeypatch.setattr(first, "check", broken)
+        monkeypatch.setattr(second, "check", counted)
+        await until(lambda: len(checked) > 2)
+        assert "could not be checked" in caplog.text
 
 
 def test_too_few_files_for_the_connections_are_told_at_the_start(start: Callable[..., System]) -> None:
@@ -137,3 +138,39 @@ def test_too_few_files_for_the_connections_are_told_at_the_start(start: Callable
     assert f"--max-connections {hard + 1}" in system.output()
     limits = resource.prlimit(system.children("gateway")[0].pid, resource.RLIMIT_NOFILE)
     assert limits == (hard, hard)
+
+
+async def test_a_client_that_leaves_during_the_handshake_is_no_error(
+    url: str, http_port: int, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is let in while Redis is asked; by then it is gone."""
+    handlers: list[NativeWebSocketHandler] = []
+    opened: list[NativeWebSocketHandler] = []
+    prepare, open_, connect = NativeWebSocketHandler.prepare, NativeWebSocketHandler.open, gateway.connect
+    go_on = asyncio.Event()
+
+    def prepared(handler: NativeWebSocketHandler) -> None:
+        handlers.append(handler)
+        prepare(handler)
+
+    def opens(handler: NativeWebSocketHandler) -> None:
+        opened.append(handler)
+        open_(handler)
+
+    async def connected(*given: Any) -> Callable[[], None]:
+        await go_on.wait()
+        return await connect(*given)
+
+    monkeypatch.setattr(NativeWebSocketHandler, "prepare", prepared)
+    monkeypatch.setattr(NativeWebSocketHandler, "open", opens)
+    monkeypatch.setattr(gateway, "connect", connected)
+    _, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(UPGRADE)
+    await until(lambda: handlers)
+    http = cast(HTTP1Connection, handlers[0].request.connection)
+    writer.transport.abort()
+    await until(http.stream.closed)
+    go_on.set()
+    await until(lambda: opened)
+    await until(lambda: gateway.connections == 0)
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []

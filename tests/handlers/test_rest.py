@@ -25,6 +25,7 @@ from asrserver.gateway.session import Session
 from asrserver.protocol.events import Final, Segment, SessionEvent
 from asrserver.protocol.options import Options, Start
 from tests.fakes import FakeWorker
+from tests.gateways import offer
 from tests.servers import Servers
 from tests.waiting import until
 
@@ -66,8 +67,8 @@ async def session(
 async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
     """A session of one chunk, from start to stored."""
     opened, got = await session(gateway, sid, user_id="somebody")
-    gateway.sessions.append(opened, 0, b"audio", True)
-    gateway.sessions.finish(opened)
+    offer(gateway, opened, b"audio", 0)
+    gateway.finish(opened)
     await worker.take(sid)
     row = Segment(number=0, start=0.1, end=1.4, text=text, language="en", confidence=0.9, chunk_index=0)
     await worker.audio(sid, 1)
@@ -278,8 +279,8 @@ async def test_a_session_that_another_gateway_has_open_can_be_deleted(
     opened, _ = await session(other, "s")
     assert (await api.call("/session/s", "DELETE"))[0] == 200
     other.storage._closed = False
-    other.sessions.append(opened, 0, b"audio", True)
-    other.sessions.finish(opened)
+    offer(other, opened, b"audio", 0)
+    other.finish(opened)
     await worker.take("s")
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
@@ -311,9 +312,9 @@ async def test_a_session_deleted_while_it_is_open_never_comes_back(
 ) -> None:
     """Its client still gets its results; of what is written later, nothing is kept."""
     opened, got = await session(gateway)
-    gateway.sessions.append(opened, 0, b"audio", True)
+    offer(gateway, opened, b"audio", 0)
     assert (await api.call("/session/s", "DELETE"))[0] == 200
-    gateway.sessions.finish(opened)
+    gateway.finish(opened)
     await worker.take("s")
     await worker.chunk("s", 0, "secret")
     await worker.final("s", "secret")
@@ -431,7 +432,7 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: FakeWorker) -> N
     assert body["backlog_seconds"] == body["oldest_waiting_seconds"] == 0.0
     for sid in ("a", "b"):
         opened, got = await session(gateway, sid)
-        gateway.sessions.append(opened, 0, bytes(32000 * 5), True)
+        offer(gateway, opened, bytes(32000 * 5), 0)
     gateway.broker.pipeline.call(
         print, "SET", "gateway:other:heartbeat", b'{"name":"other","backlog":7.5,"oldest_waiting":99}'
     )
@@ -448,7 +449,7 @@ async def test_queue_status(api: Api, gateway: Gateway, worker: FakeWorker) -> N
     _, body = await api.call("/asr/queue/status")
     assert (body["queued"], body["processing"], body["workers"], body["workers_busy"]) == (0, 2, 1, 1)
     await until(lambda: gateway.sessions.backlog.seconds == 5.0)
-    gateway.sessions.abandon(opened)
+    gateway.abandon(opened)
 
 
 class Other(RequestHandler):

@@ -1,4 +1,4 @@
-"""Connections that do not read, that flood and that rest: what a WebSocket costs, and whom."""
+"""Connections that do not read, that flood, and whose reading is paused: what a WebSocket costs, and whom."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tornado.websocket import websocket_connect
 
 from asrserver.auth import Access
 from asrserver.gateway.gateway import Gateway
-from asrserver.handlers import flow_control, websocket
+from asrserver.handlers import connection, flow_control
 from asrserver.handlers.app import AsrApplication
 from asrserver.protocol.events import Refusal
 from tests.fakes import FakeWorker
@@ -58,7 +58,7 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
 ) -> None:
     """It gets MAX_UNREAD bytes of memory, then nothing; its session waits for it, and ends with what it has."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
-    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 16)
+    monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 16)
     stream = await raw(url)
     await stream.write(said(start("deaf")))
     await until(lambda: "deaf" in gateway.sessions)
@@ -84,8 +84,8 @@ async def test_a_client_that_does_not_read_is_not_read(
     url: str, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While an answer waits, nothing more is taken; read in time, nothing is missing; else the connection is cut."""
-    monkeypatch.setattr(websocket, "MAX_UNREAD", 1 << 14)
-    monkeypatch.setattr(flow_control, "REFUSALS", 1e9)
+    monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 14)
+    monkeypatch.setattr(flow_control, "REFUSALS_PER_SECOND", 1e9)
     flood = said({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
 
     async def deaf() -> tuple[IOStream, asyncio.Future[None]]:
@@ -93,7 +93,7 @@ async def test_a_client_that_does_not_read_is_not_read(
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         handler = only_socket(app)
         sending = asyncio.ensure_future(stream.write(flood))
-        await until(lambda: handler._wire.blocked)
+        await until(lambda: handler._frames.blocked)
         taken = handler.messages
         async with await WsClient.open(url) as ws:
             for _ in range(10):
@@ -135,18 +135,18 @@ def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second's worth at once, then no faster; what was not used up for long is no credit."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    brake = flow_control.Brake()
+    throttle = flow_control.RefusalThrottle()
     for _ in range(2):
-        for _ in range(flow_control.REFUSALS):
-            brake.refused()
-        assert brake.debt == pytest.approx(0, abs=1e-6)
+        for _ in range(flow_control.REFUSALS_PER_SECOND):
+            throttle.record_refusal()
+        assert throttle.debt == pytest.approx(0, abs=1e-6)
         for _ in range(10):
-            brake.refused()
-        assert brake.debt == pytest.approx(10 / flow_control.REFUSALS)
-        now[0] += 10 / flow_control.REFUSALS
-        assert brake.debt == pytest.approx(0, abs=1e-6)
-        brake.refused()
-        assert brake.debt == pytest.approx(1 / flow_control.REFUSALS)
+            throttle.record_refusal()
+        assert throttle.debt == pytest.approx(10 / flow_control.REFUSALS_PER_SECOND)
+        now[0] += 10 / flow_control.REFUSALS_PER_SECOND
+        assert throttle.debt == pytest.approx(0, abs=1e-6)
+        throttle.record_refusal()
+        assert throttle.debt == pytest.approx(1 / flow_control.REFUSALS_PER_SECOND)
         now[0] += 3600
 
 
@@ -169,16 +169,16 @@ async def test_pings_are_answered_while_a_start_waits(
 async def test_what_waits_behind_a_start_is_bounded(
     url: str, app: AsrApplication, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond MAX_LATER the socket is not read; nothing is lost."""
-    monkeypatch.setattr(websocket, "MAX_LATER", 10_000)
+    """Beyond MAX_QUEUED_BYTES the socket is not read; nothing is lost."""
+    monkeypatch.setattr(connection, "MAX_QUEUED_BYTES", 10_000)
     monkeypatch.setattr(gateway.room, "fullness", 0.85)
     async with await WsClient.open(url) as ws:
         await ws.send(start("s"))
         handler = only_socket(app)
         for index in range(100):
             await ws.send(chunk("s", index, AUDIO))
-        await until(lambda: handler._later_bytes > 10_000)
-        assert handler._later_bytes < 20_000
+        await until(lambda: handler.queue is not None and handler.queue.size > 10_000)
+        assert handler.queue.size < 20_000
         monkeypatch.setattr(gateway.room, "fullness", 0.0)
         await ws.find("s", "ack", 99)
         await worker.take("s")
@@ -188,31 +188,31 @@ async def test_what_waits_behind_a_start_is_bounded(
 
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many messages come that a connection rests after each read."""
-    monkeypatch.setattr(flow_control, "FREE", -1e9)
+    """So many messages come that reading is paused after each read."""
+    monkeypatch.setattr(flow_control, "FREE_MESSAGES_PER_SECOND", -1e9)
 
 
-async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
+async def test_what_comes_while_reading_is_paused_is_read_in_one_go(
     crowded: None, app: AsrApplication, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing of it is lost, nor out of order; one that closes meanwhile is gone."""
     reads: list[int] = []
-    read = app.sockets.rests.read
+    read = app.connections.coalescer.after_read
 
-    def seen(wire: flow_control.DrainingWire, messages: int, size: int, may_rest: bool) -> None:
+    def seen(frames: flow_control.ServerFrameProtocol, messages: int, size: int, may_pause: bool) -> None:
         reads.append(messages)
-        read(wire, messages, size, may_rest)
+        read(frames, messages, size, may_pause)
 
-    monkeypatch.setattr(app.sockets.rests, "read", seen)
+    monkeypatch.setattr(app.connections.coalescer, "after_read", seen)
     async with await WsClient.open(url) as ws:
         await ws.call(start(mode="stream", format="pcm_s16le"))
         handler = only_socket(app)
-        wire = handler.ws_connection
-        assert wire is not None
+        frames = handler.ws_connection
+        assert frames is not None
         for first in (0, 7):
-            await until(lambda: not wire._rests)
+            await until(lambda: not frames._reading_paused)
             await ws.write(said(chunk("s", first, AUDIO)) + said(chunk("s", first + 1, AUDIO)))
-            await until(lambda: wire._rests)
+            await until(lambda: frames._reading_paused)
             reads.clear()
             for index in range(first + 2, first + 7):
                 await ws.send(chunk("s", index, AUDIO[index:]))
@@ -220,36 +220,36 @@ async def test_what_comes_while_a_connection_rests_is_read_in_one_go(
             assert reads == [5]
         await until(lambda: len(ws.messages) == 1 + 14)
         assert [message["chunk_index"] for message in ws.messages[1:]] == list(range(14))
-        await until(lambda: wire._rests)
-    await until(lambda: not app.sockets)
+        await until(lambda: frames._reading_paused)
+    await until(lambda: not app.connections)
 
 
-async def test_who_waits_for_each_acknowledgement_does_not_wait_for_rests_too(
+async def test_who_waits_for_each_acknowledgement_does_not_wait_for_pauses_too(
     crowded: None, app: AsrApplication, url: str, worker: FakeWorker
 ) -> None:
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         handler = only_socket(app)
-        wire = handler.ws_connection
-        assert wire is not None
+        frames = handler.ws_connection
+        assert frames is not None
         for index in range(5):
-            assert not wire._rests
+            assert not frames._reading_paused
             await ws.chunk("s", index, AUDIO)
 
 
-async def test_a_large_message_is_read_without_a_rest(
+async def test_a_large_message_is_read_without_a_pause(
     crowded: None, app: AsrApplication, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with await WsClient.open(url) as ws:
         await ws.call(start())
-        await until(lambda: not app.sockets.rests._resting)
-        rests: list[flow_control.DrainingWire] = []
-        rest = flow_control.DrainingWire.rest
+        await until(lambda: not app.connections.coalescer._paused)
+        pauses: list[flow_control.ServerFrameProtocol] = []
+        pause = flow_control.ServerFrameProtocol.pause_reading
 
-        def counted(wire: flow_control.DrainingWire) -> bool:
-            rests.append(wire)
-            return rest(wire)
+        def counted(frames: flow_control.ServerFrameProtocol) -> bool:
+            pauses.append(frames)
+            return pause(frames)
 
-        monkeypatch.setattr(flow_control.DrainingWire, "rest", counted)
+        monkeypatch.setattr(flow_control.ServerFrameProtocol, "pause_reading", counted)
         await ws.call(bytes(3_000_000))
-        assert len(rests) <= 1  # once it is whole
+        assert len(pauses) <= 1  # once it is whole

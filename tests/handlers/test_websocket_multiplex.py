@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asrserver.gateway.sessions import Sessions
+from asrserver.gateway.intake import Intake
 from asrserver.handlers import multiplex
 from asrserver.handlers.app import AsrApplication
 from asrserver.protocol.frames import BINARY
@@ -87,13 +87,13 @@ async def test_frames_that_come_together_are_taken_as_one_by_one(
 ) -> None:
     """Each is acknowledged, and all that is wrong is refused by itself."""
     taken: list[int] = []
-    appended = Sessions._append
+    appended = Intake._append
 
     def counted(*given: Any) -> None:
         taken.append(len(given[3]))
         appended(*given)
 
-    monkeypatch.setattr(Sessions, "_append", counted)
+    monkeypatch.setattr(Intake, "_append", counted)
 
     def frames(*pieces: tuple[int, bytes]) -> bytes:
         each = [data if channel is None else addressed(channel, index, data) for index, data in pieces]

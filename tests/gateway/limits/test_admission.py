@@ -203,7 +203,7 @@ async def test_a_flood_is_read_as_it_is_recognised_and_costs_no_memory(
     """64 MB in one go, of which nothing is answered: what is spoken in the time is taken, and a few seconds more; the
     rest waits with its sender."""
     monkeypatch.setattr(room, "MAX_WAIT", 60.0)
-    monkeypatch.setattr("asrserver.handlers.websocket.MAX_WAIT", 60.0)
+    monkeypatch.setattr("asrserver.handlers.connection.MAX_WAIT", 60.0)
     async with bystander(url) as progress, await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         before, began = psutil.Process().memory_info().rss, time.monotonic()

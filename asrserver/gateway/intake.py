@@ -1,0 +1,176 @@
+"""Whether a client's audio may come, and on its way to Redis: order, limits and back-pressure, decided in one place.
+
+Order         a chunk is the next of its session, one that came before, or one that was refused (Session.accept)
+Limits        its size, the session's length and speed, the key's audio a minute (Admission.chunk)
+Back-pressure whether more may be read before Redis and the workers have caught up (RoomGate.for_audio)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.errors import BadRequest, Refused
+from asrserver.gateway.admission import Admission
+from asrserver.gateway.archive import Recordings
+from asrserver.gateway.room import RoomGate
+from asrserver.gateway.session import Session
+from asrserver.gateway.sessions import Sessions
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.sessions")
+
+#: Copies of one chunk in a row after which the client most likely gives all its chunks one index.
+SUSPICIOUS_COPIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The audio is taken; its acknowledgement follows when Redis has it.
+
+    Attributes:
+        wait: What to wait for before more of the connection is read; None: more may come.
+    """
+
+    wait: Awaitable[bool] | None
+
+
+#: More may come.
+ACCEPTED = Accepted(None)
+
+
+class Intake:
+    """Takes the audio of one gateway's sessions.
+
+    Args:
+        broker: Where it goes.
+        recordings: Gets each chunk that Redis has.
+        admission: The limits.
+        sessions: Ends a session that is too long, or whose chunk could not be written.
+        room: The back-pressure.
+    """
+
+    def __init__(
+        self,
+        broker: GatewayBroker,
+        recordings: Recordings,
+        admission: Admission,
+        sessions: Sessions,
+        room: RoomGate,
+    ) -> None:
+        self._broker = broker
+        self._recordings = recordings
+        self._admission = admission
+        self._sessions = sessions
+        self._backlog = sessions.backlog
+        self._room = room
+        self._chunks = metrics.BufferedCounter(metrics.chunks)
+        self._copies = metrics.BufferedCounter(metrics.duplicate_chunks)
+        self._bytes = metrics.BufferedCounter(metrics.received_bytes)
+        self._enqueued = metrics.BufferedHistogram(metrics.enqueue_seconds)
+
+    def flush_metrics(self) -> None:
+        """Add what was counted to the shared metrics."""
+        for buffer in (self._chunks, self._copies, self._bytes, self._enqueued):
+            buffer.flush()
+
+    def offer(self, session: Session, data: bytes, index: Any = None) -> Accepted:
+        """Take one chunk.
+
+        Args:
+            session: Its session.
+            data: The audio.
+            index: `chunk_index` as the client sent it; None: the next.
+
+        Returns:
+            That it is taken. A copy of a chunk that came before is acknowledged again, and dropped.
+
+        Raises:
+            BadRequest: It is empty or out of order, or the session takes no more audio.
+            Refused: A limit is reached.
+        """
+        if not data:
+            raise BadRequest("empty_chunk", "the chunk has no audio", **session.where(index))
+        index, fresh = session.accept(index)
+        if fresh:
+            self._admit(session, index, data)
+            self._append(session, index, [data])
+        else:
+            self._repeat(session, index)
+        return self._accepted(session)
+
+    def offer_run(self, session: Session, pieces: list[bytes], index: int | None = None) -> Accepted | None:
+        """Take the next chunks of a session for which it means nothing where one of them ends.
+
+        Args:
+            session: Their session.
+            pieces: The audio of each.
+            index: The index of the first one; None: the next.
+
+        Returns:
+            That all are taken; or None, and nothing was done: they are not the next, or they come near a limit. Then
+            each must be offered by itself, and as many are taken as possible.
+        """
+        if not all(pieces) or not session.follows(index, len(pieces)):
+            return None
+        seconds, length = self._backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
+        try:
+            self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
+        except Refused:
+            return None
+        self._append(session, session.next_index, pieces)
+        return self._accepted(session)
+
+    def _accepted(self, session: Session) -> Accepted:
+        wait = self._room.for_audio(session)
+        return ACCEPTED if wait is None else Accepted(wait)
+
+    def _admit(self, session: Session, index: int, data: bytes) -> None:
+        """Check the limits for a chunk; a session that is too long is ended. Raises Refused."""
+        seconds, length = self._backlog.measure(session.id, data, len(data), session.pcm_rate)
+        try:
+            self._admission.chunk(session, len(data), seconds, length)
+        except Refused as exc:
+            exc.details |= session.where(index)
+            if exc.code == "session_too_long":
+                self._sessions.end(session, "interrupted")
+            raise
+
+    def _append(self, session: Session, index: int, pieces: list[bytes]) -> None:
+        """Write chunks to Redis, in one entry if they are several."""
+        before, count, size = session.last, len(pieces), sum(map(len, pieces))
+        session.appending(index, count, size)
+        self._backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live)
+        done = partial(self._appended, session, index, pieces, size, time.monotonic())
+        self._broker.append(session.id, index, before, pieces, session.borderless, done)
+
+    def _appended(
+        self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None
+    ) -> None:
+        """Go on when Redis has the chunks, or has refused them."""
+        if error is not None:
+            self._sessions.fail(session, index, error)
+            return
+        count, waited = len(pieces), time.monotonic() - taken
+        self._enqueued.observe(waited, count)
+        self._chunks.value += count
+        self._bytes.value += size
+        self._recordings.record(session.id, index, pieces, session.options)
+        if session.appended(index, size, count):
+            # Chunks that share the entry are reported in the same turn of the loop, and acknowledged together.
+            asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
+
+    def _repeat(self, session: Session, index: int) -> None:
+        """Acknowledge a copy of a chunk, now or with the chunk itself."""
+        copies = session.repeat(index)
+        self._copies.value += 1
+        if copies == SUSPICIOUS_COPIES:
+            log.warning(
+                "session=%s chunk=%d came %d times more: is chunk_index the same for all?", session.id, index, copies
+            )

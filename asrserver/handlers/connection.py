@@ -1,0 +1,397 @@
+"""A WebSocket connection, whatever protocol its messages are in.
+
+It has a place among the gateway's connections, is pinged, closed when idle, and cut when its client does not read. Its
+messages are taken one at a time and in order. While one takes time, a `start` for example, later ones wait in a queue,
+and the connection is still read: pings and pongs come in the same stream, and without them it would end.
+
+A protocol is a subclass (websocket.py is one): it takes messages and formats events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import socket
+import time
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tornado.httputil import HTTPHeaders
+from tornado.iostream import IOStream
+from tornado.web import HTTPError
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
+
+from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
+from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.intake import Accepted
+from asrserver.gateway.room import MAX_WAIT
+from asrserver.handlers.base import JsonHandler
+from asrserver.handlers.flow_control import RefusalThrottle, ServerFrameProtocol
+from asrserver.handlers.keepalive import ConnectionRegistry, RequestSnapshot
+from asrserver.handlers.multiplex import ConnectionSessions
+from asrserver.protocol.events import Final, Lost, Refusal, SessionEvent
+from asrserver.protocol.frames import TEXT, Params, StreamBufferFullError, StreamClosedError
+from asrserver.telemetry import metrics
+
+log = logging.getLogger("asrserver.websocket")
+
+#: Bytes that wait here for a client that does not read; beyond that it is cut. As many wait in the kernel, which would
+#: take megabytes by itself.
+MAX_UNREAD = 1 << 18
+
+#: Bytes that are sent before `confirm_read` waits until the client has read them.
+CONFIRM_BYTES = 1 << 16
+
+#: Bytes of messages that wait in the queue before the connection is no longer read.
+MAX_QUEUED_BYTES = 1 << 18
+
+#: Stands for the headers of a response that was sent long ago.
+NO_HEADERS = HTTPHeaders()
+
+INTERNAL_ERROR = Refusal(code="internal_error", message="the message could not be handled")
+
+
+class MessageQueue:
+    """Messages that wait for one that takes time. They are taken one after another; the queue ends when it is empty.
+
+    There is none while no message takes time: an empty one would be a kilobyte for each idle connection.
+
+    Args:
+        connection: Takes the messages.
+        wait: What the message that takes time is waited for.
+
+    Attributes:
+        size: Bytes of the messages that wait.
+        task: Ends with the queue.
+    """
+
+    __slots__ = ("_connection", "_messages", "size", "task")
+
+    def __init__(self, connection: WebSocketConnection, wait: Awaitable[Any]) -> None:
+        self._connection = connection
+        self._messages: deque[tuple[str | bytes, int]] = deque()
+        self.size = 0
+        self.task = asyncio.create_task(self._run(wait), name="websocket messages")
+
+    def add(self, message: str | bytes, too_large: int) -> None:
+        """Add a message; the arguments are those of WebSocketConnection.take."""
+        self._messages.append((message, too_large))
+        self.size += len(message)
+
+    async def _run(self, wait: Awaitable[Any] | None) -> None:
+        connection = self._connection
+        while wait is not None:
+            try:
+                await wait
+            except Exception:
+                connection.message_failed()
+            wait = None
+            while wait is None:
+                pause = connection.pause()
+                if pause is not None:
+                    await pause
+                if not self._messages or connection.ws_connection is None:
+                    break
+                message, too_large = self._messages.popleft()
+                self.size -= len(message)
+                wait = connection.take(message, too_large)
+        connection.queue = None
+
+
+class WebSocketConnection(JsonHandler, WebSocketHandler):
+    """One connection and the sessions on it.
+
+    Attributes:
+        sessions: The sessions.
+        coalescer, messages, discarded: As FrameReader has them.
+        queue: The messages that wait; None while no message takes time.
+        due: When to check it next, by the event loop's clock.
+    """
+
+    ws_connection: ServerFrameProtocol | None
+
+    def initialize(self, gateway: Gateway, registry: ConnectionRegistry) -> None:  # type: ignore[override]
+        super().initialize(gateway)
+        self.sessions = ConnectionSessions()
+        self.coalescer = registry.coalescer
+        self.messages = 0
+        self.discarded = 0
+        self.queue: MessageQueue | None = None
+        self.due = 0.0
+        self._registry = registry
+        self._throttle = RefusalThrottle()
+        self._heard_at = 0.0  # when the last message came, by the event loop's clock
+        self._ping_at = 0.0  # when to ping next
+        self._release: Callable[[], None] | None = None  # gives the place among the gateway's connections back
+        self._unconfirmed = 0  # bytes sent since `confirm_read` last waited
+
+    # -- what a protocol does ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def take_text(self, text: str) -> Awaitable[Any] | None:
+        """Take a text message.
+
+        Returns:
+            What to wait for before the next message is taken, or None.
+
+        Raises:
+            AsrError: The message is refused.
+        """
+
+    @abstractmethod
+    def take_binary(self, data: bytes) -> Awaitable[Any] | None:
+        """Take a binary message, as `take_text` does."""
+
+    @abstractmethod
+    def take_run(self, messages: list[bytes]) -> Accepted | None:
+        """Take binary messages that came together, as the next audio of one session; None: take them one by one."""
+
+    @abstractmethod
+    def format(self, event: SessionEvent) -> bytes | None:
+        """Make the text message of an event; None where the client is told nothing."""
+
+    # -- its beginning and end -----------------------------------------------------------------------------------
+
+    async def get(self, *args: str, **kwargs: str) -> None:
+        """Let the connection in, or refuse it; a task of its own then reads it."""
+        if self.request.headers.get("Upgrade", "").lower() != "websocket":
+            raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
+        try:
+            self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+        except (Refused, Unavailable) as exc:
+            self.refuse_request(exc)
+            return
+        try:
+            await super().get(*args, **kwargs)
+        finally:
+            if self not in self._registry:
+                self._release_place()
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        if self.request.headers.get("Sec-WebSocket-Version") != "13":
+            return None
+        return ServerFrameProtocol(self, False, Params(max_message_size=self.gateway.settings.max_message))
+
+    def check_origin(self, origin: str) -> bool:
+        return True  # AuthenticatedHandler has checked it
+
+    def open(self, *_args: str, **_kwargs: str) -> None:
+        """Register the connection; Tornado calls this after the upgrade."""
+        stream = self._frames.stream  # still Tornado's
+        if stream.closed():
+            return  # the client gave up during the handshake; reading will end at once
+        self.set_nodelay(True)
+        stream.max_write_buffer_size = MAX_UNREAD
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # Linux doubles it
+        metrics.connections_opened.inc()
+        now = self._heard_at = asyncio.get_running_loop().time()
+        # Spread: after a restart all clients connect at once.
+        self._ping_at = now + self.gateway.settings.ping_interval * random.uniform(0.5, 1.0)
+        self.due = min(self._ping_at, now + (self.gateway.settings.idle_timeout or math.inf))
+        self._registry.add(self)
+        log.info("connection open from %s key=%s", self.request.remote_ip, self.key_id or "-")
+        self._free_request()
+
+    def _free_request(self) -> None:
+        """Free what the connection began as, above all the request's headers."""
+        self.request = RequestSnapshot(self.request)  # type: ignore[assignment]
+        self._headers = NO_HEADERS
+        self.ui = None  # type: ignore[assignment]  # Tornado frees it when a request ends
+
+    def _detach_stream(self) -> IOStream:
+        return self.detach()  # Tornado would also give the handler seven methods that only raise
+
+    def on_close(self) -> None:
+        """Leave the sessions to a later `resume`; Tornado calls this when the connection is gone."""
+        if self not in self._registry:
+            return  # it was never open
+        self._registry.discard(self)
+        self._release_place()
+        log.info(
+            "connection closed from %s code=%s messages=%d waiting=%d",
+            self.request.remote_ip,
+            self.close_code,
+            self.messages,
+            sum(session.state == "recording" for session in self.sessions.values()),
+        )
+        for session in self.sessions.values():
+            self.gateway.abandon(session)
+
+    def _release_place(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    # -- as ConnectionRegistry and ServerFrameProtocol see it ----------------------------------------------------
+
+    def check(self, now: float) -> float:
+        """Ping, or close the connection if no message came for too long and no result is owed; when to check next."""
+        frames, settings = self.ws_connection, self.gateway.settings
+        if frames is None or frames.is_closing():
+            return math.inf
+        limit = settings.idle_timeout or math.inf
+        if now >= self._heard_at + limit and not self.sessions.owed:
+            self.refuse_message(Refused(408, "idle_timeout", f"no message came for {limit:g} s (idle_timeout)"))
+            self.close(1008, "idle")
+            return math.inf
+        if now >= self._ping_at:
+            self._ping_at = now + settings.ping_interval
+            try:
+                frames.ping()
+            except StreamBufferFullError:
+                self._cut()
+        return min(self._ping_at, max(self._heard_at + limit, now + limit / 4))
+
+    @property
+    def resumable(self) -> bool:
+        """Whether its client loses nothing with the connection: it can resume all its sessions."""
+        return self.sessions.resumable
+
+    @property
+    def awaits_ack(self) -> bool:
+        """Whether nothing of the last session is in flight: its client may send a chunk after each acknowledgement."""
+        current = self.sessions.current
+        return current is None or not current.in_flight
+
+    @property
+    def _frames(self) -> ServerFrameProtocol:
+        assert self.ws_connection is not None
+        return self.ws_connection
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def on_binaries(self, messages: list[bytes]) -> Awaitable[Any] | None:
+        """Take binary messages that were read together; together if possible, which costs less."""
+        if len(messages) > 1 and self.queue is None:
+            try:
+                accepted = self.take_run(messages)
+            except Exception:
+                self.message_failed()
+                return None
+            if accepted is not None:
+                self.messages += len(messages)
+                self._heard_at = time.monotonic()
+                return self._wait(accepted.wait)
+        waits = [wait for message in messages if (wait := self.on_message(message)) is not None]
+        return asyncio.gather(*waits) if waits else None
+
+    def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
+        """Take a message, or queue it behind one that takes time; reading stops for what this returns."""
+        self.messages += 1
+        self._heard_at = time.monotonic()
+        too_large, self.discarded = self.discarded, 0
+        if len(message) > self.gateway.settings.max_message:
+            too_large = len(message)  # its last fragment was so small that it was read
+        if self.queue is None:
+            return self._wait(self.take(message, too_large))
+        self.queue.add(message, too_large)
+        if self.queue.size <= MAX_QUEUED_BYTES:
+            return None
+        # Not until the queue is empty: pongs would wait for as long. A message is taken in the time of one more read.
+        return asyncio.wait([self.queue.task], timeout=MAX_WAIT)
+
+    def _wait(self, wait: Awaitable[Any] | None) -> Awaitable[Any] | None:
+        """Queue later messages until `wait` is done; what reading stops for if there is nothing to wait for."""
+        if wait is None:
+            return self.pause()
+        self.queue = MessageQueue(self, wait)
+        return None
+
+    def take(self, message: str | bytes, too_large: int) -> Awaitable[Any] | None:
+        """Take one message.
+
+        Args:
+            message: The message.
+            too_large: Its bytes if it is larger than allowed; otherwise 0.
+
+        Returns:
+            What to wait for before the next message is taken, or None.
+        """
+        try:
+            if too_large:
+                limit = self.gateway.settings.max_message
+                raise BadRequest("message_too_large", f"message of {too_large} bytes exceeds max_message={limit}")
+            return self.take_binary(message) if isinstance(message, bytes) else self.take_text(message)
+        except AsrError as exc:
+            self.refuse_message(exc)
+        except Exception:
+            self.message_failed()  # Tornado would cut the connection without a word
+        return None
+
+    def refuse_message(self, error: AsrError, **where: Any) -> None:
+        """Tell the client that a message is refused.
+
+        Args:
+            error: Why.
+            where: Details of a Refusal that the error may lack: `session_id` for example.
+        """
+        self.sessions.record_refusal(error)
+        self.gateway.refused(error, self.request.remote_ip, self.key_id)
+        self._throttle.record_refusal()
+        self.tell(Refusal.of(error, **where))
+
+    def message_failed(self) -> None:
+        """Log the exception that is being handled, and tell the client."""
+        log.exception("a message could not be handled")
+        self.tell(INTERNAL_ERROR)
+
+    def pause(self) -> Awaitable[None] | None:
+        """What to wait for before the next message is taken, or None."""
+        frames = self.ws_connection
+        if frames is not None and frames.blocked:
+            return self._drained()  # a client that does not read is not read
+        return self._throttle.pause()
+
+    # -- events --------------------------------------------------------------------------------------------------
+
+    def on_event(self, event: SessionEvent) -> None:
+        """Send a session's event."""
+        self.tell(event)
+        if isinstance(event, Final):
+            self.sessions.detach(event.session_id, "session_finished", "the session is over")
+        elif isinstance(event, Lost) and event.session_id is not None:
+            detached = ("session_detached", "the session is no longer on this connection: resume it")
+            self.sessions.detach(event.session_id, *(detached if event.resumable else (event.code, event.message)))
+
+    def tell(self, event: SessionEvent) -> None:
+        """Send an event, if it has a message in the connection's protocol."""
+        data = self.format(event)
+        if data is not None:
+            self.send(data)
+
+    def send(self, data: bytes) -> None:
+        """Send a text message without waiting; a client that does not read is cut after MAX_UNREAD bytes."""
+        if self.ws_connection is None or self.ws_connection.is_closing():
+            return
+        self._unconfirmed += len(data)
+        try:
+            self._frames.send(TEXT, data)
+        except StreamClosedError:
+            return
+        except StreamBufferFullError:
+            self._cut()
+
+    async def confirm_read(self) -> None:
+        """Wait until the client has read what was sent, if that is much; a replay waits so after each event."""
+        if self._unconfirmed >= CONFIRM_BYTES:
+            self._unconfirmed = 0
+            await self._drained()
+
+    async def _drained(self) -> None:
+        """Wait until the client has read what was sent; one that does not within unread_timeout is cut."""
+        if self.ws_connection is None or not self._frames.blocked:
+            return
+        try:
+            async with asyncio.timeout(self.gateway.settings.unread_timeout):
+                await self._frames.drained()
+        except TimeoutError:
+            self._cut()
+
+    def _cut(self) -> None:
+        if self.ws_connection is not None:
+            log.warning("connection from %s does not read: cut", self.request.remote_ip)
+            self._frames.stream.close()
