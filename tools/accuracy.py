@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What streaming costs in accuracy, and how long text takes: the same audio offline and through a live server.
+"""Measure the accuracy and the delays of a live server, against offline recognition of the same audio.
 
     python tools/accuracy.py [--recordings 5] [--seconds 60] [--streams 1] [--model demo] [--url ws://…]
 
-Recordings are made of the test utterances, with pauses of 0.2 to 3 s, and are sent as slowly as they would be spoken.
-Offline, faster-whisper's own `transcribe` decodes each segment once; the segments are those of silences of 0.4 s. It
-pads each to 30 s, which a model that was trained on short windows, as the one in the package, does not understand: so
-there is a second line, with the shortest window that fits.
+The recordings consist of test utterances with pauses of 0.2 to 3 s and are sent in real time. Offline, faster-whisper's
+own `transcribe` decodes each segment once, where silences of 0.4 s separate segments. It pads each segment to 30 s,
+which a model that was trained on short windows, such as the packaged one, does not understand: therefore a second line
+shows the results with the shortest window that fits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from asrserver.text.words import words
 
 
 def offline(recordings: list[Recording], recognise: Callable[[Samples], str]) -> list[str]:
-    """The text of each recording, segment by segment."""
+    """Transcribe each recording, one segment after another."""
     return [
         " ".join(
             text
@@ -79,7 +79,7 @@ async def live(url: str, recordings: list[Recording], options: argparse.Namespac
 
 
 def revisions(heard: Heard) -> tuple[int, int]:
-    """(stable words that their segment does not begin with, stable words)."""
+    """Count the stable words that the segment's final text contradicts, and all stable words."""
     stable: dict[float, str] = {}
     revised = settled = 0
     for _, message in heard.messages:
@@ -109,21 +109,21 @@ def report(recordings: list[Recording], texts: dict[str, list[str]], found: list
     print(f"word errors live               {100 * live_errors / total:.2f} %")
     print(f"first partial after speech     p50 {percentile(first, 0.5):.2f} s, p95 {percentile(first, 0.95):.2f} s")
     print(f"final after speech             p50 {percentile(final, 0.5):.2f} s, p95 {percentile(final, 0.95):.2f} s")
-    print(f"partial results                {partials / seconds:.2f} a second of audio")
+    print(f"partial results                {partials / seconds:.2f} per second of audio")
     print(f"stable words                   {settled} of {total}")
     print(f"stable words revised           {revised} ({100 * revised / max(1, settled):.2f} %)")
-    print(f"engine, real-time factor       {factor}")
+    print(f"engine real-time factor        {factor}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recordings", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--streams", type=int, default=1, help="recordings at a time")
+    parser.add_argument("--streams", type=int, default=1, help="recordings that are sent at the same time")
     parser.add_argument("--interval", type=float, default=0.5, help="seconds between partial results")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--language", default="en")
-    parser.add_argument("--url", help="a server that runs; without it, one is started")
+    parser.add_argument("--url", help="URL of a running server; without it, one is started")
     options = parser.parse_args()
     utterances = load()
     recordings = [make(utterances, options.seconds, (0.2, 3.0), seed) for seed in range(options.recordings)]
@@ -134,7 +134,7 @@ def main() -> None:
     }
     if options.url:
         found = asyncio.run(live(options.url, recordings, options))
-        report(recordings, texts, found, "not known")
+        report(recordings, texts, found, "unknown")
         return
     with server("--workers", "1", "--model", options.model) as (url, http, _):
         found = asyncio.run(live(url, recordings, options))

@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
-"""What the broker costs: CPU and time of what gateways and workers do, against raw pipelines of redis-py, in one run.
+"""Measure the CPU and time of the broker's operations, against raw redis-py pipelines in the same run.
 
     python tools/bench_broker.py [--sessions 200] [--turns 400] [--together 50] [--rounds 3]
 
-In each turn TOGETHER commands travel together, for sessions by turns; on either side the same bytes:
+Each turn sends TOGETHER commands together, for different sessions; both sides send the same bytes:
 
-    append  a gateway's 100 ms chunk (3,200 bytes): a script that refuses what is out of order or another gateway's
-            against XADD
-    emit    a worker's result: a script that fences off older owners, publishes and trims the audio
-            against XADD, PUBLISH, XTRIM
-    read    a worker's look for audio, TOGETHER sessions at a time: XREAD, and what its reply means
-            against XREAD
+    append  a gateway's 100 ms chunk (3,200 bytes): a script that refuses chunks that are out of order or belong to
+            another gateway's session, against XADD
+    emit    a worker's result: a script that fences off former owners, publishes, and trims the audio, against XADD,
+            PUBLISH and XTRIM
+    read    a worker's read of the audio of TOGETHER sessions: XREAD and decoding of its reply, against XREAD
 
-CPU is that of this process and of Redis's, user and system; ratios are the broker's to raw, medians of the rounds.
+CPU is user and system time of this process and of Redis; ratios are broker to raw, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ Used = tuple[float, float, float]
 
 
 class Bench:
-    """Both ways, on one Redis."""
+    """The broker and raw pipelines, on one Redis."""
 
     def __init__(self, url: str, redis: psutil.Process, options: argparse.Namespace) -> None:
         self._options = options
@@ -52,7 +51,7 @@ class Bench:
         self._raw = connect(url, timeout=10.0)
 
     async def run(self) -> dict[str, list[tuple[Used, Used]]]:
-        """(broker, raw) of every round, by what was done: (client, Redis, wall) seconds."""
+        """Measure (broker, raw) in each round for each operation; each is (client, Redis, wall) in seconds."""
         await self._gateway.open()
         found: dict[str, list[tuple[Used, Used]]] = {"append": [], "emit": [], "read": []}
         for number in range(-1, self._options.rounds):  # the first warms up
@@ -146,7 +145,7 @@ class Bench:
         return await self._measure(append, read, emit)
 
     def _turn(self, sids: list[str], turn: int) -> list[tuple[str, int]]:
-        """(session, chunk index) of a turn's commands: each session's come in order."""
+        """The (session, chunk index) of a turn's commands; the indexes of a session are in order."""
         begin = turn * self._options.together
         return [(sids[n % len(sids)], n // len(sids)) for n in range(begin, begin + self._options.together)]
 
@@ -164,13 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=200)
     parser.add_argument("--turns", type=int, default=400)
-    parser.add_argument("--together", type=int, default=50, help="commands in a turn, at most as many as sessions")
+    parser.add_argument("--together", type=int, default=50, help="commands per turn, at most the number of sessions")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     with servers() as own:
         found = uvloop.run(Bench(own.redis.url, server_process(own.redis), options).run())
     scale = 1e6 / (options.turns * options.together)
-    print(f"{options.turns * options.together} of each, {options.together} together; microseconds each, broker / raw")
+    print(f"{options.turns * options.together} times each operation, {options.together} together")
+    print("microseconds per operation, broker / raw")
     print(f"{'':8}{'client CPU':>24}{'Redis CPU':>24}{'both':>7}{'time':>24}")
     for what, rounds in found.items():
         figures = []

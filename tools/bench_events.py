@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""What typed events cost: making, encoding and decoding them against dicts and orjson, in one run.
+"""Measure the cost of typed events: making, encoding and decoding them, against dicts and orjson in the same run.
 
     python tools/bench_events.py [--rounds 9]
 
-For each kind of event that there are many of:
+For each frequent kind of event:
 
-    write   made of its parts and encoded, as a worker does it, against a dict of the same keys and orjson.dumps
-    read    decoded, as gateways do it, against orjson.loads of the same bytes
-    tell    the native protocol's message of it, against choosing the keys of a dict and orjson.dumps
+    write   make the event from its fields and encode it, as a worker does, against a dict of the same keys and
+            orjson.dumps
+    read    decode the event, as a gateway does, against orjson.loads of the same bytes
+    tell    make the native protocol's message from the event, against selecting keys of a dict and orjson.dumps
 
-Times are the best of the rounds, by turns; ratios are typed to dict.
+Times are the best of the rounds, which alternate; ratios are typed to dict.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ SEGMENT: dict[str, Any] = {
     "confidence": 0.9998,
 }
 
-#: What is made of what, by its name.
+#: The type and the fields of each kind, by name.
 KINDS: dict[str, tuple[type[Event], dict[str, Any]]] = {
     "chunk": (
         ChunkResult,
@@ -87,7 +88,7 @@ KINDS: dict[str, tuple[type[Event], dict[str, Any]]] = {
 
 
 def best(rounds: int, *works: Callable[[], object]) -> list[float]:
-    """Microseconds of a call of each, the best of the rounds."""
+    """Microseconds per call of each function: the best of the rounds."""
     found = [[timeit.timeit(work, number=CALLS) for work in works] for _ in range(rounds)]
     return [1e6 * min(times) / CALLS for times in zip(*found, strict=True)]
 
@@ -105,7 +106,7 @@ class Sides:
         return codec.encode(self._kind(**self._fields))
 
     def write_plain(self) -> bytes:
-        """As the parts of a dict meet: the worker's, and then the broker's."""
+        """Combine the worker's fields and the broker's, and encode them."""
         event = {**self._plain}
         return orjson.dumps({**event, "id": "1-17", "session_id": BASE["session_id"]})
 

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""What a gateway costs: its CPU against that of a bare Tornado echo that answers with as many bytes, in one run.
+"""Measure the CPU of a gateway, against a bare Tornado echo server that answers with as many bytes, in one run.
 
     python tools/bench_gateway.py [--connections 500] [--rate 10] [--seconds 10] [--rounds 3] [--results] [--client]
 
-Each connection sends a binary 100 ms chunk (3,200 bytes) RATE times a second, paced and spread evenly, first to the
-echo, then to a real gateway on a real Redis and PostgreSQL; ROUNDS times in turn. CPU is getrusage's, user and system,
-of the server process alone; that of Redis, and of the clients, is told beside it. With --client the chunks come from
-the Python client, whose binary frames name their session and which is acknowledged every half second; else each is
-acknowledged at once. Without --results nobody consumes the audio and the gateway's answers are the
-acknowledgements; with it a stand-in for the workers answers every chunk too, and the echo sends as many bytes more.
+Each connection sends a binary 100 ms chunk (3,200 bytes) RATE times per second, evenly spread, to a real gateway on a
+real Redis and PostgreSQL, and then to the echo server; this is repeated ROUNDS times. CPU is user and system time
+(getrusage) of the server process only; the CPU of Redis and of the clients is printed beside it.
+
+With --client the Python client sends the chunks: its binary frames name their session, and the server acknowledges them
+every half second; otherwise each chunk is acknowledged at once. With --results a substitute for the workers also
+answers every chunk, and the echo server sends as many bytes more; otherwise nothing consumes the audio, and the gateway
+answers with acknowledgements only.
 """
 
 from __future__ import annotations
@@ -44,17 +46,17 @@ from asrserver.protocol.events import ChunkResult
 
 CHUNK = bytes(3200)
 
-#: Bytes of an acknowledgement, which an echo answers with where the client had only some.
-ACK = 102
+#: Size in bytes of an acknowledgement: the echo's answer if the client received fewer of them than it sent chunks.
+ACK_SIZE = 102
 
-#: Seconds after the last chunk within which the last answer must come.
-LATE = 10.0
+#: Seconds after the last chunk within which the last answer must arrive.
+ANSWER_TIMEOUT = 10.0
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 class Echo(WebSocketHandler):
-    """Answers each message with one of `size` bytes."""
+    """Answers each message with a message of `size` bytes."""
 
     def initialize(self, size: int) -> None:
         self.answer = b"x" * size
@@ -67,13 +69,13 @@ class Echo(WebSocketHandler):
 
 
 def own_cpu() -> float:
-    """CPU seconds of this process so far."""
+    """CPU seconds that this process has used so far."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def report_cpu(pipe: Connection) -> None:
-    """Answer every question on the pipe, from a thread, with the CPU seconds of this process so far."""
+    """Start a thread that answers each request on the pipe with the CPU seconds of this process so far."""
 
     def answer() -> None:
         while True:
@@ -103,7 +105,7 @@ def run_gateway(listener: socket.socket, settings: Settings, pipe: Connection) -
 
 
 def run_consumer(settings: Settings) -> None:
-    """What workers do to Redis and to the gateway, without recognising: every chunk gets a result."""
+    """Do what workers do to Redis and to the gateway, without recognition: every chunk gets a result."""
     uvloop.run(_consume(settings))
 
 
@@ -144,14 +146,14 @@ async def _consume(settings: Settings) -> None:
         await asyncio.sleep(0.04)
 
 
-#: What a client waits for when it is connected: that all are, and for the word.
+#: A client awaits this when it is connected: it returns when all clients are connected and the measurement begins.
 Connected = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def measured(
     client: Callable[[int, Connected], Coroutine[Any, Any, None]], connections: int, counts: list[int], pipe: Connection
 ) -> None:
-    """Let the clients connect, tell, wait for a word, and tell their counts and what they took of the CPU since."""
+    """Connect the clients, report on the pipe, wait for an answer, run them; send their counts and CPU seconds."""
     ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
 
     async def connected() -> None:
@@ -171,9 +173,9 @@ async def measured(
 async def load(
     port: int, connections: int, rate: float, seconds: float, answers: int, echo: bool, pipe: Connection
 ) -> None:
-    """Connect, tell, wait for a word, and send until each chunk has its `answers`.
+    """Send chunks over plain sockets, and wait until each has its `answers`.
 
-    Tells (messages sent, messages received, their bytes). What connecting costs is not measured.
+    Sends (messages sent, messages received, bytes received) to the pipe. The cost of connecting is not measured.
     """
     counts = [0, 0, 0]
 
@@ -198,7 +200,7 @@ async def load(
             await asyncio.sleep(begun + step / rate - time.monotonic())
             writer.write(frame)
             counts[0] += 1
-        await asyncio.wait_for(receiving, LATE)
+        await asyncio.wait_for(receiving, ANSWER_TIMEOUT)
         writer.close()
 
     await measured(client, connections, counts, pipe)
@@ -207,7 +209,7 @@ async def load(
 async def load_by_client(
     port: int, connections: int, rate: float, seconds: float, answers: int, echo: bool, pipe: Connection
 ) -> None:
-    """The same with the Python client."""
+    """Do the same with the Python client."""
     counts, steps = [0, 0, 0], int(seconds * rate)
 
     class Counting(ConnectionObserver):
@@ -230,13 +232,13 @@ async def load_by_client(
                 await asyncio.sleep(begun + step / rate - time.monotonic())
                 await session.send(CHUNK)
                 counts[0] += 1
-            await asyncio.wait_for(observer.all.wait(), LATE)
+            await asyncio.wait_for(observer.all.wait(), ANSWER_TIMEOUT)
 
     await measured(client, connections, counts, pipe)
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:
-    """Read one short frame of the server: whether it is a message, and its payload."""
+    """Read one short frame of the server; return whether it is a message, and its payload."""
     head = await reader.readexactly(2)
     size = head[1]
     if size == 126:
@@ -262,7 +264,7 @@ def run_load(arguments: tuple[Any, ...], by_client: bool, pipe: Connection) -> N
 def measure(
     port: int, cpu: Connection, options: argparse.Namespace, echo: bool, redis: psutil.Process | None = None
 ) -> tuple[float, int]:
-    """(CPU seconds of the server, bytes it answered) for one round."""
+    """Run one round; return the CPU seconds of the server, and the bytes that it sent."""
     here, there = _spawn.Pipe()
     answers = 2 if options.results and not echo else 1
     arguments = (port, options.connections, options.rate, options.seconds, answers, echo)
@@ -280,21 +282,21 @@ def measure(
     cpu.send(None)
     used = cpu.recv() - before
     costs = {"echo" if echo else "gateway": used, "Redis": redis_used, "clients": clients}
-    told = ", ".join(f"{name} {1e6 * seconds / sent:.0f}" for name, seconds in costs.items() if seconds)
-    print(f"  {sent} chunks, {received} answers of {size} bytes; µs of CPU a chunk: {told}")
+    costs_text = ", ".join(f"{name} {1e6 * seconds / sent:.0f}" for name, seconds in costs.items() if seconds)
+    print(f"  {sent} chunks, {received} answers of {size} bytes; µs of CPU per chunk: {costs_text}")
     if not by_client and received < sent * answers:
-        raise SystemExit(f"only {received} answers to {sent} chunks: something is not keeping up")
+        raise SystemExit(f"only {received} answers to {sent} chunks: the server or the clients are overloaded")
     return used, size
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=500)
-    parser.add_argument("--rate", type=float, default=10.0, help="chunks a second from each connection")
+    parser.add_argument("--rate", type=float, default=10.0, help="chunks per second from each connection")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--client", action="store_true", help="send with the Python client")
-    parser.add_argument("--results", action="store_true", help="answer every chunk with a result too")
+    parser.add_argument("--client", action="store_true", help="send the chunks with the Python client")
+    parser.add_argument("--results", action="store_true", help="also answer every chunk with a result")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
@@ -313,7 +315,7 @@ def main() -> None:
 
 
 def one_round(options: argparse.Namespace, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> float:
-    """Gateway, then the echo with as many bytes an answer; the ratio of their CPU."""
+    """Measure the gateway, then the echo with as many bytes per answer; return the ratio of their CPU."""
     import redis as client
 
     client.Redis.from_url(redis.url).flushall()
@@ -322,7 +324,7 @@ def one_round(options: argparse.Namespace, redis: EmbeddedRedis, postgres: Embed
     with serving(run_gateway, settings, others) as (port, cpu):
         gateway, answered = measure(port, cpu, options, False, psutil.Process(redis.pid))
     chunks = options.connections * int(options.seconds * options.rate)
-    with serving(run_echo, answered // chunks or ACK, []) as (port, cpu):
+    with serving(run_echo, answered // chunks or ACK_SIZE, []) as (port, cpu):
         echo, _ = measure(port, cpu, options, True)
     return gateway / echo
 
@@ -331,7 +333,7 @@ def one_round(options: argparse.Namespace, redis: EmbeddedRedis, postgres: Embed
 def serving(
     target: Callable[..., None], argument: Any, others: list[tuple[Callable[..., None], tuple[Any, ...]]]
 ) -> Iterator[tuple[int, Connection]]:
-    """A server process on a free port, with others beside it: (port, pipe that tells its CPU)."""
+    """Run a server process on a free port, and other processes; yields the port and the pipe that reports its CPU."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     listener.setblocking(False)
     cpu, theirs = _spawn.Pipe()

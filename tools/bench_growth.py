@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""How cost grows: with idle connections, with streams, with the length of a session, with the history.
+"""Measure how cost grows: with idle connections, with streams, with the length of a session, with the history.
 
     python tools/bench_growth.py connections|streams|length|history|all [--out build/growth] [--quick]
 
-Prints a table of each, every figure with its ratio to the first row's; writes DIR/growth-PART.json with the machine,
-the commit and the load that was there before, and a picture DIR/growth-PART.png. Each part has a Redis, a PostgreSQL
-and a server of its own and takes two to three minutes on two cores; --quick stops a step or two earlier.
+Prints one table per part, with the ratio of each figure to that of the first row. Writes DIR/growth-PART.json, with the
+machine, the commit and the load before the run, and a chart DIR/growth-PART.png. Each part has its own Redis,
+PostgreSQL and server and takes two to three minutes on two cores; --quick omits the last one or two steps.
 """
 
 from __future__ import annotations
@@ -55,20 +55,26 @@ from asrserver.storage.queries import Filter
 
 CLIENTS = Path(__file__).with_name("idle_clients.py")
 
-#: Inches and dots an inch of a picture.
+#: Size of a chart in inches, and its resolution in dots per inch.
 SIZE, DPI = (9.0, 3.2), 80
 
 
 @dataclass
 class Growth:
-    """One table: rows of figures by what grows. `panels` says which columns are drawn together, under what name."""
+    """One table of figures.
+
+    Attributes:
+        grows: The column of the quantity that grows.
+        panels: The charts: for each title, the columns that are drawn together.
+        rows: The rows of the table.
+    """
 
     grows: str
     panels: dict[str, list[str]]
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def table(self) -> list[list[str]]:
-        """Cells with their ratios to the first row's."""
+        """The cells, each with its ratio to that of the first row."""
         first = self.rows[0]
         lines = [list(first)]
         for row in self.rows:
@@ -107,7 +113,7 @@ class Growth:
 
 
 def connections(quick: bool) -> Growth:
-    """10 → 5,000 WebSockets that say nothing and answer pings, on one gateway."""
+    """10 to 5,000 WebSockets that send nothing and answer pings, on one gateway."""
     growth = Growth(
         "connections",
         {
@@ -118,7 +124,7 @@ def connections(quick: bool) -> Growth:
     )
     with servers() as own, system(own, "gateway", "--log-level", "warning") as gateway:
         [process] = gateway.children("gateway")
-        with idle(gateway.port, 50):  # what the first connections load is not theirs
+        with idle(gateway.port, 50):  # the first connections load modules: not to be counted
             health(gateway, 2.0)
         base = process.memory_info().rss
         nobody = idling(gateway, process)
@@ -134,32 +140,32 @@ def connections(quick: bool) -> Growth:
             }
             growth.rows.append({**row, **each})
         for row in growth.rows:
-            row["health p95 to none's"] = row["health p95, ms"] / nobody["health p95, ms"]
+            row["health p95, ratio to none"] = row["health p95, ms"] / nobody["health p95, ms"]
         print("without connections: " + ", ".join(f"{name} {value:.1f}" for name, value in nobody.items()))
     return growth
 
 
 @contextmanager
 def idle(port: int, count: int) -> Iterator[None]:
-    """So many idle connections, held by another process."""
+    """Hold idle connections in another process."""
     line = [sys.executable, str(CLIENTS), str(port), str(count)]
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as clients:
         assert clients.stdin is not None
         assert clients.stdout is not None
         if clients.stdout.readline().strip() != str(count):
-            raise SystemExit(f"{count} connections could not be had")
+            raise SystemExit(f"{count} connections could not be opened")
         try:
             yield
         finally:
             lost = clients.poll()
             clients.stdin.close()
     if lost is not None:
-        raise SystemExit("connections were lost")
-    time.sleep(1.0)  # for the gateway to see that they are gone
+        raise SystemExit("idle connections were lost")
+    time.sleep(1.0)  # until the gateway has noticed that they are closed
 
 
 def idling(gateway: System, process: psutil.Process) -> dict[str, float]:
-    """Millicores of the gateway for a ping of every connection; then how long health takes to answer."""
+    """Measure the gateway's CPU while every connection is pinged once, and then the latency of the health route."""
     before, begun = cpu([process]), time.monotonic()
     time.sleep(21.0)  # every connection is pinged once: --ping-interval is 20 s
     cores = (cpu([process]) - before) / (time.monotonic() - begun)
@@ -172,7 +178,7 @@ def idling(gateway: System, process: psutil.Process) -> dict[str, float]:
 
 
 def health(gateway: System, seconds: float) -> list[float]:
-    """Seconds that each answer took, one after another with small pauses, on a connection that is kept."""
+    """Request the health document repeatedly on one connection; return the seconds that each answer took."""
     connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=30)
     times: list[float] = []
     end = time.monotonic() + seconds
@@ -190,12 +196,12 @@ def health(gateway: System, seconds: float) -> list[float]:
 
 
 def streams(quick: bool) -> Growth:
-    """10 → 500 live streams of the load test, three tenths of them speech."""
+    """10 to 500 live streams of the load test, with speech three tenths of the time."""
     growth = Growth(
         "streams",
         {
-            "millicores a stream": [*KINDS, "tester", "sum"],
-            "cores": ["cores wanted"],
+            "millicores per stream": [*KINDS, "tester", "sum"],
+            "cores": ["cores needed"],
             "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
         },
     )
@@ -211,14 +217,14 @@ def streams(quick: bool) -> Growth:
 
 
 def of_streams(outcome: Outcome) -> dict[str, float]:
-    """A row: millicores of each kind for each stream; where more cores are wanted than there are, results are late."""
+    """A row: millicores per stream for each kind of process. If more cores are needed than exist, results are late."""
     cores = a_stream(outcome)
     times = outcome.stats.times["finalisation"]
     return {
         "streams": outcome.plan.connections,
         **{kind: 1000 * value for kind, value in cores.items()},
         "sum": 1000 * sum(cores.values()),
-        "cores wanted": sum(cores.values()) * outcome.plan.connections,
+        "cores needed": sum(cores.values()) * outcome.plan.connections,
         "right, %": 100 * outcome.stats.right / max(1, outcome.stats.sessions),
         "finalisation p50, s": times.percentile(0.5),
         "finalisation p95, s": times.percentile(0.95),
@@ -227,19 +233,19 @@ def of_streams(outcome: Outcome) -> dict[str, float]:
 
 # -- length of a session ---------------------------------------------------------------------------------------------
 
-#: How many times faster than it is spoken the long session's audio comes.
+#: The long session sends its audio this many times faster than real time.
 SPEED = 30.0
 
-#: Of what the resident memory is shown.
+#: The kinds of processes whose resident memory is shown.
 RESIDENT = ("gateway", "worker")
 
 
 def length(quick: bool) -> Growth:
-    """One session of an hour: what it holds, and what a minute of it costs, the longer it is."""
+    """One session of an hour: its memory, and the CPU per minute of audio, by its length."""
     growth = Growth(
         "minutes",
         {
-            "CPU of a minute, ms": [f"{kind}, ms a minute" for kind in ("gateway", "worker", "Redis", "PostgreSQL")],
+            "CPU per minute, ms": [f"{kind}, ms per minute" for kind in ("gateway", "worker", "Redis", "PostgreSQL")],
             "resident, MiB": ["gateway, MiB", "worker, MiB"],
             "Redis, KiB": ["session's keys, KiB"],
         },
@@ -264,7 +270,7 @@ async def talk(
     parts: dict[str, list[psutil.Process]],
     broker: redis.Redis,
 ) -> None:
-    """A session of marks[-1] minutes; at each mark, what the minutes since the one before have cost."""
+    """Run a session of marks[-1] minutes; at each mark, report the cost of the minutes since the last mark."""
     plan = Plan(urls=(), connections=1, talk_ratio=0.3, mode="long")
     quiet = quiet_frames()
     async with await Client.connect([f"ws://127.0.0.1:{server.port}/ws/asr"]) as client:
@@ -277,7 +283,7 @@ async def talk(
                 await session.send(frame)
                 sent += 1
                 if sent == marks[reached] * 600:
-                    await asyncio.sleep(1.0)  # for what was just said
+                    await asyncio.sleep(1.0)  # until the last words are recognised
                     now = {name: cpu(_living(processes)) for name, processes in parts.items()}
                     minutes = marks[reached] - (marks[reached - 1] if reached else 0)
                     memory = {f"{kind}, MiB": parts[kind][0].memory_info().rss / 2**20 for kind in RESIDENT}
@@ -285,7 +291,7 @@ async def talk(
                     on_mark(
                         {
                             "minutes": marks[reached],
-                            **{f"{name}, ms a minute": 1000 * (now[name] - before[name]) / minutes for name in parts},
+                            **{f"{name}, ms per minute": 1000 * (now[name] - before[name]) / minutes for name in parts},
                             **memory,
                             "session's keys, KiB": sum(broker.memory_usage(key) or 0 for key in keys) / 1024,
                             "Redis, MiB": broker.info("memory")["used_memory"] / 2**20,
@@ -314,17 +320,17 @@ ROUTES: dict[str, tuple[str, list[Statement]]] = {
     "stats": ("/api/v1/stats", []),
 }
 
-#: Seconds for one route at one size: of slow ones fewer requests are made.
-A_ROUTE = 2.5
+#: Seconds for one route at one size: slow routes get fewer requests.
+ROUTE_SECONDS = 2.5
 
 
 def history(quick: bool) -> Growth:
-    """1e3 → 1e6 sessions stored: REST against the bare SQL behind it."""
+    """1e3 to 1e6 stored sessions: REST against the bare SQL behind it."""
     growth = Growth(
         "sessions",
         {
             "REST, ms (median)": [f"{name}, ms" for name in ROUTES],
-            "REST to bare SQL": [f"{name}, to SQL" for name, (_, bare) in ROUTES.items() if bare],
+            "REST / bare SQL": [f"{name}, ratio to SQL" for name, (_, bare) in ROUTES.items() if bare],
         },
     )
     with servers() as own, system(own, "gateway") as gateway:
@@ -340,7 +346,7 @@ def history(quick: bool) -> Growth:
                 rest, sql = both(connection, database, path, bare)
                 row[f"{name}, ms"] = 1000 * statistics.median(rest)
                 if bare:
-                    row[f"{name}, to SQL"] = statistics.median(rest) / statistics.median(sql)
+                    row[f"{name}, ratio to SQL"] = statistics.median(rest) / statistics.median(sql)
             connection.close()
             growth.rows.append(row)
             print(f"  {count} sessions measured", flush=True)
@@ -349,14 +355,14 @@ def history(quick: bool) -> Growth:
 
 
 def fill(database: Any, first: int, count: int) -> None:
-    """Sessions number `first` to `count` as bench_rest makes them, a hundredth of them with chunks and segments."""
+    """Store the sessions `first` to `count` of bench_rest, and chunks and segments for one in a hundred."""
     every, some = "generate_series(%(first)s, %(count)s - 1)", "generate_series(%(first)s + 77, %(count)s - 1, 100)"
     sessions, *others = FILL.split(";")
     others = [each.replace("generate_series(0, %(count)s - 1)", some) for each in others]
     sessions = sessions.replace("generate_series(0, %(count)s - 1)", every)
     with database.cursor() as cursor:
         cursor.execute("SET synchronous_commit = off; SET maintenance_work_mem = '256MB'")
-        # A million rows into the index of words one by one would take most of the time there is.
+        # The index of words is created afterwards: inserting a million rows into it would take most of the time.
         cursor.execute("SELECT pg_get_indexdef('asr_sessions_search'::regclass)")
         (index,) = cursor.fetchone()
         cursor.execute("DROP INDEX asr_sessions_search")
@@ -370,10 +376,10 @@ def fill(database: Any, first: int, count: int) -> None:
 def both(
     connection: http.client.HTTPConnection, database: Any, path: str, statements: list[Statement]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of requests and, by turns, of the same statements."""
+    """Measure requests and, alternating with them, the same statements; return the seconds of each."""
     rest: list[float] = []
     sql: list[float] = []
-    end = time.monotonic() + A_ROUTE
+    end = time.monotonic() + ROUTE_SECONDS
     while time.monotonic() < end or len(rest) < 3:
         begun = time.perf_counter()
         connection.request("GET", path)
@@ -404,8 +410,8 @@ PARTS: dict[str, Callable[[bool], Growth]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "all"])
-    parser.add_argument("--out", type=Path, default=Path("build/growth"), help="directory for JSON and pictures")
-    parser.add_argument("--quick", action="store_true", help="without the last steps")
+    parser.add_argument("--out", type=Path, default=Path("build/growth"), help="directory for JSON files and charts")
+    parser.add_argument("--quick", action="store_true", help="omit the last steps")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for name in PARTS if options.part == "all" else [options.part]:

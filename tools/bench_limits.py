@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""What it costs others, and in memory, that a limit is reached: each in turn, by clients that go on hammering at it.
+"""Measure what other clients notice, and the memory used, when clients reach a limit and keep trying; for each limit.
 
-    python tools/bench_limits.py [--seconds 4] [--pairs 2] [--rate 100] [only these limits, by words of their names]
+    python tools/bench_limits.py [--seconds 4] [--pairs 2] [--rate 100] [WORD …]
 
-A bystander sends a chunk of 100 ms each 100 ms and times it until it is acknowledged, and an utterance of 1 s each
-second and times it until its text comes: alone, with the hostile clients (at most RATE refusals a second each), alone
-again, and so on; PAIRS times SECONDS of both. It prints of each limit what the hostile clients heard and how often, the
-bystander's latencies with them over those alone (of acknowledgements the median and p95, of texts the median), and how
-far the gateway's resident memory rose over what it was before them. The last row is no attack: it is as much accepted
-work as can be done, of clients that keep within the limits, for comparison with what comes of a backlog.
+A bystander sends a 100 ms chunk every 100 ms and measures the time to its acknowledgement, and a 1 s utterance every
+second and measures the time to its text. It alternates SECONDS alone and SECONDS beside the hostile clients (at most
+RATE refusals per second each), PAIRS times. Each row shows one limit: the answer that the hostile clients got and how
+often; the bystander's latencies beside them over those alone (median and p95 of acknowledgements, median of texts); and
+the growth of the gateway's resident memory in MiB. The last row is no attack but as much accepted work as possible,
+from clients that keep within the limits, for comparison with the effects of a backlog.
+
+Words select the limits whose names contain all of them.
 """
 
 from __future__ import annotations
@@ -30,19 +32,19 @@ from live import load, percentile, server
 
 _spawn = multiprocessing.get_context("spawn")
 
-#: Seconds within which a limit is reached.
-REACHED = 30.0
+#: Seconds within which the hostile clients must reach the limit.
+REACH_TIMEOUT = 30.0
 
 ROWS = [*ATTACKS, WORK]
 
 
 def run_hostile(target: Target, pipe: Connection) -> None:
-    """For each number of an attack: run it, tell when its limit is reached, stop at a word, tell what was heard."""
+    """For each attack number on the pipe: run it, report that its limit is reached, stop on request, send the count."""
 
     async def attack(one: Attack) -> None:
         target.tally = Counter()
         running = asyncio.ensure_future(one.run(target))
-        deadline = time.monotonic() + REACHED
+        deadline = time.monotonic() + REACH_TIMEOUT
         while not target.tally[one.code] and not running.done() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         pipe.send(target.tally[one.code] > 0)
@@ -59,36 +61,38 @@ def run_hostile(target: Target, pipe: Connection) -> None:
 
 @dataclass
 class Waited:
-    """For what a bystander's chunks waited how long, in seconds."""
+    """The bystander's latencies in seconds: to acknowledgements and to texts."""
 
     acks: list[float] = field(default_factory=list)
     texts: list[float] = field(default_factory=list)
 
 
 class Bystander:
-    """Two sessions in real time, of pieces and of utterances, on connections of their own.
+    """Two sessions in real time, one of 100 ms chunks and one of utterances, each on its own connection.
 
-    `memory` is the most that the gateway had.
+    Attributes:
+        memory: The largest resident memory of the gateway that was seen, in bytes.
     """
 
     def __init__(self, target: Target, gateway: psutil.Process) -> None:
         self.memory = 0
         self._target, self._gateway = target, gateway
 
-    async def come(self) -> None:
-        """Begin both sessions."""
+    async def start(self) -> None:
+        """Start both sessions."""
         self._pieces = await self._target.bystander(mode="stream")
         self._utterances = await self._target.bystander(mode="chunk")
         self._sent = Counter[str]()
 
-    async def leave(self) -> None:
+    async def finish(self) -> None:
+        """Finish both sessions, and wait for their results."""
         for peer, sid in (self._pieces, self._utterances):
             await peer.finish(sid)
             await peer.answer(sid, "final_result")
             await peer.close()
 
     async def speak(self, seconds: float, waited: Waited | None = None) -> None:
-        """For so long; note what its chunks waited for."""
+        """Send audio for some seconds, and add its latencies to `waited`."""
         waited = waited or Waited()
         await asyncio.gather(
             self._send(*self._pieces, 0.1, int(seconds * 10), "ack", waited.acks),
@@ -112,14 +116,14 @@ class Bystander:
 async def measure(
     number: int, options: argparse.Namespace, target: Target, gateway: psutil.Process, pipe: Connection
 ) -> str:
-    """One limit's row."""
+    """Measure one limit; return its row."""
     loop = asyncio.get_running_loop()
     one = Bystander(target, gateway)
     alone, under = Waited(), Waited()
     heard = before = 0
 
     for _ in range(options.pairs):
-        await one.come()  # anew: a session may last for less than all pairs
+        await one.start()  # a new session each time: the length of one is limited
         await one.speak(1)
         if not before:
             before = one.memory = gateway.memory_info().rss
@@ -134,7 +138,7 @@ async def measure(
         while not stopped.done():
             await one.speak(0.5)
         heard += await stopped
-        await one.leave()  # what was begun is done
+        await one.finish()
     pairs = ((under.acks, alone.acks, 0.5), (under.acks, alone.acks, 0.95), (under.texts, alone.texts, 0.5))
     ratios = " ".join(f"{percentile(one, share) / percentile(other, share):7.2f}" for one, other, share in pairs)
     code = ROWS[number].code.partition(":")[0]
@@ -147,7 +151,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--pairs", type=int, default=2)
     parser.add_argument("--rate", type=float, default=100.0)
-    parser.add_argument("only", nargs="*")
+    parser.add_argument("only", nargs="*", metavar="WORD", help="measure only limits whose names contain all words")
     options = parser.parse_args()
     samples = [samples for _, samples in load()[:20]]
     speech = b"".join((part * 32767).astype("<i2").tobytes() for part in samples)[: 24 * 32000]
@@ -173,11 +177,11 @@ def main() -> None:
 
 
 def listening(pid: int, port: int) -> psutil.Process:
-    """The gateway among a server's processes: the one that uses the port and is not their parent."""
+    """The gateway among a server's processes: the child that listens on the port."""
     for process in psutil.Process(pid).children(recursive=True):
         if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp")):
             return process
-    raise SystemExit("no gateway listens")
+    raise SystemExit("no gateway listens on the port")
 
 
 if __name__ == "__main__":

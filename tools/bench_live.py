@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Live streams, ramped: partial results thin out before segments become late.
+"""Increase the number of live streams: partial results must become less frequent before segments become late.
 
     python tools/bench_live.py [--streams 10,20,40,60,80] [--seconds 30] [--workers 1]
 
-Each step runs so many streams at once, in real time, with partial results every 0.5 s, and prints what they got:
-partial results a second of speech, the interval that the worker held them to (its median over the step), the delays
-from the end of speech to its segment (silence of 0.4 s included), the p95 of the stream that waited longest over that
-of the one that waited least, and milliseconds of CPU for each second of audio. The last columns are against the first
-step of the same run. The streams' client takes its share of the same cores.
+Each step runs a number of streams at once, in real time, with partial results every 0.5 s, and prints: partial results
+per second of speech; the interval to which the worker limited them (median over the step); the delays from the end of
+speech to its segment (including 0.4 s of silence); the p95 of the slowest stream over that of the fastest; and CPU
+milliseconds per second of audio. The last columns are ratios to the first step of the same run. The client of the
+streams uses the same cores.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from live import Heard, Recording, delays, load, make, percentile, server, speak
 from asrserver.client import Client
 from asrserver.text.wer import word_errors
 
-#: Seconds between looks at the workers' heartbeats, which come as often.
-LOOK = 1.0
+#: Seconds between two reads of the workers' heartbeats, which are sent as often.
+HEARTBEAT_SECONDS = 1.0
 
-#: What is measured of the server's processes.
+#: The kinds of processes of the server that are measured.
 PARTS = ("worker", "gateway", "redis")
 
 
 async def step(url: str, http: str, recordings: list[Recording]) -> tuple[list[Heard], list[float]]:
-    """What the streams heard, and the workers' partial intervals meanwhile."""
+    """Run the streams; return what each received, and the workers' intervals of partial results."""
 
     async def one(number: int, recording: Recording) -> Heard:
-        await asyncio.sleep(number % 10 / 10)  # nobody starts at the same moment
+        await asyncio.sleep(number % 10 / 10)  # so that the streams do not start at the same moment
         async with await Client.connect(url) as client:
             return await speak(client, recording, partials=True)
 
     async def watch() -> None:
         while True:
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             intervals.extend(worker["partial_interval"] for worker in await asyncio.to_thread(workers, http))
 
     intervals: list[float] = []
@@ -62,7 +62,7 @@ def workers(http: str) -> list[dict[str, Any]]:
 
 
 def processes(server: int, http: str) -> Iterator[tuple[str, psutil.Process]]:
-    """The server's processes, each with what it is."""
+    """The server's processes, each with its kind."""
     of_workers = {worker["pid"] for worker in workers(http)}
     for process in psutil.Process(server).children(recursive=True):
         line = " ".join(process.cmdline())
@@ -75,7 +75,7 @@ def processes(server: int, http: str) -> Iterator[tuple[str, psutil.Process]]:
 
 
 def spent(server: int, http: str) -> defaultdict[str, float]:
-    """Seconds of CPU of each part of the server so far."""
+    """CPU seconds that each kind of process has used so far."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for part, process in processes(server, http):
         seconds[part] += sum(process.cpu_times()[:2])
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args()
     utterances = load()
-    print("                                  final     slowest/   word    CPU in ms a second    against the first")
+    print("                                  final     slowest/   word    CPU, ms per second    ratio to the first")
     print("streams partials/s interval     p50    p95   fastest  errors   worker gateway redis   partials final p50")
     first: tuple[float, float] | None = None
     with server("--workers", str(options.workers)) as (url, http, pid):

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What REST costs over the database: each route's p95 against that of the bare SQL behind it, in one run.
+"""Measure each REST route's p95, against that of the bare SQL behind it, in one run.
 
     python tools/bench_rest.py [--sessions 10000] [--requests 400]
 
-A real gateway, as its own process, on a real Redis and PostgreSQL with so many sessions stored. In turn, one request on
-a connection that is kept open, then the same statements by psycopg2 on one that is kept open too: so both meet the same
-disturbances. The bare statements are those of asrserver/storage/queries.py, with the rows fetched and nothing done.
+A real gateway process serves REST on a real Redis and PostgreSQL with SESSIONS stored sessions. Requests on one
+persistent connection alternate with the same statements by psycopg2 on another one, so that both meet the same
+disturbances. The bare statements are those of asrserver/storage/queries.py; their rows are fetched and dropped.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Statement = tuple[str, dict[str, Any]]
 
 
 def page(which: Filter, limit: int = 50) -> list[Statement]:
-    """The two statements of a page of the history."""
+    """The two statements behind a page of the history."""
     values = which.values()
     names = frozenset(values)
     count, rows = queries.total(names), queries.history(names)
@@ -140,7 +140,7 @@ def main() -> None:
                 cursor.execute(FILL, {"count": arguments.sessions})
                 cursor.execute("VACUUM ANALYZE")
             database.close()
-            print(f"{arguments.sessions} sessions, {arguments.requests} requests a route")
+            print(f"{arguments.sessions} sessions, {arguments.requests} requests per route")
             measure(int(found[1]), postgres.dsn, arguments.requests)
         finally:
             gateway.terminate()

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
-"""What persistence costs: CPU of storing sessions' results against raw multi-row INSERT of the same rows, in one run.
+"""Measure the CPU of storing sessions' results, against a raw multi-row INSERT of the same rows in the same run.
 
     python tools/bench_storage.py [--sessions 200] [--results 4] [--batches 10] [--rounds 3]
 
-SESSIONS sessions go on at the same time; a batch has RESULTS new results of each: a chunk with one segment, in stream
-mode's proportions. Three ways to store the same batches, by turns, each for sessions of its own, all through aiopg on
-uvloop, a transaction a batch:
+SESSIONS sessions run at the same time; a batch contains RESULTS new results of each: a chunk with one segment, as in
+mode stream. Three ways to store the same batches alternate, each for its own sessions, all through aiopg on uvloop,
+with one transaction per batch:
 
-    raw       INSERT … VALUES (…), (…), …  of the rows as they are; a session that is there is updated (ON CONFLICT)
-    storage   Storage.save(): late or repeated rows change nothing, deleted sessions stay deleted, no status goes back
-    flush     WriteBehind: the results read back from Redis as workers wrote them, made rows, and saved
+    raw       INSERT … VALUES (…), (…), …  of the rows; existing sessions are updated (ON CONFLICT)
+    storage   Storage.save(): late and repeated rows change nothing, deleted sessions stay deleted, a final status stays
+    flush     WriteBehind: reads the workers' results back from Redis, makes rows of them, and saves them
 
-CPU is that of this process, user and system, and of PostgreSQL's and Redis's processes. Ratios are to raw.
+CPU is user and system time of this process, and of the processes of PostgreSQL and Redis. Ratios are to raw.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TEXT = "turn on the light in the kitchen and close the window"
 
 WORDS = [Word(word, n / 4, n / 4 + 0.2, 0.98) for n, word in enumerate(TEXT.split())]
 
-#: Columns of the raw statements: those that are given.
+#: The columns that the raw statements set.
 TABLES = {
     "asr_sessions": "id user_id status mode created_at model total_duration chunk_count language",
     "asr_chunks": "session_id chunk_index text duration language received_at recognised_at",
@@ -53,7 +53,7 @@ AGAIN = {
 
 
 def event(sid: str, number: int, epoch: int = 1) -> ChunkResult:
-    """What a worker says of chunk `number` (from 0)."""
+    """A worker's result of chunk `number` (from 0)."""
     segment = Segment(
         number=number, start=2.0 * number, end=2.0 * number + 1.8, text=TEXT, language="en", confidence=0.97,
         chunk_index=number, words=WORDS,
@@ -71,7 +71,7 @@ def fields() -> dict[str, str]:
 
 
 class Bench:
-    """One run of the three ways, on servers of its own."""
+    """One run of the three ways."""
 
     def __init__(self, servers: Servers, options: argparse.Namespace) -> None:
         self._options = options
@@ -81,7 +81,7 @@ class Bench:
         self._processes = {name: server_process(getattr(servers, name)) for name in ("postgres", "redis")}
 
     async def run(self) -> dict[str, list[dict[str, float]]]:
-        """What each way used, round by round."""
+        """Measure what each way costs in each round."""
         await self._broker.open()
         await self._storage.open()
         ways = {"raw": self.raw, "storage": self.saved, "flush": self.flushed}
@@ -153,7 +153,7 @@ class Bench:
 
 
 class Cost:
-    """CPU and wall seconds of all blocks: of this process, of PostgreSQL, of Redis."""
+    """Sums up, over all its blocks, the CPU seconds of this process, PostgreSQL and Redis, and the wall time."""
 
     def __init__(self, processes: dict[str, psutil.Process]) -> None:
         self._processes = processes
@@ -167,7 +167,7 @@ class Cost:
         self._before = self._now()
 
     def __exit__(self, *_exc: object) -> None:
-        used = time.process_time()  # before looking at the others, which costs
+        used = time.process_time()  # before reading the others, which takes time
         now = {**self._now(), "client": used}
         for name, value in now.items():
             self.total[name] += value - self._before[name]
@@ -175,8 +175,8 @@ class Cost:
 
 def report(options: argparse.Namespace, used: dict[str, list[dict[str, float]]]) -> None:
     rows = options.sessions * options.batches * (1 + 2 * options.results)
-    print(f"{rows} rows a round in {options.batches} batches of {options.sessions} sessions; microseconds a row")
-    print(f"{'':10}{'client':>9}{'postgres':>10}{'redis':>8}{'wall':>8}   to raw: {'client':>7}{'both':>7}{'wall':>7}")
+    print(f"{rows} rows per round in {options.batches} batches of {options.sessions} sessions; microseconds per row")
+    print(f"{'':10}{'client':>9}{'postgres':>10}{'redis':>8}{'wall':>8}   ratios: {'client':>7}{'both':>7}{'wall':>7}")
     for way, rounds in used.items():
         median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         figures = "".join(f"{1e6 * median[name] / rows:{width}.1f}" for name, width in
@@ -192,7 +192,7 @@ def report(options: argparse.Namespace, used: dict[str, list[dict[str, float]]])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=200)
-    parser.add_argument("--results", type=int, default=4, help="results of each session in a batch")
+    parser.add_argument("--results", type=int, default=4, help="results per session and batch")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -1,24 +1,25 @@
 #!/usr/bin/env python3
-"""What a live stream that speaks without a pause costs each part, in cores; each part alone.
+"""Measure the cores that a live stream of continuous speech takes in each part of the system, each part alone.
 
     python tools/bench_streams.py [--streams 100]
 
-So many streams say the load test's recordings (--talk-ratio 1, a session of 20 s each, 100 ms frames of PCM, begun over
-5 s), without partial results, to one part after another:
+STREAMS streams of the load test's recordings (--talk-ratio 1, a session of 20 s each, 100 ms frames of PCM, started
+within 5 s), without partial results, are processed by one part after another:
 
     voice activity, features, engine
-            one after another in a process with nothing else: audio in the pieces that a worker reads at so many
-            streams, the network on as many recordings a call; the segments' features as they grow; their text, a window
-            a call (a worker with several that wait does some in one: that lessens its rest).
-    worker  a real one on a real Redis, which a plain feeder fills in real time; no gateway. "The rest" is what is left
-            of its CPU: reading, dispatch, events, and what its threads lose to each other.
+            one after another in a process that does nothing else: audio in the pieces that a worker reads with as many
+            streams, with as many recordings per network call; the segments' features as they grow; their text, one
+            window per call (a worker in which several windows wait puts some into one call, which reduces "the rest").
+    worker  a real worker on a real Redis, which a simple feeder fills in real time; no gateway. "The rest" is the
+            remainder of its CPU: reading, dispatch, events, and contention of its threads.
     gateway, Redis, PostgreSQL, tester
-            the load tester talks in real time to a real gateway on a real Redis and PostgreSQL; no worker. In its place
-            a stand-in reads the streams and emits events as a worker does, without hearing anything: it knows a
-            sentence by the frame in its middle. The gateway's part holds the recorder's, Redis's its whole traffic.
+            the load tester sends in real time to a real gateway on a real Redis and PostgreSQL, without workers.
+            A substitute reads the streams and emits events as a worker does, without recognition: it identifies a
+            sentence by the frame in its middle. The gateway's part includes storing results, that of Redis all of
+            its traffic.
 
-CPU is user and system of each process, by getrusage or /proc, and of the children that it has had; divided by the
-seconds of audio it is the cores that a stream takes. Whatever is slow or wrong shows: texts are compared.
+CPU is user and system time of each process and its ended children (getrusage or /proc), divided by the seconds of
+audio: the cores that a stream takes. Texts are compared, so that no part can be fast by being wrong.
 """
 
 from __future__ import annotations
@@ -68,19 +69,19 @@ from asrserver.protocol.events import Final, Published
 from asrserver.protocol.options import Options
 from asrserver.text.wer import spoken, word_errors
 
-#: The parts of the worker's CPU, and those beside it.
+#: The parts of the worker's CPU, and the other parts.
 OF_WORKER = ("voice activity", "features", "engine", "worker, the rest")
 BESIDE = ("gateway", "Redis", "PostgreSQL", "tester")
 
-#: Seconds that the streams may be late with their last results.
-LATE = 60.0
+#: Seconds after the end of a stream within which its final result must arrive.
+FINAL_TIMEOUT = 60.0
 
 _spawn = multiprocessing.get_context("spawn")
 
 
 def parts(streams: int) -> dict[str, float]:
-    """Cores a stream of each part, with so many of them at once."""
-    # As `asrserver run` does: a worker a core, less one for the gateway.
+    """Measure the cores per stream of each part, with `streams` of them at once."""
+    # As `asrserver run` does: one worker per core, minus one for the gateway.
     each = math.ceil(streams / max(1, len(os.sched_getaffinity(0)) - 1))
     computed = computing(each)
     worker = working(each)
@@ -88,25 +89,25 @@ def parts(streams: int) -> dict[str, float]:
 
 
 def plan(streams: int, *urls: str) -> Plan:
-    """A session each, of continuous speech."""
+    """One session of continuous speech per stream."""
     return Plan(urls=urls, connections=streams, talk_ratio=1.0, sessions=1)
 
 
 def script(scripts: Scripts, number: int) -> list[Sentence]:
-    """What a stream says: there is no quiet between."""
+    """The sentences of a stream, without silence between them."""
     return [part.sentence for part in scripts.script(number, 0)]
 
 
 def check(part: str, said: list[Sentence], text: str) -> None:
-    """A text that is wrong ends the benchmark: what it measures would not be the work."""
+    """Exit if a text is wrong: then the measured work is not the real work."""
     words = [word for sentence in said for word in sentence.words]
     if word_errors(words, understood := spoken(text)) > 0.02 * len(words):
-        raise SystemExit(f"{part}: said “{' '.join(words)}”, understood “{' '.join(understood)}”")
+        raise SystemExit(f"{part}: wrong text “{' '.join(understood)}” for “{' '.join(words)}”")
 
 
 @contextmanager
 def started(target: Any, *arguments: Any) -> Iterator[BaseProcess]:
-    """A process, until the block is left; numpy there computes with one thread, as in a worker."""
+    """Run a process until the block ends; numpy computes in one thread there, as in a worker."""
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     process = _spawn.Process(target=target, args=arguments)
     process.start()
@@ -121,7 +122,7 @@ def started(target: Any, *arguments: Any) -> Iterator[BaseProcess]:
 
 
 def computing(streams: int) -> dict[str, float]:
-    """Voice activity, features and engine."""
+    """Measure voice activity, features and engine, in a process of their own."""
     here, there = _spawn.Pipe()
     with started(_compute, streams, there) as process:
         there.close()
@@ -164,7 +165,7 @@ def _samples(said: list[Sentence]) -> Samples:
 
 
 def _hear(audio: list[Samples], step: int, silence: float) -> list[list[Any]]:
-    """The events of recordings that are heard together, piece by piece."""
+    """The voice activity events of recordings that share network calls, piece by piece."""
     endpointers = [Endpointer(silence) for _ in audio]
     events: list[list[Any]] = [[] for _ in audio]
     for at in range(0, max(map(len, audio)), step):
@@ -184,7 +185,7 @@ def _cut(events: list[Any]) -> list[tuple[int, int]]:
 def _features(
     audio: Samples, segments: list[tuple[int, int]], step: int, settings: Settings, n_mels: int
 ) -> list[tuple[Any, float]]:
-    """(features, seconds) of the segments, which grew until the silence after them was long enough."""
+    """The (features, seconds) of the segments, computed while they grow, up to the silence that ends them."""
     found = []
     for start, end in segments:
         mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD_SECONDS) * SAMPLE_RATE)
@@ -196,7 +197,7 @@ def _features(
 
 
 def _recognise(model: Any, segments: list[tuple[Any, float]]) -> str:
-    """One recording's text; its language is detected until it is sure, as in a session."""
+    """The text of one recording; as in a session, the language is detected until it is certain."""
     language, texts = None, []
     for features, seconds in segments:
         [found] = model.recognise([(features, Request(language), seconds)])
@@ -210,8 +211,8 @@ def _recognise(model: Any, segments: list[tuple[Any, float]]) -> str:
 
 
 def working(streams: int) -> float:
-    """A worker's cores a stream."""
-    here, there = _spawn.Pipe()  # it ends when we do
+    """Measure the cores per stream of a worker."""
+    here, there = _spawn.Pipe()  # the worker ends when this process does
     with servers() as own, started(run_worker, Settings(redis_url=own.redis.url, device="cpu"), there) as process:
         uvloop.run(feed(own.redis.url, "warm", plan(2)))
         worker = psutil.Process(process.pid)
@@ -224,7 +225,7 @@ def working(streams: int) -> float:
 
 
 async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
-    """Put the streams' frames into Redis in real time: (seconds of audio, seconds from its end to the last result)."""
+    """Write frames to Redis in real time; return the seconds of audio, and from its end to the last final result."""
     broker, loop = GatewayBroker(url, f"bench-{name}"), asyncio.get_running_loop()
     await broker.open()
     scripts = Scripts(load(()), some)
@@ -253,7 +254,7 @@ async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
             await asyncio.sleep(due - time.monotonic())
             broker.append(sid, index, index - 1 if index else None, [frame], True, appended)
         await broker.end_session(sid, "done", time.time() + 600)
-        async with asyncio.timeout(LATE):
+        async with asyncio.timeout(FINAL_TIMEOUT):
             text = await finals[sid]
         check("worker", said, text)
         return len(frames) * FRAME_SECONDS, time.monotonic() - due
@@ -266,11 +267,11 @@ async def feed(url: str, name: str, some: Plan) -> tuple[float, float]:
     return sum(seconds for seconds, _ in found), max(late for _, late in found)
 
 
-# -- a gateway, and all that is not a worker -------------------------------------------------------------------------
+# -- the gateway, and all that is not a worker -----------------------------------------------------------------------
 
 
 def serving(streams: int) -> dict[str, float]:
-    """Cores a stream of the gateway, Redis, PostgreSQL and the load tester."""
+    """Measure the cores per stream of the gateway, Redis, PostgreSQL and the load tester."""
     with servers() as own, system(own, "gateway") as server, started(_stand_in, own.redis.url, os.getpid()):
         some = plan(streams, f"ws://127.0.0.1:{server.port}/ws/asr")
         outcome = run(some, processes(server, own), Silent())
@@ -291,13 +292,13 @@ def _stand_in(url: str, parent: int) -> None:
 
 
 class StandIn:
-    """What workers do to Redis and to gateways, without hearing anything."""
+    """Does what workers do to Redis and to gateways, without recognition."""
 
     def __init__(self, url: str) -> None:
         self._broker = WorkerBroker(url, "stand-in")
         self._lease = LeaseRenewer(url, "stand-in")
         self._sentences = {one.frames[len(one.frames) // 2]: one for one in load(())}
-        self._sessions: dict[str, Sitting] = {}
+        self._sessions: dict[str, StandInSession] = {}
 
     async def run(self) -> None:
         await self._broker.open()
@@ -314,21 +315,21 @@ class StandIn:
             if claim is not None:
                 options = codec.decode_options(claim.fields["options"])
                 log = EventLog(claim, self._broker, "stand-in", options)
-                self._sessions[sid] = Sitting(task, log, self._sentences)
+                self._sessions[sid] = StandInSession(task, log, self._sentences)
         cursors = {sid: session.cursor for sid, session in self._sessions.items()}
         found = await self._broker.read_audio(cursors, READ_ENTRIES)
         await asyncio.gather(*(self._sessions[sid].take(entries) for sid, entries in found.items()))
         self._sessions = {sid: session for sid, session in self._sessions.items() if not session.over}
 
     async def _renew(self) -> None:
-        """The leases, as often as a worker does it."""
+        """Renew the leases, as often as a worker does."""
         while True:
             await asyncio.sleep(Settings().lease / 5)
             await asyncio.to_thread(self._lease.renew, [session.task for session in self._sessions.values()])
 
 
-class Sitting:
-    """One session of the stand-in's: a segment a sentence."""
+class StandInSession:
+    """One session of the stand-in: one segment per sentence."""
 
     def __init__(self, task: str, log: EventLog, sentences: dict[bytes, Sentence]) -> None:
         self.task = task
@@ -365,9 +366,9 @@ class Sitting:
 
 
 def table(found: dict[str, float], cores: float) -> list[str]:
-    """Cores a stream of each part, how many streams would fill the cores with it alone, its share; and the sum."""
+    """The table: cores per stream of each part and of all, the streams that the part alone could serve, its share."""
     total = sum(found.values())
-    lines = [f"{'':18}{'millicores a stream':>20}{'streams by it alone':>21}{'share':>8}"]
+    lines = [f"{'':18}{'millicores/stream':>20}{'streams, it alone':>21}{'share':>8}"]
     for part, each in {**found, "sum": total}.items():
         lines.append(f"{part:18}{1000 * each:20.2f}{cores / each:21,.0f}{each / total:8.0%}")
     return lines

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What finding speech as it comes costs, against Silero over the whole recording, in one run.
+"""Measure the CPU of streaming voice activity detection, against Silero over whole recordings, in one run.
 
     python tools/bench_vad.py [--minutes 3] [--rounds 5]
 
-The recordings: speech without pauses; speech of which two thirds are pauses, as people talk; noise that nobody hears
-speech in; quiet below the gate; silence. Ours is an Endpointer fed slices of 20 ms to a minute; bare is
-faster-whisper's get_speech_timestamps, once over everything. CPU of one thread, by turns, the median of the rounds;
-ratios are ours to bare on the same recording. The last table is the network alone: recordings that share its calls.
+The recordings: speech without pauses; speech that is two thirds pauses, as in conversation; noise without speech; noise
+below the gate; silence. Ours is an Endpointer that is fed slices of 20 ms to a minute; bare is faster-whisper's
+get_speech_timestamps, once over the whole recording. CPU is that of one thread, the median of alternating rounds;
+ratios are ours to bare on the same recording. The last table shows the network alone, with several recordings per call.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _names() -> list[str]:
 
 
 def _trimmed(samples: Samples) -> Samples:
-    """From its first loud sample to its last."""
+    """Cut a recording before its first loud sample and after its last."""
     loud = np.flatnonzero(np.abs(samples) > 0.01)
     return samples[loud[0] : loud[-1] + 1]
 
@@ -75,7 +75,7 @@ def ours(recording: Samples, seconds: float) -> None:
 
 
 def cost(work: Callable[[], None]) -> float:
-    """CPU seconds."""
+    """CPU seconds of a function call."""
     begun = time.thread_time()
     work()
     return time.thread_time() - begun
@@ -88,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     bare(np.zeros(SAMPLE_RATE, np.float32))
     heads = "".join(f"{f'{int(1000 * seconds)} ms':>17}" for seconds in SLICES)
-    print(f"ms of CPU for each second of files, ratio to bare\n{'':26}{'bare':>8}{heads}")
+    print(f"ms of CPU per second of audio, ratio to bare\n{'':26}{'bare':>8}{heads}")
     for name, recording in recordings(options.minutes).items():
         works = [partial(bare, recording), *(partial(ours, recording, seconds) for seconds in SLICES)]
         rounds = [[cost(work) for work in works] for _ in range(options.rounds)]
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def calls(rounds: int) -> None:
-    """Our network with a frame each of n recordings a call, and onnxruntime's, which knows one recording a call."""
+    """Measure our network with one frame of n recordings per call, against onnxruntime with one recording per call."""
     session = get_vad_model().session
     frame = np.random.default_rng(2).normal(0, 0.1, (1, CONTEXT + FRAME)).astype(np.float32)
     state = np.zeros((1, 1, UNITS), np.float32)
@@ -115,7 +115,7 @@ def calls(rounds: int) -> None:
         for _ in range(repeat):
             hear([Stretch(frame, None) for _ in range(count)])
 
-    print("\nmicroseconds of CPU a frame, n recordings a call, ratio to onnxruntime one by one")
+    print("\nmicroseconds of CPU per frame, with n recordings per call; ratio to onnxruntime, one by one")
     for count in (1, 3, 8, 32, 128):
         repeat = 2000 // count
         pairs = [(cost(partial(together, count, repeat)), cost(partial(theirs, repeat * count))) for _ in range(rounds)]

@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
-"""What recognising costs: the engine's CPU and a whole worker's, each against a bare loop that does the same.
+"""Measure the CPU of recognition: the engine and a whole worker, each against a bare loop that does the same.
 
     python tools/bench_worker.py [--utterances 200] [--rounds 7] [--load 0.6]
 
-Work comes at an even pace, at which the bare loop is busy for LOAD of the time; both sides get the same, by turns. CPU
-is getrusage's, user and system, of each process; the ratios are the medians of the rounds. The texts must be the same.
+Work arrives at an even pace that keeps the bare loop busy for LOAD of the time; both sides get the same, alternately.
+CPU is user and system time (getrusage) of each process; the ratios are the medians of the rounds. The texts must be
+equal.
 
 The engine gets the samples of segments: features, its queue, its thread, the guards against invented text. The worker
-is a real one on a real Redis and gets WAV files, as chunks of sessions: it claims, reads, decodes, finds speech,
-recognises, publishes. A bare loop is the fewest lines from the same samples, or files, to the same texts, one after
-another in one thread: our features, `ctranslate2.models.Whisper` with the same windows and options, the tokenizer; for
-files our decoder too, and our speech detector in the worker's slices. The language is given, as a session's is once its
-first segment is recognised; in the second row it is to be detected, on the bare side with the fewest calls too.
+is a real one on a real Redis and gets WAV files as chunks of sessions: it claims, reads, decodes, detects speech,
+recognises and publishes. A bare loop is the least code from the same samples or files to the same texts, in one thread:
+our features, `ctranslate2.models.Whisper` with the same windows and options, and the tokenizer; for files our decoder
+too, and our voice activity detection in the worker's slices. The language is given, as in a session after its first
+segment; in the second row both sides detect it, the bare loop with the fewest possible calls.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ RECORDINGS = Path(__file__).resolve().parent.parent / "tests" / "data" / "uttera
 #: Seconds of silence that end a segment.
 SILENCE = 0.4
 
-#: Sessions that share the worker's files.
+#: Sessions over which the worker's files are distributed.
 SESSIONS = 8
 
 _spawn = multiprocessing.get_context("spawn")
@@ -88,7 +89,7 @@ def speech(samples: Samples) -> Iterator[Samples]:
 
 
 class Bare:
-    """A bare loop's model: the fewest lines from samples to text."""
+    """The bare loop's model: the least code from samples to text."""
 
     def __init__(self) -> None:
         path = Path(find_model("demo"))
@@ -115,7 +116,7 @@ class Bare:
         return str(self.tokenizer.decode(found.sequences_ids[0])).strip()
 
     def detected(self, encoded: Any) -> int:
-        """The token of the language. `detect_language` refuses a vocabulary other than OpenAI's."""
+        """Detect the language's token. CTranslate2's `detect_language` accepts only OpenAI's vocabularies."""
         prompt = [self.token("startoftranscript"), self.token("notimestamps")]
         options = {"beam_size": 1, "max_length": 2, "suppress_tokens": self.others, "suppress_blank": False}
         return int(self.model.generate(encoded, [prompt], **options)[0].sequences_ids[0][0])
@@ -125,11 +126,11 @@ class Bare:
         return " ".join(text for text in (self.text(segment, "en") for segment in segments) if text)
 
 
-# -- the sides that are compared: each a process that is told what to do, and answers with its CPU seconds and its texts
+# -- the sides of a comparison: processes that receive work, and answer with their CPU seconds and their texts
 
 
 def paced(items: Iterable[Any], gap: float) -> Iterator[tuple[float, Any]]:
-    """(seconds until it is due, item) of each, `gap` seconds apart."""
+    """Yield each item with the seconds until it is due; items are `gap` seconds apart."""
     begun = time.monotonic()
     for number, item in enumerate(items):
         yield max(0.0, begun + number * gap - time.monotonic()), item
@@ -179,7 +180,7 @@ def run_worker(settings: Settings, pipe: Connection) -> None:
 
 
 class Side:
-    """One of the two that are compared."""
+    """One side of a comparison, in its own process."""
 
     def __init__(self, target: Callable[..., None], argument: Any) -> None:
         self.pipe, there = _spawn.Pipe()
@@ -187,7 +188,7 @@ class Side:
         self._process.start()
 
     def take(self, items: list[Any], gap: float) -> tuple[float, list[str]]:
-        """(CPU seconds, texts) of the items, which come `gap` seconds apart."""
+        """Process items that arrive `gap` seconds apart; return the CPU seconds and the texts."""
         self.pipe.send((items, gap))
         cpu, texts = self.pipe.recv()
         return cpu, texts
@@ -198,7 +199,7 @@ class Side:
 
 
 class Worker(Side):
-    """A real worker, whose gateway is here."""
+    """A real worker; this process is its gateway."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(run_worker, settings)
@@ -216,7 +217,7 @@ class Worker(Side):
         return self._cpu() - before, texts
 
     async def _feed(self, files: list[bytes], gap: float, names: list[str]) -> list[str]:
-        """Put the files into sessions by turns, and wait for all their results."""
+        """Distribute the files over sessions, and wait for all results."""
         broker = GatewayBroker(self._settings.redis, "bench-gateway")
         await broker.open()
         options = codec.encode_options(Options(mode="chunk", language="en"))
@@ -244,7 +245,7 @@ class Worker(Side):
 
 
 def compare(name: str, side: Side, bare: Side, items: list[Any], options: argparse.Namespace) -> None:
-    """Print the ratio of what the items cost one side and the other."""
+    """Measure both sides, and print the ratio of their CPU."""
     for each in (side, bare):
         each.take(items[:20], 0.0)  # warm
     cost, _ = bare.take(items[:50], 0.0)
@@ -255,7 +256,7 @@ def compare(name: str, side: Side, bare: Side, items: list[Any], options: argpar
         bare_cpu, bare_texts = bare.take(items, gap)
         if texts != bare_texts:
             different = next(pair for pair in zip(texts, bare_texts, strict=True) if pair[0] != pair[1])
-            raise SystemExit(f"{name}: not the text of the bare loop: {different[0]!r}, {different[1]!r}")
+            raise SystemExit(f"{name}: wrong text {different[0]!r}, the bare loop has {different[1]!r}")
         rounds.append((1000 * cpu / len(items), 1000 * bare_cpu / len(items)))
     own, other = (statistics.median(column) for column in zip(*rounds, strict=True))
     ratios = sorted(one / two for one, two in rounds)
@@ -273,11 +274,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--load", type=float, default=0.6)
     options = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # of what is spawned: before its numpy
+    os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the spawned processes import numpy
     said = recordings(options.utterances)
     segments = [segment for samples in said for segment in speech(samples)]
-    print(f"{'ms of CPU each, medians':32}{'ours':>10}{'bare':>10}{'ratio':>10}")
-    for language, name in (("en", "engine, a segment"), (None, "engine, language to be detected")):
+    print(f"{'ms of CPU per item, medians':32}{'ours':>10}{'bare':>10}{'ratio':>10}")
+    for language, name in (("en", "engine, segments"), (None, "engine, language detected")):
         compare(name, Side(run_engine, language), Side(run_bare, language), segments, options)
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as directory:
         redis = EmbeddedRedis(Path(directory), appendfsync="no")
@@ -285,7 +286,7 @@ def main() -> None:
         try:
             settings = Settings(redis_url=redis.url, device="cpu", max_backlog=1e9, silence=SILENCE)
             compare(
-                "worker, a WAV file", Worker(settings), Side(run_bare, "en"), [wav_file(one) for one in said], options
+                "worker, WAV files", Worker(settings), Side(run_bare, "en"), [wav_file(one) for one in said], options
             )
         finally:
             redis.stop(10)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: servers of their own, a system of their own, and what processes and load tests use."""
+"""Shared by the benchmarks: a Redis, a PostgreSQL and an asrserver of their own, and measurements of processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from asrserver.process.limits import raise_file_limit
 
 @dataclass
 class Servers:
-    """A Redis and a PostgreSQL of the benchmark's own, empty."""
+    """A Redis and a PostgreSQL for one benchmark, empty."""
 
     redis: EmbeddedRedis
     postgres: EmbeddedPostgres
@@ -39,7 +39,7 @@ class Servers:
 
 @contextmanager
 def servers() -> Iterator[Servers]:
-    """Both, in a temporary directory; raises the limit of open files first, which children inherit."""
+    """Run both servers in a temporary directory, after raising the limit of open files, which children inherit."""
     raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as place, ExitStack() as stack:
         os.chmod(place, 0o755)  # PostgreSQL runs as another user where we are root
@@ -53,7 +53,7 @@ def servers() -> Iterator[Servers]:
 
 @dataclass
 class System:
-    """A running `asrserver run` or `asrserver gateway`, by its supervisor."""
+    """A running `asrserver run` or `asrserver gateway`: its port, the process of its supervisor, its log file."""
 
     port: int
     supervisor: psutil.Process
@@ -64,14 +64,14 @@ class System:
         return f"http://127.0.0.1:{self.port}"
 
     def children(self, kind: str) -> list[psutil.Process]:
-        """Its gateways or workers, as its health names them."""
+        """The processes of its gateways or workers, as listed in its health document."""
         states = get(self.url, "/api/v1/health", "")[f"{kind}s"]
         return [psutil.Process(state["pid"]) for state in states]
 
 
 @contextmanager
 def system(servers: Servers, command: str, *options: str) -> Iterator[System]:
-    """`asrserver COMMAND` on the servers, until the block is left."""
+    """Run `asrserver COMMAND` on the servers until the block ends."""
     line = [sys.executable, "-m", "asrserver", command, "--port", "0", "--log-level", "warning", *options]
     with tempfile.NamedTemporaryFile("w", prefix="asrserver-bench-", suffix=".log") as log:
         process = subprocess.Popen(
@@ -89,12 +89,12 @@ def system(servers: Servers, command: str, *options: str) -> Iterator[System]:
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
-    """The process and all that it has started."""
+    """A process and all its descendants."""
     return [process, *process.children(recursive=True)]
 
 
 def cpu(processes: Iterable[psutil.Process]) -> float:
-    """CPU seconds of the processes, and of their children that have ended."""
+    """CPU seconds of the processes, and of their children that ended."""
     total = 0.0
     for process in processes:
         try:
@@ -106,7 +106,7 @@ def cpu(processes: Iterable[psutil.Process]) -> float:
 
 
 def server_process(server: Any) -> psutil.Process:
-    """An embedded server's."""
+    """The process of an embedded server."""
     return psutil.Process(server._process.pid)
 
 
@@ -115,21 +115,21 @@ KINDS = {"gateway": "gateway", "worker": "worker", "Redis": "redis", "PostgreSQL
 
 
 class Silent:
-    """A screen of a load test that shows nothing."""
+    """A load test's dashboard that shows nothing."""
 
     def update(self, outcome: Outcome) -> None:
         pass
 
 
 def processes(system: System, servers: Servers) -> ServerProcesses:
-    """Those of a system, and of its Redis and PostgreSQL, which are not its children here."""
+    """The processes of a system and of its Redis and PostgreSQL, which are not its children here."""
     found = ServerProcesses(system.url, "", ())
     found._roots |= {server_process(server).pid for server in (servers.redis, servers.postgres)}
     return found
 
 
 def a_stream(outcome: Outcome) -> dict[str, float]:
-    """Cores that each kind of process took for a stream: CPU seconds for each second of audio that was sent."""
+    """Cores per stream for each kind of process: CPU seconds per second of audio that was sent."""
     used = dict.fromkeys([*KINDS, "tester"], 0.0)
     then = 0.0
     for sample in outcome.samples:
@@ -145,17 +145,17 @@ def quantile(times: Sequence[float], part: float) -> float:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What the condition gives once it gives something; ends the benchmark after so many seconds."""
+    """Wait until the condition returns something true, and return it; exit after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise SystemExit(f"{what}: not within {seconds:g} s")
+            raise SystemExit(f"timeout: {what} took more than {seconds:g} s")
         time.sleep(0.05)
     return found
 
 
 def about() -> dict[str, Any]:
-    """Where, when and of what: figures mean nothing without."""
+    """Time, commit and machine of a measurement: without them the figures mean nothing."""
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent, check=False).stdout.strip()
     return {
@@ -166,7 +166,7 @@ def about() -> dict[str, Any]:
 
 
 def about_line(about: dict[str, Any]) -> str:
-    """One line of it."""
+    """The measurement's circumstances in one line."""
     return (
         f"{about['at']}, commit {about['commit']}, {about['cores']} cores of {about['cpu']}, "
         f"{about['memory_bytes'] / 2**30:.0f} GiB, load before {about['load_before']:.1f}"

@@ -2,10 +2,10 @@
 """Make the package's file of Silero's weights from the ONNX file that faster-whisper ships.
 
     tools/extract_silero.py                  asrserver/data/silero/silero-vad-v6.npz
-    tools/extract_silero.py --reference      tests/data/silero-vad-v6.npz: what onnxruntime says of a recording
+    tools/extract_silero.py --reference      tests/data/silero-vad-v6.npz: onnxruntime's output for a recording
 
-A release of faster-whisper may bring another network, under the same or another name. Then the package's file stays as
-it is, until somebody decides otherwise: asrserver/inference/silero.py is written for this one.
+A new release of faster-whisper may contain another network, under the same or another name. The package's file then
+stays as it is until the code is changed too: asrserver/inference/silero.py is written for this network.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from asrserver.audio import files
 ROOT = Path(__file__).resolve().parents[1]
 ASSET = Path(faster_whisper.__file__).parent / "assets" / "silero_vad_v6.onnx"
 
-#: Of the ONNX file in faster-whisper 1.2.1: the only one that this knows.
+#: The hash of the ONNX file in faster-whisper 1.2.1, the only one that this program can read.
 SHA256 = "4cbf549b8326f60f80f2536d9eefeb450a9abe83365a098031c89719f1be17d2"
 
 WEIGHTS = ROOT / "asrserver" / "data" / "silero" / "silero-vad-v6.npz"
 REFERENCE = ROOT / "tests" / "data" / "silero-vad-v6.npz"
 
-#: Samples of a frame, and of those before it that the network hears with it (16 kHz).
+#: Samples of a frame, and of the audio before it that the network also gets (16 kHz).
 FRAME = 512
 CONTEXT = 64
 
@@ -40,17 +40,17 @@ FRAMES = 64
 
 
 def known() -> bool:
-    """Whether the installed faster-whisper has the file that this knows."""
+    """Whether the installed faster-whisper contains this file."""
     return ASSET.is_file() and hashlib.sha256(ASSET.read_bytes()).hexdigest() == SHA256
 
 
 def weights(model: bytes) -> dict[str, np.ndarray]:
-    """The network's arrays by our names, out of an ONNX file.
+    """Read the network's arrays from an ONNX file, under our names.
 
     window                     [256], before the spectrum
     conv0..3.weight, .bias     [outputs, inputs, taps], [outputs]
     lstm.input, .recurrent     [4 · 128, 128]; gates in ONNX's order: input, output, forget, cell
-    lstm.bias                  [2 · 4 · 128], of both
+    lstm.bias                  [2 · 4 · 128], of input and recurrent
     output.weight, .bias       [128], [1]
     """
     found = tensors(model)
@@ -84,7 +84,7 @@ def tensors(model: bytes) -> dict[str, np.ndarray]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protocol buffer: integers, or the bytes of what has a length."""
+    """Yield (number, value) of each field of a protocol buffer; the value is an integer or, with a length, bytes."""
     at = 0
 
     def integer() -> int:
@@ -109,7 +109,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def reference() -> dict[str, np.ndarray]:
-    """A recording with a pause in it, and what onnxruntime says of it: from rest, and from where that ended.
+    """A recording with a pause, and onnxruntime's output for it: from the zero state, and from the state at its end.
 
     samples         [CONTEXT + FRAMES · FRAME], 16-bit
     probabilities   [2, FRAMES]
@@ -133,14 +133,14 @@ def reference() -> dict[str, np.ndarray]:
 
 
 def frames_of(samples: np.ndarray) -> np.ndarray:
-    """[frames, CONTEXT + FRAME] of 16-bit samples, as the network takes them."""
+    """Make the network's input, [frames, CONTEXT + FRAME], from 16-bit samples."""
     scaled = samples.astype(np.float32) / 32768
     return np.lib.stride_tricks.sliding_window_view(scaled, CONTEXT + FRAME)[::FRAME].copy()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Extract Silero's weights from faster-whisper's ONNX file.")
-    parser.add_argument("--reference", action="store_true", help="record what onnxruntime says, for the tests")
+    parser.add_argument("--reference", action="store_true", help="record onnxruntime's output, for the tests")
     arguments = parser.parse_args()
     if not known():
         parser.error(f"{ASSET} is not the file whose SHA-256 is {SHA256}")

@@ -1,6 +1,6 @@
-"""Clients that reach each limit of a server and go on, for bench_limits.py and the tests: ATTACKS.
+"""Hostile clients for bench_limits.py and the tests: each of ATTACKS reaches one limit of a server and keeps trying.
 
-All limits are those of one server, started with `flags`; what is refused is counted by its code.
+All limits are those of one server, started with `flags`; refusals are counted by their code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from asrserver.auth import KeyLimits, KeysFile
 
-#: Low, so that they are reached soon, and so that a client in real time reaches none.
+#: The server's limits: low, so that attacks reach them soon, but a client that sends in real time reaches none.
 SETTINGS: dict[str, Any] = {
     "max_connections": 60,
     "max_address_connections": 20,
@@ -39,7 +39,7 @@ SETTINGS: dict[str, Any] = {
     "trusted_proxies": "127.0.0.1",  # so that clients have addresses of their own
 }
 
-#: What the keys of these names may use.
+#: The limits of the API keys, by their names.
 KEYS = {
     "free": KeyLimits(),
     "connections": KeyLimits(connections=5),
@@ -49,19 +49,19 @@ KEYS = {
 
 
 def flags(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Options of `asrserver run` and the keys of its clients by name; their file is put into the folder."""
+    """Write a keys file into the folder; return options of `asrserver run`, and the API keys by name."""
     file = KeysFile(str(folder / "keys.json"))
     keys = {name: file.create(name, limits, operator=False)[1] for name, limits in KEYS.items()}
     pairs = [(f"--{name.replace('_', '-')}", str(value)) for name, value in SETTINGS.items()]
     return [*itertools.chain(*pairs), "--keys-file", str(file.path)], keys
 
 
-class Turned(Exception):
-    """Raised for a connection that is refused before the upgrade, with the error's code and message."""
+class UpgradeRefused(Exception):
+    """Raised when a connection is refused before the upgrade; the arguments are the error's code and message."""
 
 
 class Peer:
-    """A WebSocket client that does only what it is told, and so may do what a library would not."""
+    """A WebSocket client that does only what it is told, including what a library would refuse to do."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -70,7 +70,17 @@ class Peer:
 
     @classmethod
     async def open(cls, port: int, key: str, address: str, window: int = 0) -> Peer:
-        """As a client behind a proxy, of this address; `window` bytes wait unread in its kernel. Raises Turned."""
+        """Connect as a client behind a proxy.
+
+        Args:
+            port: The server's port.
+            key: The API key.
+            address: The client's address, as the proxy reports it.
+            window: Bytes that the kernel keeps unread for the client; 0: the default.
+
+        Raises:
+            UpgradeRefused: The server refuses the connection.
+        """
         connection = socket.socket()
         connection.setblocking(False)
         if window:
@@ -98,17 +108,17 @@ class Peer:
         if " 101 " not in status:
             size = int(head.partition("content-length:")[2].partition("\r\n")[0])
             error = json.loads(await self._reader.readexactly(size))["error"]
-            raise Turned(error["code"], error["message"])
+            raise UpgradeRefused(error["code"], error["message"])
 
     async def send(self, message: dict[str, Any] | bytes) -> None:
-        """An object as JSON, bytes as a binary frame."""
+        """Send an object as JSON, or bytes as a binary frame."""
         kind, data = (0x82, message) if isinstance(message, bytes) else (0x81, json.dumps(message).encode())
         size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xff" + len(data).to_bytes(8, "big")
         self.writer.write(bytes([kind]) + size + bytes(4) + data)
         await self.writer.drain()
 
     async def read(self) -> dict[str, Any]:
-        """The next message; raises EOFError when the server closes, OSError when the connection is cut."""
+        """Read the next message; raises EOFError when the server closes, OSError when the connection is lost."""
         while True:
             head = await self._reader.readexactly(2)
             size = head[1]
@@ -124,13 +134,13 @@ class Peer:
                 return message
 
     async def answer(self, sid: str, *kinds: str) -> dict[str, Any]:
-        """The next message of these types that is about the session."""
+        """Read up to the next message of one of these types for the session."""
         while (message := await self.read()).get("session_id") != sid or message["type"] not in kinds:
             pass
         return message
 
     async def start(self, **options: Any) -> tuple[str, dict[str, Any]]:
-        """Ask for a session: its id, and the acknowledgement or the error."""
+        """Request a session; return its id, and the acknowledgement or the error."""
         sid = str(uuid.uuid4())
         await self.send({"action": "start", "session_id": sid, "format": "pcm_s16le", **options})
         answer = await self.answer(sid, "ack", "error")
@@ -139,7 +149,7 @@ class Peer:
         return sid, answer
 
     async def session(self, **options: Any) -> str:
-        """A session, as soon as there is room for one."""
+        """Request sessions until one is accepted; return its id."""
         while True:
             sid, answer = await self.start(**options)
             if answer["type"] == "ack":
@@ -151,9 +161,9 @@ class Peer:
         await self.send({"action": "finish", "session_id": sid})
 
     async def close(self) -> None:
-        """Leave nothing behind that others would have to wait for."""
+        """Finish the sessions, so that they occupy no limit, and cut the connection."""
         with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(0.5):  # one that is read slowly has to leave it
+            async with asyncio.timeout(0.5):  # a connection that the server reads slowly is cut without that
                 for sid in list(self._sessions):
                     await self.finish(sid)
         self.writer.transport.abort()
@@ -163,9 +173,14 @@ class Peer:
 
 @dataclass
 class Target:
-    """The server that is attacked: its port, the keys of its clients, 24 s of speech to send to it.
+    """The attacked server.
 
-    `pause` is how long, in seconds, a client waits after each refusal.
+    Attributes:
+        port: Its port.
+        keys: API keys by name.
+        speech: 24 s of speech as 16 kHz PCM.
+        pause: Seconds that a client waits after each refusal.
+        tally: The number of refusals by code.
     """
 
     port: int
@@ -189,10 +204,10 @@ class Target:
             await peer.close()
 
     async def bystander(self, **options: Any) -> tuple[Peer, str]:
-        """A client that means no harm, and its session, as soon as there is room for it."""
+        """Connect a harmless client, and start its session as soon as the server accepts both."""
         async with asyncio.timeout(30):
             while True:
-                with contextlib.suppress(Turned, EOFError, OSError):
+                with contextlib.suppress(UpgradeRefused, EOFError, OSError):
                     peer = await Peer.open(self.port, self.keys["free"], "10.8.8.8")
                     sid, answer = await peer.start(**options)
                     if answer["type"] == "ack":
@@ -204,7 +219,7 @@ class Target:
 Run = Callable[[Target], Coroutine[Any, Any, None]]
 
 
-# -- the attacks: each goes on until it is cancelled, or the server ends it ------------------------------------------
+# -- the attacks: each continues until it is cancelled, or the server ends it ------------------------------------------
 
 
 def _connect(key: str, addresses: Callable[[], Iterator[str]]) -> Run:
@@ -214,9 +229,9 @@ def _connect(key: str, addresses: Callable[[], Iterator[str]]) -> Run:
             for address in addresses():
                 try:
                     held.append(await Peer.open(target.port, target.keys[key], address))
-                except Turned as turned:
-                    await target.told(*turned.args)
-                if len(held) > SETTINGS["max_connections"]:  # the oldest is one that was closed as idle
+                except UpgradeRefused as refused:
+                    await target.told(*refused.args)
+                if len(held) > SETTINGS["max_connections"]:  # the server has closed the oldest as idle
                     await held.popleft().close()
         finally:
             for peer in held:
@@ -274,7 +289,7 @@ def _send(size: int) -> Run:
 
 
 def _rush(seconds: float) -> Run:
-    """So much audio at once; then more on another connection, for the first is not read for a while."""
+    """Send much audio at once, and more on another connection, because the server stops reading the first."""
 
     async def run(target: Target) -> None:
         while True:
@@ -380,8 +395,15 @@ def _somewhere() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Attack:
-    """`code` is the error code that its client must get, and of whom (`slow` is none: it is read slowly); for a test as
-    `often`."""
+    """One attack.
+
+    Attributes:
+        limit: The name of the limit.
+        code: The key in `Target.tally` that must be counted: the error code, and for some codes the setting. Outcomes
+            without an error code: `closed` and `cut` connections, and `slow`: the server reads slowly.
+        often: How often the code must be counted in the test.
+        run: The attack.
+    """
 
     limit: str
     code: str
@@ -399,17 +421,17 @@ ATTACKS = [
     Attack("sessions of a connection", "too_many_sessions: max_connection_sessions", 100, _start("free", 1)),
     Attack("sessions of a gateway", "too_many_sessions: max_sessions", 100, _start("free", 8)),
     Attack("sessions of a key", "too_many_sessions: API key", 100, _start("sessions", 1)),
-    Attack("starts a minute of a key", "rate_limited: API key", 100, _start("starts", 1)),
+    Attack("session starts per minute of a key", "rate_limited: API key", 100, _start("starts", 1)),
     Attack("size of a message", "message_too_large", 80, _send(SETTINGS["max_message"] + 1)),
     Attack("size of a chunk", "chunk_too_large", 80, _send(SETTINGS["max_chunk"] + 1)),
     Attack("length of a session", "session_too_long", 5, _rush(45)),
-    Attack("audio faster than it is spoken", "too_fast", 200, _rush(39.9)),
-    Attack("audio faster than it is recognised", "slow", 20, _flood),
+    Attack("audio faster than real time", "too_fast", 200, _rush(39.9)),
+    Attack("audio faster than recognition", "slow", 20, _flood),
     Attack("a session without audio", "session_idle", 15, _many(3, _idle, 5)),
     Attack("a connection without messages", "idle_timeout", 10, _many(10, _idle, 0)),
     Attack("backlog", "overloaded", 100, _many(6, _pile_up)),
     Attack("a client that does not read", "cut", 10, _many(5, _never_read)),
 ]
 
-#: No attack: two clients, each with 24 s of speech at a time, so that a worker is always busy and no limit is reached.
+#: No attack: two clients send 24 s of speech at a time, so that a worker is always busy and no limit is reached.
 WORK = Attack("no limit: a worker that is never idle", "served", 5, _many(2, _work))

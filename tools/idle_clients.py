@@ -1,8 +1,8 @@
-"""Clients that do nothing: WebSockets that are opened, answer pings, and are kept. They cost a socket each, no more.
+"""Open idle WebSockets, which send nothing and answer pings; each costs this process a socket and nothing else.
 
     python tools/idle_clients.py PORT COUNT [start]
 
-Writes a line when all are open, with their number; ends when standard input does. With `start` each opens a session.
+Writes their number when all are open; ends when standard input ends. With `start` each opens a session.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sys
 from asrserver.process.limits import raise_file_limit
 
 #: Connections from one address, 127.0.0.x: fewer than --max-address-connections allows.
-AN_ADDRESS = 900
+CONNECTIONS_PER_ADDRESS = 900
 
-#: Connections that are opened before the first of them must be done: fewer than the server's backlog.
-AT_ONCE = 50
+#: Connections that are opened at once, before their handshakes: fewer than the server's listen backlog.
+BATCH = 50
 
 START = b'{"action":"start","mode":"stream","format":"pcm_s16le"}'
 
 
 def shake(connection: socket.socket, start: bool) -> None:
-    """Ask for the upgrade; read the answer, and of a session its acknowledgement."""
+    """Do the handshake and, if requested, start a session."""
     connection.sendall(
         b"GET /ws/asr HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -32,19 +32,19 @@ def shake(connection: socket.socket, start: bool) -> None:
     while b"\r\n\r\n" not in answer:
         got = connection.recv(4096)
         if not got:
-            raise SystemExit("a connection was closed unanswered")
+            raise SystemExit("the server closed a connection without an answer")
         answer += got
     if not answer.startswith(b"HTTP/1.1 101"):
-        raise SystemExit(f"a connection was refused: {answer[:300].decode(errors='replace')}")
+        raise SystemExit(f"the server refused a connection: {answer[:300].decode(errors='replace')}")
     if start:
         connection.sendall(bytes([0x81, 0x80 | len(START), 0, 0, 0, 0]) + START)
         answer = connection.recv(4096)
         if b"session_started" not in answer:
-            raise SystemExit(f"a session was refused: {answer[:300].decode(errors='replace')}")
+            raise SystemExit(f"the server refused a session: {answer[:300].decode(errors='replace')}")
 
 
 def answer(connection: socket.socket) -> bool:
-    """Answer the pings that have come; False if the connection is closed."""
+    """Answer the pings that arrived; False if the connection is closed."""
     data = connection.recv(65536)
     while data:
         kind, size = data[0] & 0x0F, data[1] & 0x7F
@@ -66,8 +66,8 @@ def main() -> None:
     opened = 0
     while opened < count:
         fresh = []
-        for number in range(opened, min(count, opened + AT_ONCE)):
-            source = (f"127.0.0.{2 + number // AN_ADDRESS}", 0)
+        for number in range(opened, min(count, opened + BATCH)):
+            source = (f"127.0.0.{2 + number // CONNECTIONS_PER_ADDRESS}", 0)
             fresh.append(socket.create_connection(("127.0.0.1", port), timeout=30, source_address=source))
         for connection in fresh:
             shake(connection, start)
@@ -76,14 +76,14 @@ def main() -> None:
         opened += len(fresh)
         for key, _ in selector.select(0):
             if key.fileobj is not sys.stdin and not answer(key.fileobj):  # type: ignore[arg-type]
-                raise SystemExit("a connection was closed")
+                raise SystemExit("the server closed a connection")
     print(opened, flush=True)
     while True:
         for key, _ in selector.select():
             if key.fileobj is sys.stdin:
                 return
             if not answer(key.fileobj):  # type: ignore[arg-type]
-                raise SystemExit("a connection was closed")
+                raise SystemExit("the server closed a connection")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the tools for live streams share: recordings made of utterances, a source that is as slow as time, a server."""
+"""Shared by the tools for live streams: recordings made of utterances, a source in real time, a server."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from asrserver.client import Client
 UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
 
 #: Seconds of audio in a chunk.
-PIECE = 0.1
+CHUNK_SECONDS = 0.1
 
 
 @dataclass
 class Utterance:
-    """What is said from when to when in a recording, in seconds: from the first loud sample to the last."""
+    """A sentence in a recording, with the positions of its first and last loud sample in seconds."""
 
     text: str
     start: float
@@ -39,7 +39,7 @@ class Utterance:
 
 @dataclass
 class Recording:
-    """16 kHz mono, and what is said in it."""
+    """A recording, and the utterances in it."""
 
     samples: Samples
     said: list[Utterance] = field(default_factory=list)
@@ -55,14 +55,14 @@ class Recording:
 
 @dataclass
 class Heard:
-    """What came back of a recording: (seconds after its first sample, message) each."""
+    """The messages for a recording, each with the seconds since its first sample, and the final result."""
 
     messages: list[tuple[float, dict[str, Any]]]
     final: dict[str, Any]
 
 
 def load(names: Sequence[str] = ()) -> list[tuple[str, Samples]]:
-    """(text, samples) of the test utterances, of those names or of all."""
+    """The (text, samples) of the test utterances with these names, or of all."""
     transcripts = json.loads((UTTERANCES / "transcripts.json").read_text())
     return [
         (text, files.decode((UTTERANCES / name).read_bytes(), "ogg", 60))
@@ -72,7 +72,7 @@ def load(names: Sequence[str] = ()) -> list[tuple[str, Samples]]:
 
 
 def make(said: Sequence[tuple[str, Samples]], seconds: float, pauses: tuple[float, float], seed: int) -> Recording:
-    """A recording of so many seconds: utterances in random order, with pauses between them."""
+    """Make a recording of some seconds: utterances in random order, with pauses between them."""
     random = np.random.default_rng(seed)
     parts, utterances, at = [], list[Utterance](), 0.0
     while at < seconds:
@@ -86,14 +86,14 @@ def make(said: Sequence[tuple[str, Samples]], seconds: float, pauses: tuple[floa
 
 
 async def speak(client: Client, recording: Recording, speed: float = 1.0, **options: Any) -> Heard:
-    """Send a recording as slowly as it would be spoken (or `speed` times as fast), and note what comes when."""
+    """Send a recording in real time, or `speed` times as fast, and record the messages with their times."""
     session = await client.start(mode="stream", **options)
     pcm = (recording.samples * 32767).astype("<i2").tobytes()
     begun = time.monotonic()
     messages: list[tuple[float, dict[str, Any]]] = []
 
     async def send() -> None:
-        step = int(PIECE * SAMPLE_RATE) * 2
+        step = int(CHUNK_SECONDS * SAMPLE_RATE) * 2
         for at in range(0, len(pcm), step):
             piece = pcm[at : at + step]
             await asyncio.sleep(max(0.0, begun + (at + len(piece)) / (2 * SAMPLE_RATE * speed) - time.monotonic()))
@@ -111,7 +111,7 @@ async def speak(client: Client, recording: Recording, speed: float = 1.0, **opti
 
 @contextlib.contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
-    """A server of our own: its WebSocket URL, its HTTP URL, and its process id."""
+    """Run a server; yields its WebSocket URL, its HTTP URL, and its process id."""
     with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder, open(f"{folder}/log", "w+") as log:
         command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{folder}/data"]
         process = subprocess.Popen(
@@ -130,13 +130,13 @@ def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Nearest rank; NaN of nothing."""
+    """The percentile by nearest rank; NaN if there are no values."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
 
 
 def delays(recording: Recording, heard: Heard) -> tuple[list[float], list[float]]:
-    """(seconds from the start of speech to the first partial result, from its end to the segment), of each segment."""
+    """The delays in seconds: of first partial results after the start of speech, and of segments after its end."""
     first, final = [], []
     partials: dict[float, float] = {}
     for when, message in heard.messages:

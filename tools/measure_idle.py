@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an idle system costs: CPU of all its processes, as a share of one core.
+"""Measure the CPU of all processes of an idle system, as a share of one core.
 
 python tools/measure_idle.py [--seconds 30]
 """
@@ -18,7 +18,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(pids: set[int]) -> dict[int, tuple[str, float]]:
-    """(name, CPU seconds so far) of each process."""
+    """The name and the CPU seconds of each process."""
     used = {}
     for pid in pids:
         name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="asrserver-idle-") as directory:
         process, _ = start(directory)
         try:
-            time.sleep(5)  # what starting up left to do is not idling
+            time.sleep(5)  # until the work after a start is done
             pids = descendants(process.pid) | {process.pid}
             before = cpu(pids)
             time.sleep(seconds)

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Choose the recordings that `asrserver loadtest` brings: what the packaged model understands whatever is around.
+"""Choose the recordings of `asrserver loadtest`: those that the packaged model understands in every context.
 
     python tools/pick_loadtest.py [--count 15] [--repeats 40]
 
-Run it again whenever the model in the package is exchanged. Takes tests/data/utterances, says each REPEATS times in one
-live session at a real server, with other quiet before it each time, and as an utterance of its own, and keeps what was
-understood without an error; of these it takes COUNT whose texts differ most, so that a swapped session cannot look
-right. Those it says as a load test does, one after another with little quiet between, and begins anew without any that
-was not understood: one was taken for another in one of six places among others, and never after itself. Writes
-asrserver/data/loadtest. Exits 1 if there are too few.
+Run it again whenever the packaged model is replaced. For each of tests/data/utterances it sends REPEATS repetitions in
+one live session to a real server, with different silence before each, and one as an utterance, and keeps those that are
+always recognised without an error. From these it chooses COUNT whose texts differ most, so that swapped sessions cannot
+look right. Then it sends these as a load test does, one after another with little silence between them, and starts
+again without any that was not recognised: one was mistaken in one of six positions among others, but never after
+itself. Writes asrserver/data/loadtest. Exits with status 1 if there are too few.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from asrserver.text.wer import word_errors
 
 TARGET = Path(__file__).resolve().parent.parent / "asrserver" / "data" / "loadtest"
 
-#: Share of the words of the longer of two sentences that must differ.
-APART = 0.5
+#: The share of words, of the longer of two sentences, that must differ between them.
+MIN_DIFFERENCE = 0.5
 
-#: Sentences of a session.
-SESSION = 8
+#: Sentences per session.
+SESSION_SENTENCES = 8
 
 
 async def understood(client: Client, sentence: Sentence, repeats: int) -> bool:
-    """Whether each repetition is, live and alone."""
+    """Whether every repetition in a live session, and the single utterance, are recognised without an error."""
     dice, quiet = random.Random(sentence.text), quiet_frames()
     live = await client.start(mode="stream", format="pcm_s16le")
     alone = await client.start(mode="chunk")
@@ -51,7 +51,7 @@ async def understood(client: Client, sentence: Sentence, repeats: int) -> bool:
 
 
 async def good(url: str, candidates: dict[str, Sentence], repeats: int) -> dict[str, Sentence]:
-    """Those that are understood."""
+    """The sentences that are understood."""
     async with await Client.connect(url) as client:
         room = asyncio.Semaphore(4)
 
@@ -64,7 +64,7 @@ async def good(url: str, candidates: dict[str, Sentence], repeats: int) -> dict[
 
 
 async def mistaken(url: str, chosen: dict[str, Sentence], repeats: int) -> set[str]:
-    """Those that are not understood among others."""
+    """The names of sentences that are not understood among others."""
     dice, quiet = random.Random(7), quiet_frames()
     order = [name for name in chosen for _ in range(repeats)]
     dice.shuffle(order)
@@ -85,12 +85,14 @@ async def mistaken(url: str, chosen: dict[str, Sentence], repeats: int) -> set[s
                 if kind != "equal":
                     found.update(name for name, _ in said[min(begin, len(said) - 1) : max(end, begin + 1)])
 
-        await asyncio.gather(*(say(order[at : at + SESSION]) for at in range(0, len(order), SESSION)))
+        await asyncio.gather(
+            *(say(order[at : at + SESSION_SENTENCES]) for at in range(0, len(order), SESSION_SENTENCES))
+        )
     return found
 
 
 def far_apart(candidates: dict[str, Sentence], count: int) -> list[str]:
-    """Names of up to so many sentences; each differs from every other in half of its words, and is new in most."""
+    """Choose up to `count` sentences that differ by MIN_DIFFERENCE from each other; prefer those with new words."""
     chosen: list[str] = []
     known: set[str] = set()
     while len(chosen) < count:
@@ -99,7 +101,7 @@ def far_apart(candidates: dict[str, Sentence], count: int) -> list[str]:
             for name, one in candidates.items()
             if all(
                 word_errors(one.words, candidates[other].words)
-                >= APART * max(len(one.words), len(candidates[other].words))
+                >= MIN_DIFFERENCE * max(len(one.words), len(candidates[other].words))
                 for other in chosen
             )
         ]
@@ -126,7 +128,7 @@ def main() -> int:
             wrong = asyncio.run(mistaken(url, {name: kept[name] for name in chosen}, arguments.repeats))
             kept = {name: one for name, one in kept.items() if name not in wrong}
             chosen = far_apart(kept, arguments.count)
-    print(f"{len(kept)} of {len(candidates)} are understood each time, {len(chosen)} of them far enough apart")
+    print(f"{len(kept)} of {len(candidates)} are always understood; {len(chosen)} of them differ enough")
     if len(chosen) < arguments.count:
         return 1
     shutil.rmtree(TARGET, ignore_errors=True)

@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""How many streams of continuous speech this machine should bear, by the sum of the parts; and how many it bears.
+"""Predict how many streams of continuous speech this machine can serve, from the cost of the parts; then measure it.
 
     python tools/predict_capacity.py [--first 50] [--most 1000] [--duration 30] [--json FILE] [--parts FILE]
             [--no-search]
 
-First each part alone, in cores a stream (tools/bench_streams.py says how): the machine's cores divided by their sum are
-the streams that it should bear. A stream costs less where there are many, for frames, reads and network calls are
-shared: the parts are measured with FIRST streams, then with as many as that predicts, until the prediction is within a
-tenth of what it was measured at.
+First it measures each part alone, in cores per stream (see tools/bench_streams.py): the prediction is the number of
+cores divided by the sum. Streams are cheaper in large numbers, because they share frames, reads and network calls;
+therefore the parts are measured with FIRST streams, then with the predicted number, until the prediction is within a
+tenth of the number it was measured with.
 
-Then the whole, on the same machine in the same run: `asrserver run` with its defaults, and the search of `asrserver
-loadtest --find-capacity --talk-ratio 1`: the tester is on the machine too, all sessions must be right, and 95 % of
-them must have their last word within 2 s. Its first level is half of what was predicted. Beside each part is what the
-same processes took at the capacity that was found: where the sum does not hold.
+Then it measures the whole system on the same machine: `asrserver run` with its defaults, and the search of `asrserver
+loadtest --find-capacity --talk-ratio 1`. The tester runs on the same machine, all sessions must be right, and 95 % of
+them must have their final result within 2 s. The search begins with half of the prediction. The table compares each
+process alone with the same process at the measured capacity: it shows where the sum is wrong.
 
-The exit status is 0 when the machine bears at least LEAST of what was predicted. It takes about seven minutes on two
-cores; with --parts, the FILE of an earlier run, half of it.
+The exit status is 0 if the capacity is at least LEAST of the prediction. It takes about seven minutes on two cores, or
+half of that with --parts, the FILE that an earlier run wrote with --json.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from asrserver.cli.loadtest import CAPACITY_BOUND
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Capacity, Outcome, find_capacity
 
-#: Of the streams that the parts predict, the share that must be borne.
+#: The share of the predicted streams that the machine must be able to serve.
 LEAST = 0.8
 
-#: The search tries at most so many times what is predicted: more than the sum of the parts allows.
+#: The search tries at most this multiple of the prediction: more than the sum of the parts allows.
 MARGIN = 1.25
 
-#: The parts are measured again where the prediction differs by more than this from what they were measured at, but no
-#: more often than PASSES times.
+#: The parts are measured again while the prediction differs by more than this share from the number of streams that
+#: they were measured with, but not more than PASSES times.
 NEAR = 0.1
 PASSES = 3
 
 
 @dataclass
 class Prediction:
-    """Cores a stream of each part, measured with `streams` at once, on a machine of so many cores."""
+    """The cores per stream of each part, measured with `streams` at once, on a machine with `cores`."""
 
     streams: int
     cores: int
@@ -66,17 +66,17 @@ class Prediction:
 
     @property
     def near(self) -> bool:
-        """Whether the parts were measured at what they predict."""
+        """Whether the parts were measured with about as many streams as they predict."""
         return abs(self.predicted - self.streams) <= NEAR * self.streams
 
     @property
     def processes(self) -> dict[str, float]:
-        """The same by process: the worker's parts together."""
+        """The cores per stream of each process: the sum of the worker's parts, and the others."""
         return {"worker": sum(self.parts[part] for part in OF_WORKER), **{part: self.parts[part] for part in BESIDE}}
 
 
 def predict(measure: Callable[[int], dict[str, float]], first: int, most: int, cores: int) -> Prediction:
-    """Measure with so many streams, and then with as many as that predicts."""
+    """Measure the parts with `first` streams, and then with as many as that predicts."""
     streams = min(first, most)
     for _ in range(PASSES):
         found = Prediction(streams, cores, measure(streams))
@@ -89,7 +89,7 @@ def predict(measure: Callable[[int], dict[str, float]], first: int, most: int, c
 
 
 def search(predicted: int, most: int, duration: float) -> Capacity:
-    """How many streams the whole bears, as the load tester's search finds it."""
+    """Measure the capacity of the whole system with the load tester's search."""
     with servers() as own, system(own, "run") as server:
         asked = Plan(
             urls=(f"ws://127.0.0.1:{server.port}/ws/asr",),
@@ -102,7 +102,7 @@ def search(predicted: int, most: int, duration: float) -> Capacity:
 
 
 class Levels:
-    """A screen that names each level of the search when it begins."""
+    """A dashboard that prints each level of the search when it begins."""
 
     def update(self, outcome: Outcome) -> None:
         if len(outcome.samples) == 1:
@@ -110,17 +110,17 @@ class Levels:
 
 
 def levels(capacity: Capacity) -> list[str]:
-    """What came of each level, in order, and why it was too many if it was."""
+    """The result of each level, in order, with the reasons if it failed."""
     lines = []
     for level in capacity.levels:
-        tester = f", the tester saturated: {level.saturated}" if level.saturated else ""
+        tester = f", the tester was saturated: {level.saturated}" if level.saturated else ""
         said = "; ".join(level.why_not) or "pass"
         lines.append(f"{level.plan.connections:6} streams, finalisation p95 {level.finalisation:.2f} s{tester}: {said}")
     return lines
 
 
 def split(prediction: Prediction, found: dict[str, float]) -> list[str]:
-    """By process, what its parts alone took for a stream, and what it took at the capacity that was found."""
+    """The table: cores per stream of each process, measured alone and at the capacity."""
     lines = [f"{'':18}{'alone, millicores':>20}{'at capacity':>13}{'ratio':>8}"]
     alone = prediction.processes
     for part, before, after in [(p, alone[p], found[p]) for p in alone] + [
@@ -131,11 +131,11 @@ def split(prediction: Prediction, found: dict[str, float]) -> list[str]:
 
 
 def numbers(capacity: Capacity, used: dict[str, float]) -> dict[str, Any]:
-    """Of the search, for the JSON."""
+    """The figures of the search, for the JSON file."""
     return {
         "streams": capacity.streams,
         "too_many": capacity.limit,
-        "cores_a_stream": used,
+        "cores_per_stream": used,
         "levels": [
             {
                 "streams": level.plan.connections,
@@ -150,12 +150,12 @@ def numbers(capacity: Capacity, used: dict[str, float]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--first", type=int, default=50, help="streams with which the parts are measured first")
-    parser.add_argument("--most", type=int, default=1000, help="the most that are tried")
-    parser.add_argument("--duration", type=float, default=30.0, help="seconds of a level of the search")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--parts", type=Path, help="take the parts from such a file")
-    parser.add_argument("--no-search", action="store_true", help="only predict")
+    parser.add_argument("--first", type=int, default=50, help="streams of the first measurement of the parts")
+    parser.add_argument("--most", type=int, default=1000, help="maximum of streams")
+    parser.add_argument("--duration", type=float, default=30.0, help="seconds per level of the search")
+    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--parts", type=Path, help="file of an earlier run with the figures of the parts")
+    parser.add_argument("--no-search", action="store_true", help="predict only")
     options = parser.parse_args()
     found: dict[str, Any] = {"about": about()}
     print(about_line(found["about"]))

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Record what a release writes into Redis and sends to clients, for tests that the next releases still understand it.
+"""Record what a release writes to Redis and sends to clients, for tests that later releases still understand it.
 
     python tools/record_events.py tests/data/events-VERSION.json
 
-Run it once, before a release, at the commit that is released. It starts a real system, has a few short sessions in
-every mode on it, and writes for each of them:
+Run it once before a release, at the commit that is released. It starts a real system, runs a few short sessions in
+every mode, and records for each of them:
 
     hash         the session's hash, asr_session:{sid}, at its end
-    checkpoints  the values that its field `state` had, in the order in which the worker wrote them
-    events       the durable events, as the entries of asr_events hold them
-    published    all that went through the gateway's Pub/Sub channel for the session, in its order
-    messages     what the client got on its WebSocket, in its order
+    checkpoints  the values of the hash's field `state`, in the order in which the worker wrote them
+    events       the durable events: the entries of the stream asr_events
+    published    everything that went through the gateway's Pub/Sub channel for the session, in order
+    messages     what the client received on its WebSocket, in order
 
 Host names are replaced; the recordings are those of the package.
 """
@@ -39,17 +39,17 @@ from asrserver.broker.keys import events_key, session_key
 
 RECORDINGS = files("asrserver").joinpath("data", "recordings")
 
-#: Seconds between the 200 ms pieces of a stream: faster than speech, and slow enough for partial results.
+#: Seconds between the 200 ms chunks of a stream: faster than real time, but slow enough for partial results.
 PACE = 0.1
 
-#: Seconds that a session may take.
-PATIENCE = 60.0
+#: Seconds that the next message may take.
+MESSAGE_TIMEOUT = 60.0
 
 Message = dict[str, Any]
 
 
 class Recorder:
-    """Listens to Redis: every published event, and every checkpoint that a session's hash has held."""
+    """Records every published event, and every checkpoint in a session's hash, from Redis."""
 
     def __init__(self, url: str) -> None:
         self.published: list[str] = []
@@ -79,7 +79,7 @@ class Recorder:
         self._redis.close()
 
     def session(self, sid: str) -> Message:
-        """All that Redis has, or had, of a session that is over."""
+        """Everything that Redis holds, or held, of a finished session."""
         entries: Any = self._redis.xrange(events_key(sid))
         return {
             "hash": self._redis.hgetall(session_key(sid)),
@@ -90,17 +90,17 @@ class Recorder:
 
 
 async def messages_of(connection: WebSocketClientConnection, last: str) -> list[Message]:
-    """The messages up to the first of this type."""
+    """Read the messages up to the first of type `last`."""
     found: list[Message] = []
     while not found or found[-1]["type"] != last:
-        text = await asyncio.wait_for(connection.read_message(), PATIENCE)
+        text = await asyncio.wait_for(connection.read_message(), MESSAGE_TIMEOUT)
         assert text is not None, f"the connection was closed after {found}"
         found.append(json.loads(text))
     return found
 
 
 async def talk(url: str, sid: str, chunks: list[bytes], pace: float = 0.0, **options: Any) -> list[Message]:
-    """One session; all that its client got."""
+    """Run one session; return all messages that its client received."""
     connection = await websocket_connect(url)
     await connection.write_message(json.dumps({"action": "start", "session_id": sid, "user_id": "u", **options}))
     found = await messages_of(connection, "ack")
@@ -116,7 +116,7 @@ async def talk(url: str, sid: str, chunks: list[bytes], pace: float = 0.0, **opt
 
 
 async def moving(url: str, sid: str) -> list[Message]:
-    """A session that is resumed on a second connection: what the first one got."""
+    """Run a session that is resumed on a second connection; return the messages of the first."""
     first, second = await websocket_connect(url), await websocket_connect(url)
     await first.write_message(json.dumps({"action": "start", "session_id": sid, "mode": "chunk"}))
     found = await messages_of(first, "ack")
@@ -140,7 +140,7 @@ def wav(name: str) -> bytes:
 
 
 def webm(samples: bytes) -> bytes:
-    """As a browser's recorder encodes it."""
+    """Encode 16 kHz PCM as a browser's recorder does."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
     options = ["-c:a", "libopus", "-b:a", "32k", "-f", "webm", "-cluster_time_limit", "500", "-live", "1", "-"]
     return subprocess.run([*command, *options], input=samples, stdout=subprocess.PIPE, check=True).stdout
@@ -151,7 +151,7 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 
 
 async def record(url: str, recorder: Recorder) -> dict[str, Message]:
-    """A session of each kind, by its name."""
+    """Run a session of each kind; return the records by session id."""
     english = pcm("english-1.wav") + bytes(32000) + pcm("english-2.wav")
     live = {"mode": "stream", "format": "pcm_s16le", "partials": True, "partial_interval": 0.2}
     sessions: dict[str, list[Message]] = {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert a trained checkpoint to a CTranslate2 directory, in int8.
+"""Convert a trained checkpoint to a CTranslate2 directory with int8 weights.
 
 python tools/model/convert.py --checkpoint build/model/demo.pt --out asrserver/data/demo-model
 """

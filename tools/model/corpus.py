@@ -1,7 +1,7 @@
-"""Rows to train on: sentences put together, cut and made noisy in the domain of mel power, as tokens and features.
+"""Training rows as tokens and features: sentences combined, cut and made noisy in the domain of mel power.
 
-What the live server does is what the rows are: single sentences in the shortest window, sentences joined with short
-gaps up to 28 s, speech cut anywhere (forced cuts, partials), full windows with long silence, and no speech at all.
+The rows resemble what the live server recognises: single sentences in the shortest window, sentences joined with short
+gaps up to 28 s, speech cut at any point (forced cuts, partial results), full windows with long silence, and no speech.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 
     python tools/model/evaluate.py --corpus build/model [--model asrserver/data/demo-model] [--write]
 
-Windows are recognised as the server does, by its own modules: language detected, greedy, guards on. Sentences, seeds
-and, where it says so, voices were never in training. Levels differ, and half of the recordings have noise 20 to 40 dB
-below the speech. Of speech that was cut inside words errors are counted as fragments.py says. Exits with 1 if a target
-is missed. `--write` puts the table into the model card.
+Windows are recognised by the server's own modules: language detected, greedy decoding, guards on. Sentences and seeds,
+and voices where the table says so, were never part of the training. Levels vary, and half of the recordings contain
+noise 20 to 40 dB below the speech. Errors in speech that is cut inside words are counted as fragments.py describes. The
+exit status is 1 if a target is missed. `--write` puts the table into the model card.
 """
 
 from __future__ import annotations
@@ -374,7 +374,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path("build/model"))
     parser.add_argument("--model", type=Path, default=MODEL)
-    parser.add_argument("--wrong", type=Path, help="write what was misheard to this file")
+    parser.add_argument("--wrong", type=Path, help="write misrecognised sentences to this file")
     parser.add_argument("--write", action="store_true", help="put the table into the model card")
     options = parser.parse_args()
     evaluation = Evaluation(options.model, options.corpus)

@@ -1,11 +1,12 @@
-"""Errors on speech that begins or ends inside a word: nobody can say whether half a word is a word.
+"""Count errors in speech that begins or ends inside a word, where it is undecidable whether half a word is a word.
 
 NIST's rule for such fragments: it is right to write the word that a fragment is part of, and right to write nothing;
 another word in its place is an error (sclite's options -F and -D, doc/options.htm of github.com/usnistgov/SCTK, and
-the scoring of its evaluations, catalog.ldc.upenn.edu/docs/LDC2001S91/h4ne97sc.htm). Whole words count as ever.
+the scoring of its evaluations, catalog.ldc.upenn.edu/docs/LDC2001S91/h4ne97sc.htm). Complete words count as usual.
 
-Stricter than NIST in two things: sclite takes any word that is spelled like the fragment, “seven” for “-en”, and here
-only the word itself will do; and NIST counts fragments among the words, where a rate here is of whole words alone.
+This is stricter than NIST in two respects: sclite accepts any word that is spelled like the fragment, “seven” for
+“-en”, while here only the word itself is accepted; and NIST includes fragments in the number of words, while rates here
+refer to complete words only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Said:
 
 
 def audible(words: Sequence[tuple[str, float, float]], begin: float, end: float) -> list[Said]:
-    """What is said between two moments, of words with their times in seconds."""
+    """The words between two positions, from words with their times in seconds."""
     said = []
     for word, start, stop in words:
         there = min(stop, end) - max(start, begin)
@@ -57,7 +58,7 @@ def errors(said: Sequence[Said], heard: Sequence[str]) -> int:
 
 
 def whole(said: Sequence[Said]) -> int:
-    """How many words a rate is of."""
+    """The number of words that a rate refers to."""
     return sum(not one.fragment for one in said)
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Synthesise the demo model's corpora: training features, and the evaluation's recordings. Seeded, in shards.
+"""Synthesise the demo model's corpora, training features and evaluation recordings, in shards with fixed seeds.
 
     python tools/model/generate.py --out build/model
 
-The same seeds give the same shards, on however many processes. Needs espeak-ng, flite and festival (docs/models.md).
+The same seeds give the same shards for any number of processes. Requires espeak-ng, flite and festival
+(docs/models.md).
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ def evaluation_set(task: tuple[Path, str, str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/model"), help="folder of the corpora")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="processes that synthesise")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the training shards to make")
+    parser.add_argument("--out", type=Path, default=Path("build/model"), help="directory of the corpora")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="number of processes")
+    parser.add_argument("--share", type=float, default=1.0, help="fraction of the training shards to make")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     names = ("heard", "unheard", "fixed")

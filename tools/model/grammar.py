@@ -1,4 +1,4 @@
-"""The demo model's world: the sentences of grammar.json, and which of them training must never see."""
+"""The demo model's language: the sentences of grammar.json, and those that training must never see."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def draw(language: str, rng: random.Random, evaluation: bool, by: Draw = sentenc
 
 
 def units(text: str, language: str) -> list[str]:
-    """What errors are counted in: words in English, characters in Mandarin."""
+    """The units in which errors are counted: words in English, characters in Mandarin."""
     return text.split() if language == "en" else list(text.replace(" ", ""))
 
 

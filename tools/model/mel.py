@@ -1,4 +1,4 @@
-"""The server's features in two steps, so that rows can be put together and noise added between them."""
+"""The server's features in two steps, so that rows can be combined and noise added between the steps."""
 
 from __future__ import annotations
 

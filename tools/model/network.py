@@ -1,4 +1,4 @@
-"""Whisper in PyTorch (Radford et al., 2022), with what training alone needs: a CTC head and attention weights."""
+"""Whisper in PyTorch (Radford et al., 2022), with the parts needed for training only: a CTC head, attention weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT_POSITIONS = 448
 
 @dataclass(frozen=True)
 class Shape:
-    """How large the network is."""
+    """The dimensions of the network."""
 
     mels: int
     vocabulary: int
@@ -133,5 +133,5 @@ class Whisper(nn.Module):
         return self.decoder_norm(x), self.ctc(memory), weights
 
     def logits(self, states: Tensor) -> Tensor:
-        """Of the next token, from states of the decoder."""
+        """The logits of the next token, from states of the decoder."""
         return states @ self.tokens.weight.T

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Make the recordings of the tests and of `make demo`: synthesised speech with transcripts, the same every time.
+"""Make the recordings of the tests and of `make demo`: synthesised speech with transcripts, reproducibly.
 
     python tools/model/recordings.py
 
 Writes tests/data/{utterances,mandarin}/*.opus and asrserver/data/recordings/*.wav, each with transcripts.json. The
-sentences are of the evaluation's share of the grammar, which the model never saw in training; the voices are those it
-was trained with. The tests' are drawn from a seed and kept as they come. The demonstration's are the first drawn that
-the model in the package understands: it shows that the server works, and the model's card says how often it does.
+sentences are from the evaluation's share of the grammar, which the model never saw in training; the voices are those it
+was trained with. The tests' recordings are drawn from a seed and not selected. The demo's are the first drawn ones that
+the packaged model understands: they show that the server works, while the model card states the error rates.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def bundled(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to write into")
+    parser.add_argument("--root", type=Path, default=ROOT, help="root of the checkout to write to")
     options = parser.parse_args()
     utterances(options.root / "tests" / "data")
     bundled(options.root / "asrserver" / "data" / "recordings")

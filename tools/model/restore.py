@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""A checkpoint to train on from, of a converted model: `convert.py` the other way, as exact as int8 is.
+"""Make a checkpoint for further training from a converted model: the inverse of convert.py, as exact as int8 allows.
 
-python tools/model/restore.py --model asrserver/data/demo-model --out build/model/demo.pt
+    python tools/model/restore.py --model asrserver/data/demo-model --out build/model/demo.pt
 
-The CTC head, which no converted model has, is not: `train.py --resume` goes on without its loss.
+The CTC head is missing, because a converted model has none: `train.py --resume` then trains without its loss.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPES = ("<f4", "i1", "<i2", "<i4", "<f2")
 
 
 def variables(path: Path) -> dict[str, np.ndarray]:
-    """What a model.bin holds by name; int8 weights as what they stand for."""
+    """The arrays of a model.bin by name; int8 weights are dequantised."""
     data, at = path.read_bytes(), 0
 
     def number(kind: str) -> int:

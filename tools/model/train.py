@@ -3,9 +3,9 @@
 
     python tools/model/train.py --corpus build/model --out build/model/demo.pt
 
-Three losses: the next token; CTC on the encoder's output, without which attention does not lock on for thousands of
-steps; and, since synthesis tells when each word is spoken, the attention's weight on those frames, which makes it lock
-on within hundreds and gives word times that can be trusted.
+Three losses: the next token; CTC on the encoder's output, without which attention does not align for thousands of
+steps; and the attention's weight on the frames of each word, which the synthesis knows: with it attention aligns within
+hundreds of steps, and word times can be trusted.
 """
 
 from __future__ import annotations
@@ -152,11 +152,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path("build/model"))
     parser.add_argument("--out", type=Path, default=Path("build/model/demo.pt"))
-    parser.add_argument("--minutes", type=float, default=100, help="time to train: the rate falls to nothing by then")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="a GPU, if any")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a core")
-    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from, with a rate that rises and falls anew")
+    parser.add_argument("--minutes", type=float, default=100, help="duration; the learning rate falls to 0 by then")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda or cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: one per core")
+    parser.add_argument("--resume", type=Path, help="checkpoint to continue from, with a new learning rate schedule")
     for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Shape, name))
     options = parser.parse_args()

@@ -1,7 +1,7 @@
-"""Synthesised speech with the time of every word: espeak-ng and flite through their libraries, festival as a program.
+"""Synthesised speech with the time of every word: espeak-ng and flite as libraries, festival as a program.
 
-The libraries are called in-process: a program a sentence would cost ten times as much, and only they tell when each
-word is spoken.
+The libraries are called in-process: one program per sentence would cost ten times as much, and only the libraries
+report when each word is spoken.
 """
 
 from __future__ import annotations
