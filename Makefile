@@ -24,7 +24,7 @@ mic: .venv/mic ## what `asrserver transcribe --live` needs for a microphone, but
 
 test: .venv/test ## everything that must pass
 	$(MAKE) --no-print-directory -j2 lint browser docs dist-check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' --cov
 
 test-unit: .venv/test ## what needs no server and starts no process: under a minute
 	$(BIN)/python -m pytest -m unit
