@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import time
 from base64 import b64encode
@@ -21,6 +22,8 @@ from asrserver.protocol.native import HEADER
 
 if TYPE_CHECKING:
     from asrserver.client.client import Client
+
+log = logging.getLogger("asrserver.client")
 
 #: Chunks of a session, and bytes of them, that may wait for their acknowledgement; then `send` waits.
 WINDOW = 32
@@ -174,6 +177,8 @@ class ClientSession:
         kind, index = event["type"], event.get("chunk_index")
         status = event.get("status")
         if kind == "ack" and status in ("session_started", "session_resumed"):
+            for warning in event.get("warnings", ()):
+                log.warning("session=%s %s", self.id, warning)
             self._binary = event.get("channel") == self._channel  # older servers know no channels
             self._established(event.get("next_chunk_index", 0))
         elif kind == "ack" and event.get("through"):

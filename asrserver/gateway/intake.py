@@ -155,7 +155,7 @@ class Intake:
     ) -> None:
         """Go on when Redis has the chunks, or has refused them."""
         if error is not None:
-            self._sessions.fail(session, index, error)
+            self._sessions.give_up(session, index, error)
             return
         count, waited = len(pieces), time.monotonic() - taken
         self._enqueued.observe(waited, count)

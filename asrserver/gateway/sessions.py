@@ -360,7 +360,7 @@ class Sessions(Mapping[str, Session]):
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
                 await asyncio.sleep(REPAIR_EVERY)
 
-    def fail(self, session: Session, index: int, error: Exception) -> None:
+    def give_up(self, session: Session, index: int, error: Exception) -> None:
         """Give a session up here: a chunk could not be written, nor can any after it. The client may resume from it."""
         if session.failed is not None or self._open.get(session.id) is not session:
             return

@@ -354,8 +354,10 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         if isinstance(event, Final):
             self.sessions.detach(event.session_id, "session_finished", "the session is over")
         elif isinstance(event, Lost) and event.session_id is not None:
-            detached = ("session_detached", "the session is no longer on this connection: resume it")
-            self.sessions.detach(event.session_id, *(detached if event.resumable else (event.code, event.message)))
+            code, message = event.code, event.message
+            if event.resumable:
+                code, message = "session_detached", "the session is no longer on this connection: resume it"
+            self.sessions.detach(event.session_id, code, message)
 
     def tell(self, event: SessionEvent) -> None:
         """Send an event, if it has a message in the connection's protocol."""

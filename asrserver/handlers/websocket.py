@@ -70,7 +70,7 @@ class NativeWebSocketHandler(WebSocketConnection):
         if action.queue_position:
             with contextlib.suppress(Unavailable):
                 queued = await self.gateway.queue_position()
-        self._acknowledge(Started(session_id=session.id, queued=queued), action.link)
+        self._acknowledge(Started(session_id=session.id, queued=queued), action)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
 
@@ -81,12 +81,12 @@ class NativeWebSocketHandler(WebSocketConnection):
             self.refuse_message(exc, session_id=action.resume.session_id)
             return
         self.sessions.attach(session, action.link)
-        self._acknowledge(session.resumption(), action.link)
+        self._acknowledge(session.resumption(), action)
         await self.gateway.replay(session, missed, self.confirm_read)
         if self.ws_connection is None:
             self.gateway.abandon(session)
 
-    def _acknowledge(self, event: SessionEvent, link: native.Link) -> None:
-        data = native.format(event, link.channel)
+    def _acknowledge(self, event: SessionEvent, action: native.StartAction | native.ResumeAction) -> None:
+        data = native.format(event, action.link.channel, action.warnings)
         assert data is not None
         self.send(data)

@@ -29,7 +29,9 @@ CODES: dict[str, ErrorCode] = {
         "The message or request lacks a field, or a parameter has a value that is not allowed.", (400,)
     ),
     "unknown_action": ErrorCode("The message's `action` is not one of the protocol's."),
-    "bad_id": ErrorCode("`session_id` or `user_id` is not a text of 1 to 128 characters without spaces and braces."),
+    "bad_id": ErrorCode(
+        "`session_id` or `user_id` is no text of 1 to 128 characters, or has whitespace, braces or control characters."
+    ),
     "bad_option": ErrorCode("An option of `start` or `resume` has a value that is not allowed; `option` names it."),
     "bad_index": ErrorCode("`chunk_index` is not a whole number from 0."),
     "bad_seq": ErrorCode("`last_seq` is not a whole number from 0, or is past the session's last result."),

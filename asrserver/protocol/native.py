@@ -48,6 +48,19 @@ HEADER = struct.Struct("!IQ")
 #: Longest session id that an error repeats, in characters: no valid one is longer.
 MAX_NAME = 128
 
+#: Fields of the messages whose acknowledgement warns of unknown ones.
+START_FIELDS = frozenset(
+    (
+        *("action", "session_id", "user_id", "resume", "queue_position", "channel", "ack_interval"),
+        *Options.__struct_fields__,
+    )
+)
+RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_interval"))
+
+#: Unknown fields that are named, and the characters of each name, at most.
+MAX_WARNINGS = 10
+MAX_FIELD_NAME = 50
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -79,19 +92,28 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class StartAction:
-    """`start`. With `queue_position` the acknowledgement says how many sessions wait for a worker before this one."""
+    """`start`.
+
+    Attributes:
+        start: The session that is asked for.
+        link: How its connection carries it.
+        queue_position: Whether the acknowledgement says how many sessions wait for a worker before this one.
+        warnings: What the acknowledgement warns of.
+    """
 
     start: Start
     link: Link
     queue_position: bool
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeAction:
-    """`resume`."""
+    """`resume`; its attributes are as those of StartAction."""
 
     resume: Resume
     link: Link
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +178,7 @@ def _start(message: dict[str, Any]) -> StartAction:
         "" if message.get(name) in (None, "") else valid_id(message[name], name) for name in ("session_id", "user_id")
     )
     start = Start(sid, user_id, Options.parse(message), message.get("resume") is True)
-    return StartAction(start, link, message.get("queue_position") is True)
+    return StartAction(start, link, message.get("queue_position") is True, _warnings(message, START_FIELDS))
 
 
 def _resume(message: dict[str, Any]) -> ResumeAction:
@@ -165,7 +187,15 @@ def _resume(message: dict[str, Any]) -> ResumeAction:
     last_seq = message.get("last_seq", 0)
     if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
         raise BadRequest("bad_seq", "last_seq must be a whole number from 0")
-    return ResumeAction(Resume(sid, last_seq), link)
+    return ResumeAction(Resume(sid, last_seq), link, _warnings(message, RESUME_FIELDS))
+
+
+def _warnings(message: dict[str, Any], known: frozenset[str]) -> tuple[str, ...]:
+    """Name the fields that are ignored because they are unknown: misspelt ones, most likely."""
+    if known.issuperset(message):
+        return ()
+    names = [name[:MAX_FIELD_NAME] for name in message if name not in known]
+    return tuple(f"the field {name!r} is unknown and was ignored" for name in names[:MAX_WARNINGS])
 
 
 def named(session_id: Any) -> dict[str, Any]:
@@ -176,12 +206,13 @@ def named(session_id: Any) -> dict[str, Any]:
 # -- what clients get ------------------------------------------------------------------------------------------------
 
 
-def format(event: SessionEvent, channel: int | None = None) -> bytes | None:
+def format(event: SessionEvent, channel: int | None = None, warnings: tuple[str, ...] = ()) -> bytes | None:
     """Make the message of an event.
 
     Args:
         event: Any that a session has, or an answer of its gateway.
         channel: What the connection calls the session, of Started and Resumed.
+        warnings: What to warn of, in Started and Resumed.
 
     Returns:
         The text message, or None where a client of this protocol is told nothing.
@@ -192,6 +223,8 @@ def format(event: SessionEvent, channel: int | None = None) -> bytes | None:
     message = make(event)
     if channel is not None:
         message["channel"] = channel
+    if warnings:
+        message["warnings"] = warnings
     return _encode(message)
 
 

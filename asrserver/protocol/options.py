@@ -14,8 +14,10 @@ import msgspec
 
 from asrserver.errors import BadRequest
 
-#: An id is printed, logged, and part of Redis keys: no braces (they mark hash slots), no control characters.
-SESSION_ID = re.compile(r"[^\x00-\x20\x7f{}]{1,128}")
+#: An id is printed, logged, and part of Redis keys. So it has no braces, which mark hash slots; no whitespace and no
+#: control characters, which would end a line or a word of a log; and none of the invisible characters that change the
+#: direction of the text after them.
+SESSION_ID = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069{}]{1,128}")
 
 #: Seconds between partial results, if nothing else is asked for.
 PARTIAL_INTERVAL = 0.5
@@ -135,7 +137,8 @@ class Resume:
 def valid_id(value: Any, name: str) -> str:
     """A session or user id that may be used in keys, rows and logs; raises BadRequest."""
     if not isinstance(value, str) or not SESSION_ID.fullmatch(value):
-        raise BadRequest("bad_id", f"{name} must be 1 to 128 characters without spaces, braces or control characters")
+        must = "must be 1 to 128 characters without whitespace, braces, control characters or directional marks"
+        raise BadRequest("bad_id", f"{name} {must}")
     return value
 
 

@@ -301,6 +301,12 @@ async def test_nobody_answers(gateways: Gateways) -> None:
     await client.close()
 
 
+async def test_a_misspelt_option_is_in_the_log(gateways: Gateways, caplog: pytest.LogCaptureFixture) -> None:
+    async with await Client.connect(gateways[0].url) as client:
+        session = await client.start(lang="en")
+        assert f"session={session.id} the field 'lang' is unknown and was ignored" in caplog.messages
+
+
 async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways) -> None:
     async with await Client.connect(gateways[0].url) as client:
         for options, code in (({"mode": "dance"}, "bad_option"), ({"session_id": "a b"}, "bad_id")):

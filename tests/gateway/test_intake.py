@@ -67,7 +67,7 @@ class FakeSessions:
         self.ended.append((session, status))
         session.state = "finishing"
 
-    def fail(self, session: Session, index: int, error: Exception) -> None:
+    def give_up(self, session: Session, index: int, error: Exception) -> None:
         self.failed.append((session, index, error))
 
 

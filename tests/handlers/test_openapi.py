@@ -24,6 +24,7 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.rate_limits import Limits
 from asrserver.handlers import audio, base, openapi, proxy, rest
 from asrserver.handlers.app import ROUTES
+from asrserver.protocol.codes import CODES
 from asrserver.storage.queries import CURSOR
 from tests.program import System
 
@@ -107,7 +108,9 @@ def test_its_error_codes_are_the_code_s() -> None:
         elif name == "HTTPError" and given:
             [status] = [value for value in given if isinstance(value, int)]
             found.add(http.HTTPStatus(status).phrase.lower().replace(" ", "_"))
-    assert set(DOCUMENT["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]) == found
+    told = set(DOCUMENT["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"])
+    assert told == found
+    assert all(CODES[code].statuses for code in told)
 
 
 def references(value: Any) -> Iterator[str]:

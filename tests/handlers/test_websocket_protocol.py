@@ -65,6 +65,15 @@ async def test_an_id_is_made_where_none_is_given(url: str) -> None:
         assert all(len(sid) == 36 for sid in made)
 
 
+async def test_a_misspelt_option_is_named(url: str) -> None:
+    """It is ignored, as what a later version may know."""
+    async with await WsClient.open(url) as ws:
+        ack = await ws.call({**start(), "lang": "en"})
+        assert (ack["status"], ack["warnings"]) == ("session_started", ["the field 'lang' is unknown and was ignored"])
+        again = await ws.call({"action": "resume", "session_id": "s", "last": 5})
+        assert again["warnings"] == ["the field 'last' is unknown and was ignored"]
+
+
 #: What is sent, the error's code, and what else is in it.
 MALFORMED: list[tuple[Any, str, Message]] = [
     ("{", "bad_json", {}),

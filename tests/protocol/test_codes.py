@@ -17,7 +17,7 @@ from tests.layout import ROOT, Module, modules, parse
 RAISED = {"AsrError": 0, "BadRequest": 0, "AudioError": 0, "Unavailable": 0, "Refused": 1}
 
 #: Methods that are given a code, and where; keyword arguments called `code` always are one.
-GIVEN = {"fail": 1, "forget": 1}
+GIVEN = {"fail": 1, "detach": 1}
 
 #: Codes that Tornado's own errors become: the phrases of their statuses.
 PHRASES = {"bad_request", "not_found", "method_not_allowed", "internal_server_error"}
@@ -25,7 +25,7 @@ PHRASES = {"bad_request", "not_found", "method_not_allowed", "internal_server_er
 #: Codes that stand elsewhere than in such a call.
 STANDING = {
     "asrserver/broker/gateway_side.py": {code for code, _ in _NOT_APPENDED.values()},
-    "asrserver/handlers/websocket.py": {"session_detached"},  # for chunks of a session that was lost
+    "asrserver/handlers/connection.py": {"session_detached"},  # for chunks of a session that was lost
 }
 
 #: Calls whose code is no literal, by module: it was a code before.
@@ -35,8 +35,8 @@ PASSED_ON = {
         "self.fail(503 if unavailable else 400, exc.code, exc.message)",
         "self.fail(status_code, phrase.lower().replace(' ', '_'), message)",
     },
-    "asrserver/handlers/multiplex.py": {"BadRequest(code, text, **told)"},
-    "asrserver/handlers/websocket.py": {"self.sessions.forget(event.session_id, code, message)"},
+    "asrserver/handlers/multiplex.py": {"BadRequest(*self._ended[sid], **where)"},
+    "asrserver/handlers/connection.py": {"self.sessions.detach(event.session_id, code, message)"},
     "asrserver/inference/event_log.py": {
         "ErrorEvent(**stamp, code=error.code, message=error.message, chunk_index=index, received=received)"
     },

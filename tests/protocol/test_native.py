@@ -64,6 +64,25 @@ def test_a_start() -> None:
     ) == native.StartAction(Start("s", "u", Options(language="en"), True), Link(7, 1.0), True)
 
 
+def test_unknown_fields_are_named() -> None:
+    """Of start and resume, in the acknowledgement; so many, and so much of each name."""
+    start = sent(action="start", lang="en", partials=True, **{"x" * 100: 1})
+    assert isinstance(start, native.StartAction)
+    assert start.warnings == (
+        "the field 'lang' is unknown and was ignored",
+        f"the field '{'x' * 50}' is unknown and was ignored",
+    )
+    resume = sent(action="resume", session_id="s", mode="stream")
+    assert isinstance(resume, native.ResumeAction)
+    assert resume.warnings == ("the field 'mode' is unknown and was ignored",)
+    many = sent(action="start", **{f"field{number}": 0 for number in range(100)})
+    assert isinstance(many, native.StartAction)
+    assert len(many.warnings) == native.MAX_WARNINGS
+    data = native.format(Started(session_id="s"), None, start.warnings)
+    assert data is not None
+    assert json.loads(data)["warnings"] == list(start.warnings)
+
+
 def test_a_resume() -> None:
     assert sent(action="resume", session_id="s") == native.ResumeAction(Resume("s", 0), Link(None, 0.0))
     assert sent(action="resume", session_id="s", last_seq=5, channel=1) == native.ResumeAction(

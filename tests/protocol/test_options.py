@@ -51,13 +51,21 @@ def test_a_bad_option_is_named(name: str, value: Any) -> None:
     assert (caught.value.code, caught.value.details["option"]) == ("bad_option", name)
 
 
-@pytest.mark.parametrize("value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"]])
+#: What could break a line of a log, or show it as another.
+INVISIBLE = "\x00\x1f\x7f\x80\x85\x9f\xa0\u061c\u200e\u200f\u2028\u2029\u202a\u202e\u2066\u2069\u3000"
+
+
+@pytest.mark.parametrize(
+    "value", ["", "a b", "a{b}", "a\nb", "x" * 129, 5, None, ["a"], *(f"a{sign}b" for sign in INVISIBLE)]
+)
 def test_a_bad_id_is_refused(value: Any) -> None:
     with pytest.raises(BadRequest, match="session_id"):
         valid_id(value, "session_id")
 
 
-@pytest.mark.parametrize("value", ["a", "x" * 128, "über/was:auch-immer", "4be0643f-1d98-573b-97cd-ca98a65347dd"])
+@pytest.mark.parametrize(
+    "value", ["a", "x" * 128, "über/was:auch-immer", "会议-1", "नमस्ते", "4be0643f-1d98-573b-97cd-ca98a65347dd"]
+)
 def test_a_good_id_is_taken(value: str) -> None:
     assert valid_id(value, "session_id") == value
 
