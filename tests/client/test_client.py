@@ -301,18 +301,14 @@ async def test_nobody_answers(gateways: Gateways) -> None:
     await client.close()
 
 
-async def test_a_misspelt_option_is_in_the_log(gateways: Gateways, caplog: pytest.LogCaptureFixture) -> None:
-    async with await Client.connect(gateways[0].url) as client:
-        session = await client.start(lang="en")
-        assert f"session={session.id} the field 'lang' is unknown and was ignored" in caplog.messages
-
-
-async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways) -> None:
+async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways, caplog: pytest.LogCaptureFixture) -> None:
+    """And a misspelt option is in the log."""
     async with await Client.connect(gateways[0].url) as client:
         for options, code in (({"mode": "dance"}, "bad_option"), ({"session_id": "a b"}, "bad_id")):
             with pytest.raises(ServerError, match=code):
                 await client.start(**options)
-        await client.start("s")
+        await client.start("s", lang="en")
+        assert "session=s the field 'lang' is unknown and was ignored" in caplog.messages
         async with await Client.connect(gateways[1].url) as other:
             with pytest.raises(ServerError, match="session_exists"):
                 await other.start("s")
