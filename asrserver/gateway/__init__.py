@@ -1,1 +1,1 @@
-"""One gateway process without its web server: sessions, admission, backlog, persistence, archive."""
+"""One gateway process without its web server: admission, intake, sessions, persistence, recordings, health."""

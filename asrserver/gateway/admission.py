@@ -77,21 +77,30 @@ class Admission:
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    async def start(self, sid: str, owner: str, siblings: int, sessions: int, backlog: float) -> None:
-        """Admit a session; `ended` must follow.
+    def check_start(self, siblings: int, sessions: int, backlog: float) -> None:
+        """Check the limits of this gateway for one more session.
 
         Args:
-            sid: The id of the session.
-            owner: The id of its API key; empty if there is none.
             siblings: Sessions on its connection.
             sessions: Sessions of this gateway.
             backlog: Seconds of audio that wait to be recognised in the whole system.
 
         Raises:
-            Refused: A limit of this gateway or of the key is reached.
-            Unavailable: Redis, which counts for all gateways, does not answer.
+            Refused: A limit is reached.
         """
         self.limits.start(siblings, sessions, backlog)
+
+    async def start(self, sid: str, owner: str) -> None:
+        """Admit a session of an API key; `ended` must follow.
+
+        Args:
+            sid: The id of the session.
+            owner: The id of the key; empty if there is none.
+
+        Raises:
+            Refused: A limit of the key is reached.
+            Unavailable: Redis, which counts for all gateways, does not answer.
+        """
         limits = self._limits(owner)
         if limits.audio_per_minute:
             self._note(await self._quota.spent([owner]))

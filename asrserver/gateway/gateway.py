@@ -1,7 +1,7 @@
-"""One gateway process: who and what is let in, and its standing duties. What then happens to sessions: sessions.py.
+"""One gateway process: what clients and operators may ask of it, and its periodic duties.
 
-Handlers translate a protocol into calls of `Gateway` and its `sessions`, and events back; they decide nothing.
-Redis and SQL are known only through their owners.
+Handlers translate protocols into calls of a Gateway, and its events back; they decide nothing. What happens to sessions
+is in sessions.py and intake.py. Only the broker knows Redis, and only the storage SQL.
 """
 
 from __future__ import annotations
@@ -39,28 +39,44 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.gateway")
 
-#: Seconds between sweeps for sessions of dead gateways, and after which Redis is back for long enough: while it was
-#: away, no gateway could put off the deadlines of its sessions.
+#: Seconds between sweeps for sessions of dead gateways. There is none until Redis has been back for as long: while it
+#: was away, no gateway could renew the deadlines of its sessions.
 SWEEP_EVERY = 5.0
 
-#: Seconds between housekeepings, and for how long a deleted session is remembered.
+#: Seconds between two rounds of housekeeping, and seconds for which a deleted session is remembered.
 TIDY_EVERY = 60.0
-REMEMBERED = 30 * 86400.0
+TOMBSTONE_SECONDS = 30 * 86400.0
 
-#: Seconds that a request of REST waits for Redis.
-ANSWER = 5.0
+#: Tombstones that one round of housekeeping removes at most.
+TOMBSTONE_BATCH = 1000
 
-#: Seconds between looks whether the file of keys has changed.
+#: Seconds that Redis may take for a REST request, and that such a request waits for a session to be stored.
+DELETE_TIMEOUT = 5.0
+STORED_TIMEOUT = 2.0
+
+#: Seconds that the first subscription to results may take.
+SUBSCRIBE_TIMEOUT = 10.0
+
+#: Seconds between checks whether the file of API keys has changed.
 KEYS_EVERY = 1.0
 
-#: Seconds between looks at idle sessions, and at what the keys of open ones have spent.
+#: Seconds between checks for idle sessions, and for what API keys have spent.
 WATCH_EVERY = 1.0
 
 
 class Gateway:
-    """All that one gateway process does for its sessions. `alive` is called as a sign of life for the supervisor."""
+    """All parts of one gateway process.
+
+    Attributes:
+        settings: Its settings.
+        name: Its name in Redis and in logs.
+        access: API keys, origins and proxies.
+        closing: Whether it accepts nothing new, because it shuts down.
+        broker, storage, write_behind, recordings, admission, sessions, room, intake: Its parts; see their modules.
+    """
 
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
+        """Create the parts; `alive` is called regularly, as the heartbeat for the supervisor."""
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
@@ -77,47 +93,58 @@ class Gateway:
         self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room)
         self.closing = False
         self._alive = alive
-        self._backlog_elsewhere = 0.0  # seconds of audio that other gateways wait for
+        self._backlog_elsewhere = 0.0  # seconds of audio that wait on other gateways
         self._languages: frozenset[str] = frozenset()
         self._subscribed = asyncio.Event()
 
     @property
     def connections(self) -> int:
-        """Connections that were let in, and have not left."""
+        """Open connections."""
         return self.admission.limits.connections
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connect; returns when results can be received. PostgreSQL may come later. Raises Unavailable."""
+        """Connect to Redis and PostgreSQL, and start all tasks; return when results can be received.
+
+        PostgreSQL may be away: sessions are stored when it is there.
+
+        Raises:
+            Unavailable: Redis is away.
+            TimeoutError: The subscription took too long.
+        """
         await self.broker.open()
         tasks = self._tasks
         tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")
         tasks.critical(self.write_behind.run(), "write-behind")
-        tasks.periodic(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._live)
-        tasks.periodic(HEARTBEAT_EVERY, self._beat)
+        tasks.periodic(min(HEARTBEAT_EVERY, self.settings.hang_timeout / 4), self._report_alive)
+        tasks.periodic(HEARTBEAT_EVERY, self._send_heartbeat)
         tasks.periodic(REPAIR_EVERY, self.sessions.repair)
         tasks.periodic(SWEEP_EVERY, self._sweep)
         tasks.periodic(KEYS_EVERY, self._reread_keys)
         tasks.periodic(TIDY_EVERY, self._tidy)
         tasks.periodic(RENEW_EVERY, self._renew_shares)
         tasks.periodic(WATCH_EVERY, self._watch)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
             await self._subscribed.wait()
         try:
             await self.storage.open()
         except StorageError as exc:
-            log.warning("PostgreSQL is not there yet, sessions will be stored later: %s", exc)
+            log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
 
     def _on_subscribed(self) -> None:
         self._subscribed.set()
         self.sessions.catch_up()
 
     async def drain(self, timeout: float) -> None:
-        """Let the sessions end whose clients are here, for at most `timeout` seconds: not every client can resume."""
+        """Wait until all sessions with a connected client have ended, for at most `timeout` seconds.
+
+        Not every client can resume its session on another gateway.
+        """
         await until(lambda: all(session.send is None for session in self.sessions.values()), timeout)
 
     async def close(self) -> None:
+        """Stop all tasks, and disconnect."""
         self._flush_metrics()
         await self._tasks.close()
         with contextlib.suppress(Unavailable):
@@ -126,17 +153,29 @@ class Gateway:
         await self.storage.close()
         await asyncio.get_running_loop().run_in_executor(None, self.recordings.close)
 
-    # -- the door ----------------------------------------------------------------------------------------------------
+    # -- for connections ---------------------------------------------------------------------------------------------
 
     async def connect(self, address: str, key: Key | None) -> Callable[[], None]:
-        """Let a connection in, until what this returns is called; raises Refused or Unavailable."""
+        """Admit a connection until the returned function is called; see Admission.connect.
+
+        Raises:
+            Refused: A limit is reached.
+            Unavailable: The gateway shuts down, or Redis does not answer.
+        """
         self._refuse_when_closing()
         return await self.admission.connect(address, key)
 
-    def refused(self, error: AsrError, address: str | None, key_id: str, at_door: bool = False) -> None:
-        """Every refusal passes here, of a request at the door or of a message on a connection."""
+    def refused(self, error: AsrError, address: str | None, key_id: str, is_request: bool = False) -> None:
+        """Count and log a refusal.
+
+        Args:
+            error: What the client is told.
+            address: Its IP address.
+            key_id: The id of its API key; may be empty.
+            is_request: Whether a request or connection was refused, and not a message.
+        """
         metrics.count_refusal(error.code)
-        level = logging.INFO if at_door else logging.DEBUG  # not a line a chunk
+        level = logging.INFO if is_request else logging.DEBUG  # a client could cause one for every chunk
         log.log(level, "refused code=%s from %s key=%s", error.code, address, key_id or "-")
 
     async def start(self, asked: Start, send: Send, owner: str = "", siblings: int = 0) -> Session:
@@ -157,9 +196,10 @@ class Gateway:
         language = asked.options.language
         if language and self._languages and language not in self._languages:
             known = ", ".join(sorted(self._languages))
-            raise BadRequest("bad_option", f"language {language} is not one of the model's: {known}", option="language")
+            message = f"the model does not know the language {language} (languages: {known})"
+            raise BadRequest("bad_option", message, option="language")
         if not await self.room.for_session():
-            raise Unavailable("overloaded", "the queue has no room for a new session", 5.0)
+            raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
     async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:
@@ -195,33 +235,42 @@ class Gateway:
         if self.closing:
             raise Unavailable("shutting_down", "the server is shutting down: connect again", 1.0)
 
-    # -- what REST asks ----------------------------------------------------------------------------------------------
+    # -- for REST ----------------------------------------------------------------------------------------------------
 
     async def wait_flushed(self, sid: str) -> None:
-        """Wait until the session is stored as far as this gateway knows it, for at most two seconds."""
-        await self.write_behind.wait_flushed(sid, 2.0)
+        """Wait until the session is stored as far as this gateway knows it, for at most STORED_TIMEOUT seconds."""
+        await self.write_behind.wait_flushed(sid, STORED_TIMEOUT)
 
     async def delete(self, sid: str, owner: str | None = None) -> bool:
-        """Delete a session of the owner's: its rows now, its keys now or, of one that is open, when it is over.
+        """Delete a session: its rows and recording now, its keys in Redis now or, if it is open, at its end.
 
-        Whether there was one. Raises StorageError or Unavailable; then the same call again does the rest.
+        Args:
+            sid: The id of the session.
+            owner: If given, the id of the API key that it must belong to.
+
+        Returns:
+            Whether there was such a session.
+
+        Raises:
+            StorageError: PostgreSQL cannot be asked; the same call again does the rest.
+            Unavailable: Redis or the disk cannot be asked; likewise.
         """
         try:
-            async with asyncio.timeout(ANSWER):
+            async with asyncio.timeout(DELETE_TIMEOUT):
                 known = await self.broker.delete_session(sid, owner)
         except TimeoutError:
-            raise Unavailable("broker_unavailable", "the broker cannot be reached") from None
+            raise Unavailable("broker_unavailable", "Redis cannot be reached") from None
         deleted = await self.storage.delete(sid, pending=known, owner=owner) or known
-        if deleted:  # after its row, without which no recording is kept that is put together just now
+        if deleted:  # after the row: without one, a recording that is being assembled just now is removed
             await self.recordings.delete(sid)
         return deleted
 
-    # -- standing duties ---------------------------------------------------------------------------------------------
+    # -- periodic duties ---------------------------------------------------------------------------------------------
 
-    async def _live(self) -> None:
-        self._alive()  # apart from the heartbeat in Redis, which waits while Redis is away
+    async def _report_alive(self) -> None:
+        self._alive()  # not with the heartbeat in Redis, which waits while Redis is away
 
-    async def _beat(self) -> None:
+    async def _send_heartbeat(self) -> None:
         self.broker.heartbeat(
             {
                 "pid": os.getpid(),
@@ -256,21 +305,23 @@ class Gateway:
     async def _reread_keys(self) -> None:
         try:
             if await asyncio.get_running_loop().run_in_executor(None, self.access.reread):
-                log.info("the file of keys was read again")
+                log.info("API keys were reloaded from %s", self.settings.keys_file)
                 self.access.on_change()
         except SettingError as exc:
-            log.error("%s; the keys that were read before go on to count", exc)
+            log.error("%s; the API keys that were read before stay valid", exc)
 
     async def _renew_shares(self) -> None:
         self.admission.renew(self.sessions.values())
 
     async def _watch(self) -> None:
-        """End sessions without audio; see what keys have spent."""
+        """End idle sessions, and read what API keys have spent."""
         waiting: dict[str, float] = {}
         for session in list(self.sessions.values()):
             if session.state == "recording" and session.send is not None and self.admission.is_idle(session):
                 limit = self.settings.session_idle_timeout
-                error = Refused(408, "session_idle", f"no audio came for {limit:g} s", session_id=session.id)
+                error = Refused(
+                    408, "session_idle", f"no audio for {limit:g} s (session_idle_timeout)", session_id=session.id
+                )
                 self.refused(error, None, session.owner)
                 session.send(Refusal.of(error))
                 self.sessions.end(session, "interrupted")
@@ -283,9 +334,9 @@ class Gateway:
             await self.sessions.adopt()
 
     async def _tidy(self) -> None:
-        """Keep the tables small: the tally's rows, and the memory of what was deleted long ago."""
+        """Keep tables and disk small: sum up counters, forget old tombstones, remove old recordings."""
         await self.storage.add_up()
-        old = await self.storage.old_tombstones(REMEMBERED, 1000)
+        old = await self.storage.old_tombstones(TOMBSTONE_SECONDS, TOMBSTONE_BATCH)
         if old:
             await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
         await self.recordings.tidy()

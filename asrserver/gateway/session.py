@@ -1,6 +1,6 @@
-"""One session as its gateway sees it: its state, the order of its chunks and of its results.
+"""One session as its gateway sees it: its state, and the order of its chunks and of its results.
 
-Knows neither Tornado nor Redis: what it returns are events in the order in which the client gets them.
+It knows neither Tornado nor Redis. It gives its events to `send`, in the order in which the client gets them.
 """
 
 from __future__ import annotations
@@ -16,33 +16,58 @@ from asrserver.protocol.options import Options
 if TYPE_CHECKING:
     from asrserver.gateway.rate_limits import RateMeter
 
-#: Redis stream ids are 64-bit; this is far below, and still more chunks than anyone sends.
+#: Chunk indexes are below this: far below the 64 bits of a Redis stream id, and more than any client sends.
 MAX_INDEX = 2**48
 
-#: Chunks refused in one session whose indexes are remembered.
+#: Refused chunks of one session whose indexes are remembered.
 MAX_REFUSED = 1000
 
-#: Chunks, and their bytes, after which what may be acknowledged later is at once: clients have larger windows.
+#: Chunks, and their bytes, after which a delayed acknowledgement is sent at once. The windows of clients are larger.
 MAX_UNACKNOWLEDGED = 16
 MAX_UNACKNOWLEDGED_BYTES = 1 << 20
 
-#: Where a session's events go.
+#: Sends an event to the client of a session.
 Send = Callable[[SessionEvent], None]
 
 
 class Session:
-    """One session on the gateway that holds its client.
+    """One session on the gateway that holds it.
 
-    `send` is where events go; None while there is no client. `owner` is the id of the API key that started it, empty
-    where there are no keys. States: recording → finishing → over.
+    Attributes:
+        id: The id of the session.
+        user_id: The id of the user that the client named; may be empty.
+        owner: The id of the API key that started it; empty where there are no keys.
+        options: What the client asked for.
+        state: recording (it accepts audio), finishing (its results are awaited), or over.
+        send: Sends its events to its client; None while there is none.
+        pcm_rate: Bytes a second of its headerless audio.
+        borderless: Whether it means nothing where one chunk ends and the next begins.
+        live: Whether its chunks are pieces of a stream, which have no results of their own.
+        rate_meter: Measures its audio against the clock; None until its first chunk.
+        ack_interval: Seconds for which an acknowledgement may wait for further chunks; 0: none waits.
+        failed: Why no chunk can be written any more; None while they can.
+        opened: When this gateway got it, by time.monotonic().
+        heard: When its last event was delivered, by time.monotonic().
+        resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
+        resume_by: Until when (epoch seconds) its client may resume; None while it is connected.
+        replaying: Whether its client is sent the events that it has missed, and no others.
+        move: How often the session had moved between gateways when this one got it.
+        chunk_count: Chunks that were acknowledged here.
+        bytes_in: Bytes of audio that were accepted here.
+        results: Results that were delivered here.
+        last_event: The id of the last durable event that was taken.
+        sent: `seq` of the last event that its client was sent.
+        missed: Events that its client asked for and Redis has no more.
     """
 
-    # Every chunk touches most of it: as a dict it would be three times the memory.
+    # Slots: every chunk touches most of them, and a dict would take three times the memory.
     __slots__ = (
         "_acknowledged",
         "_answered",
         "_copied",
         "_copies",
+        "_delayed",
+        "_delayed_bytes",
         "_first",
         "_held",
         "_last",
@@ -50,8 +75,6 @@ class Session:
         "_seq",
         "_skips",
         "_unacknowledged",
-        "_unsaid",
-        "_unsaid_bytes",
         "ack_interval",
         "borderless",
         "bytes_in",
@@ -93,33 +116,33 @@ class Session:
         self.pcm_rate = options.bytes_per_second
         self.borderless = options.borderless
         self.live = options.mode == "stream"
-        self.rate_meter: RateMeter | None = None  # its audio against the clock, from its first chunk on
+        self.rate_meter: RateMeter | None = None
         self.send = send
         self.state = "recording"
         self.failed: AsrError | None = None
         self.opened = self.heard = time.monotonic()
-        self.resumable = False  # the client said that it resumes: it need not be waited for
-        self.replaying = False  # the client gets what it has missed, and nothing else
-        self.resume_by: float | None = None  # without a client: until when (time.time()) it may resume
-        self.move = 0  # how often the session had changed its gateway when this one got it
+        self.resumable = False
+        self.replaying = False
+        self.resume_by: float | None = None
+        self.move = 0
         self.bytes_in = 0
         self.results = 0
         self.last_event = "0-1"
         self._first = 0
-        self._last: int | None = None  # the index of the last chunk that was accepted
-        self._skips = 0  # indexes after it that were refused: the next chunk may be one of them or the one after
+        self._last: int | None = None  # index of the last accepted chunk
+        self._skips = 0  # refused indexes after it: the next chunk may have one of them, or the one after
         self._refused: set[int] = set()
-        self._copied, self._copies = -1, 0  # the chunk of which a copy came last, and how many in a row
+        self._copied, self._copies = -1, 0  # index of the last copied chunk, and copies of it in a row
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
-        self.chunk_count = 0  # acknowledged here
-        self._acknowledged = -1  # the index of the last one
-        self.ack_interval = 0.0  # seconds for which acknowledgements may wait for others
-        self._unsaid = self._unsaid_bytes = 0  # chunks that are acknowledged together with the next
-        self._answered = -1  # the index of the last chunk with a result
-        self._seq = 0  # of the last event that was taken
-        self.sent = 0  # of the last one that the client was sent
-        self.missed = 0  # results that it asked for and Redis has no more
-        self._held: list[Result] = []  # results that came before their chunk's acknowledgement
+        self.chunk_count = 0
+        self._acknowledged = -1  # index of the last acknowledged chunk
+        self.ack_interval = 0.0
+        self._delayed = self._delayed_bytes = 0  # chunks whose acknowledgement waits for the next, and their bytes
+        self._answered = -1  # index of the last chunk with a result
+        self._seq = 0  # of the last durable event that was taken
+        self.sent = 0
+        self.missed = 0
+        self._held: list[Result] = []  # results that wait for the acknowledgement of their chunk
 
     @classmethod
     def resumed(
@@ -167,37 +190,46 @@ class Session:
         return session
 
     def resumption(self) -> Resumed:
-        """What a client that resumes is answered."""
+        """Return the answer for a client that resumes."""
         return Resumed(session_id=self.id, state=self.state, next_chunk_index=self.next_index, missed=self.missed)
 
     @property
     def last(self) -> int | None:
-        """The index of the last chunk that was accepted."""
+        """The index of the last accepted chunk; None if there is none."""
         return self._last
 
     @property
     def next_index(self) -> int:
-        """The index of the first chunk that was not accepted."""
+        """The index that follows that of the last accepted chunk."""
         return 0 if self._last is None else self._last + 1
 
     @property
     def owed(self) -> bool:
-        """Whether a result is still to come."""
+        """Whether results are still to come."""
         return self.state == "finishing" or self._answered < self._acknowledged
 
     @property
     def in_flight(self) -> int:
-        """Chunks accepted and not yet acknowledged."""
+        """Accepted chunks that are not acknowledged yet."""
         return len(self._unacknowledged)
 
     def accept(self, index: Any) -> tuple[int, bool]:
-        """The index of a chunk, and whether it is new; raises BadRequest for one that cannot be next.
+        """Check the order of a chunk.
 
-        The first index may be any; then each is the one before plus one. None is the next. A chunk that was refused
-        may be sent again or passed over.
+        The first index of a session may be any; each further one is the one before plus one. A chunk that was refused
+        may be sent again, or left out.
+
+        Args:
+            index: `chunk_index` as the client sent it; None: the next.
+
+        Returns:
+            The index, and whether the chunk is new; if not, it is a copy of an accepted one.
+
+        Raises:
+            BadRequest: It is out of order, or the session accepts no more audio.
         """
         if self.state != "recording":
-            raise BadRequest("session_finished", "the session takes no more audio", session_id=self.id)
+            raise BadRequest("session_finished", "the session accepts no more audio", session_id=self.id)
         following = self.next_index
         if index == following and type(index) is int and index < MAX_INDEX:
             return index, True
@@ -208,7 +240,9 @@ class Session:
         if self._last is None:
             return index, True
         if index in self._refused and index < following:
-            raise BadRequest("chunk_refused", "this chunk was refused and later ones were taken", **self.where(index))
+            raise BadRequest(
+                "chunk_refused", "this chunk was refused, and later ones were accepted", **self.where(index)
+            )
         if index <= self._last:
             if index < self._first:
                 raise self._gap(index, following)
@@ -218,7 +252,7 @@ class Session:
         return index, True
 
     def follows(self, index: int | None, count: int) -> bool:
-        """Whether so many chunks, from this index on (None: without), are the next and nothing else."""
+        """Whether `count` chunks, from `index` on (None: the next), are all new and in order."""
         if self.state != "recording" or self._skips or self.next_index + count > MAX_INDEX:
             return False
         return index is None or index == self.next_index
@@ -236,7 +270,7 @@ class Session:
         return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
     def refuse(self, index: int | None = None) -> None:
-        """A chunk was refused, perhaps unread: the client may go on with the next, or send this one again."""
+        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one."""
         if self._last is None:
             return
         position = self._last + 1 + self._skips
@@ -269,19 +303,25 @@ class Session:
         return self._copies
 
     def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
-        """Redis has so many chunks: acknowledge them, then what was held back for that.
+        """Note that Redis has chunks: acknowledge them, and deliver the results that waited for that.
 
-        True if `acknowledge` should be called, `ack_interval` seconds after the chunks came.
+        Args:
+            index: The index of the first chunk.
+            size: Bytes of all chunks.
+            count: The number of chunks.
+
+        Returns:
+            Whether `acknowledge` must be called `ack_interval` seconds after the chunks came.
         """
         owed = {one: self._unacknowledged.pop(one) for one in range(index, index + count)}
         self.chunk_count += count
         self._acknowledged = max(index + count - 1, self._acknowledged)
-        first = not self._unsaid
+        first = not self._delayed
         if self.ack_interval:
-            self._unsaid += count
-            self._unsaid_bytes += size
+            self._delayed += count
+            self._delayed_bytes += size
             ending = self.state != "recording" and not self._unacknowledged
-            if self._unsaid >= MAX_UNACKNOWLEDGED or self._unsaid_bytes >= MAX_UNACKNOWLEDGED_BYTES or ending:
+            if self._delayed >= MAX_UNACKNOWLEDGED or self._delayed_bytes >= MAX_UNACKNOWLEDGED_BYTES or ending:
                 self.acknowledge()
         else:
             for one, times in owed.items():
@@ -291,18 +331,19 @@ class Session:
             held, self._held = self._held, []
             for event in held:
                 self._release(event)
-        return first and self._unsaid > 0
+        return first and self._delayed > 0
 
     def acknowledge(self) -> None:
-        """Acknowledge what Redis has and the client was not told."""
-        if self._unsaid:
-            self._unsaid = self._unsaid_bytes = 0
+        """Send the acknowledgement that was delayed, if there is one."""
+        if self._delayed:
+            self._delayed = self._delayed_bytes = 0
             self._tell(Received(self.id, self._acknowledged, through=True))
 
     def deliver(self, event: Result) -> bool:
-        """Take a durable event; False if one before it is missing and must be read from the broker.
+        """Deliver a durable event; one that was taken before changes nothing.
 
-        An event that was taken before changes nothing.
+        Returns:
+            False if an event before it is missing: that must be read from Redis first.
         """
         if event.seq <= self._seq:
             return True
@@ -315,7 +356,7 @@ class Session:
         return True
 
     def deliver_partial(self, event: Partial) -> bool:
-        """Pass a partial result on; False if the durable event that it follows is still to come."""
+        """Deliver a partial result; return False if the durable event that it follows is still missing."""
         if event.follows > self._seq:
             return False
         if not self._held and self.state != "over":
@@ -326,7 +367,7 @@ class Session:
         index = event.chunk_index
         owing = self._unacknowledged if isinstance(event, Final) else index in self._unacknowledged
         if owing or self._held:
-            self._held.append(event)  # Pub/Sub overtook the reply to our own XADD
+            self._held.append(event)  # Pub/Sub was faster than the reply of Redis to the chunk
             return
         if index is not None:
             self._answered = max(index, self._answered)
@@ -338,7 +379,7 @@ class Session:
         self._tell(event)
 
     def _tell(self, event: SessionEvent) -> None:
-        if self._unsaid:
-            self.acknowledge()  # before any result
+        if self._delayed:
+            self.acknowledge()  # acknowledgements come before results
         if self.send is not None:
             self.send(event)

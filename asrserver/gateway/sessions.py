@@ -1,6 +1,7 @@
-"""The sessions that a gateway has: begun, resumed, fed, delivered to, ended; and those that a dead gateway left.
+"""The open sessions of one gateway: started, resumed, delivered to, and ended; and those that a dead gateway left.
 
-Whoever calls decides that a session may begin (gateway.py); in what order things happen to it is decided here.
+The Gateway decides whether a session may start, and the Intake takes its audio. The order of everything else that
+happens to a session is decided here.
 """
 
 from __future__ import annotations
@@ -32,16 +33,30 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.sessions")
 
-#: Seconds after which a session whose gateway is silent may be ended by another gateway; or the time that a client has
-#: to resume, if that is longer.
-GRACE = 30.0
+#: Seconds after which another gateway may end a session whose gateway is silent; or the time that a client has to
+#: resume, if that is longer.
+GRACE_SECONDS = 30.0
 
-#: Seconds between looks at sessions that are owed a result: Pub/Sub is the fast path and may lose.
+#: Seconds between searches for missed events: Pub/Sub is the fast path and may lose some.
 REPAIR_EVERY = 2.0
+
+#: Seconds that PostgreSQL may take to say whether an id is in use.
+KNOWN_TIMEOUT = 2.0
+
+#: Seconds that a recording waits for its session to be stored.
+STORED_TIMEOUT = 30.0
+
+#: Sessions that are adopted in one round.
+ADOPT_BATCH = 100
 
 
 class Sessions(Mapping[str, Session]):
-    """By id, those that this gateway answers for. `backlog` is their audio that waits for its results."""
+    """The sessions that this gateway answers for, by id.
+
+    Attributes:
+        backlog: Their audio that has no result yet.
+        keeping: Recordings that are being assembled.
+    """
 
     def __init__(
         self,
@@ -54,7 +69,7 @@ class Sessions(Mapping[str, Session]):
         tasks: TaskRunner,
     ) -> None:
         self.backlog = Backlog()
-        self.keeping = 0  # recordings being put together
+        self.keeping = 0
         self._settings = settings
         self._broker = broker
         self._storage = storage
@@ -63,8 +78,9 @@ class Sessions(Mapping[str, Session]):
         self._admission = admission
         self._tasks = tasks
         self._open: dict[str, Session] = {}
+        self._starting: set[str] = set()  # ids of sessions that were admitted and are not open yet
         self._audio = metrics.BufferedCounter(metrics.audio_seconds)
-        self._grace = max(GRACE, settings.resume_timeout)
+        self._grace = max(GRACE_SECONDS, settings.resume_timeout)
 
     def __getitem__(self, sid: str) -> Session:
         return self._open[sid]
@@ -76,41 +92,51 @@ class Sessions(Mapping[str, Session]):
         return len(self._open)
 
     def flush_metrics(self) -> None:
+        """Set the gauges, and add what was counted to the shared metrics."""
         metrics.sessions.set(len(self._open))
         metrics.backlog.set(self.backlog.seconds)
         metrics.oldest_waiting.set(self.backlog.oldest)
         self._audio.flush()
 
-    # -- for their clients -------------------------------------------------------------------------------------------
+    # -- for clients -------------------------------------------------------------------------------------------------
 
     async def start(self, asked: Start, send: Send, owner: str, siblings: int, backlog_elsewhere: float) -> Session:
-        """Open a session of the key `owner`, on a connection with `siblings` other sessions, while other gateways wait
-        for so many seconds of audio.
+        """Open a session.
 
-        Raises BadRequest, Refused or Unavailable. What is refused here has not begun; what has begun is served.
-        An id of the client's own is looked up in PostgreSQL too, where Redis has forgotten it.
+        Args:
+            asked: What the client asks for. An id of its own choice is looked up in PostgreSQL too: Redis may have
+                forgotten it.
+            send: Where the session's events go.
+            owner: The id of its API key; empty where there are no keys.
+            siblings: Other sessions of its connection.
+            backlog_elsewhere: Seconds of audio that wait on other gateways.
+
+        Raises:
+            BadRequest: The id is in use.
+            Refused: A limit is reached.
+            Unavailable: Redis does not answer.
         """
-        sid, options = asked.session_id or str(uuid.uuid4()), asked.options
+        sid = asked.session_id or str(uuid.uuid4())
         exists = BadRequest("session_exists", "session_id is already in use", session_id=sid)
-        backlog = self.backlog.seconds + backlog_elsewhere
-        if sid not in self._open:  # what this gateway refuses by itself costs no question to PostgreSQL
-            self._admission.limits.start(siblings, len(self._open), backlog)
-        if asked.session_id and (sid in self._open or await self._stored(sid) or sid in self._open):
+        if sid in self._open or sid in self._starting:
             raise exists
-        await self._admission.start(sid, owner, siblings, len(self._open), backlog)
-        session = Session(sid, asked.user_id, options, send, owner)
-        session.resumable = asked.resumable
-        self._open[sid] = session  # before its first result can come
-        fields = {
-            "gateway": self._broker.name,
-            "user_id": asked.user_id,
-            "owner": owner,
-            "created": f"{time.time():.3f}",
-            "options": codec.encode_options(options),
-        }
+        # First, and synchronously: what this gateway refuses by itself costs no query, and those that are being started
+        # count already.
+        sessions = len(self._open) + len(self._starting)
+        self._admission.check_start(siblings, sessions, self.backlog.seconds + backlog_elsewhere)
+        self._starting.add(sid)
+        try:
+            if asked.session_id and await self._stored(sid):
+                raise exists
+            await self._admission.start(sid, owner)
+            session = Session(sid, asked.user_id, asked.options, send, owner)
+            session.resumable = asked.resumable
+            self._open[sid] = session  # before its first result can come
+        finally:
+            self._starting.discard(sid)
         created = False
         try:
-            created = await self._broker.open_session(sid, secrets.token_hex(8), fields, time.time() + self._grace)
+            created = await self._create(session)
         finally:
             if not created:
                 del self._open[sid]
@@ -120,22 +146,33 @@ class Sessions(Mapping[str, Session]):
         self._write_behind.mark_dirty(sid)
         self.backlog.started(sid)
         metrics.sessions_started.inc()
-        log.info("session=%s open mode=%s key=%s", sid, options.mode, owner or "-")
+        log.info("session=%s open mode=%s key=%s", sid, asked.options.mode, owner or "-")
         return session
+
+    async def _create(self, session: Session) -> bool:
+        """Create the session in Redis; False if the id is in use there."""
+        fields = {
+            "gateway": self._broker.name,
+            "user_id": session.user_id,
+            "owner": session.owner,
+            "created": f"{time.time():.3f}",
+            "options": codec.encode_options(session.options),
+        }
+        return await self._broker.open_session(session.id, secrets.token_hex(8), fields, time.time() + self._grace)
 
     async def _stored(self, sid: str) -> bool:
         try:
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(KNOWN_TIMEOUT):
                 return await self._storage.known(sid)
         except (StorageError, TimeoutError):
-            return False  # PostgreSQL away costs nothing but delay: Redis still refuses what it knows
+            return False  # sessions start without PostgreSQL too: Redis refuses the ids that it knows
 
     async def resume(self, asked: Resume, send: Send, owner: str) -> tuple[Session, list[Result]]:
         """Take a session over from wherever it was.
 
         Args:
             asked: The session, and what its client has of it.
-            send: Where its events go from now on. Whoever held it, a half-open connection say, is told that it moved.
+            send: Where its events go from now on. A connection that held it, half-open perhaps, is told that it moved.
             owner: Id of the API key that must own it; empty where there are no keys.
 
         Returns:
@@ -152,7 +189,7 @@ class Sessions(Mapping[str, Session]):
         before = self._open.pop(sid, None)
         if before is not None:
             if before.send == send:
-                before.send = None  # it resumes on the connection that it is on
+                before.send = None  # it is resumed on its own connection
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
         events = await self._broker.read_events(sid)
         options = codec.decode_options(fields["options"])
@@ -167,7 +204,13 @@ class Sessions(Mapping[str, Session]):
         return session, [event for event in events if event.seq > last_seq]
 
     async def replay(self, session: Session, events: list[Result], read: Callable[[], Awaitable[None]]) -> None:
-        """Deliver what the client has not got yet, no faster than it reads: `read` waits until it has."""
+        """Deliver the events that the client has not got yet, no faster than it reads them.
+
+        Args:
+            session: The session, which was resumed.
+            events: Its events that the client has not got, as `resume` returned them.
+            read: Waits until the client has read what it was sent.
+        """
         session.replaying = True
         reached = None
         try:
@@ -179,47 +222,51 @@ class Sessions(Mapping[str, Session]):
                     await read()
                 events = await self._broker.read_events(session.id, session.last_event)
         except Unavailable as exc:
-            log.warning("session=%s the rest is replayed later: %s", session.id, exc)
+            log.warning("session=%s its further events are replayed later: %s", session.id, exc)
         finally:
             session.replaying = False
-        if session.state != "over":  # what was published since the last reading went by
+        if session.state != "over":  # events that were published since the last read were passed over
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def finish(self, session: Session) -> None:
-        """No more audio comes: `final` follows. Raises BadRequest if that was said before."""
+        """End the audio of a session, as its client asks; its final event follows.
+
+        Raises:
+            BadRequest: It was ended before.
+        """
         if session.state != "recording":
-            raise BadRequest("session_finished", "finish was sent before", session_id=session.id)
+            raise BadRequest("session_finished", "the session was finished before", session_id=session.id)
         session.acknowledge()
         self.end(session, "done")
 
     def abandon(self, session: Session) -> None:
-        """The client is gone: the session waits for it to resume, and then ends with what it has."""
+        """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""
         session.send = None
         if session.state == "recording" and session.resume_by is None:
             session.resume_by = time.time() + self._settings.resume_timeout
-            log.info("session=%s waits for its client", session.id)
+            log.info("session=%s waits for its client to resume", session.id)
             self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
 
     # -- results -----------------------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
-        """Read what was published while nobody listened."""
+        """Read the events that were published while the subscription was lost."""
         for session in self._open.values():
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def on_event(self, event: Published) -> None:
-        """Take what a worker, or another gateway, published to this one."""
+        """Handle an event that a worker, or another gateway, published to this gateway."""
         session = self._open.get(event.session_id)
         if session is None:
-            return  # of a session that another gateway has, or whose final result is out
+            return  # another gateway holds it, or its final event was delivered
         in_order = True
         if isinstance(event, Moved):
-            if event.move > session.move:  # else from before it came back
+            if event.move > session.move:  # else it is from before the session came back
                 self._lost(session, "ended" if event.ended else "moved")
         elif isinstance(event, Progress):
             self.backlog.progressed(session.id, event.taken, event.total)
         elif session.replaying:
-            pass  # it is read, after what is before it
+            pass  # `replay` reads it, in its order
         elif isinstance(event, Partial):
             in_order = session.deliver_partial(event)
         elif in_order := session.deliver(event):
@@ -228,6 +275,7 @@ class Sessions(Mapping[str, Session]):
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def _delivered(self, session: Session, event: Result) -> None:
+        """Store and measure an event that was given to the client; the final one ends the session here."""
         self._write_behind.mark_dirty(session.id, session.sent)
         self._measure(session, event)
         if isinstance(event, Final):
@@ -256,29 +304,29 @@ class Sessions(Mapping[str, Session]):
     async def _keep_recording(self, sid: str, chunks: int) -> None:
         self.keeping += 1
         try:
-            await self._write_behind.wait_flushed(sid, 30.0)
+            await self._write_behind.wait_flushed(sid, STORED_TIMEOUT)
             await self._recordings.assemble(sid, chunks)
         except (StorageError, Unavailable) as exc:
-            log.warning("session=%s recording is noted later: %s", sid, exc)
+            log.warning("session=%s its recording is assembled later: %s", sid, exc)
         finally:
             self.keeping -= 1
 
     # -- among gateways ----------------------------------------------------------------------------------------------
 
     async def repair(self) -> None:
-        """Say that these sessions are here, end those that were not resumed in time, read what Pub/Sub lost."""
+        """Renew the deadlines of all sessions, end those that were not resumed in time, read what Pub/Sub lost."""
         await self._refresh(dict(self._open))
         for session in list(self._open.values()):
             if session.state == "recording" and session.resume_by is not None and session.resume_by < time.time():
-                log.info("session=%s was not resumed", session.id)
+                log.info("session=%s was not resumed in time", session.id)
                 self.end(session, "interrupted")
         now = time.monotonic()
         owed = [s for s in self._open.values() if s.owed and now - s.heard >= REPAIR_EVERY]
         await asyncio.gather(*(self._read_missed(session) for session in owed))
 
     async def adopt(self) -> None:
-        """End sessions that nobody holds or resumes, and store what a dead gateway left."""
-        sids = [sid for sid in await self._broker.overdue(time.time(), 100) if sid not in self._open]
+        """Take over sessions whose gateway is dead: end those that were not resumed, and store them."""
+        sids = [sid for sid in await self._broker.overdue(time.time(), ADOPT_BATCH) if sid not in self._open]
         found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
         for sid, (fields, events) in found.items():
             if not fields:
@@ -288,7 +336,7 @@ class Sessions(Mapping[str, Session]):
             if not await self._broker.end_session(
                 sid, "interrupted", now + self._grace, seen=fields["gateway"], overdue=now
             ):
-                continue  # it was resumed
+                continue  # it was resumed meanwhile
             if events and isinstance(events[-1], Final):
                 self._write_behind.mark_dirty(sid)
             elif sid not in self._open:
@@ -299,9 +347,10 @@ class Sessions(Mapping[str, Session]):
                 log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
 
     async def hand_over(self, timeout: float) -> None:
-        """Leave what is still open to other gateways, or to the next start; nobody is connected any more.
+        """Leave the open sessions to other gateways, or to the next start of this one; no client is connected any more.
 
-        Clients may resume for as long as they were promised. What only waits for its last results is anybody's now.
+        Sessions whose clients may resume keep their deadlines. Those that only wait for their last results may be
+        adopted at once.
         """
         now = time.time()
         deadlines = {sid: session.resume_by or now for sid, session in self._open.items()}
@@ -311,12 +360,12 @@ class Sessions(Mapping[str, Session]):
                 await self._broker.refresh(deadlines)
                 await until(lambda: self._write_behind.is_flushed() and not self.keeping, timeout)
         except (TimeoutError, Unavailable) as exc:
-            log.warning("not all is stored, another gateway will do it: %s", exc or "too slow")
+            log.warning("not all sessions are stored, another gateway will store them: %s", exc or "timeout")
         for session in left.values():
             self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
     async def _refresh(self, sessions: dict[str, Session]) -> None:
-        """Say until when this gateway answers for its sessions, and let go of those that are another's."""
+        """Renew the deadlines of these sessions, and give up those that another gateway holds."""
         deadline = time.time() + self._grace
         deadlines = {sid: session.resume_by or deadline for sid, session in sessions.items()}
         for sid, state in (await self._broker.refresh(deadlines)).items():
@@ -324,9 +373,9 @@ class Sessions(Mapping[str, Session]):
                 self._lost(sessions[sid], state)
 
     def _lost(self, session: Session, state: str) -> None:
-        """The session is no longer this gateway's: it moved, it was ended by another gateway, or it is gone."""
+        """Give a session up that this gateway does not hold any more; `state` is moved, ended or gone."""
         if state == "ended":
-            session.state = "finishing"  # its results are found by the repair
+            session.state = "finishing"  # by another gateway; `repair` reads its results
             self.backlog.closed(session.id)
             return
         if state == "gone":
@@ -339,24 +388,24 @@ class Sessions(Mapping[str, Session]):
     # -- ends --------------------------------------------------------------------------------------------------------
 
     def end(self, session: Session, status: str) -> None:
-        """Take no more audio; `final` follows."""
+        """Accept no more audio; the final event follows. `status` is done or interrupted."""
         session.state = "finishing"
         self.backlog.closed(session.id)
         self._tasks.spawn(self._end_in_order(session, status), f"end {session.id}")
 
     async def _end_in_order(self, session: Session, status: str) -> None:
-        # In one pipeline with the session's chunks, so it comes after them.
+        # It travels in one pipeline with the session's chunks, and so comes after them.
         overdue = session.resume_by and time.time()
         while True:
             try:
                 deadline = time.time() + self._grace
                 if await self._broker.end_session(session.id, status, deadline, overdue=overdue):
                     session.resume_by = None
-                else:  # it is not ours: what is it?
+                else:  # this gateway does not hold it: find out why
                     await self._refresh({session.id: session})
                 return
             except Unavailable as exc:
-                # Nobody else will: every repair puts off the deadline after which another gateway would.
+                # No other gateway will: every `repair` renews the deadline after which one would.
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
                 await asyncio.sleep(REPAIR_EVERY)
 
@@ -374,7 +423,7 @@ class Sessions(Mapping[str, Session]):
             self.abandon(session)
 
     def _tell(self, session: Session, error: AsrError, **details: Any) -> None:
-        """The last thing that the client hears of the session from here."""
+        """Send the client the last event of the session on this gateway."""
         send, session.send = session.send, None
         if send is not None:
             send(Lost.of(error, session_id=session.id, **details))

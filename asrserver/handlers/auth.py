@@ -115,7 +115,7 @@ class AuthenticatedHandler(RequestHandler):
 
     def refuse_request(self, error: AsrError) -> None:
         """Finish the request with a refusal: its status, Retry-After where that is known, and the error as JSON."""
-        self.gateway.refused(error, self.request.remote_ip, self.key_id, at_door=True)
+        self.gateway.refused(error, self.request.remote_ip, self.key_id, is_request=True)
         status = error.status if isinstance(error, Refused) else 503
         self.set_status(status)
         if status == 401:
