@@ -43,7 +43,7 @@ from tests.recordings import Utterance, recorded
 from tests.servers import Servers, drop_database
 
 if TYPE_CHECKING:
-    from asrserver.inference.recognise import Recogniser
+    from asrserver.inference.recogniser import Recogniser
     from asrserver.inference.whisper import Whisper
 
 

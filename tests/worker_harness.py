@@ -1,4 +1,4 @@
-"""A session's owners, one after another, without Redis: what each says, from where the one before stopped."""
+"""The owners of a session, one after another, without Redis: the events of each, from the previous one's checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from asrserver.broker.replies import Claim, Entry
 from asrserver.inference.engine import Engine
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.recognise import Recogniser
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.protocol import codec
 from asrserver.protocol.events import Partial, Progress, Result
@@ -27,7 +27,7 @@ Event = dict[str, Any]
 #: A second of silence.
 QUIET = bytes(32000)
 
-#: What differs between two owners that do the same.
+#: Fields that differ between two owners that do the same.
 OWN = {"time", "id"}
 
 
@@ -45,43 +45,43 @@ def recogniser_of(engine: Engine, partials: PartialScheduler, **options: Any) ->
     return Recogniser(engine, partials, hold=lambda thread, labels: None, **settings)
 
 
-class Voice:
-    """The broker, as a session knows it."""
+class MemorySink:
+    """Takes a session's events in place of the broker."""
 
     name = "w"
 
     def __init__(self, session: Session, epoch: int = 1) -> None:
         self.session = session
         self.epoch = epoch
-        self.said: list[Event] = []
+        self.events: list[Event] = []
 
     async def append_event(self, claim: Claim, event: Result, after: str, fields: dict[str, str] | None = None) -> bool:
-        assert event.id == f"{self.epoch}-{len(self.said) + 1}"
+        assert event.id == f"{self.epoch}-{len(self.events) + 1}"
         assert fields is not None
         assert orjson.loads(fields["state"])["after"] == after
         self.session.states[event.id] = fields["state"]
-        self.said.append(orjson.loads(codec.encode(event)))
-        self.session.in_order.append(self.said[-1])
+        self.events.append(orjson.loads(codec.encode(event)))
+        self.session.in_order.append(self.events[-1])
         return True
 
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
-        self.session.covered.append((after, fields))
-        self.session.charged.append(total)
+        self.session.checkpoints.append((after, fields))
+        self.session.charged_seconds.append(total)
         return True
 
     def publish(self, claim: Claim, event: Partial | Progress) -> None:
         if isinstance(event, Progress):
-            self.session.taken.append((event.taken, event.total))
+            self.session.progress.append((event.taken, event.total))
         else:
-            self.session.guesses.append(orjson.loads(codec.encode(event)))
-            self.session.in_order.append(self.session.guesses[-1])
+            self.session.partials.append(orjson.loads(codec.encode(event)))
+            self.session.in_order.append(self.session.partials[-1])
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
-        self.session.buried.append((sid, entry, reason))
+        self.session.dead_letters.append((sid, entry, reason))
 
 
 class Session:
-    """A session's audio, and as many owners as a test wants."""
+    """A session's audio, and what its owners made of it."""
 
     def __init__(self, recogniser: Recogniser, chunks: Sequence[bytes], first: int = 0, **options: Any) -> None:
         self.recogniser = recogniser
@@ -89,52 +89,52 @@ class Session:
         self.entries = [Entry(f"{first + n + 1}-0", data, None) for n, data in enumerate(chunks)]
         last = f"{first + len(chunks)}-1" if chunks else "0-2"
         self.entries.append(Entry(last, None, "done"))
-        self.buried: list[tuple[str, str, str]] = []
-        self.guesses: list[Event] = []
-        self.covered: list[tuple[str, dict[str, str]]] = []
-        self.charged: list[float] = []  # seconds of the session, as of each of these
-        self.taken: list[tuple[int, float]] = []  # as notices of progress say: up to which chunk, and how many seconds
-        self.in_order: list[Event] = []  # events and guesses
+        self.dead_letters: list[tuple[str, str, str]] = []
+        self.partials: list[Event] = []
+        self.checkpoints: list[tuple[str, dict[str, str]]] = []
+        self.charged_seconds: list[float] = []  # seconds of the session at each checkpoint
+        self.progress: list[tuple[int, float]] = []  # (last chunk, seconds) of each progress event
+        self.in_order: list[Event] = []  # events and partials
         self.states: dict[str, str] = {}  # after each event
 
-    async def own(self, events: Sequence[Event] = (), epoch: int = 1) -> list[Event]:
-        """What a next owner says, after what the ones before it said."""
-        voice = Voice(self, epoch)
+    async def run_owner(self, events: Sequence[Event] = (), epoch: int = 1) -> list[Event]:
+        """The events of a next owner, after the events of those before it."""
+        sink = MemorySink(self, epoch)
         state = {"state": self.states[events[-1]["id"]]} if events and self.states else {}
         said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
         known = [codec.decode(orjson.dumps(event)) for event in events]
         claim = Claim("s", "1-0", epoch, {**self.fields, **state}, known, said)
-        transcriber = Transcriber(claim, self.recogniser, voice)
-        transcriber.feed([entry for entry in self.entries if key(entry.id) > key(transcriber.cursor)])
+        transcriber = Transcriber(claim, self.recogniser, sink)
+        transcriber.inbox.put([entry for entry in self.entries if key(entry.id) > key(transcriber.inbox.cursor)])
         await transcriber.run()
         assert transcriber.over
         assert transcriber.backlog == 0
-        return voice.said
+        return sink.events
 
-    async def live(self) -> list[Event]:
-        """What the owner says of entries that come one by one, each when the ones before are dealt with."""
-        voice = Voice(self)
-        transcriber = Transcriber(Claim("s", "1-0", 1, self.fields, []), self.recogniser, voice)
+    async def run_live(self) -> list[Event]:
+        """The events of an owner whose entries come one by one, each after the one before is processed."""
+        sink = MemorySink(self)
+        transcriber = Transcriber(Claim("s", "1-0", 1, self.fields, []), self.recogniser, sink)
         run = asyncio.ensure_future(transcriber.run())
         for entry in self.entries:
-            transcriber.feed([entry])
-            await until(lambda: not transcriber.unread or run.done())
+            transcriber.inbox.put([entry])
+            await until(lambda: not transcriber.inbox.unread or run.done())
             await until(lambda: not self.recogniser.engine.waiting)
         await run
-        return voice.said
+        return sink.events
 
     async def takeovers(self, step: int = 1, exactly: bool = True) -> list[Event]:
-        """The events; and every `step`-th of them, and each that says much, may be an owner's last.
+        """The events of one owner; checks that every `step`-th, and each with segments, may be an owner's last.
 
-        Of a recording that goes on, not `exactly` the same events follow, for it may be another chunk's with which a
-        segment is told; but all that is told in the end is the same.
+        A next owner must continue with the same events. For a live stream these are not `exactly` the same, because a
+        segment may come with another chunk's result; but all of it comes in the end.
         """
-        whole = await self.own()
+        whole = await self.run_owner()
         assert [event["seq"] for event in whole] == list(range(1, len(whole) + 1))
         for last in range(len(whole)):
             if last % step and not whole[last - 1]["segments"]:
                 continue
-            rest = await self.own(whole[:last], epoch=2)
+            rest = await self.run_owner(whole[:last], epoch=2)
             if exactly:
                 assert [comparable(event) for event in rest] == [comparable(event) for event in whole[last:]], last
             check_alike(whole, whole[:last] + rest)
@@ -151,9 +151,9 @@ def key(entry: str) -> tuple[int, ...]:
 
 
 def comparable(event: Event) -> Event:
-    """An event without what is its owner's, and times to the nearest tenth.
+    """An event without the fields that depend on its owner, and with times to the nearest tenth.
 
-    Until it ends, a container's length is known only to the owner that began it.
+    Until it ends, the length of a container is known only to the owner that began it.
     """
     rounded = {"total": round(event["total"], 1)}
     own = OWN if event["type"] == "final" else OWN | {"total"}
@@ -161,10 +161,10 @@ def comparable(event: Event) -> Event:
 
 
 def check_alike(whole: Sequence[Event], other: Sequence[Event]) -> None:
-    """Each segment once, in order, where it was; each chunk answered once; the same text and length.
+    """Check that both have each segment once, in order and at its place, one answer per chunk, and the same text.
 
-    A lossy codec that begins in the middle gives samples that differ in the last digits, and of them the small model
-    may once make another word.
+    A lossy codec that begins in the middle gives samples that differ in the last digits, which may once give another
+    word with the small model.
     """
     one, two = ([segment for event in events for segment in event["segments"]] for events in (whole, other))
     assert [segment["number"] for segment in two] == list(range(len(one)))
@@ -182,7 +182,7 @@ def check_alike(whole: Sequence[Event], other: Sequence[Event]) -> None:
 
 
 def texts(events: Sequence[Event]) -> list[Any]:
-    """What was said of each chunk, and at last: a text, or an error's code."""
+    """The text or error code of each event."""
     return [event.get("text", event.get("code")) for event in events]
 
 
@@ -191,6 +191,6 @@ def pieces(data: bytes, size: int) -> list[bytes]:
 
 
 def encode(pcm: bytes, *options: str) -> bytes:
-    """A file of that audio, by ffmpeg."""
+    """Encode audio with ffmpeg."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
     return subprocess.run([*command, *options, "-"], input=pcm, stdout=subprocess.PIPE, check=True).stdout

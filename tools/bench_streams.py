@@ -54,9 +54,9 @@ from asrserver.errors import AsrError
 from asrserver.inference import silero
 from asrserver.inference.audio_thread import MAX_BATCH
 from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
-from asrserver.inference.event_log import SURE, Coverage, EventLog
+from asrserver.inference.event_log import MIN_LANGUAGE_PROBABILITY, Checkpoint, Coverage, EventLog
 from asrserver.inference.features import GrowingLogMel
-from asrserver.inference.recognise import RecognisedSegment
+from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.whisper import Request, window_for
 from asrserver.inference.worker import load_model
@@ -170,7 +170,7 @@ def _hear(audio: list[Samples], step: int, silence: float) -> list[list[Any]]:
     events: list[list[Any]] = [[] for _ in audio]
     for at in range(0, max(map(len, audio)), step):
         pairs = list(zip(endpointers, audio, strict=True))
-        silero.hear([stretch for one, samples in pairs for stretch in one.push(samples[at : at + step])])
+        silero.score([run for one, samples in pairs for run in one.push(samples[at : at + step])])
         for found, one in zip(events, endpointers, strict=True):
             found += one.pull()
     for found, one in zip(events, endpointers, strict=True):
@@ -201,7 +201,7 @@ def _recognise(model: Any, segments: list[tuple[Any, float]]) -> str:
     language, texts = None, []
     for features, seconds in segments:
         [found] = model.recognise([(features, Request(language), seconds)])
-        if language is None and found.language_probability >= SURE:
+        if language is None and found.language_probability >= MIN_LANGUAGE_PROBABILITY:
             language = found.language
         texts.append(found.text)
     return " ".join(texts)
@@ -348,10 +348,10 @@ class StandInSession:
                     await self._hear(entry, entry.data[at : at + FRAME])
             elif entry.status is not None:
                 self.over = True
-                await self._log.append_final(entry.status, Coverage([], self._seconds, (entry.id, None)))
+                await self._log.append_final(entry.status, Coverage(self._seconds, Checkpoint(entry.id, None)))
         self.cursor = entries[-1].id
         if not self.over:
-            self._log.progress(self._seconds)
+            self._log.report_progress(self._seconds)
 
     async def _hear(self, entry: Entry, frame: bytes) -> None:
         self._seconds += FRAME_SECONDS
@@ -360,9 +360,10 @@ class StandInSession:
             return
         end = self._seconds + sentence.seconds / 2
         segment = RecognisedSegment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
-        place = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._border}
-        coverage = Coverage([segment], self._seconds, (entry.id, place))
-        await self._log.append_segment(self._log.join([segment]), "en", coverage)
+        state = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._border}
+        text = self._log.add([segment])
+        coverage = Coverage(self._seconds, Checkpoint(entry.id, state))
+        await self._log.append_segment(text, "en", coverage)
 
 
 def table(found: dict[str, float], cores: float) -> list[str]:

@@ -27,7 +27,7 @@ from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.pcm import Samples
-from asrserver.inference.silero import CONTEXT, FRAME, UNITS, Stretch, hear
+from asrserver.inference.silero import FRAME, FRAME_CONTEXT, UNITS, FrameRun, score
 from asrserver.inference.vad import Endpointer
 
 UTTERANCES = Path(__file__).resolve().parent.parent / "tests" / "data" / "utterances"
@@ -103,7 +103,7 @@ def main() -> None:
 def calls(rounds: int) -> None:
     """Measure our network with one frame of n recordings per call, against onnxruntime with one recording per call."""
     session = get_vad_model().session
-    frame = np.random.default_rng(2).normal(0, 0.1, (1, CONTEXT + FRAME)).astype(np.float32)
+    frame = np.random.default_rng(2).normal(0, 0.1, (1, FRAME_CONTEXT + FRAME)).astype(np.float32)
     state = np.zeros((1, 1, UNITS), np.float32)
     inputs = {"input": frame, "h": state, "c": state}
 
@@ -113,7 +113,7 @@ def calls(rounds: int) -> None:
 
     def together(count: int, repeat: int) -> None:
         for _ in range(repeat):
-            hear([Stretch(frame, None) for _ in range(count)])
+            score([FrameRun(frame, None) for _ in range(count)])
 
     print("\nmicroseconds of CPU per frame, with n recordings per call; ratio to onnxruntime, one by one")
     for count in (1, 3, 8, 32, 128):

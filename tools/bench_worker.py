@@ -48,7 +48,7 @@ from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
-from asrserver.inference.recognise import SLICE
+from asrserver.inference.utterances import VAD_SLICE
 from asrserver.inference.whisper import Request, Whisper, find_model, length_limit, window_for
 from asrserver.protocol import codec
 from asrserver.protocol.events import ChunkResult, ErrorEvent, Final
@@ -81,8 +81,8 @@ def speech(samples: Samples) -> Iterator[Samples]:
     """The segments of an utterance, as a worker finds them."""
     endpointer = vad.Endpointer(SILENCE)
     events: list[vad.Event] = []
-    for begin in range(0, len(samples), SLICE):
-        events += endpointer.feed(samples[begin : begin + SLICE])
+    for begin in range(0, len(samples), VAD_SLICE):
+        events += endpointer.feed(samples[begin : begin + VAD_SLICE])
     for event in events + endpointer.flush():
         if isinstance(event, vad.SegmentEnded):
             yield samples[event.start : event.end]

@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from asrserver.inference import silero
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.silero import Stretch
+from asrserver.inference.silero import FrameRun
 
 T = TypeVar("T")
 
 #: Work of one stream in steps: the network must score the frames that it yields before it goes on. It returns a T.
-AudioWork = Generator[list[Stretch], None, T]
+AudioWork = Generator[list[FrameRun], None, T]
 
 #: Most streams in one batch, so that the first of many does not wait for the last. Batches of 32 or 160 take no less
 #: CPU per stream.
@@ -38,7 +38,7 @@ class _Job:
     future: asyncio.Future[Any]
     urgent: bool
     queued: float = field(default_factory=time.monotonic)
-    stretches: list[Stretch] = field(default_factory=list)  # to be scored before the next step
+    runs: list[FrameRun] = field(default_factory=list)  # to be scored before the next step
     result: Any = None
     error: BaseException | None = None
     done: bool = False
@@ -142,17 +142,17 @@ class AudioThread:
             for job in running:
                 self._step(job)
             running = [job for job in running if not job.done]
-            stretches = [stretch for job in running for stretch in job.stretches]
-            if stretches:
+            runs = [run for job in running for run in job.runs]
+            if runs:
                 self._hold("audio", [label for job in running for label in job.labels])
-                silero.hear(stretches)
+                silero.score(runs)
         self._hold("audio", [])
 
     def _step(self, job: _Job) -> None:
         """Run a job's next step with it alone in hand: native code that decodes a client's bytes may crash."""
         self._hold("audio", list(job.labels))
         try:
-            job.stretches = next(job.work)
+            job.runs = next(job.work)
         except StopIteration as stop:
             job.result, job.done = stop.value, True
         except Exception as exc:

@@ -14,7 +14,7 @@ from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.recognise import Recogniser
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
 
@@ -125,7 +125,7 @@ class SessionConsumer:
     @property
     def streams(self) -> int:
         """Sessions with an open live stream."""
-        return sum(session.live for session in self.sessions.values())
+        return sum(session.is_streaming for session in self.sessions.values())
 
     async def run(self) -> None:
         """Claim and read until stopped."""
@@ -149,8 +149,8 @@ class SessionConsumer:
     def on_end(self, sid: str) -> None:
         """A session's client has finished it: read and recognise the rest now, because the client waits for it."""
         session = self.sessions.get(sid)
-        if session is not None and session.live:
-            session.hurry()
+        if session is not None and session.is_streaming:
+            session.expedite()
             self._read_next.add(sid)
             self._wake.set()
 
@@ -161,7 +161,7 @@ class SessionConsumer:
             timeout: Most seconds for finishing.
         """
         self._stopping = True
-        await until(lambda: not any(session.busy for session in self.sessions.values()), timeout)
+        await until(lambda: not any(session.is_busy for session in self.sessions.values()), timeout)
         self._stop_renewing.set()
         if self._renewer.is_alive():  # or a renewal under way holds a released session for a lease
             await asyncio.get_running_loop().run_in_executor(None, self._renewer.join, 5.0)
@@ -248,18 +248,18 @@ class SessionConsumer:
         read_now, self._read_next = self._read_next, set()
         self._wake.clear()
         group, groups = self._next_group(now)
-        full = sum(session.unread for session in self.sessions.values()) > MAX_UNREAD_BYTES
+        full = sum(session.inbox.unread for session in self.sessions.values()) > MAX_UNREAD_BYTES
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
-            due = session.number % groups == group or not session.live or sid in read_now
-            if due and session.hungry and not (full and session.unread):
-                (large if session.largest > LARGE_CHUNK_BYTES else small)[sid] = session.cursor
+            due = session.number % groups == group or not session.is_streaming or sid in read_now
+            if due and session.wants_audio and not (full and session.inbox.unread):
+                (large if session.inbox.largest_chunk > LARGE_CHUNK_BYTES else small)[sid] = session.inbox.cursor
         for cursors, count in ((small, READ_ENTRIES), (large, READ_LARGE_ENTRIES)):
             for sid, entries in (await self._broker.read_audio(cursors, count)).items():
                 owned = self.sessions.get(sid)
-                if owned is not None and owned.cursor == cursors[sid]:
-                    owned.feed(entries)
-                    if len(entries) == count and owned.live:
+                if owned is not None and owned.inbox.cursor == cursors[sid]:
+                    owned.inbox.put(entries)
+                    if len(entries) == count and owned.is_streaming:
                         self._read_next.add(sid)
 
     def _next_group(self, now: float) -> tuple[int, int]:
@@ -292,7 +292,7 @@ class SessionConsumer:
 
     def _next_due(self, now: float) -> float:
         """When to read again after a read at `now`."""
-        if all(session.live for session in self.sessions.values()):
+        if all(session.is_streaming for session in self.sessions.values()):
             return self._streams_due
         return now + POLL_SECONDS
 

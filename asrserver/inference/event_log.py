@@ -1,4 +1,4 @@
-"""The events that one session's owner appends: numbered, fenced, and each with the place where a next owner goes on."""
+"""The event log of a session: numbered, fenced events, each with the checkpoint where a next owner continues."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
 from asrserver.broker.replies import Claim
 from asrserver.errors import AsrError
-from asrserver.inference.recognise import RecognisedSegment
+from asrserver.inference.segments import RecognisedSegment
 from asrserver.protocol.events import (
     ChunkResult,
     ErrorEvent,
@@ -26,20 +26,31 @@ from asrserver.protocol.events import (
 from asrserver.protocol.options import Options
 from asrserver.text.words import join
 
-#: Language probability from which a session keeps a detected language.
-SURE = 0.8
+#: Probability from which a session keeps a detected language.
+MIN_LANGUAGE_PROBABILITY = 0.8
 
-#: Seconds between two notices of what is taken; and of audio after which one goes at once: a client ahead of time is
-#: not read until what it sent is taken, and was held at five times real time by a worker that had nothing to do.
-PROGRESS_EVERY = 2.0
-PROGRESS_SECONDS = 4.0
+#: Seconds between two progress events.
+PROGRESS_INTERVAL_SECONDS = 2.0
 
-#: Where a session is: the entry after which to read, and the recording that goes on there, if one does.
-Place = tuple[str, dict[str, Any] | None]
+#: Seconds of audio after which a progress event is published at once. The gateway stops reading a client that is ahead
+#: of real time until its audio is taken; without this limit an idle worker held such a client at five times real time.
+PROGRESS_AUDIO_SECONDS = 4.0
 
 
 class Fenced(Exception):
     """Raised when another worker owns the session now."""
+
+
+class Checkpoint(NamedTuple):
+    """Where a next owner continues.
+
+    Attributes:
+        after: It reads the entries after this one.
+        stream: State of the live stream that continues there (see LiveStream.resume); None if there is none.
+    """
+
+    after: str
+    stream: dict[str, Any] | None
 
 
 class EventSink(Protocol):
@@ -60,97 +71,163 @@ class EventSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What is done with by an event, beside what it says.
+    """What audio is done with by an event.
 
     Attributes:
-        segments: The segments that are final by it.
-        open_seconds: Seconds of the file or recording that is still open.
-        place: Where a next owner goes on.
+        open_seconds: Seconds of the file or live stream that is still open.
+        checkpoint: Where a next owner continues.
     """
 
-    segments: Sequence[RecognisedSegment]
     open_seconds: float
-    place: Place
+    checkpoint: Checkpoint
 
 
 class EventLog:
-    """A session's events. After each, the session's hash says where the next owner goes on: nothing is answered twice,
-    nothing recognised twice."""
+    """Appends the events of one session.
+
+    With each event the session's hash in Redis says where the next owner continues. So no owner answers a chunk or
+    recognises a segment twice.
+
+    Attributes:
+        checkpoint: Where a next owner would continue now.
+        language: The session's language code; None: not known yet.
+        closed_seconds: Seconds of the utterances and live streams that are over: where the next one begins.
+        spoken_until: End of the last segment, in seconds of the session.
+        answered: Index of the last chunk that was answered.
+        taken: Index of the last chunk that was counted.
+        chunks: Chunks counted.
+    """
 
     def __init__(self, claim: Claim, broker: EventSink, model: str, options: Options) -> None:
+        """Continue where the session's earlier owners stopped.
+
+        Args:
+            claim: The session, with its hash and events.
+            broker: Takes the events.
+            model: The model's name, for the events.
+            options: The session's options.
+        """
         self._claim = claim
         self._broker = broker
         self._model = model
         events = claim.events
         state = orjson.loads(claim.fields.get("state", "{}"))
-        self._progress = 0.0  # seconds of audio that are taken
-        self._told = 0.0  # and of which that was told
-        self._timer: asyncio.TimerHandle | None = None
-        self._number = 0  # of this owner's events
-        self._seq = events[-1].seq if events else 0
-        self._transcript = list(claim.transcript)
-        self.spoken_until = max((segment.end for event in events for segment in event.segments), default=0.0)
-        self.place: Place = (state.get("after", "0-1"), state.get("recording"))
-        self.total = state.get("total", 0.0)  # seconds of the utterances and recordings that are over
+        self.checkpoint = Checkpoint(state.get("after", "0-1"), state.get("recording"))
         self.language: str | None = state.get("language") or options.language
-        self.answered = state.get("answered", -1)  # index of the last chunk that was answered
-        self.taken = state.get("taken", -1)  # index of the last chunk that was counted
+        self.closed_seconds = state.get("total", 0.0)
+        self.spoken_until = max((segment.end for event in events for segment in event.segments), default=0.0)
+        self.answered = state.get("answered", -1)
+        self.taken = state.get("taken", -1)
         self.chunks = state.get("chunks", 0)
+        self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
+        self._transcript = list(claim.transcript)
+        self._seq = events[-1].seq if events else 0
+        self._number = 0  # of this owner's events
+        self._progress = 0.0  # seconds of the session's audio that are taken
+        self._reported = 0.0  # and of which that was published
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def last(self) -> str:
-        """The text of the last segment, if it is in the session's language."""
+    def previous_text(self) -> str:
+        """The text of the last segment if it is in the session's language, else empty."""
         text, language = self._transcript[-1] if self._transcript else ("", None)
         return text if language == self.language else ""
 
+    @property
+    def has_pending(self) -> bool:
+        """Whether segments are final and not in an event yet."""
+        return bool(self._pending)
+
+    @property
+    def pending_text(self) -> str:
+        """The text of the segments that are final and not in an event yet."""
+        return _text(self._pending)
+
     def count(self, index: int, chunks: int = 1) -> None:
-        """So many chunks are taken, the last with this index."""
+        """Count the `chunks` chunks up to `index` as taken, unless an earlier owner did."""
         if index > self.taken:
             self.taken = index
             self.chunks += chunks
 
+    def may_answer(self, index: int) -> bool:
+        """Mark a chunk as answered; False if an earlier owner answered it."""
+        if index <= self.answered:
+            return False
+        self.answered = index
+        return True
+
     def join(self, segments: Sequence[RecognisedSegment]) -> str:
-        """The text of segments, and a chance to be sure of the session's language."""
+        """Return the text of segments; the first language detected with enough certainty becomes the session's."""
         for segment in segments:
-            if self.language is None and segment.language_probability >= SURE:
+            if self.language is None and segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
                 self.language = segment.language
-        return join([(segment.text, segment.language) for segment in segments])
+        return _text(segments)
+
+    def add(self, segments: Sequence[RecognisedSegment]) -> str:
+        """Add final segments, which the next event will contain.
+
+        Args:
+            segments: Their times count from the beginning of their utterance or live stream.
+
+        Returns:
+            Their text.
+        """
+        self._pending += [segment.shifted(self.closed_seconds) for segment in segments]
+        return self.join(segments)
+
+    # -- durable events: each method raises Fenced and Unavailable -----------------------------------------------
 
     async def append_chunk(
         self, index: int, text: str, seconds: float, received: float | None, coverage: Coverage
     ) -> None:
-        """Append the result of a chunk of so many seconds; raises Fenced, Unavailable."""
-        stamp = self._stamp(coverage)
+        """Append the result of a chunk.
+
+        Args:
+            index: The chunk.
+            text: Its text.
+            seconds: Audio in it.
+            received: When the gateway got it, in seconds since the Unix epoch.
+            coverage: See Coverage.
+        """
+        common = self._common_fields(coverage)
         await self._append(
-            ChunkResult(**stamp, chunk_index=index, text=text, duration=round(seconds, 3), received=received), coverage
+            ChunkResult(**common, chunk_index=index, text=text, duration=round(seconds, 3), received=received), coverage
         )
 
     async def append_segment(self, text: str, language: str, coverage: Coverage) -> None:
-        """Append the result of a segment of a stream; raises Fenced, Unavailable."""
-        stamp = self._stamp(coverage) | {"language": language}
-        await self._append(SegmentResult(**stamp, text=text), coverage)
+        """Append the result of a segment of a live stream; the segment must have been added."""
+        common = self._common_fields(coverage) | {"language": language}
+        await self._append(SegmentResult(**common, text=text), coverage)
 
     async def append_error(
         self, error: AsrError, coverage: Coverage, index: int | None = None, received: float | None = None
     ) -> None:
-        """Append an error, of a chunk or (None) of no single one; raises Fenced, Unavailable."""
-        stamp = self._stamp(coverage)
+        """Append an error of a chunk, or (None) of no single chunk; see `append_chunk`."""
+        common = self._common_fields(coverage)
         await self._append(
-            ErrorEvent(**stamp, code=error.code, message=error.message, chunk_index=index, received=received), coverage
+            ErrorEvent(**common, code=error.code, message=error.message, chunk_index=index, received=received), coverage
         )
 
     async def append_final(self, status: str, coverage: Coverage) -> None:
-        """Append the session's end, with its whole text; raises Fenced, Unavailable."""
-        stamp = self._stamp(coverage)
-        await self._append(Final(**stamp, status=status, text=join(self._transcript)), coverage)
+        """Append the end of the session with its whole text."""
+        common = self._common_fields(coverage)
+        await self._append(Final(**common, status=status, text=join(self._transcript)), coverage)
 
-    def _stamp(self, coverage: Coverage) -> dict[str, Any]:
-        """Count one more event, and its segments: what all kinds of events have."""
+    async def append_checkpoint(self, coverage: Coverage) -> None:
+        """Release audio that gave no event."""
+        total = self.closed_seconds + coverage.open_seconds
+        checkpoint = coverage.checkpoint
+        if not await self._broker.checkpoint(self._claim, checkpoint.after, total, self._state(checkpoint)):
+            raise Fenced(self._claim.sid)
+
+    def _common_fields(self, coverage: Coverage) -> dict[str, Any]:
+        """Number a new event and its segments, and return the fields that all kinds of events have."""
         self._seq += 1
         self._number += 1
-        rows = [_row(len(self._transcript) + n, segment) for n, segment in enumerate(coverage.segments)]
-        self._transcript += [(segment.text, segment.language) for segment in coverage.segments]
-        self.spoken_until = max([self.spoken_until, *(segment.end for segment in coverage.segments)])
+        segments, self._pending = self._pending, []
+        rows = [_row(len(self._transcript) + n, segment) for n, segment in enumerate(segments)]
+        self._transcript += [(segment.text, segment.language) for segment in segments]
+        self.spoken_until = max([self.spoken_until, *(segment.end for segment in segments)])
         return {
             "session_id": self._claim.sid,
             "seq": self._seq,
@@ -159,28 +236,45 @@ class EventLog:
             "worker": self._broker.name,
             "model": self._model,
             "chunk_count": self.chunks,
-            "total": round(self.total + coverage.open_seconds, 3),
+            "total": round(self.closed_seconds + coverage.open_seconds, 3),
             "language": self.language or (self._transcript[-1][1] if self._transcript else None),
             "segments": rows,
         }
 
     async def _append(self, event: Result, coverage: Coverage) -> None:
-        place = coverage.place
-        if not await self._broker.append_event(self._claim, event, place[0], self._state(place)):
+        checkpoint = coverage.checkpoint
+        if not await self._broker.append_event(self._claim, event, checkpoint.after, self._state(checkpoint)):
             raise Fenced(self._claim.sid)
 
-    async def checkpoint(self, place: Place, open_seconds: float) -> None:
-        """Let go of audio that gave nothing to say, of a recording of so many seconds; raises Fenced, Unavailable."""
-        total = self.total + open_seconds
-        if not await self._broker.checkpoint(self._claim, place[0], total, self._state(place)):
-            raise Fenced(self._claim.sid)
+    def _state(self, checkpoint: Checkpoint) -> dict[str, str]:
+        self.checkpoint = checkpoint
+        state = {
+            "after": checkpoint.after,
+            "recording": checkpoint.stream,
+            "total": self.closed_seconds,
+            "language": self.language,
+            "answered": self.answered,
+            "taken": self.taken,
+            "chunks": self.chunks,
+        }
+        return {"state": orjson.dumps(state).decode()}
+
+    # -- events that are published and not kept ------------------------------------------------------------------
 
     def publish_partial(self, start: float, end: float, text: str, stable: str, language: str) -> None:
-        """Publish the text so far of a growing segment, from second to second of the session's audio."""
+        """Publish the text so far of a growing segment.
+
+        Args:
+            start: Its beginning, in seconds of the live stream.
+            end: Up to where it was recognised.
+            text: The whole text.
+            stable: The beginning of `text` that will not change.
+            language: Its language code.
+        """
         event = Partial(
             session_id=self._claim.sid,
-            start=round(start, 3),
-            end=round(end, 3),
+            start=round(self.closed_seconds + start, 3),
+            end=round(self.closed_seconds + end, 3),
             text=text,
             stable=stable,
             language=language,
@@ -188,35 +282,25 @@ class EventLog:
         )
         self._broker.publish(self._claim, event)
 
-    def progress(self, open_seconds: float) -> None:
-        """What is taken of a recording has no result of its own: say at times that it is taken."""
-        self._progress = self.total + open_seconds
-        if self._progress - self._told >= PROGRESS_SECONDS:
-            self._tell_progress()
+    def report_progress(self, open_seconds: float) -> None:
+        """Report the chunks taken of a live stream, which have no results of their own; not at every call."""
+        self._progress = self.closed_seconds + open_seconds
+        if self._progress - self._reported >= PROGRESS_AUDIO_SECONDS:
+            self._publish_progress()
         elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PROGRESS_EVERY, self._tell_progress)
+            self._timer = asyncio.get_running_loop().call_later(PROGRESS_INTERVAL_SECONDS, self._publish_progress)
 
-    def _tell_progress(self) -> None:
+    def _publish_progress(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._told = self._progress
+        self._reported = self._progress
         event = Progress(session_id=self._claim.sid, taken=self.taken, total=round(self._progress, 3))
         self._broker.publish(self._claim, event)
 
-    def _state(self, place: Place) -> dict[str, str]:
-        after, recording = place
-        self.place = place
-        state = {
-            "after": after,
-            "recording": recording,
-            "total": self.total,
-            "language": self.language,
-            "answered": self.answered,
-            "taken": self.taken,
-            "chunks": self.chunks,
-        }
-        return {"state": orjson.dumps(state).decode()}
+
+def _text(segments: Sequence[RecognisedSegment]) -> str:
+    return join([(segment.text, segment.language) for segment in segments])
 
 
 def _row(number: int, segment: RecognisedSegment) -> Segment:

@@ -2,15 +2,17 @@
 
 Native code (decoders, the model) may crash on a client's audio and take the whole worker with it. `InFlight` writes
 what native code works on into memory that outlives the process; when the worker dies, the supervisor gives a strike to
-those entries alone. `PoisonTracker` knows a session's strikes: suspected audio runs with nothing else in flight, and
-after MAX_STRIKES strikes an entry is not tried again.
+those entries alone. `PoisonTracker` knows a session's strikes; after MAX_STRIKES of them an entry is not tried again.
+Until then suspected audio runs with nothing else in flight (`IsolationLock`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from asrserver.broker.worker_side import MAX_STRIKES
 
@@ -52,26 +54,62 @@ class InFlight:
             self._write("\n".join(held).encode())
 
 
-class Suspicion:
-    """The strikes of a session's entries, as the `fields` of its hash have them; `heard` is kept by who hears them."""
+class PoisonTracker:
+    """The suspected audio of one session: its entries that were in flight when a worker died.
+
+    Attributes:
+        suspect_until: Sample up to which the open live stream is suspected. Kept by the transcriber.
+    """
 
     def __init__(self, fields: Mapping[str, str]) -> None:
+        """Read the strikes from the session's hash: `strike:<entry>` → their number."""
         self._strikes = {key[7:]: int(number) for key, number in fields.items() if key.startswith("strike:")}
-        self.heard = 0  # samples of the recording up to which it is under suspicion
+        self.suspect_until = 0
 
-    def __contains__(self, entry: str) -> bool:
+    def is_suspect(self, entry: str) -> bool:
         """Whether the entry with this id has a strike."""
         return entry in self._strikes
 
-    def convicts(self, entry: str) -> bool:
-        """Whether the entry is not to be tried again."""
+    def is_poison(self, entry: str) -> bool:
+        """Whether the entry with this id has so many strikes that it is not tried again."""
         return self._strikes.get(entry, 0) >= MAX_STRIKES
 
-    def ahead(self, before: str) -> bool:
-        """Whether an entry after that one has a strike."""
-        return any(_place(entry) > _place(before) for entry in self._strikes)
+    def has_suspect_after(self, entry: str) -> bool:
+        """Whether an entry after this one has a strike."""
+        return any(_position(suspect) > _position(entry) for suspect in self._strikes)
 
 
-def _place(entry: str) -> tuple[int, int]:
-    ms, _, n = entry.partition("-")
-    return int(ms), int(n)
+class IsolationLock:
+    """Keeps suspected audio apart: it runs with nothing else in flight, so that no innocent entry gets a strike for it.
+
+    A lock with many ordinary holders or one suspect. Ordinary work waits while a suspect waits, so that the suspect's
+    turn comes. Not thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._holders = 0
+        self._suspects = 0  # that hold the lock or wait for it
+        self._released = asyncio.Event()
+
+    @asynccontextmanager
+    async def hold(self, alone: bool) -> AsyncIterator[None]:
+        """Hold the lock, `alone` or together with others."""
+        self._suspects += alone
+        try:
+            while self._holders if alone else self._suspects:
+                await self._released.wait()
+            self._holders += 1
+            try:
+                yield
+            finally:
+                self._holders -= 1
+        finally:
+            if self._suspects:  # only then may anybody be waiting
+                self._released.set()
+                self._released = asyncio.Event()
+            self._suspects -= alone
+
+
+def _position(entry: str) -> tuple[int, int]:
+    milliseconds, _, number = entry.partition("-")
+    return int(milliseconds), int(number)

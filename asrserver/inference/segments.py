@@ -1,4 +1,4 @@
-"""What a recording's segments say: the ended ones in full and in order, the growing one as a guess that settles."""
+"""The segments of one live stream: ended segments are recognised in order, the growing one gets partial hypotheses."""
 
 from __future__ import annotations
 
@@ -10,21 +10,98 @@ from dataclasses import dataclass, field, replace
 from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.agreement import Agreement
 from asrserver.inference.engine import DecodeJob, Priority
-from asrserver.inference.features import Features
-from asrserver.inference.recognise import RecognisedSegment, Recogniser
-from asrserver.inference.stream import Recording, Speech
+from asrserver.inference.features import Features, GrowingLogMel
+from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Hypothesis, Request
+from asrserver.protocol.events import Word
 
-#: Seconds of a segment, the padding before its speech included, from which a first guess at it is worth its while.
-FIRST_DRAFT = 0.5
+#: Seconds of a segment, the padding before its speech included, from which a first draft is worthwhile.
+FIRST_DRAFT_SECONDS = 0.5
 
-#: Segments that have ended and wait for their text: with more, a session's audio waits.
-MOST_WAITING = 8
+#: Ended segments that may wait for their text: with more, the session's further audio waits.
+MAX_WAITING = 8
+
+
+@dataclass(slots=True)
+class RecognisedSegment:
+    """A segment with its text.
+
+    Attributes:
+        start: Seconds from the beginning of its utterance or live stream; once it is shifted, of the session.
+        end: Likewise.
+        text: Its text; never empty.
+        language: Language code.
+        language_probability: 0 to 1; 1 if the language was not detected.
+        confidence: Mean probability of a token, 0 to 1.
+        words: Its words, if the client asked for them, with times like its own.
+        chunk_index: The chunk that it lies in, where chunks are utterances of their own.
+    """
+
+    start: float
+    end: float
+    text: str
+    language: str
+    language_probability: float
+    confidence: float
+    words: list[Word] = field(default_factory=list)
+    chunk_index: int | None = None
+
+    @classmethod
+    def of(cls, start: int, end: int, hypothesis: Hypothesis) -> RecognisedSegment:
+        """Make it from what was recognised in samples `start` to `end`."""
+        begin = start / SAMPLE_RATE
+        return cls(
+            round(begin, 3),
+            round(end / SAMPLE_RATE, 3),
+            hypothesis.text,
+            hypothesis.language,
+            hypothesis.language_probability,
+            hypothesis.confidence,
+            [_shifted(word, begin) for word in hypothesis.words],
+        )
+
+    def shifted(self, seconds: float) -> RecognisedSegment:
+        """The segment with all its times `seconds` later."""
+        words = [_shifted(word, seconds) for word in self.words]
+        return replace(self, start=self.start + seconds, end=self.end + seconds, words=words)
+
+
+def _shifted(word: Word, seconds: float) -> Word:
+    return Word(word.word, round(word.start + seconds, 3), round(word.end + seconds, 3), word.confidence)
+
+
+@dataclass(slots=True)
+class SpeechSegment:
+    """A growing or ended segment of a recording.
+
+    Attributes:
+        start: First sample in the recording.
+        end: Sample after the last; for a growing segment, as if it ended now.
+        mel: Its features, which begin at `start`.
+    """
+
+    start: int
+    end: int
+    mel: GrowingLogMel
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return (self.end - self.start) / SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
-    """At a growing segment, from sample to sample; `stable` is the beginning of `text` that will not change."""
+class PartialHypothesis:
+    """The text so far of a growing segment.
+
+    Attributes:
+        start: First sample in the recording.
+        end: Sample after the last that was decoded.
+        text: The whole text.
+        stable: The beginning of `text` that will not change.
+        language: Language code.
+    """
 
     start: int
     end: int
@@ -34,150 +111,182 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """An ended segment with its text, which is None where nothing was said, or with what went wrong.
+class SegmentOutcome:
+    """What came of an ended segment.
 
-    `guessed` is whether there was a guess at it.
+    Attributes:
+        speech: The segment.
+        recognised: Its text; None if there are no words in it, or after an error.
+        error: Why it could not be recognised.
+        had_partials: Partial hypotheses of it were published.
     """
 
-    speech: Speech
-    segment: RecognisedSegment | None
+    speech: SpeechSegment
+    recognised: RecognisedSegment | None
     error: BaseException | None
-    guessed: bool
+    had_partials: bool
 
 
 @dataclass(slots=True)
 class _Growing:
-    """The growing segment's guesses."""
+    """The drafts of the growing segment."""
 
     start: int
     agreement: Agreement = field(default_factory=Agreement)
-    asked: float | None = None  # when the last draft was
+    last_draft: float | None = None  # the loop's time when it was started
 
 
-class Captions:
-    """Of one recording. `request` makes requests; `changed` is called when there is something to tell.
+class SegmentRecogniser:
+    """Recognises the segments of one live stream.
 
-    `guess` gets the guesses at the growing segment; with None in its place there are none.
+    Attributes:
+        closing: The session is finished and its client waits for the final result.
     """
 
     def __init__(
         self,
         recogniser: Recogniser,
+        partials: PartialScheduler,
         session: str,
+        *,
         request: Callable[[int | None], Request],
         changed: Callable[[], None],
-        guess: Callable[[Guess], None] | None,
+        publish: Callable[[PartialHypothesis], None] | None,
         interval: float,
     ) -> None:
+        """Start without segments.
+
+        Args:
+            recogniser: What all sessions share.
+            partials: Decides how often the growing segment is decoded.
+            session: The session's id.
+            request: Makes the request for a segment that begins at a sample, or (None) for a draft.
+            changed: Called when an outcome may have become available.
+            publish: Gets the partial hypotheses; None: there are none.
+            interval: Seconds between partial hypotheses that the client asked for.
+        """
+        self.closing = False
         self._recogniser = recogniser
+        self._partials = partials
         self._session = session
         self._request = request
         self._changed = changed
-        self._guess = guess
-        self.finished = False  # the session is, and its client waits for the last word
+        self._publish = publish
         self._interval = interval
-        self._waiting = deque[tuple[Speech, asyncio.Task[Hypothesis]]]()
+        self._waiting = deque[tuple[SpeechSegment, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
         self._draft: asyncio.Task[None] | None = None
-        self._early: tuple[Speech, asyncio.Task[Hypothesis]] | None = None
-        self._agreements: dict[int, Agreement] = {}  # of ended segments that wait, by their start
+        self._speculation: tuple[SpeechSegment, asyncio.Task[Hypothesis]] | None = None
+        self._agreements: dict[int, Agreement] = {}  # of waiting segments, by their start
 
     @property
-    def waiting(self) -> Speech | None:
-        """The first ended segment whose text is still to come or to be told."""
+    def first_waiting(self) -> SpeechSegment | None:
+        """The first ended segment whose outcome has not been taken."""
         return self._waiting[0][0] if self._waiting else None
 
     @property
-    def full(self) -> bool:
-        return len(self._waiting) >= MOST_WAITING
+    def is_full(self) -> bool:
+        """Whether so many segments wait that no more audio should be processed."""
+        return len(self._waiting) >= MAX_WAITING
 
     @property
     def backlog(self) -> float:
-        """Seconds of speech that wait for their text."""
+        """Seconds of speech in ended segments that wait for their text."""
         return sum(speech.seconds for speech, _ in self._waiting)
 
-    def ended(self, speeches: list[Speech], label: str, alone: bool) -> None:
-        """Segments have ended: recognise them."""
-        for speech in speeches:
+    def add_ended(self, ended: list[SpeechSegment], label: str, alone: bool) -> None:
+        """Recognise segments that have ended.
+
+        Args:
+            ended: The segments, in order.
+            label: "session entry" of the entry that ended them.
+            alone: Recognise them with nothing else in flight; the caller holds the isolation lock.
+        """
+        for speech in ended:
             if self._growing is not None and self._growing.start == speech.start:
                 self._agreements[speech.start] = self._growing.agreement
                 self._growing = None
-            early, self._early = self._early, None
-            if early is not None and (early[0].start, early[0].end) == (speech.start, speech.end):
-                task = early[1]
+            speculation, self._speculation = self._speculation, None
+            if speculation is not None and (speculation[0].start, speculation[0].end) == (speech.start, speech.end):
+                task = speculation[1]
             else:
-                if early is not None:
-                    early[1].cancel()
-                task = self._final(speech, label, alone)
+                if speculation is not None:
+                    speculation[1].cancel()
+                task = self._recognise(speech, label, alone)
             self._waiting.append((speech, task))
 
-    def hurry(self) -> None:
-        """The session is finished: its client waits for what is still to be heard of it, and for its segments' text."""
-        if not self.finished:
-            self.finished = True
+    def expedite(self) -> None:
+        """The session is finished: move its audio and segments forward, because its client waits for them."""
+        if not self.closing:
+            self.closing = True
             self._recogniser.expedite(self._session)
 
-    def grow(self, recording: Recording, label: str) -> None:
-        """The recording has gone on: guess at its growing segment, if it is time to."""
-        speech = recording.growing
+    def update_growing(self, speech: SpeechSegment | None, paused: bool, label: str) -> None:
+        """The stream has gone on: start a draft of its growing segment if one is due.
+
+        Args:
+            speech: The growing segment; None if there is none.
+            paused: It has been quiet for as long as a segment's padding: if the segment ends now, it ends like this.
+            label: "session entry" of the newest entry.
+        """
         if speech is None:
             self._growing = None
-            self._recogniser.partials.closed(self._session)
+            self._partials.closed(self._session)
             return
         if self._growing is None or self._growing.start != speech.start:
             self._growing = _Growing(speech.start)
-            self._drop_early()
-        self._foresee(recording, label)
-        if self._guess is None:
+            self._cancel_speculation()
+        self._speculate(speech, paused, label)
+        if self._publish is None:
             return
-        self._recogniser.partials.opened(self._session)
+        self._partials.opened(self._session)
         growing = self._growing
         now = asyncio.get_running_loop().time()
-        if growing.asked is None:
-            due = speech.mel.samples >= FIRST_DRAFT * SAMPLE_RATE
+        first = growing.last_draft is None
+        if growing.last_draft is None:
+            due = speech.mel.samples >= FIRST_DRAFT_SECONDS * SAMPLE_RATE
         else:
-            due = now - growing.asked >= self._recogniser.partials.interval(self._interval)
+            due = now - growing.last_draft >= self._partials.interval(self._interval)
         if due and (self._draft is None or self._draft.done()):
-            first = growing.asked is None
-            growing.asked = now
-            self._draft = asyncio.get_running_loop().create_task(self._drafted(growing, speech, label, first))
+            growing.last_draft = now
+            self._draft = asyncio.get_running_loop().create_task(
+                self._run_draft(growing, speech, label, first), name=f"draft-{self._session}"
+            )
 
-    def tell(self) -> Told | None:
-        """The first ended segment, if its text has come; each once, in order."""
+    def take_outcome(self) -> SegmentOutcome | None:
+        """Take the outcome of the first ended segment if it is available. Each comes once, in order."""
         if not self._waiting or not self._waiting[0][1].done():
             return None
         speech, task = self._waiting.popleft()
         agreement = self._agreements.pop(speech.start, None)
-        guessed = agreement is not None and bool(agreement.text)
+        had_partials = agreement is not None and bool(agreement.text)
         error = task.exception()
         if error is not None:
-            return Told(speech, None, error, guessed)
+            return SegmentOutcome(speech, None, error, had_partials)
         found = task.result()
         if agreement is not None:
             revised, stable = agreement.revised(found.text, found.language)
             self._recogniser.stable_words += stable
             self._recogniser.revised_words += revised
-        return Told(
-            speech, RecognisedSegment.of(speech.start, speech.end, found) if found.text else None, None, guessed
-        )
+        recognised = RecognisedSegment.of(speech.start, speech.end, found) if found.text else None
+        return SegmentOutcome(speech, recognised, None, had_partials)
 
-    async def settle(self) -> None:
-        """Wait until the text of every ended segment has come."""
+    async def wait(self) -> None:
+        """Wait until the outcomes of all ended segments are available."""
         if self._waiting:
             await asyncio.wait([task for _, task in self._waiting])
 
     def close(self) -> None:
-        """Nothing more is wanted."""
-        self._recogniser.partials.closed(self._session)
-        self._drop_early()
+        """Cancel everything under way."""
+        self._partials.closed(self._session)
+        self._cancel_speculation()
         for task in (self._draft, *(task for _, task in self._waiting)):
             if task is not None:
                 task.cancel()
 
-    # -- small things --------------------------------------------------------------------------------------------
+    # -- decodings -----------------------------------------------------------------------------------------------
 
-    def _final(self, speech: Speech, label: str, alone: bool) -> asyncio.Task[Hypothesis]:
+    def _recognise(self, speech: SpeechSegment, label: str, alone: bool) -> asyncio.Task[Hypothesis]:
         async def recognise() -> Hypothesis:
             job = DecodeJob(
                 speech.mel.window(self._recogniser.window(speech.seconds), speech.end - speech.start),
@@ -186,38 +295,39 @@ class Captions:
                 label,
                 alone,
                 self._session,
-                Priority.CLOSING if self.finished else Priority.FINAL,
+                Priority.CLOSING if self.closing else Priority.FINAL,
             )
-            if alone:  # within a turn already
+            if alone:  # the caller holds the isolation lock already
                 return await self._recogniser.engine.recognise(job)
-            async with self._recogniser.turn(False):
+            async with self._recogniser.isolation.hold(False):
                 return await self._recogniser.engine.recognise(job)
 
-        task = asyncio.get_running_loop().create_task(recognise())
-        task.add_done_callback(self._finished)
+        task = asyncio.get_running_loop().create_task(recognise(), name=f"segment-{self._session}")
+        task.add_done_callback(self._recognised)
         return task
 
-    def _finished(self, task: asyncio.Task[Hypothesis]) -> None:
+    def _recognised(self, task: asyncio.Task[Hypothesis]) -> None:
         if not task.cancelled():
-            task.exception()  # seen: it may be one that nobody asks for any more
+            task.exception()  # retrieved: a speculation's may never be asked for
             self._changed()
 
-    def _foresee(self, recording: Recording, label: str) -> None:
-        """It has been quiet for as long as a segment's padding: unless speech goes on, this is how it ends, and by the
-        time that is certain its text is there. Only while the engine has nothing else to do, and where the streams are
-        read so often that there is time to win."""
-        likely, engine = recording.growing, self._recogniser.engine
-        if likely is None or not recording.paused:
-            self._drop_early()
-        elif self._early is None and not engine.waiting and self._recogniser.partials.may_speculate:
-            self._early = (likely, self._final(likely, label, False))
+    def _speculate(self, speech: SpeechSegment, paused: bool, label: str) -> None:
+        """Decode a paused segment before its end is certain.
 
-    def _drop_early(self) -> None:
-        if self._early is not None:
-            self._early[1].cancel()
-            self._early = None
+        Unless speech goes on, its text is there by the time that the silence has lasted long enough. Only while the
+        engine has nothing else to do, and where streams are read so often that this gains time.
+        """
+        if not paused:
+            self._cancel_speculation()
+        elif self._speculation is None and not self._recogniser.engine.waiting and self._partials.may_speculate:
+            self._speculation = (speech, self._recognise(speech, label, False))
 
-    async def _drafted(self, growing: _Growing, speech: Speech, label: str, first: bool) -> None:
+    def _cancel_speculation(self) -> None:
+        if self._speculation is not None:
+            self._speculation[1].cancel()
+            self._speculation = None
+
+    async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
         end = speech.end
 
         def newest() -> tuple[Features, float]:
@@ -228,23 +338,15 @@ class Captions:
 
         features, seconds = newest()
         request = replace(self._request(None), words=False, draft=True)
-        job = DecodeJob(
-            features,
-            request,
-            seconds,
-            label,
-            False,
-            self._session,
-            Priority.FIRST_DRAFT if first else Priority.DRAFT,
-            newest,
-        )
+        priority = Priority.FIRST_DRAFT if first else Priority.DRAFT
+        job = DecodeJob(features, request, seconds, label, False, self._session, priority, newest)
         try:
-            async with self._recogniser.turn(False):
+            async with self._recogniser.isolation.hold(False):
                 found = await self._recogniser.engine.recognise(job)
         except Exception:
-            return  # the engine has logged it, and it was a guess
-        if growing is not self._growing or not found.text or self._guess is None:
+            return  # the engine has logged it, and drafts are optional
+        if growing is not self._growing or not found.text or self._publish is None:
             return
         agreement = growing.agreement
         if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / SAMPLE_RATE):
-            self._guess(Guess(growing.start, end, agreement.text, agreement.stable, found.language))
+            self._publish(PartialHypothesis(growing.start, end, agreement.text, agreement.stable, found.language))

@@ -1,15 +1,17 @@
-"""A recording that goes on: its entries' bytes to samples to segments, each byte, frame and sample dealt with once.
+"""A live stream: its entries' bytes become samples, segments and text while it goes on; each byte is processed once.
 
-What runs here blocks for some milliseconds, so it runs in a thread (listener.py): as generators, which yield what the
-network must hear before they can go on. It also knows from where another worker could go on, for whatever sample is
-the first that still matters.
+The decoding and voice activity detection of a piece block for some milliseconds, so they run in the audio thread, as
+generators that yield the frames which the network must score before they go on (audio_thread.py). The rest runs in the
+event loop. The stream also knows where another worker could continue it, for whatever sample is the first that is
+still needed.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,194 +21,297 @@ from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import Border
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import AudioWork
+from asrserver.inference.event_log import Checkpoint
 from asrserver.inference.features import FFT, GrowingLogMel
+from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
 from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Event, SegmentEnded
 
-#: A piece of a recording: the id of the entry before it, and its bytes.
-Piece = tuple[str, bytes]
-
-#: The samples of the recording after a piece, and what was wrong with the piece.
-Outcome = tuple[int, AudioError | None]
-
-#: Bytes of a codec's parameters: they go to Redis with every place, and none that is sane has more. A recording that
-#: has keeps its beginning in Redis instead.
-MAX_HEAD = 1 << 16
+#: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
+#: stream that has more keeps its beginning in Redis instead.
+MAX_CODEC_HEADER = 1 << 16
 
 
-@dataclass(slots=True)
-class Speech:
-    """A segment, growing or ended: from sample to sample of the recording, and its features, which begin there."""
+class Piece(NamedTuple):
+    """A piece of a stream: the id of the entry before it, and its bytes."""
 
-    start: int
-    end: int
-    mel: GrowingLogMel
+    before: str
+    data: bytes
 
-    @property
-    def seconds(self) -> float:
-        return (self.end - self.start) / SAMPLE_RATE
+
+class PieceOutcome(NamedTuple):
+    """What came of a piece: the length of the stream after it, in samples, and what was wrong with it, if anything."""
+
+    position: int
+    error: AudioError | None
 
 
 @dataclass(slots=True)
 class _Entry:
     before: str  # the id of the entry before it
-    offset: int  # of its first byte in the recording
+    offset: int  # of its first byte in the stream
 
 
-class Recording:
-    """One recording of a session. `kind` is its container, or None for headerless audio."""
+class LiveStream:
+    """One live stream of a session. A session may have several, one after another.
 
-    def __init__(self, kind: str | None, decoder: Decoder, silence: float, n_mels: int, floor: int = 0) -> None:
+    Attributes:
+        kind: Its container; None for headerless PCM.
+        segments: Recognises its segments.
+        over: Its end has been processed.
+        checkpointed: Sample up to which durable events cover it.
+    """
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        segments: SegmentRecogniser,
+        kind: str | None,
+        decoder: Decoder,
+        *,
+        silence: float,
+        is_suspect: Callable[[], bool],
+        floor: int = 0,
+    ) -> None:
+        """Begin a stream.
+
+        Args:
+            recogniser: What all sessions share.
+            segments: Gets the stream's segments.
+            kind: Its container; None for headerless PCM.
+            decoder: Decodes its bytes.
+            silence: Seconds of silence that end a segment.
+            is_suspect: Says whether the audio in hand is suspected of killing workers: then it runs alone.
+            floor: No segment begins before this sample.
+        """
         self.kind = kind
-        self.over = False  # nothing is left of it to be heard
-        self.growing: Speech | None = None  # as it would be if it ended now
-        self.paused = (
-            False  # it has been quiet for as long as is kept of a pause: what would end now has all it can have
-        )
+        self.segments = segments
+        self.over = False
+        self.checkpointed = 0
+        self._recogniser = recogniser
         self._decoder = decoder
-        self._origin = decoder.border(0)
+        self._is_suspect = is_suspect
         self._silence = silence
-        self._n_mels = n_mels
+        self._beginning = decoder.border(0)
+        self._growing: SpeechSegment | None = None
+        self._paused = False  # the growing segment has been quiet for as long as its padding
         self._entries = deque[_Entry]()
-        self._fed = 0  # bytes
-        self._skip = 0  # of the first entry, that are before the border
-        self._resumed: dict[str, Any] | None = None  # the place where this owner went on
+        self._received = 0  # bytes
+        self._skip = 0  # bytes of the first entry that lie before the resume point
+        self._resumed: dict[str, Any] | None = None  # the state from which this owner continued
         self._audio = np.zeros(0, np.float32)  # what a segment may still need
-        self._from = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
-        self._endpointer = Endpointer(silence, start=self._from, floor=floor)
+        self._audio_start = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
+        self._endpointer = Endpointer(silence, start=self._audio_start, floor=floor)
 
     @classmethod
-    def resume(cls, place: dict[str, Any], silence: float, n_mels: int) -> Recording:
-        """One that goes on where another worker's was: at a `place`."""
-        border = Border.fromdict(place["border"])
-        recording = cls(place["kind"], resume_decoder(border), silence, n_mels, place["sample"])
-        recording._resumed = place
-        recording._fed = border.offset - place["skip"]
-        recording._skip = place["skip"]
-        return recording
+    def resume(
+        cls,
+        recogniser: Recogniser,
+        segments: SegmentRecogniser,
+        state: dict[str, Any],
+        *,
+        silence: float,
+        is_suspect: Callable[[], bool],
+    ) -> LiveStream:
+        """Continue a stream of another worker from the state in its checkpoint."""
+        point = Border.fromdict(state["border"])
+        decoder = resume_decoder(point)
+        stream = cls(
+            recogniser,
+            segments,
+            state["kind"],
+            decoder,
+            silence=silence,
+            is_suspect=is_suspect,
+            floor=state["sample"],
+        )
+        stream._resumed = state
+        stream._received = point.offset - state["skip"]
+        stream._skip = state["skip"]
+        return stream
 
     @property
-    def heard(self) -> int:
-        """Samples so far."""
+    def position(self) -> int:
+        """Samples decoded so far."""
         return self._decoder.position
 
     @property
+    def seconds(self) -> float:
+        """Seconds decoded so far."""
+        return self.position / SAMPLE_RATE
+
+    @property
     def needed(self) -> int:
-        """The first sample that may be a part of a segment still to come."""
+        """The first sample that a segment still to come may contain."""
         return self._endpointer.needed
 
-    # -- in a thread ---------------------------------------------------------------------------------------------
+    async def feed(
+        self, pieces: list[Piece], labels: list[str], opening: Piece | None, closing: bool = False, last: bool = False
+    ) -> list[PieceOutcome]:
+        """Process the next pieces.
 
-    def take(
-        self, pieces: list[Piece], opening: Piece | None = None, last: bool = False
-    ) -> AudioWork[tuple[list[Outcome], list[Speech]]]:
-        """What came of each of some pieces, and the segments that end in them. One that is wrong is lost, no other.
+        Args:
+            pieces: The pieces; a damaged one is lost and costs no other.
+            labels: "session entry" of each.
+            opening: A file that may be the beginning of the stream.
+            closing: The session's end is near: process its audio before others', whose clients do not wait.
+            last: The pieces are the last of the stream. For headerless audio its end is processed with them.
 
-        `opening` is a file that may be the recording's beginning; raises AudioError if it is none. The `last` pieces
-        of headerless audio are its end too.
+        Returns:
+            The outcome of each piece.
+
+        Raises:
+            AudioError: `opening` is not the beginning of a stream.
         """
+        if closing:
+            self.segments.expedite()
+        async with self._recogniser.isolation.hold(self._is_suspect()):
+            outcomes, ended = await self._recogniser.audio_thread.run(
+                labels, self._process(pieces, opening, last), urgent=self.segments.closing
+            )
+            self.segments.add_ended(ended, labels[-1], self._is_suspect())
+            if self._is_suspect():
+                await self.segments.wait()
+            else:
+                self.segments.update_growing(self._growing, self._paused, labels[-1])
+        return outcomes
+
+    async def finish(self, label: str) -> None:
+        """Process the end of the stream.
+
+        Args:
+            label: "session entry" of the entry that ends it.
+
+        Raises:
+            AudioError: The stream never held audio.
+        """
+        self.segments.expedite()
+        if self.over:
+            return
+        async with self._recogniser.isolation.hold(self._is_suspect()):
+            ended = await self._recogniser.audio_thread.run([label], self._process_end(), urgent=True)
+            self.segments.add_ended(ended, label, self._is_suspect())
+            if self._is_suspect():
+                await self.segments.wait()
+
+    def skip(self, before: str, size: int) -> None:
+        """Drop the growing segment and pass over an entry that killed its workers.
+
+        In headerless audio silence takes its place, or what follows might begin in the middle of a sample; a
+        container's decoder finds the next place where it can continue by itself.
+
+        Args:
+            before: The id of the entry before it.
+            size: Its bytes.
+        """
+        if self.kind is None:
+            self._entries.append(_Entry(before, self._received))
+            self._received += size
+            self._decoder.feed(bytes(size - self._skip))
+        else:
+            self._received += self._skip
+        self._skip = 0
+        self._growing = None
+        self._audio_start = self.position
+        self._audio = np.zeros(0, np.float32)
+        self._endpointer = Endpointer(self._silence, start=self.position)
+
+    # -- in the audio thread -------------------------------------------------------------------------------------
+
+    def _process(
+        self, pieces: list[Piece], opening: Piece | None, last: bool
+    ) -> AudioWork[tuple[list[PieceOutcome], list[SpeechSegment]]]:
+        """(outcome of each piece, segments that ended in them); see `feed`."""
         decoded: list[Samples] = []
-        outcomes: list[Outcome] = []
+        outcomes: list[PieceOutcome] = []
         if opening is not None:
-            decoded.append(self._decode(*opening))
+            decoded.append(self._decode(opening))
         for piece in pieces:
             error = None
             try:
-                decoded.append(self._decode(*piece))
+                decoded.append(self._decode(piece))
             except AudioError as exc:
                 error = exc
-            outcomes.append((self.heard, error))
-        speeches = yield from self._hear(decoded)
-        if last and self.kind is None and self.heard:  # a container's end may be wrong by itself
-            speeches += yield from self.finish()
-        return outcomes, speeches
+            outcomes.append(PieceOutcome(self.position, error))
+        ended = yield from self._detect(decoded)
+        if last and self.kind is None and self.position:  # the end of a container may be an error of its own
+            ended += yield from self._process_end()
+        return outcomes, ended
 
-    def finish(self) -> AudioWork[list[Speech]]:
+    def _process_end(self) -> AudioWork[list[SpeechSegment]]:
         """The last segments; raises AudioError if there never was any audio."""
-        ended = yield from self._hear([self._decoder.flush()])
-        ended += self._ended(self._endpointer.flush())
-        self.growing = None
+        ended = yield from self._detect([self._decoder.flush()])
+        ended += self._ended_segments(self._endpointer.flush())
+        self._growing = None
         self.over = True
         return ended
 
-    def _decode(self, before: str, data: bytes) -> Samples:
+    def _decode(self, piece: Piece) -> Samples:
         """The samples that the bytes of an entry complete."""
-        self._entries.append(_Entry(before, self._fed))
-        self._fed += len(data)
-        data, self._skip = data[self._skip :], 0
+        self._entries.append(_Entry(piece.before, self._received))
+        self._received += len(piece.data)
+        data, self._skip = piece.data[self._skip :], 0
         return self._decoder.feed(data)
 
-    def let_go(self, before: str, size: int) -> None:
-        """Forget what grows, and pass over an entry of so many bytes: one of them kills its workers.
-
-        Of headerless audio, silence takes its place, or what follows might begin in the middle of a sample; a
-        container's decoder finds the next place to go on at by itself.
-        """
-        if self.kind is None:
-            self._entries.append(_Entry(before, self._fed))
-            self._fed += size
-            self._decoder.feed(bytes(size - self._skip))
-        else:
-            self._fed += self._skip
-        self._skip = 0
-        self.growing = None
-        self._from = self.heard
-        self._audio = np.zeros(0, np.float32)
-        self._endpointer = Endpointer(self._silence, start=self.heard)
-
-    def _hear(self, decoded: list[Samples]) -> AudioWork[list[Speech]]:
+    def _detect(self, decoded: list[Samples]) -> AudioWork[list[SpeechSegment]]:
+        """The segments that end in new samples."""
         samples = decoded[0] if len(decoded) == 1 else np.concatenate([np.zeros(0, np.float32), *decoded])
-        known = self._from + len(self._audio)
-        first = self.heard - len(samples)
-        samples = samples[max(0, known - first) :]  # of an earlier owner's, told already
+        known = self._audio_start + len(self._audio)
+        first = self.position - len(samples)
+        samples = samples[max(0, known - first) :]  # without those that an earlier owner's events cover
         self._audio = np.concatenate([self._audio, samples])
         yield self._endpointer.push(samples)
-        ended = self._ended(self._endpointer.pull())
-        self._grow()
-        keep = min(self._endpointer.needed, self.heard)
-        if keep > self._from:
-            self._audio = self._audio[keep - self._from :].copy()
-            self._from = keep
+        ended = self._ended_segments(self._endpointer.pull())
+        self._update_growing()
+        keep = min(self._endpointer.needed, self.position)
+        if keep > self._audio_start:
+            self._audio = self._audio[keep - self._audio_start :].copy()
+            self._audio_start = keep
         return ended
 
-    def _ended(self, events: list[Event]) -> list[Speech]:
-        speeches = []
+    def _ended_segments(self, events: list[Event]) -> list[SpeechSegment]:
+        ended = []
         for event in events:
             if isinstance(event, SegmentEnded):
-                speeches.append(self._speech(event.start, event.end, event.end + FFT, last=True))
-                self.growing = None
-        return speeches
+                ended.append(self._segment(event.start, event.end, event.end + FFT, last=True))
+                self._growing = None
+        return ended
 
-    def _grow(self) -> None:
+    def _update_growing(self) -> None:
         segment = self._endpointer.open
-        self.growing = None if segment is None else self._speech(segment.start, segment.end, self.heard)
-        self.paused = segment is not None and segment.paused >= PAD_SECONDS * SAMPLE_RATE
+        self._growing = None if segment is None else self._segment(segment.start, segment.end, self.position)
+        self._paused = segment is not None and segment.paused >= PAD_SECONDS * SAMPLE_RATE
 
-    def _speech(self, start: int, end: int, upto: int, last: bool = False) -> Speech:
-        """The features go on from those of the growing segment, if this is the one."""
-        if self.growing is not None and self.growing.start == start:
-            mel = self.growing.mel
+    def _segment(self, start: int, end: int, upto: int, last: bool = False) -> SpeechSegment:
+        """A segment with its features up to sample `upto`; those of the growing segment, if it is this one, go on."""
+        if self._growing is not None and self._growing.start == start:
+            mel = self._growing.mel
         else:
-            mel = GrowingLogMel(self._n_mels)
-        mel.feed(self._audio[start + mel.samples - self._from : max(0, upto - self._from)], last)
-        return Speech(start, end, mel)
+            mel = GrowingLogMel(self._recogniser.engine.model.n_mels)
+        mel.feed(self._audio[start + mel.samples - self._audio_start : max(0, upto - self._audio_start)], last)
+        return SpeechSegment(start, end, mel)
 
-    # -- for whoever comes next ----------------------------------------------------------------------------------
+    # -- for the next owner --------------------------------------------------------------------------------------
 
-    def place(self, sample: int) -> tuple[str, dict[str, Any]]:
-        """(the entry after which to read, what `resume` wants) to go on at a sample."""
-        border = self._decoder.border(sample - CONTEXT_SAMPLES)  # the endpointer wants to hear what was before
-        if border.track is not None and len(border.track.extradata) > MAX_HEAD:
-            border = self._origin
-        while len(self._entries) > 1 and self._entries[1].offset <= border.offset:
+    def checkpoint(self) -> Checkpoint:
+        """Where a next owner continues once everything final is durable."""
+        waiting = self.segments.first_waiting
+        return self._checkpoint_at(waiting.start if waiting is not None else self.needed)
+
+    def _checkpoint_at(self, sample: int) -> Checkpoint:
+        point = self._decoder.border(sample - CONTEXT_SAMPLES)  # the endpointer needs the audio before the sample
+        if point.track is not None and len(point.track.extradata) > MAX_CODEC_HEADER:
+            point = self._beginning
+        while len(self._entries) > 1 and self._entries[1].offset <= point.offset:
             self._entries.popleft()
-        if not self._entries and self._resumed is not None:  # nothing has come since
-            return self._resumed["after"], self._resumed
+        if not self._entries and self._resumed is not None:  # nothing has come since this owner continued
+            return Checkpoint(self._resumed["after"], self._resumed)
         first = self._entries[0]
-        place = {
+        state = {
             "after": first.before,
             "kind": self.kind,
             "sample": sample,
-            "skip": border.offset - first.offset,
-            "border": border.asdict(),
+            "skip": point.offset - first.offset,
+            "border": point.asdict(),
         }
-        return first.before, place
+        return Checkpoint(first.before, state)

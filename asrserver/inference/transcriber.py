@@ -1,16 +1,14 @@
-"""One session as its owner sees it: audio entries in, durable events out, in order.
+"""The transcriber of one session: audio entries in, durable events out, in order.
 
-A chunk is an utterance of its own, or a piece of a recording that goes on; which, says the session's mode. Utterances
-are decoded and recognised whole (recognise.py). A recording's pieces go through one decoder, one endpointer and one set
-of features, and its segments are recognised as they end, and guessed at while they grow (ongoing.py).
+A chunk is an utterance of its own, a file, or a piece of a live stream (audio/chunking.py). Utterances and files are
+decoded and recognised whole (utterances.py). The pieces of a live stream go through one decoder and one endpointer, and
+its segments are recognised as they end, with partial results while they grow (stream.py, segments.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,460 +17,469 @@ from asrserver.audio import SAMPLE_RATE, sniff
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND, Chunking, Role
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.pcm import PcmDecoder
-from asrserver.audio.stream import begins
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
-from asrserver.inference.audio_thread import AudioWork
-from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced, Place
-from asrserver.inference.ongoing import Ongoing
-from asrserver.inference.poison import Suspicion
-from asrserver.inference.recognise import RecognisedSegment, Recogniser
-from asrserver.inference.segments import Captions, Guess, Told
-from asrserver.inference.stream import Outcome, Recording
+from asrserver.inference.event_log import Checkpoint, Coverage, EventLog, EventSink, Fenced
+from asrserver.inference.inbox import Inbox
+from asrserver.inference.poison import PoisonTracker
+from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.segments import PartialHypothesis, RecognisedSegment, SegmentOutcome, SegmentRecogniser
+from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
+from asrserver.inference.utterances import UtteranceRecogniser
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 
-__all__ = ["Fenced", "Transcriber"]
-
 log = logging.getLogger("asrserver.transcriber")
 
-#: Seconds of audio without an event after which a recording's place is noted, so that its audio can be let go of.
-COVER = 10.0
+#: Seconds of a live stream without an event after which a checkpoint is written, so that its audio can be released.
+CHECKPOINT_SECONDS = 10.0
 
-#: Longest gap in seconds over which the text before is context for the text after.
-CONTEXT_GAP = 3.0
+#: Longest gap in seconds across which the previous text is context for the next segment.
+MAX_CONTEXT_GAP = 3.0
 
-#: Pieces of a recording, and bytes of them, that are taken in one go.
-MOST_PIECES = 64
-MOST_BYTES = 1 << 20
-
-#: Bytes of unread chunks at which a session's stream is read no further until some are done.
-MAX_UNREAD = 8 * 2**20
+#: Most pieces of a live stream, and bytes of them, that are processed in one go.
+MAX_PIECES = 64
+MAX_PIECES_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
-class _File:
-    """A file that is answered, and goes on if the next chunk does: a recorder's first slice is a file too."""
+class _OpenFile:
+    """A file that is answered and may continue with the next chunk: a recorder's first slice is a file too."""
 
     before: str  # the entry before it
     index: int
     kind: str
     data: bytes
     seconds: float
-    segments: list[RecognisedSegment] | None  # None: answered by an earlier owner
+    segments: list[RecognisedSegment] | None  # None: an earlier owner answered it
 
 
 class Transcriber:
-    """Turns the entries of one session into events. Made by the feed, which also hands it its entries."""
+    """Turns the entries of one session into events.
+
+    Attributes:
+        claim: The session, as it was claimed.
+        number: Its number among the worker's sessions; set by the consumer.
+        inbox: Its entries; filled by the consumer.
+        over: The session is finished.
+    """
 
     def __init__(self, claim: Claim, recogniser: Recogniser, broker: EventSink) -> None:
+        """Continue a session where its earlier owners stopped.
+
+        Args:
+            claim: The session.
+            recogniser: What all sessions of the worker share.
+            broker: Takes the events.
+        """
         self.claim = claim
+        self.number = 0
         self.over = False
-        self.number = 0  # of the worker's sessions
-        self.unread = 0  # bytes of the entries that wait
-        self.largest = MAX_UNREAD  # of its chunks so far, in bytes; unknown is as large as may be
         self._recogniser = recogniser
         self._broker = broker
-        self._options = codec.decode_options(claim.fields["options"])
-        self._suspicion = Suspicion(claim.fields)
-        self._event_log = EventLog(claim, broker, recogniser.model_name, self._options)
-        options = self._options
+        self._options = options = codec.decode_options(claim.fields["options"])
+        self._silence = float(options.silence or recogniser.silence)
+        self._poison = PoisonTracker(claim.fields)
+        self._event_log = EventLog(claim, broker, recogniser.model_name, options)
+        self._utterances = UtteranceRecogniser(recogniser, self._silence)
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
         self._pcm = PcmDecoder(self._chunking.codec, options.sample_rate, options.channels)
-        self._entries: deque[Entry] = deque()
         self._wake = asyncio.Event()
-        self._before, self._resumed = self._event_log.place
-        self._file: _File | None = None
-        self._ongoing: Ongoing | None = None
-        self._final: list[RecognisedSegment] = []  # that the next event tells
-        self.cursor = self._before  # the last entry that the feed has read
+        after, self._resume_state = self._event_log.checkpoint
+        self.inbox = Inbox(after, self._wake.set)
+        self._file: _OpenFile | None = None
+        self._stream: LiveStream | None = None
 
-    # -- for the feed --------------------------------------------------------------------------------------------
+    # -- for the consumer ----------------------------------------------------------------------------------------
 
     @property
     def sid(self) -> str:
+        """The session's id."""
         return self.claim.sid
 
     @property
-    def live(self) -> bool:
-        """Whether a recording is going on."""
-        return self._ongoing is not None
+    def is_streaming(self) -> bool:
+        """Whether a live stream is open."""
+        return self._stream is not None
 
     @property
-    def hungry(self) -> bool:
-        """Whether more entries may be read for it."""
-        return not self.over and self.unread < MAX_UNREAD
+    def wants_audio(self) -> bool:
+        """Whether more entries may be put into the inbox."""
+        return not self.over and not self.inbox.is_full
 
     @property
-    def busy(self) -> bool:
-        return bool(self._entries) or (self._ongoing is not None and self._ongoing.captions.waiting is not None)
+    def is_busy(self) -> bool:
+        """Whether audio that was read is still to be recognised."""
+        return bool(self.inbox) or (self._stream is not None and self._stream.segments.first_waiting is not None)
 
     @property
     def backlog(self) -> float:
-        """Seconds of audio that wait, guessed from their bytes."""
-        waiting = self.unread / (COMPRESSED_BYTES_PER_SECOND if self._in_container else self._pcm.bytes_per_second)
-        return waiting + (self._ongoing.captions.backlog if self._ongoing is not None else 0.0)
+        """Seconds of audio that wait, estimated from their bytes."""
+        rate = COMPRESSED_BYTES_PER_SECOND if self._in_container else self._pcm.bytes_per_second
+        return self.inbox.unread / rate + (self._stream.segments.backlog if self._stream is not None else 0.0)
 
-    def feed(self, entries: list[Entry]) -> None:
-        """Entries that follow those fed before."""
-        self.cursor = entries[-1].id
-        self._entries.extend(entries)
-        self.unread += sum(len(entry.data or b"") for entry in entries)
-        sizes = [len(entry.data or b"") // max(1, entry.chunks) for entry in entries]
-        self.largest = max(sizes) if self.largest == MAX_UNREAD else max(self.largest, *sizes)
-        self._wake.set()
-
-    def hurry(self) -> None:
-        """No more audio comes, and the client waits for the last word."""
-        if self._ongoing is not None:
-            self._ongoing.captions.hurry()
+    def expedite(self) -> None:
+        """The session is finished: no more audio comes, and its client waits for the final result."""
+        if self._stream is not None:
+            self._stream.segments.expedite()
 
     async def run(self) -> None:
-        """Work until the session is over; raises Fenced when it is another's."""
+        """Work until the session is over.
+
+        Raises:
+            Fenced: Another worker owns the session now.
+            Unavailable: Redis cannot be reached.
+        """
         try:
             while not self.over:
                 self._wake.clear()
-                if not await self._step():
+                if not await self._advance():
                     await self._wake.wait()
         finally:
-            if self._ongoing is not None:
-                self._ongoing.captions.close()
+            if self._stream is not None:
+                self._stream.segments.close()
 
-    async def _step(self) -> bool:
-        """Do what can be done now; whether there was anything."""
-        captions = self._ongoing.captions if self._ongoing is not None else None
-        if captions is not None and (told := captions.tell()):
-            await self._tell(told)
+    async def _advance(self) -> bool:
+        """Do the next thing that can be done now; False if there is nothing."""
+        segments = self._stream.segments if self._stream is not None else None
+        if segments is not None and (outcome := segments.take_outcome()):
+            await self._deliver(outcome)
             return True
-        if not self._entries or (captions is not None and captions.full):
+        if not self.inbox or (segments is not None and segments.is_full):
             return False
-        entry = self._entries[0]
+        entry = self.inbox.first
         if entry.data is not None:
-            await self._chunk(entry, entry.data)
-        elif entry.status is not None:
-            await self._end(entry, entry.status)
-            self._done([entry])
-        else:
-            self._done([entry])
+            await self._process_chunk(entry, entry.data)
+            return True
+        if entry.status is not None:
+            await self._finish(entry, entry.status)
+        self.inbox.pop()
         return True
-
-    def _done(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            self._before = entry.id
-            self.unread -= len(entry.data or b"")
-            self._entries.popleft()
 
     # -- chunks --------------------------------------------------------------------------------------------------
 
-    async def _chunk(self, entry: Entry, data: bytes) -> None:
+    async def _process_chunk(self, entry: Entry, data: bytes) -> None:
+        """Process the first entry, and for a live stream those after it that belong to it."""
         index = entry.index
         self._event_log.count(index, entry.chunks)
         try:
-            await self._check_strikes(entry)
-            kind = None if self._resumed else self._chunking.container(data, first=self._before == "0-1")
+            await self._reject_poison(entry)
+            kind = None if self._resume_state else self._chunking.container(data, first=self.inbox.processed == "0-1")
             if kind is None and self._options.format == "auto":
-                sniff.reject_non_audio(data, first=not (self._ongoing or self._file or self._resumed))
+                sniff.reject_non_audio(data, first=not (self._stream or self._file or self._resume_state))
             if self._is_piece(kind, data):
-                await self._pieces(kind)
+                await self._process_pieces(kind)
                 return
-            await self._close(entry)
-            await self._utterance(entry, index, data, kind)
+            await self._close_open(entry)
+            await self._process_utterance(entry, index, data, kind)
         except (Fenced, Unavailable):
             raise
         except AsrError as exc:
-            await self._refuse(entry, exc)
+            await self._answer_error(entry, exc)
         except Exception as exc:
             log.exception("session=%s chunk=%d failed", self.sid, index)
             error = AsrError("recognition_failed", f"the chunk could not be recognised: {type(exc).__name__}")
-            await self._refuse(entry, error)
-        if self._entries and self._entries[0] is entry:
-            self._done([entry])
+            await self._answer_error(entry, error)
+        if self.inbox and self.inbox.first is entry:
+            self.inbox.pop()
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
-        """Whether a chunk begins or goes on with a recording; else it is an utterance."""
-        return bool(self._resumed) or self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
+        """Whether a chunk begins or continues a live stream."""
+        if self._resume_state:
+            return True
+        return self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
 
-    async def _utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
-        """A chunk that is recognised as it is. In auto mode a file may go on with the next chunk."""
-        goes_on = kind is not None and self._options.mode == "auto"
-        label, silence = self._label(entry), self._silence
-        if goes_on and kind is not None and index <= self._event_log.answered:  # only what follows is missing
-            self._file = _File(self._before, index, kind, data, 0.0, None)
+    async def _process_utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
+        """Recognise a chunk by itself. In auto mode a file stays open, because the next chunk may continue it."""
+        stays_open = kind is not None and self._options.mode == "auto"
+        label = _label(self.sid, entry)
+        if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
+            self._file = _OpenFile(self.inbox.processed, index, kind, data, 0.0, None)
             return
         if kind is not None:
             try:
-                seconds, segments = await self._recogniser.file(
-                    data, kind, self._request(), label, self._alone, silence
+                seconds, segments = await self._utterances.recognise_file(
+                    data, kind, self._request(), label, self._is_suspect
                 )
             except AudioError:
-                if not goes_on or not await self._opens(kind, data, label):
+                if not stays_open or not await self._utterances.begins_stream(data, kind, label, self._is_suspect):
                     raise
-                seconds, segments = 0.0, []  # a recorder's first slice is often nothing but a head
+                seconds, segments = 0.0, []  # a recorder's first slice is often only a header
         else:
             samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
             seconds = len(samples) / SAMPLE_RATE
-            segments = await self._recogniser.samples(samples, self._request(), label, self._alone, silence)
-        text = self._event_log.join(segments)
+            segments = await self._utterances.recognise_samples(samples, self._request(), label, self._is_suspect)
         for segment in segments:
             segment.chunk_index = index
-        if goes_on and kind is not None:
-            self._file = _File(self._before, index, kind, data, seconds, segments)
+        if stays_open and kind is not None:
+            self._file = _OpenFile(self.inbox.processed, index, kind, data, seconds, segments)
+            text = self._event_log.join(segments)
         else:
-            self._final += [segment.moved(self._event_log.total) for segment in segments]
-            self._event_log.total += seconds
+            text = self._event_log.add(segments)
+            self._event_log.closed_seconds += seconds
         await self._answer(entry, text, seconds)
 
-    async def _opens(self, kind: str, data: bytes, label: str) -> bool:
-        """Whether the bytes, no file by themselves, may be the beginning of one."""
+    # -- live streams --------------------------------------------------------------------------------------------
 
-        def work() -> AudioWork[bool]:
-            yield []
-            return begins(kind, data)
-
-        async with self._recogniser.turn(self._alone):
-            return await self._recogniser.audio_thread.run([label], work())
-
-    # -- a recording ---------------------------------------------------------------------------------------------
-
-    async def _pieces(self, kind: str | None) -> None:
-        """The next entries are pieces of one recording: as many as have come, in one go."""
-        entries = self._run_of_pieces()
+    async def _process_pieces(self, kind: str | None) -> None:
+        """Process the next entries as pieces of one live stream: as many as have come."""
+        entries = self._next_pieces()
         if kind is not None:
-            await self._close(entries[0])
+            await self._close_open(entries[0])
         file = self._file
-        ongoing = self._ongoing or self._open_recording(kind)
-        befores = [self._before, *(entry.id for entry in entries)]
-        pieces = [(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
-        labels = [self._label(entry) for entry in entries]
-        heard = ongoing.recording.heard
-        opening = (file.before, file.data) if file is not None else None
-        # Whoever has finished waits for the last word; hundreds of others were read with it, and go on talking.
-        ends = self._entries[-1].status is not None
-        last = ends and len(entries) == len(self._entries) - 1
+        stream = self._stream or self._open_stream(kind)
+        befores = [self.inbox.processed, *(entry.id for entry in entries)]
+        pieces = [Piece(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
+        labels = [_label(self.sid, entry) for entry in entries]
+        position = stream.position
+        opening = Piece(file.before, file.data) if file is not None else None
+        # A finished session's client waits; hundreds of sessions read together with it go on talking.
+        closing = self.inbox.has_end
+        last = closing and len(entries) == len(self.inbox) - 1
         try:
-            outcomes = await ongoing.take(pieces, labels, opening, ends, last)
-        except AudioError:  # the file is none that can go on: it stays as it is
-            self._file, self._ongoing = file, None
+            outcomes = await stream.feed(pieces, labels, opening, closing, last)
+        except AudioError:  # the open file cannot be continued: it stays as it is
+            self._file, self._stream = file, None
             raise
-        self._resumed = None
+        self._resume_state = None
         for entry in entries:
             self._event_log.count(entry.index, entry.chunks)
-            if entry.id in self._suspicion:
-                self._suspicion.heard = ongoing.recording.heard
-        self._done(entries)
-        await self._answer_pieces(ongoing, entries, outcomes, heard)
+            if self._poison.is_suspect(entry.id):
+                self._poison.suspect_until = stream.position
+        self.inbox.pop(len(entries))
+        await self._answer_pieces(stream, entries, outcomes, position)
 
-    def _run_of_pieces(self) -> list[Entry]:
-        """The first entry, and those after it that go on with the same recording; one alone under suspicion."""
-        entries, size = [self._entries[0]], len(self._entries[0].data or b"")
+    def _next_pieces(self) -> list[Entry]:
+        """The first entry, and those after it that continue the same live stream. A suspected entry comes alone."""
+        first = self.inbox.first
+        entries, size = [first], len(first.data or b"")
+        if self._poison.is_suspect(first.id):
+            return entries
         auto = self._options.format == "auto"
-        for entry in itertools.islice(self._entries, 1, MOST_PIECES):
-            if entry.data is None or size + len(entry.data) > MOST_BYTES or not self._is_piece(None, entry.data):
+        for entry in self.inbox.following(MAX_PIECES - 1):
+            data = entry.data
+            if data is None or size + len(data) > MAX_PIECES_BYTES or not self._is_piece(None, data):
                 break
-            if entry.id in self._suspicion or entries[0].id in self._suspicion:
+            if self._poison.is_suspect(entry.id):
                 break
-            if auto and (sniff.container(entry.data, first=False) or sniff.is_text(entry.data)):
+            if auto and (sniff.container(data, first=False) or sniff.is_text(data)):
                 break
             entries.append(entry)
-            size += len(entry.data)
+            size += len(data)
         return entries
 
-    def _open_recording(self, kind: str | None) -> Ongoing:
-        """A new recording, or the one that an earlier owner had, or a file that goes on."""
-        options, file = self._options, self._file
-        self._file = None
-        n_mels = self._recogniser.engine.model.n_mels
-        if self._resumed is not None:
-            recording = Recording.resume(self._resumed, self._silence, n_mels)
-        else:
-            if file is not None:
-                kind = file.kind
-            chunking = self._chunking
-            decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels)
-            recording = Recording(kind, decoder, self._silence, n_mels)
-        captions = Captions(
+    def _open_stream(self, kind: str | None) -> LiveStream:
+        """Begin a live stream, or continue an earlier owner's, or turn the open file into one."""
+        options, chunking = self._options, self._chunking
+        segments = SegmentRecogniser(
             self._recogniser,
+            self._recogniser.partials,
             self.sid,
-            self._request,
-            self._wake.set,
-            self._guess if options.partials else None,
-            options.partial_interval,
+            request=self._request,
+            changed=self._wake.set,
+            publish=self._publish_partial if options.partials else None,
+            interval=options.partial_interval,
         )
-        self._ongoing = Ongoing(recording, captions, self._recogniser, lambda: self._alone)
-        return self._ongoing
+        file, self._file = self._file, None
+        if self._resume_state is not None:
+            self._stream = LiveStream.resume(
+                self._recogniser,
+                segments,
+                self._resume_state,
+                silence=self._silence,
+                is_suspect=lambda: self._is_suspect,
+            )
+            return self._stream
+        if file is not None:
+            kind = file.kind
+        self._stream = LiveStream(
+            self._recogniser,
+            segments,
+            kind,
+            open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels),
+            silence=self._silence,
+            is_suspect=lambda: self._is_suspect,
+        )
+        return self._stream
 
-    async def _answer_pieces(self, ongoing: Ongoing, entries: list[Entry], outcomes: list[Outcome], heard: int) -> None:
-        """In auto mode each piece has its result, with the words that are final by now; in stream mode only errors."""
-        for entry, (position, error) in zip(entries, outcomes, strict=True):
-            if error is not None:
-                await self._refuse(entry, error)
+    async def _answer_pieces(
+        self, stream: LiveStream, entries: list[Entry], outcomes: list[PieceOutcome], position: int
+    ) -> None:
+        """In auto mode each piece has a result, with the words that are final by now; in stream mode only errors."""
+        for entry, outcome in zip(entries, outcomes, strict=True):
+            if outcome.error is not None:
+                await self._answer_error(entry, outcome.error)
             elif self._options.mode == "auto":
-                await self._answer(entry, self._event_log.join(self._final), (position - heard) / SAMPLE_RATE)
-            heard = position
+                seconds = (outcome.position - position) / SAMPLE_RATE
+                await self._answer(entry, self._event_log.pending_text, seconds)
+            position = outcome.position
         if self._options.mode == "stream":
-            self._event_log.progress(ongoing.seconds)
-        if ongoing.needed - ongoing.covered >= COVER and ongoing.captions.waiting is None and not self._final:
-            await self._event_log.checkpoint(self._place(), ongoing.seconds)
-            ongoing.covered = ongoing.needed
+            self._event_log.report_progress(stream.seconds)
+        uncovered = (stream.needed - stream.checkpointed) / SAMPLE_RATE
+        waits = stream.segments.first_waiting is not None or self._event_log.has_pending
+        if uncovered >= CHECKPOINT_SECONDS and not waits:
+            await self._event_log.append_checkpoint(self._coverage())
 
-    async def _tell(self, told: Told) -> None:
-        """A segment has its text: in stream mode that is an event, in auto mode it goes with the next result."""
-        if told.error is not None:
-            log.error("session=%s a segment failed: %s", self.sid, type(told.error).__name__)
-            error = AsrError("recognition_failed", f"a segment was lost: {type(told.error).__name__}")
+    async def _deliver(self, outcome: SegmentOutcome) -> None:
+        """Report an ended segment: in stream mode by an event, in auto mode with the next chunk's result."""
+        if outcome.error is not None:
+            name = type(outcome.error).__name__
+            log.error("session=%s segment failed: %s", self.sid, name)
+            error = AsrError("recognition_failed", f"a segment could not be recognised: {name}")
             await self._event_log.append_error(error, self._coverage())
-        elif told.segment is not None:
-            segment = told.segment.moved(self._event_log.total)
-            self._final.append(segment)
-            text = self._event_log.join([segment])
+        elif outcome.recognised is not None:
+            text = self._event_log.add([outcome.recognised])
             if self._options.mode == "stream":
-                await self._event_log.append_segment(text, segment.language, self._coverage())
-        elif told.guessed:  # take it back
-            self._guess(Guess(told.speech.start, told.speech.end, "", "", self._event_log.language or ""))
+                await self._event_log.append_segment(text, outcome.recognised.language, self._coverage())
+        elif outcome.had_partials:  # take them back
+            speech = outcome.speech
+            language = self._event_log.language or ""
+            self._publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language))
 
-    def _guess(self, guess: Guess) -> None:
-        begin = self._event_log.total
-        start, end = begin + guess.start / SAMPLE_RATE, begin + guess.end / SAMPLE_RATE
-        self._event_log.publish_partial(start, end, guess.text, guess.stable, guess.language)
+    def _publish_partial(self, partial: PartialHypothesis) -> None:
+        start, end = partial.start / SAMPLE_RATE, partial.end / SAMPLE_RATE
+        self._event_log.publish_partial(start, end, partial.text, partial.stable, partial.language)
 
-    async def _close(self, entry: Entry) -> None:
-        """End the file or the recording that is open. What cannot be recognised is reported and let go."""
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    async def _close_open(self, entry: Entry) -> None:
+        """End the open file or live stream. If it cannot be recognised, report that and drop it."""
         try:
             if self._file is not None:
                 await self._close_file(self._file, entry)
-            elif self._ongoing is not None or self._resumed is not None:
-                await self._close_recording(entry)
+            elif self._stream is not None or self._resume_state is not None:
+                await self._close_stream(entry)
         except (Fenced, Unavailable):
             raise
         except Exception as exc:
             if not isinstance(exc, AudioError):
-                log.exception("session=%s recording up to entry %s failed", self.sid, self._before)
+                log.exception("session=%s recording up to entry %s failed", self.sid, self.inbox.processed)
                 exc = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
-            self._forget()
-            # With what was final before, and done with: a next owner must not come upon the same failure.
+            self._forget_open()
+            # The event covers the dropped audio: a next owner must not meet the same failure.
             await self._event_log.append_error(exc, self._coverage())
 
-    async def _close_file(self, file: _File, entry: Entry) -> None:
+    async def _close_file(self, file: _OpenFile, entry: Entry) -> None:
         if file.segments is None:
-            file.seconds, file.segments = await self._recogniser.file(
-                file.data, file.kind, self._request(), self._label(entry), self._alone, self._silence
+            file.seconds, file.segments = await self._utterances.recognise_file(
+                file.data, file.kind, self._request(), _label(self.sid, entry), self._is_suspect
             )
-            self._event_log.join(file.segments)
             for segment in file.segments:
                 segment.chunk_index = file.index
-        self._final += [segment.moved(self._event_log.total) for segment in file.segments]
-        self._event_log.total += file.seconds
+        self._event_log.add(file.segments)
+        self._event_log.closed_seconds += file.seconds
         self._file = None
 
-    async def _close_recording(self, entry: Entry) -> None:
-        ongoing = self._ongoing or self._open_recording(None)
-        captions = ongoing.captions
-        await ongoing.finish(self._label(entry))
-        while captions.waiting is not None:
-            await captions.settle()
-            while (told := captions.tell()) is not None:
-                await self._tell(told)
-        self._forget()
+    async def _close_stream(self, entry: Entry) -> None:
+        stream = self._stream or self._open_stream(None)
+        await stream.finish(_label(self.sid, entry))
+        while stream.segments.first_waiting is not None:
+            await stream.segments.wait()
+            while (outcome := stream.segments.take_outcome()) is not None:
+                await self._deliver(outcome)
+        self._forget_open()
 
-    def _forget(self) -> None:
-        """The file or the recording is over."""
-        if self._ongoing is not None:
-            self._event_log.total += self._ongoing.seconds
-            self._ongoing.captions.close()
+    def _forget_open(self) -> None:
+        """The open file or live stream is over."""
+        if self._stream is not None:
+            self._event_log.closed_seconds += self._stream.seconds
+            self._stream.segments.close()
         if self._file is not None:
-            self._event_log.total += self._file.seconds
-        self._file, self._ongoing, self._resumed = None, None, None
+            self._event_log.closed_seconds += self._file.seconds
+        self._file, self._stream, self._resume_state = None, None, None
 
-    async def _end(self, entry: Entry, status: str) -> None:
-        """The session's last word."""
+    async def _finish(self, entry: Entry, status: str) -> None:
+        """End the session."""
         try:
-            await self._check_strikes(entry)
-            await self._close(entry)
+            await self._reject_poison(entry)
+            await self._close_open(entry)
         except AudioError as exc:
-            self._forget()
+            self._forget_open()
             await self._event_log.append_error(exc, self._coverage())
-        final, self._final = self._final, []
         self.over = True
-        self._event_log.join(final)
-        await self._event_log.append_final(status, Coverage(final, 0.0, (entry.id, None)))
+        await self._event_log.append_final(status, Coverage(0.0, Checkpoint(entry.id, None)))
 
     # -- events --------------------------------------------------------------------------------------------------
 
     async def _answer(self, entry: Entry, text: str, seconds: float) -> None:
-        """The result of a chunk, unless an earlier owner gave it."""
-        index = entry.index
-        if index > self._event_log.answered:
-            self._event_log.answered = index
-            await self._event_log.append_chunk(index, text, seconds, entry.received, self._coverage(entry.id))
+        """Append a chunk's result, unless an earlier owner did."""
+        if self._event_log.may_answer(entry.index):
+            coverage = self._coverage(entry.id)
+            await self._event_log.append_chunk(entry.index, text, seconds, entry.received, coverage)
 
-    async def _refuse(self, entry: Entry, error: AsrError) -> None:
-        """The error that a chunk met, unless an earlier owner told it."""
-        index = entry.index
-        if index > self._event_log.answered:
-            self._event_log.answered = index
-            log.info("session=%s chunk=%d error=%s", self.sid, index, error.code)
-            await self._event_log.append_error(error, self._coverage(entry.id), index, entry.received)
+    async def _answer_error(self, entry: Entry, error: AsrError) -> None:
+        """Append a chunk's error, unless an earlier owner did."""
+        if self._event_log.may_answer(entry.index):
+            log.info("session=%s chunk=%d error=%s", self.sid, entry.index, error.code)
+            await self._event_log.append_error(error, self._coverage(entry.id), entry.index, entry.received)
 
-    def _coverage(self, done: str | None = None) -> Coverage:
-        """What the event that is appended now covers: all segments that are final; `done` is the entry it answers."""
-        final, self._final = self._final, []
-        ongoing, file = self._ongoing, self._file
-        seconds = file.seconds if file is not None else ongoing.seconds if ongoing is not None else 0.0
-        if ongoing is not None:
-            ongoing.covered = ongoing.needed
-        return Coverage(final, seconds, self._place(done))
+    def _coverage(self, answered: str | None = None) -> Coverage:
+        """What the event to be appended now covers.
 
-    def _place(self, done: str | None = None) -> Place:
-        """From where a next owner goes on, once everything final is told."""
-        if self._ongoing is not None:
-            return self._ongoing.place
-        if self._resumed is not None:
-            return self._event_log.place
-        if self._file is not None:
-            return self._file.before, None
-        return done or self._before, None
+        Args:
+            answered: The entry that the event answers; None: those taken out of the inbox.
+        """
+        checkpoint = Checkpoint(answered or self.inbox.processed, None)
+        if self._stream is not None:
+            self._stream.checkpointed = self._stream.needed
+            return Coverage(self._stream.seconds, self._stream.checkpoint())
+        if self._resume_state is not None:
+            checkpoint = self._event_log.checkpoint
+        elif self._file is not None:
+            checkpoint = Checkpoint(self._file.before, None)
+        return Coverage(self._file.seconds if self._file is not None else 0.0, checkpoint)
 
     # -- small things --------------------------------------------------------------------------------------------
 
     @property
-    def _silence(self) -> float:
-        return float(self._options.silence or self._recogniser.silence)
-
-    @property
     def _in_container(self) -> bool:
-        """Whether what is open is a file, or a recording in a container."""
-        return self._file is not None or (self._ongoing is not None and self._ongoing.recording.kind is not None)
+        """Whether a file is open, or a live stream in a container."""
+        return self._file is not None or (self._stream is not None and self._stream.kind is not None)
 
     @property
-    def _alone(self) -> bool:
-        """Whether what is in hand, or comes before it, is under suspicion of having killed a worker."""
-        if self._suspicion.ahead(self._before):
+    def _is_suspect(self) -> bool:
+        """Whether the audio in hand, or audio before it, is suspected of having killed a worker."""
+        if self._poison.has_suspect_after(self.inbox.processed):
             return True
-        return self._ongoing is not None and self._ongoing.recording.needed < self._suspicion.heard
+        return self._stream is not None and self._stream.needed < self._poison.suspect_until
 
     def _request(self, start: int | None = None) -> Request:
-        """How a segment is recognised; `start`, its first sample, says whether what was said before is context."""
+        """How to recognise an utterance, or a segment of the live stream that begins at sample `start`.
+
+        A segment gets the previous text as context if it follows it closely.
+        """
         options, event_log = self._options, self._event_log
-        near = start is not None and event_log.total + start / SAMPLE_RATE - event_log.spoken_until <= CONTEXT_GAP
+        previous = ""
+        if start is not None and self._recogniser.context:
+            gap = event_log.closed_seconds + start / SAMPLE_RATE - event_log.spoken_until
+            previous = event_log.previous_text if gap <= MAX_CONTEXT_GAP else ""
         return Request(
             event_log.language,
             options.task,
             options.prompt,
             options.hotwords,
-            previous=event_log.last if near and self._recogniser.context else "",
+            previous=previous,
             words=options.word_timestamps,
         )
 
-    def _label(self, entry: Entry) -> str:
-        return f"{self.sid} {entry.id}"
+    async def _reject_poison(self, entry: Entry) -> None:
+        """Give an entry up that killed too many workers.
 
-    async def _check_strikes(self, entry: Entry) -> None:
-        if self._suspicion.convicts(entry.id):
-            await self._broker.dead_letter(self.sid, entry.id, f"a worker died {MAX_STRIKES} times with it in hand")
-            ongoing = self._ongoing or (self._open_recording(None) if self._resumed is not None else None)
-            if ongoing is not None:
-                # Perhaps it is the speech so far that kills: with it, every further piece would take three workers.
-                ongoing.recording.let_go(self._before, len(entry.data or b""))
-                self._resumed = None
-            raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")
+        Raises:
+            AudioError: It was given up.
+        """
+        if not self._poison.is_poison(entry.id):
+            return
+        await self._broker.dead_letter(self.sid, entry.id, f"a worker died {MAX_STRIKES} times with it in hand")
+        stream = self._stream or (self._open_stream(None) if self._resume_state is not None else None)
+        if stream is not None:
+            # The growing segment may be what kills: with it every further piece would cost three workers.
+            stream.skip(self.inbox.processed, len(entry.data or b""))
+            self._resume_state = None
+        raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")
+
+
+def _label(sid: str, entry: Entry) -> str:
+    """How crash attribution names an entry."""
+    return f"{sid} {entry.id}"

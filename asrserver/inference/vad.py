@@ -27,8 +27,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.inference import silero
-from asrserver.inference.silero import CONTEXT as _NETWORK_CONTEXT
-from asrserver.inference.silero import FRAME, Stretch
+from asrserver.inference.silero import FRAME, FRAME_CONTEXT, FrameRun
 
 #: Energy gate: frames with a lower RMS (-60 dBFS) count as silence without asking the network. Silero costs as much
 #: CPU as recognition, so quiet audio must not reach it.
@@ -162,10 +161,10 @@ class Endpointer:
 
     def feed(self, samples: Samples) -> list[Event]:
         """Take the next samples and return the events in them."""
-        silero.hear(self.push(samples))
+        silero.score(self.push(samples))
         return self.pull()
 
-    def push(self, samples: Samples) -> list[Stretch]:
+    def push(self, samples: Samples) -> list[FrameRun]:
         """Take the next samples and return the frames that the network must score before `pull`."""
         return self._frames.push(samples)
 
@@ -279,21 +278,21 @@ class _FrameScorer:
         self.position = start
         self.at = -(-start // FRAME) * FRAME  # first sample of the next frame
         self._ahead = self.at - start  # samples to skip: they belong to a frame that began before `start`
-        self._kept = np.zeros(_WARM_UP_FRAMES * FRAME + _NETWORK_CONTEXT, np.float32)  # the audio before the next frame
+        self._kept = np.zeros(_WARM_UP_FRAMES * FRAME + FRAME_CONTEXT, np.float32)  # the audio before the next frame
         self._rest = np.zeros(0, np.float32)  # the beginning of the next frame
         self._hold = 0  # frames for which the gate stays open
         self._closed = True
         self._state: Samples | None = None  # the network's
         # Of the frames pushed and not yet pulled: energies, and those that the network scores.
         self._energies = np.zeros(0, np.float32)
-        self._runs: list[tuple[int, int, Stretch]] = []
+        self._runs: list[tuple[int, int, FrameRun]] = []
 
     @property
     def missing(self) -> int:
         """Samples that the next frame lacks, if any of it has come."""
         return -len(self._rest) % FRAME
 
-    def push(self, samples: Samples) -> list[Stretch]:
+    def push(self, samples: Samples) -> list[FrameRun]:
         """Take samples and return the runs of frames, completed by them, that the network must score."""
         self.position += len(samples)
         skipped = min(self._ahead, len(samples))
@@ -325,7 +324,7 @@ class _FrameScorer:
         energies, self._energies, self._runs = self._energies, np.zeros(0, np.float32), []
         return probabilities, energies
 
-    def _loud_runs(self, audio: Samples) -> list[tuple[int, int, Stretch]]:
+    def _loud_runs(self, audio: Samples) -> list[tuple[int, int, FrameRun]]:
         """(first frame, warm-up frames, run) of each run of frames during which the gate is open."""
         loud = self._energies > QUIET_RMS * QUIET_RMS
         if self._closed and not loud.any():
@@ -345,7 +344,7 @@ class _FrameScorer:
             runs += self._run(audio, opened, len(loud))
         return runs
 
-    def _run(self, audio: Samples, begin: int, end: int) -> list[tuple[int, int, Stretch]]:
+    def _run(self, audio: Samples, begin: int, end: int) -> list[tuple[int, int, FrameRun]]:
         """The run of frames `begin` to `end`, warm-up included. `audio` begins `len(_kept)` samples before frame 0."""
         if begin == end:
             return []
@@ -353,6 +352,6 @@ class _FrameScorer:
         if self._closed:
             state, self._closed, warm_up = None, False, _WARM_UP_FRAMES
         first = (begin - warm_up + _WARM_UP_FRAMES) * FRAME
-        shape = (end - begin + warm_up, _NETWORK_CONTEXT + FRAME)
+        shape = (end - begin + warm_up, FRAME_CONTEXT + FRAME)
         frames: Samples = np.ndarray(shape, np.float32, audio, 4 * first, (4 * FRAME, 4))
-        return [(begin, warm_up, Stretch(frames, state))]
+        return [(begin, warm_up, FrameRun(frames, state))]

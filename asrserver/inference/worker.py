@@ -17,7 +17,7 @@ from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
-from asrserver.inference.recognise import Recogniser
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.process.aio import cancelled
 from asrserver.protocol.options import PARTIAL_INTERVAL

@@ -13,29 +13,29 @@ from asrserver.errors import AudioError
 from asrserver.inference import silero
 from asrserver.inference.audio_thread import MAX_BATCH, AudioThread, AudioWork
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.silero import Stretch
+from asrserver.inference.silero import FrameRun
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test
 
 
 def listen(frames: int, told: list[Any]) -> AudioWork[float]:
-    stretch = Stretch(np.ones((frames, silero.CONTEXT + silero.FRAME), np.float32), None)
-    yield [stretch]
+    run = FrameRun(np.ones((frames, silero.FRAME_CONTEXT + silero.FRAME), np.float32), None)
+    yield [run]
     told.append(threading.current_thread().name)
-    return float(stretch.probabilities.sum())
+    return float(run.probabilities.sum())
 
 
 async def test_work_of_one_loop_iteration_shares_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     held: list[list[str]] = []
-    hear = silero.hear
+    score = silero.score
 
-    def counting(stretches: list[Stretch]) -> None:
-        calls.append(len(stretches))
-        hear(stretches)
+    def counting(runs: list[FrameRun]) -> None:
+        calls.append(len(runs))
+        score(runs)
 
-    monkeypatch.setattr(silero, "hear", counting)
+    monkeypatch.setattr(silero, "score", counting)
     audio_thread = AudioThread(lambda thread, labels: held.append(labels), PartialScheduler())
     told: list[Any] = []
     count = MAX_BATCH + 5

@@ -18,29 +18,28 @@ from asrserver.inference.consumer import (
     SessionConsumer,
     read_interval,
 )
+from asrserver.inference.inbox import Inbox
 from asrserver.inference.partials import PartialScheduler
 from tests.servers import Servers
 
 pytestmark = pytest.mark.gen_test
 
 
-class Stub:
+class FakeSession:
     """A session, as far as reading needs one."""
 
-    hungry, unread, largest, over = True, 0, 0, False
+    wants_audio, over = True, False
 
-    def __init__(self, live: bool, backlog: float = 0.0, number: int = 0) -> None:
-        self.live = live
+    def __init__(self, is_streaming: bool, backlog: float = 0.0, number: int = 0) -> None:
+        self.is_streaming = is_streaming
         self.backlog = backlog
         self.number = number
-        self.cursor = "0-1"
-        self.hurried = False
+        self.inbox = Inbox("0-1", lambda: None)
+        self.inbox.largest_chunk = 0  # its chunks are small
+        self.expedited = False
 
-    def hurry(self) -> None:
-        self.hurried = True
-
-    def feed(self, entries: list[Entry]) -> None:
-        self.cursor = entries[-1].id
+    def expedite(self) -> None:
+        self.expedited = True
 
 
 class Shelf:
@@ -67,8 +66,8 @@ def consumer_of(live: int, others: int = 0, backlog: float = 0.0) -> tuple[Sessi
         lease=10,
         max_backlog=30,
     )
-    consumer.sessions.update({f"live{n}": Stub(True, backlog, n) for n in range(live)})  # type: ignore[misc]
-    consumer.sessions.update({f"file{n}": Stub(False, backlog) for n in range(others)})  # type: ignore[misc]
+    consumer.sessions.update({f"live{n}": FakeSession(True, backlog, n) for n in range(live)})  # type: ignore[misc]
+    consumer.sessions.update({f"file{n}": FakeSession(False, backlog) for n in range(others)})  # type: ignore[misc]
     return consumer, shelf
 
 
@@ -116,7 +115,7 @@ async def test_a_session_that_ended_is_read_at_once() -> None:
     consumer.on_end("another worker's")
     await consumer._read(100.0 + POLL_SECONDS)
     assert shelf.asked[1:] == [{"live7"}]
-    assert [sid for sid, session in consumer.sessions.items() if session.hurried] == ["live7"]  # type: ignore[attr-defined]
+    assert [sid for sid, session in consumer.sessions.items() if session.expedited] == ["live7"]  # type: ignore[attr-defined]
     await consumer._read(100.0 + 2 * POLL_SECONDS)
     assert len(shelf.asked) == 2
     now = asyncio.get_running_loop().time()
@@ -163,14 +162,16 @@ async def test_sessions_may_be_lost_while_one_is_handed_back(servers: Servers) -
 
     class Behind:
         backlog = 100.0
-        live = False
+        is_streaming = False
 
-    class Away:
-        name = "sleeper"
-
+    class Status:
         async def heartbeats(self, _kind: str) -> list[dict[str, object]]:
             consumer.sessions.clear()
             return [{"name": "other", "backlog": 0.0}]
+
+    class Away:
+        name = "sleeper"
+        status = Status()
 
     consumer = SessionConsumer(
         Away(),  # type: ignore[arg-type]

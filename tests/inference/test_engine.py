@@ -15,6 +15,7 @@ from asrserver.errors import ModelError
 from asrserver.inference.engine import DecodeJob, Engine, Priority
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.utterances import UtteranceRecogniser
 from asrserver.inference.whisper import (
     FULL_WINDOW,
     Hypothesis,
@@ -272,13 +273,14 @@ async def test_a_job_cancelled_while_it_waits_is_not_run(
 async def test_a_short_utterance_does_not_wait_for_a_backlog(engine: Engine, utterances: list[Utterance]) -> None:
     """Only the part of another's long utterance that is under way goes before it."""
     recogniser = recogniser_of(engine, PartialScheduler())
+    recognise = UtteranceRecogniser(recogniser, 0.4).recognise_samples
     go, looked = threading.Event(), threading.Event()
     prepared: list[str] = []
     recogniser._hold = lambda thread, labels: prepared.extend(labels)
     long = np.concatenate([samples(one) for one in utterances[:12]])
 
     async def say(sid: str, audio: np.ndarray[Any, Any]) -> str:
-        found = await recogniser.samples(audio, Request(), f"{sid} 1-0", False, 0.4)
+        found = await recognise(audio, Request(), f"{sid} 1-0", False)
         return " ".join(segment.text for segment in found)
 
     def hold() -> None:

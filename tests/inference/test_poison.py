@@ -1,8 +1,15 @@
-"""poison.py: crash attribution."""
+"""poison.py: crash attribution, strikes, isolation."""
 
 from __future__ import annotations
 
-from asrserver.inference.poison import InFlight
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from asrserver.broker.worker_side import MAX_STRIKES
+from asrserver.inference.poison import InFlight, IsolationLock, PoisonTracker
 
 
 def test_what_is_in_flight_is_written_and_timed() -> None:
@@ -19,3 +26,67 @@ def test_what_is_in_flight_is_written_and_timed() -> None:
     in_flight.hold("prepare", [])
     assert written[-1] == b""
     assert in_flight.longest == 0.0
+
+
+def test_strikes_of_a_session() -> None:
+    fields = {"options": "{}", "strike:9-0": str(MAX_STRIKES - 1), "strike:10-0": str(MAX_STRIKES)}
+    poison = PoisonTracker(fields)
+    assert [poison.is_suspect(entry) for entry in ("8-0", "9-0", "10-0")] == [False, True, True]
+    assert [poison.is_poison(entry) for entry in ("8-0", "9-0", "10-0")] == [False, False, True]
+    assert [poison.has_suspect_after(entry) for entry in ("0-1", "9-0", "9-9", "10-0")] == [True, True, True, False]
+    assert not PoisonTracker({}).has_suspect_after("0-1")
+
+
+@pytest.mark.gen_test
+async def test_a_suspect_runs_alone_and_its_turn_comes() -> None:
+    """It waits for those that run; those that come after it wait for it; another suspect waits for both."""
+    lock = IsolationLock()
+    running: set[str] = set()
+    seen: list[set[str]] = []
+
+    @asynccontextmanager
+    async def work(name: str, alone: bool) -> AsyncIterator[None]:
+        async with lock.hold(alone):
+            running.add(name)
+            seen.append(set(running))
+            yield
+            running.remove(name)
+
+    release = {name: asyncio.Event() for name in ("a", "b", "suspect", "c", "other")}
+
+    async def hold(name: str, alone: bool) -> None:
+        async with work(name, alone):
+            await release[name].wait()
+
+    tasks = []
+    for name, alone in (("a", False), ("b", False), ("suspect", True), ("c", False), ("other", True)):
+        tasks.append(asyncio.create_task(hold(name, alone)))
+        await asyncio.sleep(0)
+    assert running == {"a", "b"}
+    for name in ("a", "b", "suspect", "other", "c"):
+        release[name].set()
+    await asyncio.gather(*tasks)
+    assert {"suspect"} in seen
+    assert {"other"} in seen
+    assert [names for names in seen if names & {"suspect", "other"}] == [{"suspect"}, {"other"}]
+    assert seen[-1] == {"c"}
+
+
+@pytest.mark.gen_test
+async def test_a_suspect_that_gives_up_waiting_holds_nobody_up() -> None:
+    lock = IsolationLock()
+    async with lock.hold(False):
+        suspect = asyncio.create_task(_hold(lock, True))
+        await asyncio.sleep(0)
+        ordinary = asyncio.create_task(_hold(lock, False))
+        await asyncio.sleep(0)
+        assert not ordinary.done()
+        suspect.cancel()
+        await asyncio.wait([ordinary], timeout=10)
+        assert ordinary.done()
+    await _hold(lock, True)
+
+
+async def _hold(lock: IsolationLock, alone: bool) -> None:
+    async with lock.hold(alone):
+        pass

@@ -11,8 +11,8 @@ import orjson
 import pytest
 
 from asrserver.inference import event_log
-from asrserver.inference import segments as captions
-from asrserver.inference.recognise import Recogniser
+from asrserver.inference import segments as segments_module
+from asrserver.inference.recogniser import Recogniser
 from asrserver.text.wer import word_errors
 from tests.recordings import Utterance
 from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
@@ -50,7 +50,7 @@ async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: lis
     """Each has its times, language and words in order; the final text is all of them."""
     said = utterances[:6]
     session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", word_timestamps=True)
-    events = await session.own()
+    events = await session.run_owner()
     assert [event["type"] for event in events] == ["segment"] * 6 + ["final"]
     assert all(len(event["segments"]) == 1 for event in events[:-1])
     found = segments(events)
@@ -69,7 +69,7 @@ async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: lis
         assert all(0 <= word["confidence"] <= 1 for word in segment["words"])
     assert events[-1]["total"] == pytest.approx(at - 1.0, abs=0.01)
     assert events[-1]["chunk_count"] == len(session.entries) - 1
-    assert not session.guesses
+    assert not session.partials
 
 
 @pytest.mark.parametrize("kind", LIVE)
@@ -79,12 +79,12 @@ async def test_slicing_does_not_change_the_text(recogniser: Recogniser, utteranc
     pcm = spoken(said)
     data = encode(pcm, *LIVE[kind])
     slices = cut(data, 1, 1500)
-    wav = await Session(recogniser, [encode(pcm, "-f", "wav")]).own()
+    wav = await Session(recogniser, [encode(pcm, "-f", "wav")]).run_owner()
     session = Session(recogniser, slices, mode="stream")
     events = await session.takeovers(exactly=False)
     assert events[-1]["text"] == wav[-1]["text"]
     assert len(segments(events)) == len(segments(wav))
-    auto = await Session(recogniser, slices).own()
+    auto = await Session(recogniser, slices).run_owner()
     assert auto[-1]["text"] == wav[-1]["text"]
     answers = [event["chunk_index"] for event in auto if event.get("chunk_index") is not None]
     assert answers == list(range(len(slices)))
@@ -122,24 +122,24 @@ async def test_takeovers_of_a_long_recording(recogniser: Recogniser, utterances:
 
 async def test_progress_is_reported_by_audio_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client ahead of real time goes on when its audio is taken, not at fixed times only."""
-    monkeypatch.setattr(event_log, "PROGRESS_EVERY", 1000.0)
+    monkeypatch.setattr(event_log, "PROGRESS_INTERVAL_SECONDS", 1000.0)
     session = Session(recogniser, pieces(QUIET * 20, 32000), mode="stream")
-    await session.live()
-    assert session.taken == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
+    await session.run_live()
+    assert session.progress == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
 
 
 async def test_quiet_is_released_without_an_event(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """A checkpoint comes every ten seconds of it, and the next owner continues there."""
     one, two = utterances[:2]
     session = Session(recogniser, pieces(one.pcm + QUIET * 60 + two.pcm + QUIET, 16000), mode="stream")
-    events = await session.live()
+    events = await session.run_live()
     assert [event["text"] for event in events[:-1]] == [one.text, two.text]
-    assert 5 <= len(session.covered) <= 7
-    assert np.diff(session.charged) == pytest.approx(10.0, abs=1.0)
-    assert key(session.covered[-1][0])[0] > 100
-    session.fields["state"] = session.covered[-1][1]["state"]
+    assert 5 <= len(session.checkpoints) <= 7
+    assert np.diff(session.charged_seconds) == pytest.approx(10.0, abs=1.0)
+    assert key(session.checkpoints[-1][0])[0] > 100
+    session.fields["state"] = session.checkpoints[-1][1]["state"]
     session.states.clear()
-    rest = await session.own(events[:1], epoch=2)
+    rest = await session.run_owner(events[:1], epoch=2)
     assert [event["type"] for event in rest] == ["segment", "final"]
     assert rest[-1]["text"] == events[-1]["text"]
     assert rest[-1]["total"] == events[-1]["total"]
@@ -150,7 +150,7 @@ async def test_partials_settle(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each begins with the previous stable text; none comes after its segment, which begins with the stable text."""
-    monkeypatch.setattr(captions, "FIRST_DRAFT", 0.3)
+    monkeypatch.setattr(segments_module, "FIRST_DRAFT_SECONDS", 0.3)
     said = sorted(utterances, key=lambda one: -len(one.pcm))[:5]
     options: dict[str, Any] = {
         "mode": "stream",
@@ -159,8 +159,8 @@ async def test_partials_settle(
     }  # by the clock; the audio comes faster
     session = Session(recogniser, pieces(spoken(said), 3200), **options)
     session.in_order = []
-    events = await session.live()
-    assert len(session.guesses) > 20
+    events = await session.run_live()
+    assert len(session.partials) > 20
     stable: dict[float, str] = {}
     ended: set[float] = set()
     for item in session.in_order:
@@ -186,8 +186,8 @@ async def test_the_silence_that_ends_a_segment_is_the_sessions(
     recogniser: Recogniser, utterances: list[Utterance]
 ) -> None:
     pcm = spoken(utterances[:3], 0.8)
-    short = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=0.3).own()
-    long = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=2.0).own()
+    short = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=0.3).run_owner()
+    long = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=2.0).run_owner()
     assert (len(segments(short)), len(segments(long))) == (3, 1)
 
 
@@ -204,7 +204,7 @@ async def test_a_bad_chunk_costs_itself(recogniser: Recogniser, utterances: list
     data = encode(spoken(utterances[:6]), *LIVE["webm"])
     slices = pieces(data, 2000)
     slices[len(slices) // 2] = np.random.default_rng(3).bytes(2000)
-    events = await Session(recogniser, slices, mode="stream").own()
+    events = await Session(recogniser, slices, mode="stream").run_owner()
     assert len(segments(events)) >= 5
     assert {event["code"] for event in events if event["type"] == "error"} <= {"undecodable_audio"}
 
@@ -231,12 +231,12 @@ async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser
         struck = len(slices) // 2
         session = Session(recogniser, slices, mode="stream")
         session.fields[f"strike:{struck + 1}-0"] = "3"
-        events = await session.own()
+        events = await session.run_owner()
         codes = [event["code"] for event in events if event["type"] == "error"]
         assert codes in (["audio_rejected"], ["audio_rejected", "undecodable_audio"])  # the container has a hole then
         assert events[-1]["text"].startswith(said[0].text)
         assert events[-1]["text"].endswith(said[4].text)
-        assert [entry for _, entry, _ in session.buried] == [f"{struck + 1}-0"]
+        assert [entry for _, entry, _ in session.dead_letters] == [f"{struck + 1}-0"]
 
 
 async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance]) -> None:
@@ -244,9 +244,9 @@ async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance
     said = utterances[:4]
     session = Session(recogniser, pieces(spoken(said), 3200), mode="stream", partials=True, partial_interval=0.01)
     session.fields["strike:10-0"] = "1"
-    events = await session.live()
+    events = await session.run_live()
     assert len(segments(events)) == 4
-    starts = {guess["start"] for guess in session.guesses}
+    starts = {guess["start"] for guess in session.partials}
     assert segments(events)[0]["start"] not in starts
     assert segments(events)[-1]["start"] in starts
 
@@ -257,9 +257,9 @@ async def test_silence_noise_and_tone_give_no_words(recogniser: Recogniser) -> N
     for sound in (np.zeros(len(t)), noise, 0.3 * np.sin(2 * np.pi * 440 * t)):
         pcm = (sound * 32767).astype("<i2").tobytes()
         session = Session(recogniser, pieces(pcm, 3200), mode="stream", partials=True)
-        events = await session.own()
+        events = await session.run_owner()
         assert [(event["type"], event["text"]) for event in events] == [("final", "")]
-        assert not session.guesses
+        assert not session.partials
 
 
 @pytest.mark.parametrize("context", [True, False])
@@ -278,7 +278,7 @@ async def test_previous_text_is_context_across_a_short_gap(
     recogniser.context = context
     one, two, three = utterances[:3]
     pcm = one.pcm + QUIET + two.pcm + QUIET * 5 + three.pcm
-    await Session(recogniser, pieces(pcm, 3200), mode="stream").live()
+    await Session(recogniser, pieces(pcm, 3200), mode="stream").run_live()
     near = [previous for previous in asked if previous]
     assert set(near) == ({one.text} if context else set())
     assert not asked[-1]

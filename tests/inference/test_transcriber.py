@@ -10,14 +10,14 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.replies import Claim
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
-from asrserver.inference.recognise import Recogniser
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.text.wer import word_errors
 from tests.recordings import Utterance
-from tests.worker_harness import QUIET, Session, Voice, encode, key, pieces, texts
+from tests.worker_harness import QUIET, MemorySink, Session, encode, key, pieces, texts
 
 pytestmark = pytest.mark.gen_test(timeout=120)
 
@@ -92,7 +92,7 @@ async def test_a_long_recording_is_recognised_while_it_arrives(
     events = await session.takeovers(step=50, exactly=False)
     expected = " ".join(one.text for one in said)
     assert word_errors(expected, texts(events)[-1]) <= 0.02 * len(expected.split())
-    live = await session.live()
+    live = await session.run_live()
     assert sum(bool(text) for text in texts(live)[:-1]) >= 2
     after = orjson.loads(session.states[live[-2]["id"]])["after"]
     assert key(after)[0] > len(session.entries) // 4
@@ -106,9 +106,9 @@ async def test_a_long_recording_at_another_rate(recogniser: Recogniser, utteranc
     pcm = QUIET.join(one.pcm for one in utterances[:16])
     narrow = encode(pcm, "-ar", "8000", "-f", "s16le")
     session = Session(recogniser, pieces(narrow, 7999), sample_rate=8000)
-    events = await session.own()
+    events = await session.run_owner()
     assert events[-1]["total"] == pytest.approx(len(pcm) / 32000, abs=0.05)
-    rest = await session.own(events[: len(events) * 3 // 4])
+    rest = await session.run_owner(events[: len(events) * 3 // 4])
     assert texts(rest)[-1] == texts(events)[-1]
 
 
@@ -141,11 +141,11 @@ async def test_a_recorder_that_was_stopped_at_once(
     head = webm[: webm.index(b"\x1f\x43\xb6\x75")]
     assert len(head) < 1000
     session = Session(recogniser, [utterances[1].wav, head[:100], head[100:], utterances[0].wav])
-    whole = await session.own()
+    whole = await session.run_owner()
     assert texts(whole)[:-1] == [utterances[1].text, "", "", utterances[0].text]
     assert whole[-1]["text"] == f"{utterances[1].text} {utterances[0].text}"
     for last in range(len(whole)):
-        rest = await session.own(whole[:last], epoch=2)
+        rest = await session.run_owner(whole[:last], epoch=2)
         assert [event["type"] for event in [*whole[:last], *rest]] == [event["type"] for event in whole]
         assert texts(rest) == texts(whole[last:])
 
@@ -159,7 +159,7 @@ async def test_silence_and_noise_give_no_words(recogniser: Recogniser) -> None:
 
 
 async def test_a_session_without_audio_has_an_end(recogniser: Recogniser) -> None:
-    [final] = await Session(recogniser, []).own()
+    [final] = await Session(recogniser, []).run_owner()
     assert (final["type"], final["text"], final["chunk_count"], final["total"]) == ("final", "", 0, 0.0)
 
 
@@ -167,9 +167,9 @@ async def test_audio_with_three_strikes_is_not_tried(recogniser: Recogniser, utt
     """It becomes a dead letter with the reason, the client gets an error, and the rest is recognised."""
     session = Session(recogniser, [one.wav for one in utterances[:3]])
     session.fields["strike:2-0"] = "3"
-    events = await session.own()
+    events = await session.run_owner()
     assert texts(events)[:3] == [utterances[0].text, "audio_rejected", utterances[2].text]
-    assert [entry for _, entry, _ in session.buried] == ["2-0"]
+    assert [entry for _, entry, _ in session.dead_letters] == ["2-0"]
 
 
 async def test_a_recording_with_three_strikes_loses_its_growing_segment(
@@ -181,7 +181,7 @@ async def test_a_recording_with_three_strikes_loses_its_growing_segment(
     struck = len(begun) + 1
     session = Session(recogniser, [*begun, first.pcm[32000:35200], *pieces(second.pcm, 16000)])
     session.fields[f"strike:{struck}-0"] = "3"
-    events = await session.own()
+    events = await session.run_owner()
     assert [event["type"] for event in events].count("error") == 1
     assert events[struck - 1]["code"] == "audio_rejected"
     assert events[-1]["text"] == second.text
@@ -193,10 +193,10 @@ async def test_a_fenced_owner_stops(recogniser: Recogniser, utterances: list[Utt
 
     async def run(emit: Callable[..., Any]) -> Transcriber:
         claim = Claim("s", "1-0", 1, session.fields, [])
-        voice = Voice(session)
-        voice.append_event = emit  # type: ignore[method-assign]
-        transcriber = Transcriber(claim, recogniser, voice)
-        transcriber.feed(session.entries)
+        sink = MemorySink(session)
+        sink.append_event = emit  # type: ignore[method-assign]
+        transcriber = Transcriber(claim, recogniser, sink)
+        transcriber.inbox.put(session.entries)
         await transcriber.run()
         return transcriber
 
@@ -217,14 +217,6 @@ async def test_a_fenced_owner_stops(recogniser: Recogniser, utterances: list[Utt
     assert len(calls) == 2
 
 
-async def test_chunk_sizes_do_not_depend_on_how_many_share_an_entry(recogniser: Recogniser) -> None:
-    """Large chunks are read one by one."""
-    session = Session(recogniser, [])
-    transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, Voice(session))
-    transcriber.feed([Entry("8-0", bytes(80_000), None, chunks=8), Entry("9-0", bytes(9_000), None)])
-    assert (transcriber.largest, transcriber.unread) == (10_000, 89_000)
-
-
 async def test_the_end_of_a_stream_is_processed_with_its_last_pieces(
     recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +232,7 @@ async def test_the_end_of_a_stream_is_processed_with_its_last_pieces(
 
     async def final(chunks: list[bytes], **options: Any) -> Any:
         asked.clear()
-        return (await Session(recogniser, chunks, mode="stream", **options).own())[-1]
+        return (await Session(recogniser, chunks, mode="stream", **options).run_owner())[-1]
 
     spoken = utterances[0]
     for rate, pcm in ((16000, spoken.pcm), (48000, np.repeat(np.frombuffer(spoken.pcm, "<i2"), 3).tobytes())):
@@ -256,12 +248,12 @@ async def test_the_end_of_a_stream_is_processed_with_its_last_pieces(
 async def test_entries_may_come_one_by_one(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """As the consumer reads them, before and during the work."""
     session = Session(recogniser, [one.wav for one in utterances[:3]])
-    voice = Voice(session)
-    transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, voice)
-    transcriber.feed(session.entries[:1])
+    sink = MemorySink(session)
+    transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, sink)
+    transcriber.inbox.put(session.entries[:1])
     task = asyncio.ensure_future(transcriber.run())
     for entry in session.entries[1:]:
         await asyncio.sleep(0)
-        transcriber.feed([entry])
+        transcriber.inbox.put([entry])
     await task
-    assert texts(voice.said)[:3] == [one.text for one in utterances[:3]]
+    assert texts(sink.events)[:3] == [one.text for one in utterances[:3]]

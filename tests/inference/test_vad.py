@@ -15,7 +15,7 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
 from asrserver.inference import silero, vad
-from asrserver.inference.silero import FRAME, Stretch
+from asrserver.inference.silero import FRAME, FrameRun
 from asrserver.inference.vad import (
     CONTEXT_SAMPLES,
     MAX_SEGMENT_SECONDS,
@@ -264,14 +264,14 @@ def test_sound_without_speech_gives_no_segment(quiet: Callable[[int], Samples]) 
 def test_quiet_costs_the_network_nothing(said: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
     """Silero gets the frames with sound, a few frames around them, and each frame once."""
     seen = 0
-    hear = silero.hear
+    score = silero.score
 
-    def counting(stretches: Sequence[Stretch]) -> None:
+    def counting(runs: Sequence[FrameRun]) -> None:
         nonlocal seen
-        seen += sum(len(stretch.frames) for stretch in stretches)
-        hear(stretches)
+        seen += sum(len(run.frames) for run in runs)
+        score(runs)
 
-    monkeypatch.setattr(silero, "hear", counting)
+    monkeypatch.setattr(silero, "score", counting)
     sliced(Endpointer(SILENCE), np.zeros(60 * SAMPLE_RATE, np.float32), 1)
     # The load tester's quiet: -66 dBFS.
     noise = np.random.default_rng(1).normal(0, QUIET_LEVEL / 32768, 60 * SAMPLE_RATE)
@@ -312,11 +312,11 @@ def test_the_network_is_silero() -> None:
     frames, state = extract_silero.frames_of(reference["samples"]), None
     for probabilities, after in zip(reference["probabilities"], reference["states"], strict=True):
         assert min(probabilities) < 0.1 < 0.9 < max(probabilities)
-        stretch = Stretch(frames, state)
-        silero.hear([stretch])
-        np.testing.assert_allclose(stretch.probabilities, probabilities, atol=1e-4)
-        np.testing.assert_allclose(stretch.state, after, atol=1e-3)
-        state = stretch.state
+        run = FrameRun(frames, state)
+        silero.score([run])
+        np.testing.assert_allclose(run.probabilities, probabilities, atol=1e-4)
+        np.testing.assert_allclose(run.state, after, atol=1e-3)
+        state = run.state
 
 
 #: The reference above holds the implementation whatever is installed; these hold where its origin is.
@@ -335,11 +335,11 @@ def test_the_weights_are_those_of_the_onnx_file() -> None:
 
 
 @with_known_asset
-def test_stretches_heard_at_once_are_what_onnxruntime_says_of_each(said: list[Samples]) -> None:
+def test_runs_scored_together_equal_what_onnxruntime_computes_for_each(said: list[Samples]) -> None:
     """Of all lengths, from whatever states."""
     random = np.random.default_rng(11)
     session = get_vad_model().session
-    stretches, wanted = [], []
+    runs, wanted = [], []
     for count in (1, 2, 3, 7, 3, 1, 150, 64, 65):
         recording = np.concatenate([said[count % len(said)], said[0], said[1]])
         first = int(random.integers(0, len(recording) - count * FRAME - 64))
@@ -348,11 +348,11 @@ def test_stretches_heard_at_once_are_what_onnxruntime_says_of_each(said: list[Sa
         h, c = state.reshape(2, 1, 1, -1)
         probabilities, h, c = session.run(None, {"input": frames, "h": h, "c": c})
         wanted.append((probabilities, np.concatenate([h.ravel(), c.ravel()])))
-        stretches.append(Stretch(frames, state.copy()))
-    silero.hear([*stretches, Stretch(frames[:0], None)])
-    for stretch, (probabilities, state) in zip(stretches, wanted, strict=True):
-        np.testing.assert_allclose(stretch.probabilities, probabilities, atol=1e-4)
-        np.testing.assert_allclose(stretch.state, state, atol=1e-3)
+        runs.append(FrameRun(frames, state.copy()))
+    silero.score([*runs, FrameRun(frames[:0], None)])
+    for run, (probabilities, state) in zip(runs, wanted, strict=True):
+        np.testing.assert_allclose(run.probabilities, probabilities, atol=1e-4)
+        np.testing.assert_allclose(run.state, state, atol=1e-3)
 
 
 def test_recordings_scored_together_are_scored_as_alone(said: list[Samples]) -> None:
@@ -362,12 +362,12 @@ def test_recordings_scored_together_are_scored_as_alone(said: list[Samples]) -> 
     found: list[list[Event]] = [[] for _ in recordings]
     at = [0] * len(recordings)
     while any(start < len(one) for start, one in zip(at, recordings, strict=True)):
-        stretches = []
+        runs = []
         for number, (endpointer, recording) in enumerate(zip(endpointers, recordings, strict=True)):
             size = int(random.integers(0, 9000))
-            stretches += endpointer.push(recording[at[number] : at[number] + size])
+            runs += endpointer.push(recording[at[number] : at[number] + size])
             at[number] += size
-        silero.hear(stretches)
+        silero.score(runs)
         for events, endpointer in zip(found, endpointers, strict=True):
             events += endpointer.pull()
     for events, endpointer, recording in zip(found, endpointers, recordings, strict=True):
@@ -390,7 +390,7 @@ def test_weights_that_cannot_be_read(
     monkeypatch.setattr(silero, "files", lambda package: tmp_path)
     silero._network.cache_clear()
     with pytest.raises(ModelError, match="Silero"):
-        silero.hear([Stretch(np.zeros((1, 64 + FRAME), np.float32), None)])
+        silero.score([FrameRun(np.zeros((1, 64 + FRAME), np.float32), None)])
     monkeypatch.undo()
     silero._network.cache_clear()
 

@@ -1,0 +1,76 @@
+"""The inbox of a session: its audio entries that were read from Redis and are not processed yet."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from asrserver.broker.replies import Entry
+
+#: Unread bytes from which a session's audio is read no further until some of it is processed.
+MAX_UNREAD_BYTES = 8 * 2**20
+
+
+class Inbox:
+    """A queue of entries. The consumer puts them in, the session's transcriber takes them out.
+
+    Attributes:
+        cursor: Id of the last entry put in.
+        processed: Id of the last entry taken out.
+        unread: Bytes of the entries that wait.
+        largest_chunk: Bytes of the largest chunk so far; before the first one, MAX_UNREAD_BYTES.
+    """
+
+    def __init__(self, after: str, arrived: Callable[[], None]) -> None:
+        """Start empty.
+
+        Args:
+            after: Id of the entry after which to read.
+            arrived: Called after entries were put in.
+        """
+        self.cursor = after
+        self.processed = after
+        self.unread = 0
+        self.largest_chunk = MAX_UNREAD_BYTES
+        self._arrived = arrived
+        self._entries = deque[Entry]()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more entries should be read."""
+        return self.unread >= MAX_UNREAD_BYTES
+
+    @property
+    def first(self) -> Entry:
+        """The entry to process next; there must be one."""
+        return self._entries[0]
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the end of the session has been read; there must be an entry."""
+        return self._entries[-1].status is not None
+
+    def following(self, count: int) -> Iterator[Entry]:
+        """Up to `count` entries after the first."""
+        return itertools.islice(self._entries, 1, 1 + count)
+
+    def put(self, entries: list[Entry]) -> None:
+        """Add entries, which follow those put in before."""
+        self.cursor = entries[-1].id
+        self._entries.extend(entries)
+        self.unread += sum(len(entry.data or b"") for entry in entries)
+        sizes = [len(entry.data or b"") // max(1, entry.chunks) for entry in entries]
+        known = 0 if self.largest_chunk == MAX_UNREAD_BYTES else self.largest_chunk
+        self.largest_chunk = max(known, *sizes)
+        self._arrived()
+
+    def pop(self, count: int = 1) -> None:
+        """Remove the first entries, which are processed."""
+        for _ in range(count):
+            entry = self._entries.popleft()
+            self.processed = entry.id
+            self.unread -= len(entry.data or b"")

@@ -1,0 +1,109 @@
+"""What all sessions of a worker share for recognition: engine, audio thread, thread pool, isolation, settings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from asrserver.inference.audio_thread import AudioThread
+from asrserver.inference.engine import Engine
+from asrserver.inference.fair import FairPool
+from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.poison import IsolationLock
+from asrserver.inference.whisper import window_for
+
+
+class Recogniser:
+    """The shared parts of recognition.
+
+    Attributes:
+        engine: Runs the model.
+        partials: Schedules partial results.
+        audio_thread: Decodes live streams and finds speech in them.
+        isolation: Held around all work on audio, so that suspected audio runs alone.
+        silence: Seconds of silence that end a segment, for sessions that do not set it.
+        max_seconds: Longest utterance, in seconds of audio.
+        context: Segments are recognised with the text before them.
+        stable_words: Words that partial results declared stable so far.
+        revised_words: Those of them that the final text took back.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        partials: PartialScheduler,
+        *,
+        window: str,
+        silence: float,
+        max_seconds: float,
+        threads: int,
+        hold: Callable[[str, list[str]], None],
+        context: bool = False,
+    ) -> None:
+        """Start the threads. Must be called in the event loop.
+
+        Args:
+            engine: Runs the model.
+            partials: Schedules partial results.
+            window: Policy of `whisper.window_for`.
+            silence: See the attributes.
+            max_seconds: See the attributes.
+            threads: Threads of the pool that decodes utterances.
+            hold: Told the labels in hand before each native call, and none after it (see InFlight).
+            context: See the attributes.
+        """
+        self.engine = engine
+        self.partials = partials
+        self.silence = silence
+        self.max_seconds = max_seconds
+        self.context = context
+        self.stable_words = 0
+        self.revised_words = 0
+        self.isolation = IsolationLock()
+        self._window = window
+        self._hold = hold
+        self._pool = FairPool(threads, "prepare")
+        # A thread apart from the pool: live streams must not wait until an hour of MP3 is decoded.
+        self.audio_thread = AudioThread(hold, partials)
+
+    @property
+    def model_name(self) -> str:
+        """The model, as the settings name it."""
+        return self.engine.model.name
+
+    def window(self, seconds: float) -> int:
+        """The window, in frames, for this many seconds of speech."""
+        return window_for(seconds, self._window)
+
+    def expedite(self, session: str) -> None:
+        """Move the session's waiting audio and segments forward: it is finished and its client waits."""
+        self.audio_thread.expedite(session)
+        self.engine.expedite(session)
+
+    async def prepare(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
+        """Run blocking work on an utterance in the thread pool when it is the session's turn.
+
+        Args:
+            label: "session entry" that is in hand during the work.
+            seconds: Audio that the work processes: its cost in fair queueing.
+            work: Called with `args`.
+
+        Returns:
+            What the work returns.
+        """
+
+        def run() -> Any:
+            thread = threading.current_thread().name
+            self._hold(thread, [label])
+            try:
+                return work(*args)
+            finally:
+                self._hold(thread, [])
+
+        return await self._pool.run(run, label.partition(" ")[0], seconds)
+
+    def close(self) -> None:
+        """Start no more work in the threads."""
+        self._pool.close()
+        self.audio_thread.close()

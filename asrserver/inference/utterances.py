@@ -1,0 +1,121 @@
+"""Utterances: whole files and whole stretches of PCM, recognised in one go."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
+from asrserver.audio.pcm import Samples
+from asrserver.audio.stream import begins
+from asrserver.inference import vad
+from asrserver.inference.audio_thread import AudioWork
+from asrserver.inference.engine import DecodeJob
+from asrserver.inference.features import Features, log_mel
+from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.segments import RecognisedSegment
+from asrserver.inference.whisper import Request
+
+#: Segments of one utterance that are processed at once; it bounds the memory that an hour of audio takes.
+SEGMENTS_AHEAD = 8
+
+#: Samples in which speech is looked for at a time, so that other sessions need not wait for an hour of audio.
+VAD_SLICE = 10 * SAMPLE_RATE
+
+#: First sample of a segment, and the sample after its last.
+Span = tuple[int, int]
+
+
+class UtteranceRecogniser:
+    """Recognises the utterances of one session."""
+
+    def __init__(self, recogniser: Recogniser, silence: float) -> None:
+        """`silence` seconds of silence end a segment."""
+        self._recogniser = recogniser
+        self._silence = silence
+
+    async def recognise_file(
+        self, data: bytes, kind: str, request: Request, label: str, alone: bool
+    ) -> tuple[float, list[RecognisedSegment]]:
+        """Decode and recognise a whole file.
+
+        Args:
+            data: The file.
+            kind: Its container.
+            request: How to recognise it.
+            label: "session entry", for crash attribution.
+            alone: Run with nothing else in flight.
+
+        Returns:
+            (seconds of audio, segments).
+
+        Raises:
+            AudioError: It cannot be decoded, or holds more audio than an utterance may.
+        """
+        async with self._recogniser.isolation.hold(alone):
+            cost = len(data) / COMPRESSED_BYTES_PER_SECOND
+            limit = self._recogniser.max_seconds
+            samples = await self._recogniser.prepare(label, cost, files.decode, data, kind, limit)
+            return len(samples) / SAMPLE_RATE, await self._recognise(samples, request, label, alone)
+
+    async def recognise_samples(
+        self, samples: Samples, request: Request, label: str, alone: bool
+    ) -> list[RecognisedSegment]:
+        """Recognise an utterance that is decoded already; see `recognise_file`."""
+        async with self._recogniser.isolation.hold(alone):
+            return await self._recognise(samples, request, label, alone)
+
+    async def begins_stream(self, data: bytes, kind: str, label: str, alone: bool) -> bool:
+        """Whether bytes that are no file by themselves may be the beginning of a live stream; see `recognise_file`."""
+
+        def work() -> AudioWork[bool]:
+            yield []
+            return begins(kind, data)
+
+        async with self._recogniser.isolation.hold(alone):
+            return await self._recogniser.audio_thread.run([label], work())
+
+    async def _recognise(self, samples: Samples, request: Request, label: str, alone: bool) -> list[RecognisedSegment]:
+        spans, first = await self._find_segments(samples, label)
+        session = label.partition(" ")[0]
+        segments: list[RecognisedSegment] = []
+        for begin in range(0, len(spans), SEGMENTS_AHEAD):
+            group = spans[begin : begin + SEGMENTS_AHEAD]
+            features = first
+            if begin:
+                seconds = sum(end - start for start, end in group) / SAMPLE_RATE
+                features = await self._recogniser.prepare(label, seconds, self._features, samples, group)
+            jobs = [
+                DecodeJob(item, request, (end - start) / SAMPLE_RATE, label, alone, session=session)
+                for item, (start, end) in zip(features, group, strict=True)
+            ]
+            found = await asyncio.gather(*(self._recogniser.engine.recognise(job) for job in jobs))
+            segments += [
+                RecognisedSegment.of(*span, hypothesis)
+                for span, hypothesis in zip(group, found, strict=True)
+                if hypothesis.text
+            ]
+        return segments
+
+    async def _find_segments(self, samples: Samples, label: str) -> tuple[list[Span], list[Features]]:
+        """The segments of an utterance, and the features of the first SEGMENTS_AHEAD of them."""
+        endpointer = vad.Endpointer(self._silence)
+        spans: list[Span] = []
+        first: list[Features] = []
+
+        def detect(piece: Samples, last: bool) -> None:
+            events = endpointer.feed(piece) + (endpointer.flush() if last else [])
+            spans.extend((event.start, event.end) for event in events if isinstance(event, vad.SegmentEnded))
+            if last:
+                first.extend(self._features(samples, spans[:SEGMENTS_AHEAD]))
+
+        for begin in range(0, max(1, len(samples)), VAD_SLICE):
+            piece = samples[begin : begin + VAD_SLICE]
+            await self._recogniser.prepare(
+                label, len(piece) / SAMPLE_RATE, detect, piece, begin + VAD_SLICE >= len(samples)
+            )
+        return spans, first
+
+    def _features(self, samples: Samples, spans: list[Span]) -> list[Features]:
+        window, n_mels = self._recogniser.window, self._recogniser.engine.model.n_mels
+        return [log_mel(samples[start:end], window((end - start) / SAMPLE_RATE), n_mels) for start, end in spans]
