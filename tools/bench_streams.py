@@ -338,7 +338,7 @@ class StandInSession:
         self._log = log
         self._sentences = sentences
         self._seconds = 0.0
-        self._border = open_decoder("pcm_s16le", SAMPLE_RATE, 1).border(0).asdict()
+        self._point = open_decoder("pcm_s16le", SAMPLE_RATE, 1).resume_point(0).asdict()
 
     async def take(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -360,7 +360,7 @@ class StandInSession:
             return
         end = self._seconds + sentence.seconds / 2
         segment = RecognisedSegment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
-        state = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._border}
+        state = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._point}
         text = self._log.add([segment])
         coverage = Coverage(self._seconds, Checkpoint(entry.id, state))
         await self._log.append_segment(text, "en", coverage)

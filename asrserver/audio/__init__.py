@@ -1,8 +1,8 @@
-"""Bytes of any kind to 16 kHz samples, whole or as they come. Known to gateway, worker and clients alike.
+"""Audio in any encoding to 16 kHz samples: whole files, and streams while they arrive.
 
-`sniff`, `wav` and `bounds` are plain Python, for a gateway that decodes nothing; `pcm`, `codec`, `files`, `stream` and
-`decoders` need numpy and PyAV.
+Gateway, worker and clients use it. `sniff`, `wav`, `bounds` and `chunking` are plain Python, for a gateway that decodes
+nothing; `pcm`, `codec`, `files`, `stream` and `decoders` need numpy and PyAV.
 """
 
-#: Samples a second of all decoded audio, of one channel: what Whisper and Silero were trained on.
+#: Samples per second of all decoded audio, which has one channel: what Whisper and Silero were trained on.
 SAMPLE_RATE = 16000

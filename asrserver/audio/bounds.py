@@ -1,37 +1,40 @@
-"""What audio may say of itself before it reaches native code.
+"""Limits on what audio may claim before it reaches native code.
 
-A WAV header of 44 bytes can claim 65,535 channels at 4 GHz. FFmpeg's resampler takes 64 channels, and what it does with
-more depends on what lies in memory: PyAV 18.1 ended the process for some. So every number of channels and every rate,
-a container's as well as a decoded frame's, goes through `check` before anything is made of it.
+A WAV header of 44 bytes can claim 65,535 channels at 4 GHz. FFmpeg's resampler takes 64 channels, and its behaviour
+with more depends on what lies in memory: PyAV 18.1 ended the process for some numbers. So every number of channels and
+every sample rate, a container's as well as a decoded frame's, must pass `check` before it is used.
 """
 
 from __future__ import annotations
 
 from asrserver.errors import AudioError
 
-#: Samples a second. Speech has been recorded with 8,000 and more for as long as there are files of it; studios use
-#: 192,000, and 384,000 is the most that converters offer.
+#: Samples per second. Files of speech have 8,000 or more; studios use 192,000, and 384,000 is the most that converters
+#: offer.
 MIN_RATE = 4_000
 MAX_RATE = 384_000
 
-#: Mixing consoles and conference systems write files of 16 and 32 tracks. Above that there are no recordings of
-#: speech, and FFmpeg's own bound of 64 is not far.
+#: Mixing consoles and conference systems write files of 16 and 32 channels. No recordings of speech have more, and
+#: FFmpeg's own limit of 64 is not far.
 MAX_CHANNELS = 32
 
 
 class ImplausibleAudio(AudioError):
-    """Raised when audio claims what no recording has. Its code is undecodable_audio."""
+    """Raised when audio claims properties that no recording has. Its code is undecodable_audio."""
 
     def __init__(self, message: str) -> None:
         super().__init__("undecodable_audio", message)
 
 
 def check(channels: int, rate: int) -> None:
-    """Raise ImplausibleAudio unless there can be such audio.
+    """Check the number of channels and the sample rate of audio.
 
     Args:
-        channels: the number of channels.
-        rate: samples a second, of each channel.
+        channels: Number of channels.
+        rate: Samples per second of each channel.
+
+    Raises:
+        ImplausibleAudio: One of them is outside the limits.
     """
     if not 1 <= channels <= MAX_CHANNELS:
         raise ImplausibleAudio(f"the audio claims {channels} channels; 1 to {MAX_CHANNELS} are accepted")
@@ -40,5 +43,5 @@ def check(channels: int, rate: int) -> None:
 
 
 def check_claim(channels: int, rate: int) -> None:
-    """`check` for a header that may leave either to the codec, by a zero."""
+    """Like `check`, for a header in which 0 leaves the value to the codec."""
     check(channels or 1, rate or MIN_RATE)

@@ -1,6 +1,7 @@
-"""What a chunk of a session is: an utterance, a file, or a piece of a recording that goes on.
+"""The role of a chunk in its session: an utterance, a file, or a piece of a live stream.
 
-The worker decodes chunks by this and the gateway archives them by it; README's table of modes says the same to clients.
+The worker decodes chunks by these rules and the gateway archives them by the same; the documentation's table of modes
+describes them to clients.
 """
 
 from __future__ import annotations
@@ -10,24 +11,24 @@ from enum import Enum, auto
 
 from asrserver.audio import sniff, wav
 
-#: In auto mode, seconds of headerless PCM from which on a chunk is an utterance; less is a piece of a recording.
+#: In auto mode, a chunk of at least this many seconds of headerless PCM is an utterance; a shorter one is a piece.
 UTTERANCE_SECONDS = 1.0
 
-#: Bytes a second of compressed audio, until something better is known: 64 kbit/s.
+#: Assumed bytes per second of compressed audio whose rate is not known: 64 kbit/s.
 COMPRESSED_BYTES_PER_SECOND = 8000
 
 
 class Role(Enum):
-    """What a chunk is."""
+    """The role of a chunk."""
 
-    UTTERANCE = auto()  #: headerless PCM, all of an utterance
-    FILE = auto()  #: begins with a container's head; in auto mode chunks that have none go on with it
-    PIECE = auto()  #: begins a recording that is going on, or goes on with one
+    UTTERANCE = auto()  #: headerless PCM: a whole utterance
+    FILE = auto()  #: begins with a container's header; in auto mode chunks without one may continue it
+    PIECE = auto()  #: begins or continues a live stream
 
 
 @dataclass(frozen=True, slots=True)
 class Chunking:
-    """The rules of one session, by its options `mode`, `format`, `sample_rate` and `channels`."""
+    """The rules of one session, which follow from its options of the same names."""
 
     mode: str
     format: str
@@ -36,30 +37,33 @@ class Chunking:
 
     @property
     def codec(self) -> str:
-        """Of chunks without a head. A format of `auto` means 16-bit PCM then."""
+        """Codec of chunks without a header. The format `auto` means 16-bit PCM for them."""
         return "pcm_s16le" if self.format == "auto" else self.format
 
     @property
     def headerless(self) -> wav.Format:
-        """What chunks without a head are."""
+        """Format of chunks without a header."""
         return wav.Format.of(self.codec, self.channels, self.sample_rate)
 
     def container(self, head: bytes, first: bool) -> str | None:
-        """The container that a chunk opens, as `sniff.container` names it; None if it opens none.
+        """Find the container that a chunk begins.
 
         Args:
-            head: the chunk, or its first bytes.
-            first: whether it is the session's first chunk. Weak signatures count in none that may go on with another.
+            head: The chunk, or its first bytes.
+            first: It is the session's first chunk. Weak signatures do not count in a chunk that may continue another.
+
+        Returns:
+            Its name as in `sniff.container`; None if the chunk begins no container.
         """
         return sniff.container(head, first or self.mode == "chunk") if self.format == "auto" else None
 
     def role(self, container: str | None, size: int, in_container: bool) -> Role:
-        """What a chunk is.
+        """Find the role of a chunk.
 
         Args:
-            container: what it opens.
-            size: its bytes.
-            in_container: whether what came before is a file, or a recording in a container.
+            container: The container that it begins.
+            size: Its bytes.
+            in_container: A file, or a live stream in a container, is open.
         """
         if self.mode == "stream":
             return Role.PIECE

@@ -1,4 +1,4 @@
-"""Packets to mono samples at the codec's own rate: FFmpeg's decoders, without FFmpeg's demuxers."""
+"""Packets to mono samples at the codec's own rate: FFmpeg's decoders without FFmpeg's demuxers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import Samples
 from asrserver.errors import AudioError
 
-#: Of FFmpeg's sample formats, without the p of the planar ones.
+#: FFmpeg's sample formats, without the p of the planar ones.
 _DTYPES: dict[str, Any] = {
     "flt": np.float32,
     "dbl": np.float64,
@@ -26,33 +26,50 @@ _DTYPES: dict[str, Any] = {
     "u8": np.uint8,
 }
 
-#: How loud each loudspeaker's channel is in one channel: ITU-R BS.775's proportions, left and right as their mean. The
-#: bass effects (LFE) are left out; whatever stands beside or behind the listener is half as loud as the centre.
+#: Gain of each loudspeaker's channel in the mono mix: the proportions of ITU-R BS.775, with left and right as their
+#: mean. The bass effects (LFE) are left out; channels beside or behind the listener are half as loud as the centre.
 _GAINS = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SURROUND = 0.5**1.5
 
 
 class Codec:
-    """Of one track; raises AudioError if its head is damaged. PCM needs no decoder."""
+    """Decodes the packets of one track.
+
+    Attributes:
+        memoryless: A packet's samples do not depend on the packets before it.
+        reason: Why the last packet could not be decoded; empty if that is not known.
+    """
 
     def __init__(self, track: Track) -> None:
+        """Open a decoder; PCM needs none.
+
+        Raises:
+            AudioError: The track's header is damaged.
+        """
         self.memoryless = track.codec.startswith("pcm") or track.codec == "flac"
-        self.reason = ""  # why the last packet could not be decoded, if that is known
+        self.reason = ""
         self._track = track
         self._context: Any = None
         if track.codec not in pcm.CODECS:
             try:
                 self._context = _context(track)
             except (av.FFmpegError, ValueError):
-                raise AudioError("undecodable_audio", f"the head of the {track.codec} audio is damaged") from None
+                raise AudioError("undecodable_audio", f"the header of the {track.codec} audio is damaged") from None
 
     def decode(self, data: bytes | None) -> list[tuple[Samples, int]] | None:
-        """(samples, rate) of each frame of a packet, or (None) of what remains; None if it cannot be decoded."""
+        """Decode a packet.
+
+        Args:
+            data: The packet; None at the end of the track, for what the decoder still holds.
+
+        Returns:
+            (mono samples, samples per second) of each frame; None if the packet cannot be decoded.
+        """
         if self._context is None:
             samples = pcm.samples(data or b"", self._track.codec, self._track.channels)
             return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
-            return []  # to FFmpeg that would be the end
+            return []  # FFmpeg would take it for the end
         try:
             return [(mixed(frame), frame.sample_rate) for frame in self._context.decode(data and av.Packet(data))]
         except av.EOFError:
@@ -74,11 +91,11 @@ def _context(track: Track) -> Any:
         bounds.check(extradata[9], 48000)
         extradata = (
             extradata[:10] + b"\0\0" + extradata[12:]
-        )  # no pre-skip: who resumes has none, others skip it anyway
+        )  # without pre-skip: a resumed stream has none, and at the beginning of others the caller skips it
     if extradata:
         context.extradata = extradata
     if track.codec == "flac":
-        context.options = {"err_detect": "crccheck+explode"}  # else it makes noise of damaged frames
+        context.options = {"err_detect": "crccheck+explode"}  # else damaged frames become noise
     if track.codec.startswith("pcm"):
         context.sample_rate = track.rate
         context.layout = f"{track.channels}C"
@@ -87,9 +104,16 @@ def _context(track: Track) -> Any:
 
 
 def mixed(frame: av.AudioFrame) -> Samples:
-    """A frame's channels as one, at the frame's own rate; raises ImplausibleAudio.
+    """Mix a frame's channels to mono.
 
-    The mean of all channels; of more than two that are loudspeakers' (5.1) the sum, by `_GAINS`.
+    One or two channels, or channels of no known layout, become their mean; those of more than two loudspeakers (5.1)
+    their sum with the gains of `_GAINS`.
+
+    Returns:
+        Samples at the frame's own rate.
+
+    Raises:
+        ImplausibleAudio: The number of channels or the sample rate is outside the limits.
     """
     layout = frame.layout
     channels = layout.nb_channels
@@ -106,7 +130,7 @@ def mixed(frame: av.AudioFrame) -> Samples:
 
 
 def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
-    """The sum of channels, each by its gain."""
+    """The weighted sum of channels."""
     total = np.zeros(len(planes[0]), np.float32)
     for gain, plane in zip(gains, planes, strict=True):
         total += gain * plane
@@ -115,7 +139,7 @@ def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
 
 @lru_cache(maxsize=64)
 def _gains(layout: str) -> Samples | None:
-    """Of each channel of a layout with left and right loudspeakers, by its name; None if it is not known to be one."""
+    """The gain of each channel of a layout of loudspeakers; None if the layout is not known to be one."""
     if "(" in layout:  # not one of FFmpeg's, but a list of channels
         return None
     names = [channel.name for channel in av.AudioLayout(layout).channels]
@@ -124,10 +148,10 @@ def _gains(layout: str) -> Samples | None:
 
 
 def _floats(frame: av.AudioFrame, number: int, count: int) -> Samples:
-    """A copy of one plane, full scale as 1.
+    """Copy one plane of a frame as floats with full scale ±1.
 
-    By the plane alone: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes up to a
-    null behind the last, which of 8 and more is not there.
+    It reads the plane directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes
+    up to a null pointer behind the last, which is missing for 8 planes and more.
     """
     plane: Any = AudioPlane(frame, number)
     raw = np.frombuffer(plane, _DTYPES[frame.format.name.removesuffix("p")], count)

@@ -1,9 +1,9 @@
-"""The decoder of a recording, by its kind; and that of plain PCM at our own rate, which hardly needs one.
+"""The decoder of a live stream: the general one, or a simple one for headerless PCM that needs no resampling.
 
     decoder = open_decoder(kind, sample_rate, channels)
-    decoder = resume_decoder(border)
+    decoder = resume_decoder(point)
 
-Both are used as stream.StreamDecoder is.
+Both are used like stream.StreamDecoder.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Protocol
 from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import PcmDecoder, Samples
-from asrserver.audio.stream import Border, StreamDecoder
+from asrserver.audio.stream import ResumePoint, StreamDecoder
 
 
 class Decoder(Protocol):
-    """See stream.StreamDecoder."""
+    """What both decoders have; see stream.StreamDecoder."""
 
     position: int
 
@@ -25,41 +25,50 @@ class Decoder(Protocol):
 
     def flush(self) -> Samples: ...
 
-    def border(self, sample: int) -> Border: ...
+    def resume_point(self, sample: int) -> ResumePoint: ...
 
 
 def open_decoder(kind: str, sample_rate: int, channels: int) -> Decoder:
-    """Of a new recording."""
-    return resume_decoder(Border(0, 0, kind, sample_rate, channels))
+    """Make the decoder of a new stream; the arguments are those of StreamDecoder."""
+    return resume_decoder(ResumePoint(0, 0, kind, sample_rate, channels))
 
 
-def resume_decoder(border: Border) -> Decoder:
-    """Of one that goes on at a border, whichever of the two decoders made it."""
-    if border.kind in wav.WIDTHS and border.sample_rate == SAMPLE_RATE:
-        return PlainDecoder(border)
-    return StreamDecoder.resume(border)
+def resume_decoder(point: ResumePoint) -> Decoder:
+    """Make a decoder that continues at a point, whichever decoder made the point."""
+    if point.kind in wav.WIDTHS and point.sample_rate == SAMPLE_RATE:
+        return PcmStreamDecoder(point)
+    return StreamDecoder.resume(point)
 
 
-class PlainDecoder:
-    """Headerless PCM at 16 kHz: nine of ten streams. Every sample is a border, and bytes become samples in one step."""
+class PcmStreamDecoder:
+    """Decodes headerless PCM at 16 kHz, as nine of ten streams are. Every sample is a resume point.
 
-    def __init__(self, border: Border) -> None:
-        self._pcm = PcmDecoder(border.kind, SAMPLE_RATE, border.channels)
-        self._frame = wav.WIDTHS[border.kind] * border.channels
-        self._first = border
-        self.position = border.sample
+    Attributes:
+        position: Number of the next sample.
+    """
+
+    def __init__(self, point: ResumePoint) -> None:
+        self._pcm = PcmDecoder(point.kind, SAMPLE_RATE, point.channels)
+        self._frame = wav.WIDTHS[point.kind] * point.channels
+        self._first = point
+        self.position = point.sample
 
     def feed(self, data: bytes) -> Samples:
+        """The samples that these bytes complete."""
         samples = self._pcm.feed(data)
         self.position += len(samples)
         return samples
 
     def flush(self) -> Samples:
+        """Nothing: an incomplete sample is dropped."""
         return self._pcm.flush()
 
-    def border(self, sample: int) -> Border:
+    def resume_point(self, sample: int) -> ResumePoint:
+        """The point at a sample, or at the nearest one that this decoder has."""
         first = self._first
         sample = max(first.sample, min(sample, self.position))
         track = Track(first.kind, rate=SAMPLE_RATE, channels=first.channels, frame=self._frame)
         offset = first.offset + (sample - first.sample) * self._frame
-        return Border(offset, sample, first.kind, SAMPLE_RATE, first.channels, track, first.start, rate=SAMPLE_RATE)
+        return ResumePoint(
+            offset, sample, first.kind, SAMPLE_RATE, first.channels, track, first.start, rate=SAMPLE_RATE
+        )

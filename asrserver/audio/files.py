@@ -1,4 +1,4 @@
-"""Whole files: to 16 kHz mono samples, and PCM to FLAC."""
+"""Whole files: decoded to 16 kHz mono samples, and PCM encoded as FLAC."""
 
 from __future__ import annotations
 
@@ -18,23 +18,26 @@ from asrserver.audio.demux import demuxer
 from asrserver.audio.pcm import Resampler, Samples, repaired
 from asrserver.errors import AudioError
 
-#: Bytes of a file in which its head is looked for.
-_HEAD = 1 << 16
+#: First bytes of a file in which its header is checked.
+_HEADER_BYTES = 1 << 16
 
 
 def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
-    """All the audio of a whole file in memory; raises AudioError.
+    """Decode a whole file in memory. A truncated file gives the samples that it has.
 
-    A file cut short gives what it has. Decoded samples are never handed to faster-whisper's own decoder: PyAV 19
-    removed an argument that it passes.
+    faster-whisper's own decoder is not used: PyAV 19 removed an argument that it passes.
 
     Args:
-        kind: what `sniff.container` said.
-        max_seconds: of audio; a file with more is an error.
+        data: The file.
+        kind: Its container, as `sniff.container` names it.
+        max_seconds: Most seconds of audio.
+
+    Raises:
+        AudioError: It cannot be decoded, has no audio, or has more than `max_seconds` of it.
     """
     if kind == "wav" and (plain := _plain_wav(data, max_seconds)) is not None:
         return plain
-    _check_head(data, kind)
+    _check_header(data, kind)
     pieces: list[Samples] = []
     left = int(max_seconds * SAMPLE_RATE)
     try:
@@ -54,9 +57,11 @@ def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
 
 
 def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
-    """A file's audio as 16-bit PCM at SAMPLE_RATE, in pieces of so many seconds, decoded as they are asked for.
+    """Decode a file to 16-bit mono PCM at SAMPLE_RATE, in pieces of `seconds`, each when it is asked for.
 
-    Raises AudioError, OSError.
+    Raises:
+        AudioError: The file cannot be decoded.
+        OSError: It cannot be read.
     """
     size = 2 * int(seconds * SAMPLE_RATE)
     waiting = bytearray()
@@ -71,17 +76,18 @@ def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
 
 
 def duration(path: Path) -> float:
-    """Seconds of audio in a file, as it says itself; 0 if it does not. Raises AudioError, OSError."""
+    """Seconds of audio in a file as its header says; 0 if it does not say. Raises AudioError, OSError."""
     with _opened(path) as source:
         return float((source.duration or 0) / av.time_base)
 
 
 def write_flac(path: Path, format: wav.Format, pieces: Iterable[bytes]) -> None:
-    """Write PCM as a FLAC file: lossless for 16-bit samples, while floating point becomes 16 bits.
+    """Write PCM as a FLAC file: 16-bit samples without loss, floating-point samples as 16 bits.
 
     Args:
-        format: of the samples: pcm_s16le or pcm_f32le, one or two channels.
-        pieces: their bytes, cut anywhere; what is left over of a frame at the end is dropped.
+        path: The file.
+        format: Format of the samples: pcm_s16le or pcm_f32le, one or two channels.
+        pieces: Their bytes, cut anywhere; an incomplete frame at the end is dropped.
     """
     bounds.check(format.channels, format.rate)
     layout = {1: "mono", 2: "stereo"}[format.channels]
@@ -106,12 +112,12 @@ def write_flac(path: Path, format: wav.Format, pieces: Iterable[bytes]) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The file as a container of PyAV's, whatever it is; what that raises becomes AudioError."""
+    """Open a file as a container of PyAV, whose errors become AudioError."""
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-        kind = sniff.container(head)
+        header = file.read(_HEADER_BYTES)
+        kind = sniff.container(header)
         if kind is not None:
-            _check_head(head, kind)
+            _check_header(header, kind)
         file.seek(0)
         try:
             with av.open(file, mode="r", metadata_errors="ignore") as source:
@@ -120,12 +126,12 @@ def _opened(path: Path) -> Iterator[Any]:
             raise AudioError("undecodable_audio", f"the file cannot be decoded: {exc.strerror or exc}") from None
 
 
-def _check_head(data: bytes, kind: str) -> None:
-    """Raise ImplausibleAudio if the container's head claims what cannot be. What else is wrong is FFmpeg's to say."""
-    head = demuxer(kind)
-    head.push(data[:_HEAD])
+def _check_header(data: bytes, kind: str) -> None:
+    """Raise ImplausibleAudio if the container's header claims it; other damage is left for FFmpeg to report."""
+    header = demuxer(kind)
+    header.push(data[:_HEADER_BYTES])
     try:
-        head.pull()
+        header.pull()
     except ImplausibleAudio:
         raise
     except AudioError:
@@ -133,21 +139,19 @@ def _check_head(data: bytes, kind: str) -> None:
 
 
 def _frames(source: Any) -> Iterator[tuple[Samples, int]]:
-    """(mono samples, samples/s) of each frame of a container's first audio track."""
+    """(mono samples, samples per second) of each frame of a container's first audio track."""
     if not source.streams.audio:
         raise AudioError("not_audio", f"the {source.format.name} file has no audio track")
     track = source.streams.audio[0]
     context = track.codec_context
     if context is None:
-        raise AudioError(
-            "undecodable_audio", f"there is no decoder for the audio track of the {source.format.name} file"
-        )
+        raise AudioError("undecodable_audio", f"no decoder for the audio track of the {source.format.name} file")
     layout = context.layout
     bounds.check_claim(layout.nb_channels, context.sample_rate)
     if layout.nb_channels:
-        # FFmpeg allocates the list of a layout that is not one of its own (an MP4's `chan` can say right before left).
-        # PyAV (18.1) shares it between objects that free it each, frame by frame, until the process dies. This one owns
-        # it now; the decoder gets a layout without a list.
+        # FFmpeg allocates a list for a layout that is not one of its own (an MP4's `chan` can say right before left).
+        # PyAV (18.1) shares it between objects that each free it, frame by frame, until the process dies. Reading the
+        # layout here made this object its owner; the decoder gets a layout without a list.
         context.layout = f"{layout.nb_channels}C" if "(" in layout.name else layout.name
     for packet in source.demux(track):
         for frame in packet.decode():
@@ -155,7 +159,7 @@ def _frames(source: Any) -> Iterator[tuple[Samples, int]]:
 
 
 def _resampled(frames: Iterable[tuple[Samples, int]]) -> Iterator[Samples]:
-    """Frames at SAMPLE_RATE, in pieces of about a second; their rate may change on the way."""
+    """Resample frames to SAMPLE_RATE, in pieces of about a second. Their rate may change from frame to frame."""
     resampler = Resampler(SAMPLE_RATE)
     waiting: list[Samples] = []
     count = 0
@@ -178,9 +182,9 @@ def _joined(pieces: list[Samples]) -> Samples:
 
 
 def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:
-    """The samples of PCM in WAV, by far the most frequent file; None for any other, which is FFmpeg's.
+    """Decode a WAV file of PCM, by far the most frequent kind of file; None for any other, which FFmpeg decodes.
 
-    Opening such a file with FFmpeg takes half the time of recognising it.
+    Opening such a file with FFmpeg would take half as long as recognising it.
     """
     header = wav.read_header(data)
     if header is None or header.format.codec not in pcm.CODECS:
@@ -190,7 +194,9 @@ def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:
     if end - begin > max_seconds * format.bytes_per_second:
         raise _too_long(max_seconds)
     decoder = pcm.PcmDecoder(header.format.codec, format.rate, format.channels)
-    step = format.bytes_per_second  # all at once takes three times as long: memory that is new at each step
+    step = (
+        format.bytes_per_second
+    )  # all at once would take three times as long, because each step then needs new memory
     pieces = [decoder.feed(data[at : min(at + step, end)]) for at in range(begin, end, step)]
     return np.concatenate([*pieces, decoder.flush()])
 
@@ -201,5 +207,5 @@ def _too_long(max_seconds: float) -> AudioError:
 
 def _reason(data: bytes, kind: str, exc: Exception) -> str:
     if kind == "mp4" and b"moov" not in data:
-        return "the MP4 file has no index (moov): it is cut short, or was never finished"
+        return "the MP4 file has no index (moov): it is truncated or was never finished"
     return f"the {kind} data cannot be decoded: {getattr(exc, 'strerror', None) or exc}"

@@ -1,4 +1,4 @@
-"""Samples as numbers: headerless PCM to 16 kHz mono float32, and the resampler that all decoders share."""
+"""Headerless PCM to 16 kHz mono float32 samples, and the resampler that all decoders share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from av.audio.resampler import AudioResampler
 
 from asrserver.audio import SAMPLE_RATE, bounds, wav
 
-#: Audio as all of the server passes it on: [samples], mono, SAMPLE_RATE unless said otherwise, full scale as ±1.
+#: Audio as the server passes it on: float32 [samples], mono, at SAMPLE_RATE unless said otherwise, full scale ±1.
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
-#: Codecs whose bytes are numbers, so that none need be decoded, and the type of those; there is none of 24 bits.
+#: Codecs whose bytes are numbers and need no decoder → the type of the numbers. For 24 bits numpy has none: see
+#: `samples`.
 CODECS: dict[str, np.dtype[Any]] = {
     "pcm_u8": np.dtype("u1"),
     "pcm_s16le": np.dtype("<i2"),
@@ -24,21 +25,23 @@ CODECS: dict[str, np.dtype[Any]] = {
     "pcm_f64le": np.dtype("<f8"),
 }
 
-#: What a decoder may return at the loudest: lossy codecs exceed full scale a little, recorders of floats by 18 dB.
+#: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.
 _LOUDEST = np.float32(8.0)
 
 
 class Resampler:
-    """Mono samples of one rate to SAMPLE_RATE; how they are cut changes nothing. FFmpeg's (swresample).
+    """Converts mono samples of one rate to SAMPLE_RATE, with FFmpeg's swresample. Slicing does not change the result.
 
-    All that is resampled here goes through this class, as one channel of floats. A resampler that is given frames as
-    they come builds its filters from channel layouts that a file chose, and PyAV 18.1's reads freed or missing memory
-    when it is used again after it has refused one.
+    Everything that is resampled goes through this class, as one channel of floats. A resampler that gets decoded frames
+    directly builds its filters from channel layouts that a file chose, and PyAV 18.1's reads freed or missing memory
+    when it is used again after it has rejected one.
     """
 
     def __init__(self, rate: int) -> None:
-        """Args:
-        rate: samples/s of what comes; raises ImplausibleAudio if there is no such audio.
+        """Convert from `rate` samples per second.
+
+        Raises:
+            ImplausibleAudio: The rate is outside the limits.
         """
         bounds.check(1, rate)
         self.rate = rate
@@ -48,7 +51,7 @@ class Resampler:
         return None if self.rate == SAMPLE_RATE else AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
 
     def feed(self, samples: Samples) -> Samples:
-        """What can be had by now; the rest follows with the next samples, or by `flush`."""
+        """Return the samples available so far; the rest comes with the next samples, or with `flush`."""
         if self._inner is None or not len(samples):
             return samples
         frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
@@ -56,7 +59,7 @@ class Resampler:
         return _joined(self._inner.resample(frame))
 
     def flush(self) -> Samples:
-        """The rest; the next samples begin something new."""
+        """Return the rest. The next samples begin a new recording."""
         if self._inner is None:
             return np.zeros(0, np.float32)
         tail = _joined(self._inner.resample(None))
@@ -65,27 +68,33 @@ class Resampler:
 
 
 class PcmDecoder:
-    """Headerless PCM of one format to 16 kHz mono; keeps what a cut inside a sample leaves over."""
+    """Converts headerless PCM of one format to 16 kHz mono. It keeps incomplete samples for the next call."""
 
     def __init__(self, codec: str, sample_rate: int, channels: int) -> None:
-        """Args:
-        codec: one of CODECS.
-        sample_rate: samples/s of each channel.
-        channels: interleaved; they become one.
+        """Convert from a format.
+
+        Args:
+            codec: One of CODECS.
+            sample_rate: Samples per second of each channel.
+            channels: Number of interleaved channels, which are mixed to one.
+
+        Raises:
+            ImplausibleAudio: The rate or the channels are outside the limits.
         """
         bounds.check(channels, sample_rate)
         self._codec = codec
         self._channels = channels
         self._frame = wav.WIDTHS[codec] * channels
         self._resampler = Resampler(sample_rate)
-        self.rest = b""  # of a sample whose other bytes are still to come
+        self.rest = b""  # of a sample whose remaining bytes have not come
 
     @property
     def bytes_per_second(self) -> int:
+        """Bytes of a second of the input."""
         return self._frame * self._resampler.rate
 
     def feed(self, data: bytes) -> Samples:
-        """The samples that these bytes complete."""
+        """Return the samples that these bytes complete."""
         if self.rest:
             data = self.rest + data
         whole = len(data) - len(data) % self._frame
@@ -93,15 +102,15 @@ class PcmDecoder:
         return self._resampler.feed(samples(data, self._codec, self._channels))
 
     def flush(self) -> Samples:
-        """What the resampler still holds; the next bytes begin something new."""
+        """Return what the resampler still holds; an incomplete sample is dropped. A new recording may follow."""
         self.rest = b""
         return self._resampler.flush()
 
 
 def repaired(samples: Samples) -> Samples:
-    """Samples of a decoder that a resampler may get: numbers that are none, or far beyond full scale, are damage.
+    """Repair a decoder's samples if some are not finite or far beyond full scale.
 
-    A resampler would spread them, and features overflow.
+    Such samples come from damaged data. A resampler would spread them, and features would overflow.
     """
     with np.errstate(all="ignore"):
         if not len(samples) or (samples.min() >= -_LOUDEST and samples.max() <= _LOUDEST):
@@ -110,14 +119,15 @@ def repaired(samples: Samples) -> Samples:
 
 
 def samples(data: bytes, codec: str, channels: int) -> Samples:
-    """Interleaved PCM as samples within -1 and 1 at its own rate; its channels become their mean.
+    """Convert interleaved PCM to mono samples within ±1 at its own rate.
 
     Args:
-        data: bytes; a frame that is cut at their end is left out.
-        codec: one of CODECS.
+        data: The bytes; an incomplete frame at their end is ignored.
+        codec: One of CODECS.
+        channels: Number of channels, which are mixed to their mean.
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
-    if codec == "pcm_s24le":  # as the upper three bytes of four
+    if codec == "pcm_s24le":  # to the upper three bytes of 32 bits
         wide = np.zeros((count, 4), np.uint8)
         for byte, column in enumerate(np.frombuffer(data, np.uint8, 3 * count).reshape(-1, 3).T, 1):
             wide[:, byte] = column
@@ -136,7 +146,7 @@ def samples(data: bytes, codec: str, channels: int) -> Samples:
 
 
 def mean(channels: Sequence[Samples] | Samples) -> Samples:
-    """Channels as one. Added one by one: numpy's mean over so short an axis takes ten times as long."""
+    """Mix channels to their mean, one by one: numpy's mean over so short an axis takes ten times as long."""
     total = channels[0] + channels[1]
     for channel in channels[2:]:
         total += channel

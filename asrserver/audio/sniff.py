@@ -1,4 +1,4 @@
-"""What bytes are, by how they begin: a container, something that is no audio, or anything else, such as PCM."""
+"""Recognise bytes by how they begin: a container, something that is not audio, or anything else, such as PCM."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import string
 
 from asrserver.errors import AudioError
 
-#: Signatures that nothing else begins with: (offset, bytes, FFmpeg's name of the container).
+#: Unambiguous signatures: (offset, bytes, FFmpeg's name of the container).
 _CONTAINERS = (
     (8, b"WAVE", "wav"),  # behind RIFF and a length
     (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -16,7 +16,7 @@ _CONTAINERS = (
     (0, b"ID3", "mp3"),
 )
 
-#: Signatures of what clients send by mistake, and its name for the error.
+#: (signature, name for the error) of what clients send by mistake.
 _NOT_AUDIO = (
     (b"%PDF", "a PDF document"),
     (b"\x89PNG", "a PNG image"),
@@ -29,14 +29,19 @@ _NOT_AUDIO = (
 
 _PRINTABLE = frozenset(string.printable.encode())
 
-#: Bytes that must all be printable before a chunk is called text: PCM never is for that long.
+#: A chunk of at least this many bytes is text if they are all printable: PCM never is for so long.
 _TEXT_PREFIX = 64
 
 
 def container(data: bytes, first: bool = True) -> str | None:
-    """The container that a chunk opens, as FFmpeg names it; None if it opens none.
+    """Find the container that bytes begin.
 
-    Weak signatures (an MP3 frame, ADTS) count only at a session's first chunk: PCM may look like them.
+    Args:
+        data: The first bytes of a chunk or file.
+        first: Nothing precedes them. Only then weak signatures count (an MP3 frame, ADTS), which PCM may resemble.
+
+    Returns:
+        FFmpeg's name of the container; None if they begin none.
     """
     for offset, magic, kind in _CONTAINERS:
         if data.startswith(magic, offset):
@@ -49,12 +54,12 @@ def container(data: bytes, first: bool = True) -> str | None:
 
 
 def _first_page(data: bytes) -> bool:
-    """Whether an Ogg page is the first of its stream (RFC 3533, 6): later ones open nothing."""
+    """Whether an Ogg page is the first of its stream (RFC 3533, 6): later ones begin nothing."""
     return len(data) > 5 and bool(data[5] & 0x02)
 
 
 def _mpeg_frame(data: bytes) -> bool:
-    """Whether the bytes begin with an ADTS or MPEG audio frame header, no value forbidden (ISO 11172-3, 13818-7)."""
+    """Whether bytes begin with a valid ADTS or MPEG audio frame header (ISO 11172-3, 13818-7)."""
     if data[1] & 0xF6 == 0xF0:
         return (data[2] >> 2) & 0x0F < 13
     layer, bitrate, rate = (data[1] >> 1) & 3, data[2] >> 4, (data[2] >> 2) & 3
@@ -62,10 +67,14 @@ def _mpeg_frame(data: bytes) -> bool:
 
 
 def reject_non_audio(data: bytes, first: bool = True) -> None:
-    """Raise AudioError (not_audio) for bytes that open no container and are certainly no PCM.
+    """Reject bytes that begin no container and are certainly not PCM.
 
     Args:
-        first: whether the bytes begin something. Those that go on with PCM may look like anything but a long text.
+        data: The bytes of a chunk.
+        first: Nothing precedes them. Bytes that continue PCM may look like anything except a long text.
+
+    Raises:
+        AudioError: not_audio.
     """
     for magic, name in _NOT_AUDIO if first else ():
         if data.startswith(magic):
@@ -75,6 +84,6 @@ def reject_non_audio(data: bytes, first: bool = True) -> None:
 
 
 def is_text(data: bytes) -> bool:
-    """Whether the bytes are text rather than audio, coded or not."""
+    """Whether bytes are text rather than audio of any encoding."""
     head = data[:4096]
     return len(head) >= _TEXT_PREFIX and _PRINTABLE.issuperset(head)

@@ -1,19 +1,19 @@
-"""A recording that is still going on: its bytes, cut anywhere, to 16 kHz samples, each byte decoded once.
+"""Streaming decoder: a recording that is still going on, its bytes cut anywhere, to 16 kHz samples.
 
-    decoder = StreamDecoder(kind)              # sniff.container's word, or pcm_s16le, pcm_f32le with rate and channels
-    samples = decoder.feed(data)               # whatever is complete; the slicing changes nothing
+    decoder = StreamDecoder(kind)              # a container as sniff.container names it, or pcm_s16le, pcm_f32le
+    samples = decoder.feed(data)               # the samples that are complete; slicing changes nothing
     samples = decoder.flush()                  # at the end
-    border = decoder.border(sample)            # where another process can go on: JSON by asdict()
-    decoder = StreamDecoder.resume(border)     # there: feed it the stream's bytes from border.offset on
+    point = decoder.resume_point(sample)       # where another process can continue: JSON by asdict()
+    decoder = StreamDecoder.resume(point)      # there: feed it the stream's bytes from point.offset on
 
-A resumed decoder's first sample is number `border.sample` of the recording. From there on it returns what the first
-one did: the same numbers for PCM, WAV and FLAC, nearly the same for Opus, AAC, MP3 and Vorbis (measured on speech, of
-the first 0.1 s: correlation over 0.999), whose decoders converge (`_PREROLL`) on audio before the border that is not
-returned. A border carries the head, which is the codec's parameters: 20 bytes for Opus, a few KiB for Vorbis. So
-nothing of the stream before `border.offset` need be kept.
+Every byte is decoded once. A resumed decoder's first sample has number `point.sample` in the recording. From there on
+it returns the samples of the first decoder: the same numbers for PCM, WAV and FLAC; nearly the same for Opus, AAC, MP3
+and Vorbis (measured on the first 0.1 s of speech: correlation over 0.999), whose decoders converge on audio before the
+point that is not returned (`_PREROLL`). A point contains the codec's parameters: 20 bytes for Opus, a few KiB for
+Vorbis. So nothing of the stream before `point.offset` need be kept.
 
-Known bounds: the end of an Ogg stream resumed in its last page may be a packet longer; gaps in time stamps are no
-audio.
+Known limits: the end of an Ogg stream that was resumed in its last page may be a packet longer; gaps in time stamps
+are not filled.
 """
 
 from __future__ import annotations
@@ -33,47 +33,62 @@ from asrserver.audio.demux.base import Packet, Track, opus_samples
 from asrserver.audio.pcm import Resampler, Samples, repaired
 from asrserver.errors import AudioError
 
-#: Seconds, and packets, after which a decoder that began in the middle says what one that began at the start does.
-#: Opus: RFC 7845, 4.6. MP3 frames use bits of the frames before: 511 bytes are up to ten frames, of 72 ms at 8 kHz.
+#: Codec → (seconds, packets) after which a decoder that started in the middle returns what one from the start returns.
+#: Opus: RFC 7845, 4.6. MP3 frames use bits of previous frames: 511 bytes are up to ten frames, of 72 ms at 8 kHz.
 _PREROLL = {"opus": (0.08, 4), "mp3": (0.8, 10)}
 _PREROLL_OTHERS = (0.1, 3)
 
-#: Output samples after which a resampler that began in the middle is exact; measured: at most 18 (FFmpeg 8's swr).
-_WARM = 32
+#: Output samples after which a resampler that started in the middle is exact; measured: at most 18 (FFmpeg 8's swr).
+_RESAMPLER_WARM_UP = 32
 
-#: Samples from border to border, and borders that are kept before every second one is let go.
-_SPACING = SAMPLE_RATE // 4
-_BORDERS = 1024
+#: Samples between two resume points.
+_POINT_SPACING = SAMPLE_RATE // 4
 
-#: Seconds of audio that one feed may decode to. Opus can say two minutes of silence in a kilobyte.
-_MOST = 1800
+#: Most resume points kept: with more, every second one is dropped and the spacing doubled.
+_MAX_POINTS = 1024
+
+#: Most seconds of audio from one feed. Opus can encode two minutes of silence in a kilobyte.
+_MAX_FEED_SECONDS = 1800
 
 
 @dataclass(frozen=True, slots=True)
-class Border:
-    """A place in a stream to go on at: `offset` is where in its bytes, `sample` the first sample that comes then."""
+class ResumePoint:
+    """A point in a stream where another process can continue. Its fields are kept in Redis, across releases.
+
+    Attributes:
+        offset: Position in the stream from which to feed, in bytes.
+        sample: Number of the first sample that a decoder resumed there returns.
+        kind: The stream's container, or its codec if it is headerless.
+        sample_rate: Samples per second of headerless PCM.
+        channels: Channels of headerless PCM.
+        track: The track that is open there; None: a header comes next.
+        start: Position in the stream where the open recording begins, in bytes.
+        packets: Packets after `offset` whose samples are dropped: they only bring the decoder into its state.
+        position: Position in the recording after those packets, in samples at the codec's rate.
+        rate: The codec's samples per second.
+    """
 
     offset: int
     sample: int
     kind: str
     sample_rate: int
     channels: int
-    track: Track | None = None  # None: a header comes next
-    start: int = 0  # in the stream, of the recording that is under way in it
-    packets: int = 0  # that follow the offset and are decoded for the decoder's sake alone
-    position: int = 0  # in that recording, at the codec's rate, after those packets
-    rate: int = 0  # the codec's
+    track: Track | None = None
+    start: int = 0
+    packets: int = 0
+    position: int = 0
+    rate: int = 0
 
     def asdict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The point as JSON can hold it."""
         fields = asdict(self)
         if self.track is not None:
             fields["track"]["extradata"] = base64.b64encode(self.track.extradata).decode()
         return fields
 
     @classmethod
-    def fromdict(cls, fields: dict[str, Any]) -> Border:
-        """What `asdict` gave."""
+    def fromdict(cls, fields: dict[str, Any]) -> ResumePoint:
+        """The point that `asdict` converted."""
         track = fields["track"]
         if track is not None:
             track = Track(**{**track, "extradata": base64.b64decode(track["extradata"])})
@@ -81,61 +96,77 @@ class Border:
 
 
 class StreamDecoder:
-    """Of one stream. It blocks for up to 5 ms for each second of audio, needs no thread, and a few hundred KiB."""
+    """Decodes one stream. It blocks for up to 5 ms per second of audio and holds a few hundred KiB.
+
+    Attributes:
+        position: Number of the next sample.
+    """
 
     def __init__(self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1) -> None:
-        self._start = Border(0, 0, kind, sample_rate, channels)
+        """Begin a stream.
+
+        Args:
+            kind: A container as `sniff.container` names it, or pcm_s16le or pcm_f32le.
+            sample_rate: Samples per second of headerless PCM.
+            channels: Channels of headerless PCM.
+        """
+        self._start = ResumePoint(0, 0, kind, sample_rate, channels)
         self._demuxer = demuxer(kind, sample_rate, channels)
-        self._recording: _Recording | None = None
-        self._borders = deque([self._start])
-        self._spacing = _SPACING
-        self._held: list[Samples] = []  # decoded before damage was found behind it
-        self._finished = 0  # samples of the recordings before this one
+        self._recording: _TrackDecoder | None = None
+        self._points = deque([self._start])
+        self._spacing = _POINT_SPACING
+        self._held: list[Samples] = []  # decoded before the damage that was reported; the next call returns it
+        self._finished = 0  # samples of earlier recordings in the stream
         self._silent = True  # no recording has begun
-        self.position = 0  # the number of the sample that comes next
+        self.position = 0
 
     @classmethod
-    def resume(cls, border: Border) -> StreamDecoder:
-        """One that goes on at the border: the next bytes fed are those of the stream from `border.offset` on."""
-        decoder = cls(border.kind, border.sample_rate, border.channels)
-        decoder._borders = deque([border])
-        decoder.position = decoder._finished = border.sample
-        if border.track is None:
-            decoder._demuxer.offset = border.offset
+    def resume(cls, point: ResumePoint) -> StreamDecoder:
+        """Continue at a point: the next bytes fed must be those of the stream from `point.offset` on."""
+        decoder = cls(point.kind, point.sample_rate, point.channels)
+        decoder._points = deque([point])
+        decoder.position = decoder._finished = point.sample
+        if point.track is None:
+            decoder._demuxer.offset = point.offset
         else:
-            decoder._demuxer.resume(border.track, border.offset, border.start)
-            decoder._recording = _Recording(border.track, border.sample, border)
+            decoder._demuxer.resume(point.track, point.offset, point.start)
+            decoder._recording = _TrackDecoder(point.track, point.sample, point)
             decoder._silent = False
         return decoder
 
     def feed(self, data: bytes) -> Samples:
-        """The samples that these bytes complete.
+        """Return the samples that these bytes complete.
 
-        Raises AudioError for bytes that cannot be decoded. They alone are lost: what came before them is returned by
-        the next call, and later bytes are decoded from the next place on at which that is possible. The code is
-        undecodable_audio, not_streamable (nothing will come of this recording) or utterance_too_long.
+        Raises:
+            AudioError: Bytes cannot be decoded. Only they are lost: samples before them are returned by the next call,
+                and later bytes are decoded from the next place where that is possible. The code is undecodable_audio,
+                not_streamable (nothing of this recording can be decoded) or utterance_too_long.
         """
         self._demuxer.push(data)
         return self._counted(self._drain())
 
     def flush(self) -> Samples:
-        """The rest, at the end of the stream, after which it can only be dropped; AudioError if it never held audio."""
+        """End the stream and return the rest. The decoder cannot be used after it.
+
+        Raises:
+            AudioError: The stream never held audio.
+        """
         self._demuxer.end()
         try:
             samples = self._drain()
-        except AudioError:  # the end is cut short, as it is when a recorder dies: that is no news
+        except AudioError:  # a truncated end, as when a recorder is killed, is no error
             samples, self._held = self._held, []
         if self._silent:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
         return self._counted(samples + self._close())
 
-    def border(self, sample: int) -> Border:
-        """The last place to go on at so that no sample from this one on is missed. Earlier ones are forgotten."""
-        while len(self._borders) > 1 and self._borders[1].sample <= sample:
-            self._borders.popleft()
-        if len(self._borders) < _BORDERS // 4:
-            self._spacing = _SPACING
-        return self._borders[0]
+    def resume_point(self, sample: int) -> ResumePoint:
+        """Return the last point from which all samples from `sample` on can be decoded. Earlier points are dropped."""
+        while len(self._points) > 1 and self._points[1].sample <= sample:
+            self._points.popleft()
+        if len(self._points) < _MAX_POINTS // 4:
+            self._spacing = _POINT_SPACING
+        return self._points[0]
 
     def _drain(self) -> list[Samples]:
         pieces, self._held = self._held, []
@@ -147,10 +178,12 @@ class StreamDecoder:
                     self._open(item)
                 elif self._recording is not None:
                     spoiled += not self._recording.decode(item)
-                    self._mark(self._recording)
-                    if self._recording.waiting > _MOST * self._recording.rate:
+                    self._take_point(self._recording)
+                    if self._recording.waiting > _MAX_FEED_SECONDS * self._recording.rate:
                         self._demuxer.discard()
-                        raise AudioError("utterance_too_long", f"the chunk decodes to more than {_MOST} s of audio")
+                        raise AudioError(
+                            "utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio"
+                        )
             if spoiled:
                 reason = self._recording.reason if self._recording is not None else ""
                 message = f"{spoiled} packets of {self._start.kind} cannot be decoded{reason and ': '}{reason}"
@@ -168,13 +201,13 @@ class StreamDecoder:
         return samples
 
     def _open(self, track: Track) -> None:
-        self._recording = _Recording(track, self._finished)
+        self._recording = _TrackDecoder(track, self._finished)
         if not self._silent:
-            self._add(Border(self._demuxer.start, self._finished, *self._identity))
+            self._add(ResumePoint(self._demuxer.start, self._finished, *self._identity))
         self._silent = False
 
     def _close(self) -> list[Samples]:
-        """The rest of a recording that is over."""
+        """End the open recording and return its rest."""
         if self._recording is None:
             return []
         recording, self._recording = self._recording, None
@@ -186,35 +219,36 @@ class StreamDecoder:
     def _identity(self) -> tuple[str, int, int]:
         return self._start.kind, self._start.sample_rate, self._start.channels
 
-    def _mark(self, recording: _Recording) -> None:
-        place = recording.place
-        if place is not None:
-            recording.place = None
-            if place.sample - self._borders[-1].sample >= self._spacing:
+    def _take_point(self, recording: _TrackDecoder) -> None:
+        """Add the recording's newest resume point, unless the last one is near."""
+        pending = recording.ready
+        if pending is not None:
+            recording.ready = None
+            if pending.sample - self._points[-1].sample >= self._spacing:
                 self._add(
-                    Border(
-                        place.offset,
-                        place.sample,
+                    ResumePoint(
+                        pending.offset,
+                        pending.sample,
                         *self._identity,
                         recording.track,
                         self._demuxer.start,
-                        place.packets,
-                        place.position,
+                        pending.packets,
+                        pending.position,
                         recording.rate,
                     )
                 )
 
-    def _add(self, border: Border) -> None:
-        self._borders.append(border)
-        if len(self._borders) > _BORDERS:  # nobody asked for a long time
-            self._borders = deque(list(self._borders)[::2])
+    def _add(self, point: ResumePoint) -> None:
+        self._points.append(point)
+        if len(self._points) > _MAX_POINTS:  # none was asked for in a long time
+            self._points = deque(list(self._points)[::2])
             self._spacing *= 2
 
 
-def begins(kind: str, data: bytes) -> bool:
-    """Whether the bytes may be a recorder's beginning of a container of that kind, though no audio is in them yet."""
+def is_beginning(kind: str, data: bytes) -> bool:
+    """Whether bytes may be the beginning of a recorder's container of a kind, even if they hold no audio yet."""
     if kind == "mp4" and b"mdat" in data and b"moov" not in data:
-        return False  # recorders write the index first: this is a file that was cut short, and its sender must know
+        return False  # recorders write the index first: this is a truncated file, and its sender must know
     try:
         StreamDecoder(kind).feed(data)
     except AudioError:
@@ -223,8 +257,8 @@ def begins(kind: str, data: bytes) -> bool:
 
 
 @dataclass(slots=True)
-class _Place:
-    """A border in the making."""
+class _PendingPoint:
+    """A resume point in the making; the fields are those of ResumePoint."""
 
     offset: int
     position: int
@@ -232,57 +266,64 @@ class _Place:
     sample: int = 0
 
 
-class _Recording:
-    """Packets of one track to samples.
+class _TrackDecoder:
+    """Decodes the packets of one recording in the stream.
 
-    A position counts what the codec gave since the rate last changed, at that rate; position 0 is sample `_anchor`.
+    A position counts the codec's samples since its rate last changed; position 0 is sample `_anchor` of the stream.
+
+    Attributes:
+        track: The recording's track.
+        rate: The codec's samples per second; 0 before the first packet.
+        ready: The newest resume point, until it is taken.
+        produced: Number of the stream's sample after the last one returned.
+        waiting: Samples at the codec's rate that wait to be resampled.
     """
 
-    def __init__(self, track: Track, sample: int, border: Border | None = None) -> None:
+    def __init__(self, track: Track, sample: int, point: ResumePoint | None = None) -> None:
         self.track = track
         self.rate = 0
-        self.place: _Place | None = None  # the last one that is ready
-        self.produced = sample  # up to this sample of the stream
-        self.waiting = 0  # samples, at the codec's rate
+        self.ready: _PendingPoint | None = None
+        self.produced = sample
+        self.waiting = 0
         self._codec = Codec(track)
         self._resampler = Resampler(SAMPLE_RATE)
-        self._open: _Place | None = None  # whose packets are still coming
+        self._pending: _PendingPoint | None = None  # a point whose packets are still to be decoded
         self._anchor = sample
         self._position = 0
-        self._preroll = 0  # packets
-        self._skip = track.skip  # samples of the codec's, before the first that counts
-        self._drop = 0  # samples of the resampler's, until it is warm
+        self._preroll = 0  # packets whose samples are dropped
+        self._skip = track.skip  # samples at the codec's rate before the first that counts
+        self._drop = 0  # samples of the resampler, until it is exact
         self._last = 0  # samples of the last packet
         self._waiting: list[Samples] = []
         self._done: list[Samples] = []
-        if border is not None:
-            self._resume(border)
+        if point is not None:
+            self._resume(point)
 
-    def _resume(self, border: Border) -> None:
-        self._set_rate(border.rate)
-        self._preroll = border.packets
-        self._position = self._on_grid(border.position)
-        self._skip = self._position - border.position
+    def _resume(self, point: ResumePoint) -> None:
+        self._set_rate(point.rate)
+        self._preroll = point.packets
+        self._position = self._on_grid(point.position)
+        self._skip = self._position - point.position
         self._drop = self._warm
-        self._anchor = border.sample - self._warm - self._position * SAMPLE_RATE // self.rate
+        self._anchor = point.sample - self._warm - self._position * SAMPLE_RATE // self.rate
 
     @property
     def reason(self) -> str:
-        """Why the last packet that could not be decoded could not, if that is known."""
+        """Why the last packet could not be decoded; empty if that is not known."""
         return self._codec.reason
 
     # -- in ------------------------------------------------------------------------------------------------------
 
     def decode(self, packet: Packet) -> bool:
-        """Whether it could be; silence takes the place of one that cannot."""
+        """Decode a packet; False if it cannot be decoded. Silence then takes its place."""
         if self._preroll:
             self._preroll -= 1
             self._codec.decode(packet.data)
             return True
-        if packet.restart is not None and self._open is None and not self._skip:
-            self._open = _Place(packet.restart, self._position)
+        if packet.restart is not None and self._pending is None and not self._skip:
+            self._pending = _PendingPoint(packet.restart, self._position)
             if self._codec.memoryless:
-                self._ready()
+                self._complete_point()
         decoded = self._codec.decode(packet.data)
         spoiled = decoded is None
         if decoded is None:
@@ -293,21 +334,21 @@ class _Recording:
         for samples, rate in decoded:
             self._push(samples[:left], rate)
             left = max(0, left - len(samples))
-        if self._open is not None:
-            self._open.packets += 1
+        if self._pending is not None:
+            self._pending.packets += 1
             seconds, packets = _PREROLL.get(self.track.codec, _PREROLL_OTHERS)
-            enough = self._position - self._open.position >= seconds * self.rate
-            if enough and self._open.packets >= packets:
-                self._ready()
+            enough = self._position - self._pending.position >= seconds * self.rate
+            if enough and self._pending.packets >= packets:
+                self._complete_point()
         return not spoiled
 
-    def _ready(self) -> None:
-        """The open place can be gone on at, from the position that is reached by now."""
-        place, self._open = self._open, None
-        if place is not None and self.rate:
-            place.position = self._position
-            place.sample = self._anchor + self._on_grid(self._position) * SAMPLE_RATE // self.rate + self._warm
-            self.place = place
+    def _complete_point(self) -> None:
+        """The pending point is ready: a decoder resumed there has converged at this position."""
+        pending, self._pending = self._pending, None
+        if pending is not None and self.rate:
+            pending.position = self._position
+            pending.sample = self._anchor + self._on_grid(self._position) * SAMPLE_RATE // self.rate + self._warm
+            self.ready = pending
 
     def _on_grid(self, position: int) -> int:
         """The next position that falls on one of our samples."""
@@ -318,7 +359,7 @@ class _Recording:
         if rate != self.rate:
             self._convert(last=True)
             self._set_rate(rate)
-            self._anchor, self._position, self._open, self.place = self.produced, 0, None, None
+            self._anchor, self._position, self._pending, self.ready = self.produced, 0, None, None
         skipped = min(self._skip, len(samples))
         self._skip -= skipped
         self._position += len(samples) - skipped
@@ -327,7 +368,7 @@ class _Recording:
 
     def _set_rate(self, rate: int) -> None:
         self.rate = rate
-        self._warm = 0 if rate == SAMPLE_RATE else _WARM
+        self._warm = 0 if rate == SAMPLE_RATE else _RESAMPLER_WARM_UP
         self._drop = 0
         self._resampler = Resampler(rate)
 

@@ -1,9 +1,9 @@
-"""WAV: its header read and written, in plain Python; pcm.samples makes numbers of what is behind it.
+"""WAV headers, read and written in plain Python; pcm.samples converts the data behind them.
 
-A file is RIFF, a length and WAVE, then chunks: four letters, a length, and so many bytes, padded to an even number.
-The chunk `fmt ` says what the samples are, `data` holds them. Of the header nothing is believed that follows from
-something else: the bytes of a frame (one sample of every channel) and of a second are computed, and a length that
-cannot be known, as of a file that was written to a pipe, is None.
+A file is RIFF, a length and WAVE, then chunks: four letters, a length, and as many bytes, padded to an even number. The
+chunk `fmt ` has the format of the samples, `data` the samples. Redundant header fields are ignored: the bytes of a
+frame (one sample of every channel) and of a second are computed. A length that the writer did not know, as of a file
+written to a pipe, is None.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 
 from asrserver.audio import bounds
 
-#: Bytes of RIFF, its length, and WAVE.
+#: Bytes of RIFF, the length and WAVE.
 RIFF_HEADER = 12
 
 #: Bytes of a chunk's letters and length.
 CHUNK_HEADER = 8
 
-#: Bytes of the shortest `fmt ` chunk's content.
+#: Fewest bytes in a `fmt ` chunk.
 SHORTEST_FORMAT = 16
 
-#: Formats that are samples one after another: (format tag, bits a sample) → FFmpeg's name of the codec.
+#: Formats of plain samples: (format tag, bits per sample) → FFmpeg's name of the codec.
 _CODECS = {
     (1, 8): "pcm_u8",
     (1, 16): "pcm_s16le",
@@ -36,33 +36,33 @@ _CODECS = {
 }
 _TAGS: dict[str | None, tuple[int, int]] = {codec: key for key, codec in _CODECS.items()}
 
-#: Bytes of one sample of one channel, by codec; headerless audio has names of these too.
+#: Codec → bytes of one sample of one channel. Headerless audio has the same names.
 WIDTHS = {codec: bits // 8 for (_, bits), codec in _CODECS.items()}
 
 _EXTENSIBLE = 0xFFFE
 
-#: Bytes of data from which on the header says only that it does not know: writers put 0, or about the largest number.
+#: A length of at least this many bytes means unknown; writers that do not know it put 0 or about the largest number.
 _UNKNOWN = 0x7FFF0000
 
-#: Most bytes of data of a file that is written here: its length has 32 bits, and counts the header too.
-_LONGEST = 0xFFFFFFFF - 44
+#: Most bytes of data in a file written here: its length has 32 bits and includes the header.
+_MAX_DATA = 0xFFFFFFFF - 44
 
-#: Chunks before the samples that are passed over. Files have a few; damage can look like one every eight bytes.
-_MOST_CHUNKS = 64
+#: Most chunks looked at before the samples. Files have a few; damage can look like a chunk every eight bytes.
+_MAX_CHUNKS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What the samples of a file are."""
+    """Format of samples."""
 
-    codec: str | None  #: FFmpeg's name; None for one that is not samples one after another, such as ADPCM
+    codec: str | None  #: FFmpeg's name; None if it is not plain samples, such as ADPCM
     channels: int
-    rate: int  #: samples/s of each channel
-    bits: int  #: of one sample of one channel
+    rate: int  #: samples per second of each channel
+    bits: int  #: per sample of one channel
 
     @classmethod
     def of(cls, codec: str, channels: int, rate: int) -> Format:
-        """The format of a codec of WIDTHS."""
+        """Make the format of a codec in WIDTHS."""
         return cls(codec, channels, rate, 8 * WIDTHS[codec])
 
     @property
@@ -72,25 +72,26 @@ class Format:
 
     @property
     def bytes_per_second(self) -> int:
+        """Bytes of a second of samples."""
         return self.channels * self.rate * self.bits // 8
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before a file's samples."""
+    """The header of a file."""
 
     format: Format
-    offset: int  #: of the first sample, in bytes from the file's beginning
-    size: int | None  #: bytes of samples; None for all that come
+    offset: int  #: bytes before the first sample
+    size: int | None  #: bytes of samples; None: up to the end of the file
 
 
 def is_riff(data: bytes | bytearray) -> bool:
-    """Whether bytes begin a WAV file; RIFF_HEADER of them are enough."""
+    """Whether bytes begin a WAV file; the first RIFF_HEADER of them are enough."""
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE"
 
 
 def chunk(data: bytes | bytearray, at: int = 0) -> tuple[bytes, int, int] | None:
-    """(letters, bytes of its content, bytes to the next chunk) of the chunk at an offset; None if that is cut."""
+    """(letters, bytes of content, bytes to the next chunk) of the chunk at an offset; None if its header is cut."""
     if len(data) < at + CHUNK_HEADER:
         return None
     kind, size = struct.unpack_from("<4sI", data, at)
@@ -98,23 +99,27 @@ def chunk(data: bytes | bytearray, at: int = 0) -> tuple[bytes, int, int] | None
 
 
 def data_size(size: int) -> int | None:
-    """The bytes of samples in a `data` chunk that says it has `size`; None if it does not know."""
+    """The bytes of samples that a `data` chunk's length means; None: unknown."""
     return size if 0 < size < _UNKNOWN else None
 
 
 def parse_format(body: bytes) -> Format:
-    """What the content of a `fmt ` chunk says, SHORTEST_FORMAT bytes or more; raises ImplausibleAudio."""
+    """Parse the content of a `fmt ` chunk, which must have at least SHORTEST_FORMAT bytes.
+
+    Raises:
+        ImplausibleAudio: It claims channels or a rate outside the limits.
+    """
     tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", body)
     bounds.check(channels, rate)
     if tag == _EXTENSIBLE and len(body) >= 26:
-        (tag,) = struct.unpack_from("<H", body, 24)  # how its GUID begins
-    whole = -(-bits // 8) * 8  # samples of 12 or 20 bits are the upper ones of as many bytes as they need
+        (tag,) = struct.unpack_from("<H", body, 24)  # its GUID begins with the tag
+    whole = -(-bits // 8) * 8  # samples of 12 or 20 bits are the upper bits of whole bytes
     codec = _CODECS.get((tag, whole))
     return Format(codec, channels, rate, whole if codec is not None else bits)
 
 
 def read_format(data: bytes) -> Format | None:
-    """The format of a WAV file by its first bytes; None if there is none in them. Raises ImplausibleAudio."""
+    """Read the format from the first bytes of a WAV file; None if they do not hold it. Raises ImplausibleAudio."""
     for kind, at, size in _chunks(data):
         if kind == b"fmt ":
             return parse_format(data[at : at + size]) if SHORTEST_FORMAT <= size <= len(data) - at else None
@@ -122,7 +127,11 @@ def read_format(data: bytes) -> Format | None:
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a WAV file by its first bytes; None if they do not hold all of one. Raises ImplausibleAudio."""
+    """Read the header from the first bytes of a WAV file; None if they do not hold all of it.
+
+    Raises:
+        ImplausibleAudio: It claims channels or a rate outside the limits.
+    """
     format = read_format(data)
     for kind, at, size in _chunks(data) if format is not None else ():
         if format is not None and kind == b"data":
@@ -131,9 +140,9 @@ def read_header(data: bytes) -> Header | None:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(letters, offset and bytes of its content) of each of the first chunks of a file."""
+    """(letters, offset of content, bytes of content) of the first chunks of a file."""
     at = RIFF_HEADER
-    for _ in range(_MOST_CHUNKS if is_riff(data) else 0):
+    for _ in range(_MAX_CHUNKS if is_riff(data) else 0):
         if (found := chunk(data, at)) is None:
             return
         kind, size, length = found
@@ -142,12 +151,14 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def write_header(format: Format, size: int) -> bytes:
-    """The header of a file with `size` bytes of samples, which `padding(size)` follows.
+    """Make the header of a file with `size` bytes of samples, which `padding(size)` must follow.
 
-    Raises ValueError for more than fit into a WAV file (`fitting`), KeyError for a format without a codec.
+    Raises:
+        ValueError: A WAV file cannot hold so many bytes (see `fitting`).
+        KeyError: The format has no codec.
     """
-    if size > _LONGEST:
-        raise ValueError(f"{size} bytes of samples: a WAV file has {_LONGEST} at most")
+    if size > _MAX_DATA:
+        raise ValueError(f"{size} bytes of samples do not fit into a WAV file (limit {_MAX_DATA})")
     tag, bits = _TAGS[format.codec]
     fields = tag, format.channels, format.rate, format.bytes_per_second, format.frame, bits
     riff = 36 + size + size % 2
@@ -155,15 +166,15 @@ def write_header(format: Format, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What follows so many bytes of samples at the end of a file."""
+    """The bytes that must follow `size` bytes of samples at the end of a file."""
     return b"\0" * (size % 2)
 
 
 def fitting(format: Format, size: int) -> int:
-    """The bytes of whole frames, out of so many bytes of samples, that one file can hold."""
-    return min(size, _LONGEST) // format.frame * format.frame
+    """How many of `size` bytes of samples fit into one file as whole frames."""
+    return min(size, _MAX_DATA) // format.frame * format.frame
 
 
 def encode(format: Format, samples: bytes) -> bytes:
-    """A file of these samples, as the format says they are."""
+    """Make a file of samples in a format."""
     return write_header(format, len(samples)) + samples + padding(len(samples))

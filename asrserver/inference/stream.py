@@ -18,7 +18,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.decoders import Decoder, resume_decoder
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import Border
+from asrserver.audio.stream import ResumePoint
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.event_log import Checkpoint
@@ -29,7 +29,7 @@ from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Ev
 
 #: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
 #: stream that has more keeps its beginning in Redis instead.
-MAX_CODEC_HEADER = 1 << 16
+MAX_CODEC_PARAMETERS = 1 << 16
 
 
 class Piece(NamedTuple):
@@ -92,7 +92,7 @@ class LiveStream:
         self._decoder = decoder
         self._is_suspect = is_suspect
         self._silence = silence
-        self._beginning = decoder.border(0)
+        self._beginning = decoder.resume_point(0)
         self._growing: SpeechSegment | None = None
         self._paused = False  # the growing segment has been quiet for as long as its padding
         self._entries = deque[_Entry]()
@@ -114,7 +114,7 @@ class LiveStream:
         is_suspect: Callable[[], bool],
     ) -> LiveStream:
         """Continue a stream of another worker from the state in its checkpoint."""
-        point = Border.fromdict(state["border"])
+        point = ResumePoint.fromdict(state["border"])
         decoder = resume_decoder(point)
         stream = cls(
             recogniser,
@@ -299,8 +299,8 @@ class LiveStream:
         return self._checkpoint_at(waiting.start if waiting is not None else self.needed)
 
     def _checkpoint_at(self, sample: int) -> Checkpoint:
-        point = self._decoder.border(sample - CONTEXT_SAMPLES)  # the endpointer needs the audio before the sample
-        if point.track is not None and len(point.track.extradata) > MAX_CODEC_HEADER:
+        point = self._decoder.resume_point(sample - CONTEXT_SAMPLES)  # the endpointer needs the audio before the sample
+        if point.track is not None and len(point.track.extradata) > MAX_CODEC_PARAMETERS:
             point = self._beginning
         while len(self._entries) > 1 and self._entries[1].offset <= point.offset:
             self._entries.popleft()

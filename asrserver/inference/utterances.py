@@ -7,7 +7,7 @@ import asyncio
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import begins
+from asrserver.audio.stream import is_beginning
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.engine import DecodeJob
@@ -70,7 +70,7 @@ class UtteranceRecogniser:
 
         def work() -> AudioWork[bool]:
             yield []
-            return begins(kind, data)
+            return is_beginning(kind, data)
 
         async with self._recogniser.isolation.hold(alone):
             return await self._recogniser.audio_thread.run([label], work())

@@ -7,8 +7,8 @@ import orjson
 import pytest
 
 from asrserver.audio import SAMPLE_RATE, files
-from asrserver.audio.decoders import PlainDecoder, open_decoder, resume_decoder
-from asrserver.audio.stream import Border, StreamDecoder
+from asrserver.audio.decoders import PcmStreamDecoder, open_decoder, resume_decoder
+from asrserver.audio.stream import ResumePoint, StreamDecoder
 from tests.audio.signals import decoded_by_ffmpeg, s16
 from tests.audio.streams import STREAMS, decoded, kind, slices, stream, whole
 
@@ -57,35 +57,38 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
     wanted = decoded(StreamDecoder(format, rate, channels), [data])
     assert abs(len(wanted) - 2 * SAMPLE_RATE) <= 2
     opened = open_decoder(format, rate, channels)
-    assert isinstance(opened, PlainDecoder) == (rate == SAMPLE_RATE)
+    assert isinstance(opened, PcmStreamDecoder) == (rate == SAMPLE_RATE)
     for decoder in (StreamDecoder(format, rate, channels), opened):
         found, at = [], 0
         for piece in slices(data, rate, 9000):
             found.append(decoder.feed(piece))
             at += len(piece)
-            border = Border.fromdict(orjson.loads(orjson.dumps(decoder.border(decoder.position).asdict())))
-            assert border.offset <= at
+            point = ResumePoint.fromdict(orjson.loads(orjson.dumps(decoder.resume_point(decoder.position).asdict())))
+            assert point.offset <= at
             for resume in (StreamDecoder.resume, resume_decoder):
-                resumed = decoded(resume(border), [data[border.offset :]])
-                assert np.array_equal(resumed, wanted[border.sample :])
-        assert border.sample > SAMPLE_RATE
+                resumed = decoded(resume(point), [data[point.offset :]])
+                assert np.array_equal(resumed, wanted[point.sample :])
+        assert point.sample > SAMPLE_RATE
         assert np.array_equal(np.concatenate([*found, decoder.flush()]), wanted)
     short = data[:3001]
     one_by_one = decoded(open_decoder(format, rate, channels), (short[at : at + 1] for at in range(len(short))))
     assert np.array_equal(one_by_one, decoded(StreamDecoder(format, rate, channels), [short]))
 
 
-def test_a_border_of_plain_pcm_is_exact() -> None:
-    """Any sample that is asked for, also after another border."""
+def test_a_resume_point_of_plain_pcm_is_exact() -> None:
+    """Any sample that is asked for, also after another point."""
     decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 2)
     decoder.feed(bytes(4 * 1000 + 3))
-    assert [(one.offset, one.sample) for one in map(decoder.border, (-5, 0, 777, 2000))] == [
+    assert [(one.offset, one.sample) for one in map(decoder.resume_point, (-5, 0, 777, 2000))] == [
         (0, 0), (0, 0), (4 * 777, 777), (4 * 1000, 1000),
     ]  # fmt: skip
-    successor = resume_decoder(decoder.border(777))
+    successor = resume_decoder(decoder.resume_point(777))
     successor.feed(bytes(4 * 23 + 1))
     assert successor.position == 800
-    assert [(one.offset, one.sample) for one in map(successor.border, (0, 790))] == [(4 * 777, 777), (4 * 790, 790)]
+    assert [(one.offset, one.sample) for one in map(successor.resume_point, (0, 790))] == [
+        (4 * 777, 777),
+        (4 * 790, 790),
+    ]
 
 
 def test_pcm_that_is_no_number() -> None:

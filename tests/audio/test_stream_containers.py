@@ -39,9 +39,9 @@ def test_a_whole_mp4_file(arguments: str, muxer: str, tmp_path: Path) -> None:
     length = min(len(found), len(reference))
     assert correlation(found[:length], reference[:length]) > 0.999
     assert np.array_equal(decoded(StreamDecoder("mp4"), [data]), found)
-    border = decoder.border(decoder.position)
-    resumed = decoded(StreamDecoder.resume(border), [data[border.offset :]])
-    assert len(resumed) == len(found) - border.sample
+    point = decoder.resume_point(decoder.position)
+    resumed = decoded(StreamDecoder.resume(point), [data[point.offset :]])
+    assert len(resumed) == len(found) - point.sample
 
 
 def test_video_is_passed_over() -> None:
@@ -81,7 +81,7 @@ def test_eight_channels(arguments: str) -> None:
 
 @pytest.mark.parametrize("field", ["number", "rate"])
 def test_numbers_that_cannot_be(field: str) -> None:
-    """A track with a number of nine bytes, a rate that is none: refused, or its border would be no JSON."""
+    """A track with a number of nine bytes, a rate that is none: refused, or its point would be no JSON."""
     data = bytearray(stream("mkv-pcm"))
     if field == "rate":
         at = data.index(b"\xb5\x88") + 2
@@ -108,9 +108,9 @@ def test_what_follows_the_samples_of_a_wav_is_no_audio() -> None:
     assert np.array_equal(decoded(StreamDecoder("wav"), slices(data, 1, 999)), whole("wav"))
     decoder = StreamDecoder("wav")
     decoder.feed(data[:-100])
-    border = decoder.border(decoder.position)
-    resumed = decoded(StreamDecoder.resume(border), [data[border.offset :]])
-    assert np.array_equal(resumed, whole("wav")[border.sample :])
+    point = decoder.resume_point(decoder.position)
+    resumed = decoded(StreamDecoder.resume(point), [data[point.offset :]])
+    assert np.array_equal(resumed, whole("wav")[point.sample :])
 
 
 def test_an_mp3_s_pictures_and_tags_are_no_audio() -> None:

@@ -107,7 +107,7 @@ def test_a_few_bytes_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
     """Two minutes of silence a kilobyte: Opus can say that. What is too long is refused; nothing else is lost."""
     head = stream("webm")[: stream("webm").index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff"
     block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))  # two frames of 60 ms of nothing
-    monkeypatch.setattr(decoding, "_MOST", 60)
+    monkeypatch.setattr(decoding, "_MAX_FEED_SECONDS", 60)
     decoder = StreamDecoder("matroska")
     before = psutil.Process().memory_info().rss
     with pytest.raises(AudioError) as caught:
@@ -140,7 +140,7 @@ def test_what_never_ends_is_not_kept(container: str) -> None:
 
 
 def test_minutes_take_no_memory() -> None:
-    """Of WebM in slices, with borders asked for as a worker does."""
+    """Of WebM in slices, with points asked for as a worker does."""
     data = stream("webm")
     head = data.index(b"\x1fC\xb6u")
     decoder = StreamDecoder("matroska")
@@ -150,7 +150,7 @@ def test_minutes_take_no_memory() -> None:
     for number in range(60):
         for at in range(head, len(data), 4000):
             decoder.feed(data[at : at + 4000])
-            decoder.border(decoder.position - SAMPLE_RATE)
+            decoder.resume_point(decoder.position - SAMPLE_RATE)
         if number == 10:
             begun = process.memory_info().rss
     assert process.memory_info().rss - begun < 8 << 20

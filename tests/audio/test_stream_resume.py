@@ -1,4 +1,4 @@
-"""Decoders that go on in the middle of a stream."""
+"""Decoders that continue in the middle of a stream."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import Border, StreamDecoder
+from asrserver.audio.stream import ResumePoint, StreamDecoder
 from tests.audio.signals import encode, tone
 from tests.audio.streams import STREAMS, correlation, decoded, kind, sized, slices, stream, whole
 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_another_process_goes_on(name: str) -> None:
-    """Killed at any moment, with the border as JSON: no sample lost or doubled, and the joint cannot be heard."""
+    """Killed at any moment, with the point as JSON: no sample lost or doubled, and the joint cannot be heard."""
     data, wanted = stream(name), whole(name)
     random = np.random.default_rng(len(data))
     decoder = StreamDecoder(kind(name))
@@ -25,19 +25,19 @@ def test_another_process_goes_on(name: str) -> None:
         decoder.feed(piece)
         at += len(piece)
         sample = max(0, decoder.position - int(random.integers(0, SAMPLE_RATE)))
-        border = Border.fromdict(orjson.loads(orjson.dumps(decoder.border(sample).asdict())))
-        if border.offset in seen:
+        point = ResumePoint.fromdict(orjson.loads(orjson.dumps(decoder.resume_point(sample).asdict())))
+        if point.offset in seen:
             continue
-        seen.add(border.offset)
-        assert border.sample <= sample
-        assert border.offset <= at
-        successor = StreamDecoder.resume(border)
-        assert successor.position == border.sample
-        found = decoded(successor, slices(data[border.offset :], at, 3000))
-        assert successor.position == border.sample + len(found)
-        surplus = len(found) - (len(wanted) - border.sample)
+        seen.add(point.offset)
+        assert point.sample <= sample
+        assert point.offset <= at
+        successor = StreamDecoder.resume(point)
+        assert successor.position == point.sample
+        found = decoded(successor, slices(data[point.offset :], at, 3000))
+        assert successor.position == point.sample + len(found)
+        surplus = len(found) - (len(wanted) - point.sample)
         assert 0 <= surplus <= (0.02 * SAMPLE_RATE if kind(name) == "ogg" else 0)
-        old, new = wanted[border.sample :], found[: len(wanted) - border.sample]
+        old, new = wanted[point.sample :], found[: len(wanted) - point.sample]
         first = slice(0, SAMPLE_RATE // 10)
         if len(old) > SAMPLE_RATE // 10 and np.abs(old[first]).max() > 0.02:
             assert correlation(old[first], new[first]) >= STREAMS[name][2]
@@ -48,37 +48,37 @@ def test_another_process_goes_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["webm", "mp4", "ogg-opus-pages", "mp3", "aac", "flac", "wav"])
 def test_going_on_more_than_once(name: str) -> None:
-    """Each of a row of owners dies: the borders that a resumed decoder gives are as good."""
+    """Each of a row of owners dies: the points that a resumed decoder gives are as good."""
     data, wanted = stream(name), whole(name)
     pieces: list[Samples] = []
-    border = StreamDecoder(kind(name)).border(0)
+    point = StreamDecoder(kind(name)).resume_point(0)
     for death in range(1, 6):
-        decoder = StreamDecoder.resume(border)
-        samples = decoder.feed(data[border.offset : len(data) * death // 6])
-        following = decoder.border(decoder.position)
-        pieces.append(samples[: following.sample - border.sample])
-        border = following
-    found = np.concatenate([*pieces, decoded(StreamDecoder.resume(border), [data[border.offset :]])])
+        decoder = StreamDecoder.resume(point)
+        samples = decoder.feed(data[point.offset : len(data) * death // 6])
+        following = decoder.resume_point(decoder.position)
+        pieces.append(samples[: following.sample - point.sample])
+        point = following
+    found = np.concatenate([*pieces, decoded(StreamDecoder.resume(point), [data[point.offset :]])])
     assert len(found) == len(wanted)
     assert correlation(found, wanted) > 0.9995
 
 
-def test_borders_are_near_and_few() -> None:
-    """A border for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
+def test_resume_points_are_near_and_few() -> None:
+    """A point for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
     decoder = StreamDecoder("matroska")
     decoder.feed(stream("webm"))
     assert decoder.position > 3 * SAMPLE_RATE
     for sample in range(0, decoder.position, SAMPLE_RATE // 3):
-        border = decoder.border(sample)
-        assert sample - SAMPLE_RATE // 2 < border.sample <= sample
-    assert len(orjson.dumps(border.asdict())) < 400
+        point = decoder.resume_point(sample)
+        assert sample - SAMPLE_RATE // 2 < point.sample <= sample
+    assert len(orjson.dumps(point.asdict())) < 400
     pcm = StreamDecoder("pcm_s16le")
     for _ in range(3600):
         pcm.feed(bytes(2 * SAMPLE_RATE))
-    assert len(pcm._borders) <= 1024
-    assert pcm.border(1000 * SAMPLE_RATE).sample > 990 * SAMPLE_RATE
+    assert len(pcm._points) <= 1024
+    assert pcm.resume_point(1000 * SAMPLE_RATE).sample > 990 * SAMPLE_RATE
     pcm.feed(bytes(2 * SAMPLE_RATE))
-    assert pcm.border(3600 * SAMPLE_RATE + SAMPLE_RATE // 2).sample > 3599 * SAMPLE_RATE
+    assert pcm.resume_point(3600 * SAMPLE_RATE + SAMPLE_RATE // 2).sample > 3599 * SAMPLE_RATE
 
 
 def test_the_recorder_is_started_again() -> None:
@@ -89,18 +89,18 @@ def test_the_recorder_is_started_again() -> None:
         wanted = np.concatenate([whole(name), decoded(StreamDecoder(kind(name)), [second])])
         decoder = StreamDecoder(kind(name))
         found = [decoder.feed(piece) for piece in slices(both, 1, 1500)]
-        border = decoder.border(decoder.position)
+        point = decoder.resume_point(decoder.position)
         found.append(decoder.flush())
         assert np.array_equal(np.concatenate(found), wanted)
-        assert border.offset > len(first)
-        assert border.sample > len(whole(name))
-        for place in (border, _border_at(kind(name), both, len(whole(name)))):
+        assert point.offset > len(first)
+        assert point.sample > len(whole(name))
+        for place in (point, _point_at(kind(name), both, len(whole(name)))):
             resumed = decoded(StreamDecoder.resume(place), [both[place.offset :]])
             assert abs(len(resumed) - (len(wanted) - place.sample)) <= (0.02 * SAMPLE_RATE if name == "ogg-opus" else 0)
             assert correlation(resumed[: len(wanted) - place.sample], wanted[place.sample :]) > 0.995
 
 
-def _border_at(kind: str, data: bytes, sample: int) -> Border:
+def _point_at(kind: str, data: bytes, sample: int) -> ResumePoint:
     decoder = StreamDecoder(kind)
     decoder.feed(data)
-    return decoder.border(sample)
+    return decoder.resume_point(sample)

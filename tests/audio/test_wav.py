@@ -208,7 +208,7 @@ def test_more_than_a_file_holds() -> None:
     assert most % format.frame == 0
     assert most > 2**32 - 60
     assert struct.unpack_from("<I", wav.write_header(format, most), 40) == (most,)
-    with pytest.raises(ValueError, match="at most"):
+    with pytest.raises(ValueError, match="limit"):
         wav.write_header(format, most + 100)
     with pytest.raises(KeyError):
         wav.write_header(wav.parse_format(fmt(2, 1, 8000, 4)), 100)

@@ -1,8 +1,9 @@
-"""From a container's bytes, cut anywhere, to its audio packets. No thread, no file, no waiting: bytes in, packets out.
+"""Streaming demuxers: a container's bytes, cut anywhere, to its audio packets. No thread, no file, no waiting.
 
-Every demuxer is pushed bytes and pulled items: a `Track` whenever a recording begins (a second one when the recorder
-was started again on the same stream), then its `Packet`s. What it returns depends on the bytes alone, never on how they
-were cut (but for PCM, whose packets are what is at hand). After an AudioError it looks for the next place to go on at.
+Bytes are pushed into a demuxer and items pulled from it: a `Track` whenever a recording begins (again when a recorder
+was restarted on the same stream), then its `Packet`s. The items depend on the bytes alone, not on how they were cut
+(except for PCM, whose packets are the samples at hand). After an AudioError a demuxer looks for the next place where it
+can continue.
 """
 
 from __future__ import annotations
@@ -29,7 +30,13 @@ _CONTAINERS: dict[str, type[Demuxer]] = {
 
 
 def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1) -> Demuxer:
-    """For what `sniff.container` calls `kind`, or pcm_s16le and pcm_f32le, of which the rate and channels are given."""
+    """Make the demuxer of a stream.
+
+    Args:
+        kind: A container as `sniff.container` names it, or pcm_s16le or pcm_f32le.
+        sample_rate: Samples per second of headerless PCM.
+        channels: Channels of headerless PCM.
+    """
     if kind in _CONTAINERS:
         return _CONTAINERS[kind]()
     return Pcm(kind, sample_rate, channels)

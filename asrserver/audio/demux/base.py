@@ -1,4 +1,4 @@
-"""What all demuxers share: the bytes that wait, and where they were in the stream."""
+"""The base of all demuxers: a buffer of bytes, and its position in the stream."""
 
 from __future__ import annotations
 
@@ -9,62 +9,87 @@ from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.errors import AudioError
 
-#: Longest packet of audio, in bytes. Opus can have 61,298 (RFC 6716: 48 frames of 1,275 bytes); PCM and FLAC more.
-MAX_PACKET = 1 << 18
+#: Longest packet of audio, in bytes. Opus packets have up to 61,298 (RFC 6716: 48 frames of 1,275 bytes); those of PCM
+#: and FLAC may be longer.
+MAX_PACKET_BYTES = 1 << 18
 
-#: Longest piece of a head that is looked at as a whole: track lists, indexes of a fragment.
-MAX_HEAD = 1 << 20
+#: Longest header element that is read as a whole, in bytes: a list of tracks, the index of a fragment.
+MAX_HEADER_BYTES = 1 << 20
 
-#: Longest thing passed over unseen: a picture in the tags, a key frame of the video. More is damage.
-MAX_SKIP = 64 << 20
+#: Longest element that is skipped, in bytes: a picture in the tags, a key frame of the video. A longer one is damage.
+MAX_SKIP_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A recording begins: what its codec must know."""
+    """The beginning of a recording. Resume points contain it: its fields are kept in Redis.
 
-    codec: str  # as FFmpeg names it
+    Attributes:
+        codec: FFmpeg's name.
+        extradata: The codec's parameters.
+        rate: Samples per second; 0: the codec knows.
+        channels: Number of channels; 0: the codec knows.
+        skip: Samples at the start that the encoder added.
+        number: Number of the track in its container.
+        frame: For PCM, bytes of one sample of all channels; for MP4, bytes of every sample if all have the same.
+        end: Position in the stream where its audio ends, in bytes; 0: unknown.
+    """
+
+    codec: str
     extradata: bytes = b""
-    rate: int = 0  # samples a second, and channels: for codecs that do not say it themselves
+    rate: int = 0
     channels: int = 0
-    skip: int = 0  # samples at its start that the encoder put there and nobody said
-    number: int = 0  # of the track in its container
-    frame: int = 0  # bytes of one sample of all channels, of PCM; bytes of every MP4 sample, if all have the same
-    end: int = 0  # of its audio, in the stream's bytes, if known
+    skip: int = 0
+    number: int = 0
+    frame: int = 0
+    end: int = 0
 
 
 @dataclass(slots=True)
 class Packet:
-    """What a codec takes at once. `restart` is where in the stream a demuxer may begin to find this one first."""
+    """A packet for the codec.
+
+    Attributes:
+        data: Its bytes.
+        restart: Position in the stream, in bytes, at which a demuxer may start to find this packet first; None: none.
+        trim: Samples at its end that are not audio.
+    """
 
     data: bytes
     restart: int | None
-    trim: int = 0  # samples at its end that are not audio
+    trim: int = 0
 
 
 class Demuxer(ABC):
-    """Push bytes, then pull until there is nothing."""
+    """Push bytes, then pull items until there are none.
 
-    #: Of errors.
+    Attributes:
+        track: The recording that is open; None: none.
+        offset: Position in the stream, in bytes, of the first byte in the buffer.
+        start: Position in the stream, in bytes, where the open recording begins.
+    """
+
+    #: The container, for error messages.
     name: str
 
     def __init__(self) -> None:
         self.track: Track | None = None
-        self.offset = 0  # in the stream, of the first byte that waits
-        self.start = 0  # in the stream, of the recording's first byte
+        self.offset = 0
+        self.start = 0
         self._buffer = bytearray()
-        self._skip = 0  # bytes to come that nobody wants
-        self._lost = False  # after damage, until the next place to go on at
-        self._refused = False  # a recording, as a whole
+        self._skip = 0  # bytes to come that are skipped
+        self._lost = False  # after damage, until the next place where it can continue
+        self._refused = False  # the open recording is skipped as a whole
         self._ended = False
 
     def resume(self, track: Track, offset: int, start: int) -> None:
-        """Go on with a recording: the next bytes pushed are those from `offset` on, a packet's `restart`."""
+        """Continue a recording: the next bytes pushed are those from `offset` on, which was a packet's `restart`."""
         self.track = track
         self.offset = offset
         self.start = start
 
     def push(self, data: bytes) -> None:
+        """Append the stream's next bytes."""
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed
@@ -73,7 +98,11 @@ class Demuxer(ABC):
         self._buffer += data
 
     def pull(self) -> Track | Packet | None:
-        """The next item that is complete; raises AudioError for what cannot be, and can be pulled again."""
+        """Return the next complete item; None: more bytes are needed.
+
+        Raises:
+            AudioError: The data is damaged or not supported. It may be pulled again.
+        """
         while not self._skip:
             if self._lost and not self._find():
                 return None
@@ -85,45 +114,49 @@ class Demuxer(ABC):
         return None
 
     def end(self) -> None:
-        """There are no more bytes: what only the end completes can be pulled."""
+        """No more bytes will come: items that only the end completes can be pulled."""
         self._ended = True
 
     def discard(self) -> None:
-        """Let go of the bytes that wait, and look for a place to go on at."""
+        """Drop the buffer, and look for a place to continue."""
         self._drop(len(self._buffer))
         self._lost = True
 
     @abstractmethod
     def _next(self) -> Track | Packet | None:
-        """One step: an item, or bytes dropped, or neither because more are needed."""
+        """Do one step: return an item, or drop bytes, or neither because more are needed."""
 
     def _find(self) -> bool:
-        """Drop bytes up to a place to go on at; False if it has not come yet."""
+        """Drop bytes up to the next place to continue; False if it has not come yet."""
         return True
 
     def _drop(self, count: int) -> None:
-        """Pass over bytes, also such as are still to come."""
+        """Skip bytes, including bytes that have not come yet."""
         here = min(count, len(self._buffer))
         del self._buffer[:here]
         self.offset += here
         self._skip += count - here
 
     def _find_any(self, patterns: tuple[bytes, ...], lead: int = 0) -> bool:
-        """`_find` for a place that begins with one of some patterns, all equally long, after `lead` bytes."""
+        """`_find` for a place with one of some equally long patterns `lead` bytes after its beginning."""
         found = [at for pattern in patterns if (at := self._buffer.find(pattern, lead)) >= 0]
         length = len(patterns[0])
         self._drop(min(found) - lead if found else max(0, len(self._buffer) - lead - length + 1))
         return bool(found)
 
     def _damaged(self, what: str) -> AudioError:
-        """The error for the bytes at hand. The first of them is passed over, or it would be found again."""
+        """Make the error for the bytes at hand, and skip the first of them, or it would be found again."""
         error = AudioError("undecodable_audio", f"the {self.name} data is damaged at byte {self.offset}: {what}")
         self._drop(1)
         self._lost = True
         return error
 
     def _begin_track(self, track: Track) -> Track:
-        """The recording's, if what it says of itself can be; 0 channels or samples/s are the codec's to say."""
+        """Open a recording, unless its header cannot be true. A rate or channels of 0 are left to the codec.
+
+        Raises:
+            AudioError: The header cannot be true; the recording is skipped.
+        """
         try:
             bounds.check_claim(track.channels, track.rate)
         except ImplausibleAudio:
@@ -132,21 +165,21 @@ class Demuxer(ABC):
         if not (
             0 <= track.skip <= 480_000
             and track.number < 1 << 32
-            and track.frame <= MAX_PACKET
-            and len(track.extradata) <= MAX_HEAD
+            and track.frame <= MAX_PACKET_BYTES
+            and len(track.extradata) <= MAX_HEADER_BYTES
         ):
-            raise self._unsupported("its head is damaged")
+            raise self._unsupported("its header is damaged")
         self.track = track
         return track
 
     def _unsupported(self, what: str) -> AudioError:
-        """The error for a recording that is passed over as a whole."""
+        """Make the error for the open recording, which is skipped as a whole."""
         self.track, self._refused = None, True
         return AudioError("not_streamable", f"the {self.name} data cannot be decoded as a stream: {what}")
 
 
 def opus_samples(packet: bytes) -> int:
-    """Of a packet, a channel, at 48 kHz (RFC 6716, 3.1)."""
+    """Samples per channel of an Opus packet, at 48 kHz (RFC 6716, 3.1)."""
     if not packet:
         return 0
     config = packet[0] >> 3

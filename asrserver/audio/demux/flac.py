@@ -1,28 +1,28 @@
-"""FLAC (RFC 9639), whose frames do not say how long they are: the next one's header ends them."""
+"""FLAC (RFC 9639). Its frames do not say how long they are: each ends where the next one's header begins."""
 
 from __future__ import annotations
 
-from asrserver.audio.demux.base import MAX_HEAD, Demuxer, Packet, Track
+from asrserver.audio.demux.base import MAX_HEADER_BYTES, Demuxer, Packet, Track
 
 _SYNC = (b"\xff\xf8", b"\xff\xf9")
 
-#: Frames that may be missing before one is no longer believed to belong to the stream.
-_GAP = 64
+#: Most missing frames between two frames that are taken for the same stream.
+_MAX_GAP = 64
 
-#: The mark of a stream and the header of its first block, which is always the same.
+#: How a stream begins.
 _MARK = b"fLaC"
 
 
 class Flac(Demuxer):
-    """A frame ends where a header begins that has the right checksum and the number that comes next."""
+    """A frame ends where a header with a valid checksum and the next frame's number begins."""
 
     name = "FLAC"
 
     def __init__(self) -> None:
         super().__init__()
         self._info = b""
-        self._metadata = False  # whether blocks of it are still to come
-        self._looked = 0  # bytes of the frame at the front in which it does not end
+        self._metadata = False  # metadata blocks are still to come
+        self._looked = 0  # bytes of the frame at the front that were searched for its end
 
     def _next(self) -> Track | Packet | None:
         if len(self._buffer) < 4:
@@ -65,31 +65,38 @@ class Flac(Demuxer):
         self._metadata = False
         if len(self._info) < 34:
             self._lost = True
-            raise self._unsupported("it does not say what it holds (STREAMINFO)")
+            raise self._unsupported("it has no STREAMINFO")
         rate, channels = streaminfo(self._info)
-        self._lost = True  # unless it is believed: what follows is nobody's
+        self._lost = True  # unless the track is accepted: what follows belongs to no recording
         track = self._begin_track(Track("flac", self._info, rate, channels))
         self._lost = False
         return track
 
     def _end(self, number: int, step: int) -> int | None:
-        """Where the frame at the front ends: at the next number's header, or at another stream's mark.
+        """Find where the frame at the front ends: at the header with the next number, or at the mark of another stream.
 
-        At that of a somewhat later number too, if it is otherwise like this one: those between are damaged.
+        Or at the header of a somewhat later number that is otherwise like this one: the frames between are damaged.
+
+        Args:
+            number: Number of the frame.
+            step: Difference to the next frame's number.
+
+        Returns:
+            Its length in bytes; None: more bytes are needed.
         """
         at = max(self._looked, 8)
         while (at := self._buffer.find(b"\xff", at)) >= 0 and at + 16 <= len(self._buffer):
             if self._buffer[at : at + 2] == self._buffer[:2]:
                 header = _header(self._buffer, at)
                 ahead = (header[0] - number) / step if header is not None else 0
-                if ahead == 1 or (1 < ahead < _GAP and self._buffer[at + 2] == self._buffer[2]):
+                if ahead == 1 or (1 < ahead < _MAX_GAP and self._buffer[at + 2] == self._buffer[2]):
                     return at
             at += 1
         mark = self._buffer.find(_MARK + b"\0\0\0\x22", max(self._looked - 8, 8))
         if mark >= 0:
             return mark
         self._looked = max(8, len(self._buffer) - 16 if at < 0 else min(at, len(self._buffer) - 16))
-        if len(self._buffer) > MAX_HEAD:
+        if len(self._buffer) > MAX_HEADER_BYTES:
             self._looked = 0
             raise self._damaged("a frame does not end")
         return None
@@ -109,12 +116,12 @@ class Flac(Demuxer):
 
 
 def streaminfo(info: bytes) -> tuple[int, int]:
-    """(samples/s, channels) of a STREAMINFO block, 8.2."""
+    """(samples per second, channels) of a STREAMINFO block (RFC 9639, 8.2)."""
     return int.from_bytes(info[10:13], "big") >> 4, (info[12] >> 1 & 7) + 1
 
 
 def _header(data: bytearray, at: int) -> tuple[int, int] | None:
-    """(number, what to add for the number after it) of the frame whose header is there; None if it is none (9.1)."""
+    """(number, difference to the next number) of the frame header at an offset (9.1); None if there is none."""
     if len(data) < at + 6 or data[at + 1] & 0xFE != 0xF8:
         return None
     block, rate = data[at + 2] >> 4, data[at + 2] & 0x0F
@@ -150,7 +157,7 @@ def _crc8(data: bytes | bytearray) -> int:
 
 
 def _table() -> bytes:
-    """Of the polynomial x^8 + x^2 + x + 1."""
+    """The CRC-8 table of the polynomial x^8 + x^2 + x + 1."""
     table = bytearray()
     for value in range(256):
         for _ in range(8):

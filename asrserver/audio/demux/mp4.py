@@ -6,26 +6,34 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 
-from asrserver.audio.demux.base import MAX_HEAD, MAX_PACKET, MAX_SKIP, Demuxer, Packet, Track, opus_skip
+from asrserver.audio.demux.base import (
+    MAX_HEADER_BYTES,
+    MAX_PACKET_BYTES,
+    MAX_SKIP_BYTES,
+    Demuxer,
+    Packet,
+    Track,
+    opus_skip,
+)
 
-#: Most samples of one index: three hours of AAC; and its bytes.
+#: Most samples in one index (three hours of AAC), and most bytes of one.
 _MAX_SAMPLES = 500_000
 _MAX_INDEX = 8 << 20
 
-#: Bytes that are kept of a file whose index is at its end: twenty minutes of AAC.
+#: Most bytes kept of a file whose index is at its end: twenty minutes of AAC.
 _MAX_KEPT = 24 << 20
 
 
 class Mp4(Demuxer):
-    """Begins at a fragment (moof); a file without them only at its beginning. Its index may be at its end."""
+    """It may start at any fragment (moof), in a file without fragments only at its beginning. The index may be last."""
 
     name = "MP4"
 
     def __init__(self) -> None:
         super().__init__()
-        self._plan: deque[tuple[int, int]] = deque()  # where in the stream the fragment's samples are: (offset, size)
-        self._fragment: int | None = None  # where it began, until its first sample
-        self._data_end = 0  # of the mdat that we are in
+        self._plan: deque[tuple[int, int]] = deque()  # (offset in the stream, size) of the next samples
+        self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
+        self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
         self._keep_end = 0
 
@@ -49,7 +57,7 @@ class Mp4(Demuxer):
             return self._index(body)
         if kind == b"moof":
             at = self.offset
-            body = self._body(length, size, MAX_HEAD)
+            body = self._body(length, size, MAX_HEADER_BYTES)
             if body is None:
                 return None
             self._plan = deque(sorted(self._samples(body, at)))
@@ -77,7 +85,7 @@ class Mp4(Demuxer):
         return self._find_any((b"moof", b"ftyp"), lead=4)
 
     def _header(self) -> tuple[bytes, int, int] | None:
-        """(type, bytes of the box, bytes of its header); None if cut."""
+        """(type, bytes of the box, bytes of its header) of the box at the front; None if cut."""
         if len(self._buffer) < 8:
             return None
         size, kind, length = int.from_bytes(self._buffer[:4], "big"), bytes(self._buffer[4:8]), 8
@@ -87,7 +95,7 @@ class Mp4(Demuxer):
             size, length = int.from_bytes(self._buffer[8:16], "big"), 16
         if not all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind):
             raise self._damaged("no box begins here")
-        if not length <= size <= MAX_SKIP:
+        if not length <= size <= MAX_SKIP_BYTES:
             raise self._damaged(f"a box of {size} bytes")
         return kind, size, length
 
@@ -97,7 +105,7 @@ class Mp4(Demuxer):
         self._data_end = self._keep_end = 0
 
     def _keep(self) -> None:
-        """Data whose index comes behind it."""
+        """Keep data whose index comes after it."""
         count = min(len(self._buffer), self._keep_end - self.offset)
         self._kept[-1][1].extend(self._buffer[:count])
         self._drop(count)
@@ -121,7 +129,7 @@ class Mp4(Demuxer):
             self._drop(self._data_end - self.offset)
             return None
         at, size = self._plan[0]
-        if at < self.offset or at + size > self._data_end or size > MAX_PACKET:
+        if at < self.offset or at + size > self._data_end or size > MAX_PACKET_BYTES:
             raise self._damaged("a fragment's index does not fit its data")
         if at > self.offset:
             self._drop(at - self.offset)
@@ -156,8 +164,10 @@ class Mp4(Demuxer):
         entry_size, kind = struct.unpack_from(">I4s", _path(trak, b"mdia", b"minf", b"stbl", b"stsd"), 8)
         entry = _path(trak, b"mdia", b"minf", b"stbl", b"stsd")[16 : 8 + entry_size]
         channels, rate = struct.unpack_from(">H6xH", entry, 16)
-        version = int.from_bytes(entry[8:10], "big")  # QuickTime has longer ones, and the codec's boxes in one more
-        if version == 2:  # in which the fields of old stand for nothing
+        version = int.from_bytes(
+            entry[8:10], "big"
+        )  # QuickTime's are longer, and have the codec's boxes in another box
+        if version == 2:  # its old fields have no meaning
             hertz, channels = struct.unpack_from(">dI", entry, 32)
             rate = int(hertz)
         boxes = dict(_boxes(entry[28 + (0, 16, 36)[version] :]))
@@ -188,10 +198,10 @@ class Mp4(Demuxer):
     # -- a fragment ----------------------------------------------------------------------------------------------
 
     def _samples(self, body: bytes, at: int) -> Iterator[tuple[int, int]]:
-        """(offset in the stream, size) of each of the audio track's samples."""
+        """(offset in the stream, size) of each sample of the audio track in a fragment."""
         if self.track is None:
             return
-        end = at  # of the track fragment before, from which the next one counts unless it says otherwise
+        end = at  # of the previous track fragment: the next one counts from there unless it says otherwise
         first = True
         try:
             for kind, traf in _boxes(body):
@@ -208,12 +218,12 @@ class Mp4(Demuxer):
                             position = sum(samples[-1])
                 end = position
         except (struct.error, IndexError, KeyError):
-            raise self._damaged("a fragment's index is cut short") from None
+            raise self._damaged("a fragment's index is truncated") from None
         except OverflowError:
-            raise self._damaged("a fragment's index counts too many samples") from None
+            raise self._damaged("a fragment's index has too many samples") from None
 
     def _track_fragment(self, tfhd: bytes, base: int, moof: int) -> tuple[int, int, int]:
-        """(track, where its data offsets count from, size of every sample)."""
+        """(track, position from which its data offsets count, size of every sample)."""
         assert self.track is not None
         (flags, number), position = struct.unpack_from(">II", tfhd), 8
         size = self.track.frame
@@ -229,7 +239,7 @@ class Mp4(Demuxer):
 
 
 def _table(stbl: bytes) -> Iterator[tuple[int, int]]:
-    """(offset in the file, size) of each sample that the index itself knows; of a fragmented file there is none."""
+    """(offset in the file, size) of each sample in the main index; that of a fragmented file has none."""
     stsz, stsc = _path(stbl, b"stsz"), _path(stbl, b"stsc")
     size, count = struct.unpack_from(">II", stsz, 4)
     if count > _MAX_SAMPLES:
@@ -253,7 +263,7 @@ def _table(stbl: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _run(trun: bytes, base: int, position: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each sample of a run; OverflowError if it says that there are too many."""
+    """(offset, size) of each sample of a run; raises OverflowError if it claims too many."""
     (flags, count), at = struct.unpack_from(">II", trun), 8
     if count > _MAX_SAMPLES:
         raise OverflowError
@@ -261,7 +271,7 @@ def _run(trun: bytes, base: int, position: int, size: int) -> Iterator[tuple[int
         position = base + struct.unpack_from(">i", trun, at)[0]
         at += 4
     at += 4 * bool(flags & 0x4)
-    before = 4 * bool(flags & 0x100)  # in a sample's entry, ahead of its size
+    before = 4 * bool(flags & 0x100)  # bytes of a sample's entry before its size
     step = before + 4 * sum(bool(flags & bit) for bit in (0x200, 0x400, 0x800))
     for number in range(count):
         if flags & 0x200:
@@ -284,7 +294,7 @@ def _boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _path(body: bytes, *kinds: bytes) -> bytes:
-    """The content of a box within boxes; KeyError if there is none."""
+    """The content of a nested box; raises KeyError if there is none."""
     for kind in kinds:
         body = next((content for name, content in _boxes(body) if name == kind), b"")
         if not body:
@@ -293,7 +303,7 @@ def _path(body: bytes, *kinds: bytes) -> bytes:
 
 
 def _edit(trak: bytes, rate: int) -> int:
-    """Samples that the edit list leaves out at the start."""
+    """Samples at the start that the edit list leaves out."""
     try:
         elst, mdhd = _path(trak, b"edts", b"elst"), _path(trak, b"mdia", b"mdhd")
     except KeyError:
@@ -312,7 +322,7 @@ def _edit(trak: bytes, rate: int) -> int:
 
 
 def _descriptor(data: bytes) -> tuple[int, bytes]:
-    """(object type, decoder's configuration) of an elementary stream descriptor (ISO 14496-1, 7.2.6)."""
+    """(object type, decoder configuration) of an elementary stream descriptor (ISO 14496-1, 7.2.6)."""
     at, object_type = 0, 0
     while at < len(data):
         tag, at, size = data[at], at + 1, 0
@@ -321,7 +331,7 @@ def _descriptor(data: bytes) -> tuple[int, bytes]:
             size = size << 7 | byte & 0x7F
             if not byte & 0x80:
                 break
-        if tag == 0x03:  # go into it, past what is optional
+        if tag == 0x03:  # enter it, after its optional fields
             flags = data[at + 2]
             at += 3 + 2 * bool(flags & 0x80) + (1 + data[at + 3] if flags & 0x40 else 0) + 2 * bool(flags & 0x20)
         elif tag == 0x04:

@@ -1,4 +1,4 @@
-"""Streams that are frames and nothing else: MP3 (ISO 11172-3) with its tags, and AAC in ADTS (ISO 13818-7)."""
+"""Streams that consist of frames only: MP3 (ISO 11172-3) with its tags, and AAC in ADTS (ISO 13818-7)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _BITRATES = {  # kbit/s of layer III
 _MP3_RATES = (44100, 48000, 32000)
 _ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
 
-#: Samples that every MP3 decoder adds to the delay that the encoder says it has.
+#: Samples that every MP3 decoder adds to the delay that the encoder declares.
 _DECODER_DELAY = 529
 
 
 class _Frames(Demuxer):
-    """A frame is believed when another like it follows, or when it follows one that was."""
+    """A frame is accepted if another like it follows, or if it follows an accepted one."""
 
-    #: Bytes of a header.
+    #: Bytes of a frame's header.
     _header = 4
 
     def __init__(self) -> None:
         super().__init__()
-        self._like = b""  # what all frames' headers have in common; empty while none is believed
+        self._like = b""  # the signature of the accepted frames; empty if there are none
 
     def _next(self) -> Track | Packet | None:
         if len(self._buffer) < 10:
@@ -62,7 +62,7 @@ class _Frames(Demuxer):
         return False
 
     def _confirmed(self, at: int, length: int) -> bool:
-        """Whether a frame that follows is like this one; False also while that cannot be seen."""
+        """Whether the following frame is like this one; False also while that cannot be known."""
         following = at + length
         if len(self._buffer) < following + self._header:
             return self._ended and len(self._buffer) == following
@@ -73,7 +73,7 @@ class _Frames(Demuxer):
         return True
 
     def _tag(self) -> int:
-        """Bytes of the tag at the front; 0 if none is."""
+        """Bytes of the tag at the front; 0 if there is none."""
         data = self._buffer
         if data[:3] == b"ID3" and len(data) >= 10:
             size = 0
@@ -86,19 +86,19 @@ class _Frames(Demuxer):
 
     @abstractmethod
     def _length(self, at: int) -> int:
-        """Bytes of the frame whose header is there; 0 if none is."""
+        """Bytes of the frame whose header is at an offset; 0 if there is none."""
 
     @abstractmethod
     def _signature(self, at: int) -> bytes:
-        """Of a header, what does not change from frame to frame."""
+        """The parts of a header that do not change from frame to frame."""
 
     @abstractmethod
     def _begin(self, length: int) -> Track:
-        """The recording that the frame at the front opens."""
+        """Open the recording that the frame at the front begins."""
 
 
 class Mp3(_Frames):
-    """Layer III."""
+    """MPEG audio, layer III."""
 
     name = "MP3"
 
@@ -121,7 +121,7 @@ class Mp3(_Frames):
         first, mono = frame[1] & 0x18 == 0x18, frame[3] >> 6 == 3
         at = 4 + ((17 if mono else 32) if first else (9 if mono else 17)) + 2 * (not frame[1] & 1)
         skip = 0
-        if frame[at : at + 4] in (b"Xing", b"Info"):  # a frame that is no audio
+        if frame[at : at + 4] in (b"Xing", b"Info"):  # a frame without audio
             flags = frame[at + 7]
             lame = at + 8 + 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
             if len(frame) >= lame + 24 and frame[lame : lame + 4].isalnum():
@@ -133,7 +133,7 @@ class Mp3(_Frames):
 
 
 class Adts(_Frames):
-    """AAC, each frame with its header."""
+    """AAC whose frames have ADTS headers."""
 
     name = "AAC"
     _header = 7

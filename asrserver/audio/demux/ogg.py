@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from collections import deque
 
-from asrserver.audio.demux.base import MAX_PACKET, Demuxer, Packet, Track, opus_samples, opus_skip
+from asrserver.audio.demux.base import MAX_PACKET_BYTES, Demuxer, Packet, Track, opus_samples, opus_skip
 from asrserver.audio.demux.flac import streaminfo
 
 _CONTINUED, _FIRST, _LAST = 1, 2, 4
 
-#: First bytes of audio that is not known here.
+#: First bytes of audio codecs that are not supported.
 _OTHER_CODECS = (b"Speex   ", b"PCM     ", b"CELT    ")
 
 
 class Ogg(Demuxer):
-    """The first logical stream of audio; a chain's next link is a new recording. Begins at a page."""
+    """The first logical stream of audio; the next link of a chain is a new recording. It may start at any page."""
 
     name = "Ogg"
 
     def __init__(self) -> None:
         super().__init__()
         self._items: deque[Track | Packet] = deque()
-        self._part = bytearray()  # of a packet that goes on in the next page
+        self._part = bytearray()  # the part so far of a packet that continues in the next page
         self._part_restart: int | None = None
-        self._within = False  # whether there is such a packet, all of it
+        self._within = False  # there is such a packet, complete so far
         self._codec = ""
         self._head: list[bytes] = []  # the codec's header packets
-        self._headers = 0  # of them that are still to come
+        self._headers = 0  # header packets that are still to come
         self._serial = -1
-        self._granule: int | None = None  # of the page before
+        self._granule: int | None = None  # of the previous page
 
     def resume(self, track: Track, offset: int, start: int) -> None:
         super().resume(track, offset, start)
@@ -66,10 +66,10 @@ class Ogg(Demuxer):
         if bool(flags & _CONTINUED) != self._within:  # pages are missing before it
             self._part.clear()
             self._within = False
-        passing = bool(flags & _CONTINUED) and not self._within  # the rest of a packet that began where we did not
+        passing = bool(flags & _CONTINUED) and not self._within  # the rest of a packet whose beginning is missing
         fresh: list[Packet] = []
         position = 27 + page[26]
-        first = True  # that begins in this page
+        first = True  # the next packet is the first that begins in this page
         for lace in page[27 : 27 + page[26]]:
             if not passing:
                 if not self._within:
@@ -77,8 +77,8 @@ class Ogg(Demuxer):
                     self._part_restart = at if first else None
                     first = False
                 self._part += page[position : position + lace]
-                if len(self._part) > MAX_PACKET:  # tags with a picture: what is behind it will do
-                    del self._part[MAX_PACKET:]
+                if len(self._part) > MAX_PACKET_BYTES:  # tags with a picture: the rest of them is not needed
+                    del self._part[MAX_PACKET_BYTES:]
             position += lace
             if lace < 255:
                 if not passing:
@@ -90,7 +90,7 @@ class Ogg(Demuxer):
         self._items += fresh
 
     def _begin(self, packet: bytes, serial: int, at: int) -> None:
-        """The first page of a logical stream, which holds one packet."""
+        """Process the first page of a logical stream, which holds one packet."""
         if packet.startswith(b"OpusHead") and len(packet) >= 19:
             codec, headers = "opus", 1
         elif packet.startswith(b"\x01vorbis") and len(packet) < 255:
@@ -100,9 +100,9 @@ class Ogg(Demuxer):
         elif packet.startswith(_OTHER_CODECS) and not self._codec:
             raise self._unsupported(f"its codec is {packet[:8].decode('ascii').strip()}")
         else:
-            return  # of something else that is multiplexed with the audio
+            return  # something else that is multiplexed with the audio
         if self._headers:
-            return  # a second stream of audio: the first is taken
+            return  # a second stream of audio: only the first is decoded
         self.start = at
         self.track = None
         self._codec, self._headers, self._head, self._serial = codec, headers, [packet], serial
@@ -127,14 +127,14 @@ class Ogg(Demuxer):
             return Track("opus", head, 48000, head[9], opus_skip(head), self._serial)
         if self._codec == "flac":
             return Track("flac", head[17:51], *streaminfo(head[17:51]), number=self._serial)
-        # The decoder reads the first and third headers alone. Xiph lacing: a two, the lengths of all but the last.
+        # The decoder only reads the first and third headers. Xiph lacing: 2, then the lengths of all but the last.
         comments, setup = b"\x03vorbis" + bytes(8) + b"\x01", self._head[2]
         private = bytes((2, len(head), len(comments))) + head + comments + setup
         rate = int.from_bytes(head[12:16], "little")
         return Track("vorbis", private, rate, head[11], number=self._serial)
 
     def _trim(self, fresh: list[Packet], flags: int, granule: int) -> None:
-        """At the end the granule position says how much of the last packets is audio (RFC 7845, 4.4)."""
+        """At the end of a stream, trim what its granule position says is not audio (RFC 7845, 4.4)."""
         if self._codec == "opus" and fresh and flags & _LAST and self._granule is not None and granule >= self._granule:
             surplus = self._granule + sum(opus_samples(packet.data) for packet in fresh) - granule
             for packet in reversed(fresh):

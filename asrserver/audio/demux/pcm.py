@@ -1,14 +1,14 @@
-"""PCM, with a WAV header (RFC 2361, whatever length it claims) and without."""
+"""PCM without a header, and in WAV (RFC 2361), whatever length its header claims."""
 
 from __future__ import annotations
 
 from asrserver.audio import bounds, wav
-from asrserver.audio.demux.base import MAX_HEAD, MAX_SKIP, Demuxer, Packet, Track
+from asrserver.audio.demux.base import MAX_HEADER_BYTES, MAX_SKIP_BYTES, Demuxer, Packet, Track
 from asrserver.errors import AudioError
 
 
 class Pcm(Demuxer):
-    """Headerless. Its packets are the whole samples that are at hand, a second's at the most. It begins anywhere."""
+    """Headerless PCM. A packet is the complete samples at hand, at most a second of them; it may start anywhere."""
 
     name = "PCM"
 
@@ -35,7 +35,7 @@ class Pcm(Demuxer):
 
 
 class Wav(Pcm):
-    """Chunks around the samples. Its length may be unknown; another RIFF after its end is a new recording."""
+    """WAV. Its length may be unknown; another RIFF after its end is a new recording."""
 
     name = "WAV"
 
@@ -63,12 +63,12 @@ class Wav(Pcm):
         return None if found is None else self._chunk(*found)
 
     def _chunk(self, kind: bytes, size: int, length: int) -> Track | None:
-        """The chunk at the front, of `length` bytes with its header and its padding."""
+        """Process the chunk at the front, which has `length` bytes with its header and padding."""
         if not all(0x20 <= byte < 0x7F for byte in kind):
             raise self._damaged("no chunk begins here")
         if kind == b"data":
             return self._begin(size)
-        if size > MAX_SKIP or (kind == b"fmt " and not wav.SHORTEST_FORMAT <= size <= MAX_HEAD):
+        if size > MAX_SKIP_BYTES or (kind == b"fmt " and not wav.SHORTEST_FORMAT <= size <= MAX_HEADER_BYTES):
             raise self._damaged(f"a chunk of {size} bytes")
         if kind == b"fmt ":
             if len(self._buffer) < wav.CHUNK_HEADER + size:
@@ -81,7 +81,7 @@ class Wav(Pcm):
         return self._find_any((b"RIFF",))
 
     def _read_format(self, body: bytes, length: int) -> None:
-        self._lost = True  # unless it is believed: what follows is nobody's
+        self._lost = True  # unless the format is accepted: what follows belongs to no recording
         try:
             found = wav.parse_format(body)
             if found.codec is None:

@@ -1,4 +1,4 @@
-"""WebM and Matroska (RFC 9559) as recorders write them: sizes unknown, the head in the first slice alone."""
+"""WebM and Matroska (RFC 9559) as recorders write them: with unknown sizes, and a header in the first slice only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import struct
 from collections.abc import Iterator
 
 from asrserver.audio import bounds
-from asrserver.audio.demux.base import MAX_HEAD, MAX_PACKET, MAX_SKIP, Demuxer, Packet, Track, opus_skip
+from asrserver.audio.demux.base import (
+    MAX_HEADER_BYTES,
+    MAX_PACKET_BYTES,
+    MAX_SKIP_BYTES,
+    Demuxer,
+    Packet,
+    Track,
+    opus_skip,
+)
 
 _EBML = 0x1A45DFA3
 _SEGMENT = 0x18538067
@@ -18,12 +26,12 @@ _BLOCK = 0xA1
 _SIMPLE_BLOCK = 0xA3
 _DISCARD_PADDING = 0x75A2
 
-#: Of a track entry.
+#: Elements of a track entry.
 _NUMBER, _TYPE, _CODEC_ID, _CODEC_PRIVATE, _CODEC_DELAY = 0xD7, 0x83, 0x86, 0x63A2, 0x56AA
 _AUDIO, _ENCODINGS = 0xE1, 0x6D80
 _RATE, _CHANNELS, _BITS = 0xB5, 0x9F, 0x6264
 
-#: What else there is outside and inside of clusters. An element that is none of these is damage.
+#: Other elements outside and inside of clusters, which are skipped. Any other element is damage.
 _PASSED = frozenset(
     (
         *(0xEC, 0xBF, 0x1549A966, 0x114D9B74, 0x1254C367, 0x1C53BB6B, 0x1043A770, 0x1941A469),
@@ -45,15 +53,15 @@ _CODECS = {
 
 
 class WebM(Demuxer):
-    """Walks the elements without minding their levels: so it begins before any block, and needs no cluster's size."""
+    """Walks the elements regardless of their levels. So it can start before any block and needs no cluster's size."""
 
     name = "WebM"
 
     def __init__(self) -> None:
         super().__init__()
-        self._group_at = 0  # where the open block group began, and where it ends
+        self._group_at = 0  # where the open block group begins; its end is _group_end
         self._group_end = 0
-        self._held: Packet | None = None  # of that group: its padding may follow
+        self._held: Packet | None = None  # a packet of that group, whose padding may follow
 
     def _next(self) -> Track | Packet | None:
         if self._held is not None and (self.offset >= self._group_end or self._ended):
@@ -94,12 +102,12 @@ class WebM(Demuxer):
         return self._find_any((_EBML.to_bytes(4, "big"), _CLUSTER.to_bytes(4, "big")))
 
     def _pass(self, length: int, size: int | None) -> None:
-        if size is None or size > MAX_SKIP:
+        if size is None or size > MAX_SKIP_BYTES:
             raise self._damaged("an element is too long")
         self._drop(length + size)
 
     def _tracks(self, length: int, size: int) -> Track | None:
-        if size > MAX_HEAD:
+        if size > MAX_HEADER_BYTES:
             raise self._damaged("the list of tracks is too long")
         if len(self._buffer) < length + size:
             return None
@@ -117,7 +125,7 @@ class WebM(Demuxer):
         if codec is None:
             raise self._unsupported(f"its codec is {named}")
         if _ENCODINGS in entry:
-            raise self._unsupported("its track is compressed or encrypted once more")
+            raise self._unsupported("its track is additionally compressed or encrypted")
         audio = dict(_elements(entry.get(_AUDIO, b"")))
         channels = int.from_bytes(audio.get(_CHANNELS, b"\1"), "big")
         rate, bits, frame = _rate(audio.get(_RATE, b"")), int.from_bytes(audio.get(_BITS, b""), "big"), 0
@@ -127,7 +135,7 @@ class WebM(Demuxer):
             frame = bits // 8 * channels
         private = entry.get(_CODEC_PRIVATE, b"")
         delay = int.from_bytes(entry.get(_CODEC_DELAY, b""), "big") * rate // 10**9
-        # Vorbis has it too, but its decoder does not return it.
+        # Vorbis tracks have a delay too, but their decoder does not return those samples.
         skip = opus_skip(private) if codec == "opus" else delay if codec == "aac" else 0
         return Track(codec, private, rate, channels, skip, int.from_bytes(entry.get(_NUMBER, b""), "big"), frame)
 
@@ -141,7 +149,7 @@ class WebM(Demuxer):
         if self.track is None or number != self.track.number:
             self._pass(length, size)
             return None
-        if size > MAX_PACKET:
+        if size > MAX_PACKET_BYTES:
             raise self._damaged("a block of audio is too long")
         if available < size:
             return None
@@ -157,7 +165,7 @@ class WebM(Demuxer):
         return held
 
     def _padding(self, length: int, size: int) -> None:
-        """DiscardPadding: nanoseconds at the end of the block that are not audio."""
+        """Read DiscardPadding: nanoseconds at the end of the block that are not audio."""
         if size > 8:
             raise self._damaged("an element is too long")
         if len(self._buffer) < length + size:
@@ -170,7 +178,7 @@ class WebM(Demuxer):
 
 
 def _header(data: bytearray) -> tuple[int, int | None, int] | None:
-    """(id, size or None if unknown, bytes of both) of the element at the front; None if cut; 0 bytes if none is."""
+    """(id, size or None if unknown, bytes of both) of the element at the front; None if cut; 0 bytes if invalid."""
     if len(data) < 2:
         return None
     width = 9 - data[0].bit_length()
@@ -185,12 +193,12 @@ def _header(data: bytearray) -> tuple[int, int | None, int] | None:
     if len(data) < width + size_width:
         return None
     size, _ = _number(data, width)
-    unknown = (1 << 7 * size_width) - 1  # all bits set: the way of a recorder that does not know yet
+    unknown = (1 << 7 * size_width) - 1  # all bits set means unknown, as recorders write it
     return ident, None if size == unknown else size, width + size_width
 
 
 def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
-    """(value, bytes) of the variable-size integer there (RFC 8794, 4); (0, 0) if there is none."""
+    """(value, bytes) of the variable-size integer at an offset (RFC 8794, 4); (0, 0) if there is none."""
     width = 9 - data[at].bit_length()
     if width > 8 or len(data) < at + width:
         return 0, 0
@@ -198,7 +206,7 @@ def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
 
 
 def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(id, content) of each element of a master; stops at what is none."""
+    """(id, content) of each element of a master element, up to the first that is invalid."""
     while (header := _header(bytearray(body[:12]))) is not None:
         ident, size, length = header
         if not length or size is None:
@@ -208,6 +216,6 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _rate(data: bytes) -> int:
-    """Of an element that holds a float; the default is 8 kHz, and what is no number is none."""
+    """The sample rate in a float element; 8000 by default, -1 if it is not a positive number."""
     value = struct.unpack(">d" if len(data) == 8 else ">f", data)[0] if len(data) in (4, 8) else 8000.0
     return int(min(value, 2.0**32)) if value > 0 else -1
