@@ -161,7 +161,7 @@ def app(io_loop: tornado.ioloop.IOLoop, gateway: Gateway) -> Iterator[AsrApplica
     """For pytest-tornado's `http_server`, `http_client` and `base_url`."""
     made = AsrApplication(gateway)
     yield made
-    io_loop.run_sync(made.shut)
+    io_loop.run_sync(made.close_connections)
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def gateways(
     async def closed() -> None:
         for http, server in zip(listeners, both, strict=True):
             http.stop()
-            await server.application.shut()
+            await server.application.close_connections()
             await http.close_all_connections()
             await server.gateway.close()
 

@@ -1,1 +1,1 @@
-"""One module an interface: each translates between its protocol and the gateway, none decides."""
+"""The network interfaces of a gateway, on Tornado: REST and WebSocket. Handlers translate, the gateway decides."""

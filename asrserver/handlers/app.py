@@ -1,4 +1,4 @@
-"""The Tornado application: which path goes to which handler, and the life of one gateway process."""
+"""The Tornado application: the handler of each path, and the life of one gateway process."""
 
 from __future__ import annotations
 
@@ -94,14 +94,14 @@ class AsrApplication(Application):
             if handler.key is not None and self.gateway.access.key(handler.key.id) is None:
                 handler.close(1008, "the API key is revoked")
 
-    def part(self, handlers: Iterable[OpenConnection]) -> None:
+    def send_away(self, handlers: Iterable[OpenConnection]) -> None:
         """Ask clients to connect again, and to resume."""
         for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")
 
-    async def shut(self) -> None:
-        """Close every WebSocket, which Tornado's server does not."""
-        self.part(list(self.connections))
+    async def close_connections(self) -> None:
+        """Close every WebSocket: Tornado's server does not."""
+        self.send_away(list(self.connections))
         if not await until(lambda: not self.connections, CLOSE_SECONDS):
             log.warning("%d connections did not answer their closing", len(self.connections))
 
@@ -171,9 +171,9 @@ async def serve(
     await stop.wait()
     gateway.closing = True
     server.stop()
-    application.part([handler for handler in application.connections if handler.resumable])
+    application.send_away([handler for handler in application.connections if handler.resumable])
     await gateway.drain(settings.drain_timeout)
-    await application.shut()
+    await application.close_connections()
     await server.close_all_connections()
     await gateway.sessions.hand_over(settings.drain_timeout)
     await gateway.close()

@@ -19,9 +19,11 @@ from asrserver.gateway.gateway import Gateway
 
 log = logging.getLogger("asrserver.rest")
 
-#: CORS: methods and headers that pages of allowed origins may use, and seconds for which browsers may remember that.
+#: CORS: methods and headers that pages of allowed origins may use, headers that they may read, and seconds for which
+#: browsers may remember that.
 CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
-CORS_HEADERS = "Authorization, Content-Type, X-Request-ID"
+CORS_HEADERS = "Authorization, Content-Type, If-None-Match, If-Range, Range, X-Request-ID"
+CORS_EXPOSED_HEADERS = "Accept-Ranges, Content-Range, ETag, Retry-After, X-Request-ID"
 CORS_MAX_AGE = "600"
 
 #: Characters of a refused origin that are logged.
@@ -84,7 +86,7 @@ class AuthenticatedHandler(RequestHandler):
         access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
         if origin is not None and access.allows_pages_of(origin):
             self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Expose-Headers", "Retry-After, X-Request-ID")
+            self.set_header("Access-Control-Expose-Headers", CORS_EXPOSED_HEADERS)
         if origin is not None:
             self.set_header("Vary", "Origin")
 

@@ -1,1 +1,1 @@
-"""What clients and servers say to each other. No I/O."""
+"""What clients, gateways and workers say to each other: events, options, messages, codes, WebSocket frames."""

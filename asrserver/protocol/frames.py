@@ -156,7 +156,7 @@ class FrameProtocol(WebSocketProtocol13):
         # writes another.
         self.send(opcode, data)
         if self.blocked:
-            return asyncio.ensure_future(self.drained())
+            return asyncio.create_task(self.drained(), name="websocket write")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         future.set_result(None)
         return future
@@ -364,7 +364,8 @@ class FrameProtocol(WebSocketProtocol13):
         if wait is None:
             asyncio.get_running_loop().call_soon(self._go_on)
         else:
-            asyncio.ensure_future(wait).add_done_callback(self._waited)
+            task = asyncio.create_task(wait, name="websocket wait") if asyncio.iscoroutine(wait) else None
+            (task or asyncio.ensure_future(wait)).add_done_callback(self._waited)
 
     def _waited(self, done: asyncio.Future[Any]) -> None:
         if not done.cancelled() and (error := done.exception()) is not None:

@@ -132,7 +132,7 @@ async def test_a_gateway_that_stops_hands_its_sessions_over(gateways: Gateways, 
     await until(lambda: one.gateway.sessions["gone"].resume_by)
     await worker.take("resumes", "ends", "gone")
     one.gateway.closing = True
-    one.application.part([handler for handler in one.application.connections if handler.resumable])
+    one.application.send_away([handler for handler in one.application.connections if handler.resumable])
     draining = asyncio.ensure_future(one.gateway.drain(30))
     await until(lambda: clients["resumes"].closed and clients["idle"].closed)
     assert clients["resumes"].connection.close_code == 1012
@@ -144,7 +144,7 @@ async def test_a_gateway_that_stops_hands_its_sessions_over(gateways: Gateways, 
     await worker.final("ends")
     await clients["ends"].find("ends", "final_result")
     await draining
-    await one.application.shut()
+    await one.application.close_connections()
     await one.gateway.sessions.hand_over(30)
     assert clients["ends"].connection.close_code == 1012
     async with await WsClient.open(two.url) as ws:

@@ -198,11 +198,12 @@ async def test_pages_of_other_origins(
         response = await fetch(path, key, page)
         assert (response.code, response.headers["Access-Control-Allow-Origin"]) == (code, "https://page.example")
         assert response.headers["Vary"] == "Origin"
+        assert "Content-Range" in response.headers["Access-Control-Expose-Headers"]
     asks = {**page, "Access-Control-Request-Method": "DELETE", "Access-Control-Request-Headers": "authorization"}
     response = await fetch("/api/v1/session/x", headers=asks, method="OPTIONS")
     assert response.code == 204
     assert "DELETE" in response.headers["Access-Control-Allow-Methods"]
-    assert "Authorization" in response.headers["Access-Control-Allow-Headers"]
+    assert {"Authorization", "Range", "If-Range"} <= set(response.headers["Access-Control-Allow-Headers"].split(", "))
     for headers in ({"Origin": "https://evil.example"}, {**asks, "Origin": "https://evil.example"}):
         for method in ("GET", "OPTIONS"):
             response = await fetch("/api/v1/history", keys.text_a, headers, method=method)
