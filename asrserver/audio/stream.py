@@ -351,7 +351,7 @@ class _TrackDecoder:
             self.ready = pending
 
     def _on_grid(self, position: int) -> int:
-        """The next position that falls on one of our samples."""
+        """The next position at which an output sample lies."""
         step = self.rate // math.gcd(self.rate, SAMPLE_RATE)
         return -(-position // step) * step
 
@@ -375,20 +375,20 @@ class _TrackDecoder:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def take(self) -> list[Samples]:
-        """What can be had by now."""
+        """Return the samples available so far."""
         self._convert()
         done, self._done = self._done, []
         return done
 
     def flush(self) -> list[Samples]:
-        """All of it, at the end: what codec and resampler hold too."""
+        """End the recording and return its rest, including what codec and resampler hold."""
         for samples, rate in self._codec.decode(None) or ():
             self._push(samples, rate)
         self._convert(last=True)
         return self.take()
 
     def _convert(self, last: bool = False) -> None:
-        """Resample in one go what is there: swr's output does not depend on how its input is cut (to the bit)."""
+        """Resample what waits, in one go: swr's output is bit-identical however its input is cut."""
         samples = repaired(np.concatenate([np.zeros(0, np.float32), *self._waiting]))
         self._waiting.clear()
         self.waiting = 0

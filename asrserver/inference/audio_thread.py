@@ -3,7 +3,7 @@
 A piece of a live stream is little work, but the overhead around it is not: waking the thread, waking the loop, and a
 call of the network that costs as much as five of its frames. The more streams there are, the more of them share it.
 
-The work of one stream is a generator: it yields the frames that the network must score, and goes on when they are
+The work of one stream is a generator: it yields the frames that the network must score, and continues when they are
 scored. The thread runs many such generators step by step and scores the frames of all of them in one call.
 """
 

@@ -1,4 +1,4 @@
-"""A live stream: its entries' bytes become samples, segments and text while it goes on; each byte is processed once.
+"""A live stream: its bytes become samples, segments and text while they arrive; each byte is processed once.
 
 The decoding and voice activity detection of a piece block for some milliseconds, so they run in the audio thread, as
 generators that yield the frames which the network must score before they go on (audio_thread.py). The rest runs in the
@@ -283,7 +283,7 @@ class LiveStream:
         self._paused = segment is not None and segment.paused >= PAD_SECONDS * SAMPLE_RATE
 
     def _segment(self, start: int, end: int, upto: int, last: bool = False) -> SpeechSegment:
-        """A segment with its features up to sample `upto`; those of the growing segment, if it is this one, go on."""
+        """A segment with its features up to sample `upto`; it keeps those of the growing segment if it is the same."""
         if self._growing is not None and self._growing.start == start:
             mel = self._growing.mel
         else:
