@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""The whole system on real speech: start it, stream recordings to it, compare, read back, stop it.
+"""Demonstrate the whole system on real speech: start it, stream recordings to it, compare the results, and stop it.
 
     make demo
 
 Starts `asrserver run` with its embedded Redis and PostgreSQL in a temporary directory and on a free port; streams the
-recordings of the package over WebSocket as two kinds of clients do (a whole WAV as one chunk; 100 ms pieces of PCM as
-they are spoken); reads every session back from PostgreSQL through REST. Exits 0 only if all of it was right and no
-process is left.
+recordings of the package over WebSocket as two kinds of clients do (a whole WAV as one chunk; 100 ms chunks of PCM in
+real time); reads every session back from PostgreSQL through REST. Exits with status 0 only if every text was right and
+no process is left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import signal
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -28,19 +27,27 @@ from typing import Any
 
 from asrserver.audio import wav
 from asrserver.client import Client
+from asrserver.client.rest import open_url
 
 RECORDINGS = Path(str(files("asrserver").joinpath("data", "recordings")))
 
 #: Seconds that the system may take to stop.
-STOP = 60.0
+STOP_TIMEOUT = 60.0
+
+#: Seconds after its end within which all processes that it started must have ended.
+REAP_TIMEOUT = 10.0
+
+#: Seconds that a session may take, and an answer of REST.
+SESSION_TIMEOUT = 60.0
+REST_TIMEOUT = 10.0
 
 
 class Failed(Exception):
-    """Raised when something was not right."""
+    """Raised when a result is wrong, or a step fails."""
 
 
 def start(directory: str, program: Sequence[str] = (sys.executable, "-m", "asrserver")) -> tuple[Popen[str], int]:
-    """The running system and its port; its data and its log are in the directory."""
+    """Start the system, with its data and its log in the directory; returns its process and its port."""
     command = [*program, "run", "--port", "0", "--data-dir", f"{directory}/data"]
     with open(f"{directory}/log", "w") as log:
         process = Popen(command, stdout=PIPE, stderr=log, text=True, env=clean_environment(), start_new_session=True)
@@ -53,13 +60,13 @@ def start(directory: str, program: Sequence[str] = (sys.executable, "-m", "asrse
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would make this another server's demo."""
+    """The environment without the variables that would configure asrserver."""
     ours = re.compile(r"ASRSERVER_|REDIS_|DATABASE_URL|DB_|PORT$|HOST$")
     return {name: value for name, value in os.environ.items() if not ours.match(name)}
 
 
 async def stream(client: Client, recording: bytes, live: bool) -> dict[str, Any]:
-    """Send a WAV; its final result."""
+    """Send a WAV file, whole or in real time; returns its final result."""
     session = await client.start(user_id="demo")
     if live:
         header = wav.read_header(recording)
@@ -74,38 +81,38 @@ async def stream(client: Client, recording: bytes, live: bool) -> dict[str, Any]
 
 
 def get(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1{path}", timeout=10) as response:
+    with open_url(f"http://127.0.0.1:{port}/api/v1{path}", "", REST_TIMEOUT) as response:
         return json.load(response)
 
 
 async def check(port: int, transcripts: dict[str, str], recordings: dict[str, bytes]) -> None:
-    """Stream every recording and compare what was understood, and what was stored, with what was said."""
+    """Stream every recording, and compare the recognised and the stored text with the transcript."""
     wrong = 0
     async with await Client.connect(f"ws://127.0.0.1:{port}/ws/asr") as client:
         for name, said in transcripts.items():
             for live in (False, True) if name == "english-1.wav" else (name == "pauses.wav",):
-                final = await asyncio.wait_for(stream(client, recordings[name], live), 60)
+                final = await asyncio.wait_for(stream(client, recordings[name], live), SESSION_TIMEOUT)
                 stored = get(port, f"/session/{final['session_id']}")
                 right = final["text"] == said == stored["text"] and stored["status"] == "done"
                 wrong += not right
-                print(f"{name}, {'100 ms pieces as spoken' if live else 'one chunk'}, {final['duration']:.1f} s")
-                print(f"  said        {said or '(nothing)'}")
-                print(f"  understood  {final['text'] or '(nothing)'}")
+                print(f"{name}, {'100 ms chunks in real time' if live else 'one chunk'}, {final['duration']:.1f} s")
+                print(f"  spoken      {said or '(nothing)'}")
+                print(f"  recognised  {final['text'] or '(nothing)'}")
                 print(f"  stored      {stored['text'] or '(nothing)'}   {'right' if right else 'WRONG'}")
     history = get(port, "/history")
-    print(f"history has {history['total']} sessions; health: {get(port, '/health')['status']}")
+    print(f"the history has {history['total']} sessions; health: {get(port, '/health')['status']}")
     if wrong:
-        raise Failed(f"{wrong} recordings were not understood or not stored")
+        raise Failed(f"the text of {wrong} recordings is wrong, or was not stored")
 
 
 def descendants(top: int) -> set[int]:
-    """All living processes below one."""
+    """The pids of all living descendants of a process."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, parent = stat.read_text().rpartition(")")[2].split()[:2]
         except OSError:
-            continue  # it ended while we looked
+            continue  # it ended meanwhile
         if state != "Z":
             parents[int(stat.parent.name)] = int(parent)
     found: set[int] = set()
@@ -117,11 +124,11 @@ def descendants(top: int) -> set[int]:
 
 
 def stop(process: Popen[str]) -> None:
-    """Ask the system to end, and see that it did, with all that it started."""
+    """Stop the system; raises Failed unless it and all processes that it started have ended."""
     started = descendants(process.pid)
     process.send_signal(signal.SIGTERM)
-    status = process.wait(STOP)
-    deadline = time.monotonic() + 10
+    status = process.wait(STOP_TIMEOUT)
+    deadline = time.monotonic() + REAP_TIMEOUT
     while (left := [pid for pid in started if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
         time.sleep(0.05)
     if status or left:
@@ -134,6 +141,7 @@ def main() -> int:
     recordings = {name: (RECORDINGS / name).read_bytes() for name in transcripts}
     with tempfile.TemporaryDirectory(prefix="asrserver-demo-") as directory:
         try:
+            print("starting asrserver with an embedded Redis and PostgreSQL …", flush=True)
             began = time.monotonic()
             process, port = start(directory)
             print(f"asrserver is ready on port {port} after {time.monotonic() - began:.1f} s")
@@ -141,7 +149,7 @@ def main() -> int:
                 asyncio.run(check(port, transcripts, recordings))
             finally:
                 stop(process)
-        except Exception as exc:  # whatever it was, its cause is in the log
+        except Exception as exc:  # whatever failed, the log shows the cause
             print(f"FAILED: {exc!r}", file=sys.stderr)
             print(Path(directory, "log").read_text(), file=sys.stderr)
             return 1

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from asrserver.auth import KeyLimits, KeysFile
-from asrserver.cli.status import table
+from asrserver.cli.status import format_table
 from asrserver.errors import SettingError
 
 
@@ -66,7 +66,7 @@ def list_keys(path: str) -> None:
         state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
         limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
         rows.append((key.id, key.name, key.created, state, *(n or "-" for n in (*limits, key.limits.audio_per_minute))))
-    click.echo("\n".join(table(head, rows)) if rows else "no keys")
+    click.echo("\n".join(format_table(head, rows)) if rows else "no keys")
 
 
 @keys.command("limit")

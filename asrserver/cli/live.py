@@ -1,4 +1,4 @@
-"""`asrserver transcribe --live`: text as it forms, from a file sent as slowly as it was spoken, or a microphone."""
+"""The command `asrserver transcribe --live`: it prints text while it forms, from files in real time or a microphone."""
 
 from __future__ import annotations
 
@@ -15,20 +15,27 @@ import click
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import read_s16
-from asrserver.cli.transcribe import BYTES_PER_SECOND, FAILURES, complain, connect, next_piece
+from asrserver.cli.transcribe import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.
-PIECE = 0.1
+CHUNK_SECONDS = 0.1
 
-#: Pieces of a microphone that wait while the connection is slow; more are dropped, oldest first: half a minute.
-AHEAD = 300
+#: Chunks from the microphone that wait while the connection is slow, half a minute; then the oldest are dropped.
+MAX_WAITING_CHUNKS = 300
+
+#: Seconds between two checks whether Enter was pressed, while the microphone delivers nothing.
+ENTER_CHECK_SECONDS = 1.0
 
 _BOLD, _DIM, _PLAIN, _REDRAW = "\x1b[1m", "\x1b[2m", "\x1b[0m", "\r\x1b[K"
 
 
 class Screen:
-    """Where text appears: on a terminal the growing segment is one line that changes, its stable part in bold."""
+    """Prints results. On a terminal, the current segment is a line that is redrawn, with its stable part in bold.
+
+    Args:
+        out: The terminal or file to print to.
+    """
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -36,7 +43,7 @@ class Screen:
         self._last = ""
 
     def show(self, event: dict[str, Any]) -> None:
-        """A partial result, or a segment."""
+        """Print a `partial_result` or `segment_result`."""
         stable, text = event.get("stable", ""), event["text"]
         if event["type"] == "segment_result":
             self._write(f"[{_clock(event['start'])}] {text}\n")
@@ -49,7 +56,7 @@ class Screen:
         self._last = text
 
     def end(self) -> None:
-        """The guess that is there goes."""
+        """Remove the partial result that is shown."""
         self._write("")
 
     def _write(self, text: str) -> None:
@@ -62,32 +69,46 @@ def _clock(seconds: float) -> str:
 
 
 def _fitting(stable: str, guess: str, width: int) -> tuple[str, str]:
-    """The end of both, in one line of a terminal."""
+    """Shorten both at the beginning, so that together they fit into one line of a terminal."""
     over = max(0, len(stable) + len(guess) - width)
     return stable[over:], guess[max(0, over - len(stable)) :]
 
 
 async def transcribe_live(files: list[Path], url: str, options: dict[str, Any], *, key: str, as_json: bool) -> bool:
-    """Transcribe the files one after another, or a microphone if there are none; False if one failed."""
+    """Transcribe files one after another in real time, or the microphone, and print the text while it forms.
+
+    Args:
+        files: Audio or video files; without any, the microphone is used.
+        url: The server's WebSocket URL.
+        options: Options of the protocol's `start` message.
+        key: The API key, if the server requires one.
+        as_json: Print every event as a line of JSON instead.
+
+    Returns:
+        Whether all files were transcribed.
+
+    Raises:
+        ClickException: The server does not accept the connection, or the microphone cannot be used.
+    """
     if not files:
         _sounddevice()
     ok = True
     async with await connect([url], key) as client:
         sources: list[Path | None] = [*files] or [None]
         for path in sources:
-            source = microphone() if path is None else paced(path)
+            source = microphone() if path is None else read_realtime(path)
             try:
-                await _one(client, source, options, as_json)
-            except FAILURES as exc:
-                complain(path or "microphone", exc)
+                await _transcribe(client, source, options, as_json)
+            except SOURCE_ERRORS as exc:
+                report_failure(path or "microphone", exc)
                 ok = False
     return ok
 
 
-async def _one(client: Client, source: AsyncIterator[bytes], options: dict[str, Any], as_json: bool) -> None:
+async def _transcribe(client: Client, source: AsyncIterator[bytes], options: dict[str, Any], as_json: bool) -> None:
     session = await client.start(mode="stream", partials=True, **options)
     screen = Screen(sys.stdout)
-    sending = asyncio.get_running_loop().create_task(_send(session, source))
+    sending = asyncio.create_task(_send(session, source), name="send-live")
     try:
         async for event in session.events():
             if as_json:
@@ -107,49 +128,58 @@ async def _one(client: Client, source: AsyncIterator[bytes], options: dict[str, 
 
 async def _send(session: ClientSession, source: AsyncIterator[bytes]) -> None:
     try:
-        async for piece in source:
-            await session.send(piece)
+        async for chunk in source:
+            await session.send(chunk)
     finally:
-        await session.end()  # whatever happened: the session must not wait for what does not come
+        await session.end()  # after an error too: otherwise the session would wait for more audio
 
 
-async def paced(path: Path) -> AsyncIterator[bytes]:
-    """A file's audio in pieces, each when it would have been spoken; raises AudioError, OSError."""
+async def read_realtime(path: Path) -> AsyncIterator[bytes]:
+    """Yield a file's audio in chunks of CHUNK_SECONDS, each when its last sample would have been spoken.
+
+    Raises:
+        AudioError: The file contains no audio that can be decoded.
+        OSError: The file cannot be read.
+    """
     loop = asyncio.get_running_loop()
-    pieces = read_s16(path, PIECE)
+    chunks = read_s16(path, CHUNK_SECONDS)
     begun, sent = time.monotonic(), 0
-    while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
-        sent += len(piece)
+    while (chunk := await loop.run_in_executor(None, next_chunk, chunks)) is not None:
+        sent += len(chunk)
         await asyncio.sleep(max(0.0, begun + sent / BYTES_PER_SECOND - time.monotonic()))
-        yield piece
+        yield chunk
 
 
 async def microphone() -> AsyncIterator[bytes]:
-    """What is heard until Enter is pressed."""
+    """Yield audio from the microphone in chunks of CHUNK_SECONDS, until Enter is pressed.
+
+    Raises:
+        ClickException: The microphone cannot be used.
+    """
     sounddevice = _sounddevice()
     loop = asyncio.get_running_loop()
-    pieces: asyncio.Queue[bytes] = asyncio.Queue(AHEAD)
+    chunks: asyncio.Queue[bytes] = asyncio.Queue(MAX_WAITING_CHUNKS)
 
     def put(data: bytes) -> None:
-        if pieces.full():
-            pieces.get_nowait()
-        pieces.put_nowait(data)
+        if chunks.full():
+            chunks.get_nowait()
+        chunks.put_nowait(data)
 
-    def heard(data: Any, _frames: int, _time: Any, _status: Any) -> None:
+    def on_audio(data: Any, _frames: int, _time: Any, _status: Any) -> None:
         loop.call_soon_threadsafe(put, bytes(data))
 
     try:
         stream = sounddevice.RawInputStream(
-            SAMPLE_RATE, int(PIECE * SAMPLE_RATE), channels=1, dtype="int16", callback=heard
+            SAMPLE_RATE, int(CHUNK_SECONDS * SAMPLE_RATE), channels=1, dtype="int16", callback=on_audio
         )
     except sounddevice.PortAudioError as exc:
-        raise click.ClickException(f"there is no microphone to be used: {exc}") from None
+        raise click.ClickException(f"cannot open the microphone: {exc}") from None
     with stream:
         click.echo("Speak; press Enter to end.", err=True)
         enter = loop.run_in_executor(None, sys.stdin.readline)
         while not enter.done():
             try:
-                yield await asyncio.wait_for(pieces.get(), 1.0)
+                yield await asyncio.wait_for(chunks.get(), ENTER_CHECK_SECONDS)
             except TimeoutError:
                 continue
 
@@ -162,7 +192,7 @@ def _sounddevice() -> Any:
             "a microphone needs the Python package sounddevice: make mic in a checkout, "
             "else pip install 'asrserver[mic]'"
         ) from None
-    except OSError as exc:  # the package is there, but not the library that it loads
+    except OSError as exc:  # the package is installed, but not the library that it loads
         raise click.ClickException(
             f"a microphone needs the system library PortAudio: apt install libportaudio2 on Debian or Ubuntu ({exc})"
         ) from None

@@ -1,90 +1,104 @@
-"""`asrserver status`: a server's health document as tables."""
+"""The command `asrserver status`: it prints a server's health document as tables."""
 
 from __future__ import annotations
 
 import json
 import time
 import urllib.error
-import urllib.request
 from typing import Any
 
 import click
 
-#: Seconds to wait for the server's answer; it probes its parts for at most two.
-TIMEOUT = 5.0
+from asrserver.client.rest import open_url
+
+#: Seconds to wait for the server's answer; the server checks its parts for two seconds at most.
+ANSWER_TIMEOUT = 5.0
 
 
 def show_status(url: str, key: str, as_json: bool) -> bool:
-    """Print it; whether everything works. Raises ClickException when there is no answer."""
+    """Print the health of a server.
+
+    Args:
+        url: The URL of its health document.
+        key: The API key, if the server requires one.
+        as_json: Print the document itself instead of tables.
+
+    Returns:
+        Whether all parts of the server work.
+
+    Raises:
+        ClickException: The server does not answer, or refuses.
+    """
     try:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with open_url(url, key, ANSWER_TIMEOUT) as response:
             body = response.read()
     except urllib.error.HTTPError as exc:
         if exc.code in (401, 403):
-            raise click.ClickException(f"{url}: {exc.code} {exc.reason}: give --key or ASRSERVER_KEY") from None
+            raise click.ClickException(
+                f"{url} refuses access ({exc.code} {exc.reason}): set --key or ASRSERVER_KEY"
+            ) from None
         body = exc.read()
     except (OSError, ValueError) as exc:
-        raise click.ClickException(f"no answer from {url}: {getattr(exc, 'reason', exc)}") from None
+        raise click.ClickException(f"{url} does not answer: {getattr(exc, 'reason', exc)}") from None
     try:
         health = json.loads(body)
         ok: bool = health["status"] == "ok"
     except (ValueError, KeyError, TypeError):
-        raise click.ClickException(f"{url} is no asrserver") from None
+        raise click.ClickException(f"{url} is not an asrserver") from None
     if as_json:
         click.echo(json.dumps(health, indent=2))
     else:
-        click.echo("\n".join(lines(health)))
+        click.echo("\n".join(format_health(health)))
     return ok
 
 
-def lines(health: dict[str, Any]) -> list[str]:
-    """The tables."""
+def format_health(health: dict[str, Any]) -> list[str]:
+    """The lines that `asrserver status` prints for a health document."""
     result = [f"status    {health['status']}"]
     for part in ("redis", "postgres"):
         state = health[part]
         result.append(f"{part:<9} " + (f"ready, {state['latency_ms']:.1f} ms" if state["ready"] else state["error"]))
-    queue = health["queue"]
-    if queue:
-        result.append("queue     {waiting} sessions waiting, {processing} with a worker, {dead} buried".format(**queue))
+    if queue := health["queue"]:
+        result.append(
+            f"queue     {queue['waiting']} sessions waiting, {queue['processing']} with a worker, "
+            f"{queue['dead']} dead letters"
+        )
     now = time.time()
-    result += [
-        "",
-        *table(
-            ("GATEWAY", "PID", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN"),
-            [
-                (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
-                for g in health["gateways"]
-            ],
-        ),
+    gateways = [
+        (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
+        for g in health["gateways"]
     ]
-    result += [
-        "",
-        *table(
-            ("WORKER", "PID", "MODEL", "DEVICE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN"),
-            [
-                (
-                    w["name"],
-                    w["pid"],
-                    w["model"],
-                    w["device"],
-                    w["sessions"],
-                    w["finished"],
-                    f"{w['backlog']:.1f} s",
-                    f"{w['real_time_factor']:.3f}",
-                    f"{now - w['time']:.0f} s ago",
-                )
-                for w in health["workers"]
-            ],
-        ),
+    workers = [
+        (
+            w["name"],
+            w["pid"],
+            w["model"],
+            w["device"],
+            w["sessions"],
+            w["finished"],
+            f"{w['backlog']:.1f} s",
+            f"{w['real_time_factor']:.3f}",
+            f"{now - w['time']:.0f} s ago",
+        )
+        for w in health["workers"]
     ]
+    gateway_head = ("GATEWAY", "PID", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN")
+    worker_head = ("WORKER", "PID", "MODEL", "DEVICE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN")
+    result += ["", *(format_table(gateway_head, gateways) if gateways else ["no gateway is alive"])]
+    result += ["", *(format_table(worker_head, workers) if workers else ["no worker is alive"])]
     return result
 
 
-def table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
-    """Rows under their heads, in columns."""
-    if not rows:
-        return [f"no {head[0].lower()} is alive"]
+def format_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:
+    """Align rows below their headings.
+
+    Args:
+        head: The headings.
+        rows: Cells of any type, as many per row as there are headings.
+
+    Returns:
+        The lines.
+    """
     cells = [head, *(tuple(map(str, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

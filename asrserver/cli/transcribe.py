@@ -1,4 +1,4 @@
-"""`asrserver transcribe`: files to a server, as a live source would send them."""
+"""The command `asrserver transcribe`: it streams files to a server and prints their transcripts."""
 
 from __future__ import annotations
 
@@ -17,29 +17,37 @@ from asrserver.audio.files import duration, read_s16
 from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
 from asrserver.errors import AsrError
 
-#: Bytes a second of what is sent: 16 kHz, 16 bits, mono.
+#: Bytes per second of the audio that is sent: 16 kHz, 16 bits, mono.
 BYTES_PER_SECOND = 2 * SAMPLE_RATE
 
-#: Seconds of audio in a chunk: below a second, so that the chunks are pieces of one recording.
-PIECE = 0.5
+#: Seconds of audio in a chunk: less than a second, so that the server takes the chunks for pieces of one recording.
+CHUNK_SECONDS = 0.5
 
-#: Pieces sent ahead of their results: bounds what waits on either side.
-AHEAD = 64
+#: Chunks that are sent ahead of their results: bounds what the client and the server hold.
+MAX_CHUNKS_AHEAD = 64
 
-#: What one source may fail with, and the others go on.
-FAILURES = (AsrError, OSError, ServerError, ConnectionLost)
+#: Errors that concern one source; the command continues with the next one.
+SOURCE_ERRORS = (AsrError, OSError, ServerError, ConnectionLost)
 
 
 async def connect(urls: list[str], key: str) -> Client:
-    """A client of the first of these servers that answers; raises ClickException."""
+    """Connect to the first of several servers that answers.
+
+    Args:
+        urls: The servers' WebSocket URLs.
+        key: The API key, if the servers require one.
+
+    Raises:
+        ClickException: None of them accepts the connection.
+    """
     try:
         return await Client.connect(urls, key=key)
     except (OSError, HandshakeRefused) as exc:
         raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
 
 
-def complain(source: Path | str, exc: Exception) -> None:
-    """Say on standard error what became of one source; the others go on."""
+def report_failure(source: Path | str, exc: Exception) -> None:
+    """Print on standard error why one source could not be transcribed."""
     reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
     click.echo(f"{source}: {reason}", err=True)
 
@@ -54,14 +62,30 @@ async def transcribe_files(
     as_json: bool,
     progress: bool,
 ) -> bool:
-    """Transcribe the files one after another and print the results; False if one failed."""
+    """Transcribe files one after another and print the results.
+
+    Args:
+        files: Audio or video files.
+        urls: The servers' WebSocket URLs.
+        options: Options of the protocol's `start` message.
+        key: The API key, if the servers require one.
+        realtime: Send the audio in real time, not as fast as possible.
+        as_json: Print every event as a line of JSON instead of the texts.
+        progress: Show a progress bar on standard error.
+
+    Returns:
+        Whether all files were transcribed.
+
+    Raises:
+        ClickException: No server accepts the connection.
+    """
     ok = True
     async with await connect(urls, key) as client:
         for path in files:
             try:
                 final = await _transcribe(client, path, options, realtime, as_json, progress)
-            except FAILURES as exc:
-                complain(path, exc)
+            except SOURCE_ERRORS as exc:
+                report_failure(path, exc)
                 ok = False
                 continue
             if not as_json:
@@ -72,20 +96,21 @@ async def transcribe_files(
 async def _transcribe(
     client: Client, path: Path, options: dict[str, Any], realtime: bool, as_json: bool, progress: bool
 ) -> dict[str, Any]:
+    """Transcribe one file; returns its final result."""
     length = duration(path)
     with click.progressbar(
-        length=max(1, round(length / PIECE)), label=path.name, file=sys.stderr, hidden=not progress
+        length=max(1, round(length / CHUNK_SECONDS)), label=path.name, file=sys.stderr, hidden=not progress
     ) as bar:
         session = await client.start(**options)
-        room = asyncio.Semaphore(AHEAD)
-        sending = asyncio.get_running_loop().create_task(_send(session, path, realtime, room))
+        ahead = asyncio.Semaphore(MAX_CHUNKS_AHEAD)
+        sending = asyncio.create_task(_send(session, path, realtime, ahead), name=f"send-{path.name}")
         final: dict[str, Any] = {}
         try:
             async for event in session.events():
                 if as_json:
                     click.echo(json.dumps(event, ensure_ascii=False))
                 if event["type"] == "chunk_result":
-                    room.release()
+                    ahead.release()
                     bar.update(1)
                 elif event["type"] == "error":
                     raise ServerError(event)
@@ -97,22 +122,22 @@ async def _transcribe(
     return final
 
 
-def next_piece(pieces: Iterator[bytes]) -> bytes | None:
-    """For a thread: what is decoded blocks."""
-    return next(pieces, None)
+def next_chunk(chunks: Iterator[bytes]) -> bytes | None:
+    """The next chunk, None at the end. Decoding blocks: call it in a thread."""
+    return next(chunks, None)
 
 
-async def _send(session: ClientSession, path: Path, realtime: bool, room: asyncio.Semaphore) -> None:
+async def _send(session: ClientSession, path: Path, realtime: bool, ahead: asyncio.Semaphore) -> None:
     started = time.monotonic()
     loop = asyncio.get_running_loop()
-    pieces = read_s16(path, PIECE)
+    chunks = read_s16(path, CHUNK_SECONDS)
     sent = 0
     try:
-        while (piece := await loop.run_in_executor(None, next_piece, pieces)) is not None:
-            await room.acquire()
+        while (chunk := await loop.run_in_executor(None, next_chunk, chunks)) is not None:
+            await ahead.acquire()
             if realtime:
-                await asyncio.sleep(max(0.0, started + (sent + len(piece)) / BYTES_PER_SECOND - time.monotonic()))
-            sent += len(piece)
-            await session.send(piece)
+                await asyncio.sleep(max(0.0, started + (sent + len(chunk)) / BYTES_PER_SECOND - time.monotonic()))
+            sent += len(chunk)
+            await session.send(chunk)
     finally:
-        await session.end()  # whatever happened: the session must not wait for what does not come
+        await session.end()  # after an error too: otherwise the session would wait for more audio

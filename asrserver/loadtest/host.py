@@ -8,7 +8,6 @@ import platform
 import socket
 import time
 import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from asrserver.client import authorization
+from asrserver.client.rest import open_url
 
 #: Timeout in seconds of a request to the server's REST interface.
 REST_TIMEOUT = 5.0
@@ -32,8 +31,7 @@ _SERVERS = {"valkey-server": "redis", "redis-server": "redis", "postgres": "post
 def get(server: str, path: str, key: str) -> Any:
     """A JSON document of the server's REST interface; {} if it cannot be fetched."""
     try:
-        request = urllib.request.Request(server + path, headers=authorization(key))
-        with urllib.request.urlopen(request, timeout=REST_TIMEOUT) as response:
+        with open_url(server + path, key, REST_TIMEOUT) as response:
             return json.load(response)
     except urllib.error.HTTPError as exc:
         try:

@@ -235,8 +235,9 @@ def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) ->
 
 
 def test_status(shared: System) -> None:
-    """Tables for people, the health document for programs; status 0 while all works."""
-    done = cli("status", "--server", f"ws://127.0.0.1:{shared.port}")
+    """Tables for people, the health document for programs; status 0 while all works. A proxy is not asked."""
+    proxy = {"http_proxy": NOBODY.replace("ws:", "http:"), "no_proxy": ""}
+    done = cli("status", "--server", f"ws://127.0.0.1:{shared.port}", env=proxy)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"^status +ok$", done.stdout, re.M)
     assert re.search(r"^redis +ready, [\d.]+ ms$", done.stdout, re.M)
