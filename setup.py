@@ -1,4 +1,4 @@
-"""Everything is in setup.cfg; here is only what it cannot say: schema.sql goes into the package when that is built."""
+"""The settings are in setup.cfg; this adds what it cannot express: the build copies schema.sql into the package."""
 
 import shutil
 from pathlib import Path
@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithSchema(build_py):
-    """The one schema.sql stands at the top of the repository; an installed asrserver finds it in its package."""
+    """Builds the package with a copy of schema.sql, which lies at the top of the repository."""
 
     def run(self) -> None:
         super().run()

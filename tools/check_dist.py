@@ -1,8 +1,8 @@
-"""Build the sdist, and the wheel from it; install each where no checkout is, and have it serve and transcribe.
+"""Build the sdist and from it the wheel; install each outside the checkout, and let it serve and transcribe.
 
     make dist-check
 
-The pins of constraints.txt hold for all that is installed, so pip's cache has most of it and the index is asked little.
+The versions in constraints.txt apply to all installations, so that pip's cache already contains most packages.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ import asrserver
 ROOT = Path(__file__).resolve().parents[1]
 RECORDING = "english-1.wav"
 
-#: Seconds that a command may take: installing from an empty cache takes the longest.
-PATIENCE = 600.0
+#: Seconds that a command may take: an installation with an empty cache takes the longest.
+COMMAND_TIMEOUT = 600.0
 
-#: What lies in a checkout and is not built from.
+#: Patterns of files in a checkout that are not sources.
 NOT_SOURCE = (".git", ".venv", "build", "dist", "site", "*.egg-info", "__pycache__", ".*_cache")
 
-#: What building adds to the files of the repository.
+#: Files that the build adds to those of the repository.
 ADDED = ("PKG-INFO", "asrserver.egg-info/")
 
 
 def run(*command: str | Path) -> str:
-    """What a command writes; raises Failed, with its errors, if it ends with another status than 0."""
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    """Run a command and return its output; raises Failed, with its errors, if its exit status is not 0."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=False)
     if done.returncode:
         raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 
 def build(folder: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that is built from it.
+    """Build the sdist, and the wheel from the sdist.
 
-    From a copy without what earlier builds left: setuptools takes into an sdist what was in the one before.
+    The source is a copy without the files of earlier builds: setuptools adds the contents of an earlier sdist.
     """
     source, dist = folder / "source", folder / "dist"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*NOT_SOURCE), symlinks=True)
@@ -57,9 +57,9 @@ def build(folder: Path) -> tuple[Path, Path]:
 
 
 def check_contents(sdist: Path, wheel: Path) -> None:
-    """The sdist has all files of the repository and no other, the wheel all of the package; raises Failed."""
+    """Check that the sdist has exactly the files of the repository, the wheel those of the package; raises Failed."""
     if not (ROOT / ".git").exists():
-        print("contents are not compared: this is no git repository")
+        print("not a git repository: skipping the comparison of contents")
         return
     tracked = {name for name in repository("--cached") if (ROOT / name).exists()}
     allowed = tracked | repository("--cached", "--others", "--exclude-standard")
@@ -79,23 +79,25 @@ def repository(*options: str) -> set[str]:
 
 def compare(artefact: Path, missing: set[str], other: set[str]) -> None:
     if missing or other:
-        raise Failed(f"{artefact.name} lacks {sorted(missing)}, and has {sorted(other)} that is not in the repository")
+        raise Failed(
+            f"{artefact.name} lacks {sorted(missing)}, and contains {sorted(other)}, which are not in the repository"
+        )
 
 
 def install(folder: Path, *requirement: str | Path) -> None:
-    """With this environment's pip: the new one needs none."""
+    """Install with the pip of this environment: the new one has none."""
     run(sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", *requirement)
 
 
 def check_program(environment: Path, folder: Path, said: str) -> None:
-    """What is installed there tells its version, and serves and transcribes; raises Failed."""
+    """Check that the installed program prints its version, serves and transcribes; raises Failed."""
     python, program = environment / "bin" / "python", environment / "bin" / "asrserver"
     for command in ([program], [python, "-m", "asrserver"]):
         if (told := run(*command, "--version")) != f"asrserver, version {asrserver.__version__}\n":
             raise Failed(f"--version says {told!r}")
     package = Path(run(python, "-c", "import asrserver; print(asrserver.__path__[0])").strip())
     if environment not in package.parents:
-        raise Failed(f"it is {package} that is run")
+        raise Failed(f"the imported package is {package}, not the installed one")
     process, port = start(str(folder), [str(program)])
     try:
         server = ("--server", f"ws://127.0.0.1:{port}")
@@ -104,7 +106,7 @@ def check_program(environment: Path, folder: Path, said: str) -> None:
     finally:
         stop(process)
     if heard != said:
-        raise Failed(f"{RECORDING}: said {said!r}, understood {heard!r}")
+        raise Failed(f"{RECORDING}: expected {said!r}, recognised {heard!r}")
     print(f"{RECORDING}: {heard}")
 
 
@@ -113,28 +115,28 @@ def step(began: float, what: str) -> None:
 
 
 def main() -> int:
-    os.environ.pop("PYTHONPATH", None)  # nothing of the checkout may be found
+    os.environ.pop("PYTHONPATH", None)  # the checkout must not be importable
     os.environ["PIP_CONSTRAINT"] = os.environ["PIP_BUILD_CONSTRAINT"] = (ROOT / "constraints.txt").as_uri()
     os.environ["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
     said = json.loads(files("asrserver").joinpath("data", "recordings", "transcripts.json").read_text())[RECORDING]
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="asrserver-dist-"))
-    folder.chmod(0o755)  # root's PostgreSQL is run by another user
+    folder.chmod(0o755)  # for root, PostgreSQL runs as another user
     os.chdir(folder)
     try:
         sdist, wheel = build(folder)
         check_contents(sdist, wheel)
-        step(began, f"{sdist.name} is built, and {wheel.name} from it: both are complete")
+        step(began, f"{sdist.name} and {wheel.name} are built and complete")
         environment = folder / "environment"
         run(sys.executable, "-m", "venv", "--without-pip", environment)
         install(environment, f"asrserver[embedded] @ {wheel.as_uri()}")
         step(began, "the wheel is installed")
         check_program(environment, folder, said)
         install(environment, "--force-reinstall", "--no-deps", sdist)
-        step(began, "the sdist is installed in its place")
+        step(began, "the sdist is installed instead")
         check_program(environment, folder, said)
         step(began, "both serve and transcribe")
-    except Exception as exc:  # whatever it was, its cause may be in the log
+    except Exception as exc:  # whatever failed, the log may show the cause
         print(f"FAILED: {exc}", file=sys.stderr)
         if (log := folder / "log").exists():
             print(log.read_text(), file=sys.stderr)

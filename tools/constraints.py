@@ -1,12 +1,12 @@
-"""Resolve the dependencies anew, within setup.cfg's ranges, and write what was found into constraints.txt.
+"""Resolve the dependencies within the ranges of setup.cfg, and write their versions to constraints.txt.
 
     make constraints                     the newest versions of everything
-    make constraints KEEP=--keep         what is pinned stays: after a dependency was added or a range was changed
+    make constraints KEEP=--keep         pinned versions stay: after adding a dependency or changing a range
 
-Every install of the Makefile takes the versions in that file, the build backend's too, so that a checkout of today
-still builds and passes its tests when its dependencies have moved on. Each supported Python that is found on the path
-resolves for itself; where they differ, markers say which takes which. The oldest and the newest must be there. With
-pyenv: PYENV_VERSION=3.11.7:3.12.1:3.13.0 make constraints.
+Every installation of the Makefile uses these versions, including those of the build backend, so that today's checkout
+still builds and passes its tests when its dependencies have changed. Each supported Python found on the path resolves
+for itself; markers distinguish different results. The oldest and the newest supported Python are required. With pyenv:
+PYENV_VERSION=3.11.7:3.12.1:3.13.0 make constraints.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "constraints.txt"
 
-#: Extras that are not resolved: any build of torch will do to train the model.
+#: Extras that are not resolved: the model can be trained with any build of torch.
 UNPINNED = {"model"}
 
-#: What dependencies are built with that have no wheel: SQLAlchemy's for Python 3.13.
+#: Packages that build dependencies without a wheel, such as SQLAlchemy for Python 3.13.
 BUILD = ("setuptools", "wheel")
 
 HEADER = """\
-# What every install by make takes (PIP_CONSTRAINT), so that a checkout of today still works when its dependencies have
-# moved on. Written by `make constraints`, on Python {pythons}: change setup.cfg's ranges, not this file.
+# The versions that every installation by make uses (PIP_CONSTRAINT), so that today's checkout still works when its
+# dependencies have changed. Written by `make constraints` on Python {pythons}: change the ranges in setup.cfg, not this
+# file.
 """
 
 #: A minor version of Python, such as (3, 11).
@@ -40,13 +41,13 @@ Minor = tuple[int, int]
 
 
 def supported(config: configparser.ConfigParser) -> list[Minor]:
-    """The Pythons that the package says it runs on, oldest first."""
+    """The Python versions that the package supports, oldest first."""
     named = re.findall(r"^Programming Language :: Python :: (\d+)\.(\d+)$", config["metadata"]["classifiers"], re.M)
     return sorted((int(major), int(minor)) for major, minor in named)
 
 
 def has(python: str, minor: Minor) -> bool:
-    """Whether this command runs that Python; a shim of pyenv may be there and run none."""
+    """Whether a command runs this Python version; a shim of pyenv may exist and run none."""
     asked = [python, "-c", "import sys; print(*sys.version_info[:2])"]
     try:
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -56,7 +57,7 @@ def has(python: str, minor: Minor) -> bool:
 
 
 def resolve(python: str, extras: list[str], keep: bool) -> dict[str, str]:
-    """The version of each distribution that pip would install there."""
+    """The version of each distribution that pip would install for this Python."""
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_CONSTRAINT")}
     with tempfile.TemporaryDirectory(prefix="asrserver-constraints-") as folder:
         subprocess.run([python, "-m", "venv", folder], check=True, env=environment)
@@ -70,14 +71,18 @@ def resolve(python: str, extras: list[str], keep: bool) -> dict[str, str]:
 
 
 def canonical(name: str) -> str:
-    """A distribution's name as PEP 503 compares them."""
+    """Normalise a distribution's name (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def pins(name: str, versions: dict[Minor, str]) -> list[str]:
-    """The lines for one distribution, from the version that each Python found, oldest first.
+    """The lines of one distribution.
 
-    A Python between two that were asked takes what the older one does, and what is newer than all what the newest does.
+    A Python between two that were resolved for uses the version of the older one, a newer one that of the newest.
+
+    Args:
+        name: The distribution.
+        versions: Its version for each Python, oldest first.
     """
     lines = []
     runs: list[tuple[Minor, str]] = []  # the first Python of each run that agrees
@@ -98,7 +103,7 @@ def dotted(minor: Minor) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--keep", action="store_true", help="only add what is not pinned yet, and drop what is unused")
+    parser.add_argument("--keep", action="store_true", help="only add missing pins and remove unused ones")
     arguments = parser.parse_args()
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -107,7 +112,7 @@ def main() -> None:
     pythons = {minor: python for minor, python in pythons.items() if has(python, minor)}
     for minor in (wanted[0], wanted[-1]):
         if minor not in pythons:
-            sys.exit(f"python{dotted(minor)} is needed on the path, to resolve for the oldest and the newest Python")
+            sys.exit(f"python{dotted(minor)} is not on the path: the oldest and the newest Python are required")
     extras = sorted(set(config["options.extras_require"]) - UNPINNED)
     found: dict[str, dict[Minor, str]] = {}
     for minor, python in pythons.items():

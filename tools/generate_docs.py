@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The parts of the documentation that the code itself knows: settings, commands, metrics, tables of the database.
+"""Generate the parts of the documentation that follow from the code: settings, commands, metrics, database tables.
 
     python tools/generate_docs.py            # write them
-    python tools/generate_docs.py --check    # only say which are not what the code says
+    python tools/generate_docs.py --check    # only report pages that are out of date
 
-Each part stands in its page between two marks, `<!-- generated: NAME -->` and `<!-- /generated -->`; what is outside
-of them is written by hand. `make docs-update` writes, and `make docs` and a test compare.
+Each part lies in its page between the marks `<!-- generated: NAME -->` and `<!-- /generated -->`; the rest of a page is
+written by hand. `make docs-update` writes, `make docs` and a test compare.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from asrserver.telemetry import metrics
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
-#: What the documentation calls click's types, by their names.
+#: The documentation's names of click's types.
 _NOUNS = {"integer": "integer", "int": "integer", "float": "number", "boolean": "flag", "duration": "duration"}
 
 #: Titles of the groups of settings, in the order of the page.
@@ -78,7 +78,7 @@ def _group(name: str, title: str) -> str:
 
 
 def values(kind: Any) -> str:
-    """Which values a click type takes, in a few words."""
+    """Describe the values that a click type accepts."""
     if isinstance(kind, click.Choice):
         return ", ".join(f"`{choice}`" for choice in kind.choices)
     if isinstance(kind, click.IntRange | click.FloatRange):
@@ -95,12 +95,12 @@ def values(kind: Any) -> str:
 
 
 def commands() -> str:
-    """Every command with its help, arguments and options; settings are on a page of their own."""
+    """Every command with its help, arguments and options; the settings have their own page."""
     return "\n".join(_command(command, path) for path, command in walk(program, ("asrserver",)))
 
 
 def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    """Every command that does something, with the words that call it."""
+    """Every command that is not a group, with its full name."""
     if isinstance(command, click.Group):
         for name, below in command.commands.items():
             yield from walk(below, (*path, name))
@@ -131,7 +131,7 @@ def _command(command: click.Command, path: tuple[str, ...]) -> str:
 
 
 def _prose(text: str) -> str:
-    """click's help text as Markdown: paragraphs, and what `\\b` keeps as it stands."""
+    """Convert click's help text to Markdown; paragraphs that `\\b` keeps unwrapped become code blocks."""
     made = []
     for paragraph in re.split(r"\n\s*\n", text.strip()):
         kept = paragraph.startswith("\b")
@@ -250,7 +250,7 @@ def _read_line(one: _Table, line: str) -> None:
 
 # -- pages -----------------------------------------------------------------------------------------------------------
 
-#: What is generated, by page and name.
+#: The functions that generate parts, by page and name.
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "reference/settings.md": {"settings": settings},
     "reference/cli.md": {"commands": commands},
@@ -260,7 +260,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def renewed(page: str) -> str:
-    """A page with its generated parts as the code has them now; raises ValueError where the marks are missing."""
+    """A page with its generated parts brought up to date; raises ValueError if their marks are missing."""
     text = (DOCS / page).read_text(encoding="utf-8")
     for name, make in PARTS[page].items():
         before, mark, rest = text.partition(f"<!-- generated: {name} -->\n")
@@ -272,7 +272,7 @@ def renewed(page: str) -> str:
 
 
 def stale() -> list[str]:
-    """Pages whose generated parts are not what the code says."""
+    """The pages whose generated parts are out of date."""
     return [page for page in PARTS if (DOCS / page).read_text(encoding="utf-8") != renewed(page)]
 
 
@@ -282,7 +282,7 @@ def main() -> int:
     check = parser.parse_args().check
     pages = stale()
     for page in pages:
-        print(f"docs/{page} {'is out of date: make docs-update' if check else 'written'}")
+        print(f"docs/{page} {'is out of date: run make docs-update' if check else 'is written'}")
         if not check:
             (DOCS / page).write_text(renewed(page), encoding="utf-8")
     return 1 if check and pages else 0
