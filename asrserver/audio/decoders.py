@@ -17,7 +17,7 @@ from asrserver.audio.stream import ResumePoint, StreamDecoder
 
 
 class Decoder(Protocol):
-    """What both decoders have; see stream.StreamDecoder."""
+    """The interface of both decoders; see stream.StreamDecoder."""
 
     position: int
 

@@ -171,7 +171,7 @@ def padding(size: int) -> bytes:
 
 
 def fitting(format: Format, size: int) -> int:
-    """How many of `size` bytes of samples fit into one file as whole frames."""
+    """The number of bytes, of `size` bytes of samples, that fit into one file as whole frames."""
     return min(size, _MAX_DATA) // format.frame * format.frame
 
 

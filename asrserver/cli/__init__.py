@@ -1,1 +1,1 @@
-"""What a person types: the asrserver command and its subcommands. Nothing imports it."""
+"""The command line: asrserver and its subcommands. No other package imports it."""

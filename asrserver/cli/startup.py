@@ -1,4 +1,4 @@
-"""What is checked before anything starts: combinations of settings that cannot work."""
+"""The check of settings before anything starts: combinations that cannot work are refused."""
 
 from __future__ import annotations
 

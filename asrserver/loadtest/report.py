@@ -86,7 +86,7 @@ def verdict(outcome: Outcome, capacity: Capacity | None = None) -> str:
 
 
 def notes(outcome: Outcome) -> list[str]:
-    """What a reader must know to judge the numbers, one line each."""
+    """The notes that a reader needs to judge the figures, one line each."""
     stats = outcome.stats
     found = [
         f"throughput: {outcome.throughput:.1f} s of audio per second, in correct sessions",

@@ -101,7 +101,7 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
 
 
 class Scripts:
-    """What each session says. Its first `distinct` sentences distinguish it from all sessions that may be open."""
+    """The sentences of each session; the first `distinct` ones distinguish it from all sessions that may be open."""
 
     def __init__(self, sentences: list[Sentence], plan: Plan) -> None:
         self.sentences = sentences

@@ -1,1 +1,1 @@
-"""What every process needs of its operating system and its event loop."""
+"""Tools of every process: limits and memory from the operating system, waits in the event loop."""

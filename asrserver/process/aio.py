@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-#: Seconds between two looks at a condition of which nobody is notified.
+#: Seconds between two checks of a condition that sends no notifications.
 POLL_SECONDS = 0.02
 
 #: Seconds after which tasks that are still running are cancelled again.
@@ -51,7 +51,7 @@ class Notifier:
     async def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
         """Wait until the condition is true, for at most `timeout` seconds.
 
-        It is looked at now and after each notification.
+        It is checked now and after each notification.
 
         Returns:
             Whether the condition is true.
@@ -65,7 +65,7 @@ class Notifier:
 
 
 async def until(condition: Callable[[], bool], timeout: float) -> bool:
-    """Wait until the condition is true, for at most `timeout` seconds, by looking at it again and again.
+    """Wait until the condition is true, for at most `timeout` seconds, by polling it.
 
     This is for the drain at the end of a process, where one task waits for many objects that need not notify anybody.
     Anything that waits while the process works, or waits many times at once, uses a Notifier.

@@ -10,10 +10,12 @@ MIN_TIMER_SECONDS = 0.02
 
 
 class LingerPolicy:
-    """How long an item waits for others to share its batch, by the rate at which items come.
+    """Computes how long an item waits for others to share its batch, from the rate of items.
 
-    Up to `free` items a second the delay is 0. Above that it grows by `each` seconds for every further item a second,
-    up to `longest` seconds.
+    Args:
+        free: Items per second up to which the delay is 0.
+        each: Seconds by which the delay grows for every further item per second.
+        longest: The maximum of the delay, in seconds.
 
     Attributes:
         delay: Seconds to wait now.

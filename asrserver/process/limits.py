@@ -1,4 +1,4 @@
-"""What Linux allows a process and makes it do: end with its parent (prctl(2)), open files, use CPUs."""
+"""Limits of a process on Linux: its end with its parent (prctl(2)), its open files, its CPUs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ tally = _table(
 
 @dataclass(slots=True)
 class Record:
-    """What is to be stored of one session.
+    """The data of one session to be stored.
 
     Keys are the columns of schema.sql; a missing or None value changes nothing. Times (`…_at`) are seconds since the
     epoch, aware datetimes or ISO 8601 strings. Chunks and segments take their `session_id` from `session["id"]`.

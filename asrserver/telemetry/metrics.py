@@ -163,7 +163,7 @@ class BufferedHistogram:
 
     def flush(self) -> None:
         """Add all observations to the shared histogram."""
-        # What Histogram.observe of prometheus_client 0.21 to 0.26 does, for many observations at once.
+        # As Histogram.observe of prometheus_client 0.26 does, for many observations at once.
         for bucket, count in zip(self._histogram._buckets, self._counts, strict=True):
             if count:
                 bucket.inc(count)

@@ -1,1 +1,1 @@
-"""How languages write: words, word errors, subtitles, and the ranges of their scripts."""
+"""Text in many languages: words, word errors, subtitles, and the Unicode ranges of scripts."""
