@@ -64,7 +64,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "faster_whisper": ("inference",),
     "hiredis": ("broker",),
     "matplotlib": ("loadtest",),
-    "msgspec": ("protocol",),
+    "msgspec": ("inference", "protocol"),
     "numpy": ("audio", "inference", "loadtest"),
     "orjson": ANYONE,
     "prometheus_client": ("telemetry",),

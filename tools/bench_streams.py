@@ -53,8 +53,9 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError
 from asrserver.inference import silero
 from asrserver.inference.audio_thread import MAX_BATCH
+from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
-from asrserver.inference.event_log import MIN_LANGUAGE_PROBABILITY, Checkpoint, Coverage, EventLog
+from asrserver.inference.event_log import MIN_LANGUAGE_PROBABILITY, Coverage, EventLog
 from asrserver.inference.features import GrowingLogMel
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
@@ -338,7 +339,7 @@ class StandInSession:
         self._log = log
         self._sentences = sentences
         self._seconds = 0.0
-        self._point = open_decoder("pcm_s16le", SAMPLE_RATE, 1).resume_point(0).asdict()
+        self._point = open_decoder("pcm_s16le", SAMPLE_RATE, 1).resume_point(0)
 
     async def take(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -360,7 +361,7 @@ class StandInSession:
             return
         end = self._seconds + sentence.seconds / 2
         segment = RecognisedSegment(end - sentence.seconds, end, sentence.text, "en", 1.0, 0.97)
-        state = {"after": entry.id, "kind": None, "sample": int(end * SAMPLE_RATE), "skip": 0, "border": self._point}
+        state = StreamState(entry.id, None, int(end * SAMPLE_RATE), 0, self._point)
         text = self._log.add([segment])
         coverage = Coverage(self._seconds, Checkpoint(entry.id, state))
         await self._log.append_segment(text, "en", coverage)

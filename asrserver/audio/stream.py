@@ -3,7 +3,7 @@
     decoder = StreamDecoder(kind)              # a container as sniff.container names it, or pcm_s16le, pcm_f32le
     samples = decoder.feed(data)               # the samples that are complete; slicing changes nothing
     samples = decoder.flush()                  # at the end
-    point = decoder.resume_point(sample)       # where another process can continue: JSON by asdict()
+    point = decoder.resume_point(sample)       # where another process can continue
     decoder = StreamDecoder.resume(point)      # there: feed it the stream's bytes from point.offset on
 
 Every byte is decoded once. A resumed decoder's first sample has number `point.sample` in the recording. From there on
@@ -18,11 +18,9 @@ are not filled.
 
 from __future__ import annotations
 
-import base64
 import math
 from collections import deque
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -78,21 +76,6 @@ class ResumePoint:
     packets: int = 0
     position: int = 0
     rate: int = 0
-
-    def asdict(self) -> dict[str, Any]:
-        """The point as JSON can hold it."""
-        fields = asdict(self)
-        if self.track is not None:
-            fields["track"]["extradata"] = base64.b64encode(self.track.extradata).decode()
-        return fields
-
-    @classmethod
-    def fromdict(cls, fields: dict[str, Any]) -> ResumePoint:
-        """The point that `asdict` converted."""
-        track = fields["track"]
-        if track is not None:
-            track = Track(**{**track, "extradata": base64.b64decode(track["extradata"])})
-        return cls(**{**fields, "track": track})
 
 
 class StreamDecoder:

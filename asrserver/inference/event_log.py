@@ -6,12 +6,12 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
-
-import orjson
+from typing import Any, Protocol
 
 from asrserver.broker.replies import Claim
 from asrserver.errors import AsrError
+from asrserver.inference import checkpoint
+from asrserver.inference.checkpoint import Checkpoint, SessionState
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.protocol.events import (
     ChunkResult,
@@ -39,18 +39,6 @@ PROGRESS_AUDIO_SECONDS = 4.0
 
 class Fenced(Exception):
     """Raised when another worker owns the session now."""
-
-
-class Checkpoint(NamedTuple):
-    """Where a next owner continues.
-
-    Attributes:
-        after: It reads the entries after this one.
-        stream: State of the live stream that continues there (see LiveStream.resume); None if there is none.
-    """
-
-    after: str
-    stream: dict[str, Any] | None
 
 
 class EventSink(Protocol):
@@ -111,14 +99,14 @@ class EventLog:
         self._broker = broker
         self._model = model
         events = claim.events
-        state = orjson.loads(claim.fields.get("state", "{}"))
-        self.checkpoint = Checkpoint(state.get("after", "0-1"), state.get("recording"))
-        self.language: str | None = state.get("language") or options.language
-        self.closed_seconds = state.get("total", 0.0)
+        state = checkpoint.decode(claim.fields.get("state"))
+        self.checkpoint = state.checkpoint
+        self.language = state.language or options.language
+        self.closed_seconds = state.total
         self.spoken_until = max((segment.end for event in events for segment in event.segments), default=0.0)
-        self.answered = state.get("answered", -1)
-        self.taken = state.get("taken", -1)
-        self.chunks = state.get("chunks", 0)
+        self.answered = state.answered
+        self.taken = state.taken
+        self.chunks = state.chunks
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
         self._transcript = list(claim.transcript)
         self._seq = events[-1].seq if events else 0
@@ -216,8 +204,8 @@ class EventLog:
     async def append_checkpoint(self, coverage: Coverage) -> None:
         """Release audio that gave no event."""
         total = self.closed_seconds + coverage.open_seconds
-        checkpoint = coverage.checkpoint
-        if not await self._broker.checkpoint(self._claim, checkpoint.after, total, self._state(checkpoint)):
+        after, state = coverage.checkpoint.after, self._state(coverage.checkpoint)
+        if not await self._broker.checkpoint(self._claim, after, total, state):
             raise Fenced(self._claim.sid)
 
     def _common_fields(self, coverage: Coverage) -> dict[str, Any]:
@@ -242,22 +230,14 @@ class EventLog:
         }
 
     async def _append(self, event: Result, coverage: Coverage) -> None:
-        checkpoint = coverage.checkpoint
-        if not await self._broker.append_event(self._claim, event, checkpoint.after, self._state(checkpoint)):
+        after, state = coverage.checkpoint.after, self._state(coverage.checkpoint)
+        if not await self._broker.append_event(self._claim, event, after, state):
             raise Fenced(self._claim.sid)
 
-    def _state(self, checkpoint: Checkpoint) -> dict[str, str]:
-        self.checkpoint = checkpoint
-        state = {
-            "after": checkpoint.after,
-            "recording": checkpoint.stream,
-            "total": self.closed_seconds,
-            "language": self.language,
-            "answered": self.answered,
-            "taken": self.taken,
-            "chunks": self.chunks,
-        }
-        return {"state": orjson.dumps(state).decode()}
+    def _state(self, now: Checkpoint) -> dict[str, str]:
+        self.checkpoint = now
+        state = SessionState(*now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks)
+        return {"state": checkpoint.encode(state)}
 
     # -- events that are published and not kept ------------------------------------------------------------------
 

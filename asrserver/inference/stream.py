@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.decoders import Decoder, resume_decoder
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import ResumePoint
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import AudioWork
-from asrserver.inference.event_log import Checkpoint
+from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.features import FFT, GrowingLogMel
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
@@ -98,7 +97,7 @@ class LiveStream:
         self._entries = deque[_Entry]()
         self._received = 0  # bytes
         self._skip = 0  # bytes of the first entry that lie before the resume point
-        self._resumed: dict[str, Any] | None = None  # the state from which this owner continued
+        self._resumed: StreamState | None = None  # the state from which this owner continued
         self._audio = np.zeros(0, np.float32)  # what a segment may still need
         self._audio_start = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
         self._endpointer = Endpointer(silence, start=self._audio_start, floor=floor)
@@ -108,26 +107,25 @@ class LiveStream:
         cls,
         recogniser: Recogniser,
         segments: SegmentRecogniser,
-        state: dict[str, Any],
+        state: StreamState,
         *,
         silence: float,
         is_suspect: Callable[[], bool],
     ) -> LiveStream:
         """Continue a stream of another worker from the state in its checkpoint."""
-        point = ResumePoint.fromdict(state["border"])
-        decoder = resume_decoder(point)
+        decoder = resume_decoder(state.border)
         stream = cls(
             recogniser,
             segments,
-            state["kind"],
+            state.kind,
             decoder,
             silence=silence,
             is_suspect=is_suspect,
-            floor=state["sample"],
+            floor=state.sample,
         )
         stream._resumed = state
-        stream._received = point.offset - state["skip"]
-        stream._skip = state["skip"]
+        stream._received = state.border.offset - state.skip
+        stream._skip = state.skip
         return stream
 
     @property
@@ -305,13 +303,7 @@ class LiveStream:
         while len(self._entries) > 1 and self._entries[1].offset <= point.offset:
             self._entries.popleft()
         if not self._entries and self._resumed is not None:  # nothing has come since this owner continued
-            return Checkpoint(self._resumed["after"], self._resumed)
+            return Checkpoint(self._resumed.after, self._resumed)
         first = self._entries[0]
-        state = {
-            "after": first.before,
-            "kind": self.kind,
-            "sample": sample,
-            "skip": point.offset - first.offset,
-            "border": point.asdict(),
-        }
+        state = StreamState(first.before, self.kind, sample, point.offset - first.offset, point)
         return Checkpoint(first.before, state)

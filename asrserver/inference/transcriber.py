@@ -20,7 +20,8 @@ from asrserver.audio.pcm import PcmDecoder
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
-from asrserver.inference.event_log import Checkpoint, Coverage, EventLog, EventSink, Fenced
+from asrserver.inference.checkpoint import BEGINNING, Checkpoint
+from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
@@ -165,7 +166,9 @@ class Transcriber:
         self._event_log.count(index, entry.chunks)
         try:
             await self._reject_poison(entry)
-            kind = None if self._resume_state else self._chunking.container(data, first=self.inbox.processed == "0-1")
+            kind = (
+                None if self._resume_state else self._chunking.container(data, first=self.inbox.processed == BEGINNING)
+            )
             if kind is None and self._options.format == "auto":
                 sniff.reject_non_audio(data, first=not (self._stream or self._file or self._resume_state))
             if self._is_piece(kind, data):

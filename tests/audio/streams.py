@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
+import msgspec
 import numpy as np
 
 from asrserver.audio import files
 from asrserver.audio.decoders import Decoder
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import StreamDecoder
+from asrserver.audio.stream import ResumePoint, StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode
 from tests.recordings import DATA
@@ -113,3 +114,8 @@ def sized(wav: bytes) -> bytes:
     """A WAV file that knows its length."""
     at = wav.index(b"data")
     return wav[: at + 4] + (len(wav) - at - 8).to_bytes(4, "little") + wav[at + 8 :]
+
+
+def handed_on(point: ResumePoint) -> ResumePoint:
+    """The point as another worker gets it: through JSON."""
+    return msgspec.json.decode(msgspec.json.encode(point), type=ResumePoint)

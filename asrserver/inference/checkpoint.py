@@ -1,0 +1,88 @@
+"""Where a session's next owner continues, and what it must know: kept in the session's hash, in the field `state`.
+
+The next owner may be a worker of another release, so the rules of protocol/codec.py hold here too: readers ignore
+unknown fields, new fields have defaults, and no field changes its meaning. Release 0.1.0 refuses a `border` with a
+field that it does not know: a ResumePoint gets none as long as that release may run beside this one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+from asrserver.audio.stream import ResumePoint
+
+#: Id before that of a session's first entry.
+BEGINNING = "0-1"
+
+
+class StreamState(msgspec.Struct, frozen=True):
+    """A live stream that a next owner continues.
+
+    Attributes:
+        after: Id of the entry before the one in which the point lies.
+        kind: Its container; None for headerless PCM.
+        sample: The first sample, at 16 kHz, that may be part of a segment still to come.
+        skip: Bytes of that entry that lie before the point.
+        border: Where the decoder continues: at `sample`, or before it.
+    """
+
+    after: str
+    kind: str | None
+    sample: int
+    skip: int
+    border: ResumePoint
+
+
+class Checkpoint(NamedTuple):
+    """Where a next owner continues.
+
+    Attributes:
+        after: It reads the entries after this one.
+        stream: The live stream that continues there; None if there is none.
+    """
+
+    after: str
+    stream: StreamState | None
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    """What a next owner must know of a session.
+
+    Attributes:
+        after: It reads the entries after this one.
+        recording: The live stream that continues there; None if there is none.
+        total: Seconds of the utterances and live streams that are over.
+        language: The session's language code; None: not known yet.
+        answered: Index of the last chunk that was answered; -1: none.
+        taken: Index of the last chunk that was counted; -1: none.
+        chunks: Chunks counted.
+    """
+
+    after: str = BEGINNING
+    recording: StreamState | None = None
+    total: float = 0.0
+    language: str | None = None
+    answered: int = -1
+    taken: int = -1
+    chunks: int = 0
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Where to continue."""
+        return Checkpoint(self.after, self.recording)
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(SessionState)
+
+
+def encode(state: SessionState) -> str:
+    """A state as the session's hash holds it."""
+    return _encoder.encode(state).decode()
+
+
+def decode(text: str | None) -> SessionState:
+    """A state from a session's hash; None: no owner has written one yet. Raises ValueError."""
+    return SessionState() if text is None else _decoder.decode(text)
