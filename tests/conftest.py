@@ -1,9 +1,9 @@
-"""What the tests share: real servers, the real program, recordings with their transcripts.
+"""Shared fixtures: real servers, the real program, recordings with their transcripts.
 
 io_loop      uvloop for pytest-tornado's fixtures
-servers      one Redis and one PostgreSQL for the whole run; `redis_url`, `database_url` are a test's own
-start        starts the program as its user would, and stops it; `system` is one with default settings
-utterances   recordings that the model understands alone, so that a wrong text is the system's fault
+servers      one Redis and one PostgreSQL for the whole run; each test has its own `redis_url`, `database_url`
+start        starts the program as a user does, and stops it; `system` is one with default settings
+utterances   recordings that the model understands, so that a wrong text is an error of the system
 """
 
 from __future__ import annotations
@@ -60,17 +60,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def real_servers() -> None:
-    """Asked for by what starts a Redis or a PostgreSQL: its tests are marked `service`."""
+    """Requested by fixtures that start a Redis or a PostgreSQL: their tests are marked `service`."""
 
 
 @pytest.fixture(scope="session")
 def processes() -> None:
-    """Asked for by what starts processes: its tests are marked `system`."""
+    """Requested by fixtures that start processes: their tests are marked `system`."""
 
 
 @pytest.fixture(autouse=True)
 def _guard(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No test starts what its marker does not tell of."""
+    """No test starts a program that its marker does not allow."""
     (kind,) = needs.kinds(request.node)
     with needs.guarded(kind):
         yield
@@ -125,7 +125,7 @@ _databases = itertools.count()
 
 @pytest.fixture
 def database_url(servers: Servers) -> Iterator[str]:
-    """A database that does not exist yet: the program makes it."""
+    """The URL of a database that does not exist yet: the program creates it."""
     name = f"test_{os.getpid()}_{next(_databases)}"
     yield make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
     drop_database(servers, name)
@@ -143,7 +143,7 @@ def gateway_settings(redis_url: str, database_url: str) -> Settings:
 def gateway(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gateway]:
-    """One that is open, and in less of a hurry to be patient than a real one."""
+    """An open gateway, with shorter pauses than in production."""
     repair_often(monkeypatch, 0.3)
 
     async def opened() -> Gateway:
@@ -158,7 +158,7 @@ def gateway(
 
 @pytest.fixture
 def app(io_loop: tornado.ioloop.IOLoop, gateway: Gateway) -> Iterator[AsrApplication]:
-    """For pytest-tornado's `http_server`, `http_client` and `base_url`."""
+    """The application for pytest-tornado's `http_server`, `http_client` and `base_url`."""
     made = AsrApplication(gateway)
     yield made
     io_loop.run_sync(made.close_connections)
@@ -173,7 +173,7 @@ def url(gateway: Gateway, base_url: str, http_server: HTTPServer) -> str:
 def gateways(
     io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Gateways]:
-    """Two gateways that look often."""
+    """Two gateways that poll often."""
     repair_often(monkeypatch, 0.2)
     listeners = []
 
@@ -202,7 +202,7 @@ def gateways(
 
 @pytest.fixture
 def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[FakeWorker]:
-    """A worker that says what the test tells it to."""
+    """A worker that sends the results that the test tells it to."""
 
     async def made() -> FakeWorker:
         return FakeWorker(redis_url)
@@ -214,7 +214,7 @@ def worker(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[FakeWorke
 
 @pytest.fixture
 def acyclic() -> Iterator[None]:
-    """There is no garbage that only the search for cycles would free, and none is looked for."""
+    """Start without garbage cycles, and with the cyclic collector off: the test sees what only it would free."""
     gc.collect()
     gc.disable()
     yield
@@ -231,7 +231,7 @@ def keys(tmp_path: Path) -> Keys:
 
 @pytest.fixture
 def start(processes: None, redis_url: str, database_url: str) -> Iterator[Callable[..., System]]:
-    """start("run", "--workers", "2"): the program on this test's Redis and PostgreSQL; not yet ready."""
+    """Return a function that starts the program on the test's servers: start("run", …); it is not ready yet."""
     systems: list[System] = []
 
     def starter(command: str = "run", *arguments: str, env: dict[str, str] | None = None) -> System:
@@ -252,7 +252,7 @@ def system(start: Callable[..., System]) -> System:
 
 @pytest.fixture(scope="module")
 def shared(processes: None) -> Iterator[System]:
-    """One running system, with servers of its own, for the commands that only use it."""
+    """One running system with its own servers, for commands that only use it."""
     directory = Path(tempfile.mkdtemp(prefix="asrserver-cli-"))
     system = System("run", "--port", "0", "--data-dir", str(directory), env=NONE)
     try:
@@ -274,13 +274,13 @@ def all_utterances() -> list[Utterance]:
 
 @pytest.fixture(scope="session")
 def mandarin() -> list[Utterance]:
-    """Twenty in Mandarin."""
+    """Twenty recordings in Mandarin."""
     return recorded("mandarin")
 
 
 @pytest.fixture(scope="session")
 def model() -> Whisper:
-    """The one in the package, on the CPU."""
+    """The packaged model, on the CPU."""
     from asrserver.inference.whisper import Whisper
 
     return Whisper("demo", "cpu", "default", 1, 1)
@@ -308,10 +308,11 @@ def recogniser(io_loop: tornado.ioloop.IOLoop, model: Whisper) -> Iterator[Recog
 
 @pytest.fixture(scope="session")
 def utterances(all_utterances: list[Utterance]) -> list[Utterance]:
-    """Those that the model understands, and not by luck.
+    """The recordings that the model understands reliably.
 
-    Whole and by its segments, a few milliseconds later, with quiet around it and with the noise of a lossy coder, its
-    language told or not: a test that changes no more than that may expect the right text.
+    It understands them as a whole and by segments, shifted by a few milliseconds, with silence around them, with the
+    noise of a lossy codec, and with a given or a detected language: a test that changes no more than that may expect
+    the right text.
     """
     from asrserver.inference import vad
     from asrserver.inference.features import log_mel

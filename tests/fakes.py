@@ -1,4 +1,4 @@
-"""A worker that says what the test tells it to, through the real broker."""
+"""A worker that sends the results that the test tells it to, through the real broker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FakeWorker:
         self._seq: dict[str, int] = {}
 
     async def take(self, *sids: str) -> None:
-        """Own these sessions, once they are started."""
+        """Acquire these sessions, once they are started."""
         await self.broker.open()
         while not self.claims.keys() >= set(sids):
             for task, sid in await self.broker.claim(None, 100, 0):
@@ -49,19 +49,19 @@ class FakeWorker:
         await self.say(sid, "chunk", f"{index + 1}-0", chunk_index=index, text=text, duration=0.5)
 
     async def final(self, sid: str, text: str = "words", chunks: int = 1) -> None:
-        """The last word, after the end has come."""
+        """Send the final result, after the end has come."""
         await self.ended(sid)
         await self.say(sid, "final", text=text, status=await self.ended(sid), chunk_count=chunks)
 
     async def ended(self, sid: str) -> str:
-        """Wait for the session's end; how it ended."""
+        """Wait for the session's end; return its status."""
         while True:
             for entry in (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, []):
                 if entry.status is not None:
                     return entry.status
 
     async def audio(self, sid: str, count: int) -> dict[str, bytes]:
-        """The session's chunks by entry id, once there are so many."""
+        """The session's chunks by entry id, once there are `count`."""
         found: dict[str, bytes] = {}
         while len(found) < count:
             entries = (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, [])

@@ -33,7 +33,7 @@ Gateways = tuple[GatewayServer, GatewayServer]
 
 
 def offer(gateway: Gateway, session: Session, data: bytes, index: int | None = None) -> None:
-    """Offer a chunk, as of a client that sends on whether there is room or not."""
+    """Offer a chunk, as for a client that does not wait for room."""
     wait = gateway.offer(session, data, index).wait
     if wait is not None:
         cast(Coroutine[Any, Any, bool], wait).close()

@@ -1,13 +1,13 @@
-"""What a test needs, found out from its fixtures: the markers unit, service, system and slow.
+"""The markers unit, service, system and slow: what a test needs, derived from its fixtures.
 
 unit      nothing but this process, and programs that convert or check a file (FFmpeg, promtool)
 service   a real Redis or PostgreSQL
 system    the program as processes: signals, several gateways, workers
-slow      a soak that takes minutes: the only one that a test is marked with by hand
+slow      a soak that takes minutes: the only marker that is set by hand
 
-Every test has exactly one of them. Where a fixture starts servers, it asks for the fixture `real_servers`; where it
-starts processes, for `processes`: whatever uses it, however indirectly, is marked. A test that starts a process by
-itself says `@pytest.mark.usefixtures("processes")`; one that forgets to fails, because nothing starts without it.
+Every test has exactly one of them. A fixture that starts servers requests the fixture `real_servers`, one that starts
+processes requests `processes`: all tests that use them, even indirectly, are marked. A test that starts a process
+itself has `@pytest.mark.usefixtures("processes")`; without it the test fails, because nothing can be started.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ TOOLS = ("ffmpeg", "promtool")
 
 
 class NeedsProcessesError(Exception):
-    """A test starts a process that its fixtures do not tell of."""
+    """Raised when a test starts a process that its fixtures do not declare."""
 
 
 def kind_of(fixtures: Collection[str], marks: Collection[str]) -> str:
-    """The kind of a test.
+    """Derive the kind of a test.
 
     Args:
         fixtures: All fixtures that it uses, directly or not.
@@ -75,9 +75,9 @@ def _program(command: Any) -> str:
 
 @contextmanager
 def guarded(kind: str) -> Iterator[None]:
-    """While this lasts, a process that a test of this kind may not start raises NeedsProcessesError.
+    """Raise NeedsProcessesError when a test of this kind starts a process that it may not start.
 
-    Unit tests start TOOLS alone; with a real server to restart, everything but Python, which would be the program.
+    Unit tests may start only TOOLS; service tests all programs but Python, which would be asrserver.
     """
     popen, start = subprocess.Popen.__init__, BaseProcess.start
 

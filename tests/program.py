@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 
 
 class System:
-    """The program, running. `port` is where it listens."""
+    """A running program. `port` is where it listens."""
 
     #: How it is started; a test may put another launcher here.
     program = ("-m", "asrserver")
@@ -73,7 +73,7 @@ class System:
         return self.process.wait(timeout)
 
     def close(self) -> None:
-        """However the test ended: no process, no file."""
+        """Clean up after any end of the test: no process and no file is left."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()

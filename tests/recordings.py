@@ -13,7 +13,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class Utterance:
-    """A recording: 16 kHz 16-bit mono PCM, and what is said in it."""
+    """A recording: 16 kHz 16-bit mono PCM, and its transcript."""
 
     name: str
     text: str
@@ -25,7 +25,7 @@ class Utterance:
 
 
 def recorded(folder: str) -> list[Utterance]:
-    """The recordings of a folder of tests/data, with what is said in them."""
+    """The recordings of a folder of tests/data, with their transcripts."""
     from asrserver.audio import files
 
     found = []

@@ -1,4 +1,4 @@
-"""The Redis and the PostgreSQL of a run."""
+"""The Redis and the PostgreSQL of a test run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asrserver.embedded.redis import EmbeddedRedis
 
 @dataclass
 class Servers:
-    """The run's Redis and PostgreSQL."""
+    """The Redis and PostgreSQL of the test run."""
 
     redis: EmbeddedRedis
     postgres: EmbeddedPostgres
@@ -28,6 +28,6 @@ def _execute(dsn: str, statement: str) -> None:
 
 
 def drop_database(servers: Servers, name: str) -> None:
-    """With whoever is still in it. As the superuser: an autovacuum at work there is nobody else's to end."""
+    """Drop a database with its connections, as the superuser: nobody else may end an autovacuum in it."""
     dsn = make_dsn(**{**parse_dsn(servers.postgres.dsn), "user": "postgres", "dbname": "postgres"})
     _execute(dsn, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")

@@ -58,7 +58,7 @@ def test_the_file_has_no_secret_and_is_its_owner_s_alone(keys: Keys) -> None:
 
 
 def test_the_file_is_read_again_when_it_changes(keys: Keys) -> None:
-    """New keys open, revoked ones do not; what is not a file of keys changes nothing and is told once."""
+    """New keys are accepted, revoked ones are not; a file that is no keys file changes nothing and is logged once."""
     access = Access(str(keys.path))
     assert not access.reread()
     _, text = keys.file.create("c", KeyLimits(sessions=3), operator=False)

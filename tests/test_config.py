@@ -1,4 +1,4 @@
-"""config.py: one table; where a value comes from; what is said of a bad one."""
+"""config.py: one table of settings, the precedence of their sources, and errors for bad values."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 
 def one_line(result: Result) -> str:
-    """The one line that the program ended with."""
+    """The one line of the error that the program ended with."""
     assert result.exit_code == 1, result.output
     [line] = result.output.splitlines()
     assert line.startswith("Error: ")
@@ -136,7 +136,7 @@ def test_a_missing_file_is_one_line(parse: Parse, tmp_path: Path) -> None:
 
 
 def test_a_file_for_all_commands_serves_each(parse: Parse, file: Callable[[str], str]) -> None:
-    """A key of another command is no error; the same file is given to all."""
+    """A setting of another command is no error: one file can serve all commands."""
     assert parse("--config", file('model = "small"\nport = 1'), command="gateway").exit_code == 0
 
 
@@ -159,7 +159,7 @@ def test_every_setting_has_names_of_its_own() -> None:
 
 
 def test_the_units_name_commands_and_settings_that_there_are() -> None:
-    """Those of systemd, with what they need for a reload and a drain."""
+    """The systemd units, with what they need for a reload and a drain."""
     units = list(CONF.glob("*.service"))
     assert len(units) == 3
     for unit in units:

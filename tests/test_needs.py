@@ -1,4 +1,4 @@
-"""needs.py: every test has the one marker of what it needs, and starts nothing that the marker does not tell of."""
+"""needs.py: every test has one marker for what it needs, and starts only what the marker allows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_no_other_kind_is_set_by_hand(by_hand: str) -> None:
 
 
 def test_a_fixture_of_a_fixture_counts(pytester: pytest.Pytester) -> None:
-    """However indirectly a test uses what starts servers or processes; and -m selects by it."""
+    """A test is marked even if it uses servers or processes indirectly; -m selects by the markers."""
     pytester.makeconftest(
         """
         import pytest
@@ -93,7 +93,7 @@ def test_a_fixture_of_a_fixture_counts(pytester: pytest.Pytester) -> None:
 
 
 def test_a_unit_test_starts_no_process() -> None:
-    """Nor with multiprocessing; FFmpeg it may."""
+    """Not with multiprocessing either; FFmpeg is allowed."""
     with pytest.raises(needs.NeedsProcessesError, match="unit test starts python"):
         subprocess.run([sys.executable, "-c", ""], check=False)
     with pytest.raises(needs.NeedsProcessesError, match="unit test starts true"):

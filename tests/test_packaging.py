@@ -1,4 +1,4 @@
-"""What makes a checkout a package: how it is started, what it depends on and what it says of itself."""
+"""The package: how it is started, its dependencies and its metadata."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_script_and_module_are_the_same_program(program: list[str]) -> None:
 
 
 def test_type_checkers_are_told_that_it_is_typed() -> None:
-    """PEP 561: without this file they take every name of an installed asrserver for Any."""
+    """PEP 561: without this file, type checkers take every name of an installed asrserver for Any."""
     assert files("asrserver").joinpath("py.typed").is_file()
 
 
@@ -42,7 +42,7 @@ def test_type_checkers_are_told_that_it_is_typed() -> None:
 
 
 def requirements() -> list[Requirement]:
-    """All that setup.cfg asks for, but what trains the model."""
+    """All dependencies in setup.cfg, except those that train the model."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     lists = [config["options"]["install_requires"]]
@@ -52,7 +52,7 @@ def requirements() -> list[Requirement]:
 
 
 def pinned(python: str) -> dict[str, str]:
-    """The version of each distribution that constraints.txt has for a Python."""
+    """The version of each distribution in constraints.txt for a Python."""
     found: dict[str, str] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line.startswith("#"):
@@ -68,7 +68,7 @@ def pinned(python: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_constraints_pin_what_setup_cfg_asks_for(python: str) -> None:
-    """Each dependency to one version, in its range: else `make constraints KEEP=--keep` was forgotten."""
+    """Each dependency has one version, within its range: otherwise `make constraints KEEP=--keep` was forgotten."""
     pins = pinned(python)
     asked = requirements()
     assert len(asked) > 20
@@ -81,7 +81,7 @@ def test_constraints_pin_what_setup_cfg_asks_for(python: str) -> None:
 
 
 def test_pins_of_pythons_that_differ() -> None:
-    """Each Python has one line that holds for it, and so has one that was not asked."""
+    """Exactly one line applies to each Python, also to one that was not resolved for."""
     versions = {(3, 11): "1.0", (3, 12): "2.0", (3, 13): "2.0", (3, 14): "3.0"}
     lines = constraints.pins("some", versions)
     assert lines == [
@@ -96,14 +96,14 @@ def test_pins_of_pythons_that_differ() -> None:
 
 
 def test_the_changelog_has_this_version() -> None:
-    """And a place for what comes after it, before it."""
+    """Above it there is a section for later changes."""
     found = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert found[0] == "Unreleased"
     assert found[1] == __version__
 
 
 def test_pre_commit_runs_what_the_environment_has() -> None:
-    """Nothing is downloaded: each hook is a program of .venv that the extra test installs."""
+    """Nothing is downloaded: each hook is a program in .venv, installed by the extra test."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     assert [repository["repo"] for repository in config["repos"]] == ["local"]
     programs = [hook["entry"].split()[0] for hook in config["repos"][0]["hooks"]]

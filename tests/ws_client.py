@@ -1,4 +1,4 @@
-"""A client that forgets nothing, for the tests of the whole system, and looks behind the scenes: Redis, PostgreSQL."""
+"""A WebSocket client that keeps all messages, for system tests, and queries to Redis and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chunk(sid: str, index: int, data: bytes) -> Message:
 
 
 def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\x02\x03\x04") -> bytes:
-    """As a client sends it."""
+    """A frame as a client sends it."""
     size = len(payload)
     head = bytes([(0x80 if final else 0) | opcode])
     if size < 126:
@@ -73,7 +73,7 @@ class WsClient:
             await asyncio.wait_for(self._reader, 10)
 
     def drop(self) -> None:
-        """Go as a client whose network is gone: no closing handshake."""
+        """End as a client whose network is lost: without a closing handshake."""
         protocol = self.connection.protocol
         assert protocol is not None
         assert protocol.stream is not None
@@ -89,21 +89,21 @@ class WsClient:
             self._news.notify_all()
 
     async def write(self, data: bytes) -> None:
-        """Bytes as they are: frames, say, that come together."""
+        """Send bytes as they are, for example frames that arrive together."""
         protocol = self.connection.protocol
         assert protocol is not None
         assert protocol.stream is not None
         await protocol.stream.write(data)
 
     async def send(self, message: Message | bytes | str) -> None:
-        """An object as JSON, bytes as a binary frame, a str as it is."""
+        """Send an object as JSON, bytes as a binary frame, a str as it is."""
         if isinstance(message, bytes):
             await self.connection.write_message(message, binary=True)
         else:
             await self.connection.write_message(message if isinstance(message, str) else json.dumps(message))
 
     async def next(self) -> Message:
-        """The next message, as a client in lock step reads it."""
+        """Read the next message, as a client that waits for each answer."""
         await self._until(lambda: len(self.messages) > self._read)
         self._read += 1
         return self.messages[self._read - 1]
@@ -114,7 +114,7 @@ class WsClient:
         return await self.next()
 
     async def find(self, sid: str, kind: str, index: int | None = None) -> Message:
-        """Wait for a session's message of a type, and of a chunk."""
+        """Wait for a session's message of a type, and for a chunk."""
 
         def found() -> Message | None:
             return next((m for m in self.of(sid, kind) if index is None or m.get("chunk_index") == index), None)
@@ -134,7 +134,7 @@ class WsClient:
         assert condition(), f"the connection was closed; the last messages: {self.messages[-5:]}"
 
     def of(self, sid: str, kind: str | None = None) -> list[Message]:
-        """All messages of a session, or of one type."""
+        """All messages of a session, or those of one type."""
         return [m for m in self.messages if m.get("session_id") == sid and kind in (None, m["type"])]
 
     async def start(self, sid: str, **options: Any) -> None:
@@ -152,14 +152,14 @@ class WsClient:
         return await self.find(sid, "final_result")
 
     async def stream(self, sid: str, spoken: Sequence[Utterance], **options: Any) -> Message:
-        """A whole session: each utterance one chunk, sent on as soon as the one before is acknowledged."""
+        """Run a whole session: each utterance is a chunk, sent when the one before is acknowledged."""
         await self.start(sid, **options)
         for index, utterance in enumerate(spoken):
             await self.chunk(sid, index, utterance.wav)
         return await self.finish(sid)
 
     def check(self, sid: str, spoken: Sequence[Utterance]) -> None:
-        """Exactly the right messages: each chunk one acknowledgement and one result, in order, with its own text."""
+        """Check the messages: each chunk has one acknowledgement and one result, in order, with its own text."""
         indexes = list(range(len(spoken)))
         kinds = {message["type"] for message in self.of(sid)}
         assert kinds == {"ack", "chunk_result", "final_result"}, self.of(sid, "error")
@@ -184,7 +184,7 @@ def finish(sid: str = "s") -> Message:
 
 
 async def errors(ws: WsClient, count: int = 1) -> list[Message]:
-    """The connection's errors, once there are so many."""
+    """The errors on the connection, once there are `count`."""
     await until(lambda: sum(message["type"] == "error" for message in ws.messages) >= count)
     return [message for message in ws.messages if message["type"] == "error"]
 
@@ -194,7 +194,7 @@ def addressed(channel: int, index: int, data: bytes) -> bytes:
 
 
 async def raw(url: str) -> IOStream:
-    """A connection of which the test reads what it likes to."""
+    """A connection from which the test reads when it wants to."""
     host, port = url.split("/")[2].split(":")
     stream = await TCPClient().connect(host, int(port))
     key = base64.b64encode(os.urandom(16)).decode()
@@ -220,7 +220,7 @@ async def next_text(stream: IOStream) -> bytes:
 
 
 def query(dsn: str, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    """Rows from PostgreSQL; none while there is no such table yet."""
+    """Rows from PostgreSQL; none if the table does not exist yet."""
     with contextlib.closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         try:
             cursor.execute(statement, values)
@@ -241,7 +241,7 @@ def stored_chunks(dsn: str, sid: str) -> list[tuple[int, str | None]]:
 
 
 def check_stored(dsn: str, sid: str, spoken: Sequence[Utterance], status: str = "done") -> None:
-    """The session's rows are exactly what was said."""
+    """Check that the rows of a session are exactly those of its utterances."""
     text = " ".join(utterance.text for utterance in spoken)
     assert stored(dsn, sid) == (status, text, len(spoken))
     assert stored_chunks(dsn, sid) == [(index, utterance.text) for index, utterance in enumerate(spoken)]
@@ -259,7 +259,7 @@ def check_stored(dsn: str, sid: str, spoken: Sequence[Utterance], status: str = 
 
 
 def health(port: int) -> Any:
-    """The health document, whatever its status."""
+    """The health document, for any status."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/health", timeout=10) as response:
             return json.load(response)

@@ -1,4 +1,4 @@
-"""The command line, as an operator and a user type it."""
+"""The command line as operators and users use it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
     "command", ["", "run", "gateway", "worker", "transcribe", "status", "loadtest", "keys", "keys create"]
 )
 def test_help(command: str) -> None:
-    """-h says what a command does and all that it takes, in lines that fit a terminal."""
+    """-h describes each command and all its options, in lines that fit a terminal."""
     done = cli(*command.split(), "-h")
     assert done.returncode == 0
     assert done.stderr == ""
@@ -70,7 +70,7 @@ def test_help(command: str) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_version_and_unknown_command() -> None:
-    """--version is the package's; a command that is none is an error of one line."""
+    """--version prints the version of the package; an unknown command is an error of one line."""
     assert __version__ in cli("--version").stdout
     done = cli("dance")
     assert done.returncode == 2
@@ -81,13 +81,13 @@ def test_version_and_unknown_command() -> None:
 
 
 def test_transcribe_one_file(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """The text and nothing else on standard output, for a script to read."""
+    """Standard output has the text and nothing else, so that scripts can read it."""
     done = cli("transcribe", "--server", shared.url.removesuffix("/ws/asr"), files[0])
     assert (done.returncode, done.stdout, done.stderr) == (0, utterances[0].text + "\n", "")
 
 
 def test_transcribe_several_files(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """Each text is headed by its file's name; the server by http URL and by environment; the user is stored."""
+    """Each text follows its file's name; the server is given by http URL or environment; the user is stored."""
     server = f"http://127.0.0.1:{shared.port}"
     done = cli("transcribe", "--user", "operator", *files, env={"ASRSERVER_SERVER": server})
     assert (done.returncode, done.stderr) == (0, "")
@@ -128,7 +128,7 @@ def test_transcribe_progress(shared: System, files: list[Path], utterances: list
 def test_transcribe_goes_on_after_a_file_that_is_no_audio(
     shared: System, files: list[Path], utterances: list[Utterance], tmp_path: Path
 ) -> None:
-    """A text file, an empty file and a cut one: a line each, status 1, the others are transcribed."""
+    """A text file, an empty file and a cut one: one line each, status 1; the other files are transcribed."""
     text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
     text.write_text("This is no recording.\n" * 100)
     empty.write_bytes(b"")
@@ -142,7 +142,7 @@ def test_transcribe_goes_on_after_a_file_that_is_no_audio(
 
 
 def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """Not faster than spoken; without a terminal no control characters: guesses, then the segment with its time."""
+    """It takes as long as the recording; without a terminal, results contain no control characters."""
     began = time.monotonic()
     done = cli("transcribe", "--live", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
     assert time.monotonic() - began >= len(utterances[0].pcm) / 32000
@@ -171,7 +171,7 @@ def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utt
 def test_transcribe_live_without_a_microphone(
     shared: System, tmp_path: Path, module: str, cure: str, other: str
 ) -> None:
-    """One line that says what to do about what is missing, and of nothing else: the package, PortAudio, a device."""
+    """One line that names what is missing and nothing else: the Python package, PortAudio, or a device."""
     (tmp_path / "sounddevice.py").write_text(module)
     server = f"ws://127.0.0.1:{shared.port}"
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -184,14 +184,14 @@ def test_transcribe_live_without_a_microphone(
 
 @pytest.mark.usefixtures("processes")
 def test_transcribe_needs_a_file_or_live() -> None:
-    """Without either it is an error of use, which names --live."""
+    """Without either it is a usage error, which names --live."""
     done = cli("transcribe", "--server", NOBODY)
     assert done.returncode == 2
     assert "--live" in done.stderr
 
 
 def test_text_as_it_forms_on_a_terminal() -> None:
-    """One line that is drawn again: what is stable in bold, the guess dim, never wider than the terminal."""
+    """One line that is redrawn: stable text in bold, the rest dim, never wider than the terminal."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -211,7 +211,7 @@ def test_text_as_it_forms_on_a_terminal() -> None:
 
 
 def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> None:
-    """What the server says is what is printed."""
+    """The server's error message is printed."""
     done = cli("transcribe", "--language", "tlh", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
     assert done.returncode == 1
     assert "bad_option" in done.stderr
@@ -220,7 +220,7 @@ def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> 
 
 @pytest.mark.usefixtures("processes")
 def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) -> None:
-    """Each is one line and not status 0."""
+    """Each is an error of one line, with a status that is not 0."""
     done = cli("transcribe", "--server", NOBODY, files[0])
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -235,7 +235,7 @@ def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) ->
 
 
 def test_status(shared: System) -> None:
-    """Tables for people, the health document for programs; status 0 while all works. A proxy is not asked."""
+    """Tables for humans, the health document for programs; status 0 while all parts work. A proxy is not asked."""
     proxy = {"http_proxy": NOBODY.replace("ws:", "http:"), "no_proxy": ""}
     done = cli("status", "--server", f"ws://127.0.0.1:{shared.port}", env=proxy)
     assert (done.returncode, done.stderr) == (0, "")
@@ -250,7 +250,7 @@ def test_status(shared: System) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_status_of_what_is_not_there() -> None:
-    """No server, and a server that is another: one line, status 1."""
+    """No server, and a server of another kind: one line, status 1."""
     done = cli("status", "--server", NOBODY)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
@@ -270,7 +270,7 @@ def test_status_without_worker(start: Start) -> None:
 
 
 def test_gateway_and_worker_apart(start: Start, files: list[Path], utterances: list[Utterance]) -> None:
-    """Two commands on one Redis are one system; sessions that came before the worker are not lost."""
+    """Two commands on one Redis are one system; sessions that started before the worker are not lost."""
     gateway = start("gateway").wait_ready()
     command = [sys.executable, "-m", "asrserver", "transcribe", "--server", f"127.0.0.1:{gateway.port}"]
     with subprocess.Popen([*command, str(files[0])], stdout=subprocess.PIPE, text=True) as early:
@@ -296,7 +296,7 @@ def test_gateway_and_worker_apart(start: Start, files: list[Path], utterances: l
     ],
 )
 def test_gateway_and_worker_need_servers(command: str, env: dict[str, str], missing: str) -> None:
-    """Only run starts servers of its own; the others say what is missing, in one line."""
+    """Only run starts servers; the others name what is missing, in one line."""
     done = cli(command, env={**NONE, **env})
     assert done.returncode == 1
     assert done.stdout == ""
@@ -309,7 +309,7 @@ def test_gateway_and_worker_need_servers(command: str, env: dict[str, str], miss
 
 @dataclass
 class Tcp:
-    """Servers on TCP ports, as an operator has them: the system's programs where there are any, else the wheels'."""
+    """Redis and PostgreSQL on TCP ports, as an operator runs them: programs of the system, else of the wheels."""
 
     redis_port: int
     postgres_port: int
@@ -352,7 +352,7 @@ def tcp(processes: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tcp]:
 
 
 def test_run_on_real_servers(tcp: Tcp, files: list[Path], utterances: list[Utterance], tmp_path: Path) -> None:
-    """REDIS_ADDR and DB_*: no server is started, the database is made under its name, the session is in it."""
+    """With REDIS_ADDR and DB_* no server is started; the named database is created, and the session is in it."""
     data_dir = tmp_path / "data"
     settings = {
         **NONE,
@@ -391,7 +391,7 @@ def test_run_on_real_servers(tcp: Tcp, files: list[Path], utterances: list[Utter
 
 
 def test_configuration_file(start: Start, tmp_path: Path) -> None:
-    """--config gives defaults; environment and flags beat it."""
+    """--config sets defaults; the environment and flags take precedence."""
     config = tmp_path / "asrserver.toml"
     config.write_text('workers = 2\nlog_level = "debug"\nhang_timeout = 25.5\nport = 1\n')
     system = start("run", "--config", str(config), env={"ASRSERVER_LOG_LEVEL": "info"}).wait_ready()
@@ -413,7 +413,7 @@ def test_configuration_file(start: Start, tmp_path: Path) -> None:
     ],
 )
 def test_bad_configuration_file(tmp_path: Path, text: str, words: str) -> None:
-    """One line that names the key or the file."""
+    """An error of one line names the key or the file."""
     config = tmp_path / "asrserver.toml"
     config.write_text(text)
     done = cli("run", env={"ASRSERVER_CONFIG": str(config)})
@@ -432,7 +432,7 @@ def test_missing_configuration_file(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_console_script() -> None:
-    """The program is there under its name."""
+    """The program is installed under its name."""
     program = Path(sys.executable).with_name("asrserver")
     done: Any = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""The Python client: it connects again, resumes, sends again, and tells its caller everything once."""
+"""The Python client: it reconnects, resumes, sends again, and delivers every result to its caller once."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut(client: Client) -> None:
-    """The network is gone: no closing handshake."""
+    """Break the connection without a closing handshake, as a lost network does."""
     assert client.connection is not None
     assert client.connection.protocol is not None
     assert client.connection.protocol.stream is not None
@@ -49,7 +49,7 @@ def cut(client: Client) -> None:
 
 @asynccontextmanager
 async def obedient(worker: FakeWorker, sid: str) -> AsyncIterator[None]:
-    """A worker that answers every chunk of the session with its own bytes, and then the end."""
+    """Run a worker that answers every chunk of a session with its bytes, and its end with a final result."""
 
     async def work() -> None:
         await worker.take(sid)
@@ -72,7 +72,7 @@ async def obedient(worker: FakeWorker, sid: str) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_connection_cut_at_random_points(gateways: Gateways, worker: FakeWorker, seed: int) -> None:
-    """Each time the other gateway: every chunk is recognised once, every result comes once and in order."""
+    """The client changes the gateway each time; every chunk is recognised once, all results come once and in order."""
     dice = random.Random(seed)
     cuts = {dice.randrange(300) for _ in range(20)}
     async with await Client.connect([server.url for server in gateways]) as client:
@@ -98,7 +98,7 @@ async def test_a_connection_cut_at_random_points(gateways: Gateways, worker: Fak
 
 
 async def test_a_new_connection_is_one_without_answers(gateways: Gateways, worker: FakeWorker) -> None:
-    """From its first moment on: who saw it before the resume was sent took the session for live."""
+    """`opening` is set with the connection: an observer must not take the session for resumed before it is."""
     async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start()
         for _ in range(5):
@@ -116,7 +116,7 @@ async def test_a_new_connection_is_one_without_answers(gateways: Gateways, worke
 async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before a connection is lost and after it."""
+    """This holds before a connection is lost and after it."""
     texts: list[str] = []
     text = NativeWebSocketHandler.take_text
 
@@ -147,7 +147,7 @@ async def test_chunks_go_as_binary_frames_and_are_acknowledged_together(
 
 
 async def test_many_sessions_on_a_connection_that_is_cut(gateways: Gateways, worker: FakeWorker) -> None:
-    """All of them are resumed, also one that is just being started or finished."""
+    """All are resumed, including one that is being started and one that is being finished."""
     async with await Client.connect([server.url for server in gateways]) as client:
         sessions = [await client.start(f"s{number}") for number in range(8)]
         await sessions[0].end()
@@ -166,7 +166,7 @@ async def test_many_sessions_on_a_connection_that_is_cut(gateways: Gateways, wor
 async def test_a_start_whose_answer_is_lost(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session is there already: it is resumed, and there is no second."""
+    """The session exists already: the client resumes it and starts no second one."""
     one, two = gateways
     open_session = one.gateway.broker.open_session
 
@@ -186,7 +186,7 @@ async def test_a_start_whose_answer_is_lost(
 async def test_what_the_server_cannot_write_now_is_sent_again(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It asks for a pause; nothing is lost, and the caller hears nothing of it."""
+    """The server asks for a pause; nothing is lost, and the caller notices nothing."""
     broker = gateways[0].gateway.broker
     append = broker.append
     tries = iter(range(3))
@@ -209,7 +209,7 @@ async def test_what_the_server_cannot_write_now_is_sent_again(
 
 
 async def test_a_chunk_refused_before_the_connection_was_lost(gateways: Gateways, worker: FakeWorker) -> None:
-    """It stays refused; those after it go on."""
+    """It stays refused; later chunks are not affected."""
     async with await Client.connect([server.url for server in gateways]) as client:
         session = await client.start("s")
         await session.send(b"0")
@@ -228,7 +228,7 @@ async def test_a_chunk_refused_before_the_connection_was_lost(gateways: Gateways
 async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(
     gateways: Gateways, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`send` waits and `send_nowait` does nothing, while there is no connection too."""
+    """`send` waits and `send_nowait` sends nothing, also while there is no connection."""
     monkeypatch.setattr("asrserver.client.client.FIRST_BACKOFF", 1000.0)
     monkeypatch.setattr("asrserver.client.session.WINDOW_BYTES", 5000)
     monkeypatch.setattr("random.uniform", lambda low, high: high)
@@ -257,7 +257,7 @@ async def send_for_ever(session: ClientSession, data: bytes) -> None:
 
 
 async def test_a_session_that_was_taken_away(gateways: Gateways) -> None:
-    """By another client: the caller is told, and the other sessions go on."""
+    """Another client resumes it: the caller gets an error, and the other sessions continue."""
     async with await Client.connect(gateways[0].url) as mine, await Client.connect(gateways[1].url) as other:
         session, kept = await mine.start("s"), await mine.start("kept")
         await session.end()
@@ -302,7 +302,7 @@ async def test_nobody_answers(gateways: Gateways) -> None:
 
 
 async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways, caplog: pytest.LogCaptureFixture) -> None:
-    """And a misspelt option is in the log."""
+    """`start` raises them; a misspelt option is in the log."""
     async with await Client.connect(gateways[0].url) as client:
         for options, code in (({"mode": "dance"}, "bad_option"), ({"session_id": "a b"}, "bad_id")):
             with pytest.raises(ServerError, match=code):
@@ -322,7 +322,7 @@ async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways, caplog: py
 
 @pytest.fixture
 def told(io_loop: tornado.ioloop.IOLoop) -> Iterator[Callable[[type[RequestHandler]], str]]:
-    """told(handler): its URL."""
+    """Return a function that serves a handler and returns its URL."""
     servers: list[HTTPServer] = []
 
     def serve(handler: type[RequestHandler]) -> str:
@@ -344,7 +344,7 @@ def told(io_loop: tornado.ioloop.IOLoop) -> Iterator[Callable[[type[RequestHandl
 
 @pytest.mark.parametrize(("status", "again"), [(401, False), (403, False), (429, True), (503, True)])
 async def test_refusals_before_the_upgrade(told: Callable[..., str], status: int, again: bool) -> None:
-    """What will not change is not tried again; what may is, not before the time that was asked for."""
+    """A permanent refusal is not retried; another one is, after the time that the server asked for."""
     loop = asyncio.get_running_loop()
     tries: list[float] = []
 
@@ -374,7 +374,7 @@ async def test_refusals_before_the_upgrade(told: Callable[..., str], status: int
 
 
 async def test_an_address_without_a_websocket(told: Callable[..., str]) -> None:
-    """A web page answers with 200: trying again is no use, and the error says what is wrong."""
+    """A web page answers with 200: the client does not retry, and the error says what is wrong."""
 
     class Page(RequestHandler):
         def get(self) -> None:
@@ -385,7 +385,7 @@ async def test_an_address_without_a_websocket(told: Callable[..., str]) -> None:
 
 
 async def test_a_server_that_does_not_answer() -> None:
-    """It accepts the connection and says nothing: the timeout of an attempt includes the handshake."""
+    """The server accepts the connection and stays silent: the timeout of an attempt includes the handshake."""
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError, match="during request"):
         await Client.connect(f"ws://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.1)
 
@@ -415,7 +415,7 @@ async def test_close_codes(told: Callable[..., str], code: int, again: bool) -> 
 
 
 async def test_closed_while_it_connects_again(told: Callable[..., str]) -> None:
-    """What is dialled just then is closed too, and not read for ever."""
+    """A connection that is made during the closing is closed too, and not read forever."""
     dialled, dialled_again, go, closed = (asyncio.Event() for _ in range(4))
 
     class Slow(WebSocketHandler):
@@ -443,7 +443,7 @@ async def test_closed_while_it_connects_again(told: Callable[..., str]) -> None:
 
 
 async def test_events_of_other_types(told: Callable[..., str]) -> None:
-    """They are the caller's, once; of partial results that nobody has read only the newest."""
+    """The caller gets each of them once; of unread partial results only the newest."""
     done = asyncio.Event()
 
     class Talking(WebSocketHandler):
@@ -479,7 +479,7 @@ async def test_events_of_other_types(told: Callable[..., str]) -> None:
 
 
 async def test_close_before_anything_was_read(gateways: Gateways) -> None:
-    """A client that only looks whether it is let in is not in for ever."""
+    """A client that closes right after connecting does not hang."""
     for _ in range(3):
         client = await Client.connect(gateways[0].url)
         async with asyncio.timeout(20):

@@ -20,7 +20,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def run(real_servers: None, directory: Path) -> Iterator[Run]:
-    """Start a server of the given class; whatever still runs is stopped in the end."""
+    """Start a server of the given class; all that still run are stopped at the end."""
     servers: list[EmbeddedServer] = []
 
     def start(kind: type[Kind], path: Path = directory) -> Kind:

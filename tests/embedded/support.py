@@ -1,4 +1,4 @@
-"""What the tests of the embedded servers share: they write to a real server, read from it and kill it."""
+"""Shared by the tests of the embedded servers: they write to a real server, read from it and kill it."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def modes(path: Path) -> dict[Path, tuple[int, int, int]]:
 
 
 def forbid_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a container's seccomp does; here it is an unshare flag that the kernel does not know."""
+    """Forbid user namespaces, as a container's seccomp does: by an unshare flag that the kernel does not know."""
     monkeypatch.setattr("asrserver.embedded.identity._CLONE_NEWUSER", 0x1)

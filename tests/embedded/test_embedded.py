@@ -161,7 +161,7 @@ def test_lingering_backend_is_waited_for(run: Run) -> None:
 
 
 def test_foreign_pid_in_a_stale_pid_file_does_not_matter(directory: Path, run: Run) -> None:
-    """In a container pids repeat: the number in postmaster.pid is soon that of another process of ours."""
+    """Pids repeat in a container: the number in postmaster.pid may soon belong to another process of ours."""
     server = run(EmbeddedPostgres)
     kill(server)
     pid_file = directory / "postgres" / "data" / "postmaster.pid"

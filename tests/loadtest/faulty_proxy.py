@@ -1,4 +1,4 @@
-"""A server in front of the real one, which falsifies what passes."""
+"""A proxy in front of a real server, which falsifies messages."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class WrongText(Fault):
 
 
 class WrongChunkText(Fault):
-    """Of one utterance, and right again in the whole."""
+    """One chunk result has a wrong text; the final text is right."""
 
     def down(self, proxy: Proxy, message: Message) -> list[Message | str]:
         if message["type"] == "chunk_result" and message["chunk_index"] == 1:
@@ -97,7 +97,7 @@ class WrongChunkText(Fault):
 
 
 class SwappedTexts(Fault):
-    """Two sessions get each other's text."""
+    """Two sessions get each other's texts."""
 
     def down(self, proxy: Proxy, message: Message) -> list[Message | str]:
         if message["type"] != "final_result":
@@ -112,7 +112,7 @@ class SwappedTexts(Fault):
 
 
 class SwappedResults(Fault):
-    """A result goes to somebody else's connection too."""
+    """A result also goes to another client's connection."""
 
     def down(self, proxy: Proxy, message: Message) -> list[Message | str]:
         if message["type"] in ("segment_result", "chunk_result"):
@@ -137,7 +137,7 @@ class Lost(Fault):
 
 
 class LostChunks(Fault):
-    """Of each session one chunk is thrown away, and nothing tells: it is acknowledged, the others move up."""
+    """One chunk of each session is dropped unnoticed: it is acknowledged, and the later ones move up."""
 
     def up(self, proxy: Proxy, message: Message) -> list[Message]:
         if message["action"] != "chunk":
@@ -175,14 +175,14 @@ class TogetherTwice(Twice):
 
 
 class OnlyTakes(Fault):
-    """Acknowledges everything, and never says a word."""
+    """Every chunk is acknowledged, and nothing else is sent."""
 
     def down(self, proxy: Proxy, message: Message) -> list[Message | str]:
         return [message] if message["type"] == "ack" else []
 
 
 class Cut(Fault):
-    """The first connection to send its fifth chunk is lost; the client resumes."""
+    """The first connection that sends its fifth chunk is lost; the client resumes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class Interrupted(Fault):
 
 
 class Hearer(Fault):
-    """Notes when each session began, and each of its chunks came."""
+    """Records when each session began, and when each of its chunks arrived."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Hearer(Fault):
 
 
 class RefusesAtFirst(Fault):
-    """503 with Retry-After, to the first three who come."""
+    """The first three connections are refused with 503 and Retry-After."""
 
     def __init__(self) -> None:
         super().__init__()

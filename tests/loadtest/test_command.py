@@ -1,4 +1,4 @@
-"""The load tester as a command: its report, its status, what is wrong with its arguments."""
+"""The load tester as a command: its report, its exit status, errors in its arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 
 def test_the_command_passes(shared: System, tmp_path: Path) -> None:
-    """In several processes; the report says everything, and the numbers are beside it."""
+    """It uses several processes; the report is complete, and the figures are written beside it."""
     written = tmp_path / "report.md"
     done = cli(
         *("loadtest", "--server", f"http://127.0.0.1:{shared.port}", "-c", "10", "-d", "3s", "--ramp", "1s"),
@@ -45,7 +45,7 @@ def test_the_command_passes(shared: System, tmp_path: Path) -> None:
 
 
 def test_audio_of_ones_own(shared: System, tmp_path: Path, utterances: list[Utterance]) -> None:
-    """Right with what was said in it, and the exit status of failure with anything else."""
+    """It passes with the right transcript, and fails with any other."""
     recording, transcript = tmp_path / "own.wav", tmp_path / "own.txt"
     recording.write_bytes(utterances[0].wav)
     transcript.write_text(f"{utterances[0].text.title()}!\n")
@@ -62,7 +62,7 @@ def test_audio_of_ones_own(shared: System, tmp_path: Path, utterances: list[Utte
 
 
 def test_ctrl_c(shared: System, tmp_path: Path) -> None:
-    """It ends early, with a report, and is no pass."""
+    """The test ends early, with a report, and does not pass."""
     command = [sys.executable, "-m", "asrserver", "loadtest", "--server", f"127.0.0.1:{shared.port}", "-c", "2"]
     command += ["-d", "10m", "--mode", "long", "--ramp", "0", "--report", str(tmp_path / "r.md")]
     with (tmp_path / "log").open("w") as log:
@@ -107,7 +107,7 @@ def test_bad_arguments(arguments: tuple[str, ...], words: str) -> None:
 
 @pytest.mark.usefixtures("processes")
 def test_without_its_extra(tmp_path: Path) -> None:
-    """What to install, in one line."""
+    """An error of one line says what to install."""
     (tmp_path / "rich.py").write_text("raise ModuleNotFoundError(name='rich')\n")
     done = cli("loadtest", env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1

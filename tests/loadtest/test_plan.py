@@ -1,4 +1,4 @@
-"""The load tester's plan: what is said, for how long; and the numbers that are made of it."""
+"""The load tester's plan: its texts and their length, and figures computed from results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asrserver.text.wer import word_errors
 
 
 def test_no_two_sessions_say_the_same() -> None:
-    """Of those that are open at a time; and each text is known to be another's where it is."""
+    """Sessions that are open together have different texts, and another session's text is recognised as such."""
     plan = Plan(("ws://x",), connections=500, talk_ratio=0.3)
     scripts = Scripts(load(()), plan)
     assert scripts.told_apart

@@ -1,4 +1,4 @@
-"""tools/predict_capacity.py and its benches: the sum, at how many streams it is measured, that the work is the work."""
+"""tools/predict_capacity.py and its benchmarks: the sum, the number of streams that it is measured with, the work."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TOOLS = Path(__file__).parents[2] / "tools"
 
 @pytest.fixture(scope="module")
 def tools() -> Iterator[Any]:
-    """Imports one of the tools, as it is when it is the program."""
+    """Import a tool as if it were the program."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TOOLS))
         yield importlib.import_module
@@ -58,7 +58,7 @@ def of_parts(bench: Any, each: float) -> dict[str, float]:
 def test_parts_are_measured_at_what_they_predict(
     predict_capacity: Any, bench: Any, most: int, measured: list[int]
 ) -> None:
-    """A stream costs less where there are many: what few cost is no prediction."""
+    """A stream is cheaper in large numbers: the cost of a few predicts nothing."""
     tried = []
 
     def measure(streams: int) -> dict[str, float]:
@@ -85,7 +85,7 @@ def test_the_prediction_is_the_sum(predict_capacity: Any, bench: Any) -> None:
 
 
 def test_cores_of_a_stream(tools: Any) -> None:
-    """CPU seconds of every sample, however long it took, for each second of audio."""
+    """CPU seconds of all samples, however long they are, per second of audio."""
     made = Outcome(Plan(("ws://x",)))
     made.stats.audio_sent = 40.0
     for at, gateway, tester in ((1.0, 0.0, [0.5, 0.5]), (5.0, 0.5, [0.25, 0.0])):
@@ -96,7 +96,7 @@ def test_cores_of_a_stream(tools: Any) -> None:
 
 
 def test_computing_is_what_a_worker_does(bench: Any, model: Whisper) -> None:
-    """The same segments, features and texts, however many recordings are heard together, piece by piece."""
+    """Segments, features and texts are the same for any number of recordings that are processed together."""
     some, settings = bench.plan(3), Settings(device="cpu")
     said = [bench.script(Scripts(load(()), some), number)[:2] for number in range(3)]
     audio = [bench._samples(each) for each in said]
@@ -122,14 +122,14 @@ def test_a_wrong_text_ends_the_bench(bench: Any) -> None:
 
 
 async def audio_left(worker: WorkerBroker) -> int:
-    """Bytes at the head of the session's audio."""
+    """The size in bytes of the first entry of the session's audio."""
     found = await worker.read_audio({"s": "0-1"}, 1)
     return sum(len(entry.data or b"") for entry in found.get("s", []))
 
 
 @pytest.mark.gen_test
 async def test_the_stand_in(bench: Any, redis_url: str) -> None:
-    """It says what was said, as a worker would, and lets go of the audio."""
+    """It emits the sentences as a worker would, and removes the audio."""
     gateway = GatewayBroker(redis_url, "g")
     await gateway.open()
     stand_in = bench.StandIn(redis_url)

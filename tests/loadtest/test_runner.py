@@ -1,4 +1,4 @@
-"""The load tester's parts: verdicts, memory, capacity, what the terminal shows."""
+"""The load tester's parts: verdicts, memory, capacity, the dashboard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 
 @pytest.mark.usefixtures("processes")
 def test_a_process_that_dies() -> None:
-    """Its sessions have failed, and the others are still counted."""
+    """Its sessions count as failed, and those of the others are still counted."""
     plan = Plan((NOBODY,), connections=2, duration=1, ramp=0, timeout=2, processes=2)
     clients = ClientProcesses(plan)
     try:
@@ -49,7 +49,7 @@ def test_a_process_that_dies() -> None:
 
 
 def outcome(plan: Plan, **changes: Any) -> Outcome:
-    """One that passes, but for the changes in its stats."""
+    """An outcome that passes, except for the given changes of its statistics."""
     stats = Stats(sessions=5, right=5, connected=plan.connections, audio_done=50.0)
     for name, value in changes.items():
         setattr(stats, name, value)
@@ -77,7 +77,7 @@ def test_the_verdict() -> None:
 
 
 def test_memory_is_flat_or_grows() -> None:
-    """Noise is no growth, even where neighbours resemble each other; growth is, under as much noise."""
+    """Noise does not count as growth, even if it is correlated; growth does, under the same noise."""
     dice = random.Random(1)
     times = [float(n) for n in range(400)]
     noise = [dice.gauss(0, 1) for _ in times]
@@ -98,7 +98,7 @@ def test_memory_is_flat_or_grows() -> None:
 
 
 def test_memory_is_looked_at_when_it_has_warmed_up() -> None:
-    """What was taken in the first half, and one MiB in the second, is no growth."""
+    """Memory that was allocated in the first half, and one MiB in the second, does not count as growth."""
 
     def word(*mib: float) -> str:
         run = outcome(Plan(("ws://x",), connections=5))
@@ -127,7 +127,7 @@ def test_keys_that_stay_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 8, 9, 100, 497, 1000])
 def test_find_capacity(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    """The most streams that pass, to a tenth, and never more than were allowed."""
+    """The largest number of streams that passes, to a tenth, and never more than allowed."""
     tried: list[int] = []
 
     def run(plan: Plan, *_: Any) -> Outcome:
@@ -144,7 +144,7 @@ def test_find_capacity(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
 
 
 def test_the_dashboard() -> None:
-    """What a terminal shows."""
+    """The output on a terminal."""
     shown = outcome(Plan(("ws://x",), connections=5), right=4)
     shown.stats.failures["wrong_text"] += 1
     shown.stats.times["ack"].add(0.005)

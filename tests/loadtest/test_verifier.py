@@ -1,4 +1,4 @@
-"""The load tester's users: a server that does right passes, and every way to do wrong is found and named."""
+"""The load tester's users: a correct server passes, and every kind of error is found and named."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.program import System
 
 
 async def judged(system: System, fault: Fault, **options: Any) -> Stats:
-    """What the tester finds at the system, seen through a fault."""
+    """Run the load tester against the system through a fault; return its statistics."""
     server = HTTPServer(Application([("/ws/asr", Proxy, {"target": system.url, "fault": fault})]))
     [listener] = bind_sockets(0, "127.0.0.1")
     server.add_socket(listener)
@@ -102,7 +102,7 @@ async def test_a_server_that_does_right(shared: System, mode: str) -> None:
 async def test_every_way_to_do_wrong(
     shared: System, fault: Callable[[], Fault], mode: str, kind: str, failed: int
 ) -> None:
-    """Whatever else is found, what was done is, in each session to which it was done."""
+    """The fault is found in each session that it was applied to, beside whatever else is found."""
     stats = await judged(shared, fault(), protocol_mode=mode)
     assert stats.failures[kind] >= failed, stats.examples
     assert stats.sessions == 4
@@ -112,7 +112,7 @@ async def test_every_way_to_do_wrong(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_no_send_is_a_success(shared: System) -> None:
-    """A server that takes everything and says nothing: no session is right, however much was sent."""
+    """A server accepts everything and answers nothing: no session is right, however much was sent."""
     stats = await judged(shared, OnlyTakes(), timeout=2.0)
     assert (stats.right, stats.sessions, stats.failures["timeout"]) == (0, 4, 4)
     assert stats.audio_sent > 0
@@ -121,7 +121,7 @@ async def test_no_send_is_a_success(shared: System) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 async def test_refusals_are_no_failures(shared: System) -> None:
-    """They are tried again, not before the server wants it, and counted apart."""
+    """They are retried, not before the time that the server asked for, and counted separately."""
     fault = RefusesAtFirst()
     began = time.monotonic()
     stats = await judged(shared, fault)
@@ -131,7 +131,7 @@ async def test_refusals_are_no_failures(shared: System) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 async def test_long_recordings_end_with_the_test(shared: System) -> None:
-    """An hour is put together while it is sent, and ends with a sentence when the time is over."""
+    """A recording of an hour is made while it is sent, and ends with a sentence when the time is over."""
     hearer = Hearer()
     stats = await judged(shared, hearer, mode="long", realtime=True, connections=2, duration=1)
     assert (stats.right, stats.sessions) == (2, 2)

@@ -1,4 +1,4 @@
-"""How many CPUs a process may use, by affinity and by the quotas of control groups."""
+"""The number of CPUs that a process may use, by its affinity and by the quotas of control groups."""
 
 from __future__ import annotations
 

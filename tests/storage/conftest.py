@@ -1,4 +1,4 @@
-"""A real PostgreSQL; each test has a database of its own."""
+"""A real PostgreSQL; each test has its own database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def server(real_servers: None) -> Iterator[Postgres]:
 
 @pytest.fixture
 def postgres(server: Postgres) -> Iterator[Postgres]:
-    """The server, running, and again running after a test that stopped it."""
+    """The running server; it is started again after a test that stopped it."""
     yield server
     if server.process is None or server.process.poll() is not None:
         server.start()

@@ -1,4 +1,4 @@
-"""A PostgreSQL that tests may kill, and what is asked of it."""
+"""A PostgreSQL that tests may kill, and queries to it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Postgres:
         return False
 
     def kill(self) -> None:
-        """SIGKILL to the postmaster and its children: the port refuses from now on."""
+        """Send SIGKILL to the postmaster and its children: from now on the port refuses connections."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         for number in (self.process.pid, *map(int, children)):
@@ -80,7 +80,7 @@ class Postgres:
         return f"postgresql://asr:s3cret@/{database}?host={host}&port={self.port}"
 
     def execute(self, database: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """The statement's rows, on a connection of its own."""
+        """Execute a statement on a new connection; return its rows."""
         with contextlib.closing(psycopg2.connect(self.dsn(database))) as conn, conn.cursor() as cursor:
             conn.autocommit = True
             cursor.execute(statement, parameters)
@@ -88,7 +88,7 @@ class Postgres:
 
 
 def programs(folder: Path | None) -> Path:
-    """Where initdb and postgres are; in a copy in `folder` if a checkout in root's home hides the wheel's."""
+    """The directory of initdb and postgres: a copy in `folder` if other users cannot enter root's checkout."""
     try:
         found = locate.postgres()
     except locate.EmbeddedError:
@@ -103,7 +103,7 @@ def programs(folder: Path | None) -> Path:
 
 
 def gone(pid: str) -> bool:
-    """Whether the process has ended, or is a zombie that nobody has reaped yet."""
+    """Whether the process has ended, or is a zombie that was not reaped yet."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:
@@ -112,7 +112,7 @@ def gone(pid: str) -> bool:
 
 @contextlib.contextmanager
 def locked(postgres: Postgres, database: str) -> Iterator[None]:
-    """While this lasts, nobody else reads or writes asr_sessions."""
+    """Keep asr_sessions locked: all others wait to read or write it."""
     with contextlib.closing(psycopg2.connect(postgres.dsn(database))) as conn, conn.cursor() as cursor:
         cursor.execute("LOCK TABLE asr_sessions IN ACCESS EXCLUSIVE MODE")
         yield

@@ -1,4 +1,4 @@
-"""Sessions to store."""
+"""Sessions to be stored."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def record(name: str = "a", count: int = 2, **session: Any) -> Record:
 
 
 async def stored(store: Storage, name: str) -> dict[str, Any]:
-    """A session that there is."""
+    """A session that exists in the database."""
     found = await store.session(name)
     assert found is not None
     return found

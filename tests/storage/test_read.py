@@ -1,4 +1,4 @@
-"""What is read and deleted, in a real PostgreSQL."""
+"""Reading and deleting, in a real PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is saved, in a real PostgreSQL, on uvloop."""
+"""Saving, in a real PostgreSQL, on uvloop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_save_twice_is_save_once(store: Storage) -> None:
 
 @pytest.mark.gen_test(timeout=20)
 async def test_nothing_of_a_statement_waits_for_the_search_for_cycles(store: Storage, acyclic: None) -> None:
-    """Gateways look for cycles rarely: what only they free makes them grow."""
+    """Gateways collect garbage cycles rarely: memory that only this frees would make them grow."""
     kinds = (aiopg.Cursor, psycopg2.extensions.cursor, SAConnection, Transaction, ResultProxy)
     others = [id(one) for one in gc.get_objects() if isinstance(one, kinds)]
     for _ in range(10):

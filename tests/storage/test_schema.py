@@ -1,4 +1,4 @@
-"""The schema: made, checked and repaired, in a real PostgreSQL."""
+"""The schema is created, checked and repaired, in a real PostgreSQL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When PostgreSQL is away, killed, slow or full."""
+"""PostgreSQL is absent, killed, slow or full."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_refused_at_start_then_opened(postgres: Postgres, database: str) -
 async def test_dead_poll_handles_of_uvloop_are_outlived(
     postgres: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """aiopg #909: PostgreSQL goes between our look at it and aiopg's connect()."""
+    """aiopg #909: PostgreSQL disappears between our check and aiopg's connect()."""
     store = Storage(postgres.dsn(database))
     found = store._prepare()
     monkeypatch.setattr(store, "_prepare", lambda: found)

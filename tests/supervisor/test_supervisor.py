@@ -1,4 +1,4 @@
-"""The supervisor and its children, as processes: readiness, restarts, signals, endings, starts that cannot work."""
+"""The supervisor and its children as processes: readiness, restarts, signals, ends, and starts that cannot work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., System]
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether it has ended, waited for or not."""
+    """Whether a process has ended, even if it was not waited for."""
     try:
         return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -44,7 +44,7 @@ def heartbeats(url: str, kind: str) -> list[str]:
 
 
 def failed_start(system: System, status: int, timeout: float = 60.0) -> str:
-    """Wait for a start that cannot work; its output."""
+    """Wait for the end of a start that cannot work; return its output."""
     wait_until(lambda: system.process.poll() is not None, timeout, "the start is given up")
     output = system.output()
     assert system.process.returncode == status, output
@@ -57,7 +57,7 @@ def failed_start(system: System, status: int, timeout: float = 60.0) -> str:
 
 
 def test_ready_means_ready(start: Start, redis_url: str) -> None:
-    """The readiness line comes once, names the port, and all that it promises is there."""
+    """The readiness line comes once and names the port, and everything is ready then."""
     system = start("run", "--workers", "2", "--gateways", "2").wait_ready()
     assert (
         len(re.findall(r"^asrserver listening on http://127\.0\.0\.1:\d+ .*, 2 workers$", system.output(), re.M)) == 1
@@ -73,7 +73,7 @@ def test_ready_means_ready(start: Start, redis_url: str) -> None:
 
 
 def test_restarts_back_off_and_a_drain_does_not_wait_for_them(start: Start) -> None:
-    """A worker that dies at once again waits longer each time; SIGTERM in its pause ends everything, in order."""
+    """A worker that dies at once is restarted after growing pauses; SIGTERM in a pause ends everything, in order."""
     system = start("run", "--workers", "2").wait_ready()
     name = re.findall(r"worker (\S+) started", system.output())[0]
     for deaths in range(1, 5):
@@ -98,7 +98,7 @@ def test_restarts_back_off_and_a_drain_does_not_wait_for_them(start: Start) -> N
 
 
 def test_hung_worker_is_replaced(start: Start, redis_url: str) -> None:
-    """A stopped child sends no heartbeat: it is killed, another takes its place, and the gateway never noticed."""
+    """A stopped child sends no heartbeat: it is killed and replaced, and the gateway does not notice."""
     system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
     (worker,), (gateway,) = system.children("worker"), system.children("gateway")
     worker.suspend()
@@ -152,7 +152,7 @@ def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
 
 
 def test_workers_come_and_go_by_signal(start: Start, redis_url: str) -> None:
-    """SIGTTIN adds one, SIGTTOU takes one away, never the last; Redis forgets those that went."""
+    """SIGTTIN adds a worker, SIGTTOU removes one, but never the last; Redis forgets those that ended."""
     system = start("run", "--workers", "1").wait_ready()
     first = system.children("worker")
     system.process.send_signal(signal.SIGTTIN)
@@ -217,7 +217,7 @@ async def test_a_drain_lets_sessions_end(
 async def test_a_drain_does_not_wait_for_a_silent_session(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """A client that sends nothing more is cut off in the end, exit status 0; it resumes at the next start."""
+    """A client that sends nothing more is cut off at the end, exit status 0; it resumes after the next start."""
     system = start("run", "--workers", "1", "--drain-timeout", "1").wait_ready()
     async with await WsClient.open(system.url) as ws:
         await ws.start("one")
@@ -238,7 +238,7 @@ async def test_a_drain_does_not_wait_for_a_silent_session(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_a_second_signal_stops_at_once(start: Start) -> None:
-    """SIGTERM twice with a session open: exit status 1, long before the drain's time, and nobody is left."""
+    """SIGTERM twice with an open session: exit status 1, long before the drain would end, and no process is left."""
     system = start("run", "--workers", "1", "--drain-timeout", "300").wait_ready()
     children = family(system)
     async with await WsClient.open(system.url) as ws:
@@ -257,7 +257,7 @@ async def test_a_second_signal_stops_at_once(start: Start) -> None:
 
 @pytest.mark.parametrize("what", ["empty directory", "garbage", "no tokenizer", "no such name"])
 def test_model_that_cannot_be_loaded(start: Start, tmp_path: Path, what: str) -> None:
-    """One line that names the model, exit status 3, promptly, no traceback, nobody left."""
+    """An error of one line names the model; exit status 3 at once, no traceback, no process left."""
     model = str(tmp_path)
     if what == "garbage":
         for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.json"):
@@ -281,13 +281,13 @@ def test_model_that_cannot_be_loaded(start: Start, tmp_path: Path, what: str) ->
 
 
 def test_worker_command_with_a_bad_model(start: Start, tmp_path: Path) -> None:
-    """The same where there are workers alone."""
+    """The same for a machine with workers only."""
     output = failed_start(start("worker", "--workers", "1", "--model", str(tmp_path)), 3)
     assert output.count("CRITICAL") == 1
 
 
 def test_port_in_use(start: Start) -> None:
-    """One line that names the port, and nothing was started."""
+    """An error of one line names the port, and nothing is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         output = failed_start(start("run", "--port", str(port)), 1)
@@ -308,7 +308,7 @@ def test_port_in_use(start: Start) -> None:
     ],
 )
 def test_bad_setting(start: Start, arguments: list[str], env: dict[str, str], name: str) -> None:
-    """One line that names the setting as it was given, and a status that is not 0."""
+    """An error of one line names the setting as it was given, with a status that is not 0."""
     system = start("run", *arguments, env=env)
     if "PORT" in env:  # the fixture's own --port would beat it
         system.stop()
@@ -321,7 +321,7 @@ def test_bad_setting(start: Start, arguments: list[str], env: dict[str, str], na
 
 
 def test_no_redis_there(start: Start) -> None:
-    """A gateway on a Redis that is not there says so and keeps trying: the supervisor stays, and SIGTERM ends it."""
+    """A gateway that cannot reach Redis says so and keeps trying: the supervisor stays, and SIGTERM ends it."""
     system = start("gateway", env={"REDIS_URL": "redis://127.0.0.1:9"})
     wait_until(lambda: system.children("gateway"), 30)
     assert system.process.poll() is None

@@ -1,4 +1,4 @@
-"""What is logged, and what is not."""
+"""logs.py: what is logged, and what never is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asrserver.telemetry.logs import configure_logging
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, as it was afterwards."""
+    """The root logger, restored afterwards."""
     logger = logging.getLogger()
     before = logger.level, logger.handlers[:]
     yield logger

@@ -1,4 +1,4 @@
-"""metrics.py: what Prometheus is told, by whichever process it asks; what conf/ makes of it; logs as JSON."""
+"""metrics.py: every process serves the metrics of all; the alerts and the dashboard in conf/; logs as JSON."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ DASHBOARD = ROOT / "conf" / "grafana-dashboard.json"
 
 
 def read(port: int) -> str:
-    """The text, from whichever process takes a fresh connection."""
+    """Read the metrics on a new connection, from any of the processes."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as response:
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         return str(response.read().decode())
 
 
 def samples(port: int) -> dict[str, float]:
-    """Every sample by its name and labels, as Prometheus would read it."""
+    """Every sample by its name and labels, as Prometheus reads them."""
     return {
         sample.name + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items()) if k != "le"): sample.value
         for family in text_string_to_metric_families(read(port))
@@ -68,7 +68,7 @@ async def speak(url: str, utterance: Utterance) -> str:
 
 
 def test_a_process_that_begins_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever is asked while a child makes its files answers; one that had them has them still."""
+    """While a child creates its files, the other processes still answer, with their own figures."""
     monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path))
     allocate = os.posix_fallocate
 
@@ -87,7 +87,7 @@ def test_a_process_that_begins_is_no_error(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_process_answers_for_all(start: Callable[..., System], utterances: list[Utterance]) -> None:
-    """Two gateways and two workers: sums are right whoever is asked, and outlive those who counted."""
+    """Two gateways and two workers: sums are right in every answer, and outlive the processes that counted."""
     port = free_port()
     system = start("run", "--gateways", "2", "--workers", "2", "--metrics-port", str(port), "--log-format", "json")
     system.wait_ready()
@@ -126,12 +126,12 @@ def test_every_process_answers_for_all(start: Callable[..., System], utterances:
 
 
 def next_directory(system: System) -> str:
-    """Where the program's processes count."""
+    """The directory of the program's metric files."""
     return psutil.Process(system.children("worker")[0].pid).environ()["PROMETHEUS_MULTIPROC_DIR"]
 
 
 def check_json_lines(system: System) -> None:
-    """Every line but the announcement is an object; those of a session and of a request say so."""
+    """Every line but the announcement is an object; those about a session or request contain its id."""
     lines = [json.loads(line) for line in system.output().splitlines() if not line.startswith("asrserver ")]
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
     opened = [line for line in lines if " open mode=" in line["message"]]
@@ -148,7 +148,7 @@ def test_metrics_on_a_port_that_is_taken(start: Callable[..., System], system: S
 def test_what_a_killed_supervisor_left_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next one to start does it."""
+    """The next supervisor removes it at its start."""
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     for name in (multiprocess.DIRECTORY, multiprocess.SLOT):
@@ -193,7 +193,7 @@ def test_codes_cannot_be_made_up_without_end(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def names() -> set[str]:
-    """Every name that a query may use."""
+    """All names that a query may use."""
     families = text_string_to_metric_families(metrics.exposition().decode())
     found = {f"{f.name}_total" if f.type == "counter" else f.name: f.type for f in families}
     more = {
@@ -207,7 +207,7 @@ def used(text: str) -> set[str]:
 
 
 def test_the_dashboard_and_the_alerts_ask_for_what_there_is() -> None:
-    """And the dashboard shows everything there is."""
+    """They use only metrics that exist, and the dashboard shows all of them."""
     rules, dashboard = RULES.read_text(), DASHBOARD.read_text()
     groups = yaml.safe_load(rules)["groups"]
     expressions = " ".join(rule["expr"] for group in groups for rule in group["rules"])
@@ -236,7 +236,7 @@ def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
 
 
 def check_metrics(text: str) -> None:
-    """As promtool does, where it is."""
+    """Check the format as promtool does, with promtool if it is installed."""
     promtool = shutil.which("promtool")
     if promtool is not None:
         done = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True)

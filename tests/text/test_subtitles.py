@@ -1,4 +1,4 @@
-"""subtitles.py: cues that players accept, whatever was said."""
+"""subtitles.py: cues that players accept, for any text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def words(*parts: str, step: float = 0.5) -> list[dict[str, Any]]:
 
 
 def test_times_are_in_order_and_never_overlap() -> None:
-    """Segments of one chunk after another may: each chunk's times were rounded for themselves."""
+    """Segments of successive chunks may overlap: the times of each chunk were rounded separately."""
     found = list(
         cues([segment(1, 1.9, 2.5, "b"), segment(0, 0.0, 2.0, "a"), segment(2, 2.0, 2.2, "c"), segment(3, 9, 9, "d")])
     )

@@ -19,7 +19,7 @@ def characters(ranges: str) -> set[str]:
 
 
 def inside(quoted: str) -> str:
-    """What a character class in SQL, written in one literal or several, has between its brackets."""
+    """The content of a character class in SQL, which is written as one literal or several."""
     ranges = "".join(re.findall(r"'([^']*)'", quoted))
     assert ranges[0] == "["
     assert ranges[-1] == "]"
@@ -27,7 +27,7 @@ def inside(quoted: str) -> str:
 
 
 def test_postgresql_searches_by_the_same_signs() -> None:
-    """What asr_words() takes for a sign is what the query is made of."""
+    """The query and asr_words() treat the same characters as signs."""
     (function,) = re.findall(r"FUNCTION asr_words\(text\).*?\$\$(.*?)\$\$;", SCHEMA.read_text(), re.DOTALL)
     (quoted,) = re.findall(r"SELECT t, ('\[.*?\]') AS sign", function, re.DOTALL)
     assert characters(inside(quoted)) == characters(SEARCHED_BY_SIGN)

@@ -1,4 +1,4 @@
-"""Word errors."""
+"""wer.py: word errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from asrserver.text.wer import spoken, word_errors
 
 
 def test_word_errors() -> None:
-    """With a limit as without, as far as it goes; case and punctuation are not heard."""
+    """With and without a limit; case and punctuation do not count."""
 
     def pairs() -> Iterator[tuple[str, str]]:
         texts = ["", "a", "a b", "b a", "a b c d e", "a x c d", "x y z", "b c d e f g h", "a b c d e f g h"]

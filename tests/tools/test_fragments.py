@@ -1,4 +1,4 @@
-"""How the demo model's evaluation counts errors on speech that was cut inside a word."""
+"""fragments.py: the demo model's evaluation counts errors on speech that was cut inside a word."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_characters_count_like_words() -> None:
 
 
 def test_errors_are_those_of_the_best_transcript() -> None:
-    """Of all with and without each fragment; without fragments they are word errors."""
+    """The best of all transcripts with and without each fragment counts; without fragments these are word errors."""
     rng = random.Random(3)
     for _ in range(300):
         said = [Said(rng.choice("abc"), rng.choice([1.0, 1.0, 0.5])) for _ in range(rng.randrange(7))]
