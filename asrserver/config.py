@@ -246,10 +246,11 @@ class Settings:
         "Seconds without a message or a pending result after which a connection is closed. 0: no limit.",
     )
     model: str = setting(
-        "demo",
+        "auto",
         "worker",
         str,
-        "demo (packaged toy), a size such as small or large-v3-turbo, a hub repository, or a directory.",
+        "auto (base if the extra whisper is installed, else demo), demo (packaged toy), a size such as small or "
+        "large-v3-turbo, a hub repository, or a directory.",
     )
     device: str = setting(
         "auto",

@@ -26,7 +26,8 @@ from asrserver.client import Client
 from asrserver.inference import vad
 from asrserver.inference.agreement import common_prefix
 from asrserver.inference.features import log_mel
-from asrserver.inference.whisper import Request, Whisper, find_model, window_for
+from asrserver.inference.whisper import Request, Whisper, window_for
+from asrserver.models import find_model
 from asrserver.text.wer import word_errors
 from asrserver.text.words import words
 
@@ -46,7 +47,7 @@ def offline(recordings: list[Recording], recognise: Callable[[Samples], str]) ->
 def faster_whisper(model: str, language: str) -> Callable[[Samples], str]:
     from faster_whisper import WhisperModel
 
-    whisper = WhisperModel(find_model(model), device="cpu", cpu_threads=1)
+    whisper = WhisperModel(str(find_model(model).path), device="cpu", cpu_threads=1)
 
     def recognise(samples: Samples) -> str:
         found, _ = whisper.transcribe(

@@ -49,7 +49,8 @@ from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.utterances import VAD_SLICE
-from asrserver.inference.whisper import Request, Whisper, find_model, length_limit, window_for
+from asrserver.inference.whisper import Request, Whisper, length_limit, window_for
+from asrserver.models import find_model
 from asrserver.protocol import codec
 from asrserver.protocol.events import ChunkResult, ErrorEvent, Final
 from asrserver.protocol.options import Options
@@ -92,7 +93,7 @@ class Bare:
     """The bare loop's model: the least code from samples to text."""
 
     def __init__(self) -> None:
-        path = Path(find_model("demo"))
+        path = find_model("demo").path
         self.model = ctranslate2.models.Whisper(str(path), device="cpu", intra_threads=1, inter_threads=1)
         self.tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
         self.languages = json.loads((path / "config.json").read_text())["lang_ids"]

