@@ -259,10 +259,16 @@ class Settings:
         "Device of the model. auto: GPUs if there are any.",
     )
     compute_type: str = setting(
-        "default", "worker", str, "CTranslate2 compute type: default, int8, float16, int8_float16, float32, …"
+        "default",
+        "worker",
+        str,
+        "CTranslate2 compute type, such as int8, float16 or float32. default: int8 on a CPU, but not for demo.",
     )
     workers: int = setting(
-        0, "worker", _COUNT_OR_AUTO, "Number of worker processes. 0: one per GPU, or one per CPU minus one per gateway."
+        0,
+        "worker",
+        _COUNT_OR_AUTO,
+        "Number of worker processes. 0: one per GPU or CPU; for demo on CPUs, minus one per gateway.",
     )
     threads: int = setting(1, "worker", _COUNT, "CPU threads per worker; more workers are faster than more threads.")
     batch_size: int = setting(
@@ -280,7 +286,11 @@ class Settings:
         "Input window of the model. fit: the shortest that fits the speech. full: always 30 s.",
     )
     silence: float = setting(
-        0.4, "worker", click.FloatRange(0.1, 5), "Seconds of silence that end a segment of speech (endpointing)."
+        0.0,
+        "worker",
+        click.FloatRange(0, 5),
+        "Seconds of silence that end a segment of speech (endpointing), at least 0.1. 0: what suits the model, 0.4 for "
+        "demo and 0.8 for others.",
     )
     context: str = setting(
         "off",

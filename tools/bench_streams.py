@@ -57,6 +57,7 @@ from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
 from asrserver.inference.event_log import MIN_LANGUAGE_PROBABILITY, Coverage, EventLog
 from asrserver.inference.features import GrowingLogMel
+from asrserver.inference.profiles import DEMO
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.whisper import Request, window_for
@@ -147,7 +148,7 @@ def _compute(streams: int, pipe: Connection) -> None:
     for seconds in (2, 0):  # the first warms up
         audio = [recording[: seconds * SAMPLE_RATE or None] for recording in recordings]
         begun = time.process_time()
-        segments = [_cut(events) for events in _hear(audio, step, settings.silence)]
+        segments = [_cut(events) for events in _hear(audio, step, (settings.silence or DEMO.silence))]
         heard = time.process_time()
         grown = [_features(*each, step, settings, model.n_mels) for each in zip(audio, segments, strict=True)]
         seen = time.process_time()
@@ -189,7 +190,7 @@ def _features(
     """The (features, seconds) of the segments, computed while they grow, up to the silence that ends them."""
     found = []
     for start, end in segments:
-        mel, upto = GrowingLogMel(n_mels), end + int((settings.silence - PAD_SECONDS) * SAMPLE_RATE)
+        mel, upto = GrowingLogMel(n_mels), end + int(((settings.silence or DEMO.silence) - PAD_SECONDS) * SAMPLE_RATE)
         for at in range(start, upto, step):
             mel.feed(audio[at : min(at + step, upto)], at + step >= upto)
         seconds = (end - start) / SAMPLE_RATE

@@ -74,7 +74,7 @@ class Recogniser:
 
     def window(self, seconds: float) -> int:
         """The window, in frames, for this many seconds of speech."""
-        return window_for(seconds, self._window)
+        return window_for(seconds, self._window, self.engine.model.profile.margin)
 
     def expedite(self, session: str) -> None:
         """Move the session's waiting audio and segments forward: it is finished and its client waits."""

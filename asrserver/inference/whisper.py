@@ -17,6 +17,7 @@ import tokenizers
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
+from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
 
@@ -27,9 +28,6 @@ FULL_WINDOW = 30 * FRAMES_PER_SECOND
 #: 256): the encoder's output is then n_mels steps long, and CTranslate2 4.x takes it for features and encodes it twice.
 WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30))
 
-#: Seconds of quiet kept in a window behind the speech: in too short a window Whisper repeats itself.
-MARGIN_SECONDS = 0.5
-
 #: The decoder's cap: new tokens per second of speech, plus a few for its ends.
 TOKENS_PER_SECOND = 16
 TOKENS_EXTRA = 16
@@ -39,12 +37,6 @@ TOKENS_EXTRA = 16
 MAX_COMPRESSION = 2.4
 MIN_LOGPROB = -1.0
 NO_SPEECH = 0.6
-
-#: From this probability of <|nospeech|> on the window is silence, however probable its text. A chord that passes the
-#: speech detector is a short word to a model, and not an improbable one. The limit is whisper_streaming's. For actual
-#: speech the highest values seen are 0.1 (large-v2) and 0.06 (large-v3); large-v3-turbo gives almost 0 for everything
-#: (faster-whisper#1028).
-SURELY_NO_SPEECH = 0.9
 
 #: A decoder loops when it repeats one token this often, or a phrase of 2 to MAX_PHRASE_TOKENS tokens this often, in a
 #: row. The compression ratio finds only long loops.
@@ -107,17 +99,18 @@ class Hypothesis:
     words: list[Word] = field(default_factory=list)
 
 
-def window_for(seconds: float, policy: str) -> int:
+def window_for(seconds: float, policy: str, margin: float = DEMO.margin) -> int:
     """Choose the window for a stretch of speech.
 
     Args:
         seconds: Length of the speech.
-        policy: "fit": the shortest window that holds it with a margin; "full": always 30 s.
+        policy: "fit": the shortest window that holds it with the margin; "full": always 30 s.
+        margin: Seconds of quiet behind the speech, see Profile.
 
     Returns:
         Length of the window in frames.
     """
-    wanted = (seconds + MARGIN_SECONDS) * FRAMES_PER_SECOND
+    wanted = (seconds + margin) * FRAMES_PER_SECOND
     if policy == "full":
         return FULL_WINDOW
     return next((frames for frames in WINDOWS if frames >= wanted), FULL_WINDOW)
@@ -143,6 +136,7 @@ class Whisper:
         name: The model as it was asked for.
         device: "cpu" or "cuda".
         n_mels: Mel bands of its features.
+        profile: The policy that suits it.
     """
 
     def __init__(self, model: str, device: str, compute_type: str, threads: int, beam_size: int) -> None:
@@ -151,7 +145,7 @@ class Whisper:
         Args:
             model: See `asrserver.models.find_model`.
             device: "cpu", "cuda" or "auto".
-            compute_type: CTranslate2's, such as "int8" or "default".
+            compute_type: CTranslate2's, such as "int8"; "default": the profile's on a CPU, the weights' own elsewhere.
             threads: CPU threads of one call; 0: CTranslate2 decides.
             beam_size: Beams of the first decoding; 1 is greedy.
 
@@ -160,7 +154,10 @@ class Whisper:
         """
         path = find_model(model).path
         self.name = model
+        self.profile = profile_of(model)
         self._beam = beam_size
+        if compute_type == "default" and device == "cpu":
+            compute_type = self.profile.cpu_compute_type
         try:
             self._model = ctranslate2.models.Whisper(
                 str(path), device=device, compute_type=compute_type, intra_threads=threads, inter_threads=1
@@ -371,7 +368,9 @@ class Whisper:
     def _attempt(self, result: Any, encoded: Any, number: int) -> _Attempt:
         generated = result.sequences_ids[0]
         tokens = [token for token in generated if token < self._eot]
-        return _Attempt(result, len(generated), tokens, self._decode(tokens).strip(), encoded, number)
+        return _Attempt(
+            result, len(generated), tokens, self._decode(tokens).strip(), encoded, number, self.profile.no_speech
+        )
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
@@ -380,7 +379,16 @@ class Whisper:
 class _Attempt:
     """One decoding of one window, and whether it can be trusted."""
 
-    def __init__(self, result: Any, length: int, tokens: list[int], text: str, encoded: Any, number: int) -> None:
+    def __init__(
+        self,
+        result: Any,
+        length: int,
+        tokens: list[int],
+        text: str,
+        encoded: Any,
+        number: int,
+        no_speech: float,
+    ) -> None:
         """Judge a decoding.
 
         Args:
@@ -390,6 +398,7 @@ class _Attempt:
             text: Their text.
             encoded: The encoder's output that it was decoded from.
             number: Its row there.
+            no_speech: See Profile.
         """
         self.text = text
         self.encoded = encoded
@@ -400,7 +409,7 @@ class _Attempt:
         duplicates = len(set(tokens)) < len(tokens)  # most texts have none, and need not be compressed
         self.repeats = duplicates and (_compresses(text) or _loops(tokens))
         unlikely = self.logprob < MIN_LOGPROB
-        self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else SURELY_NO_SPEECH)
+        self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else no_speech)
         self.failed = not self.silence and (self.repeats or unlikely)
 
     @property

@@ -63,7 +63,7 @@ async def run_worker(
         engine,
         partials,
         window=settings.window,
-        silence=settings.silence,
+        silence=settings.silence or model.profile.silence,
         max_seconds=settings.max_utterance,
         threads=1 if model.device == "cpu" else 4,
         hold=in_flight.hold,

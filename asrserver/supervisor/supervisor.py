@@ -442,12 +442,17 @@ def with_device(settings: Settings) -> Settings:
 
 
 def worker_count(settings: Settings) -> int:
-    """The number of worker processes: as set, else one per GPU, or one per available CPU less one per gateway."""
+    """The number of worker processes.
+
+    As set, else one per GPU. On CPUs one per available CPU; with the demo model less one per gateway: with a heavier
+    one, recognition takes nearly all of the CPU: two workers of base carry more streams on two cores than one.
+    """
     if settings.workers:
         return settings.workers
     if settings.device == "cuda":
         return max(1, len(gpu_indexes()))
-    return max(1, math.floor(available_cpus()) - settings.gateways)
+    taken = settings.gateways if settings.model == "demo" else 0
+    return max(1, math.floor(available_cpus()) - taken)
 
 
 def _lines(text: bytes) -> set[str]:

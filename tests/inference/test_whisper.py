@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -246,7 +247,7 @@ async def test_chords_are_no_words(
     spoken = [found.text for _, found in heard(model, speech)]
     assert spoken
     assert all(spoken)
-    monkeypatch.setattr(whisper, "SURELY_NO_SPEECH", -1.0)
+    monkeypatch.setattr(model, "profile", replace(model.profile, no_speech=-1.0))
     assert not any(found.text for _, found in heard(model, speech))
 
 

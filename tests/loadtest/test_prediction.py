@@ -17,6 +17,7 @@ from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.inference import vad
 from asrserver.inference.features import log_mel
+from asrserver.inference.profiles import DEMO
 from asrserver.inference.whisper import Whisper, window_for
 from asrserver.loadtest.host import Cost
 from asrserver.loadtest.plan import Plan
@@ -100,10 +101,12 @@ def test_computing_is_what_a_worker_does(bench: Any, model: Whisper) -> None:
     some, settings = bench.plan(3), Settings(device="cpu")
     said = [bench.script(Scripts(load(()), some), number)[:2] for number in range(3)]
     audio = [bench._samples(each) for each in said]
-    for each, sentences, events in zip(audio, said, bench._hear(audio, 4800, settings.silence), strict=True):
+    for each, sentences, events in zip(
+        audio, said, bench._hear(audio, 4800, (settings.silence or DEMO.silence)), strict=True
+    ):
         segments = bench._cut(events)
         assert len(segments) == len(sentences)
-        assert segments == vad.segments(each, settings.silence)
+        assert segments == vad.segments(each, (settings.silence or DEMO.silence))
         grown = bench._features(each, segments, 4800, settings, model.n_mels)
         for (start, end), (features, seconds) in zip(segments, grown, strict=True):
             frames = window_for(seconds, settings.window)
