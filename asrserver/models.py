@@ -116,14 +116,7 @@ def cache_dir() -> Path:
 
 
 def resolve(name: str) -> str:
-    """The model that a name means: `auto` is the preferred model where it is at hand, else the packaged toy.
-
-    Args:
-        name: The setting `model`.
-
-    Returns:
-        A name for `find_model`.
-    """
+    """The name that `auto` stands for: the preferred model where it is at hand, else the packaged toy."""
     if name != "auto":
         return name
     return PREFERRED if _local(PREFERRED) is not None else FALLBACK
@@ -133,12 +126,14 @@ def find_model(name: str, download: bool = True) -> Model:
     """Find a model on this machine; fetch it from the Hugging Face hub if it is nowhere else.
 
     Args:
-        name: `demo`, a size such as `small` or `large-v3-turbo`, a repository of the hub, or a directory.
+        name: `auto` (see `resolve`), `demo`, a size such as `small` or `large-v3-turbo`, a repository of the hub, or a
+            directory.
         download: Whether the hub may be asked.
 
     Raises:
         ModelError: It is nowhere; the message lists the models at hand.
     """
+    name = resolve(name)
     found = _local(name)
     if found is not None:
         return found

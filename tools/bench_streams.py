@@ -215,7 +215,10 @@ def _recognise(model: Any, segments: list[tuple[Any, float]]) -> str:
 def working(streams: int) -> float:
     """Measure the cores per stream of a worker."""
     here, there = _spawn.Pipe()  # the worker ends when this process does
-    with servers() as own, started(run_worker, Settings(redis_url=own.redis.url, device="cpu"), there) as process:
+    with (
+        servers() as own,
+        started(run_worker, Settings(redis_url=own.redis.url, device="cpu", model="demo"), there) as process,
+    ):
         uvloop.run(feed(own.redis.url, "warm", plan(2)))
         worker = psutil.Process(process.pid)
         before = cpu([worker])

@@ -285,7 +285,7 @@ def main() -> None:
         redis = EmbeddedRedis(Path(directory), appendfsync="no")
         redis.start()
         try:
-            settings = Settings(redis_url=redis.url, device="cpu", max_backlog=1e9, silence=SILENCE)
+            settings = Settings(redis_url=redis.url, device="cpu", model="demo", max_backlog=1e9, silence=SILENCE)
             compare(
                 "worker, WAV files", Worker(settings), Side(run_bare, "en"), [wav_file(one) for one in said], options
             )

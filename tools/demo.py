@@ -60,9 +60,10 @@ def start(directory: str, program: Sequence[str] = (sys.executable, "-m", "asrse
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without the variables that would configure asrserver."""
+    """The environment without the variables that would configure asrserver, and with the demo model."""
     ours = re.compile(r"ASRSERVER_|REDIS_|DATABASE_URL|DB_|PORT$|HOST$")
-    return {name: value for name, value in os.environ.items() if not ours.match(name)}
+    kept = {name: value for name, value in os.environ.items() if not ours.match(name)}
+    return {**kept, "ASRSERVER_MODEL": "demo"}
 
 
 async def stream(client: Client, recording: bytes, live: bool) -> dict[str, Any]:

@@ -115,7 +115,10 @@ def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
     with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder, open(f"{folder}/log", "w+") as log:
         command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{folder}/data"]
         process = subprocess.Popen(
-            [*command, "--embedded-fsync", "no", *arguments], stdout=log, stderr=subprocess.STDOUT, env={**os.environ}
+            [*command, "--embedded-fsync", "no", *arguments],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={"ASRSERVER_MODEL": "demo", **os.environ},
         )
         try:
             ready = re.compile(r"^asrserver listening on http://\S+:(\d+)", re.M)

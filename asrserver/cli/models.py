@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import click
 
 from asrserver import models as store
-from asrserver.cli.status import table
+from asrserver.cli.status import format_table
 from asrserver.errors import ModelError
 
 
@@ -29,7 +29,7 @@ def list_models() -> None:
     """List the models on this machine, and the names of those that can be fetched."""
     found = store.available()
     rows = [(model.name, model.source, f"{model.size / 2**20:,.0f} MiB", str(model.path)) for model in found]
-    click.echo("\n".join(table(("NAME", "SOURCE", "WEIGHTS", "DIRECTORY"), rows)))
+    click.echo("\n".join(format_table(("NAME", "SOURCE", "WEIGHTS", "DIRECTORY"), rows)))
     others = [name for name in store.HUB if name not in {model.name for model in found}]
     click.echo(f"\nWithout --model, asrserver run uses {store.resolve('auto')}.")
     click.echo(f"Fetched from the Hugging Face hub by --model or asrserver models pull: {', '.join(others)}.")

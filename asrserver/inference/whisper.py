@@ -152,9 +152,10 @@ class Whisper:
         Raises:
             ModelError: The model cannot be found or loaded.
         """
-        path = find_model(model).path
-        self.name = model
-        self.profile = profile_of(model)
+        found = find_model(model)
+        path = found.path
+        self.name = found.name
+        self.profile = profile_of(self.name)
         self._beam = beam_size
         if compute_type == "default" and device == "cpu":
             compute_type = self.profile.cpu_compute_type

@@ -1,0 +1,38 @@
+"""The policy that follows from how a model was trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from asrserver.config import Settings
+from asrserver.inference.profiles import DEMO, TRAINED_ON_30_S, profile_of
+from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, Whisper, window_for
+from asrserver.supervisor.supervisor import worker_count
+
+
+def test_only_the_demo_model_is_trained_on_short_windows() -> None:
+    assert profile_of("demo") is DEMO
+    assert all(profile_of(name) is TRAINED_ON_30_S for name in ("base", "tiny.en", "large-v3", "me/mine", "/srv/model"))
+
+
+def test_a_model_has_its_profile(model: Whisper) -> None:
+    assert model.profile is DEMO
+
+
+@pytest.mark.parametrize("seconds", [0.5, 1.0, 3.0, 7.9, 25.0])
+def test_windows_keep_the_margin(seconds: float) -> None:
+    for profile in (DEMO, TRAINED_ON_30_S):
+        frames = window_for(seconds, "fit", profile.margin)
+        assert frames in WINDOWS
+        assert frames >= min(FULL_WINDOW, 100 * (seconds + profile.margin))
+    assert window_for(1.0, "fit", TRAINED_ON_30_S.margin) == 500
+    assert window_for(1.0, "fit", DEMO.margin) == 200
+
+
+@pytest.mark.parametrize(("name", "workers"), [("demo", 3), ("base", 4)])
+def test_a_gateway_needs_a_core_only_beside_the_demo_model(
+    name: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asrserver.supervisor.supervisor.available_cpus", lambda: 4.5)
+    assert worker_count(Settings(model=name, device="cpu")) == workers
+    assert worker_count(Settings(model=name, device="cpu", workers=2)) == 2
