@@ -7,11 +7,8 @@ import json
 import re
 import shlex
 import tomllib
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
-from http import HTTPStatus
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -22,6 +19,7 @@ import yaml
 
 from asrserver.cli.main import main as program
 from asrserver.config import setting_rows
+from asrserver.protocol.codes import CODES
 from asrserver.telemetry.metrics import REGISTRY
 
 ROOT = Path(__file__).parent.parent
@@ -32,9 +30,6 @@ PROTOCOL = DOCS / "reference" / "websocket.md"
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-
-#: Packages that send a client nothing: they are clients, or watch.
-_SILENT = tuple(f"asrserver/{name}/" for name in ("cli", "client", "embedded", "loadtest", "supervisor", "telemetry"))
 
 #: Languages of code blocks that somebody is to type.
 _SHELL = ("sh", "bash")
@@ -71,70 +66,10 @@ def nodes() -> Iterator[ast.AST]:
         yield from ast.walk(tree)
 
 
-def code_of(node: ast.AST | None) -> str:
-    """The literal, if it looks like an error code; else nothing."""
-    if not isinstance(node, ast.Constant) or not isinstance(node.value, str):
-        return ""
-    return node.value if re.fullmatch(r"[a-z]+(_[a-z0-9]+)+|overloaded|unauthorized", node.value) else ""
-
-
-def is_sentence(node: ast.expr) -> bool:
-    return isinstance(node, ast.JoinedStr) or (
-        isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
-    )
-
-
-def error_classes() -> set[str]:
-    """AsrError and everything below it."""
-    bases: defaultdict[str, set[str]] = defaultdict(set)
-    for node in nodes():
-        if isinstance(node, ast.ClassDef):
-            bases[node.name] |= {base.id for base in node.bases if isinstance(base, ast.Name)}
-    found = {"AsrError"}
-    while more := {name for name, above in bases.items() if above & found} - found:
-        found |= more
-    return found
-
-
-def called(node: ast.Call) -> str:
-    return getattr(node.func, "id", getattr(node.func, "attr", ""))
-
-
-def codes() -> dict[str, str]:
-    """Every error code that the package can send, and a place where it stands."""
-    errors = error_classes()
-    assert {"AsrError", "BadRequest", "AudioError", "Refused", "Unavailable"} <= errors
-    found: dict[str, str] = {}
-    for path, tree in trees().items():
-        for node in () if path.startswith(_SILENT) else ast.walk(tree):
-            for code in codes_in(node, errors):
-                found.setdefault(code, f"{path}:{node.lineno}")  # type: ignore[attr-defined]
-    return found
-
-
-def codes_in(node: ast.AST, errors: set[str]) -> Iterator[str]:
-    """The codes of an error that is made, of a response, or of an event; and of what stands before its message."""
-    found: list[ast.expr | None] = []
-    parts: list[ast.expr] = []
-    if isinstance(node, ast.Call):
-        parts = node.args
-        found = [word.value for word in node.keywords if word.arg == "code"]
-        found += parts if called(node) in errors | {"fail", "refused"} else []
-    elif isinstance(node, ast.Tuple):
-        parts = node.elts
-    elif isinstance(node, ast.Dict):
-        found = [
-            value for key, value in zip(node.keys, node.values, strict=True) if ast.unparse(key or value) == "'code'"
-        ]
-    elif isinstance(node, ast.ClassDef) and node.name.endswith(("Code", "Codes")):
-        found = [item.value for item in node.body if isinstance(item, ast.Assign)]
-    found += [one for one, following in pairwise(parts) if is_sentence(following)]
-    yield from (code for one in found if (code := code_of(one)))
-
-
-def documented_codes() -> set[str]:
-    """The first column of the tables of codes."""
-    return set(re.findall(r"^\| `(\w+)` \|", (DOCS / "reference" / "errors.md").read_text(), re.M))
+def documented_codes() -> dict[str, set[int]]:
+    """The codes in the tables of the reference, with the HTTP statuses with which they come."""
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", (DOCS / "reference" / "errors.md").read_text(), re.M)
+    return {code: set(map(int, re.findall(r"\b[45]\d\d\b", where))) for code, where in rows}
 
 
 def fields_of(name: str) -> list[str]:
@@ -148,33 +83,14 @@ def fields_of(name: str) -> list[str]:
 # -- error codes -----------------------------------------------------------------------------------------------------
 
 
-def test_every_code_is_found_that_was_ever_forgotten() -> None:
-    """The search itself: literals in calls, in tables of codes, in events, and in responses."""
-    found = codes()
-    assert len(found) > 40
-    for code in (
-        "not_streamable",
-        "recordings_unavailable",
-        "session_detached",
-        "session_gone",
-        "internal_error",
-        "storage_unavailable",
-        "range_not_satisfiable",
-        "unauthorized",
-        "overloaded",
-    ):
-        assert code in found
+def test_the_reference_has_every_error_code_and_no_other() -> None:
+    """Those of protocol/codes.py, which tests/protocol/test_codes.py holds against the code."""
+    assert sorted(documented_codes()) == sorted(CODES)
 
 
-def test_every_error_code_is_in_the_reference() -> None:
-    documented = documented_codes()
-    assert {code: place for code, place in codes().items() if code not in documented} == {}
-
-
-def test_the_reference_has_no_code_that_cannot_be_sent() -> None:
-    """REST names what Tornado refuses by HTTP's own phrases."""
-    phrases = {status.phrase.lower().replace(" ", "_") for status in HTTPStatus}
-    assert documented_codes() - codes().keys() - phrases == set()
+def test_the_reference_has_no_status_with_which_a_code_cannot_come() -> None:
+    wrong = {code: where - set(CODES[code].statuses) for code, where in documented_codes().items()}
+    assert {code: statuses for code, statuses in wrong.items() if statuses} == {}
 
 
 # -- settings, commands, metrics, keys -------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Every error code that a client can get: in `error` messages of a WebSocket, in {"error": …} of HTTP, in its history.
 
 Codes are stable: programs decide by them. One that is no longer sent is never used for something else. The reference in
-docs/ is checked against this table, and so is every place where an error is raised (tests/protocol/test_codes.py).
+docs/ is checked against this table (tests/test_docs.py), and so is every place where an error is raised
+(tests/protocol/test_codes.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class ErrorCode:
 
     Attributes:
         meaning: One line, for the reference.
-        statuses: The HTTP statuses with which it comes where it answers a request; empty: it only comes in messages.
+        statuses: The HTTP statuses that mean the same: it comes with one of them where it answers a request.
     """
 
     meaning: str
