@@ -89,6 +89,7 @@ class Compiled(NamedTuple):
 
 
 def compiled(statement: Any) -> Compiled:
+    """Compile a statement for PostgreSQL; its unset parameters are left to the caller."""
     made = statement.compile(dialect=get_dialect())
     return Compiled(str(made), {name: value for name, value in made.params.items() if value is not None})
 

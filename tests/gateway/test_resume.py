@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
@@ -11,7 +12,7 @@ from asrserver.gateway import persistence
 from asrserver.handlers import connection
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, resume, resumed, unavailable
-from tests.gateways import Gateways
+from tests.gateways import Gateways, GatewayServer
 from tests.waiting import until
 from tests.ws_client import Message, WsClient, chunk, look, raw, said
 
@@ -104,31 +105,35 @@ async def test_a_session_that_is_gone_is_let_go_of(
         assert "session=s is no longer in Redis" in caplog.text
 
 
+def kept_events(redis_url: str) -> list[int]:
+    """Numbers of the events of session s that Redis has."""
+    with look(redis_url) as client:
+        return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
+
+
+async def answered_chunks(ws: WsClient, worker: FakeWorker, server: GatewayServer, first: int, last: int) -> None:
+    """Chunks of session s, each with its result; every third time the gateway has stored all of it."""
+    for index in range(first, last):
+        await ws.chunk("s", index, AUDIO)
+        await worker.chunk("s", index)
+        await ws.find("s", "chunk_result", index)
+        if index % 3 == 2:
+            await until(server.gateway.write_behind.is_flushed)
+    await until(server.gateway.write_behind.is_flushed)
+
+
 async def test_a_long_session_keeps_the_last_results(
     gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
     monkeypatch.setattr(persistence, "MIN_KEPT_EVENTS", 5)
     one, two = gateways
-
-    def kept() -> list[int]:
-        with look(redis_url) as client:
-            return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
-
-    async def say(ws: WsClient, first: int, last: int) -> None:
-        for index in range(first, last):
-            await ws.chunk("s", index, AUDIO)
-            await worker.chunk("s", index)
-            await ws.find("s", "chunk_result", index)
-            if index % 3 == 2:
-                await until(one.gateway.write_behind.is_flushed)
-        await until(one.gateway.write_behind.is_flushed)
-
+    kept = partial(kept_events, redis_url)
     lost = await WsClient.open(one.url)
     await lost.start("s")
     await worker.take("s")
-    await say(lost, 0, 20)
-    assert len(kept()) <= 2 * 5 + 3
+    await answered_chunks(lost, worker, one, 0, 20)
+    assert 5 <= len(kept()) <= 2 * 5 + 3
     assert kept()[-5:] == [16, 17, 18, 19, 20]
     with monkeypatch.context() as patch:  # PostgreSQL is away
         patch.setattr(one.gateway.storage, "save", unavailable)
@@ -139,7 +144,7 @@ async def test_a_long_session_keeps_the_last_results(
             await lost.find("s", "chunk_result", index)
         assert kept() == [*unstored, *range(21, 41)]
     await until(one.gateway.write_behind.is_flushed)
-    await say(lost, 40, 50)
+    await answered_chunks(lost, worker, one, 40, 50)
     assert len(kept()) <= 2 * 5 + 3
     for index in range(50, 70):
         await lost.chunk("s", index, AUDIO)

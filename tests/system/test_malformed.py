@@ -27,11 +27,78 @@ async def knows_languages(url: str, sid: str) -> None:
             await ws.call({"action": "finish", "session_id": f"{sid}-{attempt}"})
 
 
+async def refused(ws: WsClient, code: str, message: Any) -> dict[str, Any]:
+    """Send a message that is refused with this code; the error."""
+    seen = sum(m["type"] == "error" for m in ws.messages)
+    await ws.send(message)
+    await until(lambda: sum(m["type"] == "error" for m in ws.messages) > seen, 30, code)
+    error = [m for m in ws.messages if m["type"] == "error"][-1]
+    assert error["code"] == code, error
+    assert error["message"]
+    return error
+
+
+async def before_start(url: str, sid: str, spoken: list[Utterance]) -> None:
+    """Messages before the start of a session; after them a session is served."""
+    async with await WsClient.open(url) as ws:
+        for message in (chunk(sid, 0, spoken[0].wav), b"12", {"action": "finish"}):
+            assert (await ws.call(message))["code"] == "no_session"
+        await ws.stream(f"{sid}-early", spoken[:1])
+        assert sum(m["type"] == "error" for m in ws.messages) == 3
+
+
+async def malformed_messages(ws: WsClient, sid: str) -> None:
+    """What is no message."""
+    await refused(ws, "bad_json", '{"action": "chunk", ')
+    await refused(ws, "bad_json", '["action"]')
+    await refused(ws, "bad_json", "")
+    await refused(ws, "unknown_action", {"action": "dance", "session_id": sid})
+    await refused(ws, "bad_request", {"session_id": sid})
+    await refused(ws, "no_session", chunk(f"{sid}-nobody", 0, b"12"))
+    await refused(ws, "bad_option", {"action": "start", "session_id": f"{sid}-x", "mode": "loud"})
+    await refused(ws, "bad_option", {"action": "start", "session_id": f"{sid}-x", "language": "tlh"})
+    await refused(ws, "bad_id", {"action": "start", "session_id": "a b"})
+    await refused(ws, "session_exists", {"action": "start", "session_id": sid})
+
+
+async def malformed_chunks(ws: WsClient, sid: str, spoken: list[Utterance]) -> None:
+    """What is no chunk, after chunk 0. The client goes on with the next index, or sends the refused one again."""
+    broken = chunk(sid, 1, b"") | {"audio_data": "%%%not base64%%%"}
+    assert (await refused(ws, "bad_base64", broken))["chunk_index"] == 1
+    await ws.chunk(sid, 1, spoken[1].wav)
+    assert (await refused(ws, "empty_chunk", chunk(sid, 2, b"")))["chunk_index"] == 2
+    await ws.chunk(sid, 3, spoken[2].wav)
+    await refused(ws, "empty_chunk", b"")
+    await refused(ws, "bad_request", {"action": "chunk", "session_id": sid, "chunk_index": 4})
+    await refused(ws, "bad_index", chunk(sid, -1, b"12"))
+    await refused(ws, "bad_index", chunk(sid, 0, b"12") | {"chunk_index": "four"})
+    gap = await refused(ws, "chunk_gap", chunk(sid, 40, spoken[3].wav))
+    assert (gap["expected"], gap["chunk_index"]) == (4, 40)
+    await ws.chunk(sid, 4, spoken[3].wav)
+
+
+async def malformed_audio(ws: WsClient, sid: str, utterance: Utterance, mp4: bytes) -> None:
+    """What is no audio, in chunks 5 to 7, and a file cut short in chunk 8."""
+    await ws.send(chunk(sid, 5, b"This is a text, and nothing that anybody could listen to.\n" * 50))
+    assert (await ws.find(sid, "error", 5))["code"] == "not_audio"
+    moov = mp4.index(b"moov") - 4
+    assert moov > mp4.index(b"mdat")
+    await ws.send(chunk(sid, 6, mp4[:moov]))
+    error = await ws.find(sid, "error", 6)
+    assert error["code"] == "undecodable_audio"
+    assert "moov" in error["message"]
+    await ws.send(chunk(sid, 7, b"RIFF\xff\xff\xff\x7fWAVE" + os.urandom(5000)))
+    assert (await ws.find(sid, "error", 7))["code"] == "undecodable_audio"
+    # A truncated WAV is recognised as far as it goes: here to the middle of its closing silence.
+    await ws.chunk(sid, 8, utterance.wav[:-1001])
+    assert (await ws.find(sid, "chunk_result", 8))["text"] == utterance.text
+
+
 @pytest.mark.gen_test(timeout=120)
 async def test_each_malformed_message_costs_itself_alone(
     running: Running, utterances: list[Utterance], encode: Callable[[bytes, str], bytes], sid: str
 ) -> None:
-    """Every wrong thing gets an error with a code; the session, its connection and its neighbours go on."""
+    """Each gets an error with a code; the session, its connection and other sessions go on."""
     spoken = utterances[:8]
     neighbours = [f"{sid}-same", f"{sid}-other"]
     await knows_languages(running.url, f"{sid}-klingon")
@@ -40,77 +107,21 @@ async def test_each_malformed_message_costs_itself_alone(
         await other.start(neighbours[1])
         await ws.chunk(neighbours[0], 0, spoken[0].wav)
         await other.chunk(neighbours[1], 0, spoken[0].wav)
-
-        async def refused(code: str, message: Any, where: WsClient = ws) -> dict[str, Any]:
-            seen = sum(m["type"] == "error" for m in where.messages)
-            await where.send(message)
-            await until(lambda: sum(m["type"] == "error" for m in where.messages) > seen, 30, code)
-            error = [m for m in where.messages if m["type"] == "error"][-1]
-            assert error["code"] == code, error
-            assert error["message"]
-            return error
-
-        # Before start.
-        async with await WsClient.open(running.url) as early:
-            assert (await early.call(chunk(sid, 0, spoken[0].wav)))["code"] == "no_session"
-            assert (await early.call(b"12"))["code"] == "no_session"
-            assert (await early.call({"action": "finish"}))["code"] == "no_session"
-            await early.stream(f"{sid}-early", spoken[:1])
-            assert sum(m["type"] == "error" for m in early.messages) == 3
-
+        await before_start(running.url, sid, spoken)
         await ws.start(sid)
         await ws.chunk(sid, 0, spoken[0].wav)
-        # What is no message.
-        await refused("bad_json", '{"action": "chunk", ')
-        await refused("bad_json", '["action"]')
-        await refused("bad_json", "")
-        await refused("unknown_action", {"action": "dance", "session_id": sid})
-        await refused("bad_request", {"session_id": sid})
-        await refused("no_session", chunk(f"{sid}-nobody", 0, b"12"))
-        await refused("bad_option", {"action": "start", "session_id": f"{sid}-x", "mode": "loud"})
-        await refused("bad_option", {"action": "start", "session_id": f"{sid}-x", "language": "tlh"})
-        await refused("bad_id", {"action": "start", "session_id": "a b"})
-        await refused("session_exists", {"action": "start", "session_id": sid})
-        # What is no chunk. The client goes on with the next index, or sends the refused one again.
-        broken = chunk(sid, 1, b"") | {"audio_data": "%%%not base64%%%"}
-        assert (await refused("bad_base64", broken))["chunk_index"] == 1
-        await ws.chunk(sid, 1, spoken[1].wav)
-        assert (await refused("empty_chunk", chunk(sid, 2, b"")))["chunk_index"] == 2
-        await ws.chunk(sid, 3, spoken[2].wav)
-        await refused("empty_chunk", b"")
-        await refused("bad_request", {"action": "chunk", "session_id": sid, "chunk_index": 4})
-        await refused("bad_index", chunk(sid, -1, b"12"))
-        await refused("bad_index", chunk(sid, 0, b"12") | {"chunk_index": "four"})
-        gap = await refused("chunk_gap", chunk(sid, 40, spoken[3].wav))
-        assert (gap["expected"], gap["chunk_index"]) == (4, 40)
-        await ws.chunk(sid, 4, spoken[3].wav)
-        # What is no audio.
-        whole = spoken[4].wav
-        await ws.send(chunk(sid, 5, b"This is a text, and nothing that anybody could listen to.\n" * 50))
-        assert (await ws.find(sid, "error", 5))["code"] == "not_audio"
-        mp4 = encode(whole, "mp4-aac")
-        moov = mp4.index(b"moov") - 4
-        assert moov > mp4.index(b"mdat")
-        await ws.send(chunk(sid, 6, mp4[:moov]))
-        error = await ws.find(sid, "error", 6)
-        assert error["code"] == "undecodable_audio"
-        assert "moov" in error["message"]
-        await ws.send(chunk(sid, 7, b"RIFF\xff\xff\xff\x7fWAVE" + os.urandom(5000)))
-        assert (await ws.find(sid, "error", 7))["code"] == "undecodable_audio"
-        # A truncated WAV is heard as far as it goes: here to the middle of its closing silence.
-        await ws.chunk(sid, 8, spoken[4].wav[:-1001])
-        assert (await ws.find(sid, "chunk_result", 8))["text"] == spoken[4].text
-        # Twice.
-        await ws.send(chunk(sid, 8, spoken[5].wav))
+        await malformed_messages(ws, sid)
+        await malformed_chunks(ws, sid, spoken)
+        await malformed_audio(ws, sid, spoken[4], encode(spoken[4].wav, "mp4-aac"))
+        await ws.send(chunk(sid, 8, spoken[5].wav))  # sent twice: acknowledged again, and ignored
         await until(lambda: len([m for m in ws.of(sid, "ack") if m.get("chunk_index") == 8]) == 2, what="second ack")
         await ws.chunk(sid, 9, spoken[5].wav)
         final = await ws.finish(sid)
         assert final["text"] == " ".join(utterance.text for utterance in spoken[:6])
-        assert (await refused("session_finished", {"action": "finish", "session_id": sid}))["session_id"] == sid
-        await refused("session_finished", chunk(sid, 10, spoken[5].wav))
+        assert (await refused(ws, "session_finished", {"action": "finish", "session_id": sid}))["session_id"] == sid
+        await refused(ws, "session_finished", chunk(sid, 10, spoken[5].wav))
         assert [m["chunk_index"] for m in ws.of(sid, "chunk_result")] == [0, 1, 3, 4, 8, 9]
         assert len(ws.of(sid, "final_result")) == 1
-
         await ws.chunk(neighbours[0], 1, spoken[6].wav)
         await other.chunk(neighbours[1], 1, spoken[7].wav)
         await ws.finish(neighbours[0])
@@ -118,18 +129,8 @@ async def test_each_malformed_message_costs_itself_alone(
         ws.check(neighbours[0], [spoken[0], spoken[6]])
         other.check(neighbours[1], [spoken[0], spoken[7]])
     await until(lambda: stored(running.database_url, sid), what="stored")
-    texts = dict(stored_chunks(running.database_url, sid))
-    assert texts == {
-        0: spoken[0].text,
-        1: spoken[1].text,
-        3: spoken[2].text,
-        4: spoken[3].text,
-        5: None,
-        6: None,
-        7: None,
-        8: spoken[4].text,
-        9: spoken[5].text,
-    }
+    texts: dict[int, str | None] = {index: spoken[place].text for place, index in enumerate((0, 1, 3, 4, 8, 9))}
+    assert dict(stored_chunks(running.database_url, sid)) == texts | dict.fromkeys((5, 6, 7))
 
 
 @pytest.mark.gen_test(timeout=30)

@@ -142,6 +142,12 @@ async def test_a_gateway_is_killed_and_its_sessions_go_on_elsewhere(
 # -- upgrades --------------------------------------------------------------------------------------------------------
 
 
+async def send_in_pieces(session: ClientSession, utterance: Utterance) -> None:
+    """An utterance in pieces of several hundred milliseconds."""
+    for begin in range(0, len(utterance.pcm), 4 * PIECE):
+        await session.send(utterance.pcm[begin : begin + 4 * PIECE])
+
+
 async def roll(start: Start, database_url: str, utterances: list[Utterance], sessions: int) -> None:
     """SIGHUP under so many live sessions, some of utterances, some of pieces: all of them right."""
     options = ("--gateways", "2", "--workers", "2", "--drain-timeout", "2")
@@ -163,8 +169,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
         while not rolled.is_set() or len(spoken) < 3:
             spoken.append(next(voices))
             if session.id in in_pieces:
-                for begin in range(0, len(spoken[-1].pcm), 4 * PIECE):
-                    await session.send(spoken[-1].pcm[begin : begin + 4 * PIECE])
+                await send_in_pieces(session, spoken[-1])
             else:
                 await session.send(spoken[-1].wav)
             await pause()
@@ -192,8 +197,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
             if sid in in_pieces:
                 session = await client.start(f"{sid}-again")
                 for utterance in said[sid]:
-                    for begin in range(0, len(utterance.pcm), 4 * PIECE):
-                        await session.send(utterance.pcm[begin : begin + 4 * PIECE])
+                    await send_in_pieces(session, utterance)
                 assert events[-1]["text"] == (await session.finish())["text"]
             else:
                 assert [event["text"] for event in events[:-1]] == [utterance.text for utterance in said[sid]]

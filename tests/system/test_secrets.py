@@ -60,73 +60,86 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+PROMPT, HOTWORD, WRONG = "promptprompt", "hotwordhotword", f"wrong-{GIVEN}"
+
+
+async def sessions_with_keys(base: str, keys: Keys, spoken: list[Utterance]) -> list[str]:
+    """A session for each way to send a key, with its utterance; returns their ids."""
+    ways: list[tuple[str, dict[str, str]]] = [
+        ("", {"Authorization": f"Bearer {keys.text_a}"}),
+        ("", {"Sec-WebSocket-Protocol": f"asr.v1, bearer.{keys.text_a}"}),
+        (f"?token={keys.text_b}", {}),
+        (f"?x=1&token={GIVEN}&y=%20", {}),
+    ]
+    sids: list[str] = []
+    for (query, headers), utterance in zip(ways, spoken, strict=True):
+        request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
+        async with WsClient(await websocket_connect(request)) as ws:
+            sids.append(f"s{len(sids)}")
+            # In the first session only: with so odd a prompt the model may recognise nothing.
+            await ws.start(sids[-1], **({"prompt": PROMPT, "hotwords": HOTWORD} if len(sids) == 1 else {}))
+            await ws.chunk(sids[-1], 0, utterance.wav)
+            await ws.send('{"action":"' + utterance.text)
+            await ws.send({"action": "finish"})
+            final = await ws.find(sids[-1], "final_result")
+            assert final["text"] == utterance.text or len(sids) == 1
+    return sids
+
+
+async def requests_with_keys(base: str, keys: Keys, sid: str, http_client: AsyncHTTPClient) -> None:
+    """Requests with right and wrong keys wherever a key may stand, in well-formed and malformed headers."""
+    for path, headers in (
+        (f"/api/v1/session/{sid}?token={keys.text_a}", {}),
+        (f"/api/v1/session/%ff?token={keys.text_a}", {}),
+        (f"/nothing?token={keys.text_a}", {}),
+        (f"/api/v1/history?token={WRONG}", {}),
+        (f"/ws/asr?token={keys.text_a}", {}),
+        (f"/ws/asr?token={WRONG}", {}),
+        ("/ws/asr", {"Sec-WebSocket-Protocol": f"bearer.{WRONG}"}),
+        ("/api/v1/history", {"Authorization": f"Bearer {WRONG}"}),
+        ("/api/v1/history", {"Authorization": f"Basic {WRONG}"}),
+    ):
+        for method in ("GET", "DELETE", "BREW"):
+            await http_client.fetch(
+                base + path, headers=headers, method=method, raise_error=False, allow_nonstandard_methods=True
+            )
+    for line in (f"Authorization: Bearer {WRONG}\x01", f"Authorization Bearer {WRONG}"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rpartition(":")[2]))
+        writer.write(f"GET /?token={WRONG} HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+
 @pytest.mark.usefixtures("processes")
 async def test_no_log_has_a_key_or_what_was_said(
     directory: Path, keys: Keys, utterances: list[Utterance], http_client: AsyncHTTPClient
 ) -> None:
-    """A real server at debug level, used in all the ways that show a key, rightly and wrongly; real transcripts."""
+    """A real server at debug level gets keys in every way, and real speech; no log has a key or a transcript."""
     spoken = utterances[:4]
     none = dict.fromkeys(("REDIS_URL", "REDIS_ADDR", "DATABASE_URL", "DB_HOST", "DB_USER", "DB_PASSWORD"), "")
     arguments = ("--port", "0", "--log-level", "debug", "--keys-file", str(keys.path), "--data-dir", str(directory))
     system = System("run", *arguments, env={**none, "ASRSERVER_API_KEYS": f"ops:{GIVEN}"})
-    prompt, hotword, wrong = "promptprompt", "hotwordhotword", f"wrong-{GIVEN}"
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(None, system.wait_ready)
         base = f"http://127.0.0.1:{system.port}"
-        ways: list[tuple[str, dict[str, str]]] = [
-            ("", {"Authorization": f"Bearer {keys.text_a}"}),
-            ("", {"Sec-WebSocket-Protocol": f"asr.v1, bearer.{keys.text_a}"}),
-            (f"?token={keys.text_b}", {}),
-            (f"?x=1&token={GIVEN}&y=%20", {}),
-        ]
-        sids: list[str] = []
-        for (query, headers), utterance in zip(ways, spoken, strict=True):
-            request = HTTPRequest(base.replace("http", "ws", 1) + "/ws/asr" + query, headers=headers)
-            async with WsClient(await websocket_connect(request)) as ws:
-                sids.append(f"s{len(sids)}")
-                # In the first: with so odd a prompt the model may well hear nothing.
-                await ws.start(sids[-1], **({"prompt": prompt, "hotwords": hotword} if len(sids) == 1 else {}))
-                await ws.chunk(sids[-1], 0, utterance.wav)
-                await ws.send('{"action":"' + utterance.text)
-                await ws.send({"action": "finish"})
-                final = await ws.find(sids[-1], "final_result")
-                assert final["text"] == utterance.text or len(sids) == 1
-        texts = {utterance.text for utterance in spoken}
-        for path, headers in (
-            (f"/api/v1/session/{sids[0]}?token={keys.text_a}", {}),
-            (f"/api/v1/session/%ff?token={keys.text_a}", {}),
-            (f"/nothing?token={keys.text_a}", {}),
-            (f"/api/v1/history?token={wrong}", {}),
-            (f"/ws/asr?token={keys.text_a}", {}),
-            (f"/ws/asr?token={wrong}", {}),
-            ("/ws/asr", {"Sec-WebSocket-Protocol": f"bearer.{wrong}"}),
-            ("/api/v1/history", {"Authorization": f"Bearer {wrong}"}),
-            ("/api/v1/history", {"Authorization": f"Basic {wrong}"}),
-        ):
-            for method in ("GET", "DELETE", "BREW"):
-                await http_client.fetch(
-                    base + path, headers=headers, method=method, raise_error=False, allow_nonstandard_methods=True
-                )
-        # A header that is malformed, and one that is none.
-        for line in (f"Authorization: Bearer {wrong}\x01", f"Authorization Bearer {wrong}"):
-            reader, writer = await asyncio.open_connection("127.0.0.1", system.port)
-            writer.write(f"GET /?token={wrong} HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n".encode())
-            await reader.read()
-            writer.close()
-            await writer.wait_closed()
-        system.children("worker")[0].kill()  # what is in hand then is logged too
+        sids = await sessions_with_keys(base, keys, spoken)
+        await requests_with_keys(base, keys, sids[0], http_client)
+        system.children("worker")[0].kill()  # the supervisor logs what it was working on
         assert await loop.run_in_executor(None, system.stop) == 0
         logs = {"the program": system.output()}
         logs |= {str(path): path.read_text(errors="replace") for path in (directory / "log").iterdir()}
     finally:
         system.close()
     assert len(logs) == 3
+    assert len(sids) == 4
     assert all(f"session={sid}" in logs["the program"] for sid in sids)
     assert f"key={keys.a.id}" in logs["the program"]
     assert "refused code=unauthorized" in logs["the program"]
     assert " DEBUG " in logs["the program"]
-    secrets = [keys.text_a[17:], keys.text_b[17:], GIVEN, prompt, hotword, *texts]
+    texts = {utterance.text for utterance in spoken}
+    secrets = [keys.text_a[17:], keys.text_b[17:], GIVEN, PROMPT, HOTWORD, *texts]
     for name, text in logs.items():
         for secret in secrets:
             assert secret.lower() not in text.lower(), name

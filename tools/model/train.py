@@ -148,7 +148,8 @@ def ahead(corpus: Corpus, vocabulary: Vocabulary, device: torch.device) -> Itera
         yield made.get().to(device)
 
 
-def main() -> None:
+def parse_options() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=Path("build/model"))
     parser.add_argument("--out", type=Path, default=Path("build/model/demo.pt"))
@@ -159,7 +160,25 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="checkpoint to continue from, with a new learning rate schedule")
     for name in ("width", "heads", "encoder_layers", "decoder_layers", "encoder_inner", "decoder_inner"):
         parser.add_argument("--" + name.replace("_", "-"), type=int, default=getattr(Shape, name))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def resume(path: Path, model: Whisper, averaged: Whisper, optimisers: list[torch.optim.Optimizer]) -> tuple[int, float]:
+    """Load a checkpoint; returns its number of steps and the weight of the CTC loss from there on."""
+    state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+    model.load_state_dict(state["raw"])
+    averaged.load_state_dict(state["model"])
+    if "optimiser" not in state:  # restored: attention is in place, and an untrained CTC head would only disturb it
+        return state["step"], 0.0
+    if not isinstance(state["optimiser"], list):
+        raise SystemExit(f"{path} is older than Muon here: restore.py makes a checkpoint to continue from")
+    for optimiser, kept in zip(optimisers, state["optimiser"], strict=True):
+        optimiser.load_state_dict(kept)
+    return state["step"], CTC_WEIGHT
+
+
+def main() -> None:
+    options = parse_options()
     torch.set_flush_denormal(True)  # moments of rare tokens; before there are other threads, which take it over
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -174,17 +193,8 @@ def main() -> None:
     step = first = 0
     ctc_weight = CTC_WEIGHT
     if options.resume:
-        state = torch.load(options.resume, map_location=device, weights_only=True)
-        model.load_state_dict(state["raw"])
-        averaged.load_state_dict(state["model"])
-        if "optimiser" in state:
-            if not isinstance(state["optimiser"], list):
-                raise SystemExit(f"{options.resume} is of before there was Muon: restore.py makes one to go on from")
-            for optimiser, kept in zip(optimisers, state["optimiser"], strict=True):
-                optimiser.load_state_dict(kept)
-        else:  # restored: attention is in place, and a CTC head that knows nothing would only pull the encoder about
-            ctc_weight = 0.0
-        step = first = state["step"]
+        step, ctc_weight = resume(options.resume, model, averaged, optimisers)
+        first = step
     corpus = Corpus(options.corpus, vocabulary, SEED + step)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary.size} tokens", flush=True)
     minutes, last, reported = 0.0, time.monotonic(), time.monotonic()
