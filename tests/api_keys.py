@@ -15,7 +15,7 @@ GIVEN = "0123456789abcdefghijklmnop"
 
 
 class Keys:
-    """A file of keys and two keys in it."""
+    """A keys file with two keys and an operator's."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Events as tests make them: what a test does not care about has a value."""
+"""Events for tests, with defaults for fields that do not matter."""
 
 from __future__ import annotations
 

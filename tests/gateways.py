@@ -1,4 +1,4 @@
-"""Gateways in the process of the tests."""
+"""Gateways in the test process."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from asrserver.handlers.app import AsrApplication
 
 
 def repair_often(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Gateways look for what was lost as often as this."""
+    """Let gateways look for lost events and sessions this often, in seconds."""
     for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
         monkeypatch.setattr(f"asrserver.gateway.{name}", seconds)
 
 
 @dataclass
 class GatewayServer:
-    """A gateway and where it listens."""
+    """A gateway and its URL."""
 
     gateway: Gateway
     application: AsrApplication

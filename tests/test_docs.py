@@ -1,4 +1,4 @@
-"""README.md and docs/ against the code: what they name exists, and what must be in them is."""
+"""README.md and docs/ agree with the code: what they name exists, and what must be in them is."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced code of a page in some languages."""
+    """The code blocks of a page in some languages."""
     found = _FENCE.findall(page.read_text())
     return [re.sub(rf"^{indent}", "", code, flags=re.M) for indent, language, code in found if language in languages]
 
 
 def prose(page: Path) -> str:
-    """A page without its fenced code."""
+    """A page without its code blocks."""
     return _FENCE.sub("", page.read_text())
 
 
@@ -55,7 +55,7 @@ def prose(page: Path) -> str:
 
 @cache
 def trees() -> dict[str, ast.Module]:
-    """Every module of the package."""
+    """The syntax of every module of the package."""
     return {
         str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted((ROOT / "asrserver").rglob("*.py"))
     }
@@ -67,7 +67,7 @@ def nodes() -> Iterator[ast.AST]:
 
 
 def documented_codes() -> dict[str, set[int]]:
-    """The codes in the tables of the reference, with the HTTP statuses with which they come."""
+    """The codes in the tables of the reference, with their HTTP statuses."""
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", (DOCS / "reference" / "errors.md").read_text(), re.M)
     return {code: set(map(int, re.findall(r"\b[45]\d\d\b", where))) for code, where in rows}
 
@@ -133,7 +133,7 @@ def flags() -> set[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every line of a page that calls our program, and the page's name."""
+    """Every line of a page that calls the program, with the page's name."""
     found = []
     for page in [README, *PAGES]:
         code = (
@@ -241,7 +241,7 @@ def test_every_option_of_a_session_is_in_the_reference() -> None:
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading, up to the next."""
+    """The text under a heading, up to the next heading."""
     found = re.search(rf"^### {title}\n(.*?)(?=^##)", text, re.M | re.S)
     assert found is not None, title
     return found[1]
@@ -281,7 +281,7 @@ def test_every_route_and_parameter_is_in_the_reference() -> None:
 
 @cache
 def texts() -> list[tuple[str, re.Pattern[str]]]:
-    """(level, pattern) of every line that is logged, and ("", pattern) of every other text of the package."""
+    """(level, pattern) of every logged line, and ("", pattern) of every other text of the package."""
     found = []
     for node in nodes():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
@@ -298,14 +298,14 @@ def is_text(node: ast.expr) -> bool:
 
 
 def pattern_of(node: ast.expr) -> re.Pattern[str]:
-    """What a text may look like: anything where it is filled in."""
+    """A pattern of what a text may become: anything where it is filled in."""
     parts = node.values if isinstance(node, ast.JoinedStr) else [node]
     text = "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in parts)
     return re.compile(".+".join(re.escape(piece) for piece in re.split(r"%(?:\.\d+)?[sdfrgx]", text)) + "$")
 
 
 def said_by(level: str, line: str) -> bool:
-    """Whether the package has a text like the line, with words of its own."""
+    """Whether the package has a text that matches the line, with some words of its own."""
     return any(
         of == level and len(re.findall("[a-z]", pattern.pattern)) > 5 and pattern.match(line) for of, pattern in texts()
     )

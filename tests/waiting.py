@@ -1,4 +1,4 @@
-"""Waits for conditions."""
+"""Functions that wait for a condition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.001, 0.02
 
 
 def wait_until(condition: Callable[..., Any], timeout: float = 20.0, what: str = "") -> Any:
-    """Poll until the condition is true, and return it; fails with its name after `timeout` seconds."""
+    """Poll until the condition is true, and return its value; fail with `what` after `timeout` seconds."""
     deadline, pause = time.monotonic() + timeout, FIRST_PAUSE
     while not (value := condition()):
         if time.monotonic() > deadline:

@@ -46,7 +46,7 @@ def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\
 
 
 class WsClient:
-    """One connection. `messages` is all that the server ever said on it, in order."""
+    """One connection. `messages` are all messages from the server, in order."""
 
     def __init__(self, connection: WebSocketClientConnection) -> None:
         self.connection = connection

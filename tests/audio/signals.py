@@ -1,4 +1,4 @@
-"""Tones and files for tests."""
+"""Tones and encoded files for the tests of audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from asrserver.audio.pcm import Samples
 
 
 def tone(seconds: float = 1.0, rate: int = SAMPLE_RATE) -> Samples:
-    """440 Hz, half of full scale."""
+    """440 Hz at half of full scale."""
     return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
 
 
@@ -28,12 +28,12 @@ def encode(samples: Samples, arguments: str) -> bytes:
 
 
 def decoded_by_ffmpeg(data: bytes, container: str) -> Samples:
-    """What the program makes of a file: mono, 16 kHz. Two channels are louder by 3 dB than their mean."""
+    """A file decoded by the ffmpeg program to mono at 16 kHz. Stereo comes out 3 dB louder than its mean."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", container, "-i", "-"]
     command += ["-ac", "1", "-ar", "16000", "-f", "f32le", "-"]
     return np.frombuffer(subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout, "<f4")
 
 
 def frequency(samples: Samples) -> float:
-    """The strongest, in hertz."""
+    """The strongest frequency, in hertz."""
     return float(np.argmax(np.abs(np.fft.rfft(samples))) * SAMPLE_RATE / len(samples))

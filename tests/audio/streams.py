@@ -1,4 +1,4 @@
-"""Streams of every container, by FFmpeg; and what is decoded of them."""
+"""Streams in every container, encoded by FFmpeg, and functions that decode them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ STREAMS = {
 
 @functools.cache
 def speech() -> Samples:
-    """Some seconds of it."""
+    """Some seconds of speech."""
     recordings = sorted((DATA / "utterances").glob("*.opus"))[:2]
     return np.concatenate([files.decode(file.read_bytes(), "ogg", 60) for file in recordings])
 
@@ -93,7 +93,7 @@ def whole(name: str) -> Samples:
 
 
 def tolerant(decoder: StreamDecoder, pieces: Iterable[bytes]) -> tuple[Samples, list[AudioError]]:
-    """All samples, and the errors on the way."""
+    """Decode all pieces; return the samples and the errors on the way."""
     found, errors = [], []
     for piece in pieces:
         try:
@@ -111,11 +111,11 @@ def correlation(one: Samples, other: Samples) -> float:
 
 
 def sized(wav: bytes) -> bytes:
-    """A WAV file that knows its length."""
+    """A WAV file whose header has the right length."""
     at = wav.index(b"data")
     return wav[: at + 4] + (len(wav) - at - 8).to_bytes(4, "little") + wav[at + 8 :]
 
 
 def handed_on(point: ResumePoint) -> ResumePoint:
-    """The point as another worker gets it: through JSON."""
+    """A resume point as another worker receives it: through JSON."""
     return msgspec.json.decode(msgspec.json.encode(point), type=ResumePoint)

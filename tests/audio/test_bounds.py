@@ -1,4 +1,4 @@
-"""bounds.py: no number of channels, rate or layout that a file claims can end the process, whichever way it comes."""
+"""bounds.py: no channel count, rate or layout in a header can end the process, on any path to a decoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PLAIN = FORMATS[:8]
 
 
 def wav(channels: int, rate: int, tag: int = 1, bits: int = 16, size: int = 4000) -> bytes:
-    """A WAV file of noise whose header says so, as far as its fields can."""
+    """A WAV file of noise whose header claims this format, as far as its fields can hold it."""
     frame = channels * bits // 8
     fmt = struct.pack("<IHHIIHH", 16, tag, channels, rate, rate * frame & 0xFFFFFFFF, frame & 0xFFFF, bits)
     body = b"WAVEfmt " + fmt + b"data" + struct.pack("<I", size) + np.random.default_rng(channels).bytes(size)
@@ -36,18 +36,18 @@ def wav(channels: int, rate: int, tag: int = 1, bits: int = 16, size: int = 4000
 
 
 def whole(data: bytes, _: Path) -> int:
-    """As a worker decodes a chunk that is a file; the number of samples."""
+    """Decode a chunk that is a file, as a worker does; return the number of samples."""
     return len(files.decode(data, sniff.container(data) or "", 60))
 
 
 def streamed(data: bytes, _: Path) -> int:
-    """As a worker decodes what comes in slices."""
+    """Decode a stream of pieces, as a worker does."""
     decoder = StreamDecoder(sniff.container(data) or "")
     return sum(len(decoder.feed(data[at : at + 700])) for at in range(0, len(data), 700)) + len(decoder.flush())
 
 
 def read(data: bytes, folder: Path) -> int:
-    """As the command line and the load tester read files."""
+    """Read a file as the command line and the load tester do."""
     path = folder / "audio"
     path.write_bytes(data)
     assert files.duration(path) >= 0
@@ -59,7 +59,7 @@ Way = Callable[[bytes, Path], int]
 
 
 def refusal(way: Way, data: bytes, folder: Path) -> str:
-    """What is said of it."""
+    """The error message for a format."""
     with pytest.raises(AudioError) as caught:
         way(data, folder)
     assert caught.value.code == "undecodable_audio"
@@ -91,7 +91,7 @@ def outcome(way: Way, data: bytes, folder: Path) -> int | str:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_any_number_of_channels(way: Way, tmp_path: Path) -> None:
-    """Audio, or an error that names the number; nothing else, and no death, of any format."""
+    """Every format gives audio or an error that names the number of channels; the process survives."""
     random = np.random.default_rng(16)
     drawn = random.integers(0, 65536, 40).tolist() + random.integers(33, 300, 40).tolist()
     for channels in [*range(34), 63, 64, 65, 128, 178, 254, 255, 256, 512, 65535, *drawn]:
@@ -133,7 +133,7 @@ def test_any_rate(way: Way, tmp_path: Path) -> None:
 
 
 def flac(rate: int) -> bytes:
-    """A FLAC file whose STREAMINFO says so; its frames leave the rate to it."""
+    """A FLAC file whose STREAMINFO claims this format; its frames refer to it for the rate."""
     data = bytearray(encode(tone(1.0), "-f flac"))
     at = data.index(b"fLaC") + 8 + 10
     data[at : at + 3] = (rate << 4 | data[at + 2] & 0x0F).to_bytes(3, "big")
@@ -141,14 +141,14 @@ def flac(rate: int) -> bytes:
 
 
 def matroska(channels: int) -> bytes:
-    """PCM whose track entry says so."""
+    """PCM whose track entry claims this format."""
     data = bytearray(encode(tone(1.0), "-c:a pcm_s16le -ac 2 -f matroska"))
     data[data.index(b"\x9f\x81\x02") + 2] = channels
     return bytes(data)
 
 
 def mp4(channels: int) -> bytes:
-    """AAC whose sample entry says so."""
+    """AAC whose sample entry claims this format."""
     data = bytearray(encode(tone(1.0), "-c:a aac -movflags frag_keyframe+empty_moov -f mp4"))
     at = data.index(b"mp4a") + 4 + 16
     data[at : at + 2] = struct.pack(">H", channels)
@@ -156,7 +156,7 @@ def mp4(channels: int) -> bytes:
 
 
 def opus(channels: int) -> bytes:
-    """WebM whose OpusHead says so, and its track entry does not."""
+    """WebM whose OpusHead claims this format, but whose track entry does not."""
     data = bytearray(encode(tone(1.0), "-c:a libopus -f webm"))
     data[data.index(b"OpusHead") + 9] = channels
     return bytes(data)
@@ -183,14 +183,14 @@ def test_a_codec_s_head_that_claims_more_than_its_container() -> None:
 
 @pytest.mark.parametrize("way", [whole, read])
 def test_a_file_that_changes_on_the_way(way: Way, tmp_path: Path) -> None:
-    """Its rate and its channels, as files do that were joined byte by byte: both parts are decoded."""
+    """Rate and channels change where two files were joined byte by byte: both parts are decoded."""
     formats = ("-ar 16000 -ac 1", "-ar 44100 -ac 2", "-ar 8000 -ac 1")
     data = b"".join(encode(tone(1.0), f"-c:a aac {one} -f adts") for one in formats)
     assert way(data, tmp_path) == pytest.approx(3 * SAMPLE_RATE, abs=0.3 * SAMPLE_RATE)
 
 
 def test_a_frame_is_not_believed_either() -> None:
-    """Decoders may find what no head says."""
+    """Decoders may find a format that no header names."""
     for layout, rate in (("33C", 48000), ("178C", 48000), ("mono", 655_350), ("mono", 0)):
         for format in ("s16", "s16p"):
             frame = av.AudioFrame(format=format, layout=av.AudioLayout(layout), samples=100)
@@ -207,7 +207,7 @@ def test_a_frame_is_not_believed_either() -> None:
 @pytest.mark.parametrize("format", ["s16", "s16p", "flt", "fltp", "dblp", "s32", "u8p"])
 @pytest.mark.parametrize("channels", [1, 2, 3, 8, 9, 16, 32])
 def test_channels_become_one(channels: int, format: str) -> None:
-    """Every one counts alike where none is known to be a loudspeaker's."""
+    """All channels have the same weight if their loudspeaker positions are unknown."""
     dtype = {"s16": "i2", "flt": "f4", "dbl": "f8", "s32": "i4", "u8": "u1"}[format.removesuffix("p")]
     full = {"i2": 2.0**15, "i4": 2.0**31, "u1": 2.0**7}.get(dtype, 1.0)
     values = np.arange(channels) / channels / 2
@@ -225,7 +225,7 @@ def _padded(data: bytes, frame: av.AudioFrame, number: int) -> bytes:
 
 
 def test_a_film_s_dialogue_is_not_drowned() -> None:
-    """5.1: the centre is louder than what is left and right of it, and the bass effects are left out."""
+    """5.1: the centre is louder than left and right, and the bass channel is left out."""
     found = {}
     for name in ("FL", "FC", "LFE", "BL"):
         data = encode(tone(1.0), f"-af pan=5.1|{name}=c0 -c:a flac -f flac")
@@ -235,7 +235,7 @@ def test_a_film_s_dialogue_is_not_drowned() -> None:
 
 @pytest.mark.usefixtures("processes")  # of its own: before, it died
 def test_channels_in_an_order_of_their_own(tmp_path: Path) -> None:
-    """Right before left, as QuickTime files may have them: PyAV freed that layout twice, and the process died."""
+    """QuickTime files may have right before left: PyAV freed that layout twice, and the process died."""
     path = tmp_path / "reversed.mov"
     swap = "pan=stereo|c0=c0|c1=0*c0,channelmap=map=FL-FR|FR-FL:channel_layout=FR+FL"
     source = ["-f", "lavfi", "-i", "sine=440:duration=3:sample_rate=16000"]
@@ -255,7 +255,7 @@ def test_channels_in_an_order_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
 def test_an_archive_of_claims(kind: str, tmp_path: Path) -> None:
-    """The gateway keeps such a file as it came; it is never put together with others, nor given to an encoder."""
+    """The gateway keeps such a file as it came; it neither joins it with others nor encodes it."""
     (tmp_path / "incoming").mkdir()
     header = b'{"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels": 1}\n'
     random = np.random.default_rng(3)
@@ -273,7 +273,7 @@ def test_an_archive_of_claims(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [3, 6, 8, 32])
 def test_an_archive_of_many_channels_is_wav(channels: int, tmp_path: Path) -> None:
-    """They were written as two, in a FLAC file that played too slowly."""
+    """Earlier they were written as two channels, in a FLAC file that played too slowly."""
     (tmp_path / "incoming").mkdir()
     header = b'{"sid": "s", "mode": "chunk", "format": "auto", "rate": 16000, "channels": 1}\n'
     data = wav(channels, 16000, size=3840)

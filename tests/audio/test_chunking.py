@@ -1,4 +1,4 @@
-"""audio/chunking.py: what a chunk is, which the worker and the archive must see alike."""
+"""audio/chunking.py: worker and archive must agree on what a chunk is."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_second_is_one_of_the_session_s_own_audio() -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "chunk", "stream"])
 def test_what_opens_a_container(mode: str) -> None:
-    """Weak signatures count where nothing else may go on; none where the client says that there are no heads."""
+    """Weak signatures count only where a recording cannot continue, and not if the client sends headerless audio."""
     rules = chunking(mode)
     assert [rules.container(WEBM, first) for first in (True, False)] == ["matroska", "matroska"]
     assert [rules.container(MP3, first) for first in (True, False)] == ["mp3", "mp3" if mode == "chunk" else None]

@@ -1,4 +1,4 @@
-"""files.py, pcm.py and features.py: what whole files and PCM say, and the numbers that the model gets."""
+"""files.py, pcm.py and features.py: whole files, PCM, and the features that the model gets."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_too_long_is_an_error(name: str) -> None:
     ],
 )
 def test_what_only_begins_like_a_container(data: bytes, kind: str) -> None:
-    """An error with a reason, nothing else."""
+    """It gives an error with a reason."""
     assert sniff.container(data) == kind
     with pytest.raises(AudioError) as caught:
         files.decode(data, kind, 10)
@@ -83,7 +83,7 @@ def test_what_only_begins_like_a_container(data: bytes, kind: str) -> None:
 
 
 def test_damaged_files_are_decoded_or_refused() -> None:
-    """Random bytes overwritten: audio or AudioError, never another exception."""
+    """Random bytes are overwritten: the result is audio or AudioError, never another exception."""
     random = np.random.default_rng(7)
     for arguments, kind in CONTAINERS.values():
         data = np.frombuffer(encode(tone(0.5), arguments), np.uint8)
@@ -102,7 +102,7 @@ def test_damaged_files_are_decoded_or_refused() -> None:
 @pytest.mark.parametrize("rate", [8000, 16000, 44100])
 @pytest.mark.parametrize("size", [13, 1001, 10**6])
 def test_pcm_cut_anywhere(format: str, channels: int, rate: int, size: int) -> None:
-    """The same samples, however the bytes are cut."""
+    """The samples are the same for any slicing of the bytes."""
     samples = np.repeat(tone(0.3, rate), channels)
     data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
     pcm = PcmDecoder(format, rate, channels)
@@ -128,7 +128,7 @@ def test_pcm_that_is_no_number() -> None:
 @pytest.mark.parametrize("n_mels", [64, 80, 128])
 @pytest.mark.parametrize("seconds", [0.05, 1.0, 7.3, 30.0])
 def test_features_are_the_reference_s(n_mels: int, seconds: float, utterances: list[Utterance]) -> None:
-    """Those of faster-whisper, for speech, in the window that fits and in the full one."""
+    """They equal faster-whisper's for speech, in the fitting window and in the full one."""
     speech = np.frombuffer(b"".join(one.pcm for one in utterances[:20]), "<i2").astype(np.float32) / np.float32(32768)
     samples = speech[: int(seconds * SAMPLE_RATE)]
     reference = FeatureExtractor(feature_size=n_mels)
@@ -147,7 +147,7 @@ def test_features_of_next_to_nothing(samples: Any) -> None:
 
 
 def test_no_window_is_taken_for_raw_features() -> None:
-    """CTranslate2 encodes an input again whose encoder output has n_mels steps: 160 frames with 80, 256 with 128."""
+    """CTranslate2 encodes an input a second time if it has n_mels steps: 160 frames with 80 bands, 256 with 128."""
     assert not {2 * n_mels for n_mels in (64, 80, 128)} & set(WINDOWS)
     for seconds in np.arange(0, 40, 0.01):
         assert window_for(float(seconds), "fit") in WINDOWS

@@ -1,4 +1,4 @@
-"""audio/sniff.py: what bytes are, by how they begin."""
+"""audio/sniff.py: the kind of some bytes, by their beginning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from asrserver.errors import AudioError
 
 
 def test_pcm_is_no_container() -> None:
-    """Noise of any kind: strong magic does not come up, and weak magic counts at the start alone."""
+    """Noise of any kind never contains a strong signature, and a weak one counts only at the start."""
     random = np.random.default_rng(3)
     for _ in range(2000):
         assert sniff.container(random.bytes(64), first=False) is None

@@ -1,4 +1,4 @@
-"""stream.py and demux/: streams of bytes, cut anywhere, to samples."""
+"""stream.py and demux/: streams of bytes, sliced anywhere, become samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.audio.streams import STREAMS, decoded, handed_on, kind, slices, strea
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_what_ffmpeg_makes_of_the_file(name: str) -> None:
-    """As long, to a few samples, and the same: as a stream and as a whole file."""
+    """Streamed and as a whole file, the samples equal FFmpeg's, up to a few at the end."""
     reference = decoded_by_ffmpeg(stream(name), kind(name))
     for found in (whole(name), files.decode(stream(name), kind(name), 60)):
         assert abs(len(found) - len(reference)) <= (2048 if "vorbis" in name else 64)  # whose end is not trimmed
@@ -25,7 +25,7 @@ def test_a_stream_is_what_ffmpeg_makes_of_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_slicing_changes_nothing(name: str) -> None:
-    """Byte for byte, in small slices, in large ones: equal to the bit."""
+    """Single bytes, small slices and large ones give bit-identical samples."""
     data = stream(name)
     for seed, largest in enumerate((max(7, len(data) // 5000), 1500, 20000)):
         assert np.array_equal(decoded(StreamDecoder(kind(name)), slices(data, seed, largest)), whole(name))
@@ -36,7 +36,7 @@ def test_slicing_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_samples_come_as_soon_as_they_can(name: str) -> None:
-    """After three quarters of the bytes, about three quarters of the samples; none is kept until the end."""
+    """After three quarters of the bytes there are about three quarters of the samples; none waits for the end."""
     data = stream(name)
     decoder = StreamDecoder(kind(name))
     found = len(decoder.feed(data[: len(data) * 3 // 4]))
@@ -48,7 +48,7 @@ def test_samples_come_as_soon_as_they_can(name: str) -> None:
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("format", ["pcm_s16le", "pcm_f32le"])
 def test_raw_pcm(format: str, channels: int, rate: int) -> None:
-    """Any slicing, and resumed anywhere, by a worker of this version or of one that decoded all PCM alike: the same
+    """Any slicing, and a resume anywhere by this version or by one that decoded all PCM alike, gives the same
     numbers."""
     random = np.random.default_rng(rate)
     samples = random.uniform(-0.9, 0.9, rate * channels * 2).astype(np.float32)
@@ -75,7 +75,7 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
 
 
 def test_a_resume_point_of_plain_pcm_is_exact() -> None:
-    """Any sample that is asked for, also after another point."""
+    """There is a point for every sample, also after an earlier point."""
     decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 2)
     decoder.feed(bytes(4 * 1000 + 3))
     assert [(one.offset, one.sample) for one in map(decoder.resume_point, (-5, 0, 777, 2000))] == [

@@ -1,4 +1,4 @@
-"""What containers hold besides one stream of audio."""
+"""Containers that hold more than one stream of audio, or unusual values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.audio.streams import FRAGMENTS, correlation, decoded, sized, slices, 
     ],
 )
 def test_a_whole_mp4_file(arguments: str, muxer: str, tmp_path: Path) -> None:
-    """Its index at the end, at the beginning, or for a part of it: in slices as at once."""
+    """Its index is at the end, at the beginning or in fragments; sliced and whole give the same samples."""
     file = tmp_path / "file"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
     subprocess.run([*command, *arguments.split(), "-f", muxer, file], input=s16(speech()), check=True)
@@ -45,7 +45,7 @@ def test_a_whole_mp4_file(arguments: str, muxer: str, tmp_path: Path) -> None:
 
 
 def test_video_is_passed_over() -> None:
-    """Of a recording of the screen, the sound."""
+    """The sound of a screen recording is decoded."""
     for arguments, container in (
         ("-c:v libvpx -c:a libopus -f webm -live 1", "matroska"),
         (f"{FRAGMENTS} -f mp4", "mp4"),
@@ -69,7 +69,7 @@ def test_video_is_passed_over() -> None:
 
 @pytest.mark.parametrize("arguments", ["-ac 8 -f flac", "-c:a libvorbis -ac 8 -f ogg"])
 def test_eight_channels(arguments: str) -> None:
-    """As many as FFmpeg's frames have room for: PyAV 18 sees more planes of them than there are."""
+    """FFmpeg's frames have room for eight planes; PyAV 18 reports more planes than exist."""
     data = encode(tone(2.0), arguments)
     kind = sniff.container(data)
     assert kind is not None
@@ -81,7 +81,7 @@ def test_eight_channels(arguments: str) -> None:
 
 @pytest.mark.parametrize("field", ["number", "rate"])
 def test_numbers_that_cannot_be(field: str) -> None:
-    """A track with a number of nine bytes, a rate that is none: refused, or its point would be no JSON."""
+    """A track number of nine bytes and an impossible rate are refused: the resume point would be no JSON."""
     data = bytearray(stream("mkv-pcm"))
     if field == "rate":
         at = data.index(b"\xb5\x88") + 2
@@ -103,7 +103,7 @@ def test_a_wav_whose_header_does_not_know_its_length(size: int) -> None:
 
 
 def test_what_follows_the_samples_of_a_wav_is_no_audio() -> None:
-    """Also for a decoder that is resumed just before."""
+    """This also holds for a decoder that was resumed just before it."""
     data = sized(stream("wav")) + b"LIST\x09\x00\x00\x00INFOabcde\x00"
     assert np.array_equal(decoded(StreamDecoder("wav"), slices(data, 1, 999)), whole("wav"))
     decoder = StreamDecoder("wav")

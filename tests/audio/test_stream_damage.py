@@ -32,7 +32,7 @@ from tests.audio.streams import FRAGMENTS, STREAMS, decoded, kind, slices, speec
     ],
 )
 def test_what_only_begins_like_a_container(data: bytes, container: str, code: str) -> None:
-    """An error with a reason, at the latest at the end, and no other exception."""
+    """It gives an error with a reason, at the end at the latest, and no other exception."""
     for size in (1, 1000):
         with pytest.raises(AudioError) as caught:
             decoded(StreamDecoder(container), (data[at : at + size] for at in range(0, len(data), size)))
@@ -49,7 +49,7 @@ def test_what_only_begins_like_a_container(data: bytes, container: str, code: st
     ],
 )
 def test_what_is_no_stream(arguments: str, container: str, why: str, tmp_path: object) -> None:
-    """Said once, with the reason."""
+    """There is one error, with the reason."""
     file = f"{tmp_path}/file"
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
     subprocess.run([*command, *arguments.split(), file], input=s16(tone(2.0)), check=True)
@@ -70,7 +70,7 @@ def test_what_is_no_stream(arguments: str, container: str, why: str, tmp_path: o
 
 @pytest.mark.parametrize("name", ["webm", "ogg-opus-pages", "mp4", "mp3", "aac", "flac", "wav"])
 def test_damage_costs_itself_alone(name: str) -> None:
-    """A chunk overwritten in the middle: an error, and before and after it the audio as it was."""
+    """A piece in the middle is overwritten: there is an error, and the audio before and after it is intact."""
     clean, data = encode(tone(8.0), STREAMS[name][0]), b""
     middle = len(clean) // 2
     data = clean[:middle] + np.random.default_rng(1).bytes(700) + clean[middle + 700 :]
@@ -86,7 +86,7 @@ def test_damage_costs_itself_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_damaged_streams_are_decoded_or_refused(name: str) -> None:
-    """Random bytes overwritten, pieces lost or sent twice: samples or AudioError, never another exception."""
+    """Bytes are overwritten, pieces are lost or repeated: samples or AudioError, never another exception."""
     random = np.random.default_rng(7)
     clean = np.frombuffer(stream(name)[:40000], np.uint8)
     for number in range(12):
@@ -104,7 +104,7 @@ def test_damaged_streams_are_decoded_or_refused(name: str) -> None:
 
 
 def test_a_few_bytes_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two minutes of silence a kilobyte: Opus can say that. What is too long is refused; nothing else is lost."""
+    """Opus can encode two minutes of silence in a kilobyte: too much is refused, and nothing else is lost."""
     head = stream("webm")[: stream("webm").index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff"
     block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))  # two frames of 60 ms of nothing
     monkeypatch.setattr(decoding, "_MAX_FEED_SECONDS", 60)
@@ -121,7 +121,7 @@ def test_a_few_bytes_cannot_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("container", ["matroska", "ogg", "mp4", "flac", "mp3", "aac", "wav"])
 def test_what_never_ends_is_not_kept(container: str) -> None:
-    """Elements that claim to be long, heads that never come to audio: the buffer stays small."""
+    """Elements that claim to be long, and headers without audio, do not fill the buffer."""
     heads = {
         "matroska": b"\x1aE\xdf\xa3\x80\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff\x16T\xaek\x08\x7f\xff\xff\xff",
         "ogg": b"OggS\x00\x02" + bytes(20) + b"\x01\x13OpusHead\x01\x01" + bytes(9),
@@ -140,7 +140,7 @@ def test_what_never_ends_is_not_kept(container: str) -> None:
 
 
 def test_minutes_take_no_memory() -> None:
-    """Of WebM in slices, with points asked for as a worker does."""
+    """WebM in slices, with a resume point for each, as a worker does it."""
     data = stream("webm")
     head = data.index(b"\x1fC\xb6u")
     decoder = StreamDecoder("matroska")

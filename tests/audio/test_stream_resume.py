@@ -15,7 +15,7 @@ from tests.audio.streams import STREAMS, correlation, decoded, handed_on, kind, 
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_another_process_goes_on(name: str) -> None:
-    """Killed at any moment, with the point as JSON: no sample lost or doubled, and the joint cannot be heard."""
+    """Killed at any moment, resumed from JSON: no sample is lost or doubled, and the joint is inaudible."""
     data, wanted = stream(name), whole(name)
     random = np.random.default_rng(len(data))
     decoder = StreamDecoder(kind(name))
@@ -48,7 +48,7 @@ def test_another_process_goes_on(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["webm", "mp4", "ogg-opus-pages", "mp3", "aac", "flac", "wav"])
 def test_going_on_more_than_once(name: str) -> None:
-    """Each of a row of owners dies: the points that a resumed decoder gives are as good."""
+    """Several owners die in turn: the points of a resumed decoder are as good as those of the first."""
     data, wanted = stream(name), whole(name)
     pieces: list[Samples] = []
     point = StreamDecoder(kind(name)).resume_point(0)
@@ -64,7 +64,7 @@ def test_going_on_more_than_once(name: str) -> None:
 
 
 def test_resume_points_are_near_and_few() -> None:
-    """A point for any sample, within half a second before it; and an hour without asking keeps a bounded number."""
+    """Each sample has a point within half a second before it; an hour without a request keeps a bounded number."""
     decoder = StreamDecoder("matroska")
     decoder.feed(stream("webm"))
     assert decoder.position > 3 * SAMPLE_RATE
@@ -82,7 +82,7 @@ def test_resume_points_are_near_and_few() -> None:
 
 
 def test_the_recorder_is_started_again() -> None:
-    """A second head in the stream, of another kind of track: the audio goes on, also for another process."""
+    """A second header with another kind of track: the audio continues, also in another process."""
     for name in ("webm", "ogg-opus", "mp4", "wav", "flac"):
         first, second = stream(name), encode(tone(2.0), STREAMS[name][0].replace("-f ", "-ac 2 -f "))
         both = (sized(first) if name == "wav" else first) + second

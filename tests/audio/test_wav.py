@@ -1,4 +1,4 @@
-"""audio/wav.py: headers read and written, whatever they hold, claim or lack; and the samples behind them."""
+"""audio/wav.py: headers are read and written, whatever they claim or lack, with the samples behind them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ GUID = b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
 
 
 def chunks(*parts: tuple[bytes, bytes]) -> bytes:
-    """A WAV file of chunks, each padded."""
+    """A WAV file of RIFF chunks, each padded."""
     body = b"".join(name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in parts)
     return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
 
 
 def fmt(tag: int, channels: int, rate: int, bits: int, speed: int = 0, frame: int = 0, more: bytes = b"") -> bytes:
-    """The content of a format chunk; the speed and the frame are what it claims, right or not."""
+    """The content of a format chunk; byte rate and block size are as claimed, right or wrong."""
     return struct.pack("<HHIIHH", tag, channels, rate, speed, frame, bits) + more
 
 
 def patched(data: bytes, name: bytes, size: int) -> bytes:
-    """A file whose chunk and whole claim another size."""
+    """A file whose data chunk and RIFF size claim another size."""
     at = data.index(name) + 4
     return data[:4] + struct.pack("<I", size) + data[8:at] + struct.pack("<I", size) + data[at + 4 :]
 
@@ -43,7 +43,7 @@ def patched(data: bytes, name: bytes, size: int) -> bytes:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("channels", [1, 2, 6])
 def test_files_of_ffmpeg(codec: str, channels: int) -> None:
-    """Six channels, and 24 bits and more, are WAVE_FORMAT_EXTENSIBLE."""
+    """Six channels, and 24 bits or more, are written as WAVE_FORMAT_EXTENSIBLE."""
     data = encode(tone(0.5), f"-c:a {codec} -ac {channels} -ar 8000 -f wav")
     header = wav.read_header(data)
     assert header is not None
@@ -79,7 +79,7 @@ def test_samples_are_ffmpeg_s(codec: str, channels: int) -> None:
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_the_standard_library_reads_what_is_written(width: int, channels: int) -> None:
-    """And the other way round; of an odd number of bytes too, which are padded."""
+    """And the other way round; also with an odd number of bytes, which is padded."""
     codec = {1: "pcm_u8", 2: "pcm_s16le", 3: "pcm_s24le", 4: "pcm_s32le"}[width]
     raw = np.random.default_rng(width).bytes(width * channels * 501)
     ours = wav.encode(wav.Format.of(codec, channels, 22050), raw)
@@ -98,7 +98,7 @@ def test_the_standard_library_reads_what_is_written(width: int, channels: int) -
 
 @pytest.mark.parametrize("tag", [1, 3, 6, 7])
 def test_extensible(tag: int) -> None:
-    """The format is at the beginning of its GUID; of 32 bits 20 may count, which are the upper ones."""
+    """The format is the beginning of its GUID; of 32 bits only the upper 20 may be valid."""
     bits = {1: 32, 3: 32}.get(tag, 8)
     more = struct.pack("<HHI", 22, min(bits, 20), 3) + struct.pack("<H", tag) + GUID
     data = chunks((b"fmt ", fmt(0xFFFE, 2, 48000, bits, more=more)), (b"data", bytes(800)))
@@ -116,7 +116,7 @@ def test_bits_that_fill_no_bytes(bits: int, codec: str | None) -> None:
 
 
 def test_what_follows_from_something_else_is_not_believed() -> None:
-    """A header may claim any speed, and a frame of any size: a gateway would count its hours as nothing."""
+    """A header may claim any byte rate: with it a gateway would count hours of audio as nothing."""
     for speed, frame in ((0, 0), (2**32 - 1, 1), (1, 65535)):
         format = wav.parse_format(fmt(1, 2, 44100, 16, speed, frame))
         assert (format.frame, format.bytes_per_second) == (4, 176400)
@@ -125,7 +125,7 @@ def test_what_follows_from_something_else_is_not_believed() -> None:
 
 
 def test_chunks_around_the_samples() -> None:
-    """Before, of odd sizes, and with the same letters in their content."""
+    """Chunks before the samples, of odd sizes, and with the letters of a chunk name in their content."""
     pcm16 = s16(tone(0.1))
     parts = [(b"LIST", b"data" + bytes(3)), (b"fmt ", fmt(1, 1, SAMPLE_RATE, 16, more=b"\0\0")), (b"bext", bytes(601))]
     data = chunks(*parts, (b"data", pcm16), (b"id3 ", bytes(99)))
@@ -138,7 +138,7 @@ def test_chunks_around_the_samples() -> None:
 
 @pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
 def test_a_length_that_is_not_known(size: int) -> None:
-    """As programs write it that write to a pipe: all that comes is audio."""
+    """Programs that write to a pipe leave the length open: everything that follows is audio."""
     data = patched(wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), s16(tone(0.5))), b"data", size)
     header = wav.read_header(data)
     assert header is not None
@@ -162,7 +162,7 @@ def test_too_long_is_known_by_the_header(codec: str) -> None:
 
 
 def test_a_header_that_is_cut_anywhere() -> None:
-    """Nothing is known until it is there; the format before the rest."""
+    """Nothing is known until it is there; the format is known before the rest."""
     data = chunks((b"LIST", bytes(7)), (b"fmt ", fmt(1, 1, 8000, 16)), (b"data", bytes(100)))
     whole = wav.read_header(data)
     assert whole is not None
@@ -182,7 +182,7 @@ def test_what_is_no_header() -> None:
 
 
 def test_random_headers_are_read_or_not() -> None:
-    """Never another exception; and never a format beyond the bounds."""
+    """There is never another exception, and never a format beyond the bounds."""
     random = np.random.default_rng(5)
     clean = np.frombuffer(chunks((b"LIST", bytes(7)), (b"fmt ", fmt(1, 1, 8000, 16)), (b"data", bytes(30))), np.uint8)
     known = 0

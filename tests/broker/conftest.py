@@ -19,7 +19,7 @@ Broker = TypeVar("Broker", bound=BrokerConnection)
 
 @pytest.fixture
 def db(redis_url: str) -> Iterator[redis.Redis]:
-    """A plain client, to look and to disturb."""
+    """A plain Redis client, to look at keys and to disturb."""
     client = redis.Redis.from_url(redis_url, decode_responses=True, protocol=2)
     yield client
     client.close()
@@ -27,19 +27,19 @@ def db(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def g(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[GatewayBroker]:
-    """A gateway's."""
+    """A gateway's broker."""
     yield from opened(io_loop, GatewayBroker(redis_url, "g"))
 
 
 @pytest.fixture
 def w(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[WorkerBroker]:
-    """A worker's."""
+    """A worker's broker."""
     yield from opened(io_loop, WorkerBroker(redis_url, "w"))
 
 
 @pytest.fixture
 def v(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[WorkerBroker]:
-    """Another worker's."""
+    """Another worker's broker."""
     yield from opened(io_loop, WorkerBroker(redis_url, "v"))
 
 
@@ -51,7 +51,7 @@ def opened(io_loop: tornado.ioloop.IOLoop, broker: Broker) -> Iterator[Broker]:
 
 @pytest.fixture
 def make_late(io_loop: tornado.ioloop.IOLoop, redis_url: str) -> Iterator[Make]:
-    """Other gateways' brokers, made inside a test, whose loop already runs."""
+    """Return a function that makes other gateways' brokers inside a test, whose loop already runs."""
     made: list[GatewayBroker] = []
 
     def maker(name: str) -> GatewayBroker:

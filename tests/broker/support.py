@@ -1,4 +1,4 @@
-"""What the tests of the broker do with it, and to its Redis."""
+"""What several tests of the broker do with it and with Redis."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ async def opened(gateway: GatewayBroker, sid: str = "s", nonce: str = "n") -> bo
 async def append(
     gateway: GatewayBroker, index: int, data: bytes = b"x", sid: str = "s", first: int = 0
 ) -> Exception | None:
-    """What `done` was told; the chunk follows the one before it, unless it is the `first`."""
+    """Append a chunk after the one before it (unless it is the `first`); return what `done` was called with."""
     future: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
     gateway.append(sid, index, index - 1 if index > first else None, [data], False, future.set_result)
     return await future
 
 
 async def taken(worker: WorkerBroker, lease: float | None = None) -> Claim:
-    """The one session that can be claimed."""
+    """Claim the only session that can be claimed."""
     [(task, sid)] = await worker.claim(lease, 10, 0)
     claim = await worker.acquire(task, sid)
     assert claim is not None
@@ -45,7 +45,7 @@ async def taken(worker: WorkerBroker, lease: float | None = None) -> Claim:
 
 
 def event(claim: Claim, number: int, seq: int, kind: str = "chunk", **fields: Any) -> Result:
-    """An event of the claim's owner: its own with this number, the session's with this `seq`."""
+    """An event of this claim's owner, with its own `number` and the session's `seq`."""
     return durable(kind, seq, id=claim.event_id(number), text=f"word{seq}", **fields)
 
 
@@ -55,7 +55,7 @@ def ids(db: redis.Redis, key: str) -> list[str]:
 
 @contextmanager
 def nobody_listens(servers: Servers) -> Iterator[None]:
-    """New connections to Redis are refused meanwhile."""
+    """Refuse new connections to Redis meanwhile."""
     path = servers.redis.socket_path
     away = path.rename(f"{path}.away")
     try:

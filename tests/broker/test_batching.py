@@ -20,12 +20,12 @@ from tests.waiting import until
 
 @pytest.fixture
 def busy(g: GatewayBroker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many chunks come that those of one session wait for each other."""
+    """Act as if so many chunks came that those of one session wait for each other."""
     monkeypatch.setattr(g._batcher, "_linger", LingerPolicy(-1e9, batching.DELAY_PER_RATE, batching.MAX_DELAY_SECONDS))
 
 
 async def append(g: GatewayBroker, sid: str, chunks: dict[int, bytes], joins: bool = True) -> dict[int, Any]:
-    """Append chunks, each after the one before; the answers, which come later."""
+    """Append chunks, each after the one before it; the returned answers are filled in later."""
     answers: dict[int, Any] = {}
     before = None
     for index, data in chunks.items():
@@ -38,7 +38,7 @@ async def append(g: GatewayBroker, sid: str, chunks: dict[int, bytes], joins: bo
 async def test_where_many_chunks_come_those_of_a_session_share_an_entry(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis, busy: None
 ) -> None:
-    """But for its first, which waits for nobody. Each is acknowledged, and none before Redis has it."""
+    """The first waits for no other. Each chunk is acknowledged, and only when Redis has it."""
     await opened(g)
     answers = await append(g, "s", {4: b"a", 5: b"bc", 7: b"d", 8: b"e"})
     await until(lambda: len(answers) == 4)
@@ -60,7 +60,8 @@ async def test_chunks_with_borders_share_no_entry(g: GatewayBroker, db: redis.Re
 @pytest.mark.gen_test
 @pytest.mark.parametrize("then", ["end", "resume", "close", "fill"])
 async def test_what_waits_goes_before_what_follows_it(g: GatewayBroker, w: WorkerBroker, busy: None, then: str) -> None:
-    """A session's end, its resumption elsewhere, the gateway's own end; and it goes when there is a second of it."""
+    """Waiting chunks are sent before the end, a resume elsewhere or the gateway's stop, and at a full second of
+    audio."""
     await opened(g)
     answers = await append(g, "s", {0: b"a", 1: b"b", 2: b"c" * (batching.MAX_ENTRY_BYTES if then == "fill" else 1)})
     if then == "end":
@@ -81,7 +82,7 @@ async def test_what_waits_goes_before_what_follows_it(g: GatewayBroker, w: Worke
 async def test_what_waits_to_be_joined_is_bounded(
     g: GatewayBroker, busy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has waited longest goes; nobody is kept from being read for what waits by choice."""
+    """The chunk that waited longest is sent; chunks that wait by choice stop no connection from being read."""
     monkeypatch.setattr(batching, "MAX_WAITING_BYTES", 10)
     for sid in ("a", "b"):
         await opened(g, sid)

@@ -27,7 +27,7 @@ from tests.waiting import until
 
 @pytest.mark.gen_test(timeout=30)
 async def test_order_holds_while_connections_are_killed(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
-    """Mid-flight, again and again: every chunk is acknowledged, in order, and is there once."""
+    """Connections are killed again and again: every chunk is acknowledged, in order, and stored once."""
     await opened(g)
     answers: list[Any] = []
 
@@ -46,7 +46,7 @@ async def test_order_holds_while_connections_are_killed(g: GatewayBroker, w: Wor
 
 @pytest.mark.gen_test(timeout=60)
 async def test_order_holds_over_a_restart_of_redis(g: GatewayBroker, servers: Servers, db: redis.Redis) -> None:
-    """Killed without warning; what was issued before, while it was away and after is there, in order."""
+    """Redis is killed without warning: commands from before, during and after the outage are there, in order."""
     await opened(g)
     assert await append(g, 0) is None
     pid = servers.redis.pid
@@ -64,7 +64,7 @@ async def test_order_holds_over_a_restart_of_redis(g: GatewayBroker, servers: Se
 async def test_callers_are_told_when_redis_stays_away(
     g: GatewayBroker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After RETRY_SECONDS, those that waited behind others too; and when Redis is back, it works again."""
+    """All get an error after RETRY_SECONDS, also those that waited behind others; later Redis works again."""
     monkeypatch.setattr(pipeline_module, "RETRY_SECONDS", 0.3)
     monkeypatch.setattr(pipeline_module, "MAX_BATCH", 10)
     await opened(g)
@@ -92,7 +92,7 @@ async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: GatewayBroker)
 async def test_a_full_redis_is_unavailable_and_no_lost_event(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
 ) -> None:
-    """The worker drops the session, and its next owner makes the event."""
+    """The worker drops the session, and its next owner emits the event."""
     await opened(g)
     claim = await taken(w)
     limit = str(db.config_get("maxmemory")["maxmemory"])
@@ -110,7 +110,7 @@ async def test_a_full_redis_is_unavailable_and_no_lost_event(
 
 @pytest.mark.gen_test(timeout=30)
 async def test_the_subscription_comes_back_and_says_so(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
-    """What is published by anyone else and is no result is passed over."""
+    """Messages of others that are no events are ignored."""
     events: list[Published] = []
     subscribed: list[bool] = []
     task = asyncio.ensure_future(g.subscribe(events.append, lambda: subscribed.append(True)))
@@ -133,7 +133,7 @@ async def test_the_subscription_comes_back_and_says_so(g: GatewayBroker, w: Work
 async def test_a_silent_subscription_is_asked(
     g: GatewayBroker, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answered, it goes on: no second subscription."""
+    """If Redis answers the ping, there is no second subscription."""
     assert SILENCE_SECONDS > 1
     monkeypatch.setattr("asrserver.broker.subscription.SILENCE_SECONDS", 0.05)
     subscribed: list[bool] = []
@@ -148,7 +148,7 @@ async def test_a_silent_subscription_is_asked(
 
 @pytest.mark.gen_test
 async def test_redis_py_sends_an_encoded_command_as_it_is(redis_url: str, db: redis.Redis) -> None:
-    """By the part of redis-py that is changed here: a version of it that packs otherwise must fail here, not later."""
+    """A redis-py that packs commands in another way must fail here, and not later."""
     async with connect(redis_url, timeout=5.0) as client:
         pipe = client.pipeline(transaction=False)
         pipe.execute_command("SET", "before", "1")
@@ -162,7 +162,7 @@ async def test_redis_py_sends_an_encoded_command_as_it_is(redis_url: str, db: re
 
 @pytest.mark.gen_test
 async def test_who_waits_for_room_hears_of_replies(g: GatewayBroker) -> None:
-    """When the bytes on their way have become less, and not before."""
+    """Waiters are woken when fewer bytes are on their way, and not before."""
     heard: list[int] = []
     g.pipeline.on_replies = lambda: heard.append(g.bytes_on_their_way)
     await opened(g)

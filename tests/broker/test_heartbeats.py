@@ -1,4 +1,4 @@
-"""Heartbeats, numbers of the queue, and news of ends, in a real Redis."""
+"""Heartbeats, queue statistics and end notifications in a real Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of everything in Redis, which must be whole: it is where an operator looks."""
+"""The table of all Redis keys is complete: operators look there."""
 
 from __future__ import annotations
 

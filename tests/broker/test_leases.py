@@ -1,4 +1,4 @@
-"""Leases and the fence in a real Redis: who owns a session, and what an owner that was replaced can do."""
+"""Leases and the fence in a real Redis: who owns a session, and what a replaced owner can do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.waiting import until
 async def test_what_gave_no_event_is_covered_too(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
 ) -> None:
-    """Audio is trimmed, the next owner is told from where it goes on, and nothing is added to the events."""
+    """The audio is trimmed, the next owner gets the resume point, and no event is added."""
     await opened(g)
     for index in range(4):
         await append(g, index)
@@ -63,7 +63,7 @@ async def test_a_guess_is_published_and_stored_nowhere(g: GatewayBroker, w: Work
 async def test_an_owner_that_was_replaced_can_do_nothing(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
 ) -> None:
-    """Its events are refused, nothing is published or trimmed, and the task stays the new owner's."""
+    """Its events are refused, nothing is published or trimmed, and the task stays with the new owner."""
     await opened(g)
     await append(g, 0)
     old = await taken(w)
@@ -94,7 +94,7 @@ async def test_an_owner_that_was_replaced_can_do_nothing(
 async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker
 ) -> None:
-    """And no longer once a new owner stands between."""
+    """It is no longer accepted when a new owner has the session."""
     await opened(g)
     claim = await taken(w)
     assert await w.append_event(claim, event(claim, 1, 1), "0-1")
@@ -108,7 +108,7 @@ async def test_an_event_sent_again_after_a_lost_reply_is_accepted_once(
 async def test_the_next_owner_knows_what_was_said_though_its_events_are_forgotten(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis
 ) -> None:
-    """The texts are kept apart, each once, and go with the session."""
+    """The texts are kept separately, each once, and are deleted with the session."""
     await opened(g)
     claim = await taken(w)
     for seq in range(1, 6):
@@ -161,7 +161,7 @@ async def test_a_worker_that_slept_does_not_steal_its_session_back(
 async def test_a_session_that_is_given_up_can_be_claimed_at_once(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker
 ) -> None:
-    """One by its task, or all; others stay."""
+    """A worker gives up one task or all; others are not affected."""
     await opened(g, "one")
     await opened(g, "two")
     tasks = {sid: task for task, sid in await w.claim(None, 10, 0)}
@@ -176,7 +176,7 @@ async def test_a_session_that_is_given_up_can_be_claimed_at_once(
 async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_ones(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, redis_url: str
 ) -> None:
-    """XAUTOCLAIM from the start looks at ten times its count and would never come to them."""
+    """XAUTOCLAIM from the start looks at ten times its count and would never reach them."""
     for number in range(60):
         await opened(g, f"living{number}")
     assert len(await v.claim(None, 100, 0)) == 60
@@ -193,7 +193,7 @@ async def test_a_dead_worker_s_sessions_are_found_behind_any_number_of_living_on
 async def test_there_is_nothing_to_do_for_a_session_that_is_over(
     g: GatewayBroker, w: WorkerBroker, v: WorkerBroker, db: redis.Redis, how: str
 ) -> None:
-    """Its task is acknowledged and gone, and no key comes back to life."""
+    """Its task is acknowledged and removed, and none of its keys is created again."""
     await opened(g)
     claim = await taken(w)
     if how == "vanished":
@@ -211,7 +211,7 @@ async def test_there_is_nothing_to_do_for_a_session_that_is_over(
 
 @pytest.mark.gen_test
 async def test_a_worker_waits_in_redis_for_a_session(g: GatewayBroker, w: WorkerBroker) -> None:
-    """Without holding up its other commands."""
+    """The wait does not delay its other commands."""
     waiting = asyncio.ensure_future(w.claim(1.0, 4, 8))
     await until(lambda: not waiting.done())
     assert await w.ping() < 8
@@ -221,7 +221,7 @@ async def test_a_worker_waits_in_redis_for_a_session(g: GatewayBroker, w: Worker
 
 @pytest.mark.gen_test
 async def test_strikes_and_retirement(g: GatewayBroker, w: WorkerBroker, redis_url: str, db: redis.Redis) -> None:
-    """A strike is on the session's entry; a name is forgotten only when no entry hangs on it."""
+    """A strike belongs to an entry of a session; a consumer is deleted only when it has no pending entry."""
     await opened(g)
     claim = await taken(w)
     janitor = WorkerJanitor(redis_url)
@@ -239,7 +239,7 @@ async def test_strikes_and_retirement(g: GatewayBroker, w: WorkerBroker, redis_u
 
 
 def test_blocking_clients_say_that_redis_is_away() -> None:
-    """As all of the broker does: a thread and the supervisor need not know redis-py."""
+    """They raise the broker's error: the lease thread and the supervisor need not know redis-py."""
     url = "redis://127.0.0.1:1"
     renewer, janitor = LeaseRenewer(url, "w"), WorkerJanitor(url)
     calls: list[Callable[[], object]] = [

@@ -1,4 +1,4 @@
-"""broker/quota.py: audio that is charged, and what keys hold."""
+"""broker/quota.py: charged audio, and what API keys hold."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_audio_is_charged_once(redis_url: str) -> None:
-    """Not for an event that is sent again, nor by an owner that was fenced off, nor again by the next owner."""
+    """Audio is not charged again for a repeated event, by a fenced owner, or by the next owner."""
     g, w, v = GatewayBroker(redis_url, "g"), WorkerBroker(redis_url, "w"), WorkerBroker(redis_url, "v")
     await g.open()
     assert await g.open_session("s", "n", {"gateway": "g", "owner": "k", "options": "{}"}, time.time() + 60)

@@ -19,7 +19,7 @@ from tests.waiting import until
 
 @pytest.mark.gen_test
 async def test_a_session_is_opened_once_whatever_replies_are_lost(g: GatewayBroker, db: redis.Redis) -> None:
-    """The same nonce is the same try again; another is another client."""
+    """The same nonce is a repeated attempt; another nonce is another client."""
     assert await opened(g, nonce="1")
     assert await opened(g, nonce="1")
     assert not await opened(g, nonce="2")
@@ -45,7 +45,7 @@ async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: 
 
 @pytest.mark.gen_test
 async def test_the_end_follows_the_last_chunk(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
-    """Also when all chunks are trimmed, and one end only, however often it is said."""
+    """This holds when all chunks are trimmed, and there is one end however often it is written."""
     await opened(g)
     await append(g, 6, first=6)
     await append(g, 7, first=6)
@@ -68,7 +68,7 @@ async def test_the_end_of_a_session_without_audio(g: GatewayBroker, w: WorkerBro
 
 @pytest.mark.gen_test
 async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: GatewayBroker, make_late: Make) -> None:
-    """And its try after a lost reply says again that it has it."""
+    """A repeated attempt after a lost reply succeeds again."""
     other = make_late("other")
     await opened(g)
     assert not await other.end_session("s", "interrupted", time.time() + 60, seen="somebody")
@@ -82,7 +82,7 @@ async def test_another_gateway_ends_a_session_only_of_the_gateway_it_saw(g: Gate
 
 @pytest.mark.gen_test
 async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: GatewayBroker, make_late: Make) -> None:
-    """Its chunk would come after the end: acknowledged, and never heard."""
+    """Its chunk would come after the end: acknowledged, but never recognised."""
     await opened(g)
     assert await append(g, 0) is None
     other = make_late("other")
@@ -94,7 +94,7 @@ async def test_a_gateway_that_slept_cannot_append_to_an_adopted_session(g: Gatew
 
 @pytest.mark.gen_test
 async def test_a_resumed_session_is_the_new_gateway_s_alone(g: GatewayBroker, make_late: Make, db: redis.Redis) -> None:
-    """Whatever the old one still has under way is refused, and it hears that the session moved."""
+    """Commands of the old gateway are refused, and it is notified that the session moved."""
     await opened(g)
     assert await append(g, 0) is None
     listener = db.pubsub(ignore_subscribe_messages=True)
@@ -135,7 +135,7 @@ async def test_only_the_owner_of_a_session_resumes_it(g: GatewayBroker, make_lat
 
 @pytest.mark.gen_test
 async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: GatewayBroker, make_late: Make) -> None:
-    """On the same gateway too: whoever comes second sees what the first did."""
+    """This holds on the same gateway too: the second one sees what the first one did."""
     sweeper = make_late("sweeper")
     for sid in ("resumed", "ended"):
         await opened(g, sid)
@@ -152,7 +152,7 @@ async def test_a_resume_and_the_end_of_the_overdue_exclude_each_other(g: Gateway
 
 @pytest.mark.gen_test
 async def test_no_chunk_follows_one_that_could_not_be_written(g: GatewayBroker, db: redis.Redis) -> None:
-    """The rest of its pipeline is refused, or the hole would be acknowledged."""
+    """The rest of its pipeline is refused; otherwise the gap would be acknowledged."""
     await opened(g)
     assert await append(g, 0) is None
     error = await append(g, 2)
@@ -164,7 +164,7 @@ async def test_no_chunk_follows_one_that_could_not_be_written(g: GatewayBroker, 
 
 @pytest.mark.gen_test
 async def test_chunks_that_travel_together_are_answered_one_by_one(g: GatewayBroker, db: redis.Redis) -> None:
-    """By one script call; what is refused, or fails, costs no neighbour."""
+    """One script call answers each; a refused or failed chunk does not affect the others."""
     for sid in ("a", "moved", "broken", "b"):
         await opened(g, sid)
     db.hset(keys.session_key("moved"), "gateway", "another")
@@ -201,7 +201,7 @@ async def test_deadlines_are_put_off_only_for_what_is_open(g: GatewayBroker, db:
 async def test_a_closed_session_leaves_no_key_without_an_end(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
 ) -> None:
-    """Whatever happened to it: every key of the session has a TTL, and only the two lists of all are left."""
+    """After any end, every key of the session has a TTL; only the two global keys remain."""
     await opened(g)
     await append(g, 0)
     claim = await taken(w)

@@ -1,4 +1,4 @@
-"""What clients do who come back."""
+"""What clients that come back do."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def resume(sid: str = "s", last_seq: int = 0) -> Message:
 
 
 async def drop(ws: WsClient) -> None:
-    """The client's network is gone."""
+    """Lose the client's network."""
     ws.drop()
     await ws.close()
 
 
 async def resumed(ws: WsClient, sid: str = "s", last_seq: int = 0) -> Message:
-    """Resume; the acknowledgement."""
+    """Resume; return the acknowledgement."""
     await ws.send(resume(sid, last_seq))
     await until(lambda: any(m.get("status") == "session_resumed" for m in ws.of(sid)), what=str(ws.messages))
     return next(m for m in ws.of(sid) if m.get("status") == "session_resumed")
 
 
 def patience(gateways: Gateways, seconds: float) -> None:
-    """How long sessions wait for their clients."""
+    """Set how long sessions wait for their clients, in seconds."""
     for server in gateways:
         object.__setattr__(server.gateway.settings, "resume_timeout", seconds)
 

@@ -1,4 +1,4 @@
-"""Recordings: one file a session, with every chunk once, whatever happens to gateways and disks."""
+"""Recordings: one file per session with every chunk once, whatever happens to gateways and disks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEADER = {"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels
 
 
 def tone(seconds: float, channels: int = 1, rate: int = 16000) -> bytes:
-    """16-bit PCM that is the same at no two places."""
+    """16-bit PCM in which every position is recognisable."""
     samples = np.random.default_rng(int(seconds * 1000)).integers(-9000, 9000, int(seconds * rate) * channels)
     return bytes(samples.astype("<i2").tobytes())
 
@@ -56,7 +56,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def part(directory: Path, gateway: str, chunks: dict[int, bytes], tail: bytes = b"", **header: Any) -> None:
-    """What a gateway left of session s."""
+    """The file of session s that a gateway left."""
     import json
 
     records = b"".join(archive_files.RECORD.pack(index, len(data)) + data for index, data in chunks.items())
@@ -65,7 +65,7 @@ def part(directory: Path, gateway: str, chunks: dict[int, bytes], tail: bytes = 
 
 
 def made(directory: Path, kind: str = "wav", sid: str = "s") -> tuple[str, bytes]:
-    """The recording's suffix and bytes."""
+    """The suffix and the content of the recording."""
     found = archive_files.assemble(directory, sid, kind)
     assert found is not None
     path = directory / found.path
@@ -81,7 +81,7 @@ def pcm_of(data: bytes) -> tuple[int, int, bytes]:
 
 
 def files(directory: Path) -> list[str]:
-    """The names of all files there are."""
+    """The names of all files."""
     return [path.name for path in directory.rglob("*") if path.is_file()]
 
 
@@ -89,7 +89,7 @@ def files(directory: Path) -> list[str]:
 
 
 def test_pcm_is_one_wav_whatever_came_when_and_how_often(directory: Path) -> None:
-    """Two gateways, chunks that both have, out of order between them, and a last record that a crash cut short."""
+    """Two gateways, chunks that both have, chunks out of order, and a last record cut by a crash."""
     pieces = [tone(0.1 + n / 100) for n in range(6)]
     part(directory, "one", dict(enumerate(pieces[:4])), tail=archive_files.RECORD.pack(4, 10_000) + b"torn")
     part(directory, "two", {3: pieces[3], 4: pieces[4], 5: pieces[5]})
@@ -140,7 +140,7 @@ def test_in_stream_mode_all_is_one_file(directory: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["auto", "chunk"])
 def test_wav_files_of_one_format_are_joined(directory: Path, mode: str) -> None:
-    """As clients with voice activity detection send them, with further RIFF chunks, and with lengths that lie."""
+    """As clients with voice activity detection send them, with other RIFF chunks, and with wrong lengths."""
     pcm = [tone(1), tone(1.5), tone(2)]
     files = [wav(part) for part in pcm]
     files[1] = files[1][:12] + b"LIST\x03\0\0\0abc\0" + files[1][12:]
@@ -187,7 +187,7 @@ NAMES = [
 
 @pytest.mark.parametrize("sid", [*NAMES, "CON", "-rf", "*", "[a]", "a.part", ".lock", "%2e%2e%2f", "s"])
 def test_no_session_leads_out_of_the_directory(directory: Path, sid: str) -> None:
-    """And no two have one name."""
+    """No two sessions have the same name."""
     name = archive_files.name_of(sid)
     assert len(name) < 100
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
@@ -226,7 +226,7 @@ async def session(gateway: Gateway, sid: str = "s", user_id: str = "", resumable
 
 
 async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[bytes], user_id: str = "") -> None:
-    """A session from start to its recording."""
+    """Run a session from its start to its recording."""
     opened = await session(gateway, sid, user_id)
     for index, data in enumerate(chunks):
         offer(gateway, opened, data, index)
@@ -299,7 +299,7 @@ async def test_a_session_is_recorded_and_can_be_fetched(
 async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
     gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, tmp_path: Path
 ) -> None:
-    """The session is resumed on the other gateway, with the last chunk again."""
+    """The session is resumed on the other gateway, which gets the last chunk again."""
     other = Gateway(gateway_settings)
     await other.open()
     pieces = [tone(0.1 + n / 1000) for n in range(5)]
@@ -323,7 +323,8 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
 async def test_what_a_dead_gateway_left_is_put_together(
     gateway: Gateway, worker: FakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once its session is over; what belongs to a session that was deleted goes; what is being written stays."""
+    """It is assembled when its session is over, removed if the session was deleted, and left alone while it is
+    written."""
     await whole(gateway, worker, "s", [tone(1)])
     await gateway.storage.forget_audio(["s"])
     pieces = {0: tone(1), 1: tone(2)}
@@ -424,7 +425,7 @@ async def test_a_full_disk_costs_the_recording_and_nothing_else(
 
 @pytest.fixture
 def stuck(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """A disk that takes nothing until it is told to."""
+    """A disk that does not write until it is told to."""
     goes, write = threading.Event(), os.write
 
     def slow(file: int, data: bytes) -> int:

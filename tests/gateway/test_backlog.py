@@ -1,4 +1,4 @@
-"""backlog.py: seconds of audio by their bytes, and how many of them wait."""
+"""backlog.py: seconds of audio estimated from bytes, and how many of them wait."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 def length(backlog: Backlog) -> float:
-    """Seconds of audio so far in the session s."""
+    """Seconds of audio of session s so far."""
     return backlog.measure("s", b"", 0, 32000)[1]
 
 
 @pytest.mark.parametrize(("offset", "claim"), [(28, 2**32 - 1), (28, 0), (32, 65535)])
 def test_a_wav_cannot_claim_to_be_short(offset: int, claim: int) -> None:
-    """Its bytes a second and a sample follow from the rest; hours of it would count as nothing."""
+    """The byte rate follows from the other fields: with a false one, hours of audio would count as nothing."""
     wav = bytearray(Utterance("", "", bytes(64000)).wav)
     wav[offset : offset + 4] = claim.to_bytes(4, "little")
     wav[34:36] = (16).to_bytes(2, "little")
@@ -32,7 +32,7 @@ def test_a_wav_that_cannot_be_counts_as_what_is_compressed() -> None:
 
 
 def test_seconds_of_audio_by_its_bytes() -> None:
-    """Of a WAV as it says itself; of what is compressed as a guess, until answers tell."""
+    """A WAV counts by its header, compressed audio by an estimate, until results give the length."""
     backlog = Backlog()
     wav = Utterance("", "", bytes(64000)).wav
     assert backlog.measure("s", wav, len(wav), 96000)[0] == pytest.approx(2.0, abs=0.01)
@@ -62,7 +62,7 @@ def test_seconds_of_a_session_that_came_from_another_gateway() -> None:
 
 
 def test_what_is_on_its_way_is_no_backlog() -> None:
-    """Of a stream that is read once a second and told of every two; of files all waits that is not answered."""
+    """A stream is read once a second and reported every two; of files, everything without a result waits."""
     backlog = Backlog()
     for sid, live in (("stream", True), ("files", False)):
         backlog.taken(sid, 0, bytes(8), int(3.5 * 32000), 32000, live)

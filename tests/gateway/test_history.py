@@ -1,4 +1,4 @@
-"""storage/queries.py and search.py on a real PostgreSQL with ten thousand sessions: found, counted, by an index."""
+"""storage/queries.py and search.py on a real PostgreSQL with ten thousand sessions: results, counts, use of indexes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FILL = f"""
 
 @pytest.fixture(scope="module")
 def filled(servers: Servers) -> Iterator[str]:
-    """The address of a database with COUNT sessions, which tests do not change."""
+    """The URL of a database with COUNT sessions, which tests do not change."""
     import asyncio
 
     name = f"history_{random.getrandbits(32)}"
@@ -70,7 +70,7 @@ def many(io_loop: tornado.ioloop.IOLoop, filled: str) -> Iterator[Storage]:
 
 @pytest.fixture
 def store(io_loop: tornado.ioloop.IOLoop, database_url: str) -> Iterator[Storage]:
-    """An empty one."""
+    """An empty storage."""
     made = Storage(database_url, pool_size=2)
     io_loop.run_sync(made.open)
     yield made
@@ -85,7 +85,7 @@ def sql(dsn: str, statement: str, values: dict[str, Any] | None = None) -> list[
 
 
 def plan(dsn: str, which: Filter, **values: Any) -> str:
-    """The planner's own words for a page of the history."""
+    """The planner's text for a page of the history."""
     values = {**which.values(), **values, "limit": 51}
     text, parameters = queries.history(frozenset(values) - {"limit"})
     return "\n".join(row[0] for row in sql(dsn, f"EXPLAIN {text}", {**parameters, **values}))
@@ -116,7 +116,7 @@ async def test_every_filter_has_its_index(filled: str, which: Filter, index: str
 
 
 async def test_a_common_word_is_counted_by_the_index(filled: str) -> None:
-    """And what was set for that is not set for others."""
+    """The settings for it do not apply to other statements."""
     which = Filter(search="kitchen")
     text, parameters = queries.total(frozenset(which.values()))
     rows = sql(filled, text.replace("SELECT", "EXPLAIN SELECT"), {**parameters, **which.values()})
@@ -153,7 +153,7 @@ async def test_pages_have_every_session_once(many: Storage) -> None:
 
 
 async def test_what_comes_and_goes_moves_no_page(store: Storage) -> None:
-    """Sessions of the same moment are in the order of their ids; new ones and deleted ones change nothing below."""
+    """Sessions of the same moment are ordered by id; new and deleted sessions do not shift later pages."""
     await store.save([Record({"id": name, "created_at": 1.7e9}) for name in "abcdef"])
     _, first, cursor = await store.history(2)
     await store.save([Record({"id": "z", "created_at": 1.8e9})])
@@ -207,7 +207,7 @@ async def test_of_others_nothing_is_seen(many: Storage) -> None:
 
 
 async def test_the_tally_is_what_counting_finds(store: Storage, database_url: str) -> None:
-    """Whatever is stored, changed and deleted, and however often it is added up."""
+    """After any storing, changing and deleting, and any number of additions."""
     dice = random.Random(5)
 
     async def check() -> None:
@@ -244,7 +244,7 @@ async def test_the_tally_is_what_counting_finds(store: Storage, database_url: st
 
 
 async def test_tables_that_were_there_are_counted(store: Storage, database_url: str) -> None:
-    """A database of before the tally, and one whose tally somebody threw away."""
+    """A database from before the counters, and one whose counters were deleted."""
     await store.save([Record({"id": "a"}), Record({"id": "b"})])
     sql(database_url, "DROP TABLE asr_tally; DROP FUNCTION asr_count CASCADE; DROP INDEX asr_sessions_search")
     await store.open()
@@ -283,7 +283,7 @@ SEARCHES = [
 
 
 async def test_search(store: Storage) -> None:
-    """Words, phrases, not, or; in languages with spaces and without. No text is an error."""
+    """Words, phrases, not, or; in languages with spaces and without. No query is an error."""
     await store.save([Record({"id": name, "status": "done", "final_text": text}) for name, text in TEXTS.items()])
     for query, wanted in SEARCHES:
         page = await store.history(100, Filter(search=query))
@@ -292,7 +292,7 @@ async def test_search(store: Storage) -> None:
 
 
 async def test_any_text_can_be_looked_for_and_stored(store: Storage) -> None:
-    """Random text finds itself; the longest transcripts of the most different signs are not refused."""
+    """Random text finds itself; the longest transcripts with the most different characters are not refused."""
     dice = random.Random(7)
     signs = "aB9 -'\"\\&|!():*<>%,.，。「」￥·…’天气北京の데อา\u0301\U00020000é\u00ad\u200b"
     texts = ["".join(dice.choices(signs, k=dice.randrange(1, 30))) for _ in range(150)]

@@ -1,4 +1,4 @@
-"""What may come of a client's audio: its order, its limits, and when more of it may be read."""
+"""intake.py: which audio of a client is taken: order, limits, and when more of it may be read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STREAM = Options(mode="stream", format="pcm_s16le")
 
 @dataclass
 class FakeBroker:
-    """Keeps what is appended; `done` says that Redis has it, or why not."""
+    """Keeps what is appended; `done` reports that Redis has it, or an error."""
 
     appended: list[tuple[int, int | None, list[bytes]]] = field(default_factory=list)
     replies: list[Callable[[Exception | None], None]] = field(default_factory=list)
@@ -92,7 +92,7 @@ class FakeGate:
 
 
 class Harness:
-    """An intake, and a session whose client keeps what it gets."""
+    """An intake, and a session whose client keeps its events."""
 
     def __init__(self, settings: Settings, options: Options) -> None:
         self.broker, self.recordings, self.sessions, self.gate = (
@@ -179,7 +179,7 @@ def test_a_copy_is_acknowledged_with_its_chunk_or_at_once(harness: Harness) -> N
 def test_a_client_that_gives_all_chunks_one_index_is_told_of_in_the_log(
     harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Once; not one that sends each chunk again, after a resume for example."""
+    """Once; and not a client that sends each chunk again, for example after a resume."""
     for index in range(2 * SUSPICIOUS_COPIES):
         harness.intake.offer(harness.session, PIECE, index)
     for index in range(2 * SUSPICIOUS_COPIES):
@@ -232,7 +232,7 @@ def test_a_run_is_one_entry(stream: Harness) -> None:
 
 
 def test_a_run_that_is_not_all_right_is_not_taken(stream: Harness, settings: Settings) -> None:
-    """Nothing of it, nor is anything refused: its chunks are to be offered one by one."""
+    """No chunk of it is taken or refused: they have to be offered one by one."""
     stream.intake.offer(stream.session, PIECE, 0)
     for pieces, index in (([PIECE, b""], 1), ([PIECE] * 2, 2), ([PIECE] * 2, 0), ([PIECE, bytes(100_001)], 1)):
         assert stream.intake.offer_run(stream.session, pieces, index) is None
@@ -246,7 +246,7 @@ def test_a_run_that_is_not_all_right_is_not_taken(stream: Harness, settings: Set
 
 
 def test_a_run_too_fast_is_not_taken(settings: Settings) -> None:
-    """By itself each chunk is refused, and nothing is written."""
+    """Each chunk is refused by itself, and nothing is written."""
     fast = Harness(replace(settings, max_speed=1.0, speed_burst=0.0, max_chunk=1 << 20), STREAM)
     fast.intake.offer(fast.session, bytes(32000 * 10))
     assert fast.intake.offer_run(fast.session, [PIECE] * 2) is None
@@ -255,7 +255,7 @@ def test_a_run_too_fast_is_not_taken(settings: Settings) -> None:
 
 
 def test_both_kinds_of_refusal(harness: Harness) -> None:
-    """What the client got wrong, and what it may try again."""
+    """Errors of the client, and errors after which it may try again."""
     harness.intake.offer(harness.session, PIECE, 0)
     with pytest.raises(BadRequest):
         harness.intake.offer(harness.session, PIECE, 9)

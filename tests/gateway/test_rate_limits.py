@@ -1,4 +1,4 @@
-"""rate_limits.py: what each limit decides."""
+"""rate_limits.py: the decisions of each limit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """clock(5.0): five seconds go by."""
+    """Return a function that lets time pass: clock(5.0) is five seconds."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 

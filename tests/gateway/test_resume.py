@@ -1,4 +1,4 @@
-"""Resuming: two real gateways on one Redis and PostgreSQL, a worker that is told; what is replayed."""
+"""Resuming on two real gateways with a fake worker: what is replayed, and where audio continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_a_session_goes_on_at_the_other_gateway(gateways: Gateways, worker: FakeWorker) -> None:
-    """Missed results once and in order, then the next ones; audio from the first chunk that is not there."""
+    """Missed results come once and in order before later ones; audio continues with the first missing chunk."""
     one, two = gateways
     lost = await WsClient.open(one.url)
     await lost.start("s", user_id="someone")
@@ -62,7 +62,7 @@ async def test_a_session_goes_on_at_the_other_gateway(gateways: Gateways, worker
 
 
 async def test_a_session_of_which_everything_is_trimmed(gateways: Gateways, worker: FakeWorker) -> None:
-    """Where it goes on is known although Redis has none of its audio any more."""
+    """The next chunk index is known although Redis has none of the audio any more."""
     one, two = gateways
     lost = await WsClient.open(one.url)
     await lost.start("s")
@@ -87,7 +87,7 @@ async def test_a_session_of_which_everything_is_trimmed(gateways: Gateways, work
 async def test_a_session_that_is_gone_is_let_go_of(
     gateways: Gateways, worker: FakeWorker, redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its fields are read once; where nothing new is found, again: it may be no more."""
+    """Its fields are read once, and again if there is nothing new: the session may no longer exist."""
     stored = gateways[0].gateway.write_behind
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("s")
@@ -106,13 +106,13 @@ async def test_a_session_that_is_gone_is_let_go_of(
 
 
 def kept_events(redis_url: str) -> list[int]:
-    """Numbers of the events of session s that Redis has."""
+    """The sequence numbers of the events of session s that Redis has."""
     with look(redis_url) as client:
         return [int(fields["seq"]) for _, fields in client.xrange(keys.events_key("s")) if "seq" in fields]
 
 
 async def answered_chunks(ws: WsClient, worker: FakeWorker, server: GatewayServer, first: int, last: int) -> None:
-    """Chunks of session s, each with its result; every third time the gateway has stored all of it."""
+    """Send chunks of session s, each with its result; after every third, wait until the gateway has stored all."""
     for index in range(first, last):
         await ws.chunk("s", index, AUDIO)
         await worker.chunk("s", index)
@@ -125,7 +125,7 @@ async def answered_chunks(ws: WsClient, worker: FakeWorker, server: GatewayServe
 async def test_a_long_session_keeps_the_last_results(
     gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis keeps what the client was not sent, what is not stored, and the last results; it is told what it missed."""
+    """Redis keeps unsent and unstored events and the last results; the client is told how many it missed."""
     monkeypatch.setattr(persistence, "MIN_KEPT_EVENTS", 5)
     one, two = gateways
     kept = partial(kept_events, redis_url)
@@ -188,7 +188,7 @@ async def test_a_session_without_a_chunk(gateways: Gateways, worker: FakeWorker)
 
 
 async def test_resuming_after_finish(gateways: Gateways, worker: FakeWorker) -> None:
-    """Before the final result, and after it, for as long as Redis has the session: it comes, once each time."""
+    """It works before the final result and after it, while Redis has the session: the result comes once each time."""
     lost = await WsClient.open(gateways[0].url)
     await lost.start("s")
     await worker.take("s")
@@ -220,7 +220,7 @@ async def test_resuming_after_finish(gateways: Gateways, worker: FakeWorker) -> 
 
 
 async def test_resuming_on_the_connection_that_has_it(gateways: Gateways, worker: FakeWorker) -> None:
-    """Harmless: what the client says that it has not got comes again, and the session goes on."""
+    """Harmless: events that the client has not received are sent again, and the session continues."""
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("s")
         await worker.take("s")
@@ -248,7 +248,7 @@ async def test_resuming_on_the_connection_that_has_it(gateways: Gateways, worker
     ],
 )
 async def test_a_resume_that_cannot_be(gateways: Gateways, message: Message, code: str) -> None:
-    """A clear error; the connection and its sessions go on."""
+    """It is an error; the connection and its sessions continue."""
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("other")
         await ws.start("s")
@@ -263,7 +263,8 @@ async def test_a_resume_that_cannot_be(gateways: Gateways, message: Message, cod
 async def test_a_replay_is_no_faster_than_its_reader(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Many times what may wait for a client: all of it comes, in order, with what is said meanwhile; or it is cut."""
+    """Many times the limit for unread data is sent in order, with new events; a client that does not read is cut
+    off."""
     monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 15)
     monkeypatch.setattr(connection, "CONFIRM_BYTES", 1 << 12)
     one, two = gateways

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_a_session_waits_for_its_client_and_then_ends(gateways: Gateways, worker: FakeWorker) -> None:
-    """Not before its time is over; a client that comes later gets what there is, and is told that it was cut."""
+    """It is interrupted after the timeout; a client that comes later gets the results and the status."""
     patience(gateways, 60.0)
     ws = await WsClient.open(gateways[0].url)
     await ws.start("s")
@@ -48,7 +48,7 @@ async def test_a_session_waits_for_its_client_and_then_ends(gateways: Gateways, 
 
 
 async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeWorker, redis_url: str) -> None:
-    """Each session is either resumed and takes audio, or ended and says so: never acknowledged and not heard."""
+    """Each session is either resumed and takes audio, or is over and says so."""
     sids = [f"s{number}" for number in range(40)]
     patience(gateways, 60.0)
     lost = await WsClient.open(gateways[0].url)
@@ -79,7 +79,7 @@ async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeW
 async def test_redis_was_away_for_longer_than_deadlines(
     gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is back, the gateways get time to answer for their sessions before others end them."""
+    """Afterwards the gateways have time to extend their deadlines before others end their sessions."""
     monkeypatch.setattr("asrserver.gateway.gateway.SWEEP_EVERY", 60.0)
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("s")
@@ -98,7 +98,7 @@ async def test_redis_was_away_for_longer_than_deadlines(
 async def test_a_chunk_that_cannot_be_written_is_sent_again_after_a_resume(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error says so; nothing that came after the chunk is taken."""
+    """The error asks for it; later chunks are not taken."""
     broker = gateways[0].gateway.broker
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("s")
@@ -121,7 +121,7 @@ async def test_a_chunk_that_cannot_be_written_is_sent_again_after_a_resume(
 
 
 async def test_a_gateway_that_stops_hands_its_sessions_over(gateways: Gateways, worker: FakeWorker) -> None:
-    """Those whose clients resume are told at once; others may end; none is interrupted."""
+    """Clients that resume are notified at once; others may finish; no session is interrupted."""
     one, two = gateways
     clients = {name: await WsClient.open(one.url) for name in ("resumes", "ends", "idle", "gone")}
     await clients["resumes"].start("resumes", resume=True)
@@ -159,7 +159,7 @@ async def test_a_gateway_that_stops_hands_its_sessions_over(gateways: Gateways, 
 async def test_what_a_stopped_gateway_could_not_deliver_is_stored_by_another(
     gateways: Gateways, worker: FakeWorker
 ) -> None:
-    """A session that was finished, and whose client went before its last result."""
+    """The session was finished, and its client left before the final result."""
     one, two = gateways
     ws = await WsClient.open(one.url)
     await ws.start("s")

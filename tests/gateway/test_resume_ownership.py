@@ -1,4 +1,4 @@
-"""Resuming: which connection and which gateway has a session."""
+"""Resuming: which connection and which gateway owns a session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_resume_takes_the_session_from_a_half_open_connection(
     gateways: Gateways, worker: FakeWorker, where: int
 ) -> None:
-    """On the same gateway or another: the old connection is told, and can do nothing more in it."""
+    """On any gateway, the old connection gets an error and can do nothing more in the session."""
     async with await WsClient.open(gateways[0].url) as old, await WsClient.open(gateways[where].url) as new:
         await old.start("kept")
         await old.start("s")
@@ -45,7 +45,7 @@ async def test_resume_takes_the_session_from_a_half_open_connection(
 async def test_the_news_of_a_move_are_lost(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pub/Sub may lose: a gateway asks whose its sessions are when it puts off their deadlines."""
+    """Pub/Sub may lose a message: a gateway also checks its sessions when it extends their deadlines."""
     one, two = gateways
     monkeypatch.setattr(one.gateway.sessions, "on_event", lambda event: None)
     one.gateway._tasks.standing["subscribe"].cancel()
@@ -59,7 +59,7 @@ async def test_the_news_of_a_move_are_lost(
 async def test_chunks_on_their_way_when_the_session_moves(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are refused, or they would stand where the client puts others."""
+    """They are refused; otherwise they would take the place of the client's next chunks."""
     one, two = gateways
     held = []
     call = one.gateway.broker.pipeline.call
@@ -83,7 +83,7 @@ async def test_chunks_on_their_way_when_the_session_moves(
 
 
 async def test_to_and_fro_a_hundred_times(gateways: Gateways, worker: FakeWorker) -> None:
-    """Each result reaches its client once, whoever has the session when it comes."""
+    """Each result reaches the client once, wherever the session is when it comes."""
     ws = await WsClient.open(gateways[0].url)
     await ws.start("s")
     await worker.take("s")

@@ -1,4 +1,4 @@
-"""session.py: the order of chunks and of results; no server, no socket."""
+"""session.py: the order of chunks and results, without servers and sockets."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.events import durable
 
 
 class Client:
-    """Where a session's events go."""
+    """Keeps the events of a session."""
 
     def __init__(self) -> None:
         self.got: list[SessionEvent] = []
         self.session = Session("s", "", Options(), self.got.append)
 
     def send(self, index: int | None, size: int = 10) -> int:
-        """A chunk, as the gateway takes it."""
+        """Offer a chunk, as the gateway does."""
         index, fresh = self.session.accept(index)
         if fresh:
             self.session.appending(index, 1, size)
@@ -106,7 +106,7 @@ def test_after_a_refused_chunk_the_next_index_or_the_same_again(client: Client) 
 
 
 def test_several_refused_chunks_in_a_row(client: Client) -> None:
-    """Refused unread, so that their indexes are not known."""
+    """They were refused before they were parsed, so that their indexes are unknown."""
     client.send(0)
     client.session.refuse()
     client.session.refuse()
@@ -136,7 +136,7 @@ def test_no_audio_after_the_end(client: Client) -> None:
 
 
 def test_a_result_waits_for_its_chunk_s_acknowledgement(client: Client) -> None:
-    """And what comes after it waits too, the final result above all."""
+    """Later events wait too, above all the final result."""
     client.send(0)
     client.send(1)
     assert client.session.deliver(result(1, 0))
@@ -172,7 +172,7 @@ def test_a_missing_result_is_asked_for(client: Client) -> None:
 
 
 def test_what_is_owed(client: Client) -> None:
-    """A result for every acknowledged chunk, and after finish the final one."""
+    """Every acknowledged chunk has a result to come, and after finish there is a final one."""
     assert not client.session.owed
     client.send(0)
     client.session.appended(0)
@@ -192,7 +192,7 @@ def test_a_client_that_is_gone_gets_nothing(client: Client) -> None:
 
 
 def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
-    """A partial result behind a lost durable one asks for that one; it waits for nothing and is kept nowhere."""
+    """A partial after a missing durable event asks for that event; it does not wait and is not kept."""
 
     def guess(follows: int) -> Partial:
         return Partial(session_id="s", start=0.0, end=1.0, text="a", stable="", language="en", follows=follows)
@@ -240,7 +240,7 @@ def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
 
 @pytest.mark.parametrize("interval", [0.0, 0.5])
 def test_chunks_that_are_appended_together(client: Client, interval: float) -> None:
-    """They are acknowledged as the client asked for, and each by itself is a duplicate when it comes again."""
+    """They are acknowledged as the client asked, and each is a duplicate if it comes again."""
     session, session.ack_interval = client.session, interval
     assert session.follows(0, 3)
     assert session.follows(None, 3)
@@ -275,7 +275,7 @@ def test_many_chunks_are_acknowledged_at_once(patient: Client, count: int, size:
 
 
 def test_no_result_before_its_acknowledgement(patient: Client) -> None:
-    """Nor an acknowledgement that waits after the end."""
+    """And no acknowledgement after the end."""
     for _ in range(2):
         patient.send(None)
     patient.session.appended(0)

@@ -1,4 +1,4 @@
-"""Audio that the tests of the handlers send."""
+"""What several tests of the handlers use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ AUDIO = bytes(range(256)) * 8
 
 
 def only_socket(app: AsrApplication) -> Any:
-    """The one open WebSocket's handler, of which tests look at parts that are not public."""
+    """The handler of the only open WebSocket; tests look at parts of it that are not public."""
     [handler] = app.connections
     return handler

@@ -1,4 +1,4 @@
-"""handlers/audio.py: ranges of a recording, and clients that do not take it."""
+"""handlers/audio.py: ranges of a recording, and clients that do not read it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_range_without_any_byte(header: str) -> None:
 
 @pytest.fixture
 def opened(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BinaryIO]]:
-    """Session s has a large recording; the files that were opened for it."""
+    """Session s has a large recording; returns the files that were opened for it."""
     path, found = tmp_path / "s.wav", list[BinaryIO]()
     with path.open("wb") as file:
         file.truncate(SIZE)
@@ -75,7 +75,7 @@ def opened(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def begun(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A download of which little is read."""
+    """Start a download and read little of it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 12)
     writer.write(b"GET /api/v1/session/s/audio HTTP/1.1\r\nHost: x\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")

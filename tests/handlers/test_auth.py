@@ -1,4 +1,4 @@
-"""handlers/auth.py over a real socket: keys on every route, whose sessions are whose, pages of other origins."""
+"""handlers/auth.py over a real socket: keys on every route, access to sessions, pages of other origins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def fetch(base_url: str, http_server: HTTPServer, http_client: AsyncHTTPClient) -> Callable[..., Any]:
-    """fetch("/api/v1/health", key="…", method="GET", headers={…})"""
+    """Return a function for requests: fetch("/api/v1/health", key="…", method="GET", headers={…})."""
 
     async def get(path: str, key: str = "", headers: dict[str, str] | None = None, **options: Any) -> HTTPResponse:
         shown = {"Authorization": f"Bearer {key}"} if key else {}
@@ -63,7 +63,7 @@ async def connect(base_url: str, path: str = "/ws/asr", **headers: str) -> WebSo
 
 
 def paths(app: AsrApplication) -> list[str]:
-    """A path of every route, and one of none."""
+    """A path for every route, and one without a route."""
     rules = [rule for host in app.wildcard_router.rules for rule in [host]]
     found = [re.sub(r"\(.*?\)", "x", rule.matcher.regex.pattern.rstrip("$")) for rule in rules]  # type: ignore[attr-defined]
     assert "/ws/asr" in found
@@ -74,7 +74,7 @@ def paths(app: AsrApplication) -> list[str]:
 async def test_without_a_key_nothing_opens_but_livez(
     app: AsrApplication, fetch: Callable[..., Any], keys: Keys
 ) -> None:
-    """Every route there is, by every method; with a wrong key too."""
+    """Every route, by every method, without a key and with a wrong one."""
     for path in paths(app):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"):
             if path == "/livez" and method in ("GET", "HEAD"):
@@ -119,7 +119,7 @@ async def test_a_key_is_shown_in_three_ways(base_url: str, fetch: Callable[..., 
 async def test_a_revoked_key_loses_its_connections(
     quick: None, base_url: str, http_server: HTTPServer, gateway: Gateway, keys: Keys
 ) -> None:
-    """And its sessions, which nobody can resume, end with what they have; another's go on."""
+    """Its sessions, which nobody can resume, end with the audio that they have; another key's sessions continue."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     mine = await connect(base_url, Authorization=f"Bearer {keys.text_a}")
     other = await connect(base_url, Authorization=f"Bearer {keys.text_b}")
@@ -142,7 +142,8 @@ async def test_a_revoked_key_loses_its_connections(
 async def test_a_key_sees_its_own_sessions_only(
     base_url: str, fetch: Callable[..., Any], keys: Keys, gateway: Gateway, worker: FakeWorker
 ) -> None:
-    """Another's is 404 whatever is asked, open or stored; in no history, sum or search; nor can it be resumed."""
+    """For another key's session every request is a 404, open or stored; it is in no history, statistic or search, and
+    cannot be resumed."""
     client = WsClient(await connect(base_url, Authorization=f"Bearer {keys.text_a}"))
     for sid in ("stored", "open"):
         await client.start(sid)
@@ -184,9 +185,9 @@ async def test_a_key_sees_its_own_sessions_only(
 async def test_pages_of_other_origins(
     fetch: Callable[..., Any], keys: Keys, base_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What CORS says of an allowed one, errors included; a preflight asks without a key; others get 403.
+    """An allowed origin gets CORS headers, with errors too; a preflight needs no key; other origins get 403.
 
-    The log says which origin it was, and by which setting it may be allowed.
+    The log names the origin and the setting that would allow it.
     """
     caplog.set_level("INFO")
     page = {"Origin": "https://page.example"}

@@ -1,4 +1,4 @@
-"""A real browser's microphone, recorded by its MediaRecorder: Chromium, headless, with a recording for a microphone."""
+"""A real browser's microphone and MediaRecorder: headless Chromium, which plays a recording as its microphone."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """The browser. `make test` installs Debian's where it may (as root): there, and in CI, it must be found."""
+    """The browser's path. It must exist in CI, and where `make test` can install it (as root on Debian)."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
     if found is None:
         assert not os.environ.get("CI"), f"none of {', '.join(NAMES)} is installed"
@@ -82,7 +82,7 @@ def chromium() -> str:
 
 @pytest.fixture
 def page(io_loop: Any) -> Iterator[tuple[str, asyncio.Future[Any]]]:
-    """(its address, what it will send when it is done)."""
+    """(the page's URL, what the page posts at the end)."""
     done: asyncio.Future[Any] = io_loop.asyncio_loop.create_future()
 
     class Page(tornado.web.RequestHandler):
@@ -105,7 +105,7 @@ def page(io_loop: Any) -> Iterator[tuple[str, asyncio.Future[Any]]]:
 
 
 class Browser:
-    """One that opens a page, hears a WAV file, and leaves nothing behind."""
+    """A browser that opens a page, hears a WAV file, and leaves nothing behind."""
 
     def __init__(self, program: str, wav: bytes, url: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="asrserver-browser-", ignore_cleanup_errors=True)
@@ -147,7 +147,7 @@ async def test_a_browser_s_recording_is_understood(
     start: Callable[..., System],
     utterances: list[Utterance],
 ) -> None:
-    """Slices of 250 ms, as MediaRecorder gives them, in both modes and both its containers: the right text."""
+    """Slices of 250 ms, as MediaRecorder makes them, in both modes and both of its containers, give the right text."""
     address, done = page
     said = utterances[:3]
     beep = (0.3 * np.sin(2 * np.pi * 3000 * np.arange(5 * SAMPLE_RATE) / SAMPLE_RATE) * 32767).astype("<i2").tobytes()
@@ -182,7 +182,7 @@ async def test_a_browser_s_recording_is_understood(
 
 @pytest.mark.parametrize("name", ["chromium.webm", "chromium.mp4"])
 def test_a_recorded_recording(name: str) -> None:
-    """Chromium 156's own bytes: decoded as FFmpeg does, however they are cut, and gone on with anywhere."""
+    """The bytes of Chromium 156 decode as with FFmpeg, for any slicing and any resume point."""
     data = (DATA / "recorder" / name).read_bytes()
     kind = sniff.container(data)
     assert kind is not None

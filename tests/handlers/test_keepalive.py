@@ -1,4 +1,4 @@
-"""Connections that say nothing: what they cost, and how it is seen that they are gone."""
+"""Idle connections: their cost, and how lost ones are detected."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ UPGRADE = (
 
 @contextmanager
 def opened(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """WebSockets as browsers ask for them, by hand: of these nothing answers pings."""
+    """Open WebSockets with a browser's request, by hand: nothing answers their pings."""
     made: list[socket.socket] = []
     try:
         for _ in range(count):
@@ -57,7 +57,7 @@ def opened(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def test_an_idle_connection_takes_little_memory(start: Callable[..., System]) -> None:
-    """20 KB are promised; Tornado's own way takes that much or more, with such headers."""
+    """20 KB are promised; Tornado's own WebSockets take that or more, with such headers."""
     system = start("gateway", "--ping-interval", "600").wait_ready()
     [process] = system.children("gateway")
     with opened(system.port, 100):
@@ -92,7 +92,7 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
 async def test_nothing_of_a_connection_waits_for_the_search_for_cycles(
     gateway: Gateway, app: AsrApplication, acyclic: None, secure: bool
 ) -> None:
-    """Gateways look for cycles rarely: what only they free makes them grow."""
+    """Gateways rarely run the cyclic garbage collector: cycles would make them grow."""
     kinds = (NativeWebSocketHandler, FrameProtocol, TcpTransport, TlsTransport, HTTPServerRequest)
     others = [one for one in gc.get_objects() if isinstance(one, kinds)]
     certificate = {"certfile": TLS / "cert.pem", "keyfile": TLS / "key.pem"} if secure else None
@@ -143,7 +143,7 @@ def test_too_few_files_for_the_connections_are_told_at_the_start(start: Callable
 async def test_a_client_that_leaves_during_the_handshake_is_no_error(
     url: str, http_port: int, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is let in while Redis is asked; by then it is gone."""
+    """It leaves while Redis is asked whether it may connect."""
     handlers: list[NativeWebSocketHandler] = []
     opened: list[NativeWebSocketHandler] = []
     prepare, open_, connect = NativeWebSocketHandler.prepare, NativeWebSocketHandler.open, gateway.connect

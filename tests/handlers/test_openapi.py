@@ -1,4 +1,4 @@
-"""The OpenAPI document: it says what the code does, no more and no less, and a fuzzer finds no lie in it."""
+"""The OpenAPI document agrees with the code, and a fuzzer finds no contradiction."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_its_methods_are_the_handlers(path: str) -> None:
 
 
 def resolved(value: dict[str, Any]) -> dict[str, Any]:
-    """What a reference leads to, or the value itself."""
+    """The target of a reference, or the value itself."""
     found = DOCUMENT
     for name in value["$ref"].split("/")[1:] if "$ref" in value else ():
         found = found[name]
@@ -96,7 +96,7 @@ CONNECTING = (Admission.connect, Admission._refuse_spent, Limits.connect, Gatewa
 
 
 def test_its_error_codes_are_the_code_s() -> None:
-    """Every code that the code can answer a request with, and no other."""
+    """It has exactly the codes that a request can be answered with."""
     sources = [inspect.getsource(module) for module in ANSWERING]
     sources += [textwrap.dedent(inspect.getsource(function)) for function in CONNECTING]
     found = {"internal_server_error"}
@@ -144,7 +144,7 @@ FILL = """
 
 @pytest.mark.timeout(300)
 def test_a_fuzzer_finds_no_lie_in_it(start: Callable[..., System], database_url: str) -> None:
-    """schemathesis, against the program as it runs: no 500, and nothing that the document does not say."""
+    """schemathesis against the running program: no status 500, and nothing undocumented."""
     system = start("run", "--workers", "1").wait_ready()
     connection = psycopg2.connect(database_url)
     with connection, connection.cursor() as cursor:

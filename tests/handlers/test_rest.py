@@ -1,4 +1,4 @@
-"""handlers/rest.py: what REST says is true, and its errors are JSON."""
+"""handlers/rest.py: answers are true, and errors are JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 class Api:
-    """Requests, and what is in their answers."""
+    """Sends requests and parses the answers."""
 
     def __init__(self, client: AsyncHTTPClient, url: str) -> None:
         self._client = client
@@ -59,13 +59,13 @@ def api(http_client: AsyncHTTPClient, base_url: str) -> Api:
 async def session(
     gateway: Gateway, sid: str = "s", user_id: str = "", **options: Any
 ) -> tuple[Session, list[SessionEvent]]:
-    """A session that is open, and what its client gets."""
+    """Open a session; returns it with its client's events."""
     got: list[SessionEvent] = []
     return await gateway.start(Start(sid, user_id, Options(**options), False), got.append), got
 
 
 async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
-    """A session of one chunk, from start to stored."""
+    """Run a session of one chunk until it is stored."""
     opened, got = await session(gateway, sid, user_id="somebody")
     offer(gateway, opened, b"audio", 0)
     gateway.finish(opened)
@@ -82,7 +82,7 @@ async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: st
 
 
 async def test_health_is_true(api: Api, worker: FakeWorker) -> None:
-    """503 until a worker lives; then all of it, with numbers."""
+    """503 until there is a worker; then everything is reported, with figures."""
     status, body = await api.call("/health")
     assert (status, body["status"]) == (503, "degraded")
     ready = {"redis_ready": True, "postgres_ready": True, "workers_ready": False, "funasr_ready": False}
@@ -102,7 +102,7 @@ async def test_health_is_true(api: Api, worker: FakeWorker) -> None:
 
 
 async def test_health_while_redis_does_not_answer(api: Api, servers: Servers) -> None:
-    """Stopped, not gone: it says so in seconds, and recovers."""
+    """Redis is stopped but not gone: the answer says so within seconds, and recovers."""
     pid = servers.redis.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -135,7 +135,7 @@ async def test_health_while_postgresql_is_away(api: Api, gateway: Gateway) -> No
 
 
 async def test_history_and_one_session(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
-    """Newest first; a session with its chunks and segments."""
+    """The newest session is first; a session has its chunks and segments."""
     for sid in ("one", "two", "three"):
         await whole_session(gateway, worker, sid, sid)
     status, body = await api.call("/history?limit=2")
@@ -171,7 +171,7 @@ async def test_a_wrong_parameter_is_named(api: Api) -> None:
 
 
 async def test_an_unknown_parameter_is_refused(api: Api) -> None:
-    """It may be a misspelt one; but not of what monitoring asks, which may add its own."""
+    """It may be misspelt. Monitoring endpoints accept it: monitoring may add its own."""
     for path, method, allowed in (
         ("/history", "GET", "cursor, from, limit, q, status, to, user_id"),
         ("/session/s", "GET", "format"),
@@ -240,7 +240,7 @@ async def test_an_id_of_any_signs(api: Api, gateway: Gateway, worker: FakeWorker
 
 
 async def test_a_deleted_session_is_gone(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
-    """And cannot be deleted again, nor started."""
+    """It can be neither deleted again nor started."""
     await whole_session(gateway, worker, "s")
     assert await api.call("/session/s", "DELETE") == (200, {"session_id": "s", "deleted": True})
     assert (await api.call("/session/s"))[0] == 404
@@ -259,7 +259,7 @@ def redis_keys(settings: Settings, sid: str) -> list[bytes | str]:
 async def test_what_redis_has_of_a_deleted_session_goes_too(
     api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
-    """At once, and what a client or a worker then says of it is nothing to anybody."""
+    """It goes at once; later messages of its client or worker have no effect."""
     await whole_session(gateway, worker, "s")
     assert len(redis_keys(gateway_settings, "s")) == 4
     assert (await api.call("/session/s", "DELETE"))[0] == 200
@@ -271,7 +271,7 @@ async def test_what_redis_has_of_a_deleted_session_goes_too(
 async def test_a_session_that_another_gateway_has_open_can_be_deleted(
     api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
-    """Though nothing of it is stored yet: what will be is not kept."""
+    """Nothing of it is stored yet, and what comes later is not kept."""
     other = Gateway(gateway_settings)
     await other.open()
     other.storage._closed = True  # PostgreSQL is away from there
@@ -292,7 +292,7 @@ async def test_a_session_that_another_gateway_has_open_can_be_deleted(
 async def test_what_was_deleted_long_ago_is_forgotten(
     gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
-    """Unless Redis still has something of it."""
+    """Unless Redis still has some of it."""
     await whole_session(gateway, worker, "old")
     await session(gateway, "open")
     for sid in ("old", "open", "new"):
@@ -310,7 +310,7 @@ async def test_what_was_deleted_long_ago_is_forgotten(
 async def test_a_session_deleted_while_it_is_open_never_comes_back(
     api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings
 ) -> None:
-    """Its client still gets its results; of what is written later, nothing is kept."""
+    """Its client still gets its results; what is written later is not kept."""
     opened, got = await session(gateway)
     offer(gateway, opened, b"audio", 0)
     assert (await api.call("/session/s", "DELETE"))[0] == 200
@@ -376,7 +376,7 @@ async def test_what_is_no_websocket(api: Api) -> None:
 
 
 async def test_every_answer_has_a_request_id(api: Api) -> None:
-    """The client's, if it can stand in a header and a log line."""
+    """It is the client's, if that can stand in a header and in a log line."""
     for path in ("/livez", "/api/v1/session/unknown", "/nothing"):
         for given in ("abc-123.X_y", "x" * 128):
             assert (await api.fetch(path, headers={"X-Request-ID": given})).headers["X-Request-ID"] == given
@@ -389,7 +389,7 @@ async def test_every_answer_has_a_request_id(api: Api) -> None:
 
 
 async def test_alive_and_ready(api: Api, gateway: Gateway, servers: Servers) -> None:
-    """Alive whatever happens; ready while sessions are taken, with or without PostgreSQL."""
+    """Always alive; ready while it accepts sessions, with or without PostgreSQL."""
     await gateway.storage.close()
     assert (await api.fetch("/livez")).code == (await api.fetch("/readyz")).code == 200
     pid = servers.redis.pid
@@ -424,7 +424,7 @@ async def test_stats(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
 
 
 async def test_queue_status(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
-    """Sessions that wait, audio that waits, in this gateway and in others."""
+    """Waiting sessions and waiting audio, of this gateway and of others."""
     status, body = await api.call("/asr/queue/status")
     ancestor = {"queued": 0, "processing": 0, "failed": 0, "workers": 0, "workers_busy": 0}
     assert status == 200

@@ -1,4 +1,4 @@
-"""Connections that do not read, that flood, and whose reading is paused: what a WebSocket costs, and whom."""
+"""Connections that do not read, that flood, or whose reading is paused: the cost of a WebSocket, and who bears it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ async def test_which_pages_may_connect(
 async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets MAX_UNREAD bytes of memory, then nothing; its session waits for it, and ends with what it has."""
+    """It may use MAX_UNREAD bytes of memory; then it is cut off, and its session waits for it and ends."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 16)
     stream = await raw(url)
@@ -83,7 +83,7 @@ async def test_a_client_that_never_reads_is_cut_and_costs_nobody_else(
 async def test_a_client_that_does_not_read_is_not_read(
     url: str, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While an answer waits, nothing more is taken; read in time, nothing is missing; else the connection is cut."""
+    """While an answer waits nothing is read; a client that reads in time misses nothing, another one is cut off."""
     monkeypatch.setattr(connection, "MAX_UNREAD", 1 << 14)
     monkeypatch.setattr(flow_control, "REFUSALS_PER_SECOND", 1e9)
     flood = said({"action": "\U0010ffff" * 50}) * 500  # of more answers than the kernel's buffers hold
@@ -118,7 +118,7 @@ async def test_a_client_that_does_not_read_is_not_read(
 
 
 async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What another sends is taken before all the messages that were there before it."""
+    """Another client's message is handled before all messages that arrived earlier."""
     taken: list[str] = []
     monkeypatch.setattr(gateway, "refused", lambda error, *_: taken.append(error.code))
     flood, other = await raw(url), await raw(url)
@@ -132,7 +132,7 @@ async def test_a_flood_waits_for_its_turns(url: str, gateway: Gateway, monkeypat
 
 
 def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second's worth at once, then no faster; what was not used up for long is no credit."""
+    """One second's worth at once, then at that rate; unused time gives no credit beyond it."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     throttle = flow_control.RefusalThrottle()
@@ -153,7 +153,7 @@ def test_refusals_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_pings_are_answered_while_a_start_waits(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what was sent behind it is taken in order when it is through."""
+    """Messages behind the start are handled in order afterwards."""
     monkeypatch.setattr(gateway.room, "fullness", 0.85)
     stream = await raw(url)
     await stream.write(said(start("s")) + said(chunk("s", 0, AUDIO)) + said(finish()))
@@ -169,7 +169,7 @@ async def test_pings_are_answered_while_a_start_waits(
 async def test_what_waits_behind_a_start_is_bounded(
     url: str, app: AsrApplication, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond MAX_QUEUED_BYTES the socket is not read; nothing is lost."""
+    """Above MAX_QUEUED_BYTES the socket is not read; nothing is lost."""
     monkeypatch.setattr(connection, "MAX_QUEUED_BYTES", 10_000)
     monkeypatch.setattr(gateway.room, "fullness", 0.85)
     async with await WsClient.open(url) as ws:
@@ -188,14 +188,14 @@ async def test_what_waits_behind_a_start_is_bounded(
 
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many messages come that reading is paused after each read."""
+    """Act as if so many messages came that reading is paused after each read."""
     monkeypatch.setattr(flow_control, "FREE_MESSAGES_PER_SECOND", -1e9)
 
 
 async def test_what_comes_while_reading_is_paused_is_read_in_one_go(
     crowded: None, app: AsrApplication, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And nothing of it is lost, nor out of order; one that closes meanwhile is gone."""
+    """Nothing is lost or out of order; a connection that closes meanwhile is noticed."""
     reads: list[int] = []
     read = app.connections.coalescer.after_read
 

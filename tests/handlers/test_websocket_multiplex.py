@@ -1,4 +1,4 @@
-"""Many sessions on one WebSocket: by their ids, by their channels, one after another."""
+"""Several sessions on one WebSocket: by id, by channel, and one after another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_many_sessions_on_one_connection(url: str, worker: FakeWorker) -> None:
-    """Interleaved by their ids: every result under its own, each final once."""
+    """Interleaved by id: every result has its session's id, and each final result comes once."""
     sids = [f"s{number}" for number in range(20)]
     async with await WsClient.open(url) as ws:
         for sid in sids:
@@ -43,7 +43,7 @@ async def test_many_sessions_on_one_connection(url: str, worker: FakeWorker) -> 
 
 
 async def test_binary_frames_of_several_sessions(url: str, worker: FakeWorker) -> None:
-    """Each goes where its channel says, and what is wrong with one is told of its session and chunk."""
+    """Each goes to the session of its channel, and an error names the session and the chunk."""
     async with await WsClient.open(url) as ws:
         for sid, channel in (("a", 7), ("b", 2**32 - 1)):
             await ws.send({**start(sid), "channel": channel})
@@ -85,7 +85,7 @@ STREAM = {"mode": "stream", "format": "pcm_s16le"}
 async def test_frames_that_come_together_are_taken_as_one_by_one(
     url: str, worker: FakeWorker, channel: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each is acknowledged, and all that is wrong is refused by itself."""
+    """Each is acknowledged, and wrong ones are refused by themselves."""
     taken: list[int] = []
     appended = Intake._append
 
@@ -160,7 +160,7 @@ async def test_channels_of_ended_sessions_are_forgotten(
 
 
 async def test_acknowledgements_that_wait_for_each_other(url: str, worker: FakeWorker) -> None:
-    """In time where nothing else comes; and before a result, whichever is first."""
+    """They come in time if nothing follows, and before a result."""
     async with await WsClient.open(url) as ws:
         for sid, interval in (("soon", 0.05), ("late", 5.0)):
             await ws.send({**start(sid), "ack_interval": interval})
@@ -176,7 +176,7 @@ async def test_acknowledgements_that_wait_for_each_other(url: str, worker: FakeW
 
 
 async def test_a_session_after_another_on_one_connection(url: str, worker: FakeWorker) -> None:
-    """Binary frames belong to the last one started."""
+    """Binary frames belong to the last session that was started."""
     async with await WsClient.open(url) as ws:
         for sid in ("one", "two"):
             await ws.start(sid)

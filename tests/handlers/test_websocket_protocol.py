@@ -1,4 +1,4 @@
-"""The WebSocket's messages, right and wrong, over a real socket: a real gateway, a worker that is told."""
+"""Messages of the native protocol, right and wrong, over a real socket with a real gateway and a fake worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 async def test_the_messages_of_a_session(url: str, worker: FakeWorker) -> None:
-    """Exactly those of the protocol, with its fields, in its order; the audio arrives as it was sent."""
+    """Exactly the documented messages and fields, in order; the worker gets the audio as it was sent."""
     async with await WsClient.open(url + "?uid=1") as ws:
         assert await ws.call(start()) == {"type": "ack", "session_id": "s", "status": "session_started"}
         ack = {"type": "ack", "session_id": "s", "status": "received"}
@@ -66,7 +66,7 @@ async def test_an_id_is_made_where_none_is_given(url: str) -> None:
 
 
 async def test_a_misspelt_option_is_named(url: str) -> None:
-    """It is ignored, as what a later version may know."""
+    """It is ignored, because a later version may know it."""
     async with await WsClient.open(url) as ws:
         ack = await ws.call({**start(), "lang": "en"})
         assert (ack["status"], ack["warnings"]) == ("session_started", ["the field 'lang' is unknown and was ignored"])
@@ -115,7 +115,7 @@ MALFORMED: list[tuple[Any, str, Message]] = [
 async def test_a_bad_message_costs_that_message(
     url: str, worker: FakeWorker, message: Any, code: str, details: Message
 ) -> None:
-    """A clear error; the connection and the session go on, with the next chunk or the refused one again."""
+    """It is an error; the connection and the session continue, with the next chunk or the refused one again."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)
@@ -140,7 +140,7 @@ async def test_nothing_goes_before_start(url: str, message: Any) -> None:
 
 
 async def test_after_a_refused_chunk_the_next_one(url: str, worker: FakeWorker) -> None:
-    """A client that numbers what it sends goes on; what was refused is not taken later."""
+    """A client that numbers its chunks continues; the refused chunk is not taken later."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)
@@ -164,7 +164,7 @@ async def test_an_index_sent_twice_is_acknowledged_twice_and_stored_once(url: st
 
 
 async def test_finish_twice_and_audio_after_it(url: str, worker: FakeWorker) -> None:
-    """Refused, before and after the final result, which comes once."""
+    """They are refused before and after the final result, which comes once."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.send(finish())
@@ -183,7 +183,7 @@ async def test_finish_twice_and_audio_after_it(url: str, worker: FakeWorker) -> 
 
 @pytest.mark.parametrize("parts", [1, 5])
 async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: int) -> None:
-    """In one frame, or in several; pings between them are answered."""
+    """In one frame or in several; pings in between are answered."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)
@@ -204,7 +204,7 @@ async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: i
 
 @pytest.mark.parametrize("sizes", [(1 << 20, 1), ((1 << 20) - 1, 2000, 5), (1 << 20, 100, 100, 4)])
 async def test_fragments_around_the_limit(url: str, sizes: tuple[int, ...]) -> None:
-    """The frame headers between them are no payload: one message too large, and nothing else."""
+    """Frame headers do not count as payload: one message is too large, and nothing else happens."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         for number, size in enumerate(sizes):

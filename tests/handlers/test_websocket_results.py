@@ -1,4 +1,4 @@
-"""Results over a real WebSocket: their order, and those that were not published."""
+"""Results over a real WebSocket: their order, and results that were not published."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_an_acknowledgement_comes_before_its_result(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even where the worker, and the final result, overtook the reply to the gateway's own command."""
+    """Even if the worker and the final result overtake the reply to the gateway's own command."""
     held: list[Callable[[], object]] = []
     append: Callable[..., None] = gateway.broker.append
 
@@ -47,7 +47,7 @@ async def test_an_acknowledgement_comes_before_its_result(
 
 
 async def test_results_that_were_never_published_are_found(url: str, worker: FakeWorker, redis_url: str) -> None:
-    """Pub/Sub may lose: what is durable is read every REPAIR_EVERY seconds."""
+    """Pub/Sub may lose messages: durable events are read every REPAIR_EVERY seconds."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)
@@ -61,14 +61,14 @@ async def test_results_that_were_never_published_are_found(url: str, worker: Fak
 
 
 def unpublished(worker: FakeWorker, redis_url: str, kind: str, **fields: Any) -> None:
-    """An event that is durable and that nobody heard."""
+    """A durable event that was not published."""
     event = worker.event("s", kind, **fields)
     with redis.Redis.from_url(redis_url) as client:
         client.xadd(keys.events_key("s"), {"seq": event.seq, "data": codec.encode(event)}, id=event.id)
 
 
 async def test_results_out_of_order_are_put_in_order(url: str, worker: FakeWorker, redis_url: str) -> None:
-    """The second is heard first: the first is read from Redis at once."""
+    """The second event is published first: the first one is read from Redis at once."""
     async with await WsClient.open(url) as ws:
         await ws.start("s")
         await ws.chunk("s", 0, AUDIO)

@@ -1,4 +1,4 @@
-"""Who may start a session over a WebSocket, and how sessions end whose client, keys or gateway are gone."""
+"""Starting sessions over a WebSocket, and their end after the loss of client, keys or gateway."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_a_session_that_exists_cannot_be_started(
     url: str, gateway: Gateway, worker: FakeWorker, redis_url: str
 ) -> None:
-    """Here or on another connection, open or over, known to Redis or to PostgreSQL alone."""
+    """On this connection or another, open or over, known to Redis or only to PostgreSQL."""
     start_again = start("s")
     async with await WsClient.open(url) as one, await WsClient.open(url) as two:
         await one.start("s")
@@ -45,7 +45,7 @@ async def test_a_session_that_exists_cannot_be_started(
 
 
 async def test_one_of_two_who_start_the_same_at_once(url: str, worker: FakeWorker) -> None:
-    """And the one who has it gets its results."""
+    """The one that got it receives its results."""
     async with await WsClient.open(url) as one, await WsClient.open(url) as two:
         for number in range(10):
             sid = f"s{number}"
@@ -62,7 +62,7 @@ async def test_one_of_two_who_start_the_same_at_once(url: str, worker: FakeWorke
 
 
 async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> None:
-    """Costs nothing: Redis still knows what it knows."""
+    """It works: Redis still knows its sessions."""
     await gateway.storage.close()
     async with await WsClient.open(url) as ws:
         await ws.start("s")
@@ -72,7 +72,7 @@ async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> N
 
 
 async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: Gateway, worker: FakeWorker) -> None:
-    """All its sessions, when they were not resumed in time, with what they have; the rows say so."""
+    """All its sessions are interrupted after the resume timeout, with the results that they have; the rows say so."""
     object.__setattr__(gateway.settings, "resume_timeout", 0.1)
     ws = await WsClient.open(url)
     await ws.start("one")
@@ -93,7 +93,7 @@ async def test_a_client_that_drops_leaves_its_session_ended(url: str, gateway: G
 
 
 async def test_a_session_whose_keys_are_lost_is_told_to_its_client(url: str, gateway: Gateway, redis_url: str) -> None:
-    """Chunks and the end alike: an error, not silence."""
+    """A chunk and a finish are answered with an error."""
     async with await WsClient.open(url) as ws:
         for sid in ("one", "two"):
             await ws.start(sid)
@@ -109,7 +109,7 @@ async def test_a_session_whose_keys_are_lost_is_told_to_its_client(url: str, gat
 async def test_a_session_is_ended_although_redis_was_away_for_long(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody else would: its gateway says that it is alive."""
+    """No other gateway would end it: its own says that it is alive."""
     tries = iter(range(2))
     end_session = gateway.broker.end_session
 
@@ -128,7 +128,7 @@ async def test_a_session_is_ended_although_redis_was_away_for_long(
 
 
 async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: FakeWorker) -> None:
-    """Ended as interrupted, and stored."""
+    """It is ended as interrupted, and stored."""
     other = type(gateway.broker)(gateway.settings.redis, "dead")
     fields = {
         "gateway": "dead",
@@ -151,7 +151,7 @@ async def test_a_dead_gateway_s_session_is_adopted(gateway: Gateway, worker: Fak
 async def test_one_session_that_cannot_be_stored_holds_up_no_other(
     url: str, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, redis_url: str
 ) -> None:
-    """What cannot be read of it is buried with the reason; the rest of it is stored."""
+    """An unreadable part goes to the dead letters with the reason; the rest is stored."""
     async with await WsClient.open(url) as ws:
         await ws.start("bad")
         await ws.start("good")

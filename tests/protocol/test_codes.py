@@ -1,4 +1,4 @@
-"""codes.py: the table of error codes is the code's, no more and no less."""
+"""codes.py: the table of error codes is exactly what the code raises."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PASSED_ON = {
 
 @dataclass(frozen=True)
 class Raised:
-    """A call that is given a code, which is None where it is no literal; and the status of a Refused."""
+    """A call with an error code, which is None if it is no literal, and the status of a Refused."""
 
     call: str
     code: str | None
@@ -74,7 +74,7 @@ def raised(module: Module) -> Iterator[Raised]:
 
 
 def wrong(module: Module) -> list[str]:
-    """What a module raises against the table."""
+    """The calls of a module that contradict the table."""
     return [
         f"{module.path}: {one.call}"
         for one in raised(module)
@@ -90,7 +90,7 @@ def program() -> list[Module]:
 
 
 def test_every_code_that_is_raised_is_in_the_table(program: list[Module]) -> None:
-    """With its status, if it has one."""
+    """The table has the status, too, if the call has one."""
     assert [told for module in program for told in wrong(module)] == []
 
 

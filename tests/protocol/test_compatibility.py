@@ -1,8 +1,4 @@
-"""What the last release wrote is read today, and what is written today can be read by the last release.
-
-In a rolling restart both have sessions in one Redis. tests/data/events-0.1.0.json is what release 0.1.0 wrote and sent;
-tools/record_events.py makes such a file.
-"""
+"""This release reads the last release's events, and the last release can read this one's."""
 
 from __future__ import annotations
 
@@ -60,7 +56,7 @@ def test_the_recording_has_every_type() -> None:
 
 @recorded
 def test_every_event_is_understood(was: Recorded) -> None:
-    """Each with all that it says."""
+    """Every field of each event is read."""
     for data in (*was["events"], *was["published"]):
         event = codec.decode_published(data.encode())
         assert not isinstance(event, UnknownEvent)
@@ -74,7 +70,7 @@ def test_every_event_is_understood(was: Recorded) -> None:
 
 @recorded
 def test_a_client_gets_the_same_messages(was: Recorded) -> None:
-    """Through the session of a gateway of today, as a gateway of the last release sent them."""
+    """A session of this gateway sends what a gateway of the last release sent."""
     got: list[SessionEvent] = []
     session = Session("s", "", codec.decode_options(was["hash"]["options"]), got.append)
     for event in published(was):
@@ -172,7 +168,7 @@ def written() -> list[Published]:
 
 @pytest.mark.parametrize("event", written(), ids=lambda event: type(event).__name__)
 def test_the_last_release_finds_all_that_it_reads(event: Published) -> None:
-    """Whatever its value: None, nothing and zero are written too."""
+    """Fields are written for every value, also None, empty and zero."""
     wrote = json.loads(codec.encode(event))
     assert wrote.keys() >= READ[wrote["type"]]
     for one in wrote.get("segments", ()):
@@ -180,7 +176,7 @@ def test_the_last_release_finds_all_that_it_reads(event: Published) -> None:
 
 
 def test_the_last_release_finds_no_words_where_there_are_none() -> None:
-    """Its gateways send their clients whatever a segment has."""
+    """Its gateways pass on whatever a segment has."""
     with_words = durable("segment", 1, segments=[segment(words=[Word("a", 0.0, 1.0, 1.0)])])
     [one] = json.loads(codec.encode(with_words))["segments"]
     assert one.keys() == SEGMENT | {"words"}
@@ -207,7 +203,7 @@ def test_fields_that_are_not_known_are_ignored() -> None:
 
 
 def test_a_type_that_is_not_known_counts_and_is_told_to_nobody() -> None:
-    """The client's results go on after it, its segments are stored, and so is how long the session is by it."""
+    """Later results follow it, its segments are stored, and its total is the session's length."""
     base = {**json.loads(codec.encode(durable("segment", 1, total=3.0, segments=[segment()])))}
     event = codec.decode(json.dumps({**base, "type": "speaker_change"}).encode())
     assert isinstance(event, UnknownEvent)

@@ -1,4 +1,4 @@
-"""Frames as they come: in pieces, in parts, in floods, and wrong."""
+"""WebSocket frames in pieces, fragmented, in floods, and malformed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSE, PING, PONG = 8, 9, 10
 
 
 class Handler:
-    """What a FrameProtocol asks of one. `wait` is what each message, or run of binary ones, is waited for."""
+    """A handler for FrameProtocol. `wait` is awaited after each message, or run of binary ones."""
 
     def __init__(self) -> None:
         self.got: list[Any] = []
@@ -52,7 +52,7 @@ class Handler:
 
 
 class Ends:
-    """A wire whose other end is a plain socket."""
+    """A protocol whose other end is a plain socket."""
 
     def __init__(self, limit: int | None = None, mask: bool = False, largest: int = 1 << 20, sent: bytes = b"") -> None:
         ours, self.far = socket.socketpair()
@@ -111,7 +111,7 @@ async def test_frames_in_pieces_of_any_size(step: int) -> None:
 
 
 async def test_binary_messages_of_one_read_are_handed_over_together() -> None:
-    """Others have their turn as often as before."""
+    """Other connections have their turn as often as before."""
     ends = Ends()
     parts: list[str | bytes] = ["0", *[b"%d" % n for n in range(1, 4)], "4", *[b"%d" % n for n in range(5, 20)]]
     data = [frame(BINARY, part) if isinstance(part, bytes) else frame(TEXT, part.encode()) for part in parts]
@@ -130,7 +130,7 @@ async def test_binary_messages_of_one_read_are_handed_over_together() -> None:
 
 
 async def test_what_came_with_the_upgrade_is_taken_first() -> None:
-    """It was read by Tornado's stream."""
+    """Tornado's stream has already read it."""
     ends = Ends(sent=frame(TEXT, b"first") + frame(TEXT, b"second")[:5])
     await ends.send(frame(TEXT, b"second")[5:])
     await until(lambda: len(ends.handler.got) == 2)
@@ -172,7 +172,7 @@ async def test_the_next_message_waits_for_what_the_last_one_does() -> None:
     ],
 )
 async def test_what_is_no_frame_ends_the_connection(code: int, data: bytes) -> None:
-    """The other end is told why."""
+    """The client gets the reason."""
     ends = Ends(largest=1000)
     await ends.send(frame(TEXT, b"before") + data + frame(TEXT, b"after"))
     opcode, size = await ends.read(2)
@@ -200,7 +200,7 @@ async def test_a_message_that_raises_ends_the_connection() -> None:
 
 @pytest.mark.parametrize("size", [5, 200, 70_000])
 async def test_what_a_client_writes_is_masked(size: int) -> None:
-    """Before the transport is there, and after it."""
+    """It is masked before the transport is there and after that."""
     one, two = Ends(mask=True), Ends()
     payload = bytes(number % 251 for number in range(size))
     for turn in range(2):
@@ -215,7 +215,7 @@ async def test_what_a_client_writes_is_masked(size: int) -> None:
 
 
 async def test_who_does_not_read_costs_a_bounded_buffer() -> None:
-    """Read in time, nothing is missing."""
+    """If the client reads in time, nothing is missing."""
     ends = Ends(limit=1 << 16)
     await until(lambda: getattr(ends.wire.stream, "_transport", None) is not None)
     sent = 0

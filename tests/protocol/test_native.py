@@ -1,4 +1,4 @@
-"""native.py: the native protocol's messages to actions, and events to its messages."""
+"""native.py: messages of the native protocol become actions, and events become messages."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from tests.events import durable, segment
 
 
 def sent(**message: Any) -> native.Action:
-    """What a client's message is taken for."""
+    """The action that a client's message is parsed to."""
     return native.parse(json.dumps(message))
 
 
 def refused(**message: Any) -> BadRequest:
-    """The error that a client's message meets."""
+    """The error for a client's message."""
     with pytest.raises(BadRequest) as caught:
         sent(**message)
     return caught.value
 
 
 def got(event: SessionEvent, channel: int | None = None) -> dict[str, Any]:
-    """What a client gets of an event."""
+    """The message that a client gets for an event."""
     data = native.format(event, channel)
     assert data is not None
     message: dict[str, Any] = json.loads(data)
@@ -65,7 +65,7 @@ def test_a_start() -> None:
 
 
 def test_unknown_fields_are_named() -> None:
-    """Of start and resume, in the acknowledgement; so many, and so much of each name."""
+    """Unknown fields of start and resume are in the acknowledgement, up to a number and length."""
     start = sent(action="start", lang="en", partials=True, **{"x" * 100: 1})
     assert isinstance(start, native.StartAction)
     assert start.warnings == (
@@ -102,7 +102,7 @@ def test_an_error_names_the_session_as_the_client_did(action: str) -> None:
 
 
 def test_chunks_and_finish_are_taken_as_they_are() -> None:
-    """Which session they are for is known to the connection, and an error in them names it."""
+    """The connection finds their session, and its errors name it."""
     chunk = sent(action="chunk", session_id=5, chunk_index="1", audio_data="AQI=")
     assert chunk == native.ChunkAction(5, "1", "AQI=")
     assert isinstance(chunk, native.ChunkAction)

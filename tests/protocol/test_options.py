@@ -1,4 +1,4 @@
-"""options.py: what a client may ask for, and how it is told what it may not."""
+"""options.py: valid session options, and the errors for others."""
 
 from __future__ import annotations
 

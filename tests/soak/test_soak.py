@@ -1,4 +1,4 @@
-"""Live streams for long: silence, an hour, sixty at once. `make soak` runs these; a test run does not."""
+"""Long live streams: silence, an hour, sixty at once. `make soak` runs them; `make test` does not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIECE = 3200
 async def send(
     ws: WsClient, sid: str, pcm: bytes, speed: float, on_second: Callable[[float], None] | None = None
 ) -> None:
-    """A recording in pieces of 100 ms, `speed` times as fast as time."""
+    """Send a recording in pieces of 100 ms, `speed` times faster than real time."""
     begun = time.monotonic()
     for index, at in enumerate(range(0, len(pcm), PIECE)):
         await asyncio.sleep(max(0.0, begun + at / 32000 / speed - time.monotonic()))
@@ -95,13 +95,13 @@ async def test_an_hour_in_one_session(
 
 
 def owned(process: psutil.Process) -> int:
-    """Bytes of memory that are the process's alone."""
+    """Bytes of memory that only this process uses."""
     return int(process.memory_full_info().uss)
 
 
 @pytest.mark.gen_test(timeout=1500)
 async def test_thousands_of_sessions_leave_nothing(start: Callable[..., System]) -> None:
-    """A gateway grew by 350 bytes a session: by cached keys, and by what only the search for cycles would free."""
+    """A gateway once grew by 350 bytes per session: by cached keys, and by garbage in cycles."""
     system = start("run", "--workers", "1").wait_ready()
     [gateway], [worker] = system.children("gateway"), system.children("worker")
 
@@ -124,7 +124,7 @@ async def test_thousands_of_sessions_leave_nothing(start: Callable[..., System])
 
 @pytest.mark.gen_test(timeout=900)
 async def test_sixty_live_streams(start: Callable[..., System], utterances: list[Utterance]) -> None:
-    """Every text right, nobody starved: the slowest stream's p95 delay is at most three times the fastest's."""
+    """Every text is right, and the slowest stream's p95 delay is at most three times the fastest's."""
     system = start("run", "--workers", "1").wait_ready()
     voices = np.random.default_rng(2)
 

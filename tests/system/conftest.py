@@ -1,4 +1,4 @@
-"""One running system for all tests of a module: what they do must not disturb each other, which is a test by itself."""
+"""One running system for all tests of a module, which must not disturb each other."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.ws_client import look
 
 @pytest.fixture(scope="module")
 def running(processes: None, servers: Servers) -> Iterator[Running]:
-    """One system with default settings for all tests of this module."""
+    """One system with default settings for all tests of the module."""
     name = f"test_system_{os.getpid()}"
     database = make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
     with look(servers.redis.url) as client:
@@ -41,13 +41,13 @@ _ids = itertools.count()
 
 @pytest.fixture
 def sid(request: pytest.FixtureRequest) -> str:
-    """A session id of the test's own."""
+    """A session id for this test."""
     return f"{request.node.name[:60]}-{next(_ids)}".replace("[", "-").replace("]", "")
 
 
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bytes, str], bytes]:
-    """encode(wav, name): the same audio in one of CONTAINERS, by FFmpeg."""
+    """Return a function that encodes a WAV file with FFmpeg: encode(wav, name of CONTAINERS)."""
     folder = tmp_path_factory.mktemp("containers")
     program = imageio_ffmpeg.get_ffmpeg_exe()
 

@@ -1,4 +1,4 @@
-"""What the tests of the whole system share."""
+"""What several tests of the whole system use."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ CONTAINERS = {
 
 
 def robust(utterances: list[Utterance], count: int) -> list[Utterance]:
-    """Longer utterances: a lossy coder's noise changes nothing there."""
+    """The longest utterances: the noise of a lossy codec does not change their text."""
     return sorted(utterances, key=lambda utterance: -len(utterance.pcm))[:count]
 
 
@@ -65,20 +65,20 @@ async def connections(url: str, count: int) -> AsyncIterator[list[WsClient]]:
 
 
 def script(utterances: Sequence[Utterance], sessions: int, chunks: int) -> dict[str, list[Utterance]]:
-    """What is said in each of so many sessions: each another stretch of the utterances."""
+    """The utterances of each session; each session has other ones."""
     voices = itertools.cycle(utterances)
     return {f"session-{number}": [next(voices) for _ in range(chunks)] for number in range(sessions)}
 
 
 def results(clients: Sequence[WsClient]) -> int:
-    """Chunk results so far."""
+    """The number of chunk results so far."""
     return sum(message["type"] == "chunk_result" for ws in clients for message in ws.messages)
 
 
 async def everything(
     clients: Sequence[WsClient], said: dict[str, list[Utterance]], fault: Callable[[], object]
 ) -> None:
-    """Stream all sessions over all connections while `fault` does its worst; then every message must be right."""
+    """Stream all sessions over all connections while `fault` runs; then check every message."""
 
     async def stream(ws: WsClient, sid: str) -> None:
         await ws.stream(sid, said[sid])
@@ -97,14 +97,14 @@ async def check_rows(dsn: str, said: dict[str, list[Utterance]]) -> None:
 
 
 def overdue(url: str, sids: Sequence[str]) -> None:
-    """Let the time run out in which these sessions' dead gateway might have answered for them."""
+    """End the time in which a dead gateway could have extended the deadlines of these sessions."""
     with look(url) as client:
         for sid in sids:
             client.zadd("asr_open", {sid: 1}, xx=True)
 
 
 async def check_interrupted(dsn: str, said: dict[str, list[Utterance]], acknowledged: dict[str, int]) -> None:
-    """Each session is stored as interrupted with at least what was acknowledged, and all of it right."""
+    """Check that each session is stored as interrupted, with the right texts of at least the acknowledged chunks."""
     await until(lambda: all(stored(dsn, sid) for sid in said), 60, "all sessions are stored")
     for sid, spoken in said.items():
         row = stored(dsn, sid)
@@ -120,7 +120,7 @@ def acknowledgements(clients: Sequence[WsClient], said: dict[str, list[Utterance
 async def until_killed(
     clients: Sequence[WsClient], said: dict[str, list[Utterance]], kill: Callable[[], object]
 ) -> None:
-    """Stream without finishing until some results are out, then kill; returns when every connection is closed."""
+    """Stream without a finish until there are some results, then kill; return when all connections are closed."""
 
     async def send(ws: WsClient, sid: str) -> None:
         await ws.start(sid)
@@ -135,7 +135,7 @@ async def until_killed(
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that nobody has waited for yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -51,7 +51,7 @@ async def test_every_container_gives_the_text_of_the_wav(
 
 @pytest.mark.gen_test(timeout=60)
 async def test_pieces_of_pcm_are_one_recording(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """100 ms of headerless PCM a chunk, in lock step: one result each, in order, and the whole text at the end."""
+    """Each chunk is 100 ms of headerless PCM: one result each, in order, and the whole text at the end."""
     utterance = robust(utterances, 1)[0]
     pieces = [utterance.pcm[begin : begin + 3200] for begin in range(0, len(utterance.pcm), 3200)]
     async with await WsClient.open(running.url) as ws:
@@ -73,7 +73,7 @@ async def test_pieces_of_pcm_are_one_recording(running: Running, utterances: lis
 async def test_slices_of_a_webm_are_one_recording(
     running: Running, utterances: list[Utterance], encode: Callable[[bytes, str], bytes], sid: str
 ) -> None:
-    """A MediaRecorder's slices, only the first with a header; two recordings in one session."""
+    """A MediaRecorder's slices, of which only the first has a header; two recordings in one session."""
     first, second = robust(utterances, 2)
     async with await WsClient.open(running.url) as ws:
         await ws.start(sid)
@@ -95,7 +95,7 @@ async def test_slices_of_a_webm_are_one_recording(
 async def test_long_recording_is_trimmed_behind_what_is_recognised(
     running: Running, utterances: list[Utterance], sid: str
 ) -> None:
-    """More than a minute of PCM in half seconds: right text, segments in order, and Redis does not keep all of it."""
+    """More than a minute of PCM: right text, segments in order, and Redis keeps only part of the audio."""
     spoken: list[Utterance] = []
     recording = b""
     for utterance in utterances:
@@ -136,7 +136,8 @@ async def test_long_recording_is_trimmed_behind_what_is_recognised(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_a_live_stream(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """Partial results while people speak, a segment at each pause, rows with words; Redis keeps what is not final."""
+    """Partial results during speech, a segment at each pause, rows with words; Redis keeps only audio without a final
+    result."""
     spoken = utterances[:8]
     recording = b"".join(utterance.pcm + bytes(32000) for utterance in spoken)
     pieces = [recording[begin : begin + 3200] for begin in range(0, len(recording), 3200)]
@@ -176,7 +177,7 @@ async def test_a_live_stream(running: Running, utterances: list[Utterance], sid:
 
 @pytest.mark.gen_test(timeout=60)
 async def test_other_sample_rates_and_floats(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """Headerless audio of another format is what `start` says it is."""
+    """`start` gives the format of headerless audio."""
     np = pytest.importorskip("numpy")
     utterance = robust(utterances, 1)[0]
     samples = np.frombuffer(utterance.pcm, "<i2")

@@ -1,4 +1,4 @@
-"""The system under fault: gateways killed, connections cut, clients gone. Nothing is lost or doubled."""
+"""Gateways are killed, connections are cut, clients leave: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.ws_client import check_stored, look, stored
 async def test_the_subscription_is_cut_again_and_again(
     start: Start, redis_url: str, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """Results published while nobody is subscribed are read from the events: none is lost, none comes twice."""
+    """Results that were published meanwhile are read from the events: none is lost, none comes twice."""
     system = start("run", "--workers", "1").wait_ready()
     said = script(utterances, 10, 5)
     cuts = 0
@@ -49,7 +49,7 @@ async def test_the_subscription_is_cut_again_and_again(
 async def test_a_gateway_is_killed(
     start: Start, redis_url: str, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """Its clients lose the connection; another gateway finishes its sessions with all that was acknowledged."""
+    """Its clients lose their connections; another gateway finishes its sessions with all acknowledged audio."""
     system = start("run", "--workers", "1").wait_ready()
     said = script(utterances, 6, 4)
     (gateway,) = system.children("gateway")
@@ -69,7 +69,7 @@ async def test_a_gateway_is_killed(
 async def test_a_finished_session_of_a_killed_gateway_is_stored(
     start: Start, redis_url: str, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """Finished, and its gateway killed before the rows were written: it is stored as done."""
+    """Its gateway is killed before it stores the rows: the session is stored as done."""
     system = start("run", "--workers", "1").wait_ready()
     (gateway,) = system.children("gateway")
     async with connections(system.url, 1) as (ws,):
@@ -88,7 +88,7 @@ async def test_a_finished_session_of_a_killed_gateway_is_stored(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_a_client_drops(start: Start, redis_url: str, database_url: str, utterances: list[Utterance]) -> None:
-    """No closing handshake, mid-stream, and never back: stored as interrupted, while its neighbours go on."""
+    """It leaves without a closing handshake and does not return: interrupted; other sessions continue."""
     system = start("run", "--workers", "1", "--resume-timeout", "1").wait_ready()
     said = script(utterances, 3, 4)
     other = utterances[20:23]

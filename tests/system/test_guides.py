@@ -1,4 +1,4 @@
-"""The examples of docs/guides, run as they stand there against a real server: Python, Node, a page in a browser."""
+"""The examples of docs/guides run unchanged against a real server: Python, Node, a page in a browser."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ await fetch("/done", {method: "POST", body: JSON.stringify([text("text").split(/
 
 
 def blocks(guide: str, language: str) -> list[str]:
-    """The code of a guide in one language."""
+    """The code blocks of a guide in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", (GUIDES / guide).read_text(), re.M | re.S)
 
 
 def run(command: list[str], **options: object) -> str:
-    """What a program prints that must succeed."""
+    """The output of a program that must succeed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def run(command: list[str], **options: object) -> str:
 
 
 def python(guide: str, number: int, server: str, tmp_path: Path) -> str:
-    """What an example in Python prints."""
+    """The output of an example in Python."""
     example = tmp_path / "example.py"
     example.write_text(blocks(guide, "python")[number])
     return run([sys.executable, str(example), server])
@@ -83,7 +83,7 @@ def test_the_example_of_subtitles(system: System, tmp_path: Path) -> None:
 
 @pytest.fixture
 def node() -> list[str]:
-    """Node, with a WebSocket of its own."""
+    """The path of a Node that has WebSockets."""
     program = shutil.which("node")
     if program is None:
         pytest.skip("no Node")
@@ -110,7 +110,7 @@ def test_the_node_examples(system: System, tmp_path: Path, node: list[str], monk
 
 @contextmanager
 def served(page: str) -> Iterator[tuple[str, Queue[bytes]]]:
-    """A page at an address, and what it posts."""
+    """Serve a page; returns its URL and what it posts."""
     posted: Queue[bytes] = Queue()
 
     class Handler(BaseHTTPRequestHandler):
@@ -146,7 +146,7 @@ async def test_the_page(
     utterances: list[Utterance],
     recorder: str,
 ) -> None:
-    """It shows what is said, a segment a line; in the midst of it the server replaces its gateway."""
+    """It shows one line for each segment, also while the server replaces its gateway."""
     (page,) = blocks("browser.md", "html")
     if recorder == "MediaRecorder":
         (body,) = blocks("browser.md", "js")

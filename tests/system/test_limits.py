@@ -1,4 +1,4 @@
-"""Limits of a real system, reached while others are served."""
+"""Limits of a real system, reached while other clients are served."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_a_quota_of_a_real_system(
     start: Callable[..., System], tmp_path: Path, utterances: list[Utterance], redis_url: str
 ) -> None:
-    """Two gateways, a real worker that decodes: whichever gateway is asked knows."""
+    """Two gateways and a real worker: both gateways know the quota."""
     made = Keyed(tmp_path / "keys.json", KeyLimits(audio_per_minute=6.0))
     system = start("run", "--gateways", "2", "--keys-file", str(made.file.path))
     await asyncio.get_running_loop().run_in_executor(None, system.wait_ready)
@@ -67,8 +67,8 @@ GROWTH = 32 * 2**20
 
 @pytest.mark.gen_test(timeout=170)
 async def test_others_do_not_feel_it(start: Callable[..., System], tmp_path: Path, utterances: list[Utterance]) -> None:
-    """Each limit of a real system, reached often while somebody speaks: every chunk is acknowledged in order, the text
-    is right, and the gateway does not grow."""
+    """Each limit is reached many times while a client speaks: all its chunks are acknowledged in order, its text is
+    right, and the gateway does not grow."""
     options, keys = hostile.flags(tmp_path)
     system = start("run", "--workers", "1", *options)
     await asyncio.get_running_loop().run_in_executor(None, system.wait_ready)

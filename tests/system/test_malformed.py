@@ -1,4 +1,4 @@
-"""What is wrong costs itself alone, in the whole system."""
+"""Malformed messages, chunks and audio affect only themselves, in the whole system."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def knows_languages(url: str, sid: str) -> None:
 
 
 async def refused(ws: WsClient, code: str, message: Any) -> dict[str, Any]:
-    """Send a message that is refused with this code; the error."""
+    """Send a message that is refused with this code; return the error."""
     seen = sum(m["type"] == "error" for m in ws.messages)
     await ws.send(message)
     await until(lambda: sum(m["type"] == "error" for m in ws.messages) > seen, 30, code)
@@ -39,7 +39,7 @@ async def refused(ws: WsClient, code: str, message: Any) -> dict[str, Any]:
 
 
 async def before_start(url: str, sid: str, spoken: list[Utterance]) -> None:
-    """Messages before the start of a session; after them a session is served."""
+    """Send messages before the start of a session; then run one."""
     async with await WsClient.open(url) as ws:
         for message in (chunk(sid, 0, spoken[0].wav), b"12", {"action": "finish"}):
             assert (await ws.call(message))["code"] == "no_session"
@@ -48,7 +48,7 @@ async def before_start(url: str, sid: str, spoken: list[Utterance]) -> None:
 
 
 async def malformed_messages(ws: WsClient, sid: str) -> None:
-    """What is no message."""
+    """Send messages that are malformed as a whole."""
     await refused(ws, "bad_json", '{"action": "chunk", ')
     await refused(ws, "bad_json", '["action"]')
     await refused(ws, "bad_json", "")
@@ -62,7 +62,7 @@ async def malformed_messages(ws: WsClient, sid: str) -> None:
 
 
 async def malformed_chunks(ws: WsClient, sid: str, spoken: list[Utterance]) -> None:
-    """What is no chunk, after chunk 0. The client goes on with the next index, or sends the refused one again."""
+    """Send malformed chunks after chunk 0: the client continues with the next index, or repeats the refused one."""
     broken = chunk(sid, 1, b"") | {"audio_data": "%%%not base64%%%"}
     assert (await refused(ws, "bad_base64", broken))["chunk_index"] == 1
     await ws.chunk(sid, 1, spoken[1].wav)
@@ -78,7 +78,7 @@ async def malformed_chunks(ws: WsClient, sid: str, spoken: list[Utterance]) -> N
 
 
 async def malformed_audio(ws: WsClient, sid: str, utterance: Utterance, mp4: bytes) -> None:
-    """What is no audio, in chunks 5 to 7, and a file cut short in chunk 8."""
+    """Send chunks 5 to 7 without audio, and in chunk 8 a file that was cut."""
     await ws.send(chunk(sid, 5, b"This is a text, and nothing that anybody could listen to.\n" * 50))
     assert (await ws.find(sid, "error", 5))["code"] == "not_audio"
     moov = mp4.index(b"moov") - 4
@@ -169,7 +169,7 @@ async def write(ws: WsClient, data: bytes) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 async def test_messages_that_are_too_large(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """40 MB as text, as one binary frame, and in fragments with pings between: one error each, then all goes on."""
+    """40 MB as text, as one binary frame, and in fragments with pings: one error each, then everything continues."""
     large = 40 * 2**20
     limit = 16 * 2**20
     async with await WsClient.open(running.url) as ws:
@@ -208,7 +208,7 @@ async def test_messages_that_are_too_large(running: Running, utterances: list[Ut
 
 @pytest.mark.gen_test(timeout=60)
 async def test_fragmented_message_is_one_message(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """A chunk in many frames, a ping between them, is one chunk."""
+    """A chunk in many frames with a ping in between is one chunk."""
     wav = utterances[0].wav
     async with await WsClient.open(running.url) as ws:
         await ws.start(sid)

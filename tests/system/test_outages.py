@@ -1,4 +1,4 @@
-"""Bad networks, deaf clients and upgrades, with real processes: clients that come back, gateways that go."""
+"""Bad networks, clients that do not read, and upgrades, with real processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PIECE = 3200
 
 
 def cut(client: Client) -> None:
-    """The network is gone: no closing handshake."""
+    """Lose the network: no closing handshake."""
     assert client.connection is not None
     assert client.connection.protocol is not None
     assert client.connection.protocol.stream is not None
@@ -38,7 +38,7 @@ def cut(client: Client) -> None:
 
 
 def recording(utterances: Sequence[Utterance], seconds: float) -> list[bytes]:
-    """So many seconds of speech, in pieces of 100 ms."""
+    """Seconds of speech, in pieces of 100 ms."""
     pcm = b""
     for utterance in utterances:
         pcm += utterance.pcm + bytes(16000)
@@ -52,7 +52,7 @@ async def events_of(session: ClientSession) -> list[dict[str, Any]]:
 
 
 def check_once(events: list[dict[str, Any]], chunks: int) -> None:
-    """Every result there is, once, in order."""
+    """Check that every result came once, in order."""
     assert [event["seq"] for event in events] == list(range(1, chunks + 2))
     assert [event["chunk_index"] for event in events[:-1]] == list(range(chunks))
     assert [event["type"] for event in events] == ["chunk_result"] * chunks + ["final_result"]
@@ -66,7 +66,7 @@ def check_once(events: list[dict[str, Any]], chunks: int) -> None:
 async def test_a_connection_lost_at_twenty_points_of_a_minute(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """Resumed each time on the other of two gateways: the text of an undisturbed run, every result once."""
+    """It is resumed on the other of two gateways each time: same text as undisturbed, every result once."""
     systems = start("run", "--workers", "1"), start("gateway")
     urls = [system.wait_ready().url for system in systems]
     pieces = recording(utterances, 60)
@@ -108,7 +108,7 @@ async def test_a_connection_lost_at_twenty_points_of_a_minute(
 async def test_a_gateway_is_killed_and_its_sessions_go_on_elsewhere(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """kill -9 in the middle of ten sessions: their clients resume at the other gateway, and nothing is missing."""
+    """kill -9 during ten sessions: their clients resume on the other gateway, and nothing is missing."""
     first, second = start("gateway"), start("run", "--workers", "1")
     urls = [system.wait_ready().url for system in (first, second)]
     said = {f"s{number}": utterances[number : number + 6] for number in range(10)}
@@ -143,13 +143,13 @@ async def test_a_gateway_is_killed_and_its_sessions_go_on_elsewhere(
 
 
 async def send_in_pieces(session: ClientSession, utterance: Utterance) -> None:
-    """An utterance in pieces of several hundred milliseconds."""
+    """Send an utterance in pieces of several hundred milliseconds."""
     for begin in range(0, len(utterance.pcm), 4 * PIECE):
         await session.send(utterance.pcm[begin : begin + 4 * PIECE])
 
 
 async def roll(start: Start, database_url: str, utterances: list[Utterance], sessions: int) -> None:
-    """SIGHUP under so many live sessions, some of utterances, some of pieces: all of them right."""
+    """SIGHUP during live sessions, some with utterances and some with pieces: all results are right."""
     options = ("--gateways", "2", "--workers", "2", "--drain-timeout", "2")
     system = start("run", *options).wait_ready()
     old = [*system.children("gateway"), *system.children("worker")]
@@ -212,7 +212,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
 @pytest.mark.timeout(300)
 @pytest.mark.gen_test(timeout=290)
 async def test_rolling_restart_under_load(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """Two gateways and two workers are replaced under twenty sessions: every one right, none lost."""
+    """Two gateways and two workers are replaced during twenty sessions: all are right, none is lost."""
     await roll(start, database_url, utterances, 20)
 
 
@@ -222,12 +222,12 @@ async def test_rolling_restart_under_load(start: Start, database_url: str, utter
 async def test_rolling_restart_under_fifty_streams(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """The same with fifty."""
+    """The same with fifty sessions."""
     await roll(start, database_url, utterances, 50)
 
 
 def test_a_rolling_restart_that_cannot_work_is_given_up(start: Start, tmp_path: Path) -> None:
-    """The new worker cannot load its model: the old processes go on, and the next SIGHUP may do better."""
+    """The new worker cannot load its model: the old processes continue, and another SIGHUP may succeed."""
     from asrserver.models import find_model
 
     model = tmp_path / "model"
@@ -258,7 +258,8 @@ BESIDES = 64 << 20
 
 @pytest.mark.gen_test(timeout=150)
 async def test_clients_that_never_read(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """Two hundred: each costs a bounded buffer and then its connection; their sessions end, and others go on."""
+    """Two hundred clients: each costs a bounded buffer and loses its connection; their sessions end, others
+    continue."""
     # Pings would find them out too: not here.
     options = ("--workers", "1", "--resume-timeout", "1", "--ping-interval", "600", "--unread-timeout", "5")
     system = start("run", *options).wait_ready()

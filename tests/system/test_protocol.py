@@ -1,4 +1,4 @@
-"""The whole system, as its users meet it: the program as processes, a WebSocket client, PostgreSQL."""
+"""The whole system as users meet it: the program as processes, a WebSocket client, PostgreSQL."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.ws_client import WsClient, check_stored, chunk, look, stored
 
 @pytest.mark.gen_test(timeout=120)
 async def test_lock_step_client_gets_exactly_its_messages(running: Running, all_utterances: list[Utterance]) -> None:
-    """A client written from the protocol's first page alone; a hundred utterances of at most 5 % word errors."""
+    """A client that waits for each answer; a hundred utterances with at most 5 % word errors."""
     async with await WsClient.open(running.url + "?uid=1&device_id=2") as ws:
         ack = await ws.call({"action": "start", "session_id": "lock-step", "user_id": "someone"})
         assert (ack["type"], ack["session_id"], ack["status"]) == ("ack", "lock-step", "session_started")
@@ -39,7 +39,7 @@ async def test_lock_step_client_gets_exactly_its_messages(running: Running, all_
 
 @pytest.mark.gen_test(timeout=170)
 async def test_fifty_sessions_of_ten_chunks(running: Running, utterances: list[Utterance]) -> None:
-    """Every chunk one result, none twice, none under the wrong session; all rows; Redis keeps nothing for ever."""
+    """Every chunk has one result in its own session; all rows are stored; every Redis key has a TTL."""
     voices = itertools.cycle(utterances)
     said = {f"fifty-{number}": [next(voices) for _ in range(10)] for number in range(50)}
     names = list(said)
@@ -81,7 +81,7 @@ async def test_fifty_sessions_of_ten_chunks(running: Running, utterances: list[U
 async def test_sessions_one_after_another_on_one_connection(
     running: Running, utterances: list[Utterance], sid: str
 ) -> None:
-    """A finished session's connection takes the next; an empty id gets one; a known id is refused, here and later."""
+    """The connection of a finished session takes another; an empty id gets one; a used id is refused, also later."""
     async with await WsClient.open(running.url) as ws:
         await ws.stream(f"{sid}-a", utterances[:1])
         await ws.stream(f"{sid}-b", utterances[1:2])
@@ -103,7 +103,7 @@ async def test_sessions_one_after_another_on_one_connection(
 
 @pytest.mark.gen_test(timeout=60)
 async def test_silence_and_noise_give_no_words(running: Running, sid: str) -> None:
-    """Nothing said, nothing invented."""
+    """Nothing is invented."""
     np = pytest.importorskip("numpy")
     noise = (np.random.default_rng(1).normal(0, 300, 5 * 16000)).astype("<i2").tobytes()
     async with await WsClient.open(running.url) as ws:

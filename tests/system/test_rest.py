@@ -1,4 +1,4 @@
-"""REST of the whole system."""
+"""The REST interface of the whole system."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rest(running: Running, method: str, path: str) -> int:
 
 @pytest.mark.gen_test(timeout=60)
 async def test_a_session_is_read_back_and_deleted(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """GET of a session right after its final result has all of it; history lists it; DELETE is for good."""
+    """GET right after the final result is complete; the history lists the session; DELETE is final."""
     loop = asyncio.get_running_loop()
     async with await WsClient.open(running.url) as ws:
         final = await ws.stream(sid, utterances[:3], user_id="someone")
@@ -53,7 +53,7 @@ async def test_a_session_is_read_back_and_deleted(running: Running, utterances: 
 
 @pytest.mark.gen_test(timeout=60)
 async def test_deleting_an_open_session_keeps_nothing(running: Running, utterances: list[Utterance], sid: str) -> None:
-    """DELETE while the session goes on: the client gets its text, and no row is left when it is over."""
+    """DELETE during the session: the client gets its text, and no row remains."""
     loop = asyncio.get_running_loop()
     async with await WsClient.open(running.url) as ws:
         await ws.start(sid)

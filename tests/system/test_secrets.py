@@ -1,4 +1,4 @@
-"""The program with keys and TLS; and no log has a secret in it."""
+"""The program with keys and TLS; no log contains a secret."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
 
 
 def test_tls_with_a_key(start: Callable[..., System], keys: Keys, utterances: list[Utterance], tmp_path: Path) -> None:
-    """The server's own commands over https and wss; nobody is let in without a key, or in the clear."""
+    """The program's commands over https and wss; without a key or without TLS there is no access."""
     system = start(
         "run", "--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"), "--keys-file", str(keys.path)
     ).wait_ready()
@@ -64,7 +64,7 @@ PROMPT, HOTWORD, WRONG = "promptprompt", "hotwordhotword", f"wrong-{GIVEN}"
 
 
 async def sessions_with_keys(base: str, keys: Keys, spoken: list[Utterance]) -> list[str]:
-    """A session for each way to send a key, with its utterance; returns their ids."""
+    """Run a session for each way to send a key; return their ids."""
     ways: list[tuple[str, dict[str, str]]] = [
         ("", {"Authorization": f"Bearer {keys.text_a}"}),
         ("", {"Sec-WebSocket-Protocol": f"asr.v1, bearer.{keys.text_a}"}),

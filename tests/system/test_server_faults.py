@@ -1,4 +1,4 @@
-"""The system under fault: Redis and PostgreSQL killed and away; everything killed. Nothing is lost or doubled."""
+"""Redis and PostgreSQL are killed or away, or everything is killed: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.ws_client import check_stored, health, look, stored
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """For embedded servers. Not tmp_path: PostgreSQL's user must reach it where the tests run as root."""
+    """A directory for embedded servers. Not tmp_path: PostgreSQL's user must be able to enter it."""
     directory = Path(tempfile.mkdtemp(prefix="asrserver-faults-"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -46,7 +46,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture
 def embedded(processes: None, data_dir: Path) -> Iterator[Callable[..., System]]:
-    """embedded(): the program with its own servers in `data_dir`; again, after it was killed."""
+    """Return a function that starts the program with its own servers in `data_dir`, also again after a kill."""
     systems: list[System] = []
 
     def starter(*arguments: str) -> System:
@@ -83,7 +83,7 @@ def pid_of(data_dir: Path, server: str) -> int:
 async def test_redis_is_killed_and_comes_back(
     embedded: Callable[..., System], data_dir: Path, utterances: list[Utterance]
 ) -> None:
-    """kill -9 of the embedded Redis, twice, while sessions stream: it is started again, and nothing is lost."""
+    """kill -9 of the embedded Redis, twice, during sessions: it is restarted, and nothing is lost."""
     system = embedded()
     said = script(utterances, 8, 5)
 
@@ -106,7 +106,7 @@ async def test_redis_is_killed_and_comes_back(
 async def test_redis_hangs_for_longer_than_children_may(
     start: Start, servers: Servers, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """A Redis that answers nobody is no reason to kill gateways and workers: the connections are still there after."""
+    """The supervisor kills no child because Redis does not answer: the connections survive."""
     system = start("run", "--workers", "1", "--hang-timeout", "3").wait_ready()
     said = script(utterances, 4, 4)
     process = psutil.Process(servers.redis.pid)
@@ -127,7 +127,7 @@ async def test_redis_hangs_for_longer_than_children_may(
 
 @pytest.mark.gen_test(timeout=120)
 async def test_postgres_is_away(start: Start, servers: Servers, database_url: str, utterances: list[Utterance]) -> None:
-    """Sessions go on without PostgreSQL and are stored when it is back; health says so while it lasts."""
+    """Sessions continue without PostgreSQL and are stored when it is back; meanwhile /health says so."""
     loop = asyncio.get_running_loop()
     system = start("run", "--workers", "1").wait_ready()
     before, during, after = (dict(itertools.islice(script(utterances, 9, 3).items(), n, n + 3)) for n in (0, 3, 6))
@@ -162,7 +162,7 @@ async def test_postgres_is_away(start: Start, servers: Servers, database_url: st
 async def test_start_without_postgres(
     start: Start, servers: Servers, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """A gateway that starts while PostgreSQL is away serves, and stores when it comes."""
+    """A gateway that starts without PostgreSQL serves sessions, and stores them later."""
     await asyncio.get_running_loop().run_in_executor(None, servers.postgres.stop, 10)
     try:
         system = start("run", "--workers", "1").wait_ready()
@@ -176,7 +176,7 @@ async def test_start_without_postgres(
 
 
 def stored_safely(dsn: str, sid: str) -> object:
-    """`stored`, of a database that is perhaps still to be made."""
+    """`stored`, also while the database does not exist."""
     import psycopg2
 
     try:
@@ -189,7 +189,7 @@ def stored_safely(dsn: str, sid: str) -> object:
 async def test_everything_is_killed_at_once(
     embedded: Callable[..., System], data_dir: Path, utterances: list[Utterance]
 ) -> None:
-    """kill -9 of supervisor, children and servers, mid-session: started again, all that was acknowledged is stored."""
+    """kill -9 of supervisor, children and servers: after a restart all acknowledged audio is stored."""
     system = embedded()
     said = script(utterances, 6, 4)
 
@@ -216,7 +216,7 @@ async def test_everything_is_killed_at_once(
 
 
 def test_nothing_outlives_a_killed_supervisor(embedded: Callable[..., System], data_dir: Path) -> None:
-    """SIGKILL of the supervisor alone takes gateways, workers and servers along, and the next start is clean."""
+    """SIGKILL of the supervisor ends its gateways, workers and servers, and the next start works."""
     system = embedded()
     family = psutil.Process(system.process.pid).children(recursive=True)
     assert len(family) >= 4

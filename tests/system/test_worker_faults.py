@@ -1,4 +1,4 @@
-"""The system under fault: workers killed and stopped. Nothing is lost or doubled."""
+"""Workers are killed or stopped: nothing is lost or doubled."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from tests.ws_client import WsClient, look, query, stored
 
 @pytest.mark.gen_test(timeout=170)
 async def test_the_only_worker_is_killed(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """kill -9 of the only worker, twice, while twenty sessions stream: all finish, each result once, all rows."""
+    """kill -9 of the only worker, twice, during twenty sessions: all finish, each result comes once, all rows are
+    there."""
     system = start("run", "--workers", "1").wait_ready()
     said = script(utterances, 20, 5)
 
@@ -40,7 +41,7 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
 
 
 def live_streams(utterances: Sequence[Utterance], count: int, length: int) -> dict[str, tuple[list[Utterance], bytes]]:
-    """What is said in each of so many live recordings of `length` utterances, and its bytes: half of them are PCM."""
+    """The utterances and the bytes of live streams of `length` utterances; half of them are PCM."""
     voices = itertools.cycle(sorted(utterances, key=lambda one: -len(one.pcm))[:30])
     streams = {}
     for number in range(count):
@@ -54,7 +55,7 @@ def live_streams(utterances: Sequence[Utterance], count: int, length: int) -> di
 async def killed_in_live_streams(
     system: System, database_url: str, utterances: list[Utterance], count: int, length: int, kills: Sequence[int]
 ) -> None:
-    """Kill a worker whenever so many segments are out; every sentence must be in one segment, of rows too."""
+    """Kill a worker after each number of segments; every sentence must be in one segment, also in the rows."""
     streams = live_streams(utterances, count, length)
 
     async def stream(ws: WsClient, sid: str, data: bytes) -> None:
@@ -96,7 +97,7 @@ async def killed_in_live_streams(
 
 @pytest.mark.gen_test(timeout=170)
 async def test_a_worker_is_killed_in_live_streams(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """Half of them PCM, the others WebM, Ogg and MP4: every sentence in exactly one segment."""
+    """Half of them are PCM, the others WebM, Ogg and MP4: every sentence is in exactly one segment."""
     system = start("run", "--workers", "1").wait_ready()
     await killed_in_live_streams(system, database_url, utterances, 6, 4, (8, 16))
     assert system.output().count("died: SIGKILL") == 2
@@ -107,7 +108,7 @@ async def test_a_worker_is_killed_in_live_streams(start: Start, database_url: st
 async def test_a_worker_is_killed_in_twenty_live_streams_over_a_minute_old(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """Each of them two minutes long."""
+    """Each stream has two minutes."""
     system = start("run", "--workers", "2").wait_ready()
     await killed_in_live_streams(system, database_url, utterances, 20, 30, (320, 400))
     assert system.output().count("died: SIGKILL") == 2
@@ -116,7 +117,7 @@ async def test_a_worker_is_killed_in_twenty_live_streams_over_a_minute_old(
 async def stopped_worker(
     system: System, database_url: str, utterances: list[Utterance], seconds: float, others: bool
 ) -> None:
-    """SIGSTOP one worker for a time in the middle; with others there, it must find itself fenced."""
+    """Stop a worker for some seconds with SIGSTOP; if there are others, it must find itself fenced."""
     said = script(utterances, 20, 5)
     victim = system.children("worker")[0]
 
@@ -151,13 +152,13 @@ async def stopped_worker(
 
 
 def system_redis(system: System) -> str:
-    """The Redis that a system was given."""
+    """The URL of a system's Redis."""
     return psutil.Process(system.process.pid).environ()["REDIS_URL"]
 
 
 @pytest.mark.gen_test(timeout=170)
 async def test_a_worker_is_stopped_and_woken(start: Start, database_url: str, utterances: list[Utterance]) -> None:
-    """SIGSTOP past its lease, then SIGCONT: another worker has its sessions, Redis refuses the sleeper's results."""
+    """SIGSTOP for longer than its lease: another worker takes its sessions, Redis refuses its results."""
     system = start("run", "--workers", "2", "--lease", "2", "--max-backlog", "5").wait_ready()
     await stopped_worker(system, database_url, utterances, 2.5, others=True)
 
@@ -166,7 +167,7 @@ async def test_a_worker_is_stopped_and_woken(start: Start, database_url: str, ut
 async def test_the_only_worker_is_stopped_and_woken(
     start: Start, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """SIGSTOP of the only worker past its lease: it goes on, and does nothing twice."""
+    """SIGSTOP of the only worker for longer than its lease: it continues, and does nothing twice."""
     system = start("run", "--workers", "1", "--lease", "1").wait_ready()
     await stopped_worker(system, database_url, utterances, 3.0, others=False)
 
@@ -177,7 +178,7 @@ async def test_the_only_worker_is_stopped_and_woken(
 async def test_a_worker_is_stopped_for_twenty_seconds(
     start: Start, database_url: str, utterances: list[Utterance], workers: int
 ) -> None:
-    """The same with the default lease and a stop of 20 s."""
+    """With the default lease and a stop of 20 s."""
     system = start("run", "--workers", str(workers)).wait_ready()
     await stopped_worker(system, database_url, utterances, 20.0, others=workers > 1)
 
@@ -190,7 +191,7 @@ async def test_a_recording_that_kills_its_worker(
     utterances: list[Utterance],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three dead workers, then the client gets an error; other chunks and sessions are right and have no strike."""
+    """After three dead workers the client gets an error; other chunks and sessions are right and have no strike."""
     monkeypatch.setattr(System, "program", (poison.__file__,))
     system = start("run", "--workers", "1").wait_ready()
     said = script(utterances, 6, 4)

@@ -1,4 +1,4 @@
-"""A gateway with the limits of a test, by parametrize; a second one beside it."""
+"""A gateway with the limits that a test gives by parametrize, and a second one beside it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.gateway.limits.support import Keyed
 
 @pytest.fixture
 def given() -> dict[str, Any]:
-    """Settings of a test; by parametrize."""
+    """The test's settings, by parametrize."""
     return {}
 
 
 @pytest.fixture
 def shares(tmp_path: Path) -> KeyLimits | None:
-    """Limits of the test's key; by parametrize. None: no keys are asked for."""
+    """The limits of the test's key, by parametrize. None: the gateway asks for no keys."""
     return None
 
 
@@ -50,7 +50,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def other(io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, gateway: Gateway) -> Iterator[str]:
-    """The address of a second gateway."""
+    """The URL of a second gateway."""
 
     async def opened() -> tuple[Gateway, HTTPServer, str]:
         made = Gateway(gateway_settings)

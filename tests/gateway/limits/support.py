@@ -1,4 +1,4 @@
-"""Clients that reach limits, and one that does not feel it."""
+"""Clients that reach limits, and one that must not notice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIECE = bytes(3200)
 
 
 class Keyed:
-    """A key with limits, one without, and the file they are in."""
+    """A keys file with a limited key and an unlimited one."""
 
     def __init__(self, path: Path, limits: KeyLimits) -> None:
         self.file = KeysFile(str(path))
@@ -35,7 +35,7 @@ async def connect(url: str, key: str = "") -> WsClient:
 
 
 async def refusal(url: str, key: str = "") -> tuple[int, Message]:
-    """The status and the error that a connection is refused with; it says when to come again."""
+    """The status and the error with which a connection is refused; it has a Retry-After."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with pytest.raises(HTTPClientError) as refused:
         await websocket_connect(HTTPRequest(url, headers=headers))
@@ -59,7 +59,7 @@ async def refusal(url: str, key: str = "") -> tuple[int, Message]:
 
 
 async def error(ws: WsClient, code: str) -> Message:
-    """The connection's first error of this code."""
+    """Wait for the connection's first error with this code."""
 
     def found() -> Message | None:
         return next((message for message in ws.messages if message.get("code") == code), None)
@@ -70,8 +70,10 @@ async def error(ws: WsClient, code: str) -> Message:
 
 @contextlib.asynccontextmanager
 async def bystander(url: str, key: str = "") -> AsyncIterator[Callable[[], int]]:
-    """A client that goes on all the while, chunk by chunk; what it yields counts those acknowledged. In the end, every
-    one was, in order, and nothing else came."""
+    """A client that sends chunk after chunk; yields a function that counts the acknowledged ones.
+
+    At the end every chunk must have been acknowledged, in order, and nothing else may have come.
+    """
     async with await connect(url, key) as quiet:
         await quiet.start("bystander")
         stop = False

@@ -1,4 +1,4 @@
-"""admission.py: each limit of a gateway reached by a client over a real socket; who does not feel it."""
+"""admission.py: a client reaches each limit of a gateway over a real socket; other clients do not notice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
     ("given", "status"), [({"max_connections": 2}, 503), ({"max_address_connections": 2}, 429)], ids=str
 )
 async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> None:
-    """One more is refused before the upgrade, as often as it comes; those that are there go on; who goes makes room."""
+    """The next one is refused before the upgrade, each time; open ones continue; a closed one makes room."""
     async with bystander(url) as progress:
         second = await connect(url)
         for _ in range(5):
@@ -49,7 +49,7 @@ async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> 
 
 @pytest.mark.parametrize("given", [{"max_connections": 3}])
 async def test_connections_that_ask_for_nothing(app: AsrApplication, gateway: Gateway) -> None:
-    """Past the limit they are closed; those that became WebSockets are not among them."""
+    """They are closed above the limit; connections that became WebSockets do not count."""
     server = BoundedHttpServer(app)
     socket, port = bind_unused_port()
     server.add_socket(socket)
@@ -116,7 +116,7 @@ async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: FakeWorker) 
 async def test_too_long_a_session_is_ended_with_what_it_has(
     url: str, worker: FakeWorker, gateway: Gateway, database_url: str
 ) -> None:
-    """What was acknowledged is served: its final result comes."""
+    """The acknowledged audio is recognised: the final result comes."""
     async with await connect(url) as client:
         await client.start("s", format="pcm_s16le")
         for index in range(10):
@@ -166,7 +166,7 @@ async def test_a_session_without_audio_is_ended(url: str, worker: FakeWorker, ga
 
 @pytest.mark.parametrize("given", [{"idle_timeout": 0.5}])
 async def test_an_idle_connection_is_closed(url: str, worker: FakeWorker) -> None:
-    """Unless a result is owed to it."""
+    """A connection that waits for a result is not idle."""
     async with await connect(url) as client, await connect(url) as owed:
         await owed.start("s")
         await owed.chunk("s", 0, PIECE)
@@ -182,7 +182,7 @@ async def test_an_idle_connection_is_closed(url: str, worker: FakeWorker) -> Non
 
 @pytest.mark.parametrize("given", [{"max_speed": 1.0, "speed_burst": 1.0}])
 async def test_audio_too_fast_by_far_is_refused(url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the time after which it may be sent again; the session goes on with it."""
+    """The error says when to send it again; then the session continues with it."""
     monkeypatch.setattr(room, "MAX_WAIT", 0.1)
     async with bystander(url), await connect(url) as client:
         await client.start("s", format="pcm_s16le")
@@ -200,8 +200,8 @@ async def test_audio_too_fast_by_far_is_refused(url: str, worker: FakeWorker, mo
 async def test_a_flood_is_read_as_it_is_recognised_and_costs_no_memory(
     url: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
-    """64 MB in one go, of which nothing is answered: what is spoken in the time is taken, and a few seconds more; the
-    rest waits with its sender."""
+    """64 MB are sent at once and nothing is answered: the gateway takes what can be spoken in the time, and a few
+    seconds more; the rest waits at the sender."""
     monkeypatch.setattr(room, "MAX_WAIT", 60.0)
     monkeypatch.setattr("asrserver.handlers.connection.MAX_WAIT", 60.0)
     async with bystander(url) as progress, await connect(url) as client:
@@ -251,7 +251,7 @@ async def test_the_place_in_the_queue_is_told(url: str, worker: FakeWorker) -> N
 async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served(
     url: str, gateway: Gateway, worker: FakeWorker, redis_url: str
 ) -> None:
-    """The audio that other gateways wait for counts too."""
+    """Audio that waits in other gateways counts too."""
     elsewhere = GatewayBroker(redis_url, "elsewhere")
     async with await connect(url) as client:
         await client.start("s", format="pcm_s16le")

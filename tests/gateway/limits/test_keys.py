@@ -38,7 +38,7 @@ async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)  # the test must not cross a minute
 
     async def held(*sids: str) -> None:
-        """These sessions hold a share: that another is over, Redis learns after its client."""
+        """Wait until these sessions hold a share: Redis learns later than the client that a session is over."""
         with look(redis_url) as client:
             await until(lambda: client.zrange(keys.held_key("sessions", keyed.limited.id), 0, -1) == list(sids))
 
@@ -80,7 +80,7 @@ async def test_a_key_s_sessions_and_starts_are_counted_over_all_gateways(
 async def test_a_key_s_audio_is_charged_by_the_workers(
     url: str, other: str, keyed: Keyed, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks, sessions and connections are refused until the minute is over; other keys do not notice."""
+    """Chunks, sessions and connections are refused until the minute is over; other keys are not affected."""
     monkeypatch.setattr("asrserver.gateway.admission.minute", lambda now=None: 7)
     monkeypatch.setattr(quota, "minute", lambda now=None: 7)
     monkeypatch.setattr("asrserver.broker.worker_side.minute", lambda now=None: 7)

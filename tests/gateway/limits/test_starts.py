@@ -1,4 +1,4 @@
-"""Sessions that are started at once, while Redis counts for their key: each id once, and no more than allowed."""
+"""Sessions that start at once while Redis counts for their key: each id once, and no more than allowed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 
 class Counting:
-    """Redis, which counts nothing until `answer` is called; `asked` are the ids that it is to count."""
+    """Redis that does not answer before `answer` is called; `asked` are the ids that it was asked to count."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -48,7 +48,7 @@ async def refused(start: asyncio.Task[Session]) -> str:
 
 @pytest.mark.parametrize("given", [{}])
 async def test_an_id_is_taken_from_the_first_moment_on(gateway: Gateway, counting: Counting) -> None:
-    """Else the second would take the place of the first, and with its own failure the first's session."""
+    """Otherwise the second would replace the first, and its failure would end the first's session."""
     first, second = begin(gateway, "s"), begin(gateway, "s")
     assert await refused(second) == "session_exists"
     counting.answer()
@@ -61,7 +61,7 @@ async def test_an_id_is_taken_from_the_first_moment_on(gateway: Gateway, countin
 async def test_those_that_are_being_started_count(
     gateway: Gateway, counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the limits of a gateway are asked once for each."""
+    """The limits of the gateway are asked once for each start."""
     check, asked = gateway.admission.limits.start, []
     monkeypatch.setattr(
         gateway.admission.limits,
