@@ -88,8 +88,6 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     except SettingError as exc:
         raise click.ClickException(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
-    if workers:
-        settings = replace(settings, model=_find_model(settings.model))
     files = raise_file_limit()
     if gateways and settings.max_connections + OTHER_FILES > files:
         log.warning(
@@ -103,6 +101,8 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
         listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
         if listener is not None:
             settings = replace(settings, port=listener.getsockname()[1])  # with port 0, the one that the system chose
+        if workers:  # before anything is started, and after the port: a port in use is told before a long download
+            settings = replace(settings, model=_find_model(settings.model))
         _share_metrics(settings, stack)
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
