@@ -133,4 +133,4 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 	@touch .venv/installed $@
 
 clean: ## remove the environment and everything that was built
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage
