@@ -60,6 +60,33 @@ class UpgradeRefused(Exception):
     """Raised when a connection is refused before the upgrade; the arguments are the error's code and message."""
 
 
+async def open_streams(port: int, window: int = 0) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a port of this machine.
+
+    Not by `open_connection` alone: cancelled, as an attack may be at any moment, uvloop's leaves its transport open.
+
+    Args:
+        port: The port.
+        window: Bytes that the kernel keeps unread for the client; 0: the default.
+    """
+    connection = socket.socket()
+    connection.setblocking(False)
+    if window:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+    try:
+        await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+    except BaseException:
+        connection.close()
+        raise
+    opening = asyncio.ensure_future(asyncio.open_connection(sock=connection, limit=window or 1 << 16))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        _, writer = await opening  # at once: the socket is connected
+        writer.close()
+        raise
+
+
 class Peer:
     """A WebSocket client that does only what it is told, including what a library would refuse to do."""
 
@@ -81,16 +108,7 @@ class Peer:
         Raises:
             UpgradeRefused: The server refuses the connection.
         """
-        connection = socket.socket()
-        connection.setblocking(False)
-        if window:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
-        try:
-            await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
-            peer = cls(*await asyncio.open_connection(sock=connection, limit=window or 1 << 16))
-        except BaseException:
-            connection.close()
-            raise
+        peer = cls(*await open_streams(port, window))
         try:
             await peer._upgrade(key, address)
         except BaseException:
@@ -244,7 +262,7 @@ async def _ask_nothing(target: Target) -> None:
     held: list[asyncio.StreamWriter] = []
     try:
         while True:
-            reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+            reader, writer = await open_streams(target.port)
             held.append(writer)
             if len(held) > SETTINGS["max_connections"]:
                 with contextlib.suppress(OSError):
