@@ -137,7 +137,7 @@ def computing(streams: int) -> dict[str, float]:
 
 
 def _compute(streams: int, pipe: Connection) -> None:
-    settings = Settings(device="cpu")
+    settings = Settings(device="cpu", model="demo")
     model = load_model(settings)
     some = plan(min(streams, MAX_BATCH))
     scripts = Scripts(load(()), some)
