@@ -8,6 +8,9 @@ Durable      ChunkResult, SegmentResult, ErrorEvent, Final. Kept in Redis (asr_e
 Passing      Partial, Progress, Moved. Only published: they may be lost, and nothing depends on them.
 Local        Started, Resumed, Received, Refusal, Lost. Made in the gateway for its own client; never in Redis.
 
+`gc=False` where a class says so: no event refers to what holds it, so Python need not look for cycles among them. That
+takes an eighth of what storing them costs (tools/bench_storage.py).
+
 Durable and passing events outlive the process that wrote them, and in a rolling restart the releases before and after
 read each other's. The rules for that are in codec.py; a change here must obey them.
 """
@@ -21,7 +24,7 @@ import msgspec
 from asrserver.errors import AsrError
 
 
-class Word(msgspec.Struct, frozen=True):
+class Word(msgspec.Struct, frozen=True, gc=False):
     """One word of a segment.
 
     Attributes:
@@ -41,7 +44,7 @@ class Word(msgspec.Struct, frozen=True):
         return {"word": self.word, "start": self.start, "end": self.end, "confidence": self.confidence}
 
 
-class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
+class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stretch of speech and its final text: a row of asr_segments.
 
     Attributes:
@@ -65,7 +68,7 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     words: list[Word] = []
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What travels between processes.
 
     Attributes:
