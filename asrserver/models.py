@@ -137,8 +137,8 @@ def find_model(name: str, download: bool = True) -> Model:
     found = _local(name)
     if found is not None:
         return found
-    repository = HUB.get(name, name)
-    if "/" not in repository or repository.startswith(("/", ".")):
+    repository = _repository(name)
+    if repository is None:
         raise ModelError(f"model {name!r} is neither a directory nor a known name; {_at_hand()}")
     if not download:
         raise ModelError(f"model {name!r} is not on this machine; {_at_hand()}")
@@ -179,7 +179,7 @@ def remove(name: str) -> list[Path]:
         The directories that were removed.
     """
     found = [cache_dir() / name] if name in WHEELS else []
-    if "/" in (repository := HUB.get(name, name)):
+    if repository := _repository(name):
         found.append(_hub_cache() / f"models--{repository.replace('/', '--')}")
     removed = [path for path in found if path.is_dir()]
     for path in removed:
@@ -197,14 +197,19 @@ def _local(name: str) -> Model | None:
         return Model(name, Path(name), "directory")
     if name in WHEELS and (path := _from_wheel(name, WHEELS[name])) is not None:
         return Model(name, path, "wheel")
-    repository = HUB.get(name, name)
-    if "/" in repository and not repository.startswith(("/", ".")):
+    if repository := _repository(name):
         try:
             path = _snapshot(repository, local=True)
         except Exception:  # not in the cache, or no such name: the hub's client has an exception for each
             return None
         return Model(name, path, "hub") if (path / "model.bin").exists() else None
     return None
+
+
+def _repository(name: str) -> str | None:
+    """The hub's repository of a model; None for a name that is neither known nor OWNER/NAME."""
+    repository = HUB.get(name, name)
+    return None if "/" not in repository or repository.startswith(("/", ".")) else repository
 
 
 def _at_hand() -> str:

@@ -32,8 +32,6 @@ LISTEN_BACKLOG = 1024
 #: Files that a gateway opens besides its clients' connections: libraries, Redis, PostgreSQL, recordings.
 OTHER_FILES = 200
 
-#: Exit status where the model cannot be found or fetched; of a supervisor too whose workers cannot load it.
-EXIT_NO_MODEL = 3
 
 #: Seconds that an embedded server may take to stop.
 SERVER_STOP_TIMEOUT = 20.0
@@ -113,11 +111,13 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
 
 def _find_model(name: str) -> str:
     """Resolve the setting `model`, and fetch the model if need be, before anything is started."""
+    from asrserver.supervisor.children import EXIT_BOOT
+
     try:
         found = find_model(name)
     except ModelError as exc:
         log.critical("%s", exc)
-        sys.exit(EXIT_NO_MODEL)
+        sys.exit(EXIT_BOOT)
     if found.source == "package":
         log.warning(
             "the model is %s: it understands a few hundred synthetic sentences and no real voices; install the extra "
