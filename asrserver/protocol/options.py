@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from asrserver.errors import BadRequest
+from asrserver.protocol import languages
 
 #: An id is printed, logged, and part of Redis keys. So it has no braces, which mark hash slots; no whitespace and no
 #: control characters, which would end a line or a word of a log; and none of the invisible characters that change the
@@ -41,7 +42,7 @@ class Options(msgspec.Struct, frozen=True):
             anything else for `pcm_s16le`.
         sample_rate: Of headerless audio, in hertz; 8000 to 48000.
         channels: Of headerless audio; 1 or 2, interleaved.
-        language: ISO 639 code of what is spoken; None: detected.
+        language: Code of what is spoken, as languages.py has it; None: detected.
         task: `transcribe`, or `translate` into English, where the model can.
         prompt: Text that is taken to precede the audio; at most MAX_TEXT characters.
         hotwords: Words that are likely, as one text; at most MAX_TEXT characters.
@@ -74,7 +75,11 @@ class Options(msgspec.Struct, frozen=True):
         Raises:
             BadRequest: `bad_option`, with the option's name in the details.
         """
-        options = cls(**{name: given[name] for name in cls.__struct_fields__ if given.get(name) is not None})
+        values = {name: given[name] for name in cls.__struct_fields__ if given.get(name) is not None}
+        if not isinstance(values.get("language", ""), str):
+            raise _bad("language", "must be a code such as en or zh, or null")
+        values["language"] = languages.parse(values.get("language"))
+        options = cls(**values)
         _one_of("mode", options.mode, MODES)
         _one_of("format", options.format, FORMATS)
         _one_of("task", options.task, TASKS)
@@ -88,9 +93,6 @@ class Options(msgspec.Struct, frozen=True):
         for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
             if not isinstance(value, str) or len(value) > MAX_TEXT or "\x00" in value:
                 raise _bad(name, f"must be a text of at most {MAX_TEXT} characters")
-        language = options.language
-        if language is not None and not (isinstance(language, str) and re.fullmatch(r"[a-z]{2,3}", language)):
-            raise _bad("language", "must be a code such as en or zh, or null")
         return options
 
     @property

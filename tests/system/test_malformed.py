@@ -21,7 +21,7 @@ async def knows_languages(url: str, sid: str) -> None:
     """Wait until the gateway has learned the model's languages, with a heartbeat after the worker's first."""
     async with await WsClient.open(url) as ws, asyncio.timeout(30):
         for attempt in itertools.count():
-            start = {"action": "start", "session_id": f"{sid}-{attempt}", "language": "tlh"}
+            start = {"action": "start", "session_id": f"{sid}-{attempt}", "language": "cy"}
             if (await ws.call(start))["type"] == "error":
                 return
             await ws.call({"action": "finish", "session_id": f"{sid}-{attempt}"})
@@ -56,6 +56,7 @@ async def malformed_messages(ws: WsClient, sid: str) -> None:
     await refused(ws, "bad_request", {"session_id": sid})
     await refused(ws, "no_session", chunk(f"{sid}-nobody", 0, b"12"))
     await refused(ws, "bad_option", {"action": "start", "session_id": f"{sid}-x", "mode": "loud"})
+    await refused(ws, "bad_option", {"action": "start", "session_id": f"{sid}-x", "language": "cy"})
     await refused(ws, "bad_option", {"action": "start", "session_id": f"{sid}-x", "language": "tlh"})
     await refused(ws, "bad_id", {"action": "start", "session_id": "a b"})
     await refused(ws, "session_exists", {"action": "start", "session_id": sid})
@@ -101,7 +102,7 @@ async def test_each_malformed_message_costs_itself_alone(
     """Each gets an error with a code; the session, its connection and other sessions go on."""
     spoken = utterances[:8]
     neighbours = [f"{sid}-same", f"{sid}-other"]
-    await knows_languages(running.url, f"{sid}-klingon")
+    await knows_languages(running.url, f"{sid}-welsh")
     async with await WsClient.open(running.url) as ws, await WsClient.open(running.url) as other:
         await ws.start(neighbours[0])
         await other.start(neighbours[1])
