@@ -37,8 +37,8 @@ class Chunking:
 
     @property
     def codec(self) -> str:
-        """Codec of chunks without a header. The format `auto` means 16-bit PCM for them."""
-        return "pcm_s16le" if self.format == "auto" else self.format
+        """Codec of chunks without a header. The formats `auto` and `file` mean 16-bit PCM for them."""
+        return "pcm_s16le" if self.format in ("auto", "file") else self.format
 
     @property
     def headerless(self) -> wav.Format:
@@ -55,6 +55,8 @@ class Chunking:
         Returns:
             Its name as in `sniff.container`; None if the chunk begins no container.
         """
+        if self.format == "file":
+            return sniff.container(head) if first else None
         return sniff.container(head, first or self.mode == "chunk") if self.format == "auto" else None
 
     def role(self, container: str | None, size: int, in_container: bool) -> Role:

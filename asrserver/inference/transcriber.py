@@ -169,6 +169,8 @@ class Transcriber:
             kind = (
                 None if self._resume_state else self._chunking.container(data, first=self.inbox.processed == BEGINNING)
             )
+            if kind is None and self._options.format == "file" and not (self._stream or self._resume_state):
+                raise AudioError("not_audio", "the file is in no audio format that is known")
             if kind is None and self._options.format == "auto":
                 sniff.reject_non_audio(data, first=not (self._stream or self._file or self._resume_state))
             if self._is_piece(kind, data):

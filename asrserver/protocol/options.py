@@ -27,7 +27,7 @@ PARTIAL_INTERVAL = 0.5
 MAX_TEXT = 1000
 
 MODES = ("auto", "chunk", "stream")
-FORMATS = ("auto", "pcm_s16le", "pcm_f32le")
+FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le")
 TASKS = ("transcribe", "translate")
 
 
@@ -39,7 +39,8 @@ class Options(msgspec.Struct, frozen=True):
             that opens a container, or holds a second or more of raw PCM, is an utterance; any other continues the one
             before.
         format: Headerless audio is `pcm_s16le` or `pcm_f32le`; `auto` finds containers by their first bytes and takes
-            anything else for `pcm_s16le`.
+            anything else for `pcm_s16le`. `file`, in stream mode: the session is one file, cut anywhere, and only its
+            first bytes are looked at.
         sample_rate: Of headerless audio, in hertz; 8000 to 48000.
         channels: Of headerless audio; 1 or 2, interleaved.
         language: Code of what is spoken, as languages.py has it; None: detected.
@@ -82,6 +83,8 @@ class Options(msgspec.Struct, frozen=True):
         options = cls(**values)
         _one_of("mode", options.mode, MODES)
         _one_of("format", options.format, FORMATS)
+        if options.format == "file" and options.mode != "stream":
+            raise _bad("format", "can be file only in the mode stream")
         _one_of("task", options.task, TASKS)
         whole_number("sample_rate", options.sample_rate, 8000, 48000)
         whole_number("channels", options.channels, 1, 2)

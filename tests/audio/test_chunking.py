@@ -51,3 +51,10 @@ def test_what_opens_a_container(mode: str) -> None:
     assert [rules.container(MP3, first) for first in (True, False)] == ["mp3", "mp3" if mode == "chunk" else None]
     assert rules.container(bytes(64), True) is None
     assert chunking(mode, "pcm_s16le").container(WEBM, True) is None
+
+
+def test_a_file_is_one_file_whatever_its_middle_looks_like() -> None:
+    rules = chunking("stream", "file")
+    assert [rules.container(WEBM, first) for first in (True, False)] == ["matroska", None]
+    assert [rules.container(MP3, first) for first in (True, False)] == ["mp3", None]
+    assert rules.codec == "pcm_s16le"

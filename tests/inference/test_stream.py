@@ -282,3 +282,22 @@ async def test_previous_text_is_context_across_a_short_gap(
     near = [previous for previous in asked if previous]
     assert set(near) == ({one.text} if context else set())
     assert not asked[-1]
+
+
+async def test_a_file_in_pieces_is_one_file(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """A piece of it that looks like another file, or like text, belongs to it all the same."""
+    said = utterances[:2]
+    wav = said[0].wav[:44] + b"".join(one.pcm for one in said)  # whose header ends before its data does not
+    tags = b"LIST" + (3000).to_bytes(4, "little") + b"INFO" + b"ID3 text, a great deal of it. " * 99 + bytes(26)
+    head, body = wav[:36], wav[36:40] + b"\xff\xff\xff\xff" + wav[44:]
+    file = [head, tags[:12], tags[12:1500], tags[1500:], *pieces(body, 4000)]
+    for format, right in (("file", True), ("auto", False)):
+        events = await Session(recogniser, file, mode="stream", format=format).run_owner()
+        assert [event["type"] for event in events].count("error") == (0 if right else 2)
+    assert errors(said, (await Session(recogniser, file, mode="stream", format="file").run_owner())[-1]["text"]) <= 0.1
+
+
+async def test_what_is_no_file_is_refused(recogniser: Recogniser) -> None:
+    events = await Session(recogniser, [QUIET, QUIET], mode="stream", format="file").run_owner()
+    assert [event.get("code") for event in events] == ["not_audio", "not_audio", None]
+    assert (events[-1]["text"], events[-1]["total"]) == ("", 0.0)

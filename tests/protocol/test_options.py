@@ -21,6 +21,7 @@ def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
         ("mode", "other"),
         ("mode", ["auto"]),
         ("format", "mp3"),
+        ("format", "file"),
         ("task", 1),
         ("sample_rate", 7999),
         ("sample_rate", 48001),
@@ -68,6 +69,12 @@ def test_a_bad_id_is_refused(value: Any) -> None:
 )
 def test_a_good_id_is_taken(value: str) -> None:
     assert valid_id(value, "session_id") == value
+
+
+def test_a_file_is_a_stream() -> None:
+    options = Options.parse({"format": "file", "mode": "stream"})
+    assert options.borderless
+    assert options.bytes_per_second == 32000
 
 
 def test_the_times_and_sizes_of_headerless_audio() -> None:
