@@ -35,6 +35,27 @@ def load_model(settings: Settings) -> Whisper:
     return Whisper(settings.model, settings.device, settings.compute_type, settings.threads, settings.beam_size)
 
 
+def make_recogniser(settings: Settings, model: Whisper, hold: Callable[[str, list[str]], None]) -> Recogniser:
+    """What the sessions of a worker share, as the settings ask for it. Must be called in the event loop.
+
+    Args:
+        settings: The server's settings.
+        model: The loaded model.
+        hold: Told the labels in hand before each native call, and none after it (see InFlight).
+    """
+    partials = PartialScheduler()
+    return Recogniser(
+        Engine(model, settings.batch_size, hold, partials),
+        partials,
+        window=settings.window,
+        silence=settings.silence or model.profile.silence,
+        max_seconds=settings.max_utterance,
+        threads=1 if model.device == "cpu" else 4,
+        hold=hold,
+        context=settings.context == "on",
+    )
+
+
 async def run_worker(
     settings: Settings,
     name: str,
@@ -57,18 +78,8 @@ async def run_worker(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     in_flight = InFlight(in_hand)
-    partials = PartialScheduler()
-    engine = Engine(model, settings.batch_size, in_flight.hold, partials)
-    recogniser = Recogniser(
-        engine,
-        partials,
-        window=settings.window,
-        silence=settings.silence or model.profile.silence,
-        max_seconds=settings.max_utterance,
-        threads=1 if model.device == "cpu" else 4,
-        hold=in_flight.hold,
-        context=settings.context == "on",
-    )
+    recogniser = make_recogniser(settings, model, in_flight.hold)
+    engine, partials = recogniser.engine, recogniser.partials
     broker = WorkerBroker(settings.redis, name)
     await broker.open()
     consumer = SessionConsumer(
