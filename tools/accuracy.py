@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Measure the accuracy and the delays of a live server, against offline recognition of the same audio.
+"""Measure how accurately a model is served, on a corpus of your own, beside faster-whisper with the same model.
 
-    python tools/accuracy.py [--recordings 5] [--seconds 60] [--streams 1] [--model demo] [--url ws://…]
+    python tools/accuracy.py --in-process [--corpus DIR] [--model base] [--mode auto,stream,offline]
 
-The recordings consist of test utterances with pauses of 0.2 to 3 s and are sent in real time. Offline, faster-whisper's
-own `transcribe` decodes each segment once, where silences of 0.4 s separate segments. It pads each segment to 30 s,
-which a model that was trained on short windows, such as the packaged one, does not understand: therefore a second line
-shows the results with the shortest window that fits.
+`--corpus` is a directory with recordings and a manifest.json (see tools/evaluation/corpus.py); without it the packaged
+model's test utterances are used. `--in-process` recognises with the server's own code in this process, as fast as the
+engine can.
 """
 
 from __future__ import annotations
@@ -14,134 +13,118 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import urllib.request
-from collections.abc import Callable
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from live import Heard, Recording, delays, load, make, percentile, server, speak
+from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances
+from evaluation.inprocess import InProcess
+from evaluation.offline import Offline
+from evaluation.recognition import Recognise, judge
+from evaluation.report import COLUMNS, line, total
+from evaluation.scoring import Score
 
-from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.pcm import Samples
-from asrserver.client import Client
-from asrserver.inference import vad
-from asrserver.inference.agreement import common_prefix
-from asrserver.inference.features import log_mel
-from asrserver.inference.whisper import Request, Whisper, window_for
-from asrserver.models import find_model
-from asrserver.text.wer import word_errors
-from asrserver.text.words import words
+from asrserver.config import Settings, setting_rows
+from asrserver.errors import ModelError
+from asrserver.inference.worker import load_model
 
-
-def offline(recordings: list[Recording], recognise: Callable[[Samples], str]) -> list[str]:
-    """Transcribe each recording, one segment after another."""
-    return [
-        " ".join(
-            text
-            for start, end in vad.segments(recording.samples, 0.4)
-            if (text := recognise(recording.samples[start:end]))
-        )
-        for recording in recordings
-    ]
+MODES = ("auto", "stream", "offline", "offline-vad")
 
 
-def faster_whisper(model: str, language: str) -> Callable[[Samples], str]:
-    from faster_whisper import WhisperModel
-
-    whisper = WhisperModel(str(find_model(model).path), device="cpu", cpu_threads=1)
-
-    def recognise(samples: Samples) -> str:
-        found, _ = whisper.transcribe(
-            samples, language=language, beam_size=1, without_timestamps=True, condition_on_previous_text=False
-        )
-        return " ".join(segment.text.strip() for segment in found)
-
-    return recognise
-
-
-def short_windows(model: str, language: str) -> Callable[[Samples], str]:
-    whisper = Whisper(model, "cpu", "default", 1, 1)
-
-    def recognise(samples: Samples) -> str:
-        seconds = len(samples) / SAMPLE_RATE
-        features = log_mel(samples, window_for(seconds, "fit"), whisper.n_mels)
-        return whisper.recognise([(features, Request(language=language), seconds)])[0].text
-
-    return recognise
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The worker's settings: defaults, then the options."""
+    rows = {row.key: row for row in setting_rows() if row.group == "worker"}
+    given: dict[str, Any] = {}
+    for item in options.set:
+        name, _, value = item.partition("=")
+        key = name.strip("-").replace("-", "_")
+        if key not in rows:
+            raise SystemExit(f"--set {item}: {name} is no setting of a worker")
+        kind = type(rows[key].default)
+        given[key] = kind(value)
+    common = {"model": options.model, "device": "cpu", "threads": options.threads, "beam_size": options.beam}
+    return replace(Settings(), **common, **given)
 
 
-async def live(url: str, recordings: list[Recording], options: argparse.Namespace) -> list[Heard]:
-    room = asyncio.Semaphore(options.streams)
-
-    async def one(recording: Recording) -> Heard:
-        async with room, await Client.connect(url) as client:
-            return await speak(client, recording, partials=True, partial_interval=options.interval)
-
-    return await asyncio.gather(*(one(recording) for recording in recordings))
-
-
-def revisions(heard: Heard) -> tuple[int, int]:
-    """Count the stable words that the segment's final text contradicts, and all stable words."""
-    stable: dict[float, str] = {}
-    revised = settled = 0
-    for _, message in heard.messages:
-        if message["type"] == "partial_result":
-            assert message["stable"].startswith(stable.get(message["start"], "")) or not message["text"]
-            stable[message["start"]] = message["stable"] or stable.get(message["start"], "")
-        elif message["type"] == "segment_result" and message["start"] in stable:
-            before = words(stable[message["start"]], message["language"])
-            settled += len(before)
-            revised += len(before) - common_prefix(before, words(message["text"], message["language"]))
-    return revised, settled
+async def measure(takes: list[Take], modes: dict[str, Recognise], verbose: bool) -> list[dict[str, Any]]:
+    """Recognise all takes in all modes, and print the table as it grows."""
+    print(COLUMNS)
+    rows = []
+    for mode, recognise in modes.items():
+        checked: list[Score] = []
+        unchecked: list[Score] = []
+        for take in takes:
+            found = await recognise(take)
+            score = judge(take, found)
+            (checked if take.checked else unchecked).append(score)
+            rows.append({"mode": mode, "name": take.name, "text": found.text, **score.asdict()})
+            if verbose and (score.errors or score.noise_words or score.repeats or score.languages):
+                said = " | ".join(one.text for one in take.said)
+                print(f"  {mode} {take.name} {found.languages}\n    {said}\n    {found.text}", file=sys.stderr)
+        print(line("clean", mode, total(checked)), flush=True)
+        if unchecked:
+            print(line("unchecked", mode, total(unchecked)), flush=True)
+    return rows
 
 
-def report(recordings: list[Recording], texts: dict[str, list[str]], found: list[Heard], factor: Any) -> None:
-    total = sum(len(recording.text.split()) for recording in recordings)
-    seconds = sum(recording.seconds for recording in recordings)
-    live_errors = sum(word_errors(r.text, heard.final["text"]) for r, heard in zip(recordings, found, strict=True))
-    pairs = [delays(recording, heard) for recording, heard in zip(recordings, found, strict=True)]
-    first = [delay for starts, _ in pairs for delay in starts]
-    final = [delay for _, ends in pairs for delay in ends]
-    partials = sum(m["type"] == "partial_result" for heard in found for _, m in heard.messages)
-    revised, settled = (sum(values) for values in zip(*(revisions(heard) for heard in found), strict=True))
-    print(f"{len(recordings)} recordings, {seconds:.0f} s, {total} words")
-    for name, said in texts.items():
-        wrong = sum(word_errors(r.text, text) for r, text in zip(recordings, said, strict=True))
-        print(f"word errors offline, {name:<10}{100 * wrong / total:.2f} %")
-    print(f"word errors live               {100 * live_errors / total:.2f} %")
-    print(f"first partial after speech     p50 {percentile(first, 0.5):.2f} s, p95 {percentile(first, 0.95):.2f} s")
-    print(f"final after speech             p50 {percentile(final, 0.5):.2f} s, p95 {percentile(final, 0.95):.2f} s")
-    print(f"partial results                {partials / seconds:.2f} per second of audio")
-    print(f"stable words                   {settled} of {total}")
-    print(f"stable words revised           {revised} ({100 * revised / max(1, settled):.2f} %)")
-    print(f"engine real-time factor        {factor}")
+async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    settings = settings_of(options)
+    given = options.language == "given"
+    model = load_model(settings)
+    compute_type = settings.compute_type
+    if compute_type == "default":
+        compute_type = model.profile.cpu_compute_type
+    limit = options.limit
+    takes = (
+        load_corpus(options.corpus, options.files, limit) if options.corpus else load_utterances(options.files, limit)
+    )
+    takes = [take for take in takes if not take.language or take.language in model.languages]
+    modes: dict[str, Recognise] = {}
+    server = InProcess(model, settings, given)
+    offline: Offline | None = None
+    try:
+        for mode in options.mode.split(","):
+            if mode.startswith("offline") and offline is None:
+                offline = Offline(options.model, compute_type, options.threads, options.beam, given)
+            if mode == "offline":
+                assert offline is not None
+                modes[mode] = offline.plain
+            elif mode == "offline-vad":
+                assert offline is not None
+                modes[mode] = offline.with_vad
+            elif mode == "auto":
+                modes[mode] = server.auto
+            elif mode == "stream":
+                modes[mode] = server.stream
+            else:
+                raise SystemExit(f"--mode {mode}: must be one of {', '.join(MODES)}")
+        return await measure(takes, modes, options.verbose)
+    finally:
+        server.close()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recordings", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--streams", type=int, default=1, help="recordings that are sent at the same time")
-    parser.add_argument("--interval", type=float, default=0.5, help="seconds between partial results")
-    parser.add_argument("--model", default="demo")
-    parser.add_argument("--language", default="en")
-    parser.add_argument("--url", help="URL of a running server; without it, one is started")
+    parser.add_argument("--corpus", type=Path, help="directory with recordings and manifest.json")
+    parser.add_argument("--model", default="auto", help="as for asrserver --model")
+    parser.add_argument("--mode", default="auto,stream,offline", help=f"of {', '.join(MODES)}, with commas")
+    parser.add_argument("--in-process", action="store_true", help="without a server, as fast as the engine can")
+    parser.add_argument("--beam", type=int, default=1, help="beam size, of the server and offline")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the engine, and offline")
+    parser.add_argument("--language", choices=["given", "detect"], default="detect")
+    parser.add_argument("--files", default="*", help="pattern of the names of files")
+    parser.add_argument("--limit", type=int, help="most recordings of the corpus")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker")
+    parser.add_argument("--verbose", action="store_true", help="print the texts that are not right")
+    parser.add_argument("--json", type=Path, help="write the scores of each recording here")
     options = parser.parse_args()
-    utterances = load()
-    recordings = [make(utterances, options.seconds, (0.2, 3.0), seed) for seed in range(options.recordings)]
-    model, language = options.model, options.language
-    texts = {
-        "30 s": offline(recordings, faster_whisper(model, language)),
-        "short": offline(recordings, short_windows(model, language)),
-    }
-    if options.url:
-        found = asyncio.run(live(options.url, recordings, options))
-        report(recordings, texts, found, "unknown")
-        return
-    with server("--workers", "1", "--model", options.model) as (url, http, _):
-        found = asyncio.run(live(url, recordings, options))
-        with urllib.request.urlopen(f"{http}/api/v1/health") as response:
-            (worker,) = json.load(response)["workers"]
-        report(recordings, texts, found, worker["real_time_factor"])
+    try:
+        rows = asyncio.run(run(options))
+    except (CorpusError, ModelError) as exc:
+        raise SystemExit(str(exc)) from exc
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":
