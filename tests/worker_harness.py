@@ -10,7 +10,8 @@ from typing import Any
 import imageio_ffmpeg
 import orjson
 
-from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.keys import TASKS
+from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.inference.engine import Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recogniser import Recogniser
@@ -103,7 +104,7 @@ class Session:
         state = {"state": self.states[events[-1]["id"]]} if events and self.states else {}
         said = [(segment["text"], segment["language"]) for event in events for segment in event["segments"]]
         known = [codec.decode(orjson.dumps(event)) for event in events]
-        claim = Claim("s", "1-0", epoch, {**self.fields, **state}, known, said)
+        claim = Claim("s", Task(TASKS, "1-0"), epoch, {**self.fields, **state}, known, said)
         transcriber = Transcriber(claim, self.recogniser, sink)
         transcriber.inbox.put([entry for entry in self.entries if key(entry.id) > key(transcriber.inbox.cursor)])
         await transcriber.run()
@@ -114,7 +115,7 @@ class Session:
     async def run_live(self) -> list[Event]:
         """The events of an owner whose entries come one by one, each after the one before is processed."""
         sink = MemorySink(self)
-        transcriber = Transcriber(Claim("s", "1-0", 1, self.fields, []), self.recogniser, sink)
+        transcriber = Transcriber(Claim("s", Task(TASKS, "1-0"), 1, self.fields, []), self.recogniser, sink)
         run = asyncio.ensure_future(transcriber.run())
         for entry in self.entries:
             transcriber.inbox.put([entry])

@@ -47,7 +47,7 @@ from asrserver.audio.decoders import open_decoder
 from asrserver.audio.pcm import Samples
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer
-from asrserver.broker.replies import Entry
+from asrserver.broker.replies import Entry, Task
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError
@@ -336,7 +336,7 @@ class StandIn:
 class StandInSession:
     """One session of the stand-in: one segment per sentence."""
 
-    def __init__(self, task: str, log: EventLog, sentences: dict[bytes, Sentence]) -> None:
+    def __init__(self, task: Task, log: EventLog, sentences: dict[bytes, Sentence]) -> None:
         self.task = task
         self.cursor = "0-1"
         self.over = False

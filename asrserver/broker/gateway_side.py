@@ -12,18 +12,19 @@ from asrserver.broker import replies, scripts
 from asrserver.broker.batching import Batch, ChunkBatcher
 from asrserver.broker.connection import BrokerConnection, flattened, next_id
 from asrserver.broker.keys import (
+    OFFERED,
     OPEN,
-    TASKS,
     audio_key,
     events_key,
     results_channel,
     session_key,
+    tasks_key,
     transcript_key,
 )
 from asrserver.broker.pipeline import ScriptCall, encode
 from asrserver.broker.quota import Quota
 from asrserver.broker.subscription import listen
-from asrserver.errors import Unavailable
+from asrserver.errors import BadRequest, Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Published, Result
 
@@ -59,7 +60,9 @@ class GatewayBroker(BrokerConnection):
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
-    async def open_session(self, sid: str, nonce: str, fields: Mapping[str, str], deadline: float) -> bool:
+    async def open_session(
+        self, sid: str, nonce: str, fields: Mapping[str, str], deadline: float, model: str | None = None
+    ) -> bool:
         """Create a session: its keys, and its task for the workers.
 
         Args:
@@ -67,12 +70,19 @@ class GatewayBroker(BrokerConnection):
             nonce: A random text by which a repeated command recognises its own session.
             fields: The fields of the session's hash.
             deadline: Until when (epoch seconds) this gateway answers for the session.
+            model: The model that the session names: only workers that offer it will claim the session.
 
         Returns:
             False if the id is in use.
+
+        Raises:
+            BadRequest: `unknown_model`: nobody has offered the model lately.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN, TASKS)
-        reply = await self.pipeline.submit("EVAL", scripts.OPEN, 5, *keys, sid, deadline, nonce, *flattened(fields))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN, tasks_key(model), OFFERED)
+        arguments = (sid, deadline, nonce, model or "", *flattened(fields))
+        reply = await self.pipeline.submit("EVAL", scripts.OPEN, 6, *keys, *arguments)
+        if reply < 0:
+            raise BadRequest("unknown_model", f"no worker offers the model {model!r}", option="model")
         return bool(reply)
 
     async def resume_session(self, sid: str, deadline: float, owner: str) -> dict[str, str] | None:

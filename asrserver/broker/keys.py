@@ -6,6 +6,13 @@ key                                type and content                            w
 asr_tasks                          stream, group asr_workers: one entry a      gateway            acknowledged and
                                    session; its pending entry is the worker's                     deleted with the final
                                    lease on the session                                           event
+asr_tasks:<model>                  the same for sessions that name this        gateway            as above; the stream
+                                   model: only workers that offer it read                         goes when nobody has
+                                   them                                                           offered the model for
+                                                                                                  ABANDONED_AFTER
+asr_offered                        sorted set, model → when a worker last      worker             models go with their
+                                   offered it (epoch seconds): the index of                       streams
+                                   the streams above
 asr_open                           sorted set, session id → deadline (epoch    gateway            removed when the
                                    seconds) of the gateway that answers for                       session is stored
                                    the session
@@ -47,9 +54,15 @@ from __future__ import annotations
 
 TASKS = "asr_tasks"
 GROUP = "asr_workers"
+OFFERED = "asr_offered"
 OPEN = "asr_open"
 DEAD = "asr_dead"
 ENDED = "asr_ended"
+
+
+def tasks_key(model: str | None) -> str:
+    """Return the key of the stream of tasks of the sessions that name a model, or that name none."""
+    return f"{TASKS}:{model}" if model else TASKS
 
 
 def session_key(sid: str) -> str:

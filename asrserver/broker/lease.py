@@ -1,11 +1,11 @@
 """Leases of workers, with blocking clients: their renewal from a thread, and the release of a dead worker's leases.
 
-A worker's lease on a session is its pending entry in the group of asr_tasks.
+A worker's lease on a session is its pending entry in the group of a stream of tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from asrserver.broker import keys, scripts
+from asrserver.broker import keys, replies, scripts
+from asrserver.broker.replies import Task
 from asrserver.errors import Unavailable
 
 
@@ -27,23 +28,24 @@ class LeaseRenewer:
         self._name = name
         self._client = _blocking_client(url)
 
-    def renew(self, tasks: list[str]) -> set[str]:
+    def renew(self, tasks: Iterable[Task]) -> set[Task]:
         """Renew the leases that this worker still holds.
 
         Args:
-            tasks: Ids of entries in asr_tasks.
+            tasks: The sessions' tasks.
 
         Returns:
-            Those of the ids that were renewed; the others belong to another worker, or are gone.
+            Those of the tasks that were renewed; the others belong to another worker, or are gone.
 
         Raises:
             Unavailable: Redis did not answer.
         """
-        if not tasks:
-            return set()
+        renewed: set[Task] = set()
         with _errors():
-            reply: Any = self._client.eval(scripts.RENEW, 1, keys.TASKS, keys.GROUP, self._name, *tasks)
-        return {task.decode() for task in reply}
+            for stream, ids in replies.by_stream(tasks).items():
+                reply: Any = self._client.eval(scripts.RENEW, 1, stream, keys.GROUP, self._name, *ids)
+                renewed.update(Task(stream, entry.decode()) for entry in reply)
+        return renewed
 
     def close(self) -> None:
         """Disconnect."""
@@ -62,18 +64,26 @@ class WorkerJanitor:
     def release(self, worker: str) -> int:
         """Make all sessions of a dead worker claimable at once; return their number."""
         with _errors():
-            reply: Any = self._client.eval(scripts.RELEASE, 1, keys.TASKS, keys.GROUP, worker)
-        return int(reply)
+            released: list[Any] = [
+                self._client.eval(scripts.RELEASE, 1, stream, keys.GROUP, worker) for stream in self._streams()
+            ]
+        return sum(map(int, released))
 
     def retire(self, worker: str) -> None:
-        """Remove a worker's name from the group, unless an entry is still pending for it.
+        """Remove a worker's name from each group in which no entry is pending for it any more.
 
-        XGROUP DELCONSUMER would throw that entry away.
+        XGROUP DELCONSUMER would throw such an entry away.
         """
         with _errors():
-            pending: Any = self._client.xpending_range(keys.TASKS, keys.GROUP, "-", "+", 1, consumername=worker)
-            if not pending:
-                self._client.xgroup_delconsumer(keys.TASKS, keys.GROUP, worker)
+            for stream in self._streams():
+                pending: Any = self._client.xpending_range(stream, keys.GROUP, "-", "+", 1, consumername=worker)
+                if not pending:
+                    self._client.xgroup_delconsumer(stream, keys.GROUP, worker)
+
+    def _streams(self) -> list[str]:
+        """The streams of tasks: whichever of them the worker read."""
+        offered: Any = self._client.zrange(keys.OFFERED, 0, -1)
+        return [keys.TASKS, *(keys.tasks_key(model.decode()) for model in offered)]
 
     def strike(self, sid: str, entry: str) -> int:
         """Count that a worker died while it processed this audio entry; return how often that has happened."""

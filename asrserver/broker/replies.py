@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from asrserver.protocol import codec
 from asrserver.protocol.events import Result, UnknownEvent
+
+
+class Task(NamedTuple):
+    """The entry of a session in a stream of tasks; while it is pending for a worker, that worker has the lease.
+
+    Attributes:
+        stream: The key of the stream.
+        id: The id of the entry.
+    """
+
+    stream: str
+    id: str
 
 
 @dataclass(slots=True)
@@ -18,7 +30,7 @@ class Claim:
 
     Attributes:
         sid: The id of the session.
-        task: The id of its entry in asr_tasks.
+        task: Its task.
         epoch: The number of this ownership, which fences off all earlier ones.
         fields: The fields of the session's hash.
         events: The durable events in Redis, oldest first; those that were stored and delivered long ago are trimmed.
@@ -27,7 +39,7 @@ class Claim:
     """
 
     sid: str
-    task: str
+    task: Task
     epoch: int
     fields: dict[str, str]
     events: list[Result]
@@ -68,9 +80,17 @@ def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in fields.items()}
 
 
-def tasks(entries: Any) -> list[tuple[str, str]]:
-    """Return (task, session id) of each entry of asr_tasks."""
-    return [(task.decode(), fields[b"sid"].decode()) for task, fields in pairs(entries)]
+def tasks(stream: str, entries: Any) -> list[tuple[Task, str]]:
+    """Return (task, session id) of each entry of a stream of tasks."""
+    return [(Task(stream, entry.decode()), fields[b"sid"].decode()) for entry, fields in pairs(entries)]
+
+
+def by_stream(found: Iterable[Task]) -> dict[str, list[str]]:
+    """Group tasks: stream → ids."""
+    streams: dict[str, list[str]] = {}
+    for task in found:
+        streams.setdefault(task.stream, []).append(task.id)
+    return streams
 
 
 def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

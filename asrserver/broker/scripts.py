@@ -5,13 +5,15 @@ Above each stand its KEYS, its ARGV and its reply.
 
 from __future__ import annotations
 
-# KEYS session audio events asr_open asr_tasks · ARGV sid deadline nonce field value … → 1, or 0 if the id is taken
+# KEYS session audio events asr_open tasks asr_offered · ARGV sid deadline nonce model field value … → 1; 0 if the id is
+# taken; or -1 if nobody has offered the model (empty: none is named) lately, so that there is no stream of its tasks
 OPEN = """
 if redis.call('EXISTS', KEYS[1]) == 1 then
   return redis.call('HGET', KEYS[1], 'nonce') == ARGV[3] and 1 or 0
 end
+if ARGV[4] ~= '' and not redis.call('ZSCORE', KEYS[6], ARGV[4]) then return -1 end
 redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
-redis.call('HSET', KEYS[1], 'nonce', unpack(ARGV, 3))
+redis.call('HSET', KEYS[1], 'nonce', ARGV[3], unpack(ARGV, 5))
 redis.call('XADD', KEYS[2], '0-1', 't', 'start')
 redis.call('XADD', KEYS[3], '0-1', 't', 'start')
 redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1])
@@ -141,7 +143,7 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio asr_tasks quota said · ARGV id seq data minid final task group seconds texts field value … →
+# KEYS events session audio tasks quota said · ARGV id seq data minid final task group seconds texts field value … →
 # 1, or 0 if another worker owns the session. The fields and the texts of the segments are what a next owner needs.
 # Texts are kept and seconds charged only where the event is new, not where it is sent again after a lost reply. The
 # gateway is read here, so that the event of a session that moved is published to its new gateway.
@@ -197,7 +199,45 @@ if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[2]) end
 return 1
 """
 
-# KEYS asr_tasks · ARGV group worker idle count → entries whose lease expired, which this worker holds now. XAUTOCLAIM
+# A worker offers a model: the stream of its tasks exists from now on, with its group. KEYS asr_offered tasks ·
+# ARGV model now (epoch seconds) group
+OFFER = """
+redis.call('ZADD', KEYS[1], ARGV[2], ARGV[1])
+local made = redis.pcall('XGROUP', 'CREATE', KEYS[2], ARGV[3], '0', 'MKSTREAM')
+if made.err and not string.find(made.err, 'BUSYGROUP') then return redis.error_reply(made.err) end
+return 1
+"""
+
+# Sessions that name a model which nobody has offered since a time must not wait for ever: any worker takes them, to say
+# so. KEYS asr_offered · ARGV group worker idle count time → stream entries …, which this worker holds now. Streams
+# without tasks are deleted.
+ABANDONED = """
+local found = {}
+for _, model in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[5])) do
+  local stream = 'asr_tasks:' .. model
+  if redis.call('XLEN', stream) == 0 then
+    redis.call('DEL', stream)
+    redis.call('ZREM', KEYS[1], model)
+  else
+    local ids = {}
+    for _, entry in ipairs(redis.call('XPENDING', stream, ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
+      ids[#ids + 1] = entry[1]
+    end
+    if #ids > 0 then
+      found[#found + 1] = stream
+      found[#found + 1] = redis.call('XCLAIM', stream, ARGV[1], ARGV[2], ARGV[3], unpack(ids))
+    end
+    local new = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[4], 'STREAMS', stream, '>')
+    if new then
+      found[#found + 1] = stream
+      found[#found + 1] = new[1][2]
+    end
+  end
+end
+return found
+"""
+
+# KEYS tasks · ARGV group worker idle count → entries whose lease expired, which this worker holds now. XAUTOCLAIM
 # does not do: it looks at ten entries for each that it may return, so it would see the same living ones at each call.
 STALE = """
 local ids = {}
@@ -208,7 +248,7 @@ if #ids == 0 then return {} end
 return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], unpack(ids))
 """
 
-# KEYS asr_tasks · ARGV group worker id … → the ids that this worker still holds; only those are renewed. It is one
+# KEYS tasks · ARGV group worker id … → the ids that this worker still holds; only those are renewed. It is one
 # script: a worker that slept between XPENDING and XCLAIM would steal the entry back from its new owner.
 RENEW = """
 local mine = {}
@@ -221,7 +261,7 @@ end
 return mine
 """
 
-# KEYS asr_tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
+# KEYS tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
 # time becomes an hour, so that the next STALE claims them whatever its lease time is.
 RELEASE = """
 local entries = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
@@ -265,7 +305,13 @@ end
 return 1
 """
 
-# KEYS asr_tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
+# KEYS tasks · ARGV group → (entries, pending entries); the stream may have been deleted just now
+COUNT = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0} end
+return {redis.call('XLEN', KEYS[1]), redis.call('XPENDING', KEYS[1], ARGV[1])[1]}
+"""
+
+# KEYS tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
 OLDEST = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from asrserver.broker import scripts
-from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
+from asrserver.broker.keys import DEAD, GROUP, OFFERED, TASKS, alive_key, heartbeat_key, tasks_key
 from asrserver.broker.pipeline import Pipeline
 
 #: Seconds without a heartbeat after which a name leaves the index; clocks of machines differ by less.
@@ -42,17 +42,34 @@ class BrokerStatus:
         Returns:
             `waiting`: sessions without a worker; `processing`: sessions with one; `dead`: entries of asr_dead.
         """
-        total, pending, dead = await asyncio.gather(
-            self._pipeline.submit("XLEN", TASKS),
-            self._pipeline.submit("XPENDING", TASKS, GROUP),
-            self._pipeline.submit("XLEN", DEAD),
+        dead, *streams = await asyncio.gather(
+            self._pipeline.submit("XLEN", DEAD), *(self._counted(stream) for stream in await self._streams())
         )
-        held = pending["pending"] if isinstance(pending, dict) else pending[0]
-        return {"waiting": max(0, total - held), "processing": held, "dead": dead}
+        waiting, processing = (sum(numbers) for numbers in zip(*streams, strict=True))
+        return {"waiting": waiting, "processing": processing, "dead": dead}
+
+    async def waiting(self, model: str | None) -> int:
+        """Count the sessions without a worker that name this model, or that name none."""
+        return (await self._counted(tasks_key(model)))[0]
+
+    async def _counted(self, stream: str) -> tuple[int, int]:
+        """(sessions without a worker, sessions with one) of a stream of tasks."""
+        total, held = await self._pipeline.submit("EVAL", scripts.COUNT, 1, stream, GROUP)
+        return max(0, total - held), held
 
     async def oldest_waiting(self) -> float:
         """Return the seconds for which the oldest session without a worker has waited; 0 if there is none."""
-        return float(await self._pipeline.submit("EVAL", scripts.OLDEST, 1, TASKS, GROUP)) / 1000
+        streams = await self._streams()
+        waits = (self._pipeline.submit("EVAL", scripts.OLDEST, 1, stream, GROUP) for stream in streams)
+        return float(max(await asyncio.gather(*waits))) / 1000
+
+    async def offered(self, since: float) -> set[str]:
+        """Return the models that some worker has offered since a time in epoch seconds."""
+        found = await self._pipeline.submit("ZRANGEBYSCORE", OFFERED, since, "+inf")
+        return {model.decode() for model in found}
+
+    async def _streams(self) -> list[str]:
+        return [TASKS, *(tasks_key(model) for model in await self.offered(0.0))]
 
     async def fullness(self) -> float:
         """Return the used memory of Redis over its maxmemory; 0 if it has no limit."""

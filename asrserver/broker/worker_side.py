@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,16 +15,18 @@ from asrserver.broker.connection import BrokerConnection, flattened, ignore_repl
 from asrserver.broker.keys import (
     ENDED,
     GROUP,
+    OFFERED,
     TASKS,
     audio_key,
     events_key,
     quota_key,
     session_key,
+    tasks_key,
     transcript_key,
 )
 from asrserver.broker.pipeline import CONNECTION_ERRORS, connect
 from asrserver.broker.quota import minute
-from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
@@ -35,6 +38,9 @@ MAX_PARTIAL_BYTES = 1 << 20
 #: Deaths of workers with a piece of audio in hand after which that piece becomes a dead letter.
 MAX_STRIKES = 3
 
+#: Seconds without an offer of a model after which any worker takes the sessions that name it, to end them.
+ABANDONED_AFTER = 600.0
+
 #: Seconds before a blocking command is tried again after the connection was lost.
 RECONNECT_PAUSE = 0.2
 
@@ -44,9 +50,34 @@ class WorkerBroker(BrokerConnection):
 
     KIND = "worker"
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, models: Iterable[str] = ()) -> None:
+        """Connect when it is opened.
+
+        Args:
+            url: Redis URL.
+            name: The name of this worker.
+            models: The models that it offers: it claims sessions that name one of them, or none.
+        """
         super().__init__(url, name)
         self._blocking = connect(url, timeout=10.0, connections=2)
+        self._models = tuple(models)
+        self._streams = (TASKS, *map(tasks_key, self._models))
+
+    async def open(self) -> None:
+        """Wait for Redis, and create the group of workers in each stream of tasks; raises Unavailable."""
+        await super().open()
+        for command in self._offers():
+            await self.pipeline.submit(*command)
+
+    def heartbeat(self, state: Mapping[str, Any]) -> None:
+        """Write that this worker lives, with its state, and that it still offers its models."""
+        super().heartbeat(state)
+        for command in self._offers():
+            self.pipeline.call(ignore_reply, *command)
+
+    def _offers(self) -> list[tuple[Any, ...]]:
+        now = time.time()
+        return [("EVAL", scripts.OFFER, 2, OFFERED, tasks_key(name), name, now, GROUP) for name in self._models]
 
     async def close(self) -> None:
         """Wait until all commands have their replies, and disconnect."""
@@ -55,34 +86,45 @@ class WorkerBroker(BrokerConnection):
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
-    async def claim(self, lease: float | None, count: int, block: float) -> list[tuple[str, str]]:
+    async def claim(self, lease: float | None, count: int, block: float) -> list[tuple[Task, str]]:
         """Take leases on sessions: first on those whose lease has expired, then on new ones.
+
+        The sessions name no model, or one that this worker offers, or one that nobody has offered for ABANDONED_AFTER.
 
         Args:
             lease: Seconds after which a lease that was not renewed has expired; None looks for new sessions only.
-            count: Sessions at most.
+            count: Sessions at most, of each model.
             block: Seconds to wait for a new session if there is none; 0 does not wait.
 
         Returns:
-            (task, session id) of each; a task is the id of the entry in asr_tasks.
+            (task, session id) of each.
         """
-        found: list[tuple[str, str]] = []
-        if lease is not None:
-            idle = int(lease * 1000)
-            found = replies.tasks(
-                await self.pipeline.submit("EVAL", scripts.STALE, 1, TASKS, GROUP, self.name, idle, count)
-            )
+        found = await self._expired(int(lease * 1000), count) if lease is not None else []
         if len(found) < count:
             command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
+            streams = ["STREAMS", *self._streams, *(">" for _ in self._streams)]
             if block and not found:
-                reply = await self._block(*command, "BLOCK", int(block * 1000), "STREAMS", TASKS, ">")
+                reply = await self._block(*command, "BLOCK", int(block * 1000), *streams)
             else:
-                reply = await self.pipeline.submit(*command, "STREAMS", TASKS, ">")
-            for _, entries in reply or ():
-                found += replies.tasks(entries)
+                reply = await self.pipeline.submit(*command, *streams)
+            for stream, entries in reply or ():
+                found += replies.tasks(stream.decode(), entries)
         return found
 
-    async def acquire(self, task: str, sid: str) -> Claim | None:
+    async def _expired(self, idle: int, count: int) -> list[tuple[Task, str]]:
+        """Take sessions whose lease was not renewed for `idle` ms, and those whose model nobody offers any more."""
+        asked = [
+            self.pipeline.submit("EVAL", scripts.STALE, 1, stream, GROUP, self.name, idle, count)
+            for stream in self._streams
+        ]
+        since = time.time() - ABANDONED_AFTER
+        abandoned = self.pipeline.submit("EVAL", scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since)
+        pairs = list(zip(self._streams, await asyncio.gather(*asked), strict=True))
+        reply = await abandoned
+        pairs += [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
+        return [found for stream, entries in pairs for found in replies.tasks(stream, entries)]
+
+    async def acquire(self, task: Task, sid: str) -> Claim | None:
         """Become the owner of a claimed session: fence off every earlier owner, and read what it has done.
 
         Returns:
@@ -97,20 +139,28 @@ class WorkerBroker(BrokerConnection):
         events = replies.events(entries)
         if epoch is None or not fields or (events and isinstance(events[-1], Final)):
             await asyncio.gather(
-                self.pipeline.submit("XACK", TASKS, GROUP, task), self.pipeline.submit("XDEL", TASKS, task)
+                self.pipeline.submit("XACK", task.stream, GROUP, task.id),
+                self.pipeline.submit("XDEL", task.stream, task.id),
             )
             return None
         session = replies.strings(fields)
         charged = max(events[-1].total if events else 0.0, float(session.get("charged", 0.0)))
         return Claim(sid, task, epoch, session, events, replies.texts(transcript), charged)
 
-    async def release(self, tasks: Iterable[str] = ()) -> int:
+    async def release(self, tasks: Iterable[Task] = ()) -> int:
         """Give up the leases on these tasks, or all of this worker's: any worker may claim them at once.
 
         Returns:
             The number of released leases.
         """
-        return int(await self.pipeline.submit("EVAL", scripts.RELEASE, 1, TASKS, GROUP, self.name, *tasks))
+        wanted = replies.by_stream(tasks) or {stream: list[str]() for stream in self._streams}
+        released = await asyncio.gather(
+            *(
+                self.pipeline.submit("EVAL", scripts.RELEASE, 1, stream, GROUP, self.name, *ids)
+                for stream, ids in wanted.items()
+            )
+        )
+        return sum(map(int, released))
 
     async def _block(self, *command: Any) -> Any:
         """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
@@ -175,7 +225,7 @@ class WorkerBroker(BrokerConnection):
             events_key(sid),
             session_key(sid),
             audio_key(sid),
-            TASKS,
+            claim.task.stream,
             quota_key(owner, minute()),
             transcript_key(sid),
         )
@@ -185,7 +235,7 @@ class WorkerBroker(BrokerConnection):
             codec.encode(event),
             next_id(after),
             "1" if isinstance(event, Final) else "0",
-            claim.task,
+            claim.task.id,
             GROUP,
             f"{charge:.3f}",
             orjson.dumps(texts) if texts else "",

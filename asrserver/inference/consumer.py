@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 from asrserver.broker.lease import LeaseRenewer
-from asrserver.broker.replies import Claim
+from asrserver.broker.replies import Claim, Task
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
@@ -207,7 +207,7 @@ class SessionConsumer:
                 if claim is not None:
                     self._take(claim)
             if len(found) < count or self._stopping:
-                return len(found) == count
+                return len(found) >= count
 
     def _is_full(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -317,7 +317,7 @@ class SessionConsumer:
                 call_soon(loop, self._lost, held[task], task)
         renewer.close()
 
-    def _lost(self, sid: str, task: str) -> None:
+    def _lost(self, sid: str, task: Task) -> None:
         session = self.sessions.get(sid)
         if session is not None and session.claim.task == task and not session.over:
             log.warning("session=%s dropped: another worker has its lease", sid)

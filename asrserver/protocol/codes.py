@@ -34,6 +34,7 @@ CODES: dict[str, ErrorCode] = {
         "`session_id` or `user_id` is no text of 1 to 128 characters, or has whitespace, braces or control characters."
     ),
     "bad_option": ErrorCode("An option of `start` or `resume` has a value that is not allowed; `option` names it."),
+    "unknown_model": ErrorCode("No worker offers the model that `start` names; the message lists those that are."),
     "bad_index": ErrorCode("`chunk_index` is not a whole number from 0."),
     "bad_seq": ErrorCode("`last_seq` is not a whole number from 0, or is past the session's last result."),
     "bad_base64": ErrorCode("`audio_data` is not base64."),

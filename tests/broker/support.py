@@ -23,8 +23,8 @@ FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
 Make = Callable[[str], GatewayBroker]
 
 
-async def opened(gateway: GatewayBroker, sid: str = "s", nonce: str = "n") -> bool:
-    return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60)
+async def opened(gateway: GatewayBroker, sid: str = "s", nonce: str = "n", model: str | None = None) -> bool:
+    return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60, model)
 
 
 async def append(

@@ -7,7 +7,14 @@ import inspect
 from asrserver.broker import keys
 
 #: What the arguments of a key are called in the table.
-PLACEHOLDERS = {"sid": "sid", "owner": "<key id>", "minute": "<minute>", "gateway": "<gateway>", "name": "<name>"}
+PLACEHOLDERS = {
+    "sid": "sid",
+    "model": "<model>",
+    "owner": "<key id>",
+    "minute": "<minute>",
+    "gateway": "<gateway>",
+    "name": "<name>",
+}
 
 
 def test_the_table_has_every_key() -> None:

@@ -13,6 +13,7 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer, WorkerJanitor
+from asrserver.broker.replies import Task
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
@@ -243,7 +244,7 @@ def test_blocking_clients_say_that_redis_is_away() -> None:
     url = "redis://127.0.0.1:1"
     renewer, janitor = LeaseRenewer(url, "w"), WorkerJanitor(url)
     calls: list[Callable[[], object]] = [
-        lambda: renewer.renew(["1-0"]),
+        lambda: renewer.renew([Task(keys.TASKS, "1-0")]),
         lambda: janitor.release("w"),
         lambda: janitor.retire("w"),
         lambda: janitor.strike("s", "1-0"),

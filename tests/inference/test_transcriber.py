@@ -10,7 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.broker.replies import Claim
+from asrserver.broker.keys import TASKS
+from asrserver.broker.replies import Claim, Task
 from asrserver.errors import Unavailable
 from asrserver.inference.event_log import Fenced
 from asrserver.inference.recogniser import Recogniser
@@ -192,7 +193,7 @@ async def test_a_fenced_owner_stops(recogniser: Recogniser, utterances: list[Utt
     session = Session(recogniser, [utterances[0].wav] * 2)
 
     async def run(emit: Callable[..., Any]) -> Transcriber:
-        claim = Claim("s", "1-0", 1, session.fields, [])
+        claim = Claim("s", Task(TASKS, "1-0"), 1, session.fields, [])
         sink = MemorySink(session)
         sink.append_event = emit  # type: ignore[method-assign]
         transcriber = Transcriber(claim, recogniser, sink)
@@ -249,7 +250,7 @@ async def test_entries_may_come_one_by_one(recogniser: Recogniser, utterances: l
     """As the consumer reads them, before and during the work."""
     session = Session(recogniser, [one.wav for one in utterances[:3]])
     sink = MemorySink(session)
-    transcriber = Transcriber(Claim("s", "1-0", 1, session.fields, []), recogniser, sink)
+    transcriber = Transcriber(Claim("s", Task(TASKS, "1-0"), 1, session.fields, []), recogniser, sink)
     transcriber.inbox.put(session.entries[:1])
     task = asyncio.ensure_future(transcriber.run())
     for entry in session.entries[1:]:

@@ -17,7 +17,8 @@ from live import CHUNK_SECONDS
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
-from asrserver.broker.replies import Claim, Entry
+from asrserver.broker.keys import TASKS
+from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.config import Settings
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
@@ -92,7 +93,7 @@ class InProcess:
     async def _run(self, take: Take, mode: str, chunks: list[bytes]) -> Recognition:
         language = take.language or None if self._language_given else None
         options = Options(mode=mode, format="auto" if mode == "auto" else "pcm_s16le", language=language)
-        claim = Claim(f"s{next(self._sessions)}", "0-1", 1, {"options": codec.encode_options(options)}, [])
+        claim = Claim(f"s{next(self._sessions)}", Task(TASKS, "0-1"), 1, {"options": codec.encode_options(options)}, [])
         sink = EventCollector()
         transcriber = Transcriber(claim, self._recogniser, sink)
         began = time.process_time()
