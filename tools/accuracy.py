@@ -1,11 +1,17 @@
 #!/usr/bin/env python3
 """Measure how accurately a model is served, on a corpus of your own, beside faster-whisper with the same model.
 
-    python tools/accuracy.py --in-process [--corpus DIR] [--model base] [--mode auto,stream,offline]
+    python tools/accuracy.py --corpus DIR --model base                      # a server, in real time
+    python tools/accuracy.py --corpus DIR --model base --in-process         # the same texts, in less time
+    python tools/accuracy.py --corpus DIR --model base --capacity 1,2,4,8   # streams carried
 
-`--corpus` is a directory with recordings and a manifest.json (see tools/evaluation/corpus.py); without it the packaged
-model's test utterances are used. `--in-process` recognises with the server's own code in this process, as fast as the
-engine can.
+A corpus is a directory with recordings and a manifest.json: tools/evaluation/corpus.py says what is in it. Without one
+the packaged model's test utterances are used. The corpus is recognised in several conditions, which are made of it:
+with its own recordings of the condition `none` as noise, with echoes, as over a telephone, joined to long recordings.
+
+`auto` sends a recording as one file, `stream` in pieces of 100 ms; `offline` and `offline-vad` are faster-whisper's
+`transcribe`, without and with its voice activity detection. Recordings in another language than most are scored apart,
+and so are those whose transcripts nobody has checked. CPU/s is CPU time per second of audio.
 """
 
 from __future__ import annotations
@@ -13,114 +19,238 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances
+from evaluation.capacity import Load, capacity_table, load_of, offline_streams, recordings
+from evaluation.conditions import CONDITIONS, JOINED_MINUTES
+from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
+from evaluation.delays import delays_of, speech_of, total_delays
 from evaluation.inprocess import InProcess
 from evaluation.offline import Offline
-from evaluation.recognition import Recognise, judge
-from evaluation.report import COLUMNS, line, total
+from evaluation.recognition import Recogniser, Recognition, judge
+from evaluation.report import SCORES, delay_rows, score_row, total
 from evaluation.scoring import Score
+from evaluation.served import MAX_CHUNK, Served, served
 
 from asrserver.config import Settings, setting_rows
 from asrserver.errors import ModelError
+from asrserver.inference.profiles import profile_of
 from asrserver.inference.worker import load_model
+from asrserver.models import find_model
 
 MODES = ("auto", "stream", "offline", "offline-vad")
 
+Rows = list[dict[str, Any]]
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """The worker's settings: defaults, then the options."""
+
+def listed(allowed: Sequence[str], what: str) -> Any:
+    """A type for argparse: names with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{what} {name!r} must be one of {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def worker_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given for the worker."""
     rows = {row.key: row for row in setting_rows() if row.group == "worker"}
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {"model": options.model, "beam_size": options.beam}
+    if options.threads:
+        given["threads"] = options.threads
     for item in options.set:
         name, _, value = item.partition("=")
         key = name.strip("-").replace("-", "_")
         if key not in rows:
-            raise SystemExit(f"--set {item}: {name} is no setting of a worker")
-        kind = type(rows[key].default)
-        given[key] = kind(value)
-    common = {"model": options.model, "device": "cpu", "threads": options.threads, "beam_size": options.beam}
-    return replace(Settings(), **common, **given)
+            raise CorpusError(f"--set {item}: {name!r} is no setting of a worker")
+        given[key] = type(rows[key].default)(value)
+    return given
 
 
-async def measure(takes: list[Take], modes: dict[str, Recognise], verbose: bool) -> list[dict[str, Any]]:
-    """Recognise all takes in all modes, and print the table as it grows."""
-    print(COLUMNS)
-    rows = []
-    for mode, recognise in modes.items():
-        checked: list[Score] = []
-        unchecked: list[Score] = []
-        for take in takes:
-            found = await recognise(take)
-            score = judge(take, found)
-            (checked if take.checked else unchecked).append(score)
-            rows.append({"mode": mode, "name": take.name, "text": found.text, **score.asdict()})
-            if verbose and (score.errors or score.noise_words or score.repeats or score.languages):
-                said = " | ".join(one.text for one in take.said)
-                print(f"  {mode} {take.name} {found.languages}\n    {said}\n    {found.text}", file=sys.stderr)
-        print(line("clean", mode, total(checked)), flush=True)
-        if unchecked:
-            print(line("unchecked", mode, total(unchecked)), flush=True)
+def server_arguments(options: argparse.Namespace) -> list[str]:
+    """The options of the server, with room for long files."""
+    given = [f"--{key.replace('_', '-')}={value}" for key, value in worker_settings(options).items()]
+    return [*given, f"--max-message={2 * MAX_CHUNK}", f"--max-chunk={MAX_CHUNK}"]
+
+
+def offline_of(options: argparse.Namespace) -> Offline:
+    """faster-whisper with the model, on all cores, with the compute type that the worker has on a CPU."""
+    compute_type = worker_settings(options).get("compute_type", "default")
+    if compute_type == "default":
+        compute_type = profile_of(find_model(options.model).name).cpu_compute_type
+    threads = options.threads or os.cpu_count() or 1
+    return Offline(options.model, compute_type, threads, options.beam, options.language == "given")
+
+
+def recognisers(options: argparse.Namespace, stack: ExitStack) -> dict[str, Recogniser]:
+    """The modes that were asked for; what they start is stopped with the stack."""
+    modes: dict[str, Recogniser] = {}
+    server: InProcess | Served
+    if {"auto", "stream"} & set(options.mode):
+        given = options.language == "given"
+        if options.in_process:
+            settings = replace(Settings(), **{"threads": os.cpu_count() or 1, **worker_settings(options)}, device="cpu")
+            server = InProcess(load_model(settings), settings, given)
+            stack.callback(server.close)
+            modes |= {"auto": Recogniser(server.auto), "stream": Recogniser(server.stream)}
+        else:
+            server = stack.enter_context(served(server_arguments(options), given, options.speed, options.partials))
+            cpu = server.cpu_seconds
+            modes |= {
+                "auto": Recogniser(server.auto, cpu, options.streams),
+                "stream": Recogniser(server.stream, cpu, options.streams),
+            }
+    if {"offline", "offline-vad"} & set(options.mode):
+        offline = offline_of(options)
+        modes |= {"offline": Recogniser(offline.plain), "offline-vad": Recogniser(offline.with_vad)}
+    return {mode: modes[mode] for mode in options.mode}
+
+
+def corpus_of(options: argparse.Namespace) -> list[Take]:
+    """The recordings that were asked for, without those in languages that an English-only model does not know."""
+    if options.corpus:
+        takes = load_corpus(options.corpus, options.files, options.limit)
+    else:
+        takes = load_utterances(options.files, options.limit)
+    if options.model.endswith(".en"):
+        takes = [take for take in takes if take.language in ("", "en")]
+    return takes
+
+
+def group_of(take: Take, condition: str, language: str) -> str:
+    """The rows of the table that a recording belongs to."""
+    if not take.checked:
+        return f"{condition} unchecked"
+    return f"{condition} {take.language}" if take.speech and take.language != language else condition
+
+
+def report(condition: str, mode: str, takes: list[Take], found: list[Recognition], cost: float, main: str) -> Rows:
+    """Score recordings in one condition and mode, and print the rows; returns one row for each recording."""
+    groups: defaultdict[str, list[Score]] = defaultdict(list)
+    rows: Rows = []
+    seconds = sum(take.seconds for take in takes)
+    for take, one in zip(takes, found, strict=True):
+        score = judge(take, one)
+        score.cost = cost * take.seconds / seconds
+        group = group_of(take, condition, main)
+        groups[group].append(score)
+        row = {"condition": condition, "group": group, "mode": mode, "name": take.name, "checked": take.checked}
+        said = [spoken.text for spoken in take.said]
+        rows.append({**row, "said": said, "text": one.text, "languages": one.languages, **score.asdict()})
+    for group, scores in groups.items():
+        print(score_row(group, mode, total(scores)), flush=True)
+    if any(one.messages for one in found):
+        delays = total_delays(delays_of(one.messages, speech_of(take)) for take, one in zip(takes, found, strict=True))
+        if delays.final:
+            print(*(f"    {line}" for line in delay_rows(condition, delays)), sep="\n", flush=True)
+            rows.append({"condition": condition, "mode": mode, "delays": delays.asdict()})
     return rows
 
 
-async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    settings = settings_of(options)
-    given = options.language == "given"
-    model = load_model(settings)
-    compute_type = settings.compute_type
-    if compute_type == "default":
-        compute_type = model.profile.cpu_compute_type
-    limit = options.limit
-    takes = (
-        load_corpus(options.corpus, options.files, limit) if options.corpus else load_utterances(options.files, limit)
-    )
-    takes = [take for take in takes if not take.language or take.language in model.languages]
-    modes: dict[str, Recognise] = {}
-    server = InProcess(model, settings, given)
-    offline: Offline | None = None
-    try:
-        for mode in options.mode.split(","):
-            if mode.startswith("offline") and offline is None:
-                offline = Offline(options.model, compute_type, options.threads, options.beam, given)
-            if mode == "offline":
-                assert offline is not None
-                modes[mode] = offline.plain
-            elif mode == "offline-vad":
-                assert offline is not None
-                modes[mode] = offline.with_vad
-            elif mode == "auto":
-                modes[mode] = server.auto
-            elif mode == "stream":
-                modes[mode] = server.stream
-            else:
-                raise SystemExit(f"--mode {mode}: must be one of {', '.join(MODES)}")
-        return await measure(takes, modes, options.verbose)
-    finally:
-        server.close()
+def print_wrong(rows: Rows) -> None:
+    """Print the texts that are not right."""
+    for row in rows:
+        if "said" in row and ((Score.of(row).errors and row["words"]) or row["noise_words"] or row["wrong_languages"]):
+            print(
+                f"    {row['name']} {row['languages']}",
+                " | ".join(row["said"]),
+                row["text"],
+                sep="\n      ",
+                flush=True,
+            )
+
+
+async def measure(options: argparse.Namespace, corpus: list[Take]) -> Rows:
+    """Recognise the corpus in all conditions and modes, and print the table as it grows."""
+    rows: Rows = []
+    main = spoken_language(corpus)
+    with ExitStack() as stack:
+        modes = recognisers(options, stack)
+        print(SCORES)
+        for condition in options.conditions:
+            takes = CONDITIONS[condition](corpus, options.joined_minutes)
+            if not takes:
+                print(f"{condition:<16}no recordings", flush=True)
+                continue
+            for mode, recogniser in modes.items():
+                found, cost = await recogniser.recognise_all(takes)
+                new = report(condition, mode, takes, found, cost, main)
+                rows += new
+                if options.verbose:
+                    print_wrong(new)
+        for mode in modes:
+            print(
+                score_row("all", mode, total(Score.of(row) for row in rows if row["mode"] == mode and "words" in row))
+            )
+    return rows
+
+
+async def measure_capacity(options: argparse.Namespace, corpus: list[Take]) -> Rows:
+    """Stream to a server with growing load, beside faster-whisper on the same recordings."""
+    main = spoken_language(corpus)
+    takes = [take for take in corpus if take.said and take.checked and take.language == main]
+    if not takes:
+        raise CorpusError("the corpus has no recordings of speech with a transcript")
+    spoken = recordings(takes, max(options.capacity), options.capacity_seconds)
+    speed, rate = await offline_streams(offline_of(options), spoken[:2])
+    loads: list[Load] = []
+    with served(server_arguments(options), options.language == "given", 1.0, False) as server:
+        for partials in (False, True):
+            for streams in options.capacity:
+                loads.append(await load_of(server, spoken[:streams], partials))
+                print(f"{streams} streams: p95 {loads[-1].final_p95:.2f} s", file=sys.stderr, flush=True)
+    print(*capacity_table(loads, speed, rate), sep="\n")
+    return [{"offline_speed": speed, "offline_rate": rate}, *(load.asdict() for load in loads)]
+
+
+def parse() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--corpus", type=Path, metavar="DIR", help="directory with recordings and manifest.json")
+    add("--files", default="*", metavar="PATTERN", help="names of the files with speech that are used")
+    add("--limit", type=int, metavar="N", help="use the first N of them")
+    add("--model", default="auto", help="as for asrserver --model")
+    add("--mode", type=listed(MODES, "mode"), default=list(MODES[:3]), help=f"of {', '.join(MODES)}, with commas")
+    names = list(CONDITIONS)
+    add("--conditions", type=listed(names, "condition"), default=names, help=f"of {', '.join(names)}, with commas")
+    minutes = [float(value) for value in JOINED_MINUTES]
+    add("--joined-minutes", type=_numbers(float), default=minutes, metavar="M,…", help="lengths of joined recordings")
+    add("--in-process", action="store_true", help="without a server and without waiting; no delays")
+    add("--beam", type=int, default=1, help="beam size, of the server and offline")
+    add("--threads", type=int, help="of a worker, and offline [the server's default; offline and in process all cores]")
+    add("--language", choices=["given", "detect"], default="detect", help="whether sessions name their language")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker, such as silence=0.6")
+    add("--speed", type=float, default=1.0, help="live streams are this many times as fast as real time")
+    add("--streams", type=int, default=1, help="recordings that are recognised at the same time by the server")
+    add("--partials", action=argparse.BooleanOptionalAction, default=True, help="ask for partial results")
+    add("--capacity", type=_numbers(int), metavar="N,…", help="measure N live streams instead, for each N")
+    add("--capacity-seconds", type=float, default=60.0, help="length of their recordings")
+    add("--verbose", action="store_true", help="print the texts that are not right")
+    add("--json", type=Path, metavar="FILE", help="write the scores of each recording to FILE")
+    return parser.parse_args()
+
+
+def _numbers(kind: type[int] | type[float]) -> Any:
+    return lambda text: [kind(value) for value in text.split(",")]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="directory with recordings and manifest.json")
-    parser.add_argument("--model", default="auto", help="as for asrserver --model")
-    parser.add_argument("--mode", default="auto,stream,offline", help=f"of {', '.join(MODES)}, with commas")
-    parser.add_argument("--in-process", action="store_true", help="without a server, as fast as the engine can")
-    parser.add_argument("--beam", type=int, default=1, help="beam size, of the server and offline")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of the engine, and offline")
-    parser.add_argument("--language", choices=["given", "detect"], default="detect")
-    parser.add_argument("--files", default="*", help="pattern of the names of files")
-    parser.add_argument("--limit", type=int, help="most recordings of the corpus")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker")
-    parser.add_argument("--verbose", action="store_true", help="print the texts that are not right")
-    parser.add_argument("--json", type=Path, help="write the scores of each recording here")
-    options = parser.parse_args()
+    options = parse()
     try:
-        rows = asyncio.run(run(options))
+        corpus = corpus_of(options)
+        rows = asyncio.run((measure_capacity if options.capacity else measure)(options, corpus))
     except (CorpusError, ModelError) as exc:
         raise SystemExit(str(exc)) from exc
     if options.json:

@@ -96,11 +96,11 @@ def test_an_utterance_ends_a_sentence_without_a_mark() -> None:
 
 def test_a_recording_is_judged_by_what_is_known_of_it() -> None:
     sound = np.ones(16000, np.float32)
-    spoken = judge(make_take("a", sound, "tell me more", language="en"), Recognition("tell me", ["en", "de"], 0.5))
-    assert (spoken.words, spoken.deletions, spoken.languages, spoken.noise_words) == (3, 1, 1, 0)
-    assert (spoken.recordings, spoken.seconds, spoken.cost) == (1, 1.0, 0.5)
+    spoken = judge(make_take("a", sound, "tell me more", language="en"), Recognition("tell me", ["en", "de"]))
+    assert (spoken.words, spoken.deletions, spoken.wrong_languages, spoken.noise_words) == (3, 1, 1, 0)
+    assert (spoken.recordings, spoken.seconds) == (1, 1.0)
     silent = judge(make_take("b", sound, "", speech=False), Recognition("Thank you.", ["en"]))
-    assert (silent.words, silent.noise_words, silent.languages, silent.dropped) == (0, 2, 0, 0)
+    assert (silent.words, silent.noise_words, silent.wrong_languages, silent.dropped) == (0, 2, 0, 0)
     unknown = judge(make_take("c", sound, "", language="zh"), Recognition("", []))
     assert (unknown.words, unknown.dropped, unknown.noise_words) == (0, 1, 0)
 

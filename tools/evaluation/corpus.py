@@ -52,32 +52,39 @@ class Take(Recording):
 
 
 def load_corpus(directory: Path, pattern: str = "*", limit: int | None = None) -> list[Take]:
-    """Read the recordings whose file names match a pattern, in the order of the manifest, `limit` at most.
+    """Read a corpus, in the order of its manifest.
+
+    Args:
+        directory: The corpus.
+        pattern: Of the recordings of speech, only those whose file names match it.
+        limit: And only the first `limit` of those.
 
     Raises:
-        CorpusError: The manifest or a recording cannot be read.
+        CorpusError: The manifest or a recording cannot be read, or there is no such recording of speech.
     """
     found: list[Take] = []
+    spoken = 0
     for entry in _manifest(directory):
-        if not fnmatch.fnmatch(entry["file"], pattern) or len(found) == limit:
+        speech = entry.get("condition") != "none"
+        if speech and (not fnmatch.fnmatch(entry["file"], pattern) or spoken == limit):
             continue
+        spoken += speech
         try:
             samples = _decode((directory / entry["file"]).read_bytes())
         except Exception as exc:  # files, decoders: each has its own
             raise CorpusError(f"{directory / entry['file']}: {exc}") from exc
-        language = str(entry.get("language") or "").rstrip("?")
         found.append(
             make_take(
                 entry["file"],
                 samples,
                 str(entry.get("transcript") or ""),
-                language=language,
-                speech=entry.get("condition") != "none",
+                language=str(entry.get("language") or "").rstrip("?"),
+                speech=speech,
                 checked="unchecked" not in str(entry.get("source", "")),
             )
         )
-    if not found:
-        raise CorpusError(f"{directory}: no recording matches {pattern!r}")
+    if not spoken:
+        raise CorpusError(f"{directory}: no recording of speech matches {pattern!r}")
     return found
 
 

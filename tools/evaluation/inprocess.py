@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
-import time
 import wave
 
 import numpy as np
@@ -20,7 +19,6 @@ from asrserver.audio.pcm import Samples
 from asrserver.broker.keys import TASKS
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.config import Settings
-from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.worker import make_recogniser
@@ -70,7 +68,7 @@ class InProcess:
             settings: Those of the worker.
             language_given: Whether sessions name the language of their recording.
         """
-        self._recogniser: Recogniser = make_recogniser(settings, model, lambda thread, labels: None)
+        self._recogniser = make_recogniser(settings, model, lambda thread, labels: None)
         # A pause is over at once: what is decoded in it before its end is certain would be for nothing.
         self._recogniser.partials.read_every(1.0)
         self._language_given = language_given
@@ -96,7 +94,6 @@ class InProcess:
         claim = Claim(f"s{next(self._sessions)}", Task(TASKS, "0-1"), 1, {"options": codec.encode_options(options)}, [])
         sink = EventCollector()
         transcriber = Transcriber(claim, self._recogniser, sink)
-        began = time.process_time()
         running = asyncio.get_running_loop().create_task(transcriber.run())
         entries = [Entry(f"{number}-0", chunk, None) for number, chunk in enumerate(chunks, 1)]
         step = round(STEP_SECONDS / CHUNK_SECONDS)
@@ -110,7 +107,7 @@ class InProcess:
         final = sink.events[-1]
         assert isinstance(final, Final)
         languages = [segment.language for event in sink.events for segment in event.segments]
-        return Recognition(final.text, languages, time.process_time() - began)
+        return Recognition(final.text, languages)
 
 
 def pcm_of(samples: Samples) -> bytes:

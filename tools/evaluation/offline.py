@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from asrserver.models import find_model
@@ -42,7 +41,6 @@ class Offline:
 
     def _transcribe(self, take: Take, vad: bool) -> Recognition:
         language = take.language or None if self._language_given else None
-        began = time.process_time()
         found, info = self._model.transcribe(take.samples, language=language, beam_size=self._beam, vad_filter=vad)
         texts = [segment.text.strip() for segment in found]
-        return Recognition(" ".join(texts), [info.language] if texts else [], time.process_time() - began)
+        return Recognition(" ".join(texts), [info.language] if texts else [])

@@ -1,8 +1,10 @@
-"""What a recogniser made of a recording, whichever it was."""
+"""What a recogniser made of a recording, whichever it was, and how that is judged."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,24 +19,46 @@ class Recognition:
     Attributes:
         text: The whole text.
         languages: Code of each segment's language.
-        cost: Seconds of CPU that it took.
         messages: Of a live stream: each message of the server with the seconds since the first sample.
     """
 
     text: str
     languages: list[str]
-    cost: float = 0.0
     messages: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
 
 
-#: Recognises one recording.
-Recognise = Callable[[Take], Awaitable[Recognition]]
+@dataclass
+class Recogniser:
+    """A way to recognise recordings.
+
+    Attributes:
+        recognise: Recognises one.
+        cpu: Seconds of CPU that it has taken so far.
+        at_once: How many it may recognise at the same time.
+    """
+
+    recognise: Callable[[Take], Awaitable[Recognition]]
+    cpu: Callable[[], float] = time.process_time
+    at_once: int = 1
+
+    async def recognise_all(self, takes: Sequence[Take]) -> tuple[list[Recognition], float]:
+        """Recognise recordings; returns what was found in each, in order, and the seconds of CPU that it took."""
+        room = asyncio.Semaphore(self.at_once)
+
+        async def one(take: Take) -> Recognition:
+            async with room:
+                return await self.recognise(take)
+
+        began = self.cpu()
+        found = await asyncio.gather(*map(one, takes))
+        return found, self.cpu() - began
 
 
 def judge(take: Take, found: Recognition) -> Score:
     """Score what was recognised in a recording.
 
-    Where nobody speaks every word is wrong; where it is not known what is said, only the language is judged.
+    Where nobody speaks every word is wrong. Where it is not known what is said, only the language is judged, and
+    whether there is any text.
     """
     if not take.speech:
         result = Score(noise_words=len(tokens(found.text, "")))
@@ -43,6 +67,6 @@ def judge(take: Take, found: Recognition) -> Score:
     else:
         result = Score(dropped=not found.text)
     if take.language:
-        result.languages = any(language != take.language for language in found.languages)
-    result.recordings, result.seconds, result.cost = 1, take.seconds, found.cost
+        result.wrong_languages = any(language != take.language for language in found.languages)
+    result.recordings, result.seconds = 1, take.seconds
     return result

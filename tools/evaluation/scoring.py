@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -64,7 +64,7 @@ class Score:
         dropped: Stretches of several words that are missing, and recordings of speech without any text.
         ends: Sentence ends in the texts, but the last of each.
         false_ends: Those where no sentence ends.
-        languages: Recordings of which a segment was taken for another language.
+        wrong_languages: Recordings of which a segment was taken for another language.
         noise_words: Words found where nobody speaks.
     """
 
@@ -79,7 +79,7 @@ class Score:
     dropped: int = 0
     ends: int = 0
     false_ends: int = 0
-    languages: int = 0
+    wrong_languages: int = 0
     noise_words: int = 0
 
     @property
@@ -95,6 +95,11 @@ class Score:
     def __add__(self, other: Score) -> Score:
         names = [field.name for field in dataclasses.fields(self)]
         return Score(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Score:
+        """The score in a row that `asdict` made; other items are ignored."""
+        return cls(**{field.name: row[field.name] for field in dataclasses.fields(cls)})
 
     def asdict(self) -> dict[str, Any]:
         """The counts as JSON has them."""
