@@ -14,6 +14,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 from tornado.iostream import SSLIOStream, StreamBufferFullError, StreamClosedError
@@ -25,8 +26,9 @@ from asrserver.protocol.transports import TcpTransport, TlsTransport
 
 __all__ = ["BINARY", "TEXT", "FrameProtocol", "Params", "StreamBufferFullError", "StreamClosedError"]
 
-#: Opcodes of the frames that carry messages.
+#: Opcodes of the frames that carry messages, and of control frames.
 TEXT, BINARY = 1, 2
+CLOSE, PING, PONG = 8, 9, 10
 
 #: Bits of a frame's first two bytes: the last frame of a message, reserved for extensions, a control frame's opcode;
 #: the payload is masked.
@@ -38,6 +40,9 @@ WHOLE_BINARY = FIN | BINARY
 
 #: Close codes of RFC 6455, 7.4.1.
 PROTOCOL_ERROR, INVALID_TEXT, TOO_LARGE, SERVER_ERROR = 1002, 1007, 1009, 1011
+
+#: The codes that a close frame may have: RFC 6455, 7.4, and its registry of close codes.
+CLOSE_CODES = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 
 #: Frames of one connection that are handled before other connections get their turn. One read may hold hundreds of
 #: small frames: five clients that flooded a gateway made all others wait for 0.4 s.
@@ -53,6 +58,21 @@ def _random_masks() -> Iterator[bytes]:
 
 
 _masks = _random_masks()
+
+
+def _close_error(data: bytes) -> tuple[int, str] | None:
+    """Check a close frame's payload: nothing, or a code of two bytes and a reason in UTF-8 (RFC 6455, 5.5.1).
+
+    Returns:
+        The close code and the reason that answer it where it is wrong, or None.
+    """
+    if len(data) == 1 or (data and int.from_bytes(data[:2], "big") not in CLOSE_CODES):
+        return PROTOCOL_ERROR, "a close frame has no code, or a known one"
+    try:
+        data[2:].decode()
+    except UnicodeDecodeError:
+        return INVALID_TEXT, "the reason of a close frame must be UTF-8"
+    return None
 
 
 def _payload_bounds(data: bytes, at: int) -> tuple[int, int]:
@@ -178,6 +198,14 @@ class FrameProtocol(WebSocketProtocol13):
         """Close at once and tell the other end why (RFC 6455, 7.1.7): its frames cannot be understood any more."""
         self.client_terminated = True  # so that no answer to the close frame is awaited
         self.close(code, reason)
+
+    def _abort(self) -> None:
+        """End the connection now, whatever it waits for. Tornado calls this 5 s after a close that is not answered."""
+        super()._abort()
+        if isinstance(self.stream, TcpTransport | TlsTransport):
+            self.stream.abort()
+        if not self._ended:
+            asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
         if not self._ended:
@@ -323,7 +351,7 @@ class FrameProtocol(WebSocketProtocol13):
         """
         opcode, last = first & 0x0F, first & FIN
         if opcode & CONTROL:
-            return self._handle_message(opcode, data)
+            return self._control(opcode, data)
         fragments = self._fragmented_message_buffer
         if (fragments is None) == (not opcode):
             self._fail(PROTOCOL_ERROR, "a fragment that belongs to no message, or a message within another")
@@ -348,10 +376,26 @@ class FrameProtocol(WebSocketProtocol13):
             return None
         return self._call(self.handler.on_message, text)
 
+    def _control(self, opcode: int, data: bytes) -> Awaitable[Any] | None:
+        """Handle a control frame, as Tornado does; what it does not check is checked here."""
+        if opcode not in (CLOSE, PING, PONG):
+            self._fail(PROTOCOL_ERROR, f"unknown opcode {opcode}")
+            return None
+        if opcode == CLOSE and (wrong := _close_error(data)) is not None:
+            self._fail(*wrong)
+            return None
+        return self._call(partial(self._handle_message, opcode), data)
+
     def _call(self, take: Callable[[Any], Awaitable[Any] | None], message: Any) -> Awaitable[Any] | None:
-        """Hand a message over; an exception ends the connection."""
+        """Hand a message over; an exception ends the connection.
+
+        It must not escape: asyncio and uvloop close a connection whose `data_received` raises, but not one whose
+        `connection_made` does, and the first frames may be handled there.
+        """
         try:
             return take(message)
+        except StreamBufferFullError:  # a pong, for one who does not read
+            pass
         except Exception:
             self.handler.log_exception(*sys.exc_info())
         self._abort()

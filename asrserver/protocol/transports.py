@@ -123,6 +123,12 @@ class TcpTransport(asyncio.Protocol):
         else:  # a regular close would wait for a client that does not read
             self._transport.abort()
 
+    def abort(self) -> None:
+        """Close at once: what waits to be written is dropped."""
+        self._closed = True
+        if self._transport is not None:
+            self._transport.abort()
+
     def pause(self) -> None:
         """Stop reading, until `resume`."""
         if self._transport is not None and not self._transport.is_closing():
@@ -214,6 +220,10 @@ class TlsTransport:
     def close(self) -> None:
         self._stream.close()
         self.resume()
+
+    def abort(self) -> None:
+        """Close at once, as `close` does here."""
+        self.close()
 
     def pause(self) -> None:
         """Stop reading, until `resume`."""

@@ -1,0 +1,143 @@
+"""Clients that break the protocol or leave at any moment: each gets a code, and nothing of them stays."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import Any
+
+import pytest
+
+from asrserver.gateway.gateway import Gateway
+from asrserver.handlers.app import AsrApplication
+from asrserver.protocol.frames import FrameProtocol
+from asrserver.protocol.transports import TcpTransport
+from tests.handlers.test_keepalive import UPGRADE
+from tests.waiting import until
+from tests.ws_client import WsClient, frame
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+CLOSE, PING = 8, 9
+
+
+def descriptors() -> int:
+    """Open file descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def check_nothing_is_left(gateway: Gateway, app: AsrApplication, files: int) -> None:
+    """Wait until no connection, no session, no backlog and no file descriptor is left of any client."""
+    await until(lambda: gateway.connections == 0 and not app.connections, what="no connection")
+    assert not gateway.admission.limits._addresses
+    assert not gateway.sessions.values()
+    assert gateway.sessions.backlog.seconds == 0
+    assert not gateway.sessions.backlog._accounts
+    assert not gateway.sessions.backlog._heard
+    await until(lambda: descriptors() <= files, what="no descriptor")
+
+
+@pytest.mark.parametrize(
+    ("code", "sent"),
+    [
+        (1007, frame(CLOSE, b"\x03\xe8\xff")),
+        (1002, frame(CLOSE, b"\x03")),
+        (1002, frame(CLOSE, (1005).to_bytes(2, "big"))),
+        (1002, frame(11, b"an opcode that is none")),
+        (1000, frame(CLOSE, b"\x03\xe8" + "grüße".encode())),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_bad_close_frame_leaves_no_connection(
+    http_server: Any, http_port: int, app: AsrApplication, gateway: Gateway, code: int, sent: bytes, together: bool
+) -> None:
+    """Above all one that comes with the upgrade: what it raised left the connection open for ever."""
+    files = descriptors()
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+        writer.write(UPGRADE + sent * together)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent * (not together))
+        answer = await reader.read()
+        assert (answer[0], answer[2:4]) == (0x80 | CLOSE, code.to_bytes(2, "big"))
+        writer.close()
+        await writer.wait_closed()
+    await check_nothing_is_left(gateway, app, files)
+
+
+async def test_an_error_in_a_control_frame_ends_the_connection(
+    http_server: Any, http_port: int, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_given: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(FrameProtocol, "_send_pong", broken)
+    files = descriptors()
+    for together in (True, False):
+        reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+        writer.write(UPGRADE + frame(PING, b"") * together)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(PING, b"") * (not together))
+        assert await reader.read() == b""
+        writer.close()
+    await check_nothing_is_left(gateway, app, files)
+
+
+async def test_a_connection_that_is_closing_for_long_is_cut(
+    http_server: Any, http_port: int, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever keeps its end from being noticed."""
+    monkeypatch.setattr(TcpTransport, "close", lambda _transport: None)
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(UPGRADE)
+    await reader.readuntil(b"\r\n\r\n")
+    await until(lambda: len(app.connections) == 1)
+    for handler in app.connections:
+        handler.close(1012, "")
+    assert await reader.readexactly(4)
+    assert await reader.read() == b""
+    writer.close()
+    await until(lambda: gateway.connections == 0 and not app.connections)
+
+
+async def test_who_pings_and_does_not_read_is_cut(
+    http_server: Any, http_port: int, app: AsrApplication, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = descriptors()
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(UPGRADE)
+    await reader.readuntil(b"\r\n\r\n")
+    await until(lambda: len(app.connections) == 1)
+    [handler] = app.connections
+    await until(lambda: handler.ws_connection.stream._transport is not None)  # type: ignore[attr-defined]
+    while not handler.ws_connection.blocked:  # type: ignore[attr-defined]
+        handler.send(b"x" * 1000)  # type: ignore[attr-defined]
+    handler.ws_connection.stream._limit = 1  # type: ignore[attr-defined]
+    writer.write(frame(PING, b"x" * 100))
+    await until(lambda: gateway.connections == 0)
+    writer.close()
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+    await check_nothing_is_left(gateway, app, files)
+
+
+async def test_clients_that_reset_at_any_moment_are_no_errors(
+    http_server: Any, http_port: int, app: AsrApplication, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before, during and right after the handshake."""
+    files = descriptors()
+    sizes = [1, 20, len(UPGRADE) - 1, len(UPGRADE), len(UPGRADE) + 3]
+    for number in range(100):
+        one = socket.create_connection(("127.0.0.1", http_port))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        one.sendall((UPGRADE + frame(PING, b"abc"))[: sizes[number % len(sizes)]])
+        for _ in range(number % 7):
+            await asyncio.sleep(0)
+        one.close()  # a reset
+    async with await WsClient.open(f"ws://127.0.0.1:{http_port}/ws/asr") as ws:
+        await ws.start("s")
+        await until(lambda: gateway.connections == 1)
+        gateway.sessions.end(gateway.sessions["s"], "done")
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+    await until(lambda: gateway.connections == 0 and descriptors() <= files)
