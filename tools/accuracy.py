@@ -33,6 +33,7 @@ from evaluation.conditions import CONDITIONS, JOINED_MINUTES
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import delays_of, speech_of, total_delays
 from evaluation.inprocess import InProcess
+from evaluation.limits import broken_limits
 from evaluation.offline import Offline
 from evaluation.recognition import Recogniser, Recognition, judge
 from evaluation.report import SCORES, delay_rows, score_row, total
@@ -132,7 +133,7 @@ def group_of(take: Take, condition: str, language: str) -> str:
     """The rows of the table that a recording belongs to."""
     if not take.checked:
         return f"{condition} unchecked"
-    return f"{condition} {take.language}" if take.speech and take.language != language else condition
+    return f"{condition} {take.language}" if take.language not in ("", language) else condition
 
 
 def report(condition: str, mode: str, takes: list[Take], found: list[Recognition], cost: float, main: str) -> Rows:
@@ -156,6 +157,15 @@ def report(condition: str, mode: str, takes: list[Take], found: list[Recognition
             print(*(f"    {line}" for line in delay_rows(condition, delays)), sep="\n", flush=True)
             rows.append({"condition": condition, "mode": mode, "delays": delays.asdict()})
     return rows
+
+
+def scores_of(rows: Rows) -> dict[tuple[str, str], Score]:
+    """The score of each group of recordings with a checked transcript, by group and mode."""
+    found: defaultdict[tuple[str, str], Score] = defaultdict(Score)
+    for row in rows:
+        if row.get("checked"):
+            found[row["group"], row["mode"]] += Score.of(row)
+    return dict(found)
 
 
 def print_wrong(rows: Rows) -> None:
@@ -238,6 +248,7 @@ def parse() -> argparse.Namespace:
     add("--capacity", type=_numbers(int), metavar="N,…", help="measure N live streams instead, for each N")
     add("--capacity-seconds", type=float, default=60.0, help="length of their recordings")
     add("--verbose", action="store_true", help="print the texts that are not right")
+    add("--check", action="store_true", help="exit with status 1 if the server stands too far behind offline")
     add("--json", type=Path, metavar="FILE", help="write the scores of each recording to FILE")
     return parser.parse_args()
 
@@ -255,6 +266,10 @@ def main() -> None:
         raise SystemExit(str(exc)) from exc
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+    if options.check and not options.capacity:
+        broken = broken_limits(scores_of(rows))
+        print(*(f"NOT KEPT: {line}" for line in broken) if broken else ("all limits are kept",), sep="\n")
+        sys.exit(bool(broken))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def test_a_corpus_is_a_directory_with_a_manifest(tmp_path: Path, utterances: lis
     write_corpus(tmp_path, entries, utterances[0])
     takes = load_corpus(tmp_path)
     assert [(take.name, take.language, take.speech, take.checked) for take in takes] == [
-        ("a.wav", "zh", True, True), ("b.wav", "en", True, False),
+        ("a.wav", "", True, True), ("b.wav", "en", True, False),
         ("c.wav", "en", True, True), ("n.wav", "", False, True),
     ]  # fmt: skip
     assert takes[0].seconds == utterances[0].seconds
@@ -96,9 +96,11 @@ def test_the_table_has_a_row_for_each_condition_and_mode(
 ) -> None:
     write_corpus(tmp_path, [entry("a.wav", transcript=utterances[0].text)], utterances[0])
     arguments = ["--in-process", "--model", "demo", "--corpus", str(tmp_path), "--mode", "auto,stream", "--verbose"]
-    arguments += ["--conditions", "clean,none,telephone", "--json", str(tmp_path / "out.json")]
+    arguments += ["--conditions", "clean,none,telephone", "--check", "--json", str(tmp_path / "out.json")]
     monkeypatch.setattr("sys.argv", ["accuracy.py", *arguments])
-    accuracy.main()
+    with pytest.raises(SystemExit) as stop:
+        accuracy.main()
+    assert stop.value.code == 0
     rows = [line.split()[:6] for line in capsys.readouterr().out.splitlines()]
     words = str(len(utterances[0].text.split()))
     assert ["clean", "auto", "1"] in [row[:3] for row in rows]

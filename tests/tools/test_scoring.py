@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from evaluation.corpus import make_take
+from evaluation.limits import broken_limits
 from evaluation.recognition import Recognition, judge
 from evaluation.scoring import Score, score, tokens
 
@@ -28,6 +29,10 @@ def test_substitutions_insertions_and_deletions_are_told_apart() -> None:
 def test_signs_count_as_words_in_languages_without_spaces() -> None:
     found = score(["今天天气怎么样"], "今天天汽怎么样？", "zh")
     assert (found.words, found.substitutions, found.ends) == (7, 1, 0)
+
+
+def test_mandarin_is_compared_in_simplified_signs() -> None:
+    assert score(["今天天气怎么样"], "今天天氣怎麼樣?", "zh").errors == 0
 
 
 def test_other_languages_lose_only_case_and_punctuation() -> None:
@@ -109,3 +114,30 @@ def test_scores_are_added() -> None:
     both = Score(words=10, substitutions=1, repeats=1) + Score(words=10, deletions=1, cost=0.5)
     assert both == Score(words=20, substitutions=1, deletions=1, repeats=1, cost=0.5)
     assert both.rate == 10
+
+
+def test_the_server_may_stand_a_little_behind_offline() -> None:
+    offline = Score(words=1000, substitutions=30, dropped=1, false_ends=10)
+    near = Score(words=1000, substitutions=30, deletions=5, dropped=1, false_ends=13)
+    assert broken_limits({("clean", "offline"): offline, ("clean", "auto"): near, ("clean", "stream"): near}) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "line"),
+    [
+        (Score(words=1000, insertions=36), "clean, stream: 3.60 % word errors, offline 3.00 %"),
+        (Score(words=1000, repeats=1), "clean, stream: 1 repeated clauses"),
+        (Score(words=1000, dropped=2), "stream: 2 stretches dropped, offline 1"),
+        (Score(words=1000, false_ends=14), "stream: 14 false sentence ends, offline 10"),
+        (Score(noise_words=1), "clean, stream: 1 words where nobody speaks"),
+    ],
+)
+def test_each_limit_can_be_broken(score: Score, line: str) -> None:
+    offline = Score(words=1000, substitutions=30, dropped=1, false_ends=10, repeats=3, noise_words=3)
+    assert broken_limits({("clean", "offline"): offline, ("clean", "stream"): score}) == [line]
+
+
+def test_without_offline_there_is_little_to_compare() -> None:
+    assert broken_limits({("clean", "auto"): Score(words=10, substitutions=9, repeats=1)}) == [
+        "clean, auto: 1 repeated clauses"
+    ]

@@ -4,7 +4,7 @@ A corpus is a directory with audio files and a `manifest.json`: a list of object
 
     file         name of the audio file, in any container that the server takes
     transcript   what is said; empty if that is not known, or if nobody speaks
-    language     code of the language, such as en; empty or with a question mark if it is not certain
+    language     code of the language, such as en; empty or with a question mark if it is not certain: not judged then
     condition    "none" if nobody speaks; any other name groups recordings
     source       optional: "unchecked" in it says that the transcript is another recogniser's, good for comparison only
 """
@@ -69,6 +69,7 @@ def load_corpus(directory: Path, pattern: str = "*", limit: int | None = None) -
         if speech and (not fnmatch.fnmatch(entry["file"], pattern) or spoken == limit):
             continue
         spoken += speech
+        language = str(entry.get("language") or "")
         try:
             samples = _decode((directory / entry["file"]).read_bytes())
         except Exception as exc:  # files, decoders: each has its own
@@ -78,7 +79,7 @@ def load_corpus(directory: Path, pattern: str = "*", limit: int | None = None) -
                 entry["file"],
                 samples,
                 str(entry.get("transcript") or ""),
-                language=str(entry.get("language") or "").rstrip("?"),
+                language="" if "?" in language else language,
                 speech=speech,
                 checked="unchecked" not in str(entry.get("source", "")),
             )

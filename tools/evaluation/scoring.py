@@ -1,7 +1,7 @@
 """Scoring a text against what was said: word errors, repeats, what was dropped, sentence ends, languages.
 
 Texts are compared as the field does it: in English after Whisper's own normaliser (spelling, contractions, numbers), in
-languages without spaces sign by sign, in others without case and punctuation.
+languages without spaces sign by sign (Mandarin in simplified ones), in others without case and punctuation.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from opencc import OpenCC
 from rapidfuzz.distance import Levenshtein
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
@@ -141,9 +142,16 @@ def _basic() -> Any:
     return BasicTextNormalizer()
 
 
+@cache
+def _simplified() -> Any:
+    return OpenCC("t2s")
+
+
 def _normalised(sentence: str, language: str) -> list[str]:
     if language in ("en", ""):
         return list(_english()(sentence).split())
+    if language == "zh":
+        sentence = _simplified().convert(sentence)
     if language in UNSPACED_LANGUAGES:
         return spoken(_basic()(sentence))
     return list(_basic()(sentence).split())
