@@ -8,21 +8,20 @@ from __future__ import annotations
 import os
 
 from asrserver.audio import files
-from asrserver.audio.pcm import Samples
 
 #: What the deadly recording contains.
 MARK = b"this recording kills"
 
-_decode = files.decode
+_decode = files.decode_file
 
 
-def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
+def decode(data: bytes, kind: str, max_seconds: float) -> files.Decoded:
     if MARK in data:
         os.abort()
     return _decode(data, kind, max_seconds)
 
 
-files.decode = decode
+files.decode_file = decode
 
 if __name__ == "__main__":
     from asrserver.cli.main import main

@@ -137,10 +137,15 @@ def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
     return total
 
 
+def is_list(layout: str) -> bool:
+    """Whether a layout is a list of channels ("2 channels (FR+FL)"), and not one of FFmpeg's own ("5.1(side)")."""
+    return "+" in layout or " channels" in layout
+
+
 @lru_cache(maxsize=64)
 def _gains(layout: str) -> Samples | None:
     """The gain of each channel of a layout of loudspeakers; None if the layout is not known to be one."""
-    if "(" in layout:  # not one of FFmpeg's, but a list of channels
+    if is_list(layout):
         return None
     names = [channel.name for channel in av.AudioLayout(layout).channels]
     known = "FL" in names and "FR" in names

@@ -8,12 +8,14 @@ Both are used like stream.StreamDecoder.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import PcmDecoder, Samples
-from asrserver.audio.stream import ResumePoint, StreamDecoder
+from asrserver.audio.recording import ResumePoint
+from asrserver.audio.stream import StreamDecoder
 
 
 class Decoder(Protocol):
@@ -22,6 +24,8 @@ class Decoder(Protocol):
     position: int
 
     def feed(self, data: bytes) -> Samples: ...
+
+    def pieces(self, data: bytes) -> Iterator[Samples]: ...
 
     def flush(self) -> Samples: ...
 
@@ -58,6 +62,10 @@ class PcmStreamDecoder:
         samples = self._pcm.feed(data)
         self.position += len(samples)
         return samples
+
+    def pieces(self, data: bytes) -> Iterator[Samples]:
+        """The same, in one piece."""
+        yield self.feed(data)
 
     def flush(self) -> Samples:
         """Nothing: an incomplete sample is dropped."""

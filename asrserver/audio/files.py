@@ -1,4 +1,8 @@
-"""Whole files: decoded to 16 kHz mono samples, and PCM encoded as FLAC."""
+"""Whole files: decoded to 16 kHz mono samples, and PCM encoded as FLAC.
+
+A file is decoded as a stream that comes at once, so that all modes hear the same; what cannot be decoded as a stream is
+left to FFmpeg (library.py).
+"""
 
 from __future__ import annotations
 
@@ -6,26 +10,43 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
-from asrserver.audio import SAMPLE_RATE, bounds, pcm, sniff, wav
+from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio
-from asrserver.audio.codec import mixed
-from asrserver.audio.demux import demuxer
 from asrserver.audio.pcm import Resampler, Samples, repaired
+from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 
 #: First bytes of a file in which its header is checked.
 _HEADER_BYTES = 1 << 16
 
+#: Bytes of a file that are decoded at a time.
+_STEP = 1 << 18
+
+#: Loudest sample of a track without sound: half the smallest step of 16 bits.
+_SILENCE = 2.0**-16
+
+
+class Decoded(NamedTuple):
+    """A decoded file: its samples, and what of it could not be decoded, if anything."""
+
+    samples: Samples
+    damage: AudioError | None
+
 
 def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
+    """Decode a whole file in memory; see `decode_file`. What cannot be decoded of it is left out."""
+    return decode_file(data, kind, max_seconds).samples
+
+
+def decode_file(data: bytes, kind: str, max_seconds: float) -> Decoded:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
-    faster-whisper's own decoder is not used: PyAV 19 removed an argument that it passes.
+    Of several audio tracks, the default one is decoded; or if it is silent, the first with sound.
 
     Args:
         data: The file.
@@ -36,24 +57,104 @@ def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
         AudioError: It cannot be decoded, has no audio, or has more than `max_seconds` of it.
     """
     if kind == "wav" and (plain := _plain_wav(data, max_seconds)) is not None:
-        return plain
-    _check_header(data, kind)
-    pieces: list[Samples] = []
-    left = int(max_seconds * SAMPLE_RATE)
+        return Decoded(plain, None)
     try:
-        with av.open(io.BytesIO(data), mode="r", format=kind, metadata_errors="ignore") as source:
-            try:
-                for piece in _resampled(_frames(source)):
-                    pieces.append(piece)
-                    left -= len(piece)
-                    if left < 0:
-                        raise _too_long(max_seconds)
-            except (av.FFmpegError, ImplausibleAudio):
-                if not pieces:
-                    raise
+        return _streamed(data, kind, max_seconds)
+    except AudioError as exc:
+        if exc.code == "utterance_too_long" or isinstance(exc, ImplausibleAudio):
+            raise
+        refusal = exc
+    try:
+        return _by_library(data, kind, max_seconds)
+    except AudioError as exc:
+        if kind in demux.CONTAINERS and refusal.code == "undecodable_audio" and exc.code == "undecodable_audio":
+            raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
+        raise
+
+
+def _streamed(data: bytes, kind: str, max_seconds: float) -> Decoded:
+    """Decode a file by the streaming decoder."""
+    found, tracks = _track(data, kind, max_seconds, None)
+    for number in range(tracks if tracks > 1 and _is_silent(found.samples) else 0):
+        try:
+            other, _ = _track(data, kind, max_seconds, number)
+        except AudioError:  # of a codec that is not streamed
+            continue
+        if not _is_silent(other.samples):
+            return other
+    return found
+
+
+def _track(data: bytes, kind: str, max_seconds: float, track: int | None) -> tuple[Decoded, int]:
+    """(a track of a file, the number of its audio tracks)."""
+    decoder = StreamDecoder(kind, track=track)
+    pieces: list[Samples] = []
+    damage: list[AudioError] = []
+    tracks = 1
+    for at in range(0, len(data), _STEP):
+        try:
+            for piece in decoder.pieces(data[at : at + _STEP]):
+                pieces.append(piece)
+                if decoder.position > max_seconds * SAMPLE_RATE:
+                    raise _too_long(max_seconds)
+        except AudioError as exc:
+            if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio):
+                raise
+            damage.append(exc)
+        tracks = max(tracks, decoder.tracks)
+    pieces.append(decoder.flush())
+    if decoder.position > max_seconds * SAMPLE_RATE:
+        raise _too_long(max_seconds)
+    return Decoded(np.concatenate(pieces), _merged(damage)), tracks
+
+
+def _is_silent(samples: Samples) -> bool:
+    return len(samples) == 0 or float(np.abs(samples).max()) <= _SILENCE
+
+
+def _merged(damage: list[AudioError]) -> AudioError | None:
+    if len(damage) < 2:
+        return damage[0] if damage else None
+    return AudioError("undecodable_audio", f"{damage[0].message}; and {len(damage) - 1} more places")
+
+
+def _by_library(data: bytes, kind: str, max_seconds: float) -> Decoded:
+    """Decode a file by FFmpeg."""
+    try:
+        with library.opened(io.BytesIO(data), kind) as source:
+            reader = library.Reader(source)
+            found, tracks = _read(reader, max_seconds), reader.tracks
+        for number in range(tracks if tracks > 1 else 0):
+            if not _is_silent(found.samples):
+                break
+            with library.opened(io.BytesIO(data), kind) as source:
+                found = _read(library.Reader(source, number), max_seconds)
+        return found
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
-    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _read(reader: library.Reader, max_seconds: float) -> Decoded:
+    """Decode a track. What comes before damage of the container itself is kept."""
+    pieces: list[Samples] = []
+    count, left = 0, int(max_seconds * SAMPLE_RATE)
+    damage = None
+    try:
+        for piece in _resampled(reader.frames()):
+            pieces.append(piece)
+            count += len(piece)
+            if count > left:
+                raise _too_long(max_seconds)
+    except (av.FFmpegError, ImplausibleAudio):
+        if not count:
+            raise
+        message = f"the audio cannot be decoded from {count / SAMPLE_RATE:.2f} s on"
+        damage = AudioError("undecodable_audio", message)
+    if damage is None and reader.damage is not None:
+        since, until = reader.damage
+        message = f"the audio from {since:.2f} s to {until:.2f} s is damaged"
+        damage = AudioError("undecodable_audio", message)
+    return Decoded(np.concatenate(pieces) if pieces else np.zeros(0, np.float32), damage)
 
 
 def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
@@ -66,7 +167,7 @@ def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
     size = 2 * int(seconds * SAMPLE_RATE)
     waiting = bytearray()
     with _opened(path) as source:
-        for piece in _resampled(_frames(source)):
+        for piece in _resampled(library.Reader(source).frames()):
             waiting += np.clip(np.rint(piece * 32768), -32768, 32767).astype("<i2").tobytes()
             while len(waiting) >= size:
                 yield bytes(waiting[:size])
@@ -116,11 +217,11 @@ def _opened(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
         kind = sniff.container(header)
-        if kind is not None:
+        if kind in demux.CONTAINERS:
             _check_header(header, kind)
         file.seek(0)
         try:
-            with av.open(file, mode="r", metadata_errors="ignore") as source:
+            with library.opened(file) as source:
                 yield source
         except av.FFmpegError as exc:
             raise AudioError("undecodable_audio", f"the file cannot be decoded: {exc.strerror or exc}") from None
@@ -128,7 +229,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _check_header(data: bytes, kind: str) -> None:
     """Raise ImplausibleAudio if the container's header claims it; other damage is left for FFmpeg to report."""
-    header = demuxer(kind)
+    header = demux.demuxer(kind)
     header.push(data[:_HEADER_BYTES])
     try:
         header.pull()
@@ -138,36 +239,22 @@ def _check_header(data: bytes, kind: str) -> None:
         pass
 
 
-def _frames(source: Any) -> Iterator[tuple[Samples, int]]:
-    """(mono samples, samples per second) of each frame of a container's first audio track."""
-    if not source.streams.audio:
-        raise AudioError("not_audio", f"the {source.format.name} file has no audio track")
-    track = source.streams.audio[0]
-    context = track.codec_context
-    if context is None:
-        raise AudioError("undecodable_audio", f"no decoder for the audio track of the {source.format.name} file")
-    layout = context.layout
-    bounds.check_claim(layout.nb_channels, context.sample_rate)
-    if layout.nb_channels:
-        # FFmpeg allocates a list for a layout that is not one of its own (an MP4's `chan` can say right before left).
-        # PyAV (18.1) shares it between objects that each free it, frame by frame, until the process dies. Reading the
-        # layout here made this object its owner; the decoder gets a layout without a list.
-        context.layout = f"{layout.nb_channels}C" if "(" in layout.name else layout.name
-    for packet in source.demux(track):
-        for frame in packet.decode():
-            yield mixed(frame), frame.sample_rate
+def _resampled(frames: Iterable[tuple[Samples, int, float]]) -> Iterator[Samples]:
+    """Resample frames to SAMPLE_RATE, in pieces of about a second. Their rate may change from frame to frame.
 
-
-def _resampled(frames: Iterable[tuple[Samples, int]]) -> Iterator[Samples]:
-    """Resample frames to SAMPLE_RATE, in pieces of about a second. Their rate may change from frame to frame."""
+    Args:
+        frames: (samples, samples per second, seconds of silence before them) of each.
+    """
     resampler = Resampler(SAMPLE_RATE)
     waiting: list[Samples] = []
     count = 0
-    for samples, rate in frames:
-        if rate != resampler.rate:
+    for samples, rate, gap in frames:
+        if rate != resampler.rate or gap:
             yield np.concatenate([resampler.feed(_joined(waiting)), resampler.flush()])
             resampler, count = Resampler(rate), 0
             waiting.clear()
+        for begin in range(0, round(gap * SAMPLE_RATE), 10 * SAMPLE_RATE):
+            yield np.zeros(min(10 * SAMPLE_RATE, round(gap * SAMPLE_RATE) - begin), np.float32)
         waiting.append(samples)
         count += len(samples)
         if count >= rate:

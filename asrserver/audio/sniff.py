@@ -6,17 +6,57 @@ import string
 
 from asrserver.errors import AudioError
 
-#: Unambiguous signatures: (offset, bytes, FFmpeg's name of the container).
+#: Unambiguous signatures: (offset, bytes, name of the container). A RIFF or FORM has its type behind a length.
 _CONTAINERS = (
-    (8, b"WAVE", "wav"),  # behind RIFF and a length
+    (8, b"WAVE", "wav"),
     (0, b"\x1aE\xdf\xa3", "matroska"),
     (0, b"OggS", "ogg"),
     (0, b"fLaC", "flac"),
     (4, b"ftyp", "mp4"),
     (0, b"ID3", "mp3"),
+    (0, b"caff\0\x01", "caf"),
+    (8, b"AIFF", "aiff"),
+    (8, b"AIFC", "aiff"),
+    (0, b".snd\0\0", "au"),
+    (0, b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb", "w64"),
+    (8, b"AVI ", "avi"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (0, b"FLV\x01", "flv"),
+    (0, b"\0\0\x01\xba", "mpeg"),
+    (0, b"#!AMR", "amr"),
+    (0, b"wvpk", "wavpack"),
 )
 
-#: (signature, name for the error) of what clients send by mistake.
+#: The first four bytes of the containers whose type is behind a length → the container, if it is another.
+_OUTER = {
+    "wav": {b"RIFF": "wav", b"RIFX": "rifx", b"RF64": "rf64", b"BW64": "rf64"},
+    "aiff": {b"FORM": "aiff"},
+    "avi": {b"RIFF": "avi"},
+}
+
+#: Boxes with which QuickTime files begin that have no `ftyp`.
+_QUICKTIME = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"moof", b"styp")
+
+#: Containers that are decoded as whole files only → their names.
+WHOLE = {
+    "caf": "CAF",
+    "aiff": "AIFF",
+    "au": "AU",
+    "w64": "Wave64",
+    "rf64": "RF64",
+    "rifx": "RIFX",
+    "avi": "AVI",
+    "asf": "ASF (WMA, WMV)",
+    "flv": "FLV",
+    "mpeg": "MPEG program stream",
+    "mpegts": "MPEG transport stream",
+    "mp2": "MPEG audio layer I or II",
+    "amr": "AMR",
+    "wavpack": "WavPack",
+    "ac3": "AC-3",
+}
+
+#: (signature, name for the error) of what clients send by mistake, and of audio that nothing here decodes.
 _NOT_AUDIO = (
     (b"%PDF", "a PDF document"),
     (b"\x89PNG", "a PNG image"),
@@ -24,8 +64,35 @@ _NOT_AUDIO = (
     (b"GIF8", "a GIF image"),
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"#!AMR", "AMR audio"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"MThd\0\0\0\x06", "MIDI, which holds no recorded sound"),
 )
+_NOT_DECODED = (
+    (b"\x02#!SILK", "SILK audio"),
+    (b"#!SILK", "SILK audio"),
+    (b".RMF\0\0", "RealMedia"),
+    (b"MAC ", "Monkey's Audio"),
+    (b"TTA1", "TTA audio"),
+    (b"DSD ", "DSD audio"),
+    (b"FRM8", "DSD audio"),
+    (b"MPCK", "Musepack audio"),
+    (b"MP+", "Musepack audio"),
+    (b"NIST_1A", "NIST SPHERE audio"),
+    (b"Creative Voice File", "a Creative Voice file"),
+    (b"ADIF", "AAC in ADIF"),
+    (b"RIFF", "a RIFF file without sound"),
+    (b"FORM", "an IFF file without sound"),
+)
+
+#: Bytes of a packet of an MPEG transport stream; recorders of discs put four more before each.
+_TS_PACKETS = (188, 192)
+
+#: kbit/s of MPEG audio, by layer; LOW: MPEG-2 and 2.5.
+_LAYER_1 = (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448)
+_LAYER_1_LOW = (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
+_LAYER_2 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
+_LAYER_2_LOW = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
 
 _PRINTABLE = frozenset(string.printable.encode())
 
@@ -41,15 +108,40 @@ def container(data: bytes, first: bool = True) -> str | None:
         first: Nothing precedes them. Only then weak signatures count (an MP3 frame, ADTS), which PCM may resemble.
 
     Returns:
-        FFmpeg's name of the container; None if they begin none.
+        Name of the container: FFmpeg's, for those that are decoded as streams; or one of WHOLE. None if they begin
+        none.
     """
     for offset, magic, kind in _CONTAINERS:
         if data.startswith(magic, offset):
-            if (kind == "wav" and data[:4] != b"RIFF") or (kind == "ogg" and not _first_page(data)):
+            if kind in _OUTER:
+                if (outer := _OUTER[kind].get(bytes(data[:4]))) is None:
+                    continue
+                return outer
+            if kind == "ogg" and not _first_page(data):
                 continue
             return kind
-    if first and len(data) > 4 and data[0] == 0xFF and _mpeg_frame(data):
-        return "aac" if data[1] & 0xF6 == 0xF0 else "mp3"
+    return _weak(data) if first and len(data) > 4 else None
+
+
+def title(kind: str) -> str:
+    """The name of a container for messages."""
+    return WHOLE.get(kind, kind)
+
+
+def _weak(data: bytes) -> str | None:
+    """The container that bytes begin by a signature that PCM may resemble."""
+    if data[0] == 0xFF and _mpeg_frame(data):
+        if data[1] & 0xF6 == 0xF0:
+            return "aac"
+        return "mp3" if data[1] >> 1 & 3 == 1 else "mp2"
+    if data[4:8] in _QUICKTIME and data[0] < 0x10:
+        return "mp4"
+    if data[:2] == b"\x0b\x77" and len(data) > 5 and data[4] >> 6 < 3 and data[4] & 0x3F < 38 and data[5] >> 3 <= 16:
+        return "ac3"
+    for size in _TS_PACKETS:
+        marks = data[size - 188 : 5 * size : size]
+        if len(marks) >= 3 and set(marks) == {0x47}:
+            return "mpegts"
     return None
 
 
@@ -63,7 +155,21 @@ def _mpeg_frame(data: bytes) -> bool:
     if data[1] & 0xF6 == 0xF0:
         return (data[2] >> 2) & 0x0F < 13
     layer, bitrate, rate = (data[1] >> 1) & 3, data[2] >> 4, (data[2] >> 2) & 3
-    return data[1] & 0xE0 == 0xE0 and layer == 1 and 0 < bitrate < 15 and rate < 3
+    if data[1] & 0xE0 != 0xE0 or not layer or not 0 < bitrate < 15 or rate == 3 or data[1] & 0x18 == 0x08:
+        return False
+    return layer == 1 or _mp2_follows(data)
+
+
+def _mp2_follows(data: bytes) -> bool:
+    """Whether a frame of layer I or II is followed by another; loud PCM resembles one alone too often."""
+    version, layer, row = data[1] >> 3 & 3, data[1] >> 1 & 3, data[2] >> 4
+    rate = (44100, 48000, 32000)[data[2] >> 2 & 3] >> (0 if version == 3 else 1 if version == 2 else 2)
+    table = _LAYER_1 if layer == 3 else _LAYER_2 if version == 3 else _LAYER_2_LOW
+    if layer == 3:
+        length = (12000 * (table[row] if version == 3 else _LAYER_1_LOW[row]) // rate + (data[2] >> 1 & 1)) * 4
+    else:
+        length = 144000 * table[row] // rate + (data[2] >> 1 & 1)
+    return len(data) > length + 2 and data[length] == 0xFF and data[length + 1] == data[1]
 
 
 def reject_non_audio(data: bytes, first: bool = True) -> None:
@@ -79,6 +185,9 @@ def reject_non_audio(data: bytes, first: bool = True) -> None:
     for magic, name in _NOT_AUDIO if first else ():
         if data.startswith(magic):
             raise AudioError("not_audio", f"the chunk is {name}")
+    for magic, name in _NOT_DECODED if first else ():
+        if data.startswith(magic):
+            raise AudioError("undecodable_audio", f"the chunk is {name}, which is not supported: convert it")
     if is_text(data):
         raise AudioError("not_audio", "the chunk is text")
 

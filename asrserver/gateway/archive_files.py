@@ -38,11 +38,32 @@ MEDIA = {
     "mp4": "audio/mp4",
     "mp3": "audio/mpeg",
     "aac": "audio/aac",
+    "ac3": "audio/ac3",
+    "aiff": "audio/aiff",
+    "amr": "audio/amr",
+    "au": "audio/basic",
+    "avi": "video/x-msvideo",
+    "caf": "audio/x-caf",
+    "flv": "video/x-flv",
+    "mp2": "audio/mpeg",
+    "mpg": "video/mpeg",
+    "ts": "video/mp2t",
+    "w64": "audio/x-w64",
+    "wma": "audio/x-ms-wma",
+    "wv": "audio/x-wavpack",
     "zip": "application/zip",
 }
 
 #: The suffix for a container, where it is not FFmpeg's name of it.
-_SUFFIX = {"matroska": "webm"}
+_SUFFIX = {
+    "matroska": "webm",
+    "mpegts": "ts",
+    "mpeg": "mpg",
+    "asf": "wma",
+    "wavpack": "wv",
+    "rf64": "wav",
+    "rifx": "wav",
+}
 
 #: Bytes copied at a time.
 _COPY_BYTES = 1 << 20
@@ -69,6 +90,11 @@ def name_of(sid: str) -> str:
     """Return the name of a session in the file system: the harmless characters of its id, and a hash of all of it."""
     digest = hashlib.sha256(sid.encode(errors="surrogatepass")).hexdigest()
     return f"{re.sub('[^A-Za-z0-9_-]', '_', sid)[:40]}-{digest[:24]}"
+
+
+def suffix_of(kind: str) -> str:
+    """Return the suffix of a recording in a container."""
+    return _SUFFIX.get(kind, kind)
 
 
 def part_path(directory: Path, sid: str, gateway: str) -> Path:
@@ -234,7 +260,7 @@ def _write(source: _Source, kind: str, target: Path) -> str:
         with target.open("wb") as file:
             for chunk in clips[0].chunks:
                 _copy(chunk, 0, chunk.size, file)
-        return _SUFFIX.get(clips[0].kind, clips[0].kind)
+        return suffix_of(clips[0].kind)
     raw = chunking.headerless
     spans = [span for clip in clips for span in _spans(clip, raw)]
     if spans[0].format is not None and len({span.format for span in spans}) == 1:
@@ -249,8 +275,8 @@ def _write(source: _Source, kind: str, target: Path) -> str:
         return "wav"
     with zipfile.ZipFile(target, "w") as archive:
         for number, clip in enumerate(clips):
-            suffix = "wav" if clip.kind is None else _SUFFIX.get(clip.kind, clip.kind)
-            with archive.open(f"{number:05}.{suffix}", "w", force_zip64=True) as entry:
+            name = "wav" if clip.kind is None else suffix_of(clip.kind)
+            with archive.open(f"{number:05}.{name}", "w", force_zip64=True) as entry:
                 if clip.kind is None:
                     _write_wav(raw, _spans(clip, raw), entry)
                 for chunk in clip.chunks if clip.kind is not None else ():

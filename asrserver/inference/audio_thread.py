@@ -4,7 +4,8 @@ A piece of a live stream is little work, but the overhead around it is not: waki
 call of the network that costs as much as five of its frames. The more streams there are, the more of them share it.
 
 The work of one stream is a generator: it yields the frames that the network must score, and continues when they are
-scored. The thread runs many such generators step by step and scores the frames of all of them in one call.
+scored. The thread runs many such generators step by step and scores the frames of all of them in one call. Between
+steps new work joins, so that nobody waits for the hours that someone sends at once.
 """
 
 from __future__ import annotations
@@ -114,39 +115,44 @@ class AudioThread:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        running: list[_Job] = []
         while True:
             with self._condition:
-                while not self._urgent and not self._waiting and not self._closed:
+                while not running and not self._urgent and not self._waiting and not self._closed:
                     self._condition.wait()
                 if self._closed:
                     return
-                jobs = self._next_batch()
+                jobs = self._next_batch(MAX_BATCH - len(running))
             jobs = [job for job in jobs if not job.future.cancelled()]
             for job in jobs:
                 self._partials.delayed("vad", time.monotonic() - job.queued)
-            self._run_batch(jobs)
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(_deliver, jobs)
+            running = self._advance(running + jobs)
 
-    def _next_batch(self) -> list[_Job]:
+    def _next_batch(self, most: int) -> list[_Job]:
         jobs: list[_Job] = []
         for queue in (self._urgent, self._waiting):
-            while queue and len(jobs) < MAX_BATCH:
+            while queue and len(jobs) < most:
                 jobs.append(queue.popleft())
         return jobs
 
-    def _run_batch(self, jobs: list[_Job]) -> None:
-        """Run jobs step by step; those that are not done share each call of the network."""
-        running = jobs
-        while running:
-            for job in running:
-                self._step(job)
-            running = [job for job in running if not job.done]
-            runs = [run for job in running for run in job.runs]
-            if runs:
-                self._hold("audio", [label for job in running for label in job.labels])
-                silero.score(runs)
-        self._hold("audio", [])
+    def _advance(self, jobs: list[_Job]) -> list[_Job]:
+        """Run the next step of jobs; those that are not done share a call of the network.
+
+        Returns:
+            Those that are not done. Others may join them: minutes of audio in one chunk are many steps.
+        """
+        for job in jobs:
+            self._step(job)
+        done, running = [job for job in jobs if job.done], [job for job in jobs if not job.done]
+        runs = [run for job in running for run in job.runs]
+        if done and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_deliver, done)
+        if runs:
+            self._hold("audio", [label for job in running for label in job.labels])
+            silero.score(runs)
+        if not running:
+            self._hold("audio", [])
+        return running
 
     def _step(self, job: _Job) -> None:
         """Run a job's next step with it alone in hand: native code that decodes a client's bytes may crash."""

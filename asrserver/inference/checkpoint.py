@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from asrserver.audio.stream import ResumePoint
+from asrserver.audio.recording import ResumePoint
 
 #: Id before that of a session's first entry.
 BEGINNING = "0-1"
@@ -58,6 +58,7 @@ class SessionState(msgspec.Struct, frozen=True):
         answered: Index of the last chunk that was answered; -1: none.
         taken: Index of the last chunk that was counted; -1: none.
         chunks: Chunks counted.
+        damaged: Index of the last chunk whose damage was reported, before its answer; -1: none.
     """
 
     after: str = BEGINNING
@@ -67,6 +68,7 @@ class SessionState(msgspec.Struct, frozen=True):
     answered: int = -1
     taken: int = -1
     chunks: int = 0
+    damaged: int = -1
 
     @property
     def checkpoint(self) -> Checkpoint:

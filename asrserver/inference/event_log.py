@@ -107,6 +107,7 @@ class EventLog:
         self.answered = state.answered
         self.taken = state.taken
         self.chunks = state.chunks
+        self._damaged = state.damaged
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
         self._transcript = list(claim.transcript)
         self._seq = events[-1].seq if events else 0
@@ -196,6 +197,12 @@ class EventLog:
             ErrorEvent(**common, code=error.code, message=error.message, chunk_index=index, received=received), coverage
         )
 
+    async def append_damage(self, error: AsrError, coverage: Coverage, index: int) -> None:
+        """Append what of a chunk could not be decoded, unless an earlier owner did; its result must follow."""
+        if index > self._damaged:
+            self._damaged = index
+            await self.append_error(AsrError(error.code, f"chunk {index}: {error.message}"), coverage)
+
     async def append_final(self, status: str, coverage: Coverage) -> None:
         """Append the end of the session with its whole text."""
         common = self._common_fields(coverage)
@@ -236,7 +243,9 @@ class EventLog:
 
     def _state(self, now: Checkpoint) -> dict[str, str]:
         self.checkpoint = now
-        state = SessionState(*now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks)
+        state = SessionState(
+            *now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks, self._damaged
+        )
         return {"state": checkpoint.encode(state)}
 
     # -- events that are published and not kept ------------------------------------------------------------------

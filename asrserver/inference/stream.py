@@ -9,7 +9,7 @@ still needed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,9 @@ from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Ev
 #: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
 #: stream that has more keeps its beginning in Redis instead.
 MAX_CODEC_PARAMETERS = 1 << 16
+
+#: Samples of one entry after which speech is looked for in them before more of it is decoded.
+LONG_PIECE = 5 * SAMPLE_RATE
 
 
 class Piece(NamedTuple):
@@ -221,17 +224,22 @@ class LiveStream:
     ) -> AudioWork[tuple[list[PieceOutcome], list[SpeechSegment]]]:
         """(outcome of each piece, segments that ended in them); see `feed`."""
         decoded: list[Samples] = []
+        ended: list[SpeechSegment] = []
         outcomes: list[PieceOutcome] = []
         if opening is not None:
-            decoded.append(self._decode(opening))
+            decoded += self._decode(opening)
         for piece in pieces:
             error = None
             try:
-                decoded.append(self._decode(piece))
+                for samples in self._decode(piece):
+                    decoded.append(samples)
+                    if len(samples) > LONG_PIECE:  # more follows: others' work may come between
+                        ended += yield from self._detect(decoded)
+                        decoded = []
             except AudioError as exc:
                 error = exc
             outcomes.append(PieceOutcome(self.position, error))
-        ended = yield from self._detect(decoded)
+        ended += yield from self._detect(decoded)
         if last and self.kind is None and self.position:  # the end of a container may be an error of its own
             ended += yield from self._process_end()
         return outcomes, ended
@@ -244,12 +252,12 @@ class LiveStream:
         self.over = True
         return ended
 
-    def _decode(self, piece: Piece) -> Samples:
-        """The samples that the bytes of an entry complete."""
+    def _decode(self, piece: Piece) -> Iterator[Samples]:
+        """The samples that the bytes of an entry complete, in pieces."""
         self._entries.append(_Entry(piece.before, self._received))
         self._received += len(piece.data)
         data, self._skip = piece.data[self._skip :], 0
-        return self._decoder.feed(data)
+        yield from self._decoder.pieces(data)
 
     def _detect(self, decoded: list[Samples]) -> AudioWork[list[SpeechSegment]]:
         """The segments that end in new samples."""

@@ -202,9 +202,10 @@ class Transcriber:
         if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
             self._file = _OpenFile(self.inbox.processed, index, kind, data, 0.0, None)
             return
+        damage: AudioError | None = None
         if kind is not None:
             try:
-                seconds, segments = await self._utterances.recognise_file(
+                seconds, segments, damage = await self._utterances.recognise_file(
                     data, kind, self._request(), label, self._is_suspect
                 )
             except AudioError:
@@ -215,6 +216,9 @@ class Transcriber:
             samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
             seconds = len(samples) / SAMPLE_RATE
             segments = await self._utterances.recognise_samples(samples, self._request(), label, self._is_suspect)
+        if damage is not None:
+            log.info("session=%s chunk=%d error=%s", self.sid, index, damage.code)
+            await self._event_log.append_damage(damage, self._coverage(), index)
         for segment in segments:
             segment.chunk_index = index
         if stays_open and kind is not None:
@@ -367,7 +371,7 @@ class Transcriber:
 
     async def _close_file(self, file: _OpenFile, entry: Entry) -> None:
         if file.segments is None:
-            file.seconds, file.segments = await self._utterances.recognise_file(
+            file.seconds, file.segments, _ = await self._utterances.recognise_file(
                 file.data, file.kind, self._request(), _label(self.sid, entry), self._is_suspect
             )
             for segment in file.segments:

@@ -8,6 +8,7 @@ from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import is_beginning
+from asrserver.errors import AudioError
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.engine import DecodeJob
@@ -36,7 +37,7 @@ class UtteranceRecogniser:
 
     async def recognise_file(
         self, data: bytes, kind: str, request: Request, label: str, alone: bool
-    ) -> tuple[float, list[RecognisedSegment]]:
+    ) -> tuple[float, list[RecognisedSegment], AudioError | None]:
         """Decode and recognise a whole file.
 
         Args:
@@ -47,7 +48,7 @@ class UtteranceRecogniser:
             alone: Run with nothing else in flight.
 
         Returns:
-            (seconds of audio, segments).
+            (seconds of audio, segments, what of it could not be decoded).
 
         Raises:
             AudioError: It cannot be decoded, or holds more audio than an utterance may.
@@ -55,8 +56,8 @@ class UtteranceRecogniser:
         async with self._recogniser.isolation.hold(alone):
             cost = len(data) / COMPRESSED_BYTES_PER_SECOND
             limit = self._recogniser.max_seconds
-            samples = await self._recogniser.prepare(label, cost, files.decode, data, kind, limit)
-            return len(samples) / SAMPLE_RATE, await self._recognise(samples, request, label, alone)
+            samples, damage = await self._recogniser.prepare(label, cost, files.decode_file, data, kind, limit)
+            return len(samples) / SAMPLE_RATE, await self._recognise(samples, request, label, alone), damage
 
     async def recognise_samples(
         self, samples: Samples, request: Request, label: str, alone: bool

@@ -11,7 +11,8 @@ import numpy as np
 from asrserver.audio import files
 from asrserver.audio.decoders import Decoder
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import ResumePoint, StreamDecoder
+from asrserver.audio.recording import ResumePoint
+from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode
 from tests.recordings import DATA

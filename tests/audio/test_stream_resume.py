@@ -8,7 +8,8 @@ import pytest
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
-from asrserver.audio.stream import ResumePoint, StreamDecoder
+from asrserver.audio.recording import ResumePoint
+from asrserver.audio.stream import StreamDecoder
 from tests.audio.signals import encode, tone
 from tests.audio.streams import STREAMS, correlation, decoded, handed_on, kind, sized, slices, stream, whole
 

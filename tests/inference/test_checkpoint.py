@@ -13,7 +13,7 @@ import pytest
 
 from asrserver.audio import wav
 from asrserver.audio.decoders import resume_decoder
-from asrserver.audio.stream import ResumePoint
+from asrserver.audio.recording import ResumePoint
 from asrserver.inference import checkpoint
 from asrserver.inference.checkpoint import Checkpoint, SessionState, StreamState
 from asrserver.inference.recogniser import Recogniser
@@ -35,7 +35,7 @@ def test_the_states_of_the_last_release_are_the_same_today(text: str) -> None:
     """In both directions: what is read is written again with the same keys, and no other."""
     state = checkpoint.decode(text)
     wrote = json.loads(text)
-    assert json.loads(checkpoint.encode(state)) == wrote
+    assert json.loads(checkpoint.encode(state)) == wrote | {"damaged": -1}  # new since
     assert (state.after, state.total, state.chunks) == (wrote["after"], wrote["total"], wrote["chunks"])
     if state.recording is not None:
         resume_decoder(state.recording.border)

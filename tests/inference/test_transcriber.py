@@ -54,6 +54,21 @@ async def test_bad_chunks_cost_themselves(recogniser: Recogniser, utterances: li
     assert "moov" in events[2]["message"]
 
 
+@pytest.mark.parametrize("mode", ["auto", "chunk"])
+async def test_damage_in_a_file_is_named(recogniser: Recogniser, utterances: list[Utterance], mode: str) -> None:
+    """The rest is recognised, and an error of no chunk says which seconds are missing, whoever owns the session."""
+    one, two = utterances[:2]
+    mp3 = encode(one.pcm, "-c:a", "libmp3lame", "-f", "mp3")
+    both = bytearray(encode(one.pcm + QUIET + two.pcm, "-c:a", "libmp3lame", "-f", "mp3"))
+    at = len(mp3)
+    both[at : at + 300] = bytes(300)
+    events = await Session(recogniser, [bytes(both), one.wav], mode=mode).takeovers()
+    assert [event["type"] for event in events] == ["error", "chunk", "chunk", "final"]
+    assert texts(events) == ["undecodable_audio", f"{one.text} {two.text}", one.text, events[-1]["text"]]
+    assert events[0].get("chunk_index") is None
+    assert events[0]["message"].startswith("chunk 0: ")
+
+
 async def test_a_truncated_file_gives_what_it_has(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     whole = utterances[0].wav
     events = await Session(recogniser, [whole[:-3], whole[:44]]).takeovers()

@@ -8,6 +8,7 @@ can continue.
 
 from __future__ import annotations
 
+from asrserver.audio import wav
 from asrserver.audio.demux.base import Demuxer, Packet, Track
 from asrserver.audio.demux.flac import Flac
 from asrserver.audio.demux.mp4 import Mp4
@@ -15,10 +16,12 @@ from asrserver.audio.demux.mpeg import Adts, Mp3
 from asrserver.audio.demux.ogg import Ogg
 from asrserver.audio.demux.pcm import Pcm, Wav
 from asrserver.audio.demux.webm import WebM
+from asrserver.audio.demux.whole import Whole
 
-__all__ = ["Demuxer", "Packet", "Track", "demuxer"]
+__all__ = ["CONTAINERS", "Demuxer", "Packet", "Track", "demuxer"]
 
-_CONTAINERS: dict[str, type[Demuxer]] = {
+#: The containers that are decoded as streams.
+CONTAINERS: dict[str, type[Demuxer]] = {
     "matroska": WebM,
     "ogg": Ogg,
     "mp4": Mp4,
@@ -29,14 +32,19 @@ _CONTAINERS: dict[str, type[Demuxer]] = {
 }
 
 
-def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1) -> Demuxer:
+def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1, track: int | None = None) -> Demuxer:
     """Make the demuxer of a stream.
 
     Args:
         kind: A container as `sniff.container` names it, or pcm_s16le or pcm_f32le.
         sample_rate: Samples per second of headerless PCM.
         channels: Channels of headerless PCM.
+        track: Number of the audio track to decode, from 0; None: the default one.
     """
-    if kind in _CONTAINERS:
-        return _CONTAINERS[kind]()
-    return Pcm(kind, sample_rate, channels)
+    if kind in CONTAINERS:
+        found = CONTAINERS[kind]()
+        found.wanted = track
+        return found
+    if kind in wav.WIDTHS:
+        return Pcm(kind, sample_rate, channels)
+    return Whole(kind)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.errors import AudioError
+
+T = TypeVar("T")
 
 #: Longest packet of audio, in bytes. Opus packets have up to 61,298 (RFC 6716: 48 frames of 1,275 bytes); those of PCM
 #: and FLAC may be longer.
@@ -18,6 +22,13 @@ MAX_HEADER_BYTES = 1 << 20
 
 #: Longest element that is skipped, in bytes: a picture in the tags, a key frame of the video. A longer one is damage.
 MAX_SKIP_BYTES = 64 << 20
+
+#: Most bytes before the first audio of a recording: a picture and an index have a few million.
+MAX_SILENT_BYTES = 32 << 20
+
+#: Steps in a row that a demuxer may take without an item. The elements before a recording are a few hundred; bytes made
+#: to cost time hold an element, or what may be one, every two bytes.
+MAX_IDLE_STEPS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +64,18 @@ class Packet:
         data: Its bytes.
         restart: Position in the stream, in bytes, at which a demuxer may start to find this packet first; None: none.
         trim: Samples at its end that are not audio.
+        skip: Samples at its beginning that are not audio, at the track's rate.
+        keep: Samples after them that are; None: all.
+        time: When it begins, in seconds of the container's clock; None: unknown. Where a packet is later than the end
+            of the one before it, there is a gap.
     """
 
     data: bytes
     restart: int | None
     trim: int = 0
+    skip: int = 0
+    keep: int | None = None
+    time: float | None = None
 
 
 class Demuxer(ABC):
@@ -67,6 +85,8 @@ class Demuxer(ABC):
         track: The recording that is open; None: none.
         offset: Position in the stream, in bytes, of the first byte in the buffer.
         start: Position in the stream, in bytes, where the open recording begins.
+        wanted: The number of the audio track to decode, from 0, among those of its container; None: the default one.
+        tracks: The number of audio tracks of the open recording.
     """
 
     #: The container, for error messages.
@@ -76,16 +96,20 @@ class Demuxer(ABC):
         self.track: Track | None = None
         self.offset = 0
         self.start = 0
+        self.wanted: int | None = None
+        self.tracks = 1
         self._buffer = bytearray()
         self._skip = 0  # bytes to come that are skipped
         self._lost = False  # after damage, until the next place where it can continue
         self._refused = False  # the open recording is skipped as a whole
         self._ended = False
+        self._idle = 0  # steps since the last item
+        self._heard = 0  # position after the last packet
 
     def resume(self, track: Track, offset: int, start: int) -> None:
         """Continue a recording: the next bytes pushed are those from `offset` on, which was a packet's `restart`."""
         self.track = track
-        self.offset = offset
+        self.offset = self._heard = offset
         self.start = start
 
     def push(self, data: bytes) -> None:
@@ -104,14 +128,30 @@ class Demuxer(ABC):
             AudioError: The data is damaged or not supported. It may be pulled again.
         """
         while not self._skip:
+            self._spend(1)
             if self._lost and not self._find():
-                return None
+                break
             self._lost = False
             before = self.offset
             item = self._next()
-            if item is not None or self.offset == before:
+            if item is not None:
+                self._idle = 0
+                self._heard = self.offset
                 return item
+            if self.offset == before:
+                break
+        if self.offset - self._heard > MAX_SILENT_BYTES and not self._refused:
+            self.discard()
+            raise self._unsupported(f"it has {MAX_SILENT_BYTES >> 20} MiB without audio")
         return None
+
+    def _spend(self, steps: int) -> None:
+        """Count steps; raises AudioError and drops the buffer if they were too many since the last item."""
+        self._idle += steps
+        if self._idle > MAX_IDLE_STEPS:
+            self._idle = 0
+            self.discard()
+            raise AudioError("undecodable_audio", f"the {self.name} data has too many elements without audio")
 
     def end(self) -> None:
         """No more bytes will come: items that only the end completes can be pulled."""
@@ -171,6 +211,18 @@ class Demuxer(ABC):
             raise self._unsupported("its header is damaged")
         self.track = track
         return track
+
+    def _chosen(self, tracks: list[T], is_default: Callable[[T], bool]) -> T:
+        """Choose among the audio tracks: the wanted one, or the first default one, or the first.
+
+        Raises:
+            AudioError: There is no such track.
+        """
+        if self.wanted is None:
+            return next((track for track in tracks if is_default(track)), tracks[0])
+        if self.wanted >= len(tracks):
+            raise self._unsupported(f"it has {len(tracks)} audio tracks")
+        return tracks[self.wanted]
 
     def _unsupported(self, what: str) -> AudioError:
         """Make the error for the open recording, which is skipped as a whole."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import struct
-from collections import deque
-from collections.abc import Iterator
+from dataclasses import replace
 
+import numpy as np
+
+from asrserver.audio.demux import mp4_index
 from asrserver.audio.demux.base import (
     MAX_HEADER_BYTES,
     MAX_PACKET_BYTES,
@@ -15,10 +18,22 @@ from asrserver.audio.demux.base import (
     Track,
     opus_skip,
 )
+from asrserver.audio.demux.mp4_index import Edit, Fragment, SampleTable
 
-#: Most samples in one index (three hours of AAC), and most bytes of one.
-_MAX_SAMPLES = 500_000
+#: Most bytes of an index.
 _MAX_INDEX = 8 << 20
+
+#: Most samples at the start of a fragmented file that are the encoder's, and not cut off.
+_MAX_PRIMING = 9600
+
+#: Bytes of a packet below which the average one of a track is silent: AAC has 4 to 10 for silence, and 100 for speech.
+_SILENT_BYTES = 24
+
+#: Most tracks whose sizes are looked at.
+_MAX_TRACKS = 64
+
+#: What damaged tables raise.
+_DAMAGE = (struct.error, ValueError, IndexError, KeyError, OverflowError)
 
 #: Most bytes kept of a file whose index is at its end: twenty minutes of AAC.
 _MAX_KEPT = 24 << 20
@@ -31,7 +46,11 @@ class Mp4(Demuxer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._plan: deque[tuple[int, int]] = deque()  # (offset in the stream, size) of the next samples
+        self._plan = SampleTable.empty()
+        self._at = 0  # the next sample of the plan
+        self._clock = 0  # ticks per second of the track; 0: unknown
+        self._default_ticks = 0  # of a fragment's samples
+        self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
         self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
@@ -41,7 +60,7 @@ class Mp4(Demuxer):
         if self._kept and self.offset < self._keep_end:
             self._keep()
             return None
-        if self._kept and self._plan:
+        if self._kept and self._at < len(self._plan):
             return self._kept_sample()
         if self.offset < self._data_end:
             return self._sample()
@@ -60,8 +79,9 @@ class Mp4(Demuxer):
             body = self._body(length, size, MAX_HEADER_BYTES)
             if body is None:
                 return None
-            self._plan = deque(sorted(self._samples(body, at)))
-            self._fragment = at
+            self._plan, self._at = self._samples(body, at), 0
+            self._spend(len(self._plan) // 64)
+            self._fragment = None if self._edits else at
             self._drop(size)
         elif kind == b"mdat":
             self._drop(length)
@@ -100,7 +120,7 @@ class Mp4(Demuxer):
         return kind, size, length
 
     def _forget(self) -> None:
-        self._plan.clear()
+        self._plan, self._at = SampleTable.empty(), 0
         self._kept.clear()
         self._data_end = self._keep_end = 0
 
@@ -111,11 +131,15 @@ class Mp4(Demuxer):
         self._drop(count)
 
     def _kept_sample(self) -> Packet | None:
-        at, size = self._plan.popleft()
-        data = next((data[at - first : at - first + size] for first, data in self._kept if first <= at), b"")
-        if not self._plan:
+        at, size = int(self._plan.offsets[self._at]), int(self._plan.sizes[self._at])
+        data = b""
+        for first, kept in self._kept:
+            if first <= at < first + len(kept):
+                data = bytes(kept[at - first : at - first + min(size, MAX_PACKET_BYTES)])
+        packet = self._packet(data, None)
+        if self._at == len(self._plan):
             self._kept.clear()
-        return Packet(bytes(data), None)
+        return packet
 
     def _body(self, length: int, size: int, most: int) -> bytes | None:
         if size > most:
@@ -125,10 +149,10 @@ class Mp4(Demuxer):
         return bytes(self._buffer[length:size])
 
     def _sample(self) -> Packet | None:
-        if not self._plan or self._plan[0][0] >= self._data_end:
+        if self._at == len(self._plan) or self._plan.offsets[self._at] >= self._data_end:
             self._drop(self._data_end - self.offset)
             return None
-        at, size = self._plan[0]
+        at, size = int(self._plan.offsets[self._at]), int(self._plan.sizes[self._at])
         if at < self.offset or at + size > self._data_end or size > MAX_PACKET_BYTES:
             raise self._damaged("a fragment's index does not fit its data")
         if at > self.offset:
@@ -136,49 +160,91 @@ class Mp4(Demuxer):
             return None
         if len(self._buffer) < size:
             return None
-        self._plan.popleft()
-        packet = Packet(bytes(self._buffer[:size]), self._fragment)
+        packet = self._packet(bytes(self._buffer[:size]), self._fragment)
         self._fragment = None
         self._drop(size)
         return packet
 
+    def _packet(self, data: bytes, restart: int | None) -> Packet:
+        """The next sample of the plan."""
+        assert self.track is not None
+        plan, number, rate = self._plan, self._at, self.track.rate
+        self._at += 1
+        time, keep = float(plan.times[number]), float(plan.keeps[number])
+        return Packet(
+            data,
+            restart,
+            skip=round(float(plan.skips[number]) * rate),
+            keep=None if keep < 0 else round(keep * rate),
+            time=None if math.isnan(time) or keep == 0 else time,
+        )
+
     # -- the index -----------------------------------------------------------------------------------------------
 
     def _index(self, body: bytes) -> Track:
-        moov = list(_boxes(body))
-        tracks = [box for kind, box in moov if kind == b"trak"]
         try:
-            for trak in tracks:
-                if _path(trak, b"mdia", b"hdlr")[8:12] == b"soun":
-                    track = self._begin_track(self._audio(trak, dict(moov).get(b"mvex", b"")))
-                    table = _table(_path(trak, b"mdia", b"minf", b"stbl"))
-                    self._plan = deque(sorted((self.start + at, size) for at, size in table))
-                    return track
-        except (struct.error, ValueError, IndexError, KeyError, OverflowError):
+            moov = list(mp4_index.boxes(body))
+            sound = [trak for kind, trak in moov if kind == b"trak" and _is_sound(trak)]
+            if not sound:
+                raise self._unsupported("it has no audio track")
+            self.tracks = len(sound)
+            trak = self._chosen(_ranked(sound) if self.wanted is None else sound, _is_enabled)
+            rest = dict(moov)
+            track = self._audio(trak, rest.get(b"mvex", b""))
+            return self._plan_track(trak, track, _clock(rest.get(b"mvhd", b"")))
+        except _DAMAGE:
             raise self._unsupported("its index is damaged") from None
-        raise self._unsupported("it has no audio track")
+
+    def _plan_track(self, trak: bytes, track: Track, movie_clock: int) -> Track:
+        """Open a track, and plan which samples of it are read."""
+        stbl = mp4_index.path(trak, b"mdia", b"minf", b"stbl")
+        offsets, sizes = mp4_index.table(stbl)
+        self._clock = _clock(mp4_index.path(trak, b"mdia", b"mdhd"))
+        edits = mp4_index.edits(trak, self._clock, max(1, movie_clock))
+        plan = SampleTable.of(offsets + self.start, sizes)
+        self._edits, skip = [], track.skip
+        if len(plan):
+            ticks = mp4_index.durations(stbl, len(plan))
+            if not ticks.any() and not edits:
+                plan = plan.ordered()
+            else:
+                if skip and edits and edits[0].begin:  # the list counts what Opus says too
+                    skip = 0
+                try:
+                    plan = mp4_index.edited(plan, np.cumsum(ticks) - ticks, ticks, self._clock, edits).ordered()
+                except ValueError:
+                    raise self._unsupported("its edit list repeats or reorders the audio") from None
+        elif edits:
+            first = edits[0].begin * track.rate // self._clock
+            if first <= _MAX_PRIMING and len(edits) == 1 and edits[0].end is None:
+                skip = skip or first
+            else:
+                self._edits = edits
+        track = self._begin_track(replace(track, skip=skip))
+        self._plan, self._at = plan, 0
+        return track
 
     def _audio(self, trak: bytes, mvex: bytes) -> Track:
-        tkhd = _path(trak, b"tkhd")
+        tkhd = mp4_index.path(trak, b"tkhd")
         (number,) = struct.unpack_from(">I", tkhd, 20 if tkhd[0] else 12)
-        entry_size, kind = struct.unpack_from(">I4s", _path(trak, b"mdia", b"minf", b"stbl", b"stsd"), 8)
-        entry = _path(trak, b"mdia", b"minf", b"stbl", b"stsd")[16 : 8 + entry_size]
+        stsd = mp4_index.path(trak, b"mdia", b"minf", b"stbl", b"stsd")
+        entry_size, kind = struct.unpack_from(">I4s", stsd, 8)
+        entry = stsd[16 : 8 + entry_size]
         channels, rate = struct.unpack_from(">H6xH", entry, 16)
-        version = int.from_bytes(
-            entry[8:10], "big"
-        )  # QuickTime's are longer, and have the codec's boxes in another box
+        # QuickTime's versions are longer, and have the codec's boxes in another box.
+        version = int.from_bytes(entry[8:10], "big")
         if version == 2:  # its old fields have no meaning
             hertz, channels = struct.unpack_from(">dI", entry, 32)
             rate = int(hertz)
-        boxes = dict(_boxes(entry[28 + (0, 16, 36)[version] :]))
-        boxes |= dict(_boxes(boxes.get(b"wave", b"")))
+        boxes = dict(mp4_index.boxes(entry[28 + (0, 16, 36)[version] :]))
+        boxes |= dict(mp4_index.boxes(boxes.get(b"wave", b"")))
         codec, extradata = self._codec(kind, boxes)
-        skip = opus_skip(extradata) if codec == "opus" else _edit(trak, rate)
+        skip = opus_skip(extradata) if codec == "opus" else 0
         frame = 0
-        for name, trex in _boxes(mvex):
+        for name, trex in mp4_index.boxes(mvex):
             if name == b"trex" and struct.unpack_from(">I", trex, 4)[0] == number:
-                (frame,) = struct.unpack_from(">I", trex, 16)
-        return Track(codec, extradata, rate, channels, skip, number, frame)
+                self._default_ticks, frame = struct.unpack_from(">II", trex, 12)
+        return Track(codec, extradata, 48000 if codec == "opus" else rate, channels, skip, number, frame)
 
     def _codec(self, kind: bytes, boxes: dict[bytes, bytes]) -> tuple[str, bytes]:
         if kind == b"Opus":
@@ -197,128 +263,101 @@ class Mp4(Demuxer):
 
     # -- a fragment ----------------------------------------------------------------------------------------------
 
-    def _samples(self, body: bytes, at: int) -> Iterator[tuple[int, int]]:
-        """(offset in the stream, size) of each sample of the audio track in a fragment."""
+    def _samples(self, body: bytes, at: int) -> SampleTable:
+        """The samples of the audio track in a fragment."""
         if self.track is None:
-            return
-        end = at  # of the previous track fragment: the next one counts from there unless it says otherwise
-        first = True
+            return SampleTable.empty()
         try:
-            for kind, traf in _boxes(body):
-                if kind != b"traf":
-                    continue
-                number, base, size = self._track_fragment(_path(traf, b"tfhd"), at if first else end, at)
-                first, position = False, base
-                for name, trun in _boxes(traf):
-                    if name == b"trun":
-                        samples = list(_run(trun, base, position, size))
-                        if number == self.track.number:
-                            yield from samples
-                        if samples:
-                            position = sum(samples[-1])
-                end = position
-        except (struct.error, IndexError, KeyError):
-            raise self._damaged("a fragment's index is truncated") from None
+            return self._planned(body, at).ordered()
         except OverflowError:
             raise self._damaged("a fragment's index has too many samples") from None
+        except _DAMAGE:
+            raise self._damaged("a fragment's index is truncated") from None
 
-    def _track_fragment(self, tfhd: bytes, base: int, moof: int) -> tuple[int, int, int]:
-        """(track, position from which its data offsets count, size of every sample)."""
+    def _planned(self, body: bytes, at: int) -> SampleTable:
+        assert self.track is not None
+        end = at  # of the previous track fragment: the next one counts from there unless it says otherwise
+        left = mp4_index.MAX_FRAGMENT_SAMPLES
+        plans: list[SampleTable] = []
+        for kind, traf in mp4_index.boxes(body):
+            if kind != b"traf":
+                continue
+            number, fragment = self._track_fragment(mp4_index.path(traf, b"tfhd"), end, at)
+            position, runs = fragment.base, []
+            for name, trun in mp4_index.boxes(traf):
+                if name == b"trun":
+                    runs.append(mp4_index.run(trun, fragment, position, left))
+                    left -= len(runs[-1][0])
+                    if len(runs[-1][0]):
+                        position = int(runs[-1][0][-1] + runs[-1][1][-1])
+            end = position
+            if number == self.track.number and runs:
+                offsets, sizes, ticks = (np.concatenate(column) for column in zip(*runs, strict=True))
+                plans.append(
+                    self._timed(SampleTable.of(offsets, sizes), ticks, dict(mp4_index.boxes(traf)).get(b"tfdt", b""))
+                )
+        if not plans:
+            return SampleTable.empty()
+        return SampleTable(*(np.concatenate(arrays) for arrays in zip(*(plan.arrays for plan in plans), strict=True)))
+
+    def _timed(self, plan: SampleTable, ticks: mp4_index.Array, tfdt: bytes) -> SampleTable:
+        """Give the samples of a fragment their times, if they are known."""
+        if len(tfdt) < 8 or not self._clock or not ticks.all():
+            if self._edits:
+                raise self._unsupported("it has an edit list, and fragments without times")
+            return plan
+        (start,) = struct.unpack_from(">Q" if tfdt[0] else ">I", tfdt, 4)
+        starts = min(start, 1 << 60) + np.cumsum(ticks) - ticks
+        if self._edits:
+            return mp4_index.edited(plan, starts, ticks, self._clock, self._edits)
+        plan.times = starts / self._clock
+        return plan
+
+    def _track_fragment(self, tfhd: bytes, base: int, moof: int) -> tuple[int, Fragment]:
+        """(track, defaults) of a track fragment."""
         assert self.track is not None
         (flags, number), position = struct.unpack_from(">II", tfhd), 8
-        size = self.track.frame
+        size, ticks = self.track.frame, self._default_ticks
         if flags & 0x20000:
             base = moof
         if flags & 0x1:
             base = self.start + struct.unpack_from(">Q", tfhd, position)[0]
             position += 8
-        position += 4 * bool(flags & 0x2) + 4 * bool(flags & 0x8)
+        position += 4 * bool(flags & 0x2)
+        if flags & 0x8:
+            (ticks,) = struct.unpack_from(">I", tfhd, position)
+            position += 4
         if flags & 0x10:
             (size,) = struct.unpack_from(">I", tfhd, position)
-        return number, base, size
+        return number, Fragment(base, size, ticks)
 
 
-def _table(stbl: bytes) -> Iterator[tuple[int, int]]:
-    """(offset in the file, size) of each sample in the main index; that of a fragmented file has none."""
-    stsz, stsc = _path(stbl, b"stsz"), _path(stbl, b"stsc")
-    size, count = struct.unpack_from(">II", stsz, 4)
-    if count > _MAX_SAMPLES:
-        raise OverflowError
-    sizes = iter([size] * count if size else struct.unpack_from(f">{count}I", stsz, 12))
-    boxes = dict(_boxes(stbl))
-    wide = b"co64" in boxes
-    offsets = boxes[b"co64" if wide else b"stco"]
-    (chunks,) = struct.unpack_from(">I", offsets, 4)
-    runs = [struct.unpack_from(">II", stsc, 8 + 12 * n) for n in range(struct.unpack_from(">I", stsc, 4)[0])]
-    for chunk, (at,) in enumerate(
-        struct.iter_unpack(">Q" if wide else ">I", offsets[8 : 8 + chunks * (8 if wide else 4)]), 1
-    ):
-        while len(runs) > 1 and runs[1][0] <= chunk:
-            runs.pop(0)
-        for _ in range(runs[0][1] if runs else 0):
-            if (size := next(sizes, 0)) == 0:
-                return
-            yield at, size
-            at += size
+def _clock(header: bytes) -> int:
+    """The ticks per second in a media or movie header; 1 if they are 0."""
+    return max(1, int(struct.unpack_from(">I", header, 20 if header[0] else 12)[0])) if header else 1
 
 
-def _run(trun: bytes, base: int, position: int, size: int) -> Iterator[tuple[int, int]]:
-    """(offset, size) of each sample of a run; raises OverflowError if it claims too many."""
-    (flags, count), at = struct.unpack_from(">II", trun), 8
-    if count > _MAX_SAMPLES:
-        raise OverflowError
-    if flags & 0x1:
-        position = base + struct.unpack_from(">i", trun, at)[0]
-        at += 4
-    at += 4 * bool(flags & 0x4)
-    before = 4 * bool(flags & 0x100)  # bytes of a sample's entry before its size
-    step = before + 4 * sum(bool(flags & bit) for bit in (0x200, 0x400, 0x800))
-    for number in range(count):
-        if flags & 0x200:
-            (size,) = struct.unpack_from(">I", trun, at + number * step + before)
-        yield position, size
-        position += size
+def _is_sound(trak: bytes) -> bool:
+    return mp4_index.path(trak, b"mdia", b"hdlr")[8:12] == b"soun"
 
 
-def _boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, content) of each box."""
-    at = 0
-    while at + 8 <= len(body):
-        size, length = int.from_bytes(body[at : at + 4], "big"), 8
-        if size == 1:
-            size, length = int.from_bytes(body[at + 8 : at + 16], "big"), 16
-        if size < length:
-            return
-        yield body[at + 4 : at + 8], body[at + length : at + size]
-        at += size
+def _is_enabled(trak: bytes) -> bool:
+    """Whether a player plays the track unless it is told otherwise."""
+    return bool(mp4_index.path(trak, b"tkhd")[3] & 1)
 
 
-def _path(body: bytes, *kinds: bytes) -> bytes:
-    """The content of a nested box; raises KeyError if there is none."""
-    for kind in kinds:
-        body = next((content for name, content in _boxes(body) if name == kind), b"")
-        if not body:
-            raise KeyError(kind)
-    return body
+def _ranked(sound: list[bytes]) -> list[bytes]:
+    """The tracks that are not silent, if there are any."""
+    return [trak for trak in sound[:_MAX_TRACKS] if not _is_silent(trak)] or sound if len(sound) > 1 else sound
 
 
-def _edit(trak: bytes, rate: int) -> int:
-    """Samples at the start that the edit list leaves out."""
+def _is_silent(trak: bytes) -> bool:
+    """Whether the packets of a track are too small to hold sound; False if the index does not say."""
     try:
-        elst, mdhd = _path(trak, b"edts", b"elst"), _path(trak, b"mdia", b"mdhd")
-    except KeyError:
-        return 0
-    (timescale,) = struct.unpack_from(">I", mdhd, 20 if mdhd[0] else 12)
-    (count,) = struct.unpack_from(">I", elst, 4)
-    for number in range(min(count, 2)):  # an empty edit (-1) may come first
-        time = (
-            struct.unpack_from(">q", elst, 16 + 20 * number)
-            if elst[0]
-            else struct.unpack_from(">i", elst, 12 + 12 * number)
-        )
-        if time[0] >= 0:
-            return int(time[0]) * rate // max(int(timescale), 1)
-    return 0
+        _, sizes = mp4_index.table(mp4_index.path(trak, b"mdia", b"minf", b"stbl"))
+    except _DAMAGE:
+        return False
+    return len(sizes) > 0 and float(np.mean(sizes)) < _SILENT_BYTES
 
 
 def _descriptor(data: bytes) -> tuple[int, bytes]:

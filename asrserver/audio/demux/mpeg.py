@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
+from typing import ClassVar
 
 from asrserver.audio.demux.base import Demuxer, Packet, Track
 
@@ -19,6 +21,9 @@ _DECODER_DELAY = 529
 
 class _Frames(Demuxer):
     """A frame is accepted if another like it follows, or if it follows an accepted one."""
+
+    #: What may be a frame's header, as far as its first bytes tell. What it lets through costs time: see `_spend`.
+    _SYNC: ClassVar[re.Pattern[bytes]]
 
     #: Bytes of a frame's header.
     _header = 4
@@ -49,17 +54,23 @@ class _Frames(Demuxer):
         return packet
 
     def _find(self) -> bool:
-        at = self._buffer.find(b"\xff")
+        at = self._candidate(0)
         while at >= 0 and len(self._buffer) - at >= 10:
+            self._spend(1)
             length = self._length(at)
             if length and len(self._buffer) < at + length + self._header:
                 break
             if length and self._signature(at) == self._signature(at + length) and self._length(at + length):
                 self._drop(at)
                 return True
-            at = self._buffer.find(b"\xff", at + 1)
-        self._drop(at if at >= 0 else len(self._buffer))
+            at = self._candidate(at + 1)
+        self._drop(at if at >= 0 else max(0, len(self._buffer) - 1))
         return False
+
+    def _candidate(self, at: int) -> int:
+        """Where the next bytes are that may be a header; -1: nowhere, but perhaps in the last byte."""
+        found = self._SYNC.search(self._buffer, at)
+        return -1 if found is None else found.start()
 
     def _confirmed(self, at: int, length: int) -> bool:
         """Whether the following frame is like this one; False also while that cannot be known."""
@@ -101,6 +112,7 @@ class Mp3(_Frames):
     """MPEG audio, layer III."""
 
     name = "MP3"
+    _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
     def _length(self, at: int) -> int:
         head = self._buffer[at : at + 4]
@@ -136,6 +148,7 @@ class Adts(_Frames):
     """AAC whose frames have ADTS headers."""
 
     name = "AAC"
+    _SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
     _header = 7
 
     def _length(self, at: int) -> int:

@@ -30,16 +30,24 @@ _DISCARD_PADDING = 0x75A2
 _NUMBER, _TYPE, _CODEC_ID, _CODEC_PRIVATE, _CODEC_DELAY = 0xD7, 0x83, 0x86, 0x63A2, 0x56AA
 _AUDIO, _ENCODINGS = 0xE1, 0x6D80
 _RATE, _CHANNELS, _BITS = 0xB5, 0x9F, 0x6264
+_DEFAULT = 0x88
+
+#: The clock: nanoseconds of a tick, in _INFO; and the tick at which a cluster begins.
+_INFO, _TICK, _CLUSTER_TIME = 0x1549A966, 0x2AD7B1, 0xE7
 
 #: Other elements outside and inside of clusters, which are skipped. Any other element is damage.
 _PASSED = frozenset(
     (
-        *(0xEC, 0xBF, 0x1549A966, 0x114D9B74, 0x1254C367, 0x1C53BB6B, 0x1043A770, 0x1941A469),
-        *(0xE7, 0xAB, 0xA7, 0x5854, 0xAF, 0x75A1, 0x9B, 0xFB, 0xFA, 0xFD, 0xA4, 0x8E, 0xC8),
+        *(0xEC, 0xBF, 0x114D9B74, 0x1254C367, 0x1C53BB6B, 0x1043A770, 0x1941A469),
+        *(0xAB, 0xA7, 0x5854, 0xAF, 0x75A1, 0x9B, 0xFB, 0xFA, 0xFD, 0xA4, 0x8E, 0xC8),
     )
 )
 
 _AUDIO_TRACK = 2
+
+#: Most tracks looked at, and elements of one element.
+_MAX_TRACKS = 64
+_MAX_ELEMENTS = 4096
 
 _CODECS = {
     "A_OPUS": "opus",
@@ -62,6 +70,8 @@ class WebM(Demuxer):
         self._group_at = 0  # where the open block group begins; its end is _group_end
         self._group_end = 0
         self._held: Packet | None = None  # a packet of that group, whose padding may follow
+        self._tick = 1e-3  # seconds
+        self._cluster: int | None = None  # the tick at which the cluster begins; None: not known yet
 
     def _next(self) -> Track | Packet | None:
         if self._held is not None and (self.offset >= self._group_end or self._ended):
@@ -75,9 +85,11 @@ class WebM(Demuxer):
             raise self._damaged("no element begins here")
         if ident in (_SEGMENT, _CLUSTER):
             self._drop(length)
+            self._cluster = None
         elif ident == _EBML:
             self.start = self.offset
             self.track = None
+            self._tick = 1e-3
             self._pass(length, size)
         elif size is None:
             raise self._damaged(f"element {ident:X} has no size")
@@ -89,8 +101,8 @@ class WebM(Demuxer):
             return self._tracks(length, size)
         elif ident in (_SIMPLE_BLOCK, _BLOCK):
             return self._block(ident, length, size)
-        elif ident == _DISCARD_PADDING:
-            self._padding(length, size)
+        elif ident in (_DISCARD_PADDING, _CLUSTER_TIME, _INFO):
+            self._small(ident, length, size)
         elif ident in _PASSED:
             self._pass(length, size)
         else:
@@ -113,11 +125,12 @@ class WebM(Demuxer):
             return None
         body = bytes(self._buffer[length : length + size])
         self._drop(length + size)
-        entries = [dict(_elements(entry)) for ident, entry in _elements(body) if ident == _TRACK_ENTRY]
-        for entry in entries:
-            if int.from_bytes(entry.get(_TYPE, b""), "big") == _AUDIO_TRACK:
-                return self._begin_track(self._audio(entry))
-        raise self._unsupported("it has no audio track")
+        entries = [dict(_elements(entry)) for ident, entry in _elements(body) if ident == _TRACK_ENTRY][:_MAX_TRACKS]
+        sound = [one for one in entries if int.from_bytes(one.get(_TYPE, b""), "big") == _AUDIO_TRACK]
+        self.tracks = len(sound)
+        if not sound:
+            raise self._unsupported("it has no audio track")
+        return self._begin_track(self._audio(self._chosen(sound, lambda one: one.get(_DEFAULT, b"\1") != b"\0")))
 
     def _audio(self, entry: dict[int, bytes]) -> Track:
         named = entry.get(_CODEC_ID, b"").rstrip(b"\0").decode("ascii", "replace")
@@ -158,23 +171,36 @@ class WebM(Demuxer):
         data = bytes(self._buffer[length + width + 3 : length + size])
         in_group = ident == _BLOCK and self._group_at < self.offset < self._group_end
         packet = Packet(data, self._group_at if in_group else self.offset)
+        if self._cluster is not None:
+            ticks = int.from_bytes(self._buffer[length + width : length + width + 2], "big", signed=True)
+            packet.time = (self._cluster + ticks) * self._tick
         self._drop(length + size)
         if not in_group:
             return packet
         held, self._held = self._held, packet
         return held
 
-    def _padding(self, length: int, size: int) -> None:
-        """Read DiscardPadding: nanoseconds at the end of the block that are not audio."""
-        if size > 8:
+    def _small(self, ident: int, length: int, size: int) -> None:
+        """Read an element that is read as a whole."""
+        if size > (MAX_HEADER_BYTES if ident == _INFO else 8):
             raise self._damaged("an element is too long")
         if len(self._buffer) < length + size:
             return
-        nanoseconds = int.from_bytes(self._buffer[length : length + size], "big", signed=True)
+        body = bytes(self._buffer[length : length + size])
+        self._drop(length + size)
+        if ident == _CLUSTER_TIME:
+            self._cluster = int.from_bytes(body, "big")
+        elif ident == _INFO:
+            nanoseconds = int.from_bytes(dict(_elements(body)).get(_TICK, b"")[:8], "big")
+            self._tick = (nanoseconds or 10**6) / 1e9
+        else:
+            self._padding(int.from_bytes(body, "big", signed=True))
+
+    def _padding(self, nanoseconds: int) -> None:
+        """Trim what DiscardPadding says is not audio at the end of the block."""
         if self._held is not None and self.track is not None and nanoseconds > 0:
             rate = 48000 if self.track.codec == "opus" else self.track.rate
             self._held.trim = nanoseconds * rate // 10**9
-        self._drop(length + size)
 
 
 def _header(data: bytearray) -> tuple[int, int | None, int] | None:
@@ -206,13 +232,17 @@ def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
 
 
 def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
-    """(id, content) of each element of a master element, up to the first that is invalid."""
-    while (header := _header(bytearray(body[:12]))) is not None:
+    """(id, content) of the elements of a master element, up to the first that is invalid or _MAX_ELEMENTS."""
+    at = 0
+    for _ in range(_MAX_ELEMENTS):
+        header = _header(bytearray(body[at : at + 12]))
+        if header is None:
+            return
         ident, size, length = header
         if not length or size is None:
             return
-        yield ident, body[length : length + size]
-        body = body[length + size :]
+        yield ident, body[at + length : at + length + size]
+        at += length + size
 
 
 def _rate(data: bytes) -> int:

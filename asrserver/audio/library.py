@@ -1,0 +1,144 @@
+"""Whole files by FFmpeg, through PyAV: the containers and codecs that are not decoded as streams.
+
+FFmpeg has hundreds of demuxers and decoders. Those of formats in which nobody records speech are out of reach here: a
+file's container must be one of FORMATS, its codec one of CODECS, and FFmpeg is told so before it looks at a file,
+because it opens decoders already to find out what a file contains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+
+import av
+
+from asrserver.audio import bounds
+from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.codec import is_list, mixed
+from asrserver.audio.pcm import Samples
+from asrserver.audio.timeline import Timeline
+from asrserver.errors import AudioError
+
+#: Container, as sniff.container names it → FFmpeg's name of the demuxer where that is another.
+_ALIASES = {"mp4": "mov", "mp2": "mp3", "rf64": "wav", "rifx": "wav", "wavpack": "wv"}
+
+#: FFmpeg's names of the demuxers that may be used.
+FORMATS = (
+    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,w64,wav,wv"
+)
+
+#: FFmpeg's names of the decoders that may be used, beside those of PCM.
+CODECS = frozenset(
+    (
+        *("aac", "aac_latm", "alac", "flac", "opus", "vorbis", "speex", "wavpack"),
+        *("mp1float", "mp1", "mp2float", "mp2", "mp3float", "mp3"),
+        *("ac3", "eac3", "wmav1", "wmav2", "wmapro", "wmavoice", "amrnb", "amrwb", "gsm", "gsm_ms"),
+        *("g722", "g726", "g726le", "adpcm_ima_wav", "adpcm_ima_qt", "adpcm_ms", "adpcm_swf", "adpcm_yamaha"),
+        *("nellymoser", "pcm_mulaw", "pcm_alaw"),
+        *(f"pcm_{kind}{end}" for kind in ("s16", "s24", "s32", "f32", "f64", "u16", "u24") for end in ("le", "be")),
+        *("pcm_s8", "pcm_u8", "pcm_s64le", "pcm_s64be"),
+    )
+)
+
+#: The demuxers whose containers have a clock. In others FFmpeg counts the samples, by the first rate that it finds.
+_TIMED = frozenset(("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts"))
+
+#: Most bytes and seconds of a file that FFmpeg reads to find out what it contains.
+_PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams": "64"}
+
+#: Consecutive packets that cannot be decoded after which a file is given up.
+_MAX_DAMAGED = 1000
+
+
+@contextmanager
+def opened(file: IO[bytes], kind: str | None = None) -> Iterator[Any]:
+    """Open a file as a container of PyAV.
+
+    Args:
+        file: The file.
+        kind: Its container; None: FFmpeg finds it.
+
+    Raises:
+        av.FFmpegError: FFmpeg cannot read it, or may not.
+    """
+    options = {"format_whitelist": FORMATS, "codec_whitelist": ",".join(sorted(CODECS)), **_PROBE}
+    name = _ALIASES.get(kind, kind) if kind is not None else None
+    with av.open(file, mode="r", format=name, options=options, metadata_errors="ignore") as source:
+        yield source
+
+
+class Reader:
+    """Decodes an audio track of a container.
+
+    Attributes:
+        damage: From when to when packets could not be decoded, in seconds of the container's clock; None: all could.
+        tracks: The number of audio tracks.
+    """
+
+    def __init__(self, source: Any, track: int | None = None) -> None:
+        """Choose a track.
+
+        Args:
+            source: A container of PyAV.
+            track: The number of the audio track, from 0; None: the default one.
+
+        Raises:
+            AudioError: There is no such track, or none that may be decoded.
+        """
+        self.damage: tuple[float, float] | None = None
+        self._source = source
+        audio = source.streams.audio
+        self.tracks = len(audio)
+        if not audio:
+            raise AudioError("not_audio", f"the {source.format.name} file has no audio track")
+        if track is None:
+            self._track = next((one for one in audio if one.disposition & one.disposition.default), audio[0])
+        elif track < len(audio):
+            self._track = audio[track]
+        else:
+            raise AudioError("not_audio", f"the file has {len(audio)} audio tracks")
+        context = self._track.codec_context
+        if context is None:
+            raise AudioError("undecodable_audio", f"no decoder for the audio track of the {source.format.name} file")
+        if context.codec.name not in CODECS:
+            raise AudioError("undecodable_audio", f"audio of the codec {context.codec.name} is not accepted")
+        layout = context.layout
+        bounds.check_claim(layout.nb_channels, context.sample_rate)
+        if layout.nb_channels:
+            # FFmpeg allocates a list for a layout that is not one of its own (an MP4's `chan` can say right before
+            # left). PyAV (18.1) shares it between objects that each free it, frame by frame, until the process dies.
+            # Reading the layout here made this object its owner; the decoder gets a layout without a list.
+            context.layout = f"{layout.nb_channels}C" if is_list(layout.name) else layout.name
+        context.thread_count = 1
+
+    def frames(self) -> Iterator[tuple[Samples, int, float]]:
+        """(mono samples, samples per second, seconds of silence before them) of each frame.
+
+        A packet that cannot be decoded costs itself only.
+
+        Raises:
+            av.FFmpegError: The container cannot be read any further.
+        """
+        timeline, spoiled = Timeline(), 0
+        timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
+        for packet in self._source.demux(self._track):
+            try:
+                frames = [(mixed(frame), frame.sample_rate, frame.time) for frame in packet.decode()]
+            except (av.InvalidDataError, ImplausibleAudio):
+                spoiled += 1
+                self._note(packet)
+                if spoiled > _MAX_DAMAGED:
+                    raise
+                continue
+            spoiled = 0
+            for samples, rate, time in frames:
+                yield samples, rate, timeline.gap(time if timed else None)
+                timeline.advance(len(samples) / rate)
+
+    def _note(self, packet: Any) -> None:
+        """Note that a packet is damaged."""
+        base = float(packet.time_base or 0)
+        begin = (packet.pts or 0) * base
+        end = begin + (packet.duration or 0) * base
+        self.damage = (begin if self.damage is None else self.damage[0], end)

@@ -1,0 +1,52 @@
+"""Gaps in a container's time stamps, which silence fills.
+
+A recorder that is muted, or a connection that lost packets, leaves a gap: without silence in its place everything after
+it would be early, and subtitles with it. Containers count time by milliseconds or worse, so small differences are no
+gaps.
+"""
+
+from __future__ import annotations
+
+#: Seconds by which a packet may be late without a gap.
+TOLERANCE = 0.1
+
+#: Longest gap in seconds. Beyond it the clock was set.
+MAX_GAP = 3600.0
+
+#: Most seconds of gaps in a recording, beside GAPS_PER_AUDIO for each second of audio: a few bytes could claim hours.
+MAX_GAPS = 3600.0
+GAPS_PER_AUDIO = 10.0
+
+
+class Timeline:
+    """Compares the time stamps of packets with the audio in them."""
+
+    def __init__(self) -> None:
+        self._next: float | None = None  # where the next packet is expected
+        self._allowance = MAX_GAPS
+
+    def gap(self, time: float | None) -> float:
+        """Return the seconds that are missing before a packet.
+
+        Args:
+            time: When the packet begins, in seconds; None: unknown.
+        """
+        if time is None:
+            return 0.0
+        if self._next is None:
+            self._next = time
+        late = time - self._next
+        if abs(late) <= TOLERANCE:
+            return 0.0
+        self._next = time
+        if not 0 < late <= MAX_GAP:
+            return 0.0
+        late = min(late, self._allowance)
+        self._allowance -= late
+        return late
+
+    def advance(self, seconds: float) -> None:
+        """Count the audio of a packet."""
+        if self._next is not None:
+            self._next += seconds
+            self._allowance = min(MAX_GAPS, self._allowance + GAPS_PER_AUDIO * seconds)

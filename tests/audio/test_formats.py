@@ -1,0 +1,211 @@
+"""Files of every kind that is sent: decoded alike in every mode, or refused by name, and never heard as PCM."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from asrserver.audio import SAMPLE_RATE, demux, files, library, sniff
+from asrserver.audio.stream import StreamDecoder
+from asrserver.errors import AudioError
+from asrserver.gateway import archive_files
+from tests.audio.signals import encode, frequency, s16, tone
+from tests.audio.streams import AAC, FRAGMENTS, correlation, slices, speech, tolerant
+
+#: Files that are not decoded as streams: ffmpeg's arguments, and what `container` says.
+WHOLE = {
+    "aiff": ("-f aiff", "aiff"),
+    "aifc": ("-c:a pcm_mulaw -f aiff", "aiff"),
+    "caf": ("-f caf", "caf"),
+    "au": ("-f au", "au"),
+    "au-mulaw": ("-c:a pcm_mulaw -f au", "au"),
+    "w64": ("-f w64", "w64"),
+    "rf64": ("-rf64 always -f wav", "rf64"),
+    "mpegts": ("-c:a aac -f mpegts", "mpegts"),
+    "avi": ("-c:a libmp3lame -f avi", "avi"),
+    "wma": ("-c:a wmav2 -f asf", "asf"),
+    "flv": ("-c:a libmp3lame -ar 44100 -f flv", "flv"),
+    "mp2": ("-c:a mp2 -f mp2", "mp2"),
+    "mp2-24k": ("-c:a mp2 -ar 24000 -f mp2", "mp2"),
+    "mpeg": ("-c:a mp2 -f mpeg", "mpeg"),
+    "ac3": ("-c:a ac3 -ar 48000 -f ac3", "ac3"),
+    "wavpack": ("-f wv", "wavpack"),
+}
+
+#: Files of which only the codec is not decoded as a stream.
+OTHER_CODECS = {
+    "m4a-alac": ("-c:a alac -f mp4", "mp4"),
+    "mov-pcm": ("-c:a pcm_s16be -f mov", "mp4"),
+    "wav-adpcm": ("-c:a adpcm_ima_wav -f wav", "wav"),
+    "wav-g726": ("-c:a g726 -ar 8000 -f wav", "wav"),
+    "ogg-speex": ("-c:a libspeex -f ogg", "ogg"),
+}
+
+
+def made(samples: np.ndarray, arguments: str, folder: Path) -> bytes:
+    """A file that ffmpeg must be able to seek in."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", "-f", "s16le", "-ar", "16000", "-ac", "1"]
+    path = folder / "file"
+    subprocess.run([*command, "-i", "-", *arguments.split(), str(path)], input=s16(samples), check=True)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_is_no_stream_is_decoded_whole_and_refused_by_name(name: str, tmp_path: Path) -> None:
+    arguments, kind = WHOLE[name]
+    data = made(tone(3.0), arguments, tmp_path)
+    assert sniff.container(data) == kind
+    found = files.decode_file(data, kind, 60)
+    assert len(found.samples) / SAMPLE_RATE == pytest.approx(3.0, abs=0.15)
+    assert frequency(found.samples) == pytest.approx(440, abs=2)
+    samples, errors = _refused(kind, data)
+    assert not len(samples)
+    assert [error.code for error in errors] == ["not_streamable", "undecodable_audio"]
+    assert sniff.WHOLE[kind] in errors[0].message
+
+
+@pytest.mark.parametrize("name", OTHER_CODECS)
+def test_other_codecs_are_decoded_whole_and_refused_by_name(name: str, tmp_path: Path) -> None:
+    arguments, kind = OTHER_CODECS[name]
+    if "libspeex" in arguments and "libspeex" not in _encoders():
+        arguments = arguments.replace("libspeex", "speex") if " speex" in _encoders() else "-c:a libopus -f ogg"
+    data = made(tone(3.0), arguments, tmp_path)
+    assert sniff.container(data) == kind
+    found = files.decode_file(data, kind, 60)
+    assert len(found.samples) / SAMPLE_RATE == pytest.approx(3.0, abs=0.15)
+    assert frequency(found.samples) == pytest.approx(440, abs=2)
+
+
+def _encoders() -> str:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-encoders"]
+    return subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+
+
+def _refused(kind: str, data: bytes) -> tuple[np.ndarray, list[AudioError]]:
+    decoder, errors = StreamDecoder(kind), []
+    for piece in slices(data, 1, 3000):
+        try:
+            assert not len(decoder.feed(piece))
+        except AudioError as exc:
+            errors.append(exc)
+    with pytest.raises(AudioError) as caught:
+        decoder.flush()
+    return np.zeros(0), [*errors, caught.value]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"RIFF\x24\x00\x00\x00QLCM",
+        b"\x02#!SILK_V3" + bytes(100),
+        b".RMF\0\0\0\x12" + bytes(100),
+        b"NIST_1A\n   1024\n" + bytes(100),
+        b"Creative Voice File\x1a" + bytes(100),
+        b"MThd\0\0\0\x06" + bytes(100),
+        b"TTA1" + bytes(100),
+    ],
+)
+def test_what_is_known_and_not_decoded_is_refused(head: bytes) -> None:
+    assert sniff.container(head) is None
+    with pytest.raises(AudioError):
+        sniff.reject_non_audio(head)
+    sniff.reject_non_audio(head, first=False)  # what continues PCM may look like anything
+
+
+def test_pcm_is_not_taken_for_a_container() -> None:
+    """Noise of every loudness, silence, tones and speech."""
+    random = np.random.default_rng(3)
+    for loudness in (0, 1, 3, 100, 3000, 32767):
+        for _ in range(300):
+            noise = random.integers(-loudness, loudness + 1, 500).astype("<i2").tobytes()
+            assert sniff.container(noise) in (None, "mp3", "aac")  # one in 2,000, as ever
+    for samples in (tone(1.0), speech()):
+        data = s16(samples)
+        for at in range(0, len(data) - 1000, 640):
+            assert sniff.container(data[at : at + 1000]) is None
+
+
+def test_quicktime_without_a_type() -> None:
+    """Old QuickTime files have no `ftyp`."""
+    data = encode(tone(2.0), f"{AAC} {FRAGMENTS}+default_base_moof -f mp4")
+    size = int.from_bytes(data[:4], "big")
+    bare = data[size:]
+    assert bare[4:8] == b"moov"
+    assert sniff.container(bare) == "mp4"
+    assert len(files.decode(bare, "mp4", 60)) / SAMPLE_RATE == pytest.approx(2.0, abs=0.15)
+
+
+@pytest.mark.parametrize("arguments", ["-c:a libmp3lame -f mp3", f"{AAC} -f mp4", f"{AAC} {FRAGMENTS} -f mp4"])
+def test_damage_in_a_file_costs_itself_alone(arguments: str, tmp_path: Path) -> None:
+    """600 bytes of 13 s are overwritten: nearly all is heard, and the error says which seconds are not."""
+    data = bytearray(made(np.concatenate([speech()] * 3)[: 13 * SAMPLE_RATE], arguments, tmp_path))
+    whole = len(files.decode(bytes(data), sniff.container(bytes(data)) or "", 60))
+    at = data.index(b"mdat") + 10000 if b"mdat" in data else len(data) // 4
+    data[at : at + 600] = np.random.default_rng(1).bytes(600)
+    kind = sniff.container(bytes(data)) or ""
+    found = files.decode_file(bytes(data), kind, 60)
+    assert len(found.samples) > whole - 0.5 * SAMPLE_RATE
+    assert found.damage is not None
+    assert found.damage.code == "undecodable_audio"
+    assert " s" in found.damage.message
+    samples, errors = tolerant(StreamDecoder(kind), slices(bytes(data), 2, 5000))
+    assert np.array_equal(samples, found.samples)
+    assert errors
+
+
+def test_damage_names_its_seconds(tmp_path: Path) -> None:
+    data = bytearray(encode(tone(8.0), "-c:a libmp3lame -b:a 64k -f mp3"))
+    data[32000:32600] = bytes(600)
+    found = files.decode_file(bytes(data), "mp3", 60)
+    assert found.damage is not None
+    assert "at 4.0" in found.damage.message or "from 3.9" in found.damage.message
+
+
+@pytest.mark.parametrize("arguments", ["-c:a libopus -f ogg", "-c:a libvorbis -f ogg", f"{AAC} {FRAGMENTS} -f mp4"])
+def test_joined_files_are_heard_to_the_end(arguments: str) -> None:
+    data = encode(tone(2.0), arguments) + encode(tone(3.0), arguments)
+    found = files.decode_file(data, sniff.container(data) or "", 60)
+    assert len(found.samples) / SAMPLE_RATE == pytest.approx(5.0, abs=0.25)
+    assert found.damage is None
+
+
+def test_only_formats_of_speech_are_within_reach(tmp_path: Path) -> None:
+    """Neither a demuxer nor a decoder beside the listed ones can be reached, whatever a file is."""
+    for arguments in ("-c:a pcm_s16le -f nut", "-c:a tta -f tta"):
+        path = tmp_path / "one"
+        path.write_bytes(made(tone(1.0), arguments, tmp_path))
+        with pytest.raises(AudioError):
+            list(files.read_s16(path, 1.0))
+    data = made(tone(1.0), "-c:a dca -strict -2 -ar 48000 -f matroska", tmp_path)
+    with pytest.raises(AudioError):
+        files.decode(data, "matroska", 60)
+    assert set(demux.CONTAINERS) - {"mp4"} <= set(library.FORMATS.split(","))
+
+
+def test_the_seconds_that_a_file_claims_are_not_believed(tmp_path: Path) -> None:
+    with pytest.raises(AudioError) as caught:
+        files.decode(made(tone(5.0), "-f caf", tmp_path), "caf", 3)
+    assert caught.value.code == "utterance_too_long"
+
+
+def test_modes_agree(tmp_path: Path) -> None:
+    """A whole file, and a stream cut anywhere, give the same samples."""
+    for arguments in ("-c:a libopus -f webm", f"{AAC} -f mp4", f"{AAC} -movflags faststart -f mp4", "-f flac"):
+        data = made(speech(), arguments, tmp_path)
+        kind = sniff.container(data) or ""
+        found = files.decode(data, kind, 60)
+        for seed, largest in ((1, 500), (2, 16000)):
+            samples, errors = tolerant(StreamDecoder(kind), slices(data, seed, largest))
+            assert not errors
+            assert np.array_equal(samples, found)
+        assert correlation(found[: len(speech())], speech()[: len(found)]) > 0.8
+
+
+def test_recordings_of_every_kind_can_be_kept() -> None:
+    """Each container has a suffix, and each suffix a media type."""
+    for kind in {*demux.CONTAINERS, *sniff.WHOLE}:
+        assert archive_files.suffix_of(kind) in archive_files.MEDIA
