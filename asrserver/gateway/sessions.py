@@ -186,19 +186,21 @@ class Sessions(Mapping[str, Session]):
         fields = await self._broker.resume_session(sid, time.time() + self._grace, owner)
         if fields is None:
             raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
-        before = self._open.pop(sid, None)
+        events = await self._broker.read_events(sid)
+        # Until here the session stays as it was: it must be left so if the client is refused.
+        session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
+        before = self._open.get(sid)
         if before is not None:
             if before.send == send:
                 before.send = None  # it is resumed on its own connection
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
-        events = await self._broker.read_events(sid)
-        options = codec.decode_options(fields["options"])
-        session = Session.resumed(sid, options, fields, events, last_seq, send)
         session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
             self._open[sid] = session
             if events:
                 self.backlog.restore(sid, events[-1].total, session.pcm_rate, session.live)
+        elif before is not None:  # its final event was not delivered here, and need not be any more
+            self._delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, [event for event in events if event.seq > last_seq]
