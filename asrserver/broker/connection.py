@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import orjson
 import redis
 
+from asrserver.broker import scripts
 from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
 from asrserver.broker.pipeline import Pipeline, connect
 from asrserver.broker.status import BrokerStatus
@@ -51,12 +52,7 @@ class BrokerConnection:
 
     async def open(self) -> None:
         """Wait for Redis, and create the group of workers if it is missing; raises Unavailable."""
-        try:
-            # From id 0 and not from $: sessions that were started before the first worker must be waiting, not lost.
-            await self.pipeline.submit("XGROUP", "CREATE", TASKS, GROUP, "0", "MKSTREAM")
-        except redis.ResponseError as exc:
-            if "BUSYGROUP" not in str(exc):
-                raise
+        await self.pipeline.submit("EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
 
     async def close(self) -> None:
         """Wait until all commands have their replies, and disconnect."""
@@ -74,11 +70,15 @@ class BrokerConnection:
         return time.perf_counter() - started
 
     def heartbeat(self, state: Mapping[str, Any]) -> None:
-        """Write that this process lives, with its state for operators and for the other processes."""
+        """Write that this process lives, with its state for operators and for the other processes.
+
+        The group of workers is made again with it: Redis may have come back empty.
+        """
         payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
         key, ttl = heartbeat_key(self.KIND, self.name), int(HEARTBEAT_TTL * 1000)
         self.pipeline.call(ignore_reply, "SET", key, payload, "PX", ttl)
         self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), time.time(), self.name)
+        self.pipeline.call(ignore_reply, "EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
 
     async def deregister(self) -> None:
         """Remove the heartbeat of this process, which stops as it was asked to."""

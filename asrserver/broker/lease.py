@@ -76,6 +76,8 @@ class WorkerJanitor:
         """
         with _errors():
             for stream in self._streams():
+                if not self._client.exists(stream):
+                    continue  # Redis was emptied
                 pending: Any = self._client.xpending_range(stream, keys.GROUP, "-", "+", 1, consumername=worker)
                 if not pending:
                     self._client.xgroup_delconsumer(stream, keys.GROUP, worker)

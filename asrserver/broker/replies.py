@@ -81,8 +81,11 @@ def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
 
 
 def tasks(stream: str, entries: Any) -> list[tuple[Task, str]]:
-    """Return (task, session id) of each entry of a stream of tasks."""
-    return [(Task(stream, entry.decode()), fields[b"sid"].decode()) for entry, fields in pairs(entries)]
+    """Return (task, session id) of each entry of a stream of tasks; the id is empty where another program wrote it."""
+    return [
+        (Task(stream, entry.decode()), fields.get(b"sid", b"").decode(errors="ignore"))
+        for entry, fields in pairs(entries)
+    ]
 
 
 def by_stream(found: Iterable[Task]) -> dict[str, list[str]]:

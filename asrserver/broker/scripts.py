@@ -219,6 +219,7 @@ for _, model in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[5])) do
     redis.call('DEL', stream)
     redis.call('ZREM', KEYS[1], model)
   else
+    redis.pcall('XGROUP', 'CREATE', stream, ARGV[1], '0')
     local ids = {}
     for _, entry in ipairs(redis.call('XPENDING', stream, ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
       ids[#ids + 1] = entry[1]
@@ -264,7 +265,8 @@ return mine
 # KEYS tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
 # time becomes an hour, so that the next STALE claims them whatever its lease time is.
 RELEASE = """
-local entries = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
+local entries = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
+if entries.err then return 0 end
 local wanted, released = {}, 0
 for i = 3, #ARGV do wanted[ARGV[i]] = true end
 for _, entry in ipairs(entries) do
@@ -305,10 +307,20 @@ end
 return 1
 """
 
+# KEYS tasks · ARGV group → 1 if the group had to be made. From id 0 and not from $: sessions that were started before
+# the first worker must be waiting, not lost.
+MAKE_GROUP = """
+local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
+if not made.err then return 1 end
+if string.find(made.err, 'BUSYGROUP') then return 0 end
+return redis.error_reply(made.err)
+"""
+
 # KEYS tasks · ARGV group → (entries, pending entries); the stream may have been deleted just now
 COUNT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0} end
-return {redis.call('XLEN', KEYS[1]), redis.call('XPENDING', KEYS[1], ARGV[1])[1]}
+local held = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+return {redis.call('XLEN', KEYS[1]), held.err and 0 or held[1]}
 """
 
 # KEYS tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -31,6 +32,8 @@ from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Final, Partial, Progress, Result
+
+log = logging.getLogger("asrserver.broker")
 
 #: Bytes on their way to Redis above which partial results are dropped.
 MAX_PARTIAL_BYTES = 1 << 20
@@ -99,6 +102,20 @@ class WorkerBroker(BrokerConnection):
         Returns:
             (task, session id) of each.
         """
+        try:
+            found = await self._claimed(lease, count, block)
+        except redis.ResponseError as exc:
+            if not str(exc).startswith("NOGROUP"):
+                raise
+            log.warning("the group of workers is gone, Redis was emptied: it is made again")
+            await self.open()
+            return []
+        foreign = [task for task, sid in found if not sid]
+        if foreign:
+            await self._discard(foreign)
+        return [(task, sid) for task, sid in found if sid]
+
+    async def _claimed(self, lease: float | None, count: int, block: float) -> list[tuple[Task, str]]:
         found = await self._expired(int(lease * 1000), count) if lease is not None else []
         if len(found) < count:
             command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
@@ -110,6 +127,20 @@ class WorkerBroker(BrokerConnection):
             for stream, entries in reply or ():
                 found += replies.tasks(stream.decode(), entries)
         return found
+
+    async def _discard(self, foreign: list[Task]) -> None:
+        """Delete entries that another program wrote: nobody could process them, and they would be claimed for ever."""
+        for task in foreign:
+            log.warning(
+                "%s in %s is no session of this program: deleted; two programs use this Redis", task.id, task.stream
+            )
+        await self._delete(foreign)
+
+    async def _delete(self, tasks: Iterable[Task]) -> None:
+        for stream, entries in replies.by_stream(tasks).items():
+            await asyncio.gather(
+                self.pipeline.submit("XACK", stream, GROUP, *entries), self.pipeline.submit("XDEL", stream, *entries)
+            )
 
     async def _expired(self, idle: int, count: int) -> list[tuple[Task, str]]:
         """Take sessions whose lease was not renewed for `idle` ms, and those whose model nobody offers any more."""
@@ -138,10 +169,7 @@ class WorkerBroker(BrokerConnection):
         )
         events = replies.events(entries)
         if epoch is None or not fields or (events and isinstance(events[-1], Final)):
-            await asyncio.gather(
-                self.pipeline.submit("XACK", task.stream, GROUP, task.id),
-                self.pipeline.submit("XDEL", task.stream, task.id),
-            )
+            await self._delete([task])
             return None
         session = replies.strings(fields)
         charged = max(events[-1].total if events else 0.0, float(session.get("charged", 0.0)))
