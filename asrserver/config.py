@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("server", "redis", "database", "gateway", "worker", "embedded"),
     "gateway": ("server", "redis", "database", "gateway"),
     "worker": ("server", "redis", "worker"),
+    "bench": ("worker",),
 }
 
 

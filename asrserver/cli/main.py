@@ -1,4 +1,4 @@
-"""The command line: run, gateway, worker, transcribe, status, loadtest, keys, models."""
+"""The command line: run, gateway, worker, transcribe, status, bench, loadtest, keys, models."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from asrserver import __version__
+from asrserver.cli.bench import bench
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
@@ -46,6 +47,7 @@ def main() -> None:
     asrserver run --port 8080          run everything on this machine, without configuration
     asrserver transcribe FILE          transcribe an audio or video file with that server
     asrserver status                   show its health
+    asrserver bench                    measure what a model does on this machine: streams carried, speed, memory
     asrserver loadtest -c 500          measure how many streams it carries, and check every transcript
     asrserver keys create NAME         create an API key, for a server that other machines can reach
     """
@@ -252,6 +254,7 @@ def status(server: str, key: str, as_json: bool) -> None:
     sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
 
 
+main.add_command(bench)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)

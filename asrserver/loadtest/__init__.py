@@ -9,5 +9,7 @@ processes   the processes with the callers, and what they tell
 host        what the machine, the server's processes and the tester's own cost
 dashboard   the dashboard
 runner      one run, and the search for the capacity
+sizing      what a server carries, for `asrserver bench`
+private_server  a server for one measurement
 report      what is left of it: Markdown, pictures, JSON
 """

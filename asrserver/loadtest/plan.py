@@ -29,12 +29,14 @@ class Plan:
     connections: int = 500
     duration: float = 60.0
     mode: str = "short"
+    session_seconds: float = 0.0  # length of a session's recording; 0: that of the mode
     protocol_mode: str = "stream"
     partials: bool = False
     realtime: bool = True
     ramp: float = 5.0
     talk_ratio: float = 0.5
     audio: tuple[tuple[str, str], ...] = ()  # (path, transcript) pairs; empty: the packaged recordings
+    compared: bool = True  # whether the texts are compared with the transcripts, which may then be empty
     language: str = ""
     sessions: int = 0  # per connection; 0: as many as fit into the duration
     timeout: float = 60.0
@@ -46,7 +48,7 @@ class Plan:
     @property
     def length(self) -> float:
         """Length of a session's recording in seconds."""
-        return LENGTHS[self.mode]
+        return self.session_seconds or LENGTHS[self.mode]
 
     @property
     def clients(self) -> int:

@@ -170,7 +170,7 @@ def _work(plan: Plan, numbers: range, pipe: Connection, parent: int) -> None:
 
     told = ProcessReport()
     try:
-        scripts = Scripts(load(plan.audio), plan)
+        scripts = Scripts(load(plan.audio, plan.compared), plan)
         tune_collector()
         pipe.send("ready")
         begin = pipe.recv()

@@ -213,7 +213,14 @@ class Capacity:
         return max(passed, key=lambda level: level.plan.connections) if passed else self.levels[0]
 
 
-def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first: int = 0) -> Capacity:
+def find_capacity(
+    plan: Plan,
+    processes: ServerProcesses,
+    screen: Display,
+    first: int = 0,
+    precision: float = PRECISION,
+    deadline: float = math.inf,
+) -> Capacity:
     """Find the largest number of streams that passes: double it until a level fails, then bisect.
 
     Each level is a run of the plan's duration. A server that keeps up with all but a share x of the audio falls behind
@@ -224,6 +231,9 @@ def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first
         processes: The server's processes, to measure.
         screen: Where to show the progress.
         first: The number of streams of the first level; 0 for a sixteenth of the largest.
+        precision: The search ends when the smallest number that fails is at most this many times the largest that
+            passes.
+        deadline: time.monotonic() from which no further level begins once one has passed.
     """
     capacity = Capacity()
     level = min(first, plan.connections) or max(1, plan.connections // FIRST_SHARE)
@@ -232,15 +242,17 @@ def find_capacity(plan: Plan, processes: ServerProcesses, screen: Display, first
         capacity.levels.append(outcome)
         if outcome.interrupted:
             break
-        level = _next_level(capacity, plan.connections)
+        level = _next_level(capacity, plan.connections, precision)
+        if capacity.streams and time.monotonic() >= deadline:
+            break
     return capacity
 
 
-def _next_level(capacity: Capacity, most: int) -> int:
+def _next_level(capacity: Capacity, most: int, precision: float) -> int:
     """The number of streams to try next; 0 when the search is over."""
     good, bad = capacity.streams, capacity.limit
     if not bad:
         return min(2 * good, most) if good < most else 0
-    if bad <= max(good, 1) * PRECISION or bad - good <= 1:
+    if bad <= max(good, 1) * precision or bad - good <= 1:
         return 0
     return math.ceil((good + bad) / 2) if good else bad // 2

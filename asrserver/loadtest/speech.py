@@ -31,6 +31,10 @@ FRAME_SECONDS = 0.1
 #: Distinct frames of quiet; longer pauses repeat them.
 QUIET_FRAMES = 100
 
+#: Length in seconds of the pieces of a long recording.
+LEAST_PIECE = 3.0
+MOST_PIECE = 8.0
+
 #: Level of the quiet, -66 dBFS: an empty room, unlike zeros, which would cost nothing to process.
 QUIET_LEVEL = 16
 
@@ -73,11 +77,15 @@ def sentence(text: str, pcm: bytes) -> Sentence:
     return Sentence(text, tuple(spoken(text)), frames, wav.encode(wav.Format.of("pcm_s16le", 1, SAMPLE_RATE), pcm))
 
 
-def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
+def load(audio: tuple[tuple[str, str], ...], compared: bool = True) -> list[Sentence]:
     """The sentences of (path, transcript) pairs, or the packaged ones.
 
+    Args:
+        audio: The pairs.
+        compared: The transcripts are needed, because texts will be compared with them.
+
     Raises:
-        SettingError: A file cannot be decoded, or a transcript has no words.
+        SettingError: A file cannot be decoded, or a transcript that is needed has no words.
     """
     from asrserver.audio.files import read_s16
 
@@ -94,10 +102,32 @@ def load(audio: tuple[tuple[str, str], ...]) -> list[Sentence]:
         if not samples:
             raise SettingError(f"--audio {path}: contains no audio")
         made = sentence(text, samples)
-        if not made.words:
+        if compared and not made.words:
             raise SettingError(f"--audio {path}: the transcript has no words")
         found.append(made)
     return found
+
+
+def pieces(path: Path) -> list[bytes]:
+    """Cut a recording where it is quietest, into WAV files of LEAST_PIECE to MOST_PIECE seconds; the last is shorter.
+
+    Raises:
+        AudioError: It cannot be decoded.
+        OSError: It cannot be read.
+    """
+    from asrserver.audio.files import read_s16
+
+    pcm = b"".join(read_s16(path, 1.0))
+    frames = np.frombuffer(pcm[: len(pcm) // FRAME * FRAME], "<i2").reshape(-1, FRAME // 2)
+    loudness = np.abs(frames.astype(np.int32)).mean(axis=1)
+    least, most = round(LEAST_PIECE / FRAME_SECONDS), round(MOST_PIECE / FRAME_SECONDS)
+    cuts = [0]
+    while len(frames) - cuts[-1] > most:
+        window = loudness[cuts[-1] + least : cuts[-1] + most]
+        cuts.append(cuts[-1] + least + int(window.argmin()))
+    cuts += [len(frames)] if len(frames) else []
+    format = wav.Format.of("pcm_s16le", 1, SAMPLE_RATE)
+    return [wav.encode(format, pcm[begin * FRAME : end * FRAME]) for begin, end in pairwise(cuts)]
 
 
 class Scripts:
@@ -108,7 +138,7 @@ class Scripts:
         self.plan = plan
         count = len(sentences)
         beginnings = 3 * plan.connections  # of the current, the previous and the next session of each connection
-        self.distinct = 1 if count < 2 else math.ceil(math.log(beginnings, count) - 1e-9)
+        self.distinct = 1 if count < 2 or not plan.compared else math.ceil(math.log(beginnings, count) - 1e-9)
 
     @property
     def told_apart(self) -> bool:

@@ -50,7 +50,7 @@ def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
-    "command", ["", "run", "gateway", "worker", "transcribe", "status", "loadtest", "keys", "keys create"]
+    "command", ["", "run", "gateway", "worker", "transcribe", "status", "bench", "loadtest", "keys", "keys create"]
 )
 def test_help(command: str) -> None:
     """-h describes each command and all its options, in lines that fit a terminal."""

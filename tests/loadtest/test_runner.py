@@ -143,6 +143,21 @@ def test_find_capacity(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     assert isinstance(capacity, Capacity)
 
 
+def test_the_search_ends_in_time_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the deadline no level begins once one has passed; until then, smaller ones do."""
+    tried: list[int] = []
+
+    def run(plan: Plan, *_: Any) -> Outcome:
+        tried.append(plan.connections)
+        return outcome(plan, right=5 if plan.connections <= 3 else 4)
+
+    monkeypatch.setattr(runner, "run", run)
+    plan = Plan(("ws://x",), connections=500)
+    capacity = runner.find_capacity(plan, None, None, first=16, deadline=0.0)  # type: ignore[arg-type]
+    assert tried == [16, 8, 4, 2]
+    assert (capacity.streams, capacity.limit) == (2, 4)
+
+
 def test_the_dashboard() -> None:
     """The output on a terminal."""
     shown = outcome(Plan(("ws://x",), connections=5), right=4)
