@@ -33,7 +33,7 @@ from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol.events import Refusal, Result
 from asrserver.protocol.options import Resume, Start
-from asrserver.storage.errors import StorageError
+from asrserver.storage.errors import StorageError, StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
 
@@ -129,8 +129,10 @@ class Gateway:
             await self._subscribed.wait()
         try:
             await self.storage.open()
-        except StorageError as exc:
+        except StorageUnavailable as exc:
             log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
+        except StorageError as exc:
+            log.error("PostgreSQL cannot be used, sessions are kept in Redis until it can: %s", exc)
 
     def _on_subscribed(self) -> None:
         self._subscribed.set()

@@ -14,6 +14,7 @@ import psycopg2
 import psycopg2.errors
 from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
+from sqlalchemy.dialects import postgresql
 
 from asrserver.storage.errors import StorageError
 from asrserver.storage.tables import metadata
@@ -23,6 +24,9 @@ log = logging.getLogger("asrserver.storage")
 #: Options of each connection. The server times out before the client (pool.STATEMENT_TIMEOUT), so that no statement
 #: runs on after its client gave up.
 SERVER_OPTIONS = "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=10000 -c TimeZone=UTC"
+
+#: Begins the message about tables that this program cannot use.
+ANOTHER_VERSION = "the database has tables of another version, or of another program"
 
 #: Key of the advisory lock under which the schema is applied.
 SCHEMA_LOCK = 0x617372_01
@@ -124,22 +128,41 @@ def apply_schema(conn: Any) -> None:
     """Run schema.sql if a table, column or index is missing; otherwise its locks would stall writers needlessly.
 
     Raises:
-        StorageError: The tables are of another version.
+        StorageError: The tables are of another version; names what is missing or differs.
     """
-    tables = metadata.tables.values()
-    expected = {f"{table.name}.{part.name}" for table in tables for part in (*table.columns, *table.indexes)}
-    present = """
-        SELECT table_name || '.' || column_name FROM information_schema.columns
-        WHERE table_schema = current_schema()
-        UNION ALL SELECT tablename || '.' || indexname FROM pg_indexes WHERE schemaname = current_schema()"""
+    expected = _expected()
     with conn, conn.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 5000")
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-        cursor.execute(present)
-        if expected <= {name for (name,) in cursor}:
+        present = _present(cursor)
+        if expected <= present:
             return
-        cursor.execute(schema_sql())
-        cursor.execute(present)
-        missing = expected - {name for (name,) in cursor}
+        types = dict(name.split(" ", 1) for name in present if " " in name)
+        wrong = [f"{name} is {types[name.split(' ')[0]]}" for name in expected - present if name.split(" ")[0] in types]
+        if wrong:
+            raise StorageError(f"{ANOTHER_VERSION}: {'; '.join(sorted(wrong))}")
+        try:
+            cursor.execute(schema_sql())
+        except psycopg2.ProgrammingError as exc:  # an index on a column that a foreign table does not have, for example
+            raise StorageError(f"{ANOTHER_VERSION}: {exc.diag.message_primary}") from None
+        missing = expected - _present(cursor)
         if missing:
-            raise StorageError(f"the database has tables of another version: missing {', '.join(sorted(missing))}")
+            raise StorageError(f"{ANOTHER_VERSION}: missing {', '.join(sorted(missing))}")
+
+
+def _expected() -> set[str]:
+    """The columns with their types, and the indexes, as `_present` names them."""
+    tables, dialect = metadata.tables.values(), postgresql.dialect()
+    columns = {f"{t.name}.{c.name} {c.type.compile(dialect).lower()}" for t in tables for c in t.columns}
+    return columns | {f"{table.name}.{index.name}" for table in tables for index in table.indexes}
+
+
+def _present(cursor: Any) -> set[str]:
+    """The columns, as `table.column type`, and the indexes, as `table.index`, of the current schema."""
+    cursor.execute("""
+        SELECT relname || '.' || attname || ' ' || format_type(atttypid, atttypmod)
+        FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+        WHERE relkind IN ('r', 'p') AND relnamespace = current_schema()::regnamespace
+          AND attnum > 0 AND NOT attisdropped
+        UNION ALL SELECT tablename || '.' || indexname FROM pg_indexes WHERE schemaname = current_schema()""")
+    return {name for (name,) in cursor}

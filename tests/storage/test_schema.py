@@ -73,8 +73,34 @@ async def test_database_of_another_encoding_or_version_is_refused(postgres: Post
         await Storage(postgres.dsn(database)).open()
     postgres.execute("postgres", f"CREATE DATABASE {database}_old")
     postgres.execute(f"{database}_old", "CREATE TABLE asr_chunks (session_id text, chunk_index int)")
-    with pytest.raises(StorageError, match=r"asr_chunks\.duration"):
+    with pytest.raises(StorageError, match=r"asr_chunks\.chunk_index bigint is integer"):
         await Storage(postgres.dsn(f"{database}_old")).open()
+
+
+@pytest.mark.parametrize(
+    ("table", "named"),
+    [
+        ("CREATE TABLE asr_sessions (id text PRIMARY KEY, note text)", "created_at|user_id|status"),
+        (
+            "ALTER TABLE asr_sessions ALTER COLUMN total_duration TYPE text",
+            r"asr_sessions\.total_duration double precision is text",
+        ),
+    ],
+)
+@pytest.mark.gen_test(timeout=20)
+async def test_tables_of_another_program_are_named_at_the_start(
+    postgres: Postgres, database: str, table: str, named: str
+) -> None:
+    """Not minutes later, one failed answer after another; and nobody waits for the database to change."""
+    postgres.execute("postgres", f"CREATE DATABASE {database}")
+    if table.startswith("ALTER"):
+        store = Storage(postgres.dsn(database))
+        await store.open()
+        await store.close()
+    postgres.execute(database, table)
+    with pytest.raises(StorageError, match=f"another version.*({named})") as caught:
+        await Storage(postgres.dsn(database)).open()
+    assert not isinstance(caught.value, StorageUnavailable)
 
 
 @pytest.mark.gen_test(timeout=20)
