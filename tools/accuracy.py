@@ -172,13 +172,29 @@ def print_wrong(rows: Rows) -> None:
     """Print the texts that are not right."""
     for row in rows:
         if "said" in row and ((Score.of(row).errors and row["words"]) or row["noise_words"] or row["wrong_languages"]):
-            print(
-                f"    {row['name']} {row['languages']}",
-                " | ".join(row["said"]),
-                row["text"],
-                sep="\n      ",
-                flush=True,
-            )
+            lines = [f"{row['name']} {row['languages']}", " | ".join(row["said"]), row["text"]]
+            print("    ", "\n      ".join(lines), sep="", flush=True)
+
+
+def earlier(options: argparse.Namespace, rows: Rows) -> Rows:
+    """The offline rows of an earlier run for recordings that were recognised in this one, printed too.
+
+    Raises:
+        CorpusError: The file cannot be read.
+    """
+    try:
+        old = json.loads(options.baseline.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise CorpusError(f"{options.baseline}: {exc}") from exc
+    now = {(row["condition"], row["name"], *row["said"]) for row in rows if "said" in row}
+    found = [
+        row
+        for row in old
+        if "said" in row and row["mode"] == "offline" and (row["condition"], row["name"], *row["said"]) in now
+    ]
+    for (group, mode), score in scores_of(found).items():
+        print(score_row(group, mode, score))
+    return found
 
 
 async def measure(options: argparse.Namespace, corpus: list[Take]) -> Rows:
@@ -199,10 +215,12 @@ async def measure(options: argparse.Namespace, corpus: list[Take]) -> Rows:
                 rows += new
                 if options.verbose:
                     print_wrong(new)
-        for mode in modes:
-            print(
-                score_row("all", mode, total(Score.of(row) for row in rows if row["mode"] == mode and "words" in row))
-            )
+        if options.baseline:
+            rows += earlier(options, rows)
+        for mode in MODES:
+            checked = [score for (_, of), score in scores_of(rows).items() if of == mode]
+            if checked:
+                print(score_row("all", mode, total(checked)))
     return rows
 
 
@@ -248,6 +266,7 @@ def parse() -> argparse.Namespace:
     add("--capacity", type=_numbers(int), metavar="N,…", help="measure N live streams instead, for each N")
     add("--capacity-seconds", type=float, default=60.0, help="length of their recordings")
     add("--verbose", action="store_true", help="print the texts that are not right")
+    add("--baseline", type=Path, metavar="FILE", help="take the mode offline from FILE, which --json of a run wrote")
     add("--check", action="store_true", help="exit with status 1 if the server stands too far behind offline")
     add("--json", type=Path, metavar="FILE", help="write the scores of each recording to FILE")
     return parser.parse_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from evaluation.conditions import joined
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import Delays, delays_of, speech_of
 from evaluation.inprocess import InProcess, wav
-from evaluation.recognition import Recogniser, judge
+from evaluation.recognition import Recogniser, Recognition, judge
+from evaluation.scoring import Score
 from evaluation.served import Served
 from numpy.random import default_rng
 
@@ -109,6 +111,42 @@ def test_the_table_has_a_row_for_each_condition_and_mode(
     assert [row[0] for row in rows if row[1:2] == ["auto"]] == ["clean", "telephone", "all"]
     (first, *_) = json.loads((tmp_path / "out.json").read_text())
     assert (first["condition"], first["mode"], first["text"]) == ("clean", "auto", utterances[0].text)
+
+
+def test_offline_texts_can_be_those_of_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], utterances: list[Take]
+) -> None:
+    text = utterances[0].text
+    write_corpus(tmp_path, [entry("a.wav", transcript=text)], utterances[0])
+    row: dict[str, Any] = {
+        "condition": "clean",
+        "group": "clean",
+        "mode": "offline",
+        "name": "a.wav",
+        "checked": True,
+        "said": [text],
+    }
+    counts = Score(recordings=1, words=len(text.split()), substitutions=1).asdict()
+    others = [{**row, "name": "b.wav"}, {**row, "condition": "reverb"}, {**row, "said": ["others"]}, {"delays": {}}]
+    old = [{**row, **counts}, *({**other, **counts} for other in others)]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    arguments = ["--in-process", "--model", "demo", "--corpus", str(tmp_path), "--mode", "stream"]
+    arguments += ["--conditions", "clean", "--baseline", str(tmp_path / "old.json")]
+    monkeypatch.setattr("sys.argv", ["accuracy.py", *arguments])
+    accuracy.main()
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [(*row[:3], row[6]) for row in rows[1:]] == [
+        ("clean", "stream", "1", "0"), ("clean", "offline", "1", "1"),
+        ("all", "stream", "1", "0"), ("all", "offline", "1", "1"),
+    ]  # fmt: skip
+
+
+def test_recordings_with_unchecked_transcripts_are_in_no_sum(utterances: list[Take]) -> None:
+    right = [Recognition(take.text, ["en"]) for take in utterances[:2]]
+    takes = [utterances[0], replace(utterances[1], checked=False)]
+    rows = accuracy.report("clean", "auto", takes, right, 1.0, "en")
+    assert [row["group"] for row in rows] == ["clean", "clean unchecked"]
+    assert {key: score.recordings for key, score in accuracy.scores_of(rows).items()} == {("clean", "auto"): 1}
 
 
 def test_a_setting_of_the_worker_can_be_tried() -> None:
