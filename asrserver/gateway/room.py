@@ -24,7 +24,7 @@ FULL_FOR_AUDIO = 0.9
 #: Bytes on their way to Redis at which connections are no longer read.
 MAX_IN_FLIGHT = 16 * 2**20
 
-#: Seconds that one message waits for room at most. Pongs wait with it: this is below any sensible ping timeout.
+#: Seconds that one message waits for room at most; then the connection is read again, and its end is seen.
 MAX_WAIT = 8.0
 
 

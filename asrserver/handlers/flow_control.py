@@ -110,10 +110,12 @@ class ServerFrameProtocol(FrameProtocol):
 
     _reading_paused = False  # by the coalescer
     _ping_sent = False
+    _alive = False  # something was read since the last ping, or nothing could be
 
     def feed(self, data: bytes) -> None:
         """Handle what was read."""
         handler = self.handler
+        self._alive = True
         before, awaits_ack = handler.messages, handler.awaits_ack
         super().feed(data)
         messages = handler.messages - before
@@ -130,24 +132,32 @@ class ServerFrameProtocol(FrameProtocol):
 
     def resume_reading(self) -> None:
         """End the pause."""
-        self._reading_paused = False
+        self._reading_paused, self._alive = False, True
         if self._held is None:
             self.stream.resume()
+
+    def _go_on(self) -> None:
+        self._alive = True
+        super()._go_on()
 
     def start_pinging(self) -> None:
         """Do nothing: Tornado would start a task for each connection, and ConnectionRegistry has one timer for all."""
 
     def ping(self) -> None:
-        """Send a ping, or close the connection if the ping before was not answered.
+        """Send a ping, or close the connection if nothing came since the ping before.
+
+        Anything that comes is a sign of life, not only the pong: that may wait behind a whole file. While reading is
+        suspended nothing can come, and that is not the client's fault.
 
         Raises:
             StreamClosedError: The connection is closed.
             StreamBufferFullError: The client does not read.
         """
-        if self._ping_sent and not self._received_pong:
+        suspended = self._reading_paused or self._held is not None
+        if self._ping_sent and not self._alive and not suspended:
             self.close(SERVER_ERROR, "ping timed out")
             return
-        self._ping_sent, self._received_pong = True, False
+        self._ping_sent, self._alive = True, False
         self.write_ping(b"")
 
     def discards(self, size: int, held: int) -> bool:

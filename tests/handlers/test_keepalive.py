@@ -22,13 +22,14 @@ from tornado.websocket import websocket_connect
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
+from asrserver.handlers.flow_control import ServerFrameProtocol
 from asrserver.handlers.websocket import NativeWebSocketHandler
-from asrserver.protocol.frames import FrameProtocol
+from asrserver.protocol.frames import BINARY, FrameProtocol
 from asrserver.protocol.transports import TcpTransport, TlsTransport
 from tests.api_keys import TLS
 from tests.program import System
 from tests.waiting import until
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, frame
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -86,6 +87,35 @@ async def test_who_answers_no_ping_is_gone(url: str, http_port: int, app: AsrApp
         await ws.start("s")  # who answers stays
     await until(lambda: gateway.connections == 0 and app.connections._timer is None)
     assert not gateway.admission.limits._addresses
+
+
+async def test_who_is_held_back_is_not_gone(
+    url: str, gateway: Gateway, app: AsrApplication, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pongs wait behind audio that the server does not read."""
+    pings: list[ServerFrameProtocol] = []
+    ping, full = ServerFrameProtocol.ping, [0.95]
+
+    def counted(frames: ServerFrameProtocol) -> None:
+        pings.append(frames)
+        ping(frames)
+
+    async def fullness() -> float:
+        return full[0]
+
+    monkeypatch.setattr(gateway.broker.status, "fullness", fullness)
+    object.__setattr__(gateway.settings, "max_ahead", 0.0)
+    async with await WsClient.open(url) as ws:
+        await ws.send({"action": "start", "session_id": "s", "mode": "stream"})
+        await ws.find("s", "ack")
+        gateway.room.fullness = full[0]
+        monkeypatch.setattr(ServerFrameProtocol, "ping", counted)
+        sending = asyncio.ensure_future(ws.write(frame(BINARY, bytes(65536)) * 100))
+        await until(lambda: len(pings) > 5)
+        assert not ws.closed
+        gateway.room.fullness = full[0] = 0.0
+        await sending
+        await until(lambda: len(ws.of("s", "ack")) == 101, timeout=40)
 
 
 @pytest.mark.parametrize("secure", [False, True])
