@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from evaluation.capacity import Load, capacity_table, load_of, offline_streams, recordings
+from evaluation.capacity import Load, capacity_table, load_of, offline_scores, recordings
 from evaluation.conditions import CONDITIONS, JOINED_MINUTES
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import delays_of, speech_of, total_delays
@@ -231,15 +231,15 @@ async def measure_capacity(options: argparse.Namespace, corpus: list[Take]) -> R
     if not takes:
         raise CorpusError("the corpus has no recordings of speech with a transcript")
     spoken = recordings(takes, max(options.capacity), options.capacity_seconds)
-    speed, rate = await offline_streams(offline_of(options), spoken[:2])
+    speed, offline = await offline_scores(offline_of(options), spoken)
     loads: list[Load] = []
     with served(server_arguments(options), options.language == "given", 1.0, False) as server:
         for partials in (False, True):
             for streams in options.capacity:
-                loads.append(await load_of(server, spoken[:streams], partials))
+                loads.append(await load_of(server, spoken[:streams], offline[:streams], partials))
                 print(f"{streams} streams: p95 {loads[-1].final_p95:.2f} s", file=sys.stderr, flush=True)
-    print(*capacity_table(loads, speed, rate), sep="\n")
-    return [{"offline_speed": speed, "offline_rate": rate}, *(load.asdict() for load in loads)]
+    print(*capacity_table(loads, speed), sep="\n")
+    return [{"offline_speed": speed}, *(load.asdict() for load in loads)]
 
 
 def parse() -> argparse.Namespace:

@@ -215,17 +215,10 @@ def test_delays_are_added() -> None:
 
 
 def test_streams_are_carried_if_their_segments_come_in_time() -> None:
-    loads = [
-        Load(streams, partials, 1.0, p95, 0.5, 3.0, 0)
-        for streams, partials, p95 in [
-            (2, False, 1.0),
-            (4, False, 1.9),
-            (8, False, 4.0),
-            (2, True, 1.9),
-            (4, True, 2.1),
-        ]
-    ]
-    lines = capacity_table(loads, 8.0, 2.5)
+    found = [(2, False, 1.0), (4, False, 1.9), (8, False, 4.0), (2, True, 1.9), (4, True, 2.1)]
+    loads = [Load(streams, partials, 1.0, p95, 0.5, 3.0, 2.5, 0) for streams, partials, p95 in found]
+    loads.append(Load(6, False, 1.0, 1.0, 0.5, 3.1, 2.5, 0))  # in time, and wrong
+    lines = capacity_table(loads, 8.0)
     assert lines[-2:] == [
         "carried without partials: 4 streams, 0.50 of what offline speed allows",
         "carried with partials: 2 streams, 0.25 of what offline speed allows",
@@ -253,7 +246,9 @@ async def test_a_server_is_measured_as_its_clients_use_it(shared: System, uttera
 @pytest.mark.gen_test(timeout=120)
 async def test_a_load_is_streams_in_real_time(shared: System, utterances: list[Take]) -> None:
     server = Served(shared.url, f"http://127.0.0.1:{shared.port}", False, 1.0, True)
-    found = await load_of(server, recordings(utterances, 3, 4.0), False)
+    offline = [Score(words=10, substitutions=1)] * 3
+    found = await load_of(server, recordings(utterances, 3, 4.0), offline, False)
     assert (found.streams, found.partials, found.rate, found.dropped) == (3, False, 0.0, 0)
+    assert found.offline_rate == 10
     assert 0 < found.final_p50 <= found.final_p95
     assert math.isnan(found.first_p50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,11 @@ class Served:
 
     def cpu_seconds(self) -> float:
         """Seconds of CPU that the workers have taken."""
-        with urllib.request.urlopen(f"{self._http}/api/v1/health", timeout=TIMEOUT) as response:
+        try:
+            response = urllib.request.urlopen(f"{self._http}/api/v1/health", timeout=TIMEOUT)
+        except urllib.error.HTTPError as exc:  # a server that is behind says 503, and tells its workers all the same
+            response = exc
+        with response:
             workers = orjson.loads(response.read())["workers"]
         return sum(sum(psutil.Process(worker["pid"]).cpu_times()[:2]) for worker in workers)
 
