@@ -26,6 +26,13 @@ class ImplausibleAudio(AudioError):
         super().__init__("undecodable_audio", message)
 
 
+class TooMuchWork(AudioError):
+    """Raised when bytes take more time than the audio in them could be worth. Its code is undecodable_audio."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("undecodable_audio", message)
+
+
 def check(channels: int, rate: int) -> None:
     """Check the number of channels and the sample rate of audio.
 

@@ -16,12 +16,14 @@ from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.audio.recording import ResumePoint
 from asrserver.audio.stream import StreamDecoder
+from asrserver.errors import AudioError
 
 
 class Decoder(Protocol):
     """The interface of both decoders; see stream.StreamDecoder."""
 
     position: int
+    tail: AudioError | None
 
     def feed(self, data: bytes) -> Samples: ...
 
@@ -49,7 +51,10 @@ class PcmStreamDecoder:
 
     Attributes:
         position: Number of the next sample.
+        tail: None: every byte is a sample.
     """
+
+    tail: AudioError | None = None
 
     def __init__(self, point: ResumePoint) -> None:
         self._pcm = PcmDecoder(point.kind, SAMPLE_RATE, point.channels)

@@ -16,7 +16,7 @@ import av
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
-from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
 from asrserver.audio.pcm import Resampler, Samples, repaired
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
@@ -61,7 +61,7 @@ def decode_file(data: bytes, kind: str, max_seconds: float) -> Decoded:
     try:
         return _streamed(data, kind, max_seconds)
     except AudioError as exc:
-        if exc.code == "utterance_too_long" or isinstance(exc, ImplausibleAudio):
+        if exc.code == "utterance_too_long" or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
         refusal = exc
     try:
@@ -98,11 +98,13 @@ def _track(data: bytes, kind: str, max_seconds: float, track: int | None) -> tup
                 if decoder.position > max_seconds * SAMPLE_RATE:
                     raise _too_long(max_seconds)
         except AudioError as exc:
-            if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio):
+            if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
                 raise
             damage.append(exc)
         tracks = max(tracks, decoder.tracks)
     pieces.append(decoder.flush())
+    if decoder.tail is not None:
+        damage.append(decoder.tail)
     if decoder.position > max_seconds * SAMPLE_RATE:
         raise _too_long(max_seconds)
     return Decoded(np.concatenate(pieces), _merged(damage)), tracks

@@ -52,7 +52,10 @@ class StreamDecoder:
 
     Attributes:
         position: Number of the next sample.
+        tail: After the end: the damage that was not reported before it; None: there was none.
     """
+
+    tail: AudioError | None = None
 
     def __init__(self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1, track: int | None = None) -> None:
         """Begin a stream.
@@ -133,7 +136,12 @@ class StreamDecoder:
             samples.extend(self._drain())
         if self._silent:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
-        return _joined([*samples, *self._counted(self._close())])
+        if self._damage is not None:
+            self._report()
+        samples.extend(self._counted(self._close()))
+        if self._reports:
+            self.tail = AudioError("undecodable_audio", described(self._reports))
+        return _joined(samples)
 
     def resume_point(self, sample: int) -> ResumePoint:
         """Return the last point from which all samples from `sample` on can be decoded. Earlier points are dropped."""

@@ -142,6 +142,11 @@ class LiveStream:
         return self.position / SAMPLE_RATE
 
     @property
+    def tail(self) -> AudioError | None:
+        """After its end: what of its last bytes could not be decoded; None: nothing."""
+        return self._decoder.tail
+
+    @property
     def needed(self) -> int:
         """The first sample that a segment still to come may contain."""
         return self._endpointer.needed

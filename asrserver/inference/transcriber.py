@@ -388,6 +388,8 @@ class Transcriber:
             while (outcome := stream.segments.take_outcome()) is not None:
                 await self._deliver(outcome)
         self._forget_open()
+        if stream.tail is not None:
+            await self._event_log.append_error(stream.tail, self._coverage())
 
     def _forget_open(self) -> None:
         """The open file or live stream is over."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from asrserver.audio import bounds
-from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
 from asrserver.errors import AudioError
 
 T = TypeVar("T")
@@ -104,6 +104,7 @@ class Demuxer(ABC):
         self._refused = False  # the open recording is skipped as a whole
         self._ended = False
         self._idle = 0  # steps since the last item
+        self._spent = 0  # times that these were too many
         self._heard = 0  # position after the last packet
 
     def resume(self, track: Track, offset: int, start: int) -> None:
@@ -114,6 +115,9 @@ class Demuxer(ABC):
 
     def push(self, data: bytes) -> None:
         """Append the stream's next bytes."""
+        if self._spent > 1:  # it has had its time
+            self.offset += len(data)
+            return
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed
@@ -135,7 +139,7 @@ class Demuxer(ABC):
             before = self.offset
             item = self._next()
             if item is not None:
-                self._idle = 0
+                self._idle = self._spent = 0
                 self._heard = self.offset
                 return item
             if self.offset == before:
@@ -146,12 +150,13 @@ class Demuxer(ABC):
         return None
 
     def _spend(self, steps: int) -> None:
-        """Count steps; raises AudioError and drops the buffer if they were too many since the last item."""
+        """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last item."""
         self._idle += steps
         if self._idle > MAX_IDLE_STEPS:
             self._idle = 0
+            self._spent += 1
             self.discard()
-            raise AudioError("undecodable_audio", f"the {self.name} data has too many elements without audio")
+            raise TooMuchWork(f"the {self.name} data has too many elements without audio")
 
     def end(self) -> None:
         """No more bytes will come: items that only the end completes can be pulled."""

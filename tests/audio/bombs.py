@@ -1,0 +1,216 @@
+"""Bytes made to cost memory or time: `python -m tests.audio.bombs` decodes them and prints what they cost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import struct
+import sys
+import time
+from collections.abc import Callable
+
+from asrserver.audio import files
+from asrserver.audio.stream import StreamDecoder
+from asrserver.errors import AudioError
+from tests.audio.signals import encode, tone
+from tests.audio.streams import FRAGMENTS
+
+
+def box(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(body), kind) + body
+
+
+def element(ident: int, body: bytes) -> bytes:
+    return ident.to_bytes((ident.bit_length() + 7) // 8, "big") + (len(body) | 1 << 56).to_bytes(8, "big") + body
+
+
+def fragmented() -> bytes:
+    """The beginning of a fragmented MP4 file, up to its index."""
+    data = encode(tone(0.5), f"-c:a aac {FRAGMENTS} -f mp4")
+    return data[: data.index(b"moof") - 4]
+
+
+def moof(truns: bytes, number: int = 1) -> bytes:
+    tfhd = box(b"tfhd", struct.pack(">IIII", 0x20018, number, 1024, 1))
+    return box(b"moof", box(b"mfhd", bytes(8)) + box(b"traf", tfhd + truns))
+
+
+def many_samples() -> bytes:
+    """2 kB of runs that claim half a million samples each."""
+    return fragmented() + moof(box(b"trun", struct.pack(">II", 0, 500_000)) * 130)
+
+
+def many_small_fragments() -> bytes:
+    return fragmented() + moof(box(b"trun", struct.pack(">II", 0, 90_000))) * 50_000
+
+
+def many_runs() -> bytes:
+    """8 MB of runs without samples."""
+    return fragmented() + moof(box(b"trun", bytes(8)) * 60_000) * 8
+
+
+def many_boxes() -> bytes:
+    """An index of 8 MB that consists of empty boxes."""
+    return box(b"ftyp", b"isom" + bytes(4)) + box(b"moov", b"\0\0\0\x08free" * 1_000_000)
+
+
+def sample_table() -> bytes:
+    """An index whose chunks are all of one sample and have a run of their own."""
+    count = 400_000
+    stsc = struct.pack(">II", 0, count) + b"".join(struct.pack(">III", n + 1, 1, 1) for n in range(count))
+    stsd = fragmented()
+    at = stsd.index(b"stsd") - 4
+    entry = stsd[at : at + int.from_bytes(stsd[at : at + 4], "big")]
+    stbl = entry + box(b"stsc", stsc) + box(b"stsz", struct.pack(">III", 0, 1, count))
+    stbl += box(b"stco", struct.pack(">II", 0, count) + bytes(4 * count)) + box(
+        b"stts", struct.pack(">4I", 0, 1, count, 1)
+    )
+    hdlr = box(b"hdlr", bytes(8) + b"soun" + bytes(13))
+    mdhd = box(b"mdhd", struct.pack(">6I", 0, 0, 0, 16000, 0, 0))
+    trak = box(b"tkhd", struct.pack(">6I", 0, 0, 0, 1, 0, 0))
+    trak += box(b"mdia", mdhd + hdlr + box(b"minf", box(b"stbl", stbl)))
+    return box(b"ftyp", b"isom" + bytes(4)) + box(b"moov", box(b"trak", trak)) + box(b"mdat", bytes(1000))
+
+
+def webm(head: bytes) -> bytes:
+    return b"\x1aE\xdf\xa3\x80\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff" + head
+
+
+def tracks() -> bytes:
+    """A list of tracks of 1 MiB that consists of empty elements."""
+    return webm(element(0x1654AE6B, b"\xae\x80" * ((1 << 19) - 20)))
+
+
+def one_track() -> bytes:
+    return webm(element(0x1654AE6B, element(0xAE, b"\xd7\x80" * ((1 << 19) - 20))))
+
+
+def voids() -> bytes:
+    """Elements of two bytes."""
+    return webm(b"\xec\x80" * 5_000_000)
+
+
+def flac_marks() -> bytes:
+    """10 MB of what may be the beginning of a frame."""
+    return encode(tone(0.5), "-f flac") + b"\xff\xf8" * 5_000_000
+
+
+def flac_headers() -> bytes:
+    """10 MB of headers with wrong checksums."""
+    return encode(tone(0.5), "-f flac") + b"\xff\xf8\xc9\x08\x00\x01" * 1_700_000
+
+
+def mp3_marks() -> bytes:
+    return encode(tone(0.5), "-c:a libmp3lame -f mp3") + b"\xff\xfb\x90\x00" * 2_500_000
+
+
+def adts_marks() -> bytes:
+    return encode(tone(0.5), "-c:a aac -f adts") + b"\xff\xf1\x50\x80" * 2_500_000
+
+
+def wav_chunks() -> bytes:
+    return b"RIFF\xff\xff\xff\x7fWAVE" + b"JUNK\0\0\0\0" * 1_250_000
+
+
+def ogg_pages() -> bytes:
+    page = b"OggS\0\0" + bytes(8) + b"\x01\x02\x03\x04" + bytes(8) + b"\0"
+    return encode(tone(0.5), "-c:a libopus -f ogg") + page * 370_000
+
+
+def opus_silence() -> bytes:
+    """120 kB that claim half an hour: packets of 120 ms in three bytes."""
+    data = encode(tone(0.5), "-c:a libopus -f webm")
+    head = data[: data.index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff"
+    return head + bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02)) * 15_000
+
+
+def gaps() -> bytes:
+    """Blocks whose time stamps are half an hour apart."""
+    data = encode(tone(0.5), "-c:a libopus -f webm")
+    at = data.index(b"\x1fC\xb6u")
+    block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))
+    clusters = [b"\x1fC\xb6u\xff" + element(0xE7, (n * 1_800_000).to_bytes(6, "big")) + block for n in range(5000)]
+    return data[:at] + b"".join(clusters)
+
+
+def flac_rate() -> bytes:
+    """FLAC whose head claims 655 kHz."""
+    data = bytearray(encode(tone(60.0), "-f flac"))
+    at = data.index(b"fLaC") + 18
+    data[at : at + 3] = (655_350 << 4 | data[at + 2] & 0x0F).to_bytes(3, "big")
+    return bytes(data)
+
+
+def wav_rate() -> bytes:
+    """A WAV file that claims 134 MHz."""
+    body = b"WAVEfmt " + struct.pack("<IHHIIHH", 16, 1, 1, 134_217_728, 0, 2, 16) + b"data" + struct.pack("<I", 8 << 20)
+    return b"RIFF" + struct.pack("<I", len(body)) + body + bytes(8 << 20)
+
+
+#: Name → (bytes, their container).
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "many_samples": (many_samples, "mp4"),
+    "many_small_fragments": (many_small_fragments, "mp4"),
+    "many_runs": (many_runs, "mp4"),
+    "many_boxes": (many_boxes, "mp4"),
+    "sample_table": (sample_table, "mp4"),
+    "tracks": (tracks, "matroska"),
+    "one_track": (one_track, "matroska"),
+    "voids": (voids, "matroska"),
+    "flac_marks": (flac_marks, "flac"),
+    "flac_headers": (flac_headers, "flac"),
+    "flac_rate": (flac_rate, "flac"),
+    "mp3_marks": (mp3_marks, "mp3"),
+    "adts_marks": (adts_marks, "aac"),
+    "wav_chunks": (wav_chunks, "wav"),
+    "wav_rate": (wav_rate, "wav"),
+    "ogg_pages": (ogg_pages, "ogg"),
+    "opus_silence": (opus_silence, "matroska"),
+    "gaps": (gaps, "matroska"),
+}
+
+
+def streamed(data: bytes, kind: str) -> tuple[float, str]:
+    """(seconds of audio, code of the first error) of a stream; the samples are dropped as a worker drops them."""
+    decoder, code = StreamDecoder(kind), ""
+    for at in range(0, len(data), 1 << 20):
+        try:
+            for _ in decoder.pieces(data[at : at + (1 << 20)]):
+                pass
+        except AudioError as exc:
+            code = code or exc.code
+    try:
+        decoder.flush()
+    except AudioError as exc:
+        code = code or exc.code
+    return decoder.position / 16000, code or (decoder.tail.code if decoder.tail else "")
+
+
+def whole(data: bytes, kind: str) -> tuple[float, str]:
+    try:
+        found = files.decode_file(data, kind, 600)
+    except AudioError as exc:
+        return 0.0, exc.code
+    return len(found.samples) / 16000, found.damage.code if found.damage else ""
+
+
+def peak() -> float:
+    """The most memory that the process has had, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Decode the bombs that the command line names, or all, and print what each cost as a line of JSON."""
+    streamed(encode(tone(0.5), "-c:a libopus -f webm"), "matroska")  # what is loaded once
+    for name in sys.argv[1:] or BOMBS:
+        make, kind = BOMBS[name]
+        data = make()
+        for way in (streamed, whole):
+            before, begun = peak(), time.process_time()
+            seconds, code = way(data, kind)
+            cost = {"cpu": time.process_time() - begun, "memory": peak() - before}
+            print(json.dumps({"name": name, "way": way.__name__, "seconds": seconds, "code": code} | cost))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""No few bytes can take a worker's memory or time: see bombs.py."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.audio.bombs import BOMBS
+
+#: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 0.7 s and 40 MB.
+CPU, MEMORY = 2.0, 50
+
+
+@pytest.mark.usefixtures("processes")
+def test_bombs_cost_next_to_nothing() -> None:
+    """In a process of their own, whose peak of memory counts."""
+    command = [sys.executable, "-m", "tests.audio.bombs"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, timeout=300)
+    costs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(costs) == 2 * len(BOMBS)
+    for cost in costs:
+        assert cost["cpu"] < CPU + 0.002 * cost["seconds"], cost
+        assert cost["memory"] < MEMORY, cost
+        assert cost["code"] or cost["name"] == "opus_silence", cost  # which has the audio that it claims
