@@ -17,7 +17,7 @@ REQUIREMENTS := setup.cfg setup.py constraints.txt
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: .venv/installed ## install, and run the whole system once on recorded speech
+demo: .venv/whisper ## install, and run the whole system once, with the Whisper model base, on a person's voice
 	$(BIN)/python tools/demo.py
 
 run: .venv/whisper ## run the server on port 8080 with the Whisper model base

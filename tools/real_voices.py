@@ -21,27 +21,31 @@ from pathlib import Path
 import av
 
 from asrserver.audio import wav
+from asrserver.text.wer import spoken
 
 DIRECTORY = Path(__file__).resolve().parents[1] / "build" / "voices"
 
-#: The prompts of a telephone exchange by professional speakers, with the transcripts of the English ones; and an audio
-#: book in the public domain, in pieces.
-PACKAGES = (
-    "asterisk-core-sounds-en",
-    "asterisk-core-sounds-en-g722",
-    "asterisk-core-sounds-es-g722",
-    "asterisk-core-sounds-it-g722",
-    "pocketsphinx-testdata",
-)
+#: An audio book in the public domain, in pieces, with transcripts.
+BOOK = "pocketsphinx-testdata"
 
-#: Where the packages have what is used: prompts by language, transcripts of the English ones, pieces of the book.
+#: The prompts of a telephone exchange by professional speakers, by language, and the transcripts of the English ones.
 PROMPTS = {
-    "en": "usr/share/asterisk/sounds/en_US_f_Allison",
-    "es": "usr/share/asterisk/sounds/es_MX_f_Allison",
-    "it": "usr/share/asterisk/sounds/it_IT_m_Carlo",
+    "en": "asterisk-core-sounds-en-g722",
+    "es": "asterisk-core-sounds-es-g722",
+    "it": "asterisk-core-sounds-it-g722",
 }
-TRANSCRIPTS = "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
-BOOK = "usr/share/pocketsphinx/test/data/librivox"
+TRANSCRIPTS = "asterisk-core-sounds-en"
+
+PACKAGES = (BOOK, TRANSCRIPTS, *PROMPTS.values())
+
+#: Where the packages have them.
+PLACES = {
+    BOOK: "usr/share/pocketsphinx/test/data/librivox",
+    TRANSCRIPTS: "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz",
+    PROMPTS["en"]: "usr/share/asterisk/sounds/en_US_f_Allison",
+    PROMPTS["es"]: "usr/share/asterisk/sounds/es_MX_f_Allison",
+    PROMPTS["it"]: "usr/share/asterisk/sounds/it_IT_m_Carlo",
+}
 
 #: Seconds that a command of apt or dpkg may take: about 35 MB are fetched, and the lists of packages where need be.
 COMMAND_TIMEOUT = 300.0
@@ -75,42 +79,43 @@ class Unavailable(Exception):
     """Raised when the packages cannot be downloaded; the message says why."""
 
 
-def fetch(directory: Path = DIRECTORY) -> Path:
-    """Download and unpack the packages, unless they are there.
+def fetch(packages: Sequence[str] = PACKAGES, directory: Path = DIRECTORY) -> None:
+    """Download and unpack packages, unless they are there.
 
     Raises:
         Unavailable: They are not, and cannot be downloaded.
     """
-    if directory.is_dir():
-        return directory
+    missing = [package for package in packages if not (directory / package).is_dir()]
+    if not missing:
+        return
     for program in ("apt-get", "dpkg-deb"):
         if shutil.which(program) is None:
-            raise Unavailable(f"{program} not found: the recordings come from Debian's packages {', '.join(PACKAGES)}")
-    work = directory.with_name(f".{directory.name}")
+            raise Unavailable(f"{program} not found: the recordings come from Debian's packages {', '.join(missing)}")
+    work = directory / ".work"
     shutil.rmtree(work, ignore_errors=True)
     try:
-        _download(work)
-        for package in work.glob("*.deb"):
-            _run("dpkg-deb", "--extract", str(package), str(work / "files"))
-        (work / "files").rename(directory)
+        _download(missing, work)
+        for package in missing:
+            (file,) = work.glob(f"{package}_*.deb")
+            _run("dpkg-deb", "--extract", str(file), str(work / package))
+            (work / package).rename(directory / package)
     except OSError as exc:
         raise Unavailable(str(exc)) from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return directory
 
 
-def _download(work: Path) -> None:
-    """Download the packages with the system's lists or, where it has none, with lists of our own."""
+def _download(packages: Sequence[str], work: Path) -> None:
+    """Download packages with the system's lists or, where it has none, with lists of our own."""
     own = [f"--option=Dir::State={work}/state", f"--option=Dir::Cache={work}/cache"]
     for part in ("state/lists/partial", "cache/archives/partial"):
         (work / part).mkdir(parents=True)
     quiet = ("apt-get", "-qq", "--option=APT::Sandbox::User=root", "--option=Acquire::Languages=none")
     try:
-        _run(*quiet, "download", *PACKAGES, cwd=work)
+        _run(*quiet, "download", *packages, cwd=work)
     except Unavailable:
         _run(*quiet, *own, "update", "--error-on=any", cwd=work)
-        _run(*quiet, *own, "download", *PACKAGES, cwd=work)
+        _run(*quiet, *own, "download", *packages, cwd=work)
 
 
 def _run(*command: str, cwd: Path | None = None) -> None:
@@ -126,17 +131,24 @@ def prompts(names: Sequence[str], language: str = "en", directory: Path = DIRECT
     """Telephone prompts by their names, such as "demo-congrats"."""
     texts: dict[str, str] = {}
     if language == "en":
-        lines = gzip.decompress((directory / TRANSCRIPTS).read_bytes()).decode().splitlines()
+        lines = gzip.decompress(_place(TRANSCRIPTS, directory).read_bytes()).decode().splitlines()
         texts = {name: text.strip() for name, colon, text in (line.partition(":") for line in lines) if colon}
-    return [
-        Voice(name, language, texts.get(name, ""), _g722(directory / PROMPTS[language] / f"{name}.g722"))
-        for name in names
-    ]
+    folder = _place(PROMPTS[language], directory)
+    return [Voice(name, language, texts.get(name, ""), _g722(folder / f"{name}.g722")) for name in names]
 
 
 def book(directory: Path = DIRECTORY) -> list[Voice]:
-    """The pieces of an audio book (Jane Austen, Sense and Sensibility; LibriVox)."""
-    return list(_pieces(directory / BOOK))
+    """The pieces of the audio book (Jane Austen, Sense and Sensibility; LibriVox)."""
+    return list(_pieces(_place(BOOK, directory)))
+
+
+def words(text: str) -> list[str]:
+    """The words of a text as they are compared: hyphens separate, and a title has one spelling."""
+    return ["mr" if word == "mister" else word for word in spoken(text.replace("-", " "))]
+
+
+def _place(package: str, directory: Path) -> Path:
+    return directory / package / PLACES[package]
 
 
 def _pieces(folder: Path) -> Iterator[Voice]:
@@ -159,7 +171,7 @@ def _g722(path: Path) -> bytes:
 def main() -> int:
     directory = Path(sys.argv[1]) if len(sys.argv) > 1 else DIRECTORY
     try:
-        fetch(directory)
+        fetch(directory=directory)
     except Unavailable as exc:
         print(f"no recordings of real voices: {exc}", file=sys.stderr)
         return 1

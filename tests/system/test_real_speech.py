@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,21 +48,15 @@ def required(reason: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def directory() -> Path:
-    """Where the recordings are."""
-    if not real_voices.DIRECTORY.is_dir():
+def _voices() -> None:
+    """The recordings are there."""
+    if not all((real_voices.DIRECTORY / package).is_dir() for package in real_voices.PACKAGES):
         required("no recordings: `make voices` downloads them from Debian, and says why it cannot")
-    return real_voices.DIRECTORY
-
-
-def words(text: str) -> list[str]:
-    """The words of a text as they are compared: hyphens separate, and a title has one spelling."""
-    return ["mr" if word == "mister" else word for word in spoken(text.replace("-", " "))]
 
 
 def repeated(text: str) -> list[str]:
     """The first phrase that follows itself, as decoders in a loop write it; empty if there is none."""
-    heard = words(text)
+    heard = real_voices.words(text)
     for length in range(REPEATED_WORDS, len(heard) // 2 + 1):
         for at in range(len(heard) - 2 * length + 1):
             if heard[at : at + length] == heard[at + length : at + 2 * length]:
@@ -92,15 +85,17 @@ def check(said: list[Voice], results: list[dict[str, Any]], most: float) -> None
     assert [repeated(result["text"]) for result in results] == [[]] * len(said), told
     assert {result["language"] for result in results} == {"en"}, told
     errors = sum(
-        word_errors(words(voice.text), words(result["text"])) for voice, result in zip(said, results, strict=True)
+        word_errors(real_voices.words(voice.text), real_voices.words(result["text"]))
+        for voice, result in zip(said, results, strict=True)
     )
-    count = sum(len(words(voice.text)) for voice in said)
+    count = sum(len(real_voices.words(voice.text)) for voice in said)
     assert errors <= most * count, f"{errors} of {count} words are wrong:\n{told}"
 
 
+@pytest.mark.usefixtures("_voices")
 @pytest.mark.gen_test(timeout=170)
 @pytest.mark.parametrize(("model", "most"), [("base", 0.03), ("tiny.en", 0.05)])
-async def test_real_voices(start: Callable[..., System], directory: Path, model: str, most: float) -> None:
+async def test_real_voices(start: Callable[..., System], model: str, most: float) -> None:
     """Live streams and a file: few word errors, no phrase twice, the right language, no words where nobody speaks.
 
     Measured: base has 3 of 262 words wrong (slips of the transcripts), tiny.en 7.
@@ -109,10 +104,10 @@ async def test_real_voices(start: Callable[..., System], directory: Path, model:
         find_model(model, download=False)
     except ModelError as exc:
         required(f"the extra whisper is not installed: {exc}")
-    said = [*real_voices.prompts(ENGLISH, directory=directory), *real_voices.book(directory)]
-    monkeys, recording = real_voices.prompts([NO_SPEECH, FILE], directory=directory)
+    said = [*real_voices.prompts(ENGLISH), *real_voices.book()]
+    monkeys, recording = real_voices.prompts([NO_SPEECH, FILE])
     others = {} if model.endswith(".en") else OTHERS
-    foreign = [voice for language in others for voice in real_voices.prompts([OTHER], language, directory)]
+    foreign = [voice for language in others for voice in real_voices.prompts([OTHER], language)]
     url = start("run", "--model", model).wait_ready().url
     async with await Client.connect(url) as client:
         streams = [live(client, voice, partials=voice is said[0]) for voice in (*said, monkeys, *foreign)]
