@@ -251,7 +251,14 @@ class Settings:
         "worker",
         str,
         "auto (base if the extra whisper is installed, else demo), demo (packaged toy), a size such as small or "
-        "large-v3-turbo, a hub repository, or a directory.",
+        "large-v3-turbo, a hub repository, or a directory. Several, separated by commas: sessions may name one; the "
+        "first is that of the others.",
+    )
+    model_ttl: float = setting(
+        300.0,
+        "worker",
+        _SECONDS_OR_NONE,
+        "Seconds without a session after which a worker unloads a model other than its first. 0: never.",
     )
     device: str = setting(
         "auto",
@@ -339,6 +346,11 @@ class Settings:
     def redis(self) -> str:
         """The Redis URL, from redis-url or redis-addr."""
         return self.redis_url or f"redis://{self.redis_addr}/0"
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the setting model, the first one first."""
+        return list(dict.fromkeys(name.strip() for name in self.model.split(",")))
 
     @property
     def database(self) -> str:

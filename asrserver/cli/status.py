@@ -63,6 +63,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
             f"queue     {queue['waiting']} sessions waiting, {queue['processing']} with a worker, "
             f"{queue['dead']} dead letters"
         )
+    result += [f"warning   {text}" for text in health.get("warnings", ())]
     now = time.time()
     gateways = [
         (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
@@ -86,7 +87,24 @@ def format_health(health: dict[str, Any]) -> list[str]:
     worker_head = ("WORKER", "PID", "MODEL", "DEVICE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN")
     result += ["", *(format_table(gateway_head, gateways) if gateways else ["no gateway is alive"])]
     result += ["", *(format_table(worker_head, workers) if workers else ["no worker is alive"])]
-    return result
+    return result + _format_models(health.get("models", []))
+
+
+def _format_models(models: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        (
+            model["name"],
+            model["workers"],
+            model["loaded"],
+            ", ".join(model["compute_types"]) or "-",
+            f"{model['size_bytes'] / 2**20:,.0f} MiB",
+            ", ".join(model["languages"]) if len(model["languages"]) < 4 else len(model["languages"]),
+            model["sessions"],
+        )
+        for model in models
+    ]
+    head = ("MODEL", "WORKERS", "LOADED", "COMPUTE TYPE", "WEIGHTS", "LANGUAGES", "SESSIONS")
+    return ["", *format_table(head, rows)] if rows else []
 
 
 def format_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> list[str]:

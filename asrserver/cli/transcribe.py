@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import duration, read_s16
 from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
 from asrserver.errors import AsrError
+from asrserver.models import PACKAGED, TOY_NOTICE
 
 #: Bytes per second of the audio that is sent: 16 kHz, 16 bits, mono.
 BYTES_PER_SECOND = 2 * SAMPLE_RATE
@@ -102,6 +104,7 @@ async def _transcribe(
         length=max(1, round(length / CHUNK_SECONDS)), label=path.name, file=sys.stderr, hidden=not progress
     ) as bar:
         session = await client.start(**options)
+        warn_of_toy(session.model)
         ahead = asyncio.Semaphore(MAX_CHUNKS_AHEAD)
         sending = asyncio.create_task(_send(session, path, realtime, ahead), name=f"send-{path.name}")
         final: dict[str, Any] = {}
@@ -120,6 +123,13 @@ async def _transcribe(
         finally:
             sending.cancel()
     return final
+
+
+@cache
+def warn_of_toy(model: str | None) -> None:
+    """Say on standard error that sessions are recognised by the packaged toy, if they are; once for all sessions."""
+    if model in PACKAGED:
+        click.echo(f"Warning: {TOY_NOTICE}.", err=True)
 
 
 def next_chunk(chunks: Iterator[bytes]) -> bytes | None:

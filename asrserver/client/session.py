@@ -44,6 +44,7 @@ class ClientSession:
 
     Attributes:
         id: The session's id.
+        model: The model that recognises the session, if the server knows that at its start.
         next_index: The index of the next chunk.
         opened: Done when the server has accepted the session; carries the exception if it does not.
         opening: A start or resume on the current connection has not been answered yet.
@@ -51,6 +52,7 @@ class ClientSession:
 
     def __init__(self, client: Client, sid: str, options: dict[str, Any]) -> None:
         self.id = sid
+        self.model: str | None = None
         self.next_index = 0
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.opening = True
@@ -179,6 +181,7 @@ class ClientSession:
         if kind == "ack" and status in ("session_started", "session_resumed"):
             for warning in event.get("warnings", ()):
                 log.warning("session=%s %s", self.id, warning)
+            self.model = event.get("model", self.model)
             self._binary = event.get("channel") == self._channel  # older servers know no channels
             self._established(event.get("next_chunk_index", 0))
         elif kind == "ack" and event.get("through"):

@@ -21,10 +21,11 @@ from asrserver.broker.connection import HEARTBEAT_EVERY
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.quota import RENEW_EVERY
 from asrserver.config import Settings
-from asrserver.errors import AsrError, BadRequest, Refused, SettingError, Unavailable
+from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.intake import Accepted, Intake
+from asrserver.gateway.offers import Offers
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Send, Session
@@ -32,7 +33,7 @@ from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol.events import Refusal, Result
-from asrserver.protocol.options import Resume, Start
+from asrserver.protocol.options import Options, Resume, Start
 from asrserver.storage.errors import StorageError, StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
@@ -72,7 +73,8 @@ class Gateway:
         name: Its name in Redis and in logs.
         access: API keys, origins and proxies.
         closing: Whether it accepts nothing new, because it shuts down.
-        broker, storage, write_behind, recordings, admission, sessions, room, intake: Its parts; see their modules.
+        broker, storage, write_behind, recordings, admission, offers, sessions, room, intake: Its parts; see their
+            modules.
     """
 
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
@@ -94,7 +96,7 @@ class Gateway:
         self.closing = False
         self._alive = alive
         self._backlog_elsewhere = 0.0  # seconds of audio that wait on other gateways
-        self._languages: frozenset[str] = frozenset()
+        self.offers = Offers(self.broker.status)
         self._subscribed = asyncio.Event()
 
     @property
@@ -190,16 +192,12 @@ class Gateway:
             siblings: Open sessions of the same connection.
 
         Raises:
-            BadRequest: The id is in use, or an option is not for this model.
+            BadRequest: The id is in use, no worker offers the model, or an option is not for it.
             Refused: A limit is reached.
             Unavailable: Not now: no room, shutting down, Redis away.
         """
         self._refuse_when_closing()
-        language = asked.options.language
-        if language and self._languages and language not in self._languages:
-            known = ", ".join(sorted(self._languages))
-            message = f"the model does not know the language {language} (languages: {known})"
-            raise BadRequest("bad_option", message, option="language")
+        await self.offers.check(asked.options)
         if not await self.room.for_session():
             raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
@@ -213,9 +211,9 @@ class Gateway:
         """Deliver the events that `resume` returned; see Sessions.replay."""
         await self.sessions.replay(session, events, read)
 
-    async def queue_position(self) -> int:
+    async def queue_position(self, options: Options) -> int:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
-        return max(0, (await self.broker.status.queue())["waiting"] - 1)
+        return max(0, await self.broker.status.waiting(options.model) - 1)
 
     def offer(self, session: Session, data: bytes, index: Any = None) -> Accepted:
         """Take a chunk; see Intake.offer."""
@@ -294,8 +292,7 @@ class Gateway:
         metrics.dead_letters.set(queue["dead"])
         others = [g for g in await self.broker.status.heartbeats("gateway") if g["name"] != self.name]
         self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
-        workers = await self.broker.status.heartbeats("worker")
-        self._languages = frozenset(language for worker in workers for language in worker.get("languages", ()))
+        await self.offers.refresh()
 
     def _flush_metrics(self) -> None:
         metrics.connections.set(self.connections)

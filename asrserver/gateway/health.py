@@ -8,6 +8,8 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import Unavailable
+from asrserver.gateway.offers import summary
+from asrserver.models import PACKAGED, TOY_NOTICE
 from asrserver.storage.errors import StorageError
 
 if TYPE_CHECKING:
@@ -64,6 +66,8 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         "postgres": postgres_state,
         "recognition": recognition,
         "queue": queue,
+        "models": summary(workers),
+        "warnings": [TOY_NOTICE] if any(worker.get("model") in PACKAGED for worker in workers) else [],
         "gateways": gateways,
         "workers": workers,
     }

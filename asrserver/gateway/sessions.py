@@ -112,7 +112,7 @@ class Sessions(Mapping[str, Session]):
             backlog_elsewhere: Seconds of audio that wait on other gateways.
 
         Raises:
-            BadRequest: The id is in use.
+            BadRequest: The id is in use, or its model is offered no more.
             Refused: A limit is reached.
             Unavailable: Redis does not answer.
         """
@@ -158,7 +158,8 @@ class Sessions(Mapping[str, Session]):
             "created": f"{time.time():.3f}",
             "options": codec.encode_options(session.options),
         }
-        return await self._broker.open_session(session.id, secrets.token_hex(8), fields, time.time() + self._grace)
+        nonce, deadline = secrets.token_hex(8), time.time() + self._grace
+        return await self._broker.open_session(session.id, nonce, fields, deadline, session.options.model)
 
     async def _stored(self, sid: str) -> bool:
         try:

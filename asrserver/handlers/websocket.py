@@ -69,8 +69,9 @@ class NativeWebSocketHandler(WebSocketConnection):
         queued = None
         if action.queue_position:
             with contextlib.suppress(Unavailable):
-                queued = await self.gateway.queue_position()
-        self._acknowledge(Started(session_id=session.id, queued=queued), action)
+                queued = await self.gateway.queue_position(start.options)
+        model = self.gateway.offers.expected(start.options)
+        self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
 

@@ -7,13 +7,16 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Claim, Task
-from asrserver.broker.worker_side import WorkerBroker
-from asrserver.errors import Unavailable
+from asrserver.broker.worker_side import MAX_STRIKES, WorkerBroker
+from asrserver.errors import AsrError, Unavailable
+from asrserver.inference.checkpoint import BEGINNING
+from asrserver.inference.engines import Engines
 from asrserver.inference.event_log import Fenced
-from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
@@ -75,7 +78,7 @@ class SessionConsumer:
         self,
         broker: WorkerBroker,
         recogniser: Recogniser,
-        partials: PartialScheduler,
+        engines: Engines,
         *,
         url: str,
         lease: float,
@@ -85,8 +88,9 @@ class SessionConsumer:
 
         Args:
             broker: Redis.
-            recogniser: What recognises the sessions' audio.
-            partials: Told how often live streams are read, and how late.
+            recogniser: What recognises the sessions' audio, with the first model. Its scheduler of partials is told how
+                often live streams are read, and how late.
+            engines: Those of all models.
             url: Redis URL, for the lease thread's own connection.
             lease: Seconds after which a session that is not renewed may be claimed by others.
             max_backlog: Seconds of unrecognised audio at which no more sessions are claimed.
@@ -95,7 +99,8 @@ class SessionConsumer:
         self.finished = 0
         self._broker = broker
         self._recogniser = recogniser
-        self._partials = partials
+        self._engines = engines
+        self._partials = recogniser.partials
         self._lease = lease
         self._max_backlog = max_backlog
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -174,11 +179,15 @@ class SessionConsumer:
         if self.backlog < self._max_backlog or len(self.sessions) < 2:
             return
         others = [w for w in await self._broker.status.heartbeats("worker") if w["name"] != self._broker.name]
-        if not any(worker["backlog"] < self._max_backlog / 2 for worker in others):
+        offered: set[str | None] = set()  # by workers with room
+        for worker in others:
+            if worker["backlog"] < self._max_backlog / 2:
+                offered |= {None, *(model["name"] for model in worker.get("models", ()))}
+        # There may be none: all were dropped meanwhile, and other workers own them.
+        sessions = [session for session in self.sessions.values() if session.model in offered]
+        if not sessions:
             return
-        if not self.sessions:
-            return  # all were dropped meanwhile: other workers own them
-        session = max(self.sessions.values(), key=lambda session: session.backlog)
+        session = max(sessions, key=lambda session: session.backlog)
         log.info("session=%s handed back: backlog=%.0f s", session.sid, self.backlog)
         self._drop(session.sid)
         # Later than usual, or this worker would be the first to claim it again.
@@ -231,7 +240,7 @@ class SessionConsumer:
 
     async def _work(self, session: Transcriber) -> None:
         try:
-            await session.run()
+            await self._recognise(session)
             self.finished += 1
             log.info("session=%s finished", session.sid)
         except Fenced:
@@ -242,6 +251,20 @@ class SessionConsumer:
             log.exception("session=%s dropped: unexpected error; it will be claimed again", session.sid)
         if self.sessions.get(session.sid) is session:
             del self.sessions[session.sid], self._tasks[session.sid]
+
+    async def _recognise(self, session: Transcriber) -> None:
+        """Recognise a session with the model that it names, or end it with an error."""
+        async with AsyncExitStack() as stack:
+            try:
+                if PoisonTracker(session.claim.fields).is_poison(BEGINNING):
+                    message = f"the model {session.model!r} stopped {MAX_STRIKES} workers while it was loaded"
+                    raise AsrError("model_unavailable", message)
+                engine = await stack.enter_async_context(self._engines.use(session.model, session.sid))
+            except AsrError as exc:
+                await session.fail(exc)
+                return
+            session.recognise_with(self._recogniser.using(engine))
+            await session.run()
 
     async def _read(self, now: float) -> None:
         """Read the sessions whose turn it is."""

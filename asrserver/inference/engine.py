@@ -14,6 +14,7 @@ from queue import SimpleQueue
 from asrserver.inference.fair import FairQueue
 from asrserver.inference.features import Features
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
+from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.telemetry import metrics
 
@@ -86,6 +87,7 @@ class Engine:
         batch_size: int,
         hold: Callable[[str, list[str]], None],
         partials: PartialScheduler,
+        turns: Turns | None = None,
     ) -> None:
         """Start the thread. Must be called in the event loop.
 
@@ -94,12 +96,14 @@ class Engine:
             batch_size: Most rows of one call; 0: the engine decides by the device.
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             partials: Told what each call cost.
+            turns: Those of the engines that share its device.
         """
         self._model = model
         self._batch_size = batch_size
         self._row_seconds = CPU_CALL_SECONDS  # that one row takes, a moving average
         self._hold = hold
         self._partials = partials
+        self._turns = turns or Turns()
         self._jobs = FairQueue[DecodeJob]()
         self._lock = threading.RLock()
         self._wakeups = SimpleQueue[None]()  # one per job: a Condition would wake the thread before it can go on
@@ -158,13 +162,14 @@ class Engine:
             self._wakeups.get()
             if self._stopping:
                 return
-            with self._lock:  # the job of this wake-up may have gone with an earlier call
-                batch = [job for job in self._next_batch() if not job.future.cancelled()] if self._jobs else []
-            if not batch:
-                continue
-            began = time.monotonic()
-            results = self._recognise(batch)
-            took = time.monotonic() - began
+            with self._turns:
+                with self._lock:  # the job of this wake-up may have gone with an earlier call
+                    batch = [job for job in self._next_batch() if not job.future.cancelled()] if self._jobs else []
+                if not batch:
+                    continue
+                began = time.monotonic()
+                results = self._recognise(batch)
+                took = time.monotonic() - began
             self._row_seconds += SMOOTHING * (took / len(batch) - self._row_seconds)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took)

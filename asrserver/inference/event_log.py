@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asrserver.audio import SAMPLE_RATE
 from asrserver.broker.replies import Claim
 from asrserver.errors import AsrError
 from asrserver.inference import checkpoint
 from asrserver.inference.checkpoint import Checkpoint, SessionState
-from asrserver.inference.segments import RecognisedSegment
+from asrserver.inference.segments import PartialHypothesis, RecognisedSegment
 from asrserver.protocol.events import (
     ChunkResult,
     ErrorEvent,
@@ -84,6 +85,7 @@ class EventLog:
         answered: Index of the last chunk that was answered.
         taken: Index of the last chunk that was counted.
         chunks: Chunks counted.
+        model: Name of the model that recognises the session.
     """
 
     def __init__(self, claim: Claim, broker: EventSink, model: str, options: Options) -> None:
@@ -97,7 +99,7 @@ class EventLog:
         """
         self._claim = claim
         self._broker = broker
-        self._model = model
+        self.model = model
         events = claim.events
         state = checkpoint.decode(claim.fields.get("state"))
         self.checkpoint = state.checkpoint
@@ -229,7 +231,7 @@ class EventLog:
             "id": self._claim.event_id(self._number),
             "time": round(time.time(), 3),
             "worker": self._broker.name,
-            "model": self._model,
+            "model": self.model,
             "chunk_count": self.chunks,
             "total": round(self.closed_seconds + coverage.open_seconds, 3),
             "language": self.language or (self._transcript[-1][1] if self._transcript else None),
@@ -250,23 +252,15 @@ class EventLog:
 
     # -- events that are published and not kept ------------------------------------------------------------------
 
-    def publish_partial(self, start: float, end: float, text: str, stable: str, language: str) -> None:
-        """Publish the text so far of a growing segment.
-
-        Args:
-            start: Its beginning, in seconds of the live stream.
-            end: Up to where it was recognised.
-            text: The whole text.
-            stable: The beginning of `text` that will not change.
-            language: Its language code.
-        """
+    def publish_partial(self, partial: PartialHypothesis) -> None:
+        """Publish the text so far of a growing segment of the live stream."""
         event = Partial(
             session_id=self._claim.sid,
-            start=round(self.closed_seconds + start, 3),
-            end=round(self.closed_seconds + end, 3),
-            text=text,
-            stable=stable,
-            language=language,
+            start=round(self.closed_seconds + partial.start / SAMPLE_RATE, 3),
+            end=round(self.closed_seconds + partial.end / SAMPLE_RATE, 3),
+            text=partial.text,
+            stable=partial.stable,
+            language=partial.language,
             follows=self._seq,
         )
         self._broker.publish(self._claim, event)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from asrserver.inference.audio_thread import AudioThread
@@ -14,8 +16,21 @@ from asrserver.inference.poison import IsolationLock
 from asrserver.inference.whisper import window_for
 
 
+@dataclass(slots=True)
+class WordCounts:
+    """What became of words in partial results.
+
+    Attributes:
+        stable: Words that were declared stable so far.
+        revised: Those of them that the final text took back.
+    """
+
+    stable: int = 0
+    revised: int = 0
+
+
 class Recogniser:
-    """The shared parts of recognition.
+    """The shared parts of recognition, with one of the worker's models.
 
     Attributes:
         engine: Runs the model.
@@ -25,8 +40,7 @@ class Recogniser:
         silence: Seconds of silence that end a segment, for sessions that do not set it.
         max_seconds: Longest utterance, in seconds of audio.
         context: Segments are recognised with the text before them.
-        stable_words: Words that partial results declared stable so far.
-        revised_words: Those of them that the final text took back.
+        words: Of all sessions and models.
     """
 
     def __init__(
@@ -47,7 +61,7 @@ class Recogniser:
             engine: Runs the model.
             partials: Schedules partial results.
             window: Policy of `whisper.window_for`.
-            silence: See the attributes.
+            silence: Seconds of silence that end a segment; 0: what suits the model.
             max_seconds: See the attributes.
             threads: Threads of the pool that decodes utterances.
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
@@ -55,17 +69,26 @@ class Recogniser:
         """
         self.engine = engine
         self.partials = partials
-        self.silence = silence
+        self._silence = silence
+        self.silence = silence or engine.model.profile.silence
         self.max_seconds = max_seconds
         self.context = context
-        self.stable_words = 0
-        self.revised_words = 0
+        self.words = WordCounts()
         self.isolation = IsolationLock()
         self._window = window
         self._hold = hold
         self._pool = FairPool(threads, "prepare")
         # A thread apart from the pool: live streams must not wait until an hour of MP3 is decoded.
         self.audio_thread = AudioThread(hold, partials)
+
+    def using(self, engine: Engine) -> Recogniser:
+        """The same with another model's engine; everything else is shared."""
+        if engine is self.engine:
+            return self
+        other = copy.copy(self)
+        other.engine = engine
+        other.silence = self._silence or engine.model.profile.silence
+        return other
 
     @property
     def model_name(self) -> str:

@@ -266,8 +266,8 @@ class SegmentRecogniser:
         found = task.result()
         if agreement is not None:
             revised, stable = agreement.revised(found.text, found.language)
-            self._recogniser.stable_words += stable
-            self._recogniser.revised_words += revised
+            self._recogniser.words.stable += stable
+            self._recogniser.words.revised += revised
         recognised = RecognisedSegment.of(speech.start, speech.end, found) if found.text else None
         return SegmentOutcome(speech, recognised, None, had_partials)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,8 @@ class Transcriber:
 
     Attributes:
         claim: The session, as it was claimed.
+        sid: Its id.
+        model: The model that it names, if any.
         number: Its number among the worker's sessions; set by the consumer.
         inbox: Its entries; filled by the consumer.
         over: The session is finished.
@@ -75,15 +78,15 @@ class Transcriber:
             broker: Takes the events.
         """
         self.claim = claim
+        self.sid = claim.sid
         self.number = 0
         self.over = False
-        self._recogniser = recogniser
         self._broker = broker
         self._options = options = codec.decode_options(claim.fields["options"])
-        self._silence = float(options.silence or recogniser.silence)
+        self.model = options.model
         self._poison = PoisonTracker(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, options)
-        self._utterances = UtteranceRecogniser(recogniser, self._silence)
+        self.recognise_with(recogniser)
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
         self._pcm = PcmDecoder(self._chunking.codec, options.sample_rate, options.channels)
         self._wake = asyncio.Event()
@@ -94,10 +97,12 @@ class Transcriber:
 
     # -- for the consumer ----------------------------------------------------------------------------------------
 
-    @property
-    def sid(self) -> str:
-        """The session's id."""
-        return self.claim.sid
+    def recognise_with(self, recogniser: Recogniser) -> None:
+        """Use another recogniser, that of the model that the session names. Only before `run`."""
+        self._recogniser = recogniser
+        self._silence = float(self._options.silence or recogniser.silence)
+        self._utterances = UtteranceRecogniser(recogniser, self._silence)
+        self._event_log.model = recogniser.model_name
 
     @property
     def is_streaming(self) -> bool:
@@ -140,6 +145,12 @@ class Transcriber:
         finally:
             if self._stream is not None:
                 self._stream.segments.close()
+
+    async def fail(self, error: AsrError) -> None:
+        """End the session with an error, instead of `run`: it cannot be recognised. Raises as `run`."""
+        self.over = True
+        await self._event_log.append_error(error, self._coverage())
+        await self._event_log.append_final("error", self._coverage())
 
     async def _advance(self) -> bool:
         """Do the next thing that can be done now; False if there is nothing."""
@@ -287,29 +298,18 @@ class Transcriber:
             self.sid,
             request=self._request,
             changed=self._wake.set,
-            publish=self._publish_partial if options.partials else None,
+            publish=self._event_log.publish_partial if options.partials else None,
             interval=options.partial_interval,
         )
+        how: dict[str, Any] = {"silence": self._silence, "is_suspect": lambda: self._is_suspect}
         file, self._file = self._file, None
         if self._resume_state is not None:
-            self._stream = LiveStream.resume(
-                self._recogniser,
-                segments,
-                self._resume_state,
-                silence=self._silence,
-                is_suspect=lambda: self._is_suspect,
-            )
+            self._stream = LiveStream.resume(self._recogniser, segments, self._resume_state, **how)
             return self._stream
         if file is not None:
             kind = file.kind
-        self._stream = LiveStream(
-            self._recogniser,
-            segments,
-            kind,
-            open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels),
-            silence=self._silence,
-            is_suspect=lambda: self._is_suspect,
-        )
+        decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels)
+        self._stream = LiveStream(self._recogniser, segments, kind, decoder, **how)
         return self._stream
 
     async def _answer_pieces(
@@ -344,11 +344,7 @@ class Transcriber:
         elif outcome.had_partials:  # take them back
             speech = outcome.speech
             language = self._event_log.language or ""
-            self._publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language))
-
-    def _publish_partial(self, partial: PartialHypothesis) -> None:
-        start, end = partial.start / SAMPLE_RATE, partial.end / SAMPLE_RATE
-        self._event_log.publish_partial(start, end, partial.text, partial.stable, partial.language)
+            self._event_log.publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language))
 
     # -- ends ----------------------------------------------------------------------------------------------------
 

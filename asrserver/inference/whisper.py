@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ctranslate2
@@ -99,6 +100,27 @@ class Hypothesis:
     words: list[Word] = field(default_factory=list)
 
 
+def languages_of(path: Path) -> list[str]:
+    """Codes of the languages that the model in a directory knows, sorted, without loading it.
+
+    Raises:
+        ModelError: Its files cannot be read.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+        return sorted(_language_tokens(tokenizer, orjson.loads((path / "config.json").read_bytes())))
+    except Exception as exc:  # tokenizers raises bare Exception
+        raise ModelError(f"{path} is not a Whisper model: {str(exc).strip().splitlines()[0]}") from exc
+
+
+def _language_tokens(tokenizer: Any, config: dict[str, Any]) -> dict[str, int]:
+    """Language code → token. OpenAI's English-only models have these tokens too, but were not trained with them."""
+    numbers = config.get("lang_ids") or []
+    if tokenizer.token_to_id("<|startoftranscript|>") == ENGLISH_ONLY_START:
+        return {"en": -1}
+    return {str(tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
+
+
 def window_for(seconds: float, policy: str, margin: float = DEMO.margin) -> int:
     """Choose the window for a stretch of speech.
 
@@ -173,13 +195,18 @@ class Whisper:
         self._eot = self._token("<|endoftext|>")
         self._previous = self._token("<|startofprev|>")
         self._no_timestamps = self._token("<|notimestamps|>")
-        self._languages = self._language_tokens(config)
+        self._languages = _language_tokens(self._tokenizer, config)
         languages = set(self._languages.values())
         self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
         # A prompt is needed twice per window, the first time to see which rows may share a call, and a session's prompt
         # never changes.
         self._encode_text = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._tokens)
         self._start = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._start_tokens)
+
+    @property
+    def compute_type(self) -> str:
+        """The compute type that CTranslate2 uses."""
+        return str(self._model.compute_type)
 
     @property
     def languages(self) -> list[str]:
@@ -191,13 +218,6 @@ class Whisper:
         if number is None:
             raise ModelError(f"model {self.name!r} is not a Whisper model: its tokenizer has no {text}")
         return int(number)
-
-    def _language_tokens(self, config: dict[str, Any]) -> dict[str, int]:
-        """Language code → token. OpenAI's English-only models have these tokens too, but were not trained with them."""
-        numbers = config.get("lang_ids") or []
-        if self._sot == ENGLISH_ONLY_START:
-            return {"en": -1}
-        return {str(self._tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
 
     # -- one batch -----------------------------------------------------------------------------------------------
 

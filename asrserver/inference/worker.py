@@ -15,10 +15,13 @@ from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
+from asrserver.inference.engines import Engines
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.whisper import Whisper
+from asrserver.inference.turns import Turns
+from asrserver.inference.whisper import Whisper, languages_of
+from asrserver.models import find_model
 from asrserver.process.aio import cancelled
 from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.telemetry import metrics
@@ -27,32 +30,66 @@ log = logging.getLogger("asrserver.worker")
 
 
 def load_model(settings: Settings) -> Whisper:
-    """Load the model that the settings name.
+    """Load the first model that the settings name, and look at the others.
 
     Raises:
-        ModelError: It cannot be found or loaded.
+        ModelError: One cannot be found, or the first cannot be loaded.
     """
-    return Whisper(settings.model, settings.device, settings.compute_type, settings.threads, settings.beam_size)
+    first, *others = settings.models
+    for name in others:
+        languages_of(find_model(name).path)
+    return _load(settings, first)
 
 
-def make_recogniser(settings: Settings, model: Whisper, hold: Callable[[str, list[str]], None]) -> Recogniser:
+def _load(settings: Settings, name: str) -> Whisper:
+    return Whisper(name, settings.device, settings.compute_type, settings.threads, settings.beam_size)
+
+
+def make_recogniser(
+    settings: Settings, model: Whisper, hold: Callable[[str, list[str]], None], turns: Turns | None = None
+) -> Recogniser:
     """What the sessions of a worker share, as the settings ask for it. Must be called in the event loop.
 
     Args:
         settings: The server's settings.
         model: The loaded model.
         hold: Told the labels in hand before each native call, and none after it (see InFlight).
+        turns: Those of the engines that share the device.
     """
     partials = PartialScheduler()
     return Recogniser(
-        Engine(model, settings.batch_size, hold, partials),
+        Engine(model, settings.batch_size, hold, partials, turns),
         partials,
         window=settings.window,
-        silence=settings.silence or model.profile.silence,
+        silence=settings.silence,
         max_seconds=settings.max_utterance,
         threads=1 if model.device == "cpu" else 4,
         hold=hold,
         context=settings.context == "on",
+    )
+
+
+def make_engines(
+    settings: Settings, recogniser: Recogniser, hold: Callable[[str, list[str]], None], turns: Turns
+) -> Engines:
+    """The engines of a worker: the recogniser's own, and those of its further models when they are loaded.
+
+    Args:
+        settings: The server's settings.
+        recogniser: That of the first model.
+        hold: Told the labels in hand before each native call, and none after it (see InFlight).
+        turns: Those of the recogniser's engine.
+
+    Raises:
+        ModelError: A model cannot be found.
+    """
+    return Engines(
+        recogniser.engine,
+        [find_model(name) for name in settings.models],
+        load=lambda model: _load(settings, model.name),
+        start=lambda model: Engine(model, settings.batch_size, hold, recogniser.partials, turns),
+        hold=hold,
+        ttl=settings.model_ttl,
     )
 
 
@@ -78,29 +115,29 @@ async def run_worker(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     in_flight = InFlight(in_hand)
-    recogniser = make_recogniser(settings, model, in_flight.hold)
-    engine, partials = recogniser.engine, recogniser.partials
-    broker = WorkerBroker(settings.redis, name)
+    turns = Turns()
+    recogniser = make_recogniser(settings, model, in_flight.hold, turns)
+    engines = make_engines(settings, recogniser, in_flight.hold, turns)
+    broker = WorkerBroker(settings.redis, name, engines.names)
     await broker.open()
     consumer = SessionConsumer(
-        broker, recogniser, partials, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog
+        broker, recogniser, engines, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog
     )
     tasks = [
         loop.create_task(consumer.run(), name="consumer"),
         loop.create_task(broker.listen_for_ends(consumer.on_end), name="session-ends"),
-        loop.create_task(_send_heartbeats(broker, recogniser, consumer), name="heartbeats"),
+        loop.create_task(_send_heartbeats(broker, recogniser, engines, consumer), name="heartbeats"),
         loop.create_task(_report_alive(settings, in_flight, alive), name="alive"),
     ]
     ready()
-    log.info("worker %s ready: model=%s device=%s", name, model.name, model.device)
+    log.info("worker %s ready: model=%s device=%s", name, ",".join(engines.names), model.device)
     stopped = loop.create_task(stop.wait(), name="stop-signal")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
     await consumer.stop(settings.drain_timeout)
     await cancelled(tasks)
     await broker.deregister()
-    engine.stop(1.0)
-    engine.recognised.flush()
+    engines.stop(1.0)
     recogniser.close()
     await broker.close()
     for task in failed:
@@ -116,34 +153,38 @@ async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable
         await asyncio.sleep(min(HEARTBEAT_EVERY, settings.hang_timeout / 4))
 
 
-async def _send_heartbeats(broker: WorkerBroker, recogniser: Recogniser, consumer: SessionConsumer) -> None:
-    """Publish the worker's state, set its metrics, and hand a session back if it is behind."""
-    engine, partials = recogniser.engine, recogniser.partials
+async def _send_heartbeats(
+    broker: WorkerBroker, recogniser: Recogniser, engines: Engines, consumer: SessionConsumer
+) -> None:
+    """Publish the worker's state, set its metrics, unload idle models, hand a session back if it is behind."""
+    model, partials = recogniser.engine.model, recogniser.partials
     before = (0.0, 0.0)
     while True:
-        before = _flush_metrics(engine, consumer, before)
+        before = _flush_metrics(engines, consumer, before)
         broker.heartbeat(
             {
                 "pid": os.getpid(),
                 "host": socket.gethostname(),
-                "model": engine.model.name,
-                "device": engine.model.device,
-                "languages": engine.model.languages,
+                "model": model.name,
+                "device": model.device,
+                "languages": model.languages,
+                "models": engines.describe(),
                 "sessions": len(consumer.sessions),
                 "streams": consumer.streams,
                 "finished": consumer.finished,
                 "backlog": round(consumer.backlog, 1),
-                "queue": engine.waiting,
-                "queue_age": round(engine.queue_age, 3),
-                "batch_size": engine.last_batch,
-                "speech_seconds": round(engine.speech_seconds, 1),
+                "queue": engines.waiting,
+                "queue_age": round(engines.queue_age, 3),
+                "batch_size": recogniser.engine.last_batch,
+                "speech_seconds": round(engines.speech_seconds, 1),
                 "partials": partials.drafts,
                 "partial_interval": round(partials.interval(PARTIAL_INTERVAL), 2),
-                "stable_words": recogniser.stable_words,
-                "revised_words": recogniser.revised_words,
-                "real_time_factor": round(engine.busy_seconds / max(engine.speech_seconds, 0.001), 4),
+                "stable_words": recogniser.words.stable,
+                "revised_words": recogniser.words.revised,
+                "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
             },
         )
+        await engines.unload_idle()
         try:
             await consumer.hand_back()
         except Unavailable as exc:
@@ -151,19 +192,19 @@ async def _send_heartbeats(broker: WorkerBroker, recogniser: Recogniser, consume
         await asyncio.sleep(HEARTBEAT_EVERY)
 
 
-def _flush_metrics(engine: Engine, consumer: SessionConsumer, before: tuple[float, float]) -> tuple[float, float]:
+def _flush_metrics(engines: Engines, consumer: SessionConsumer, before: tuple[float, float]) -> tuple[float, float]:
     """Flush the counters and set the gauges.
 
     Args:
-        engine: Its counters are flushed.
+        engines: Their counters are flushed.
         consumer: Its sessions are counted.
         before: What the last call returned.
 
     Returns:
-        The engine's (busy seconds, speech seconds).
+        The engines' (busy seconds, speech seconds).
     """
-    engine.recognised.flush()
-    now = (engine.busy_seconds, engine.speech_seconds)
+    engines.flush_metrics()
+    now = (engines.busy_seconds, engines.speech_seconds)
     metrics.worker_sessions.set(len(consumer.sessions))
     metrics.worker_backlog.set(consumer.backlog)
     if now[1] > before[1]:

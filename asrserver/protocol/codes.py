@@ -71,6 +71,9 @@ CODES: dict[str, ErrorCode] = {
     "not_streamable": ErrorCode("The file cannot be decoded piece by piece: send it as one chunk."),
     "utterance_too_long": ErrorCode("The chunk decodes to more than `max_utterance` seconds of audio."),
     "audio_rejected": ErrorCode("Three workers died with this audio in hand: it is not tried again."),
+    "model_unavailable": ErrorCode(
+        "The model that the session names cannot be loaded, and the session was ended; the server's log has the reason."
+    ),
     "recognition_failed": ErrorCode("The recogniser failed on this audio; the server's log has the reason."),
     # -- not now: try again
     "overloaded": ErrorCode("There is no room for a new session: too much audio waits to be recognised.", (503,)),

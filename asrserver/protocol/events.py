@@ -240,10 +240,12 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         session_id: Its id, the client's or the server's own.
         queued: Sessions that wait for a worker before this one; None where the client did not ask.
+        model: The model that will recognise it; None where that depends on the worker that takes it.
     """
 
     session_id: str
     queued: int | None = None
+    model: str | None = None
 
 
 class Resumed(msgspec.Struct, frozen=True, kw_only=True):

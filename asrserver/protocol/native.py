@@ -232,6 +232,8 @@ def _started(event: Started) -> dict[str, Any]:
     message: dict[str, Any] = {"type": "ack", "session_id": event.session_id, "status": "session_started"}
     if event.queued is not None:
         message["queued"] = event.queued
+    if event.model is not None:
+        message["model"] = event.model
     return message
 
 

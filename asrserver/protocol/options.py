@@ -26,6 +26,9 @@ PARTIAL_INTERVAL = 0.5
 #: Longest prompt and list of hot words, in characters.
 MAX_TEXT = 1000
 
+#: Longest name of a model, in characters: a directory is one.
+MAX_NAME = 1000
+
 MODES = ("auto", "chunk", "stream")
 FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le")
 TASKS = ("transcribe", "translate")
@@ -51,6 +54,7 @@ class Options(msgspec.Struct, frozen=True):
         partial_interval: Seconds between partial results of a segment; 0.1 to 10. Under load they come less often.
         silence: Seconds of quiet that end a segment; 0.1 to 5. None: the worker's setting.
         word_timestamps: Whether segments come with their words and their times.
+        model: Name of the model that recognises it; None: that of whichever worker takes it.
     """
 
     mode: str = "auto"
@@ -65,6 +69,7 @@ class Options(msgspec.Struct, frozen=True):
     partial_interval: float = PARTIAL_INTERVAL
     silence: float | None = None
     word_timestamps: bool = False
+    model: str | None = None
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -96,6 +101,8 @@ class Options(msgspec.Struct, frozen=True):
         for name, value in (("prompt", options.prompt), ("hotwords", options.hotwords)):
             if not isinstance(value, str) or len(value) > MAX_TEXT or "\x00" in value:
                 raise _bad(name, f"must be a text of at most {MAX_TEXT} characters")
+        if options.model is not None and not (isinstance(options.model, str) and 0 < len(options.model) <= MAX_NAME):
+            raise _bad("model", f"must be the name of a model, of at most {MAX_NAME} characters, or null")
         return options
 
     @property

@@ -451,7 +451,7 @@ def worker_count(settings: Settings) -> int:
         return settings.workers
     if settings.device == "cuda":
         return max(1, len(gpu_indexes()))
-    taken = settings.gateways if settings.model == "demo" else 0
+    taken = settings.gateways if settings.models == ["demo"] else 0
     return max(1, math.floor(available_cpus()) - taken)
 
 

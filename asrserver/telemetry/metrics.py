@@ -94,6 +94,7 @@ recordings_lost = _counter("recordings_lost", "Recordings that were given up, by
 
 worker_sessions = _gauge("worker_sessions", "Sessions owned by workers.")
 worker_backlog = _gauge("worker_backlog_seconds", "Seconds of audio that workers have read and not yet recognised.")
+model_info = _gauge("model_info", "Workers that have a model loaded.", "model", "device", "compute_type")
 queue_seconds = _histogram("queue_seconds", "Time that a window of speech waits for the engine.")
 decode_seconds = _histogram("decode_seconds", "Duration of one call of the model.")
 batch_size = _histogram("batch_size", "Windows in one call of the model.", (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64))

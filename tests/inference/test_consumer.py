@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 
 from asrserver.broker.replies import Entry
+from asrserver.errors import AsrError
 from asrserver.inference.consumer import (
     IN_TRANSIT_SECONDS,
     MAX_GROUPS,
@@ -60,8 +63,8 @@ def consumer_of(live: int, others: int = 0, backlog: float = 0.0) -> tuple[Sessi
     shelf = Shelf()
     consumer = SessionConsumer(
         shelf,  # type: ignore[arg-type]
+        SimpleNamespace(partials=PartialScheduler()),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
-        PartialScheduler(),
         url="redis://",
         lease=10,
         max_backlog=30,
@@ -156,11 +159,80 @@ async def test_audio_in_transit_is_no_backlog() -> None:
     assert consumer.backlog == 4 * IN_TRANSIT_SECONDS / 2
 
 
+class NamedSession:
+    """A session that names a model, as far as the consumer deals with that."""
+
+    sid, model, backlog, is_streaming = "s", "tiny.en", 100.0, False
+
+    def __init__(self, **fields: str) -> None:
+        self.claim = SimpleNamespace(fields=fields, task="1-0")
+        self.done: list[object] = []
+
+    def recognise_with(self, recogniser: object) -> None:
+        self.done.append(recogniser)
+
+    async def run(self) -> None:
+        self.done.append("run")
+
+    async def fail(self, error: AsrError) -> None:
+        self.done.append(error.code)
+
+
+class OneEngine:
+    """Engines of which one can be used."""
+
+    def __init__(self) -> None:
+        self.using = 0
+
+    @asynccontextmanager
+    async def use(self, name: str, _session: str) -> AsyncIterator[str]:
+        if name != "tiny.en":
+            raise AsrError("unknown_model", "no")
+        self.using += 1
+        yield name
+        self.using -= 1
+
+
+async def test_a_session_is_recognised_with_its_model_or_ended() -> None:
+    """It is ended if its model is not there, and if three workers died while they loaded it."""
+    consumer, _ = consumer_of(0)
+    consumer._engines = engines = OneEngine()  # type: ignore[assignment]
+    consumer._recogniser = SimpleNamespace(using=lambda engine: f"with {engine}")  # type: ignore[assignment]
+    good, unknown, killer = NamedSession(**{"strike:0-1": "2"}), NamedSession(), NamedSession(**{"strike:0-1": "3"})
+    unknown.model = "large"
+    for session in (good, unknown, killer):
+        await consumer._recognise(session)  # type: ignore[arg-type]
+    assert (good.done, unknown.done, killer.done) == (["with tiny.en", "run"], ["unknown_model"], ["model_unavailable"])
+    assert engines.using == 0
+
+
+async def test_a_session_is_handed_back_only_where_another_worker_offers_its_model() -> None:
+    consumer, shelf = consumer_of(0)
+    other: dict[str, object] = {"name": "other", "backlog": 0.0}
+    released: list[str] = []
+
+    async def heartbeats(_kind: str) -> list[dict[str, object]]:
+        return [other]
+
+    async def release(tasks: list[str]) -> int:
+        released.extend(tasks)
+        return len(tasks)
+
+    shelf.status = SimpleNamespace(heartbeats=heartbeats)  # type: ignore[attr-defined]
+    shelf.release = release  # type: ignore[attr-defined]
+    consumer.sessions.update({"one": NamedSession(), "two": NamedSession()})  # type: ignore[dict-item]
+    for models, expected in (([{"name": "base"}], []), ([{"name": "base"}, {"name": "tiny.en"}], ["1-0"])):
+        other["models"] = models
+        await consumer.hand_back()
+        assert released == expected
+
+
 @pytest.mark.gen_test
 async def test_sessions_may_be_lost_while_one_is_handed_back(servers: Servers) -> None:
     """A worker woken from a long stop is behind; while it asks for others' room, it loses all its sessions."""
 
     class Behind:
+        model = None
         backlog = 100.0
         is_streaming = False
 
@@ -175,8 +247,8 @@ async def test_sessions_may_be_lost_while_one_is_handed_back(servers: Servers) -
 
     consumer = SessionConsumer(
         Away(),  # type: ignore[arg-type]
+        SimpleNamespace(partials=PartialScheduler()),  # type: ignore[arg-type]
         None,  # type: ignore[arg-type]
-        PartialScheduler(),
         url=servers.redis.url,
         lease=10,
         max_backlog=30,

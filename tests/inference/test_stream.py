@@ -177,7 +177,7 @@ async def test_partials_settle(
     assert stable.keys() <= ended
     settled = sum(len(text.split()) for text in stable.values())
     assert settled > 5
-    assert recogniser.stable_words == settled
+    assert recogniser.words.stable == settled
     kept = sum(segment["text"].startswith(stable.get(segment["start"], "")) for segment in segments(events))
     assert kept >= len(said) - 1
 

@@ -38,7 +38,8 @@ PASSED_ON = {
     "asrserver/handlers/multiplex.py": {"BadRequest(*self._ended[sid], **where)"},
     "asrserver/handlers/connection.py": {"self.sessions.detach(event.session_id, code, message)"},
     "asrserver/inference/event_log.py": {
-        "ErrorEvent(**common, code=error.code, message=error.message, chunk_index=index, received=received)"
+        "ErrorEvent(**common, code=error.code, message=error.message, chunk_index=index, received=received)",
+        "AsrError(error.code, f'chunk {index}: {error.message}')",
     },
     "asrserver/protocol/events.py": {"cls(code=error.code, message=error.message, **where | error.details)"},
 }

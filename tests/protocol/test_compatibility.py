@@ -137,7 +137,7 @@ def test_options_are_understood(was: Recorded) -> None:
     text = was["hash"]["options"]
     options = codec.decode_options(text)
     assert Options.parse(json.loads(text)) == options
-    assert json.loads(codec.encode_options(options)) == json.loads(text)
+    assert json.loads(codec.encode_options(options)) == {"model": None, **json.loads(text)}  # it is newer
 
 
 # -- today's events in the last release's code
