@@ -10,7 +10,7 @@ import av
 import numpy as np
 from av.audio.plane import AudioPlane
 
-from asrserver.audio import bounds, pcm
+from asrserver.audio import bounds, pcm, wav
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import Samples
@@ -66,7 +66,8 @@ class Codec:
             (mono samples, samples per second) of each frame; None if the packet cannot be decoded.
         """
         if self._context is None:
-            samples = pcm.samples(data or b"", self._track.codec, self._track.channels)
+            block = wav.pair_block(self._track.rate, self._track.channels)
+            samples = pcm.samples(data or b"", self._track.codec, self._track.channels, block)
             return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
             return []  # FFmpeg would take it for the end
@@ -106,8 +107,8 @@ def _context(track: Track) -> Any:
 def mixed(frame: av.AudioFrame) -> Samples:
     """Mix a frame's channels to mono.
 
-    One or two channels, or channels of no known layout, become their mean; those of more than two loudspeakers (5.1)
-    their sum with the gains of `_GAINS`.
+    Two channels are mixed by `pcm.pair`. Channels of no known layout become their mean; those of more than two
+    loudspeakers (5.1) their sum with the gains of `_GAINS`.
 
     Returns:
         Samples at the frame's own rate.
@@ -125,7 +126,9 @@ def mixed(frame: av.AudioFrame) -> Samples:
             planes = list(_floats(frame, 0, frame.samples * channels).reshape(-1, channels).T)
         if channels == 1:
             return planes[0]
-        gains = _gains(layout.name) if channels > 2 else None
+        if channels == 2:
+            return pcm.pair(planes[0], planes[1], len(planes[0]))
+        gains = _gains(layout.name)
         return pcm.mean(planes) if gains is None else _weighed(gains, planes)
 
 

@@ -25,6 +25,9 @@ CODECS: dict[str, np.dtype[Any]] = {
     "pcm_f64le": np.dtype("<f8"),
 }
 
+#: Channels are opposed if their difference has at least so many times the power of their sum.
+_OPPOSED = np.float32(16)
+
 #: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.
 _LOUDEST = np.float32(8.0)
 
@@ -85,8 +88,9 @@ class PcmDecoder:
         self._codec = codec
         self._channels = channels
         self._frame = wav.WIDTHS[codec] * channels
+        self._block = self._frame * wav.pair_block(sample_rate, channels)
         self._resampler = Resampler(sample_rate)
-        self.rest = b""  # of a sample whose remaining bytes have not come
+        self.rest = b""  # of a sample, or of a block of two channels, whose remaining bytes have not come
 
     @property
     def bytes_per_second(self) -> int:
@@ -97,14 +101,18 @@ class PcmDecoder:
         """Return the samples that these bytes complete."""
         if self.rest:
             data = self.rest + data
-        whole = len(data) - len(data) % self._frame
+        whole = len(data) - len(data) % self._block
         self.rest = data[whole:]
-        return self._resampler.feed(samples(data, self._codec, self._channels))
+        return self._resampler.feed(self._samples(data[:whole]))
 
     def flush(self) -> Samples:
-        """Return what the resampler still holds; an incomplete sample is dropped. A new recording may follow."""
-        self.rest = b""
-        return self._resampler.flush()
+        """Return what is still held; an incomplete sample is dropped. A new recording may follow."""
+        last, self.rest = self._resampler.feed(self._samples(self.rest)), b""
+        tail = self._resampler.flush()
+        return np.concatenate([last, tail]) if len(last) else tail
+
+    def _samples(self, data: bytes) -> Samples:
+        return samples(data, self._codec, self._channels, self._block // self._frame)
 
 
 def repaired(samples: Samples) -> Samples:
@@ -118,13 +126,14 @@ def repaired(samples: Samples) -> Samples:
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
 
-def samples(data: bytes, codec: str, channels: int) -> Samples:
+def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
     """Convert interleaved PCM to mono samples within ±1 at its own rate.
 
     Args:
         data: The bytes; an incomplete frame at their end is ignored.
         codec: One of CODECS.
-        channels: Number of channels, which are mixed to their mean.
+        channels: Number of channels, which are mixed: two by `pair`, more to their mean.
+        block: Samples of each channel for which `pair` decides.
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
     if codec == "pcm_s24le":  # to the upper three bytes of 32 bits
@@ -142,7 +151,33 @@ def samples(data: bytes, codec: str, channels: int) -> Samples:
         if codec == "pcm_u8":
             found -= 128
         found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
-    return found if channels == 1 else mean(found.reshape(-1, channels).T)
+    if channels == 1:
+        return found
+    rows = found.reshape(-1, channels).T
+    return pair(rows[0], rows[1], block) if channels == 2 else mean(rows)
+
+
+def pair(left: Samples, right: Samples, block: int) -> Samples:
+    """Mix two channels to their mean, or to half their difference where they are opposed.
+
+    A microphone with one wire crossed, or a balanced line in a stereo jack, gives a channel that is the other inverted:
+    their mean is silence.
+
+    Args:
+        left: One channel.
+        right: The other.
+        block: Samples for which it is decided. The last may be fewer.
+    """
+    mixed = (left + right) * np.float32(0.5)
+    if not len(left) or (float(np.dot(left, right)) >= 0 and len(left) <= block):
+        return mixed
+    starts = np.arange(0, len(left), max(1, block))
+    both, power = (np.add.reduceat(values, starts) for values in (left * right, left * left + right * right))
+    opposed = power - 2 * both > _OPPOSED * (power + 2 * both) + np.float32(1e-12)
+    if opposed.any():
+        sizes = np.diff(np.append(starts, len(left)))
+        mixed = np.where(np.repeat(opposed, sizes), (left - right) * np.float32(0.5), mixed)
+    return mixed
 
 
 def mean(channels: Sequence[Samples] | Samples) -> Samples:

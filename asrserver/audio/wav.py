@@ -85,6 +85,14 @@ class Header:
     size: int | None  #: bytes of samples; None: up to the end of the file
 
 
+def pair_block(rate: int, channels: int) -> int:
+    """The samples of each channel that must be converted together, counted from the beginning of a recording.
+
+    Two channels are mixed by blocks of 20 ms (pcm.pair), whichever way the bytes are cut.
+    """
+    return max(1, rate // 50) if channels == 2 else 1
+
+
 def is_riff(data: bytes | bytearray) -> bool:
     """Whether bytes begin a WAV file; the first RIFF_HEADER of them are enough."""
     return data[:4] == b"RIFF" and data[8:12] == b"WAVE"

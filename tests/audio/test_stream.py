@@ -76,18 +76,27 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
 
 def test_a_resume_point_of_plain_pcm_is_exact() -> None:
     """There is a point for every sample, also after an earlier point."""
-    decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 2)
-    decoder.feed(bytes(4 * 1000 + 3))
+    decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 1)
+    decoder.feed(bytes(2 * 1000 + 1))
     assert [(one.offset, one.sample) for one in map(decoder.resume_point, (-5, 0, 777, 2000))] == [
-        (0, 0), (0, 0), (4 * 777, 777), (4 * 1000, 1000),
+        (0, 0), (0, 0), (2 * 777, 777), (2 * 1000, 1000),
     ]  # fmt: skip
     successor = resume_decoder(decoder.resume_point(777))
-    successor.feed(bytes(4 * 23 + 1))
+    successor.feed(bytes(2 * 23 + 1))
     assert successor.position == 800
     assert [(one.offset, one.sample) for one in map(successor.resume_point, (0, 790))] == [
-        (4 * 777, 777),
-        (4 * 790, 790),
+        (2 * 777, 777),
+        (2 * 790, 790),
     ]
+
+
+def test_a_resume_point_of_stereo_is_the_beginning_of_a_block() -> None:
+    """How two channels are mixed is decided for 20 ms at a time."""
+    decoder = open_decoder("pcm_s16le", SAMPLE_RATE, 2)
+    decoder.feed(bytes(4 * 1000))
+    assert decoder.position == 960
+    assert decoder.resume_point(777).sample == 640
+    assert len(decoder.flush()) == 40
 
 
 def test_pcm_that_is_no_number() -> None:

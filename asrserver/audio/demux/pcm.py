@@ -21,12 +21,20 @@ class Pcm(Demuxer):
         if self.track is None:
             self.track = self._track
             return self.track
-        return self._samples(len(self._buffer))
+        return self._samples(len(self._buffer), self._ended)
 
-    def _samples(self, available: int) -> Packet | None:
+    def _samples(self, available: int, last: bool) -> Packet | None:
+        """Return a packet of samples.
+
+        Args:
+            available: Their bytes at hand.
+            last: No more follow in this recording. Otherwise the packet has whole blocks, so that what becomes of two
+                channels does not depend on how the stream is cut.
+        """
         assert self.track is not None
-        length = min(available, self.track.frame * self.track.rate)
-        length -= length % self.track.frame
+        unit = self.track.frame * wav.pair_block(self.track.rate, self.track.channels)
+        length = min(available, max(unit, self.track.frame * self.track.rate))
+        length -= length % (self.track.frame if last and available < unit else unit)
         if not length:
             return None
         packet = Packet(bytes(self._buffer[:length]), self.offset)
@@ -106,10 +114,10 @@ class Wav(Pcm):
     def _data(self) -> Track | Packet | None:
         assert self.track is not None
         if not self.track.end:
-            return self._samples(len(self._buffer))
+            return self._samples(len(self._buffer), self._ended)
         left = self.track.end - self.offset
         if left >= self.track.frame:
-            return self._samples(min(left, len(self._buffer)))
+            return self._samples(min(left, len(self._buffer)), self._ended or left <= len(self._buffer))
         self._in_data = False
         self._drop(left + (self.track.end - self.start) % 2)
         return self._next()
