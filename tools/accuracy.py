@@ -35,7 +35,7 @@ from evaluation.delays import delays_of, speech_of, total_delays
 from evaluation.inprocess import InProcess
 from evaluation.limits import broken_limits
 from evaluation.offline import Offline
-from evaluation.recognition import Recogniser, Recognition, judge
+from evaluation.recognition import Mode, Recognition, judge
 from evaluation.report import SCORES, delay_rows, score_row, total
 from evaluation.scoring import Score
 from evaluation.served import MAX_CHUNK, Served, served
@@ -94,9 +94,9 @@ def offline_of(options: argparse.Namespace) -> Offline:
     return Offline(options.model, compute_type, threads, options.beam, options.language == "given")
 
 
-def recognisers(options: argparse.Namespace, stack: ExitStack) -> dict[str, Recogniser]:
+def modes_of(options: argparse.Namespace, stack: ExitStack) -> dict[str, Mode]:
     """The modes that were asked for; what they start is stopped with the stack."""
-    modes: dict[str, Recogniser] = {}
+    modes: dict[str, Mode] = {}
     server: InProcess | Served
     if {"auto", "stream"} & set(options.mode):
         given = options.language == "given"
@@ -104,17 +104,17 @@ def recognisers(options: argparse.Namespace, stack: ExitStack) -> dict[str, Reco
             settings = replace(Settings(), **{"threads": os.cpu_count() or 1, **worker_settings(options)}, device="cpu")
             server = InProcess(load_model(settings), settings, given)
             stack.callback(server.close)
-            modes |= {"auto": Recogniser(server.auto), "stream": Recogniser(server.stream)}
+            modes |= {"auto": Mode(server.auto), "stream": Mode(server.stream)}
         else:
             server = stack.enter_context(served(server_arguments(options), given, options.speed, options.partials))
             cpu = server.cpu_seconds
             modes |= {
-                "auto": Recogniser(server.auto, cpu, options.streams),
-                "stream": Recogniser(server.stream, cpu, options.streams),
+                "auto": Mode(server.auto, cpu, options.streams),
+                "stream": Mode(server.stream, cpu, options.streams),
             }
     if {"offline", "offline-vad"} & set(options.mode):
         offline = offline_of(options)
-        modes |= {"offline": Recogniser(offline.plain), "offline-vad": Recogniser(offline.with_vad)}
+        modes |= {"offline": Mode(offline.plain), "offline-vad": Mode(offline.with_vad)}
     return {mode: modes[mode] for mode in options.mode}
 
 
@@ -202,25 +202,25 @@ async def measure(options: argparse.Namespace, corpus: list[Take]) -> Rows:
     rows: Rows = []
     main = spoken_language(corpus)
     with ExitStack() as stack:
-        modes = recognisers(options, stack)
+        modes = modes_of(options, stack)
         print(SCORES)
         for condition in options.conditions:
             takes = CONDITIONS[condition](corpus, options.joined_minutes)
             if not takes:
                 print(f"{condition:<16}no recordings", flush=True)
                 continue
-            for mode, recogniser in modes.items():
-                found, cost = await recogniser.recognise_all(takes)
-                new = report(condition, mode, takes, found, cost, main)
+            for name, mode in modes.items():
+                found, cost = await mode.recognise_all(takes)
+                new = report(condition, name, takes, found, cost, main)
                 rows += new
                 if options.verbose:
                     print_wrong(new)
         if options.baseline:
             rows += earlier(options, rows)
-        for mode in MODES:
-            checked = [score for (_, of), score in scores_of(rows).items() if of == mode]
+        for name in MODES:
+            checked = [score for (_, of), score in scores_of(rows).items() if of == name]
             if checked:
-                print(score_row("all", mode, total(checked)))
+                print(score_row("all", name, total(checked)))
     return rows
 
 

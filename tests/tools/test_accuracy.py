@@ -17,7 +17,7 @@ from evaluation.conditions import joined
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import Delays, delays_of, speech_of
 from evaluation.inprocess import InProcess, wav
-from evaluation.recognition import Recogniser, Recognition, judge
+from evaluation.recognition import Mode, Recognition, judge
 from evaluation.scoring import Score
 from evaluation.served import Served
 from numpy.random import default_rng
@@ -229,7 +229,7 @@ def test_streams_are_carried_if_their_segments_come_in_time() -> None:
 @pytest.mark.gen_test(timeout=120)
 async def test_a_server_is_measured_as_its_clients_use_it(shared: System, utterances: list[Take]) -> None:
     server = Served(shared.url, f"http://127.0.0.1:{shared.port}", False, 1.0, True)
-    auto, cost = await Recogniser(server.auto, server.cpu_seconds, 2).recognise_all(utterances)
+    auto, cost = await Mode(server.auto, server.cpu_seconds, 2).recognise_all(utterances)
     assert [one.text for one in auto] == [take.text for take in utterances], "each at its place"
     assert cost > 0
     recording = joined(utterances, 0.1, (1.0, 2.0), default_rng(1))

@@ -28,8 +28,8 @@ class Recognition:
 
 
 @dataclass
-class Recogniser:
-    """A way to recognise recordings.
+class Mode:
+    """A way to recognise recordings, whatever stands behind it.
 
     Attributes:
         recognise: Recognises one.
