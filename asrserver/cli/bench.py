@@ -94,6 +94,8 @@ def bench(
         raise click.ClickException(
             f"{exc.name} is not installed: asrserver bench needs the extra (pip install 'asrserver[loadtest]')"
         ) from None
+    if "," in options["model"]:
+        raise click.ClickException(f"--model {options['model']}: one model is measured at a time")
     began = time.monotonic()
     raise_file_limit()
     if (load := os.getloadavg()[0]) > BUSY_SHARE * available_cpus():

@@ -77,6 +77,7 @@ class Engine:
     Attributes:
         recognised: Counters of calls and speech.
         busy_seconds: Time spent in calls.
+        wasted_seconds: Time of them that went into decodings that were thrown away.
         speech_seconds: Speech in finals recognised.
         last_batch: Rows of the last call.
     """
@@ -111,6 +112,7 @@ class Engine:
         self._stopping = False
         self.recognised = metrics.EngineMetrics()
         self.busy_seconds = 0.0
+        self.wasted_seconds = 0.0
         self.speech_seconds = 0.0
         self.last_batch = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -167,15 +169,24 @@ class Engine:
                     batch = [job for job in self._next_batch() if not job.future.cancelled()] if self._jobs else []
                 if not batch:
                     continue
-                began = time.monotonic()
+                began, before = time.monotonic(), self._model.wasted_seconds
                 results = self._recognise(batch)
-                took = time.monotonic() - began
+                took, wasted = time.monotonic() - began, self._model.wasted_seconds - before
             self._row_seconds += SMOOTHING * (took / len(batch) - self._row_seconds)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took)
+                self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took, wasted)
+
+    def throw_away(self, seconds: float) -> None:
+        """Count decoding whose result is not used.
+
+        Args:
+            seconds: The engine's time that it took.
+        """
+        self.wasted_seconds += seconds
+        self.recognised.throw_away(seconds)
 
     def _deliver(
-        self, batch: list[DecodeJob], results: list[Hypothesis | Exception], began: float, took: float
+        self, batch: list[DecodeJob], results: list[Hypothesis | Exception], began: float, took: float, wasted: float
     ) -> None:
         """In the event loop, after a call: count it and hand out its results."""
         finals = [job for job in batch if job.priority <= Priority.FINAL]
@@ -187,12 +198,15 @@ class Engine:
         drafts = len(batch) - len(finals)
         waited = max((began - job.queued for job in finals), default=0.0)
         self._partials.call_ended(took * drafts / len(batch), drafts, took, waited)
+        self.throw_away(wasted)
+        each = (took - wasted) / len(batch)
         for job, result in zip(batch, results, strict=True):
             if job.future.done():
-                continue  # its session was dropped
-            if isinstance(result, Exception):
+                self.throw_away(each)  # its session was dropped, or its segment went on
+            elif isinstance(result, Exception):
                 job.future.set_exception(result)
             else:
+                result.took = each
                 job.future.set_result(result)
 
     def _max_batch(self) -> int:

@@ -211,7 +211,7 @@ class SegmentRecogniser:
                 task = speculation[1]
             else:
                 if speculation is not None:
-                    speculation[1].cancel()
+                    self._drop(speculation[1])
                 task = self._recognise(speech, label, alone)
             self._waiting.append((speech, task))
 
@@ -324,8 +324,15 @@ class SegmentRecogniser:
 
     def _cancel_speculation(self) -> None:
         if self._speculation is not None:
-            self._speculation[1].cancel()
+            self._drop(self._speculation[1])
             self._speculation = None
+
+    def _drop(self, task: asyncio.Task[Hypothesis]) -> None:
+        """Do without a decoding, which may be over."""
+        if not task.done():
+            task.cancel()
+        elif not task.cancelled() and task.exception() is None:
+            self._recogniser.engine.throw_away(task.result().took)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
         end = speech.end
@@ -346,6 +353,7 @@ class SegmentRecogniser:
         except Exception:
             return  # the engine has logged it, and drafts are optional
         if growing is not self._growing or not found.text or self._publish is None:
+            self._recogniser.engine.throw_away(found.took)
             return
         agreement = growing.agreement
         if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / SAMPLE_RATE):

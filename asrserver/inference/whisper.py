@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class Hypothesis:
         language_probability: 0 to 1; 1 if the language was requested.
         confidence: Mean probability of a token, 0 to 1.
         words: The words, if requested. Their times are seconds from the start of the window.
+        took: Seconds of the engine's time, without retries. Set by the engine.
     """
 
     text: str
@@ -98,6 +100,7 @@ class Hypothesis:
     language_probability: float
     confidence: float
     words: list[Word] = field(default_factory=list)
+    took: float = 0.0
 
 
 def languages_of(path: Path) -> list[str]:
@@ -159,6 +162,7 @@ class Whisper:
         device: "cpu" or "cuda".
         n_mels: Mel bands of its features.
         profile: The policy that suits it.
+        wasted_seconds: Time spent on decodings that were thrown away for another one.
     """
 
     def __init__(self, model: str, device: str, compute_type: str, threads: int, beam_size: int) -> None:
@@ -178,6 +182,7 @@ class Whisper:
         path = found.path
         self.name = found.name
         self.profile = profile_of(self.name)
+        self.wasted_seconds = 0.0
         self._beam = beam_size
         if compute_type == "default" and device == "cpu":
             compute_type = self.profile.cpu_compute_type
@@ -243,7 +248,9 @@ class Whisper:
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
             attempt = self._attempt(result, encoded, number)
             if attempt.failed and not row[1].draft:
+                began = time.monotonic()
                 attempt = self._retry(row, language, attempt)
+                self.wasted_seconds += time.monotonic() - began  # one decoding is kept, and the first would have done
             attempts.append(attempt)
         words = self._align(attempts, rows, languages)
         return [

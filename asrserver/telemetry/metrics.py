@@ -99,6 +99,10 @@ queue_seconds = _histogram("queue_seconds", "Time that a window of speech waits 
 decode_seconds = _histogram("decode_seconds", "Duration of one call of the model.")
 batch_size = _histogram("batch_size", "Windows in one call of the model.", (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64))
 busy_seconds = _counter("engine_busy_seconds", "Seconds during which the model computed.")
+wasted_seconds = _counter(
+    "wasted_decode_seconds",
+    "Seconds of engine_busy_seconds for nothing: retries, and decodings of segments that went on or were dropped.",
+)
 speech_seconds = _counter(
     "engine_speech_seconds", "Seconds of recognised speech; engine_busy_seconds over this is the real-time factor."
 )
@@ -182,6 +186,11 @@ class EngineMetrics:
         self._waited = BufferedHistogram(queue_seconds)
         self._busy = BufferedCounter(busy_seconds)
         self._speech = BufferedCounter(speech_seconds)
+        self._wasted = BufferedCounter(wasted_seconds)
+
+    def throw_away(self, seconds: float) -> None:
+        """Count seconds of calls whose result is not used."""
+        self._wasted.value += seconds
 
     def record(self, took: float, waited: list[float], speech: float) -> None:
         """Count one call of the model.
@@ -200,7 +209,7 @@ class EngineMetrics:
 
     def flush(self) -> None:
         """Add what was counted to the shared metrics."""
-        for metric in (self._took, self._rows, self._waited, self._busy, self._speech):
+        for metric in (self._took, self._rows, self._waited, self._busy, self._speech, self._wasted):
             metric.flush()
 
 

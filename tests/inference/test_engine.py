@@ -181,6 +181,33 @@ async def test_a_cancelled_job_harms_no_other(engine: Engine, utterances: list[U
     assert (await engine.recognise(row(second))).text == second.text
 
 
+async def test_the_time_of_results_that_nobody_takes_is_counted(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """Of a job that is cancelled while it is run, of one that its owner throws away, and of retries."""
+    first, second = same_length(utterances, 2)
+    wait = asyncio.ensure_future(engine.recognise(row(first)))
+    watched.refuse = lambda row: wait.cancel() and False  # in the engine's thread, when the call begins
+    await until(lambda: engine.busy_seconds > 0)
+    assert engine.wasted_seconds == pytest.approx(engine.busy_seconds)
+    watched.refuse = lambda row: False
+    before = engine.wasted_seconds
+    found = await engine.recognise(row(second))
+    assert 0 < found.took <= engine.busy_seconds
+    assert engine.wasted_seconds == before
+    engine.throw_away(found.took)
+    assert engine.wasted_seconds == before + found.took
+    watched.model.wasted_seconds = 0.0
+
+    def retried(row: Any) -> bool:
+        watched.model.wasted_seconds += found.took / 1000
+        return False
+
+    watched.refuse = retried
+    await engine.recognise(row(second))
+    assert engine.wasted_seconds == pytest.approx(before + 1.001 * found.took)
+
+
 async def test_the_age_of_the_queue(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
     assert engine.queue_age == 0.0
     with engine._lock:

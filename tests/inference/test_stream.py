@@ -239,6 +239,17 @@ async def test_an_entry_with_three_strikes_is_passed_over(recogniser: Recogniser
         assert [entry for _, entry, _ in session.dead_letters] == [f"{struck + 1}-0"]
 
 
+async def test_decoding_for_nothing_is_counted(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """A segment that pauses is decoded: for nothing if it goes on, and for its text if it ends."""
+    engine, recogniser.silence = recogniser.engine, 1.0
+    one, two = (one.pcm for one in utterances[:2])
+    await Session(recogniser, pieces(one + QUIET * 2 + two + QUIET * 2, 3200), mode="stream").run_live()
+    assert engine.busy_seconds > 0
+    assert engine.wasted_seconds == 0
+    await Session(recogniser, pieces(one + QUIET[::2] + two + QUIET * 2, 3200), mode="stream").run_live()
+    assert 0 < engine.wasted_seconds < engine.busy_seconds
+
+
 async def test_suspicion_ends(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """An innocent session gets partials again once it is past the audio that was in flight when its worker died."""
     said = utterances[:4]

@@ -167,6 +167,10 @@ async def test_an_improbable_text_is_retried_in_the_full_window(
     assert trouble.calls == [(window_for(len(one.pcm) / 32000, "fit"), 0.0), (FULL_WINDOW, 0.0)]
     assert found.text
     assert found.confidence > 0.3
+    wasted = own_model.wasted_seconds
+    assert wasted > 0
+    recognise(own_model, one, Request("en", draft=True))
+    assert own_model.wasted_seconds == wasted
 
 
 async def test_then_with_temperature_and_the_best_attempt_is_taken(

@@ -45,6 +45,7 @@ def test_the_command(tmp_path: Path, utterances: list[Utterance]) -> None:
     for streams in found["streams"]:
         assert 0 <= streams["carried"] <= 2
         assert 0 < streams["busy"] <= 1.5
+        assert 0 <= streams["thrown_away"] <= 1
         assert {level["streams"] for level in streams["levels"]} <= {1, 2}
         assert all(level["finalisation_p95"] > 0 for level in streams["levels"])
 
@@ -57,6 +58,7 @@ def test_the_command(tmp_path: Path, utterances: list[Utterance]) -> None:
         (("--talk-ratio", "0"), "--talk-ratio"),
         (("--audio", "/does/not/exist"), "/does/not/exist"),
         (("--audio", __file__), "--audio"),
+        (("--model", "base,demo"), "one model is measured at a time"),
         (("--model", "smol"), "model 'smol' is neither a directory nor a known name; at hand: demo"),
         (("--model", str(Path(__file__).parent)), "the server does not start"),
     ],
