@@ -39,6 +39,10 @@ _NOT_APPENDED = {
 }
 
 
+class ChunksMissing(Exception):
+    """Raised when a session cannot be ended as its client asks, because a chunk before the end was refused."""
+
+
 class GatewayBroker(BrokerConnection):
     """The broker of one gateway. Redis refuses the audio of a session that another gateway holds.
 
@@ -104,7 +108,13 @@ class GatewayBroker(BrokerConnection):
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     async def end_session(
-        self, sid: str, status: str, deadline: float, seen: str | None = None, overdue: float | None = None
+        self,
+        sid: str,
+        status: str,
+        deadline: float,
+        seen: str | None = None,
+        overdue: float | None = None,
+        last: int | None = None,
     ) -> bool:
         """Append the end of the audio, and answer for the session from now on.
 
@@ -114,19 +124,27 @@ class GatewayBroker(BrokerConnection):
             deadline: Until when (epoch seconds) this gateway answers for it.
             seen: The gateway that must hold it; by default, this one.
             overdue: If given, the session must not have a deadline after this time (epoch seconds).
+            last: If given, the index of the session's last chunk.
 
         Returns:
             False if these conditions do not hold (any more); nothing was changed then.
+
+        Raises:
+            ChunksMissing: The session's last chunk is not `last`: one was refused on its way. Nothing was changed.
         """
         self._batcher.flush(sid)
         keys = (session_key(sid), audio_key(sid), OPEN)
-        arguments = (sid, seen or self.name, self.name, status, deadline, "" if overdue is None else overdue)
+        conditions = ("" if overdue is None else overdue, "" if last is None else last)
+        arguments = (sid, seen or self.name, self.name, status, deadline, *conditions)
         try:
-            return bool(await self.pipeline.submit("EVAL", scripts.END, 3, *keys, *arguments))
+            reply = await self.pipeline.submit("EVAL", scripts.END, 3, *keys, *arguments)
         except redis.ResponseError as exc:
             if "no such key" in str(exc):
                 return False
             raise
+        if reply < 0:
+            raise ChunksMissing
+        return bool(reply)
 
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.

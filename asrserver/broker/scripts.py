@@ -100,8 +100,9 @@ end
 return lost
 """
 
-# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue → 1, or 0 if another gateway holds
-# the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed it. The
+# KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue last → 1, or 0 if another gateway
+# holds the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed
+# it. With `last` (an index), -1 if the session's last chunk is another: what its client sent is not all here. The
 # end is published to the workers: one with hundreds of streams reads each of them only every second or two. The id of
 # the control entry follows that of the last chunk, whatever that is. XSETID then closes the stream: a chunk of a
 # gateway that slept while its session was adopted would be acknowledged and never read.
@@ -117,6 +118,7 @@ if not (holder == ARGV[3] and ended) then
     if not deadline or tonumber(deadline) > tonumber(ARGV[6]) then return 0 end
   end
 end
+if not ended and ARGV[7] ~= '' and (redis.call('HGET', KEYS[1], 'last') or '') ~= ARGV[7] then return -1 end
 if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
   local info = redis.call('XINFO', 'STREAM', KEYS[2])
   for i = 1, #info, 2 do

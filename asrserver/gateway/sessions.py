@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.admission import Admission
@@ -195,6 +195,8 @@ class Sessions(Mapping[str, Session]):
             if before.send == send:
                 before.send = None  # it is resumed on its own connection
             self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
+            if session.state != "over":
+                before.state = "over"  # messages of its connection that still wait are not for it
         session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
             self._open[sid] = session
@@ -240,6 +242,7 @@ class Sessions(Mapping[str, Session]):
         if session.state != "recording":
             raise BadRequest("session_finished", "the session was finished before", session_id=session.id)
         session.acknowledge()
+        session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
         self.end(session, "done")
 
     def abandon(self, session: Session) -> None:
@@ -402,10 +405,15 @@ class Sessions(Mapping[str, Session]):
         while True:
             try:
                 deadline = time.time() + self._grace
-                if await self._broker.end_session(session.id, status, deadline, overdue=overdue):
+                last = session.last if status == "done" else None
+                if await self._broker.end_session(session.id, status, deadline, overdue=overdue, last=last):
                     session.resume_by = None
                 else:  # this gateway does not hold it: find out why
                     await self._refresh({session.id: session})
+                return
+            except ChunksMissing:  # `give_up` has told the client, which may resume and send the rest
+                session.state = "recording"
+                self.abandon(session)
                 return
             except Unavailable as exc:
                 # No other gateway will: every `repair` renews the deadline after which one would.

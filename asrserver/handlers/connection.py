@@ -58,6 +58,9 @@ INTERNAL_ERROR = Refusal(code="internal_error", message="the message could not b
 class MessageQueue:
     """Messages that wait for one that takes time. They are taken one after another; the queue ends when it is empty.
 
+    They are taken even if the client is gone by then, unless the server has closed the connection: it may have sent a
+    whole session and left.
+
     There is none while no message takes time: an empty one would be a kilobyte for each idle connection.
 
     Args:
@@ -83,7 +86,7 @@ class MessageQueue:
         self.size += len(message)
 
     async def _run(self, wait: Awaitable[Any] | None) -> None:
-        connection = self._connection
+        connection, frames = self._connection, self._connection.ws_connection
         while wait is not None:
             try:
                 await wait
@@ -94,7 +97,7 @@ class MessageQueue:
                 pause = connection.pause()
                 if pause is not None:
                     await pause
-                if not self._messages or connection.ws_connection is None:
+                if not self._messages or frames is None or frames.dismissed:
                     break
                 message, too_large = self._messages.popleft()
                 self.size -= len(message)

@@ -108,6 +108,9 @@ class ServerFrameProtocol(FrameProtocol):
 
     handler: FrameReader
 
+    #: Whether the server has closed the connection, and not the client.
+    dismissed = False
+
     _reading_paused = False  # by the coalescer
     _ping_sent = False
     _alive = False  # something was read since the last ping, or nothing could be
@@ -139,6 +142,11 @@ class ServerFrameProtocol(FrameProtocol):
     def _go_on(self) -> None:
         self._alive = True
         super()._go_on()
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Begin the closing handshake, or answer the client's."""
+        self.dismissed = self.dismissed or not self.client_terminated
+        super().close(code, reason)
 
     def start_pinging(self) -> None:
         """Do nothing: Tornado would start a task for each connection, and ConnectionRegistry has one timer for all."""

@@ -76,6 +76,8 @@ class NativeWebSocketHandler(WebSocketConnection):
             self.gateway.abandon(session)
 
     async def _resume(self, action: native.ResumeAction) -> None:
+        if self.ws_connection is None:
+            return  # its client is gone, and may have resumed the session on another connection
         try:
             session, missed = await self.gateway.resume(action.resume, self.on_event, self.key_id)
         except AsrError as exc:
