@@ -75,12 +75,15 @@ class Access:
         api_keys: The setting api-keys.
         origins: The setting allowed-origins.
         proxies: The setting trusted-proxies.
+        hosts: The setting allowed-hosts.
 
     Raises:
         SettingError: One of them cannot be used; names which.
     """
 
-    def __init__(self, keys_file: str = "", api_keys: str = "", origins: str = "", proxies: str = "") -> None:
+    def __init__(
+        self, keys_file: str = "", api_keys: str = "", origins: str = "", proxies: str = "", hosts: str = ""
+    ) -> None:
         self.enabled = bool(keys_file or api_keys)
         self.on_change: Callable[[], None] = lambda: None
         self._file = KeysFile(keys_file) if keys_file else None
@@ -89,6 +92,8 @@ class Access:
         self._keys: dict[str, Key] = {}
         self._origins = frozenset(_parts(origins))
         self._proxies = _networks(proxies)
+        own = (socket.gethostname(), *(_host_name(urlsplit(origin).netloc) for origin in self._origins))
+        self._hosts = frozenset(name.lower().rstrip(".") for name in (*_parts(hosts), *own))
         self.reread()
 
     def authenticate(self, authorization: str | None) -> Key | None:
@@ -132,6 +137,18 @@ class Access:
         return True
 
     # -- web pages and proxies -----------------------------------------------------------------------------------
+
+    def allows_host(self, host: str) -> bool:
+        """Whether a request may name the server so in its Host header.
+
+        A page of any name can let that name resolve to this machine (DNS rebinding): for the browser, the server then
+        is of the page's own origin. Where keys are in use the page lacks one. Otherwise the server must be addressed by
+        what nobody else can own: an IP address, a name without a dot, localhost, its own name, or a configured one.
+        """
+        name = _host_name(host).lower().rstrip(".")
+        if self.enabled or "." not in name or _is_address(name) or "*" in self._hosts:
+            return True
+        return name in self._hosts or name.endswith(".localhost")
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Whether a web page of `origin` may send requests to `host`: it is the server's own origin, or allowed."""
@@ -234,6 +251,12 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _host_name(host: str) -> str:
+    """A Host header, or the authority of a URL, without user, port and brackets."""
+    name = host.rpartition("@")[2].strip()
+    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
 
 
 def _parts(text: str) -> list[str]:

@@ -122,6 +122,13 @@ class Settings:
         str,
         "Comma-separated origins whose web pages may use the server (CORS); * allows all. Its own origin always may.",
     )
+    allowed_hosts: str = setting(
+        "",
+        "gateway",
+        str,
+        "Comma-separated names by which clients may address a server without API keys; * allows all. IP addresses, "
+        "localhost, its own host name and names without a dot always are.",
+    )
     trusted_proxies: str = setting(
         "",
         "gateway",

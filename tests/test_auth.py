@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,31 @@ def test_settings_that_may_listen_beyond_loopback() -> None:
     check_settings(Settings(host="0.0.0.0", access_control="off"), "run")
     check_settings(Settings(host="0.0.0.0", api_keys=f"ops:{GIVEN}"), "run")
     check_settings(Settings(tls_cert=str(TLS / "cert.pem"), tls_key=str(TLS / "key.pem")), "run")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1:8080", True),
+        ("[::1]:8080", True),
+        ("192.168.1.7", True),
+        ("localhost:8080", True),
+        ("a.localhost", True),
+        ("LOCALHOST.", True),
+        ("asr:8080", True),  # a name without a dot: of a container, for example
+        ("", True),  # HTTP/1.0
+        ("evil.example:8080", False),
+        ("127.0.0.1.evil.example", False),
+        ("localhost@evil.example", False),
+        ("asr.example:1", True),
+        ("page.example", True),  # an allowed origin
+        (socket.gethostname(), True),
+    ],
+)
+def test_names_of_a_server_without_keys(host: str, expected: bool) -> None:
+    assert Access(origins="https://page.example", hosts="asr.example").allows_host(host) is expected
+    assert Access(hosts="*").allows_host(host)
+
+
+def test_a_server_with_keys_may_have_any_name() -> None:
+    assert Access(api_keys=f"a:{'k' * 24}").allows_host("evil.example")

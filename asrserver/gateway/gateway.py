@@ -81,7 +81,13 @@ class Gateway:
         """Create the parts; `alive` is called regularly, as the heartbeat for the supervisor."""
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
-        self.access = Access(settings.keys_file, settings.api_keys, settings.allowed_origins, settings.trusted_proxies)
+        self.access = Access(
+            settings.keys_file,
+            settings.api_keys,
+            settings.allowed_origins,
+            settings.trusted_proxies,
+            settings.allowed_hosts,
+        )
         self.broker = GatewayBroker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)

@@ -1,4 +1,4 @@
-"""What is checked of every request, whatever it asks for: the web page's origin, then the API key.
+"""What is checked of every request, whatever it asks for: the server's name, the page's origin, then the API key.
 
 `normalise` runs before Tornado chooses a handler, and so before anything can be logged: an API key in the query or in
 a subprotocol becomes an Authorization header and stands nowhere else.
@@ -26,7 +26,7 @@ CORS_HEADERS = "Authorization, Content-Type, If-None-Match, If-Range, Range, X-R
 CORS_EXPOSED_HEADERS = "Accept-Ranges, Content-Range, ETag, Retry-After, X-Request-ID"
 CORS_MAX_AGE = "600"
 
-#: Characters of a refused origin that are logged.
+#: Characters of a refused origin or host that are logged.
 MAX_LOGGED_ORIGIN = 200
 
 
@@ -93,6 +93,10 @@ class AuthenticatedHandler(RequestHandler):
     def prepare(self) -> None:
         origin = self.request.headers.get("Origin")
         try:
+            if not self.public and not self.gateway.access.allows_host(self.request.host):
+                log.info("host %s is not one of --allowed-hosts", ascii(self.request.host[:MAX_LOGGED_ORIGIN]))
+                message = "this server has no API keys and is not known by the name in the Host header (allowed_hosts)"
+                raise Refused(403, "host_not_allowed", message)
             if origin is not None and not self.gateway.access.allows_origin(origin, self.request.host):
                 # The page itself sees only that its connection failed: what helps the operator is in the log.
                 log.info("origin %s is not one of --allowed-origins", ascii(origin[:MAX_LOGGED_ORIGIN]))

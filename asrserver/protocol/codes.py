@@ -51,6 +51,7 @@ CODES: dict[str, ErrorCode] = {
     "session_detached": ErrorCode("An earlier chunk could not be written: resume the session first."),
     # -- limits
     "unauthorized": ErrorCode("A valid API key is needed.", (401,)),
+    "host_not_allowed": ErrorCode("The server has no API keys and does not know itself by this name.", (403,)),
     "origin_not_allowed": ErrorCode("Web pages of this origin may not use the server.", (403,)),
     "too_many_connections": ErrorCode(
         "A limit of connections is reached: of the address or the API key (429), or of the server (503).", (429, 503)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import struct
 from typing import Any
 
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
@@ -141,3 +143,16 @@ async def test_clients_that_reset_at_any_moment_are_no_errors(
         gateway.sessions.end(gateway.sessions["s"], "done")
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
     await until(lambda: gateway.connections == 0 and descriptors() <= files)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/history", "/ws/asr", "/metrics", "/livez"])
+async def test_a_page_whose_name_was_rebound_reads_nothing(
+    base_url: str, http_server: Any, http_client: AsyncHTTPClient, path: str
+) -> None:
+    """For its browser the server is of the page's own origin; only the Host header tells."""
+    headers = {"Host": "evil.example", "Origin": "http://evil.example"}
+    answer = await http_client.fetch(base_url + path, headers=headers, raise_error=False)
+    if path == "/livez":
+        assert answer.code == 200
+    else:
+        assert (answer.code, json.loads(answer.body)["error"]["code"]) == (403, "host_not_allowed")
