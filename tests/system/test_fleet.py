@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import signal
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from asrserver.models import TOY_NOTICE, find_model
 from tests.program import System, cli
 from tests.recordings import Utterance
 from tests.system.support import Start
-from tests.waiting import until
-from tests.ws_client import WsClient, check_stored, look, stored
+from tests.waiting import until, wait_until
+from tests.ws_client import WsClient, check_stored, health, look, stored
 
 #: The packaged model's own, for it under another name.
 MODEL = ("--compute-type", "float32", "--silence", "0.4")
@@ -40,7 +41,7 @@ def broken(twin: str, tmp_path: Path) -> str:
 
 
 def models_of(system: System) -> dict[str, dict[str, Any]]:
-    return {model["name"]: model for model in system.get("/health")["models"]}
+    return {model["name"]: model for model in health(system.port)["models"]}
 
 
 def exposition(system: System) -> str:
@@ -56,6 +57,7 @@ async def test_sessions_name_one_of_a_worker_s_models(
     loop = asyncio.get_running_loop()
     system = start("run", "--workers", "1", "--model", f"demo,{twin},{broken}", "--model-ttl", "1", *MODEL)
     system.wait_ready()
+    await until(lambda: models_of(system))  # with its first heartbeat
     before = await loop.run_in_executor(None, models_of, system)
     assert [(name, model["loaded"]) for name, model in before.items()] == sorted(
         [("demo", 1), (twin, 0), (broken, 0)], key=lambda one: one[0]
@@ -99,7 +101,8 @@ async def test_sessions_name_one_of_a_worker_s_models(
 async def test_workers_with_different_models(
     start: Start, redis_url: str, database_url: str, twin: str, utterances: list[Utterance]
 ) -> None:
-    """A session stays with workers that offer its model, also when one dies in it; one that names none goes to any."""
+    """A session stays with workers that offer its model, also when its worker dies and when the next one is replaced;
+    one that names none goes to any."""
     gateway = start("gateway").wait_ready()
     workers = {name: start("worker", "--workers", "1", "--model", name, *MODEL) for name in ("demo", twin)}
     for system in workers.values():
@@ -119,13 +122,22 @@ async def test_workers_with_different_models(
             assert client.xlen(tasks_key(twin)) == 1
         for sid in names:
             await ws.chunk(sid, 1, utterances[1].wav)
+            await ws.find(sid, "chunk_result", 1)
+        workers[twin].process.send_signal(signal.SIGHUP)
+        await until(
+            lambda: re.search(r"consumer\S* released [12] sessions", workers[twin].output()),
+            60,
+            "the worker that is replaced gives it up",
+        )
+        for sid in names:
+            await ws.chunk(sid, 2, utterances[2].wav)
             await ws.finish(sid)
-        ws.check("d", utterances[:2])
+        ws.check("d", utterances[:3])
         assert "model" not in ws.of("any", "ack")[0]
     for sid, name in names.items():
         await until(lambda sid=sid: stored(database_url, sid) is not None)
         if sid == "d":
-            check_stored(database_url, sid, utterances[:2])
+            check_stored(database_url, sid, utterances[:3])
         if name:
             assert gateway.get(f"/session/{sid}")["model"] == name
     for system in workers.values():
@@ -140,7 +152,8 @@ def test_the_toy_announces_itself(start: Start, twin: str, tmp_path: Path, utter
         system = start("run", "--workers", "1", "--model", f"{name}", *MODEL).wait_ready()
         server = ("--server", f"127.0.0.1:{system.port}")
         assert (TOY_NOTICE in system.output()) == is_toy
-        assert system.get("/health")["warnings"] == ([TOY_NOTICE] if is_toy else [])
+        wait_until(lambda port=system.port: health(port)["status"] == "ok", what="all parts answer")
+        assert health(system.port)["warnings"] == ([TOY_NOTICE] if is_toy else [])
         assert (f"warning   {TOY_NOTICE}\n" in cli("status", *server).stdout) == is_toy
         done = cli("transcribe", *server, "--model", name, tmp_path / "a.wav", tmp_path / "a.wav")
         assert (done.returncode, done.stderr) == (0, f"Warning: {TOY_NOTICE}.\n" if is_toy else "")
