@@ -25,20 +25,23 @@ class _Account:
     Attributes:
         rate: Bytes a second.
         live: Whether its chunks are pieces of a stream, which have no results of their own.
-        chunks: Chunk index → (time.monotonic() at which it came, bytes). Chunks that came together have the last index.
+        chunks: Chunk index → (time.monotonic() at which it came, bytes, seconds that these seemed to be). Chunks that
+            came together have the last index.
         waiting: Bytes without a result.
         answered: Bytes with a result.
         total: Seconds with a result.
         elsewhere: How many of these seconds another gateway had accepted.
+        compressed: Whether the rate is a guess until there are results.
     """
 
     rate: float
     live: bool = False
-    chunks: dict[int, tuple[float, int]] = field(default_factory=dict)
+    chunks: dict[int, tuple[float, int, float]] = field(default_factory=dict)
     waiting: int = 0
     answered: int = 0
     total: float = 0.0
     elsewhere: float = 0.0
+    compressed: bool = False
 
 
 class Backlog:
@@ -48,10 +51,12 @@ class Backlog:
 
     Attributes:
         on_answer: Called with the id of a session when less of it waits.
+        on_shorter: Called with the id of a session and seconds by which its audio was shorter than it seemed.
     """
 
     def __init__(self) -> None:
         self.on_answer: Callable[[str], None] = lambda sid: None
+        self.on_shorter: Callable[[str, float], None] = lambda sid, seconds: None
         self._accounts: dict[str, _Account] = {}
         self._heard: dict[str, float] = {}
 
@@ -72,8 +77,10 @@ class Backlog:
         """
         account = self._accounts.get(sid)
         if account is None:
-            account = self._accounts[sid] = _Account(_rate(head, pcm_rate), live)
-        account.chunks[index] = (time.monotonic(), size)
+            rate = _rate(head, pcm_rate)
+            account = _Account(rate, live, compressed=rate == COMPRESSED_BYTES_PER_SECOND)
+            self._accounts[sid] = account
+        account.chunks[index] = (time.monotonic(), size, size / account.rate)
         account.waiting += size
 
     def restore(self, sid: str, total: float, pcm_rate: float, live: bool) -> None:
@@ -97,12 +104,17 @@ class Backlog:
         found = account.chunks.pop(index, None) if account is not None else None
         if account is None or found is None:
             return None
-        at, size = found
+        at, size, seconds = found
         account.waiting -= size
         account.answered += size
+        surplus = seconds - max(0.0, total - account.total)
         account.total = total
         if total > account.elsewhere:
             account.rate = max(1000.0, account.answered / (total - account.elsewhere))
+        elif account.compressed:  # a picture in the tags, an index: bytes without audio count as a second, however many
+            account.rate = max(account.rate, float(account.answered))
+        if account.compressed and surplus > 0:
+            self.on_shorter(sid, surplus)
         self.on_answer(sid)
         return time.monotonic() - at
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -69,6 +70,7 @@ class Intake:
         self._admission = admission
         self._sessions = sessions
         self._backlog = sessions.backlog
+        self._backlog.on_shorter = self._refund
         self._room = room
         self._chunks = metrics.BufferedCounter(metrics.chunks)
         self._copies = metrics.BufferedCounter(metrics.duplicate_chunks)
@@ -165,6 +167,13 @@ class Intake:
         if session.appended(index, size, count):
             # Chunks that share the entry are reported in the same turn of the loop, and acknowledged together.
             asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
+
+    def _refund(self, sid: str, seconds: float) -> None:
+        """Count audio less that was shorter than its bytes made it seem."""
+        with suppress(KeyError):  # it may be over
+            meter = self._sessions[sid].rate_meter
+            if meter is not None:
+                meter.refund(seconds)
 
     def _repeat(self, session: Session, index: int) -> None:
         """Acknowledge a copy of a chunk, now or with the chunk itself."""

@@ -40,8 +40,15 @@ class RateMeter:
 
     def record(self, seconds: float) -> None:
         """Count this many seconds of audio, sent now."""
-        self._sent += seconds
         self.heard = time.monotonic()
+        self._add(seconds)
+
+    def refund(self, seconds: float) -> None:
+        """Count this many seconds of audio less: what was sent was shorter than it seemed."""
+        self._add(-min(seconds, self._sent))
+
+    def _add(self, seconds: float) -> None:
+        self._sent += seconds
         if self._factor:
             self._due = self._since + (self._sent - self._burst) / self._factor
 

@@ -6,6 +6,7 @@ import pytest
 
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 from asrserver.gateway.backlog import TRANSIT_SECONDS, Backlog
+from asrserver.gateway.rate_limits import RateMeter
 from tests.recordings import Utterance
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -73,3 +74,37 @@ def test_what_is_on_its_way_is_no_backlog() -> None:
     backlog.restore("resumed", 100.0, 32000, live=True)
     backlog.taken("resumed", 0, bytes(8), int(3.5 * 32000), 32000, live=True)
     assert backlog.seconds == 3.5 + 3.5 + 1.0 - TRANSIT_SECONDS
+
+
+def test_bytes_without_audio_cost_next_to_nothing() -> None:
+    """A picture in a file's tags, which is read first: it is no backlog, and what it seemed to be is given back."""
+    backlog = Backlog()
+    refunds: list[float] = []
+    backlog.on_shorter = lambda sid, seconds: refunds.append(seconds)
+    backlog.taken("s", 0, b"ID3\4" + bytes(100), 800_000, 32000, live=True)
+    assert backlog.waiting("s") == 100.0
+    backlog.progressed("s", 0, 0.0)
+    assert refunds == [100.0]
+    assert backlog.measure("s", bytes(8), 5_200_000, 32000)[0] == 6.5
+    backlog.taken("s", 1, bytes(8), 80_000, 32000, live=True)
+    backlog.progressed("s", 1, 10.0)
+    assert len(refunds) == 1  # ten seconds of audio are ten seconds
+    assert length(backlog) == 10.0
+
+
+def test_plain_pcm_is_never_given_back() -> None:
+    backlog = Backlog()
+    refunds: list[float] = []
+    backlog.on_shorter = lambda sid, seconds: refunds.append(seconds)
+    backlog.taken("s", 0, bytes(8), 320_000, 32000, live=True)
+    backlog.progressed("s", 0, 5.0)
+    assert not refunds
+
+
+def test_a_refund_makes_room() -> None:
+    meter = RateMeter(2.0, 30.0)
+    meter.record(750.0)
+    assert meter.debt > 300
+    meter.refund(740.0)
+    assert meter.debt == 0.0
+    assert meter.lead < 11

@@ -88,7 +88,7 @@ MALFORMED: list[tuple[Any, str, Message]] = [
     ({"action": "chunk", "session_id": "s", "chunk_index": 1}, "bad_request", {"chunk_index": 1}),
     ({"action": "chunk", "session_id": "s", "chunk_index": 1, "audio_data": 5}, "bad_request", {"chunk_index": 1}),
     ({"action": "chunk", "session_id": "s", "chunk_index": 1, "audio_data": "???"}, "bad_base64", {"chunk_index": 1}),
-    ({"action": "chunk", "session_id": "s", "chunk_index": 1, "audio_data": "QUJ"}, "bad_base64", {}),
+    ({"action": "chunk", "session_id": "s", "chunk_index": 1, "audio_data": "QUJDR"}, "bad_base64", {}),
     ({"action": "chunk", "session_id": "s", "chunk_index": 1, "audio_data": "ü"}, "bad_base64", {}),
     (chunk("s", 1, b""), "empty_chunk", {"session_id": "s", "chunk_index": 1}),
     (b"", "empty_chunk", {"session_id": "s"}),

@@ -191,3 +191,26 @@ def test_what_clients_are_not_told() -> None:
     assert native.format(UnknownEvent(session_id="s", type="new", seq=1)) is None
     for event in (Progress(session_id="s", taken=1, total=1.0), Moved(session_id="s", move=1, ended=False)):
         assert native.format(event) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+/8BAg==",
+        "+/8BAg",
+        "-_8BAg==",
+        "-_8BAg",
+        "+/8B\r\nAg==\n",
+        "data:audio/wav;base64,+/8BAg==",
+        "data:audio/webm;codecs=opus;base64,-_8BAg",
+    ],
+)
+def test_base64_in_all_its_forms(text: str) -> None:
+    assert native.ChunkAction("s", 0, text).audio() == b"\xfb\xff\x01\x02"
+
+
+@pytest.mark.parametrize("text", ["???", "QUJDR", "=", "QQ==QQ==", "ü", "data:audio/wav,abcd", "data:", "+/8B!Ag=="])
+def test_what_is_no_base64(text: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        native.ChunkAction("s", 0, text).audio()
+    assert caught.value.code == "bad_base64"
