@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import re
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
+from tornado.netutil import add_accept_handler
 from tornado.web import Application, RequestHandler
 
 from asrserver.auth import tls_context
@@ -45,6 +47,10 @@ MAX_BODY = 1 << 16
 
 #: Seconds after which an HTTP connection without a request is closed.
 HTTP_IDLE_SECONDS = 75
+
+#: Errors of accept() where this machine or process can have no further connection, and seconds until the next try.
+NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+ACCEPT_PAUSE = 1.0
 
 #: The handler of each route. data/openapi.json describes the same routes.
 ROUTES: dict[str, type[RequestHandler]] = {
@@ -125,11 +131,49 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
+class _Listener:
+    """A listening socket, as Tornado's accept handler uses one; `pause` is called when no connection can be taken."""
+
+    def __init__(self, listening: socket.socket, pause: Callable[[OSError], None]) -> None:
+        self.fileno = listening.fileno
+        self.close = listening.close
+        self._socket = listening
+        self._pause = pause
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return self._socket.accept()
+        except OSError as exc:
+            if exc.errno not in NO_ROOM:
+                raise
+            self._pause(exc)
+            raise BlockingIOError from exc  # which ends the handler's turn
+
+
 class BoundedHttpServer(HTTPServer):
     """Bounds connections that send no request: beyond max_connections of them, a new one is closed without an answer.
 
-    An upgraded WebSocket is no longer one of them; the gateway counts those.
+    An upgraded WebSocket is no longer one of them; the gateway counts those. While the process has no file descriptor
+    left, new connections wait in the kernel: Tornado would try again at once, with a traceback for each try.
     """
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on these sockets."""
+        for one in sockets:
+            self._sockets[one.fileno()] = one
+            self._accept(one)
+
+    def _accept(self, listening: socket.socket) -> None:
+        if self._stopped:
+            return
+        number, loop = listening.fileno(), asyncio.get_running_loop()
+
+        def pause(reason: OSError) -> None:
+            log.warning("no connection can be accepted: %s; trying again in %g s", reason, ACCEPT_PAUSE)
+            self._handlers[number]()
+            loop.call_later(ACCEPT_PAUSE, self._accept, listening)
+
+        self._handlers[number] = add_accept_handler(_Listener(listening, pause), self._handle_connection)  # type: ignore[arg-type]
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         assert isinstance(self.request_callback, AsrApplication)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import socket
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
+from tornado.netutil import bind_sockets
 
 from asrserver.gateway.gateway import Gateway
+from asrserver.handlers import app as app_module
 from asrserver.handlers.app import AsrApplication
 from asrserver.protocol.frames import FrameProtocol
 from asrserver.protocol.transports import TcpTransport
@@ -156,3 +159,28 @@ async def test_a_page_whose_name_was_rebound_reads_nothing(
         assert answer.code == 200
     else:
         assert (answer.code, json.loads(answer.body)["error"]["code"]) == (403, "host_not_allowed")
+
+
+async def test_without_file_descriptors_connections_wait(
+    app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are served when there are some again; the log has a line for each try, and there are few."""
+    monkeypatch.setattr(app_module, "ACCEPT_PAUSE", 0.1)
+    accept, tries = socket.socket.accept, [0]
+
+    def failing(_listening: socket.socket) -> Any:
+        tries[0] += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    server, [listening] = app_module.BoundedHttpServer(app), bind_sockets(0, "127.0.0.1")
+    monkeypatch.setattr(socket.socket, "accept", failing)
+    server.add_socket(listening)
+    connecting = asyncio.ensure_future(WsClient.open(f"ws://127.0.0.1:{listening.getsockname()[1]}/ws/asr"))
+    await until(lambda: tries[0] == 3)
+    monkeypatch.setattr(socket.socket, "accept", accept)
+    async with await connecting as ws:
+        await ws.start("s")
+    lines = [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert [("no connection can be accepted" in one.getMessage(), one.exc_info) for one in lines] == [(True, None)] * 3
+    server.stop()
+    await server.close_all_connections()
