@@ -198,6 +198,7 @@ def test_partial_results_of_the_next_segment_are_not_those_of_this_one() -> None
     messages = [partial(2.0, 1.0, "one"), partial(3.0, 2.5, "two"), segment(3.2, 1.0, 2.0, "one")]
     found = delays_of([*messages, segment(4.5, 2.5, 3.5, "two")], [(1.1, 1.9), (2.6, 3.4)])
     assert found.first == pytest.approx([0.9, 0.4])
+    assert found.shown == 2
     assert found.gaps == []
 
 
