@@ -29,11 +29,16 @@ from asrserver.broker.lease import WorkerJanitor
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.process.limits import available_cpus
+from asrserver.process.scheduling import StarvationMeter
 from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
 from asrserver.telemetry import multiprocess
 
 log = logging.getLogger("asrserver.supervisor")
+
+#: How many times longer than hang_timeout a child may be silent that other programs keep from running: killing it would
+#: make it start again on the same busy machine, and count a strike against audio that is not to blame.
+STARVED_FACTOR = 5
 
 #: Seconds between health checks of the children; the supervisor notices their deaths at once. Until all of them are
 #: ready, it checks more often.
@@ -74,6 +79,7 @@ class Slot:
     aborted: float = 0.0  # time.monotonic() of its SIGABRT; 0 if it was sent none
     retired: bool = False  # it was asked to stop and is not restarted
     overran: bool = False  # it was killed because its drain took too long, which no audio is to blame for
+    meter: StarvationMeter | None = None  # measures it while it is silent
     gpu: str | None = None  # as CUDA_VISIBLE_DEVICES names it
 
     @property
@@ -338,7 +344,7 @@ class Supervisor:
                 self._worker_was_ready = self._worker_was_ready or slot.kind == "worker"
             if slot.aborted and now - slot.aborted > ABORT_GRACE:
                 self._kill(slot)
-            elif slot.ready and not slot.aborted and now - slot.vitals.beat > self._settings.hang_timeout:
+            elif slot.ready and not slot.aborted and self._hangs(slot, now):
                 silent = now - slot.vitals.beat
                 log.error("%s %s has not responded for %.0f s (hang_timeout): killed", slot.kind, slot.name, silent)
                 slot.aborted = now
@@ -349,6 +355,17 @@ class Supervisor:
         self._count_children()
         for server in self._servers:
             self._check_server(server, now)
+
+    def _hangs(self, slot: Slot, now: float) -> bool:
+        """Whether a child was silent for hang_timeout; one that waits for a CPU may be for longer."""
+        silent, limit = now - slot.vitals.beat, self._settings.hang_timeout
+        if silent < limit / 3 or slot.process is None:
+            slot.meter = None
+        elif slot.meter is None:
+            slot.meter = StarvationMeter(slot.process.pid or 0, now)
+        return silent > limit and (
+            silent > STARVED_FACTOR * limit or slot.meter is None or not slot.meter.is_starved(now)
+        )
 
     def _check_server(self, server: Any, now: float) -> None:
         """Restart an embedded server that died; gateways and workers wait for it as for any other server."""
