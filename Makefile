@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test test-unit test-service test-system soak lint browser voices docs docs-update \
+.PHONY: help demo run mic test test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
 	dist-check format bench promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -40,6 +40,9 @@ test-system: .venv/test ## run the tests that start the program
 
 soak: .venv/test ## run the slow tests (up to an hour)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+fuzz: .venv/test ## feed 20,000 damaged recordings to the decoders (a few minutes)
+	$(BIN)/python tools/fuzz_audio.py
 
 lint: .venv/test ## check style and types
 	$(BIN)/ruff check .

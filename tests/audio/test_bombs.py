@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -25,3 +26,12 @@ def test_bombs_cost_next_to_nothing() -> None:
         assert cost["cpu"] < CPU + 0.002 * cost["seconds"], cost
         assert cost["memory"] < MEMORY, cost
         assert cost["code"] or cost["name"] == "opus_silence", cost  # which has the audio that it claims
+
+
+@pytest.mark.usefixtures("processes")
+def test_damaged_recordings_of_all_formats(tmp_path: Path) -> None:
+    """Some of the mutants of `make fuzz`, always the same: a crash, a hang, or a cost beyond bounds fails."""
+    tool = Path(__file__).parents[2] / "tools" / "fuzz_audio.py"
+    command = [sys.executable, str(tool), "--mutants", "350", "--keep", str(tmp_path / "mutant")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
+    assert done.returncode == 0, done.stdout + done.stderr
