@@ -99,13 +99,15 @@ class Access:
     def authenticate(self, authorization: str | None) -> Key | None:
         """The key of an Authorization header; None where no keys are configured.
 
+        The schemes Bearer and Token, or no scheme: as clients of other servers send it.
+
         Raises:
             Refused: The key is missing or not valid (401).
         """
         if not self.enabled:
             return None
-        scheme, _, text = (authorization or "").partition(" ")
-        key = self._find(text.strip()) if scheme.lower() == "bearer" else None
+        scheme, _, text = (authorization or "").strip().rpartition(" ")
+        key = self._find(text) if scheme.strip().lower() in ("bearer", "token", "") else None
         if key is None:
             raise Refused(401, "unauthorized", "a valid API key is required")
         return key

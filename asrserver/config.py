@@ -178,6 +178,19 @@ class Settings:
         click.IntRange(min=1024),
         "Maximum size of a WebSocket message in bytes; a larger one is refused.",
     )
+    max_upload: int = setting(
+        2**30,
+        "gateway",
+        click.IntRange(min=1024),
+        "Maximum size of an HTTP upload in bytes. A large one is in a temporary file while it is transcribed.",
+    )
+    served_model_names: str = setting(
+        "",
+        "gateway",
+        str,
+        "Comma-separated names by which clients may ask for a model, as NAME or NAME=MODEL, besides its own and those "
+        "of OpenAI.",
+    )
     unread_timeout: float = setting(
         30.0,
         "gateway",

@@ -25,6 +25,7 @@ def test_a_key_opens_and_nothing_else_does(keys: Keys) -> None:
     access = Access(str(keys.path), f"ops:{GIVEN}")
     assert access.authenticate(f"Bearer {keys.text_a}") == keys.a
     assert access.authenticate(f"bearer  {keys.text_b} ") == keys.b
+    assert access.authenticate(f"Token {keys.text_b}") == access.authenticate(keys.text_b) == keys.b
     given = access.authenticate(f"Bearer {GIVEN}")
     assert given is not None
     assert (given.id, given.scope) == ("ops", "ops")
@@ -33,7 +34,7 @@ def test_a_key_opens_and_nothing_else_does(keys: Keys) -> None:
         "",
         "Bearer",
         "Bearer ",
-        keys.text_a,
+        f"Bearer Bearer {keys.text_a}",
         f"Basic {keys.text_a}",
         f"Bearer {keys.text_a[:-1]}",
         f"Bearer {keys.text_a}x",

@@ -229,6 +229,10 @@ class Gateway:
         """Take several chunks at once, or none; see Intake.offer_run."""
         return self.intake.offer_run(session, pieces, index)
 
+    def room_for(self, session: Session) -> Awaitable[bool] | None:
+        """Return what to wait for before more of a session's audio is offered; see RoomGate.for_audio."""
+        return self.room.for_audio(session)
+
     def finish(self, session: Session) -> None:
         """End a session as its client asks; see Sessions.finish."""
         self.sessions.finish(session)
@@ -236,6 +240,23 @@ class Gateway:
     def abandon(self, session: Session) -> None:
         """Keep a session for its client to resume; see Sessions.abandon."""
         self.sessions.abandon(session)
+
+    def cancel(self, session: Session) -> None:
+        """End a session whose client is gone and cannot resume it: what was accepted is still recognised."""
+        session.send = None
+        if session.state == "recording":
+            log.info("session=%s cancelled: its client is gone", session.id)
+            self.sessions.end(session, "interrupted")
+
+    def refuse_when_full(self) -> None:
+        """Raise what `start` would raise now for this gateway's own limits: to be asked before a large upload is read.
+
+        Raises:
+            Refused: A limit is reached.
+            Unavailable: The gateway shuts down.
+        """
+        self._refuse_when_closing()
+        self.sessions.check_start(0, self._backlog_elsewhere)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:

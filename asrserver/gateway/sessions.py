@@ -120,10 +120,8 @@ class Sessions(Mapping[str, Session]):
         exists = BadRequest("session_exists", "session_id is already in use", session_id=sid)
         if sid in self._open or sid in self._starting:
             raise exists
-        # First, and synchronously: what this gateway refuses by itself costs no query, and those that are being started
-        # count already.
-        sessions = len(self._open) + len(self._starting)
-        self._admission.check_start(siblings, sessions, self.backlog.seconds + backlog_elsewhere)
+        # First, and synchronously: what this gateway refuses by itself costs no query.
+        self.check_start(siblings, backlog_elsewhere)
         self._starting.add(sid)
         try:
             if asked.session_id and await self._stored(sid):
@@ -148,6 +146,19 @@ class Sessions(Mapping[str, Session]):
         metrics.sessions_started.inc()
         log.info("session=%s open mode=%s key=%s", sid, asked.options.mode, owner or "-")
         return session
+
+    def check_start(self, siblings: int, backlog_elsewhere: float) -> None:
+        """Check the limits of this gateway for one more session. Those that are being started count already.
+
+        Args:
+            siblings: Other sessions of its connection.
+            backlog_elsewhere: Seconds of audio that wait on other gateways.
+
+        Raises:
+            Refused: A limit is reached.
+        """
+        sessions = len(self._open) + len(self._starting)
+        self._admission.check_start(siblings, sessions, self.backlog.seconds + backlog_elsewhere)
 
     async def _create(self, session: Session) -> bool:
         """Create the session in Redis; False if the id is in use there."""

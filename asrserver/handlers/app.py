@@ -25,6 +25,13 @@ from asrserver.handlers.auth import normalise
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
 from asrserver.handlers.metrics import MetricsHandler
+from asrserver.handlers.openai import (
+    ModelHandler,
+    ModelsHandler,
+    TranscriptionsHandler,
+    TranslationsHandler,
+    UnknownPathHandler,
+)
 from asrserver.handlers.openapi import OpenApiHandler
 from asrserver.handlers.rest import (
     HealthHandler,
@@ -36,6 +43,7 @@ from asrserver.handlers.rest import (
     SessionHandler,
     StatsHandler,
 )
+from asrserver.handlers.transcribe import TranscribeHandler
 from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
@@ -65,6 +73,21 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/api/v1/stats": StatsHandler,
     "/api/v1/asr/queue/status": QueueStatusHandler,
     "/api/v1/openapi.json": OpenApiHandler,
+    "/api/v1/transcribe": TranscribeHandler,
+    "/v1/audio/transcriptions": TranscriptionsHandler,
+    "/v1/audio/translations": TranslationsHandler,
+    "/v1/models": ModelsHandler,
+    "/v1/models/{model}": ModelHandler,
+}
+
+#: Further paths, as patterns: clients whose users leave /v1 out of the URL; models whose names have a slash; and errors
+#: as OpenAI's clients read them for the rest of /v1.
+FURTHER: dict[str, type[RequestHandler]] = {
+    "/audio/transcriptions": TranscriptionsHandler,
+    "/audio/translations": TranslationsHandler,
+    "/v1/models/(?P<model>.+)": ModelHandler,
+    "/v1": UnknownPathHandler,
+    "/v1/.*": UnknownPathHandler,
 }
 
 #: Seconds in which clients must answer the closing of their connection.
@@ -84,7 +107,8 @@ class AsrApplication(Application):
             [
                 (_pattern(path), handler, websocket if issubclass(handler, WebSocketConnection) else rest)
                 for path, handler in ROUTES.items()
-            ],
+            ]
+            + [(pattern, handler, rest) for pattern, handler in FURTHER.items()],
             default_handler_class=NotFoundHandler,
             default_handler_args=rest,
             log_function=_log_request,

@@ -7,6 +7,8 @@ a subprotocol becomes an Authorization header and stands nowhere else.
 from __future__ import annotations
 
 import logging
+import re
+from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
@@ -25,6 +27,10 @@ CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
 CORS_HEADERS = "Authorization, Content-Type, If-None-Match, If-Range, Range, X-Request-ID"
 CORS_EXPOSED_HEADERS = "Accept-Ranges, Content-Range, ETag, Retry-After, X-Request-ID"
 CORS_MAX_AGE = "600"
+
+#: Headers besides these that a preflight is allowed, and what a name may be.
+MAX_CORS_HEADERS = 50
+_HEADER_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 #: Characters of a refused origin or host that are logged.
 MAX_LOGGED_ORIGIN = 200
@@ -114,7 +120,11 @@ class AuthenticatedHandler(RequestHandler):
     def options(self, *_args: str, **_kwargs: str) -> None:
         """Answer a CORS preflight."""
         self.set_header("Access-Control-Allow-Methods", CORS_METHODS)
-        self.set_header("Access-Control-Allow-Headers", CORS_HEADERS)
+        # Libraries send headers of their own (x-stainless-…), and a page of an allowed origin may send any: `*` would
+        # leave out Authorization.
+        asked = self.request.headers.get("Access-Control-Request-Headers", "")
+        further = [name for name in map(str.strip, asked.split(",")) if _HEADER_NAME.fullmatch(name)]
+        self.set_header("Access-Control-Allow-Headers", ", ".join([CORS_HEADERS, *further[:MAX_CORS_HEADERS]]))
         self.set_header("Access-Control-Max-Age", CORS_MAX_AGE)
         self.set_status(204)
         self.finish()
@@ -129,4 +139,8 @@ class AuthenticatedHandler(RequestHandler):
         if "retry_after" in error.details:
             self.set_header("Retry-After", str(max(1, round(error.details["retry_after"]))))
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.finish(orjson.dumps({"error": {"code": error.code, "message": error.message, **error.details}}))
+        self.finish(orjson.dumps(self.error_body(status, error.code, error.message, **error.details)))
+
+    def error_body(self, status: int, code: str, message: str, **details: Any) -> dict[str, Any]:
+        """Return an error as the interface writes it."""
+        return {"error": {"code": code, "message": message, **details}}

@@ -13,8 +13,9 @@ from typing import Any
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from asrserver.errors import AsrError, Unavailable
+from asrserver.errors import AsrError, AudioError, BadRequest, Refused, Unavailable
 from asrserver.handlers.auth import AuthenticatedHandler
+from asrserver.protocol.codes import CODES
 from asrserver.storage.errors import StorageError
 from asrserver.telemetry.logs import request_id
 
@@ -50,18 +51,17 @@ class JsonHandler(AuthenticatedHandler):
 
     def fail(self, status: int, code: str, message: str, **details: Any) -> None:
         """Finish the request with an error."""
-        self.answer({"error": {"code": code, "message": message, **details}}, status)
+        self.answer(self.error_body(status, code, message, **details), status)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         exc = (kwargs.get("exc_info") or (None, None, None))[1]
         if isinstance(exc, StorageError):
             self.set_header("Retry-After", "5")
             self.fail(503, "storage_unavailable", str(exc))
+        elif isinstance(exc, (Refused, Unavailable)):
+            self.refuse_request(exc)
         elif isinstance(exc, AsrError):
-            unavailable = isinstance(exc, Unavailable)
-            if unavailable:
-                self.set_header("Retry-After", str(round(exc.details["retry_after"])))
-            self.fail(503 if unavailable else 400, exc.code, exc.message)
+            self.fail(next(iter(CODES[exc.code].statuses), 400), exc.code, exc.message, **exc.details)
         elif isinstance(exc, BadParameter):
             self.fail(400, "bad_request", exc.message, parameter=exc.name)
         else:
@@ -75,7 +75,8 @@ class JsonHandler(AuthenticatedHandler):
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if isinstance(value, (StorageError, AsrError)):
-            log.warning("%s %s: %s", self.request.method, self.request.path, value)
+            level = logging.INFO if isinstance(value, (AudioError, BadRequest, Refused)) else logging.WARNING
+            log.log(level, "%s %s: %s", self.request.method, self.request.path, value)
         elif not isinstance(value, BadParameter):
             super().log_exception(typ, value, tb)
 

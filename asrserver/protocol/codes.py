@@ -33,8 +33,12 @@ CODES: dict[str, ErrorCode] = {
     "bad_id": ErrorCode(
         "`session_id` or `user_id` is no text of 1 to 128 characters, or has whitespace, braces or control characters."
     ),
-    "bad_option": ErrorCode("An option of `start` or `resume` has a value that is not allowed; `option` names it."),
-    "unknown_model": ErrorCode("No worker offers the model that `start` names; the message lists those that are."),
+    "bad_option": ErrorCode(
+        "An option of `start`, `resume` or a request has a value that is not allowed; `option` names it.", (400,)
+    ),
+    "unknown_model": ErrorCode(
+        "No worker offers the model that `start` or a request names; the message lists those that are.", (404,)
+    ),
     "bad_index": ErrorCode("`chunk_index` is not a whole number from 0."),
     "bad_seq": ErrorCode("`last_seq` is not a whole number from 0, or is past the session's last result."),
     "bad_base64": ErrorCode("`audio_data` is not base64."),
@@ -67,15 +71,16 @@ CODES: dict[str, ErrorCode] = {
     "session_idle": ErrorCode("The session got no audio for `session_idle_timeout` seconds, and was ended.", (408,)),
     "idle_timeout": ErrorCode("The connection had no message for `idle_timeout` seconds, and is closed.", (408,)),
     # -- audio
-    "not_audio": ErrorCode("The chunk is not audio: text, an image, or a file without an audio track."),
-    "undecodable_audio": ErrorCode("The audio is damaged, or in a format that cannot be decoded."),
-    "not_streamable": ErrorCode("The file cannot be decoded piece by piece: send it as one chunk."),
-    "utterance_too_long": ErrorCode("The chunk decodes to more than `max_utterance` seconds of audio."),
-    "audio_rejected": ErrorCode("Three workers died with this audio in hand: it is not tried again."),
+    "not_audio": ErrorCode("The chunk is not audio: text, an image, or a file without an audio track.", (400,)),
+    "undecodable_audio": ErrorCode("The audio is damaged, or in a format that cannot be decoded.", (400,)),
+    "not_streamable": ErrorCode("The file cannot be decoded piece by piece: send it as one chunk.", (400,)),
+    "utterance_too_long": ErrorCode("The chunk decodes to more than `max_utterance` seconds of audio.", (400,)),
+    "audio_rejected": ErrorCode("Three workers died with this audio in hand: it is not tried again.", (400,)),
     "model_unavailable": ErrorCode(
-        "The model that the session names cannot be loaded, and the session was ended; the server's log has the reason."
+        "The model that the session names cannot be loaded: the session was ended; the server's log has the reason.",
+        (500,),
     ),
-    "recognition_failed": ErrorCode("The recogniser failed on this audio; the server's log has the reason."),
+    "recognition_failed": ErrorCode("The recogniser failed on this audio; the server's log has the reason.", (500,)),
     # -- not now: try again
     "overloaded": ErrorCode("There is no room for a new session: too much audio waits to be recognised.", (503,)),
     "shutting_down": ErrorCode("The server is shutting down: connect again.", (503,)),
@@ -85,6 +90,7 @@ CODES: dict[str, ErrorCode] = {
     "storage_unavailable": ErrorCode("PostgreSQL does not answer.", (503,)),
     "recordings_unavailable": ErrorCode("The disk with the recordings does not answer.", (503,)),
     # -- HTTP alone
+    "body_too_large": ErrorCode("The request's body is larger than `max_upload`, or than it need be.", (413,)),
     "not_found": ErrorCode("There is nothing at this path, or no such session or recording.", (404,)),
     "method_not_allowed": ErrorCode("The path does not have this method; `Allow` lists those that it has.", (405,)),
     "range_not_satisfiable": ErrorCode("The recording does not have the requested range.", (416,)),

@@ -67,6 +67,18 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     chunk_index: int | None = None
     words: list[Word] = []
 
+    def asdict(self) -> dict[str, Any]:
+        """The segment as JSON has it."""
+        return {
+            "number": self.number,
+            "start": self.start,
+            "end": self.end,
+            "text": self.text,
+            "language": self.language,
+            "confidence": self.confidence,
+            "words": [word.asdict() for word in self.words],
+        }
+
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What travels between processes.

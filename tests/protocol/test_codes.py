@@ -32,14 +32,25 @@ STANDING = {
 PASSED_ON = {
     "asrserver/broker/gateway_side.py": {"Unavailable(*_NOT_APPENDED[reply])"},
     "asrserver/handlers/base.py": {
-        "self.fail(503 if unavailable else 400, exc.code, exc.message)",
+        "self.fail(next(iter(CODES[exc.code].statuses), 400), exc.code, exc.message, **exc.details)",
         "self.fail(status_code, phrase.lower().replace(' ', '_'), message)",
+    },
+    "asrserver/handlers/file_session.py": {
+        "AsrError(event.code, event.message)",
+        "AudioError(event.code, event.message)",
+        "AudioError(self._damage.code, self._damage.message)",
+        "Unavailable(event.code, event.message, event.retry_after or 2.0)",
+        "Refused(408, event.code, event.message)",
     },
     "asrserver/handlers/multiplex.py": {"BadRequest(*self._ended[sid], **where)"},
     "asrserver/handlers/connection.py": {"self.sessions.detach(event.session_id, code, message)"},
     "asrserver/inference/event_log.py": {
         "ErrorEvent(**common, code=error.code, message=error.message, chunk_index=index, received=received)",
         "AsrError(error.code, f'chunk {index}: {error.message}')",
+    },
+    "asrserver/protocol/openai.py": {
+        "BadRequest(exc.code, exc.message, parameter=exc.details.get('option'))",
+        "BadRequest(exc.code, exc.message, parameter='language')",
     },
     "asrserver/protocol/events.py": {"cls(code=error.code, message=error.message, **where | error.details)"},
 }

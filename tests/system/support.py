@@ -8,6 +8,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import openai
 import psutil
 
 from tests.program import System
@@ -140,3 +141,8 @@ def alive(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def client_of(system: System, key: str = "none", path: str = "/v1") -> openai.OpenAI:
+    """OpenAI's client of a running system, which sends nothing twice."""
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{system.port}{path}", api_key=key, max_retries=0)

@@ -1,0 +1,149 @@
+"""One file through one session of the gateway, for requests of HTTP: its bytes go in as they come, its text comes out.
+
+So a file has what every session has: limits, persistence, failover, a place in the history. It goes in as a stream, a
+few seconds ahead of its recognition: neither the gateway nor Redis ever holds much of it, and when the request is
+cancelled, little is left to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from asrserver.errors import AsrError, AudioError, Refused, Unavailable
+from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.session import Session
+from asrserver.process.aio import Notifier
+from asrserver.protocol.events import (
+    ChunkResult,
+    ErrorEvent,
+    Final,
+    Lost,
+    Refusal,
+    Segment,
+    SegmentResult,
+    SessionEvent,
+)
+from asrserver.protocol.options import Start
+from asrserver.text.words import join
+
+log = logging.getLogger("asrserver.rest")
+
+#: Seconds between two lines in the log that say how far a long file is.
+REPORT_SECONDS = 30.0
+
+
+class FileSession:
+    """Transcribes one file.
+
+    Args:
+        gateway: Where.
+        start: The session: in the mode stream and the format file; or in the mode chunk, where the file is one chunk.
+        owner: Id of the API key it belongs to; empty where there are no keys.
+
+    Attributes:
+        segments: Those that are final, in order.
+        changed: Notified when there are more.
+    """
+
+    def __init__(self, gateway: Gateway, start: Start, owner: str) -> None:
+        self.segments: list[Segment] = []
+        self.changed = Notifier()
+        self._gateway = gateway
+        self._start = start
+        self._owner = owner
+        self._over: asyncio.Future[Final] = asyncio.get_running_loop().create_future()
+        self._damage: ErrorEvent | None = None
+        self._reported = time.monotonic()
+
+    async def run(self, pieces: AsyncIterator[bytes]) -> Final:
+        """Recognise the file that these are the bytes of. If it is cancelled, so is the session.
+
+        Returns:
+            The session's final event.
+
+        Raises:
+            AudioError: It cannot be decoded.
+            Refused: A limit is reached.
+            Unavailable: Not now; the same request may succeed later.
+            AsrError: recognition_failed.
+        """
+        session = await self._open()
+        feeding = asyncio.create_task(self._feed(session, pieces), name=f"feed {session.id}")
+        try:
+            return await self._over
+        finally:
+            feeding.cancel()
+            self._gateway.cancel(session)
+
+    async def _open(self) -> Session:
+        starting = asyncio.ensure_future(self._gateway.start(self._start, self._on_event, self._owner))
+        try:
+            return await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            starting.add_done_callback(self._cancel)  # it may be in Redis already: it must be ended there
+            raise
+
+    def _cancel(self, starting: asyncio.Future[Session]) -> None:
+        if not starting.cancelled() and starting.exception() is None:
+            self._gateway.cancel(starting.result())
+
+    def record(self) -> dict[str, Any]:
+        """Return the text so far with its segments, as text/subtitles.py takes a session."""
+        text = join([(one.text, one.language) for one in self.segments])
+        return {"text": text, "segments": [segment.asdict() for segment in self.segments]}
+
+    async def _feed(self, session: Session, pieces: AsyncIterator[bytes]) -> None:
+        try:
+            async for piece in pieces:
+                wait = self._gateway.offer(session, piece).wait
+                while wait is not None and not await wait:
+                    wait = self._gateway.room_for(session)
+            self._gateway.finish(session)
+        except AsrError as exc:
+            self._fail(exc)
+        except Exception as exc:
+            log.exception("session=%s the upload could not be read", session.id)
+            self._fail(AsrError("recognition_failed", f"the file could not be read: {type(exc).__name__}"))
+
+    def _on_event(self, event: SessionEvent) -> None:
+        match event:
+            case SegmentResult() | ChunkResult():
+                self.segments += event.segments
+                self.changed.notify()
+                self._report(event)
+            case ErrorEvent(code="undecodable_audio"):  # the rest may be whole
+                self._damage = self._damage or event
+            case ErrorEvent(code="recognition_failed" | "model_unavailable"):
+                self._fail(AsrError(event.code, event.message))
+            case ErrorEvent():
+                self._fail(AudioError(event.code, event.message))
+            case Lost():
+                self._fail(Unavailable(event.code, event.message, event.retry_after or 2.0))
+            case Refusal():
+                self._fail(Refused(408, event.code, event.message))
+            case Final():
+                self._finish(event)
+
+    def _finish(self, event: Final) -> None:
+        if self._damage is not None and not event.total:
+            self._fail(AudioError(self._damage.code, self._damage.message))
+        elif event.status != "done":
+            self._fail(Unavailable("session_gone", "the session was interrupted: try again"))
+        elif not self._over.done():
+            if self._damage is not None:
+                log.info("session=%s its file is damaged: %s", event.session_id, self._damage.message)
+            self._over.set_result(event)
+
+    def _fail(self, error: AsrError) -> None:
+        if not self._over.done():
+            self._over.set_exception(error)
+
+    def _report(self, event: SegmentResult | ChunkResult) -> None:
+        now = time.monotonic()
+        if now - self._reported >= REPORT_SECONDS:
+            self._reported = now
+            log.info("session=%s %.0f s of the file are recognised", event.session_id, event.total)

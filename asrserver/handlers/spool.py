@@ -1,0 +1,117 @@
+"""The bytes of an upload, between the network and the session that they go to: in memory while few, else on disk.
+
+The form's fields may come after the file, so a file may have to be kept until all of it is there. And it is read as
+fast as it comes, although it is recognised slowly: a client that leaves is noticed only behind the bytes that it sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from typing import IO
+
+from asrserver.errors import Unavailable
+from asrserver.process.aio import Notifier
+
+#: First bytes of a file by which it is recognised.
+HEAD_BYTES = 4096
+
+#: Bytes of an upload that are kept in memory; a larger one goes to a temporary file.
+MEMORY_BYTES = 1 << 19
+
+#: Seconds between checks of a reader that waits for bytes.
+WAIT_SECONDS = 5.0
+
+
+class Spool:
+    """One upload: `write` what comes, `end` it, and read it with `pieces`, meanwhile or later, as often as needed.
+
+    Attributes:
+        size: Bytes so far.
+        head: The first bytes, by which a file is recognised.
+        ended: Whether all of it is there.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.head = b""
+        self.ended = False
+        self._memory = bytearray()
+        self._file: IO[bytes] | None = None
+        self._written = Notifier()
+        self._closed = False
+
+    async def write(self, data: bytes) -> None:
+        """Append bytes.
+
+        Raises:
+            Unavailable: The disk takes no more.
+        """
+        if len(self.head) < HEAD_BYTES:
+            self.head = (self.head + data)[:HEAD_BYTES]
+        try:
+            if self._file is None and self.size + len(data) <= MEMORY_BYTES:
+                self._memory += data
+            else:
+                await self._write(data)
+        except ValueError:  # it was closed meanwhile
+            return
+        except OSError as exc:
+            message = f"there is no room for the upload in {tempfile.gettempdir()}: {exc.strerror}"
+            raise Unavailable("overloaded", message, 30.0) from None
+        self.size += len(data)
+        self._written.notify()
+
+    def end(self) -> None:
+        """Say that all of it is there."""
+        self.ended = True
+        self._written.notify()
+
+    async def pieces(self, size: int) -> AsyncIterator[bytes]:
+        """Yield all bytes from the first on, `size` at a time, as they come."""
+        at = 0
+        while not self.ended or at < self.size:
+            if self.size - at < size and not self.ended:
+                await self._written.wait(WAIT_SECONDS)
+                continue
+            count = min(size, self.size - at)
+            if self._file is None:
+                data = bytes(self._memory[at : at + count])
+            else:
+                loop = asyncio.get_running_loop()
+                data = await loop.run_in_executor(None, os.pread, self._file.fileno(), count, at)
+            at += len(data)
+            yield data
+
+    def close(self) -> None:
+        """Free the memory and the disk; nothing is read any more, and what is still written is dropped."""
+        self._closed = True
+        self._memory = bytearray()
+        if self._file is not None:
+            self._file.close()
+
+    async def _write(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        if self._file is None:
+            file = await loop.run_in_executor(None, _temporary_file, bytes(self._memory))
+            if self._closed:
+                file.close()
+                return
+            # In the event loop, where `pieces` reads the one or the other.
+            self._file, self._memory = file, bytearray()
+        if not self._closed:
+            await loop.run_in_executor(None, _write_all, self._file, data)
+
+
+def _temporary_file(data: bytes) -> IO[bytes]:
+    file = tempfile.TemporaryFile(prefix="asrserver-upload-", buffering=0)  # noqa: SIM115
+    _write_all(file, data)
+    return file
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]

@@ -1,0 +1,111 @@
+"""POST /api/v1/transcribe: a file in, its text out, for people with curl and for programs without a library."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from asrserver.errors import BadRequest
+from asrserver.handlers.base import MAX_QUOTED_NAME
+from asrserver.handlers.file_session import FileSession
+from asrserver.handlers.upload import UploadHandler
+from asrserver.protocol.events import Final
+from asrserver.protocol.options import Options, Start, valid_id
+from asrserver.text.subtitles import plain, srt, vtt
+
+#: The formats of the answer besides json: each its media type, and what makes it.
+FORMATS = {
+    "txt": ("text/plain", plain),
+    "srt": ("application/x-subrip", srt),
+    "vtt": ("text/vtt", vtt),
+}
+
+#: Media types that a client may accept, and the formats that they mean.
+ACCEPTED = {
+    "application/json": "json",
+    "text/plain": "txt",
+    "application/x-subrip": "srt",
+    "application/srt": "srt",
+    "text/vtt": "vtt",
+}
+
+#: What may be asked for, in the query or in the form.
+PARAMETERS = ("format", "hotwords", "language", "prompt", "task", "user_id", "words")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request that was read.
+
+    Attributes:
+        start: The session.
+        format: json, txt, srt or vtt.
+    """
+
+    start: Start
+    format: str
+
+
+class TranscribeHandler(UploadHandler):
+    """POST /api/v1/transcribe: the body is the file, or a form with it; the options are in the query or the form."""
+
+    takes_raw = True
+
+    def request_of(self, fields: dict[str, list[str]]) -> Upload:
+        given = {name: values[-1].decode(errors="replace") for name, values in self.request.query_arguments.items()}
+        given |= {name: values[-1] for name, values in fields.items()}
+        for name in given:
+            if name not in PARAMETERS:
+                message = f"{name[:MAX_QUOTED_NAME]} is not a parameter (allowed: file, {', '.join(PARAMETERS)})"
+                raise BadRequest("bad_request", message, parameter=name[:MAX_QUOTED_NAME])
+        format = given.pop("format", "") or self._accepted()
+        if format not in ("json", *FORMATS):
+            raise _bad("format", f"must be one of json, {', '.join(FORMATS)}")
+        words = given.pop("words", "false")
+        if words not in ("true", "false"):
+            raise _bad("words", "must be true or false")
+        user_id = given.pop("user_id", "")
+        options = Options.parse(
+            {
+                **{name: value for name, value in given.items() if value},
+                "mode": "stream",
+                "format": "file",
+                # With times of words, long segments become several subtitles.
+                "word_timestamps": words == "true" or format in ("srt", "vtt"),
+            }
+        )
+        return Upload(Start("", valid_id(user_id, "user_id") if user_id else "", options, False), format)
+
+    def may_begin(self, fields: dict[str, list[str]]) -> bool:
+        return self._parser is None or bool(fields)
+
+    async def respond(self, asked: Upload, session: FileSession, job: asyncio.Task[Final]) -> None:
+        if asked.format in FORMATS:
+            media_type, make = FORMATS[asked.format]
+            await self.finish_text(job, media_type, lambda: make(session.record()))
+            return
+
+        def body() -> dict[str, Any]:
+            final = job.result()
+            return {
+                "session_id": final.session_id,
+                "text": final.text,
+                "duration": final.total,
+                "language": final.language,
+                "segments": session.record()["segments"],
+            }
+
+        await self.finish_json(job, body)
+
+    def _accepted(self) -> str:
+        """The format that the Accept header asks for first."""
+        for item in self.request.headers.get("Accept", "").split(","):
+            format = ACCEPTED.get(item.partition(";")[0].strip().lower())
+            if format is not None:
+                return format
+        return "json"
+
+
+def _bad(name: str, must: str) -> BadRequest:
+    return BadRequest("bad_request", f"{name} {must}", parameter=name)

@@ -1,0 +1,369 @@
+"""Requests with a body: read as it comes, and answered only when it was read, errors too.
+
+A server that answers and closes while its client is still sending resets the connection, and the client may never see
+the answer. So a refusal waits until the body has been read and dropped, for a while.
+
+Forms are parsed with `multipart` (MIT, no dependencies): it takes bytes as they come and gives parts as they come, does
+no I/O, and bounds headers. Tornado's own parser needs the whole body in memory; python-multipart calls back, which does
+not fit an event loop that must wait for the disk; streaming-form-data wants to know the parts beforehand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from tornado.web import HTTPError, stream_request_body
+
+from asrserver.audio import sniff
+from asrserver.errors import AsrError, AudioError, BadRequest, Refused
+from asrserver.handlers.file_session import FileSession
+from asrserver.handlers.long_answer import LongAnswerHandler
+from asrserver.handlers.spool import HEAD_BYTES, Spool
+from asrserver.protocol.events import Final
+
+log = logging.getLogger("asrserver.rest")
+
+#: Tornado refuses larger bodies, in its own words; the handlers here have limits of their own.
+NO_LIMIT = 1 << 62
+
+#: Bytes of a body at most where none is needed.
+MAX_NEEDLESS_BYTES = 1 << 20
+
+#: Bytes and seconds for which the body of a refused request is read and dropped.
+DRAIN_BYTES = 1 << 30
+DRAIN_SECONDS = 10.0
+
+#: Seconds without a byte after which the connection of an upload is closed, and seconds between checks.
+IDLE_SECONDS = 60.0
+CHECK_SECONDS = 5.0
+
+#: Bytes of one form field, and number of parts, at most.
+MAX_FIELD_BYTES = 1 << 16
+MAX_PARTS = 100
+
+#: Bytes of a file that are one chunk of its session.
+PIECE_BYTES = 1 << 16
+
+
+@stream_request_body
+class DrainingHandler(LongAnswerHandler):
+    """A route whose refusals wait until the request's body was read."""
+
+    query_parameters = None
+
+    def initialize(self, gateway: Any) -> None:
+        super().initialize(gateway)
+        self._refusal: Exception | None = None
+        self._received = 0  # bytes of the body
+        self._answering = False
+        self._drain_until = 0.0
+
+    async def prepare(self) -> None:  # type: ignore[override]  # Tornado waits for it before it reads the body
+        self.connection.set_max_body_size(NO_LIMIT)
+        try:
+            super().prepare()
+            if not self._finished and self._refusal is None:
+                await self.begin()
+        except (AsrError, HTTPError) as exc:
+            self.refuse(exc)
+
+    async def begin(self) -> None:
+        """Check the request before its body is read; may raise AsrError and HTTPError."""
+
+    def refuse_request(self, error: AsrError) -> None:
+        if self._answering or not self._sends_body:
+            super().refuse_request(error)
+        else:
+            self.refuse(error)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        self._answering = True
+        super().write_error(status_code, **kwargs)
+
+    def refuse(self, error: Exception) -> None:
+        """Answer with an error, when the body has been read."""
+        if self._refusal is not None:
+            return
+        if not self._sends_body:
+            raise error
+        self._refusal = error
+        self._drain_until = time.monotonic() + DRAIN_SECONDS
+        # Tornado calls this in place of the method once the body is there.
+        setattr(self, (self.request.method or "").lower(), self._raise_refusal)
+
+    def data_received(self, chunk: bytes) -> Any:
+        """Take a piece of the body; Tornado waits for what this returns."""
+        self._received += len(chunk)
+        if self._refusal is None:
+            if self._received > self.max_body:
+                self.refuse(self._too_large())
+        elif self._received > DRAIN_BYTES or time.monotonic() > self._drain_until:
+            self._answer_now()
+        return None
+
+    @property
+    def max_body(self) -> int:
+        """Bytes of the body at most."""
+        return MAX_NEEDLESS_BYTES
+
+    def _too_large(self) -> Refused:
+        return Refused(413, "body_too_large", f"the body is larger than {self.max_body} bytes")
+
+    def _raise_refusal(self, *_args: str, **_kwargs: str) -> None:
+        assert self._refusal is not None
+        raise self._refusal
+
+    def _answer_now(self) -> None:
+        """Answer although the body goes on: Tornado then closes the connection."""
+        if not self._finished:
+            try:
+                self._raise_refusal()
+            except Exception as exc:
+                self._handle_request_exception(exc)
+
+    @property
+    def _sends_body(self) -> bool:
+        """Whether the client sends a body, or is about to; one that asked first (Expect) does not before it may."""
+        headers = self.request.headers
+        if self._received:
+            return True
+        if headers.get("Expect", "").lower() == "100-continue":
+            return False
+        return "Transfer-Encoding" in headers or headers.get("Content-Length", "0") != "0"
+
+
+class UploadHandler(DrainingHandler):
+    """A route that takes a file, in a form or as the body, and transcribes it.
+
+    A route gives `request_of`, which reads the form's fields, and `respond`.
+    """
+
+    #: Whether the body may be the file itself.
+    takes_raw = False
+
+    def initialize(self, gateway: Any) -> None:
+        super().initialize(gateway)
+        self.fields: dict[str, list[str]] = {}
+        self.spool = Spool()
+        self.session: FileSession | None = None
+        self._asked: Any = None  # the request that the session was started for
+        self._job: asyncio.Task[Final] | None = None
+        self._parser: PushMultipartParser | None = None
+        self._part: str | None = None  # the name of the open part; the file's is "file"
+        self._value = b""
+        self._has_file = False
+        self._looked_at = False  # whether the file's first bytes were
+        self._release: Callable[[], None] | None = None
+        self._heard = time.monotonic()
+        self._busy = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    # -- for a route ---------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def request_of(self, fields: dict[str, list[str]]) -> Any:
+        """Read the fields, into something that has a Start as `start`; raises AsrError."""
+
+    @abstractmethod
+    async def respond(self, asked: Any, session: FileSession, job: asyncio.Task[Final]) -> None:
+        """Answer the request; raises AsrError."""
+
+    def may_begin(self, fields: dict[str, list[str]]) -> bool:
+        """Whether the fields that came before the file are likely all."""
+        return "model" in fields
+
+    # -- the body ------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        if self.request.method != "POST":
+            return
+        self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+        if self.stream.closed():  # the client left meanwhile
+            self._end()
+        self.gateway.refuse_when_full()
+        if int(self.request.headers.get("Content-Length", "0")) > self.max_body:
+            raise self._too_large()
+        kind, options = parse_options_header(self.request.headers.get("Content-Type", ""))
+        if kind == "multipart/form-data":
+            if not options.get("boundary"):
+                raise BadRequest("bad_request", "the form's Content-Type has no boundary")
+            self._parser = PushMultipartParser(options["boundary"], max_segment_count=MAX_PARTS)
+        elif self.takes_raw:
+            self._open_file()
+        else:
+            raise BadRequest("bad_request", "the body must be a form: Content-Type multipart/form-data")
+        self._check_client()
+
+    async def data_received(self, chunk: bytes) -> None:
+        super().data_received(chunk)
+        if self._refusal is not None or self._finished or self.request.method != "POST":
+            return
+        self._busy = True
+        try:
+            if self._parser is None:
+                await self._file_data(chunk)
+            else:
+                for event in self._parser.parse(chunk):
+                    await self._form_event(event)
+        except MultipartError as exc:
+            self._give_up(BadRequest("bad_request", f"the form cannot be read: {exc}"))
+        except AsrError as exc:
+            self._give_up(exc)
+        finally:
+            self._busy, self._heard = False, time.monotonic()
+
+    @property
+    def max_body(self) -> int:
+        return self.gateway.settings.max_upload
+
+    def _too_large(self) -> Refused:
+        return Refused(413, "body_too_large", f"the upload is larger than {self.max_body} bytes (max_upload)")
+
+    async def _form_event(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
+            self._part, self._value = event.name or "", b""
+            if self._part == "file":
+                self._open_file()
+        elif event is None:
+            if self._part not in (None, "file"):
+                try:
+                    value = self._value.decode()
+                except UnicodeDecodeError:
+                    raise BadRequest(
+                        "bad_request", f"{self._part} is not text in UTF-8", parameter=self._part
+                    ) from None
+                self.fields.setdefault(self._part or "", []).append(value)
+            self._part = None
+        elif self._part == "file":
+            await self._file_data(bytes(event))
+        else:
+            self._value += event
+            if len(self._value) > MAX_FIELD_BYTES:
+                message = f"{self._part} is longer than {MAX_FIELD_BYTES} bytes"
+                raise BadRequest("bad_request", message, parameter=self._part)
+
+    def _open_file(self) -> None:
+        if self._has_file:
+            raise BadRequest("bad_request", "the form has more than one file", parameter="file")
+        self._has_file = True
+
+    async def _file_data(self, data: bytes) -> None:
+        await self.spool.write(data)
+        if not self._looked_at and len(self.spool.head) == HEAD_BYTES:
+            self._looked_at = True
+            if self.may_begin(self.fields):
+                self._start()
+
+    def _start(self) -> None:
+        """Begin to transcribe before the body is read, if the fields and the first bytes are good as they are.
+
+        Otherwise what is wrong is found, and told, when all is there.
+        """
+        try:
+            asked = self.request_of(self.fields)
+        except AsrError:
+            return
+        kind = sniff.container(self.spool.head)
+        if kind is not None and kind not in sniff.WHOLE:
+            self._transcribe(asked)
+
+    def _transcribe(self, asked: Any) -> None:
+        self._asked = asked
+        start, size = asked.start, PIECE_BYTES
+        if sniff.container(self.spool.head) in sniff.WHOLE:
+            options = msgspec.structs.replace(start.options, mode="chunk", format="auto")
+            start, size = replace(start, options=options), max(1, self.spool.size)
+        self.session = FileSession(self.gateway, start, self.key_id)
+        self._job = asyncio.create_task(self.session.run(self.spool.pieces(size)), name="transcribe upload")
+        # `post` raises its exception, unless the client is gone.
+        self._job.add_done_callback(lambda job: job.cancelled() or job.exception())
+
+    def _give_up(self, error: AsrError) -> None:
+        self._stop()
+        self.refuse(error)
+
+    # -- the answer ----------------------------------------------------------------------------------------------
+
+    async def post(self, *_args: str) -> None:
+        """Answer when the body is there."""
+        try:
+            if self._parser is not None:
+                self._parser.close()
+            asked = self.request_of(self.fields)
+            self._check_file()
+            if self._job is not None and asked != self._asked:  # fields came after the file
+                job = self._job
+                self._stop()
+                await asyncio.wait([job])  # or its session would be done with the file
+            self.spool.end()
+            if self._job is None:
+                self._transcribe(asked)
+            assert self.session is not None
+            assert self._job is not None
+            await self.respond(asked, self.session, self._job)
+        except MultipartError as exc:
+            raise BadRequest("bad_request", f"the form cannot be read: {exc}") from None
+        except AsrError as exc:
+            if not self._headers_written:
+                raise
+            # The answer was begun: that it is cut off is all that can be said.
+            log.warning("%s %s: %s", self.request.method, self.request.path, exc)
+            self.stream.close()
+        except asyncio.CancelledError:
+            if not self.stream.closed():
+                raise
+            log.info("%s: the client left before its answer", self.request.path)
+
+    def _check_file(self) -> None:
+        if not self._has_file:
+            raise BadRequest("bad_request", "the form has no file", parameter="file")
+        if not self.spool.size:
+            raise AudioError("not_audio", "the file is empty")
+        kind = sniff.container(self.spool.head)
+        if kind is None:
+            sniff.reject_non_audio(self.spool.head)
+            raise AudioError("not_audio", "the file is in no audio or video format that is known")
+        limit = self.gateway.settings.max_chunk
+        if kind in sniff.WHOLE and self.spool.size > limit:
+            message = f"{sniff.WHOLE[kind]} files have at most {limit} bytes (max_chunk): send it in another format"
+            raise AudioError("not_streamable", message)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def on_connection_close(self) -> None:
+        """Cancel everything: nobody waits for it any more."""
+        self._end()
+
+    def on_finish(self) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        self._stop()
+        self.spool.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def _stop(self) -> None:
+        job, self._job = self._job, None
+        if job is not None and not job.done():
+            job.cancel()
+
+    def _check_client(self) -> None:
+        """End the request if its client sends nothing for too long."""
+        if not self._busy and not self.spool.ended and time.monotonic() - self._heard > IDLE_SECONDS:
+            log.info("the upload from %s stalled for %g s: cut", self.request.remote_ip, IDLE_SECONDS)
+            self.stream.close()
+            self._end()
+            return
+        self._watch = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check_client)

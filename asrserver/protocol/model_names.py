@@ -1,0 +1,59 @@
+"""The names by which clients ask for a model: they often cannot be changed, and are seldom the model's own.
+
+A client of a hosted service asks for that service's models; what it gets is the model that this server runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from asrserver.errors import Refused
+
+#: OpenAI's transcription models, with the dates and forms in which they are released.
+OPENAI = re.compile(
+    r"whisper-1|gpt-(?:4o-|4o-mini-|live-)?transcribe(?:-diarize)?(?:-\d{4}-\d\d-\d\d|-latest)?|gpt-realtime-whisper"
+)
+
+#: How others name Whisper's models: with their publisher, or with the format.
+_PREFIX = re.compile(r"(?:(?:openai|systran|guillaumekln)/)?(?:faster-)?(?:distil-)?whisper-", re.IGNORECASE)
+
+#: Characters of an unknown name that an error repeats.
+_MAX_QUOTED = 100
+
+
+def aliases(text: str) -> dict[str, str]:
+    """Read the setting served-model-names: names, each with the model it means; empty: whichever there is."""
+    pairs = (item.partition("=") for item in text.split(","))
+    return {name.strip(): model.strip() for name, _, model in pairs if name.strip()}
+
+
+def resolve(name: str, loaded: Collection[str], known: Mapping[str, str], served: re.Pattern[str]) -> str | None:
+    """Find the model that a name means.
+
+    Args:
+        name: As a client gave it.
+        loaded: The models that the workers run.
+        known: The operator's aliases, as `aliases` reads them.
+        served: The names of the service that the protocol comes from.
+
+    Returns:
+        A loaded model; None: whichever there is.
+
+    Raises:
+        Refused: unknown_model (404); there is no such model.
+    """
+    if name in loaded:
+        return name
+    if name in known:
+        wanted = known[name]
+        if not wanted or wanted in loaded:
+            return wanted or None
+    elif served.fullmatch(name):
+        return None
+    short = _PREFIX.sub("", name)
+    if short in loaded:
+        return short
+    have = ", ".join([*loaded, *known]) or "none yet"
+    message = f"the model {ascii(name)[1:-1][:_MAX_QUOTED]!r} does not exist here (models: {have})"
+    raise Refused(404, "unknown_model", message, parameter="model")

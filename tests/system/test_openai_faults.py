@@ -1,0 +1,53 @@
+"""OpenAI's library and a system of its own for each test: API keys, limits, the death of a worker."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+
+import openai
+import pytest
+
+from tests.api_keys import GIVEN
+from tests.program import System
+from tests.recordings import Utterance
+from tests.system.support import client_of, robust
+from tests.waiting import wait_until
+
+
+def test_keys_and_limits(start: Callable[..., System], utterances: list[Utterance]) -> None:
+    arguments = ("--served-model-names", "ours", "--max-upload", "100000", "--workers", "1")
+    system = start("run", *arguments, env={"ASRSERVER_API_KEYS": f"app:{GIVEN}"}).wait_ready()
+    with client_of(system, "wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
+        client.audio.transcriptions.create(model="whisper-1", file=bytes(90_000))
+    assert caught.value.code == "invalid_api_key"
+    with client_of(system, GIVEN) as client:
+        short = min(utterances, key=lambda one: len(one.pcm))
+        assert client.audio.transcriptions.create(model="ours", file=short.wav).text == short.text
+        with pytest.raises(openai.APIStatusError) as large:
+            client.audio.transcriptions.create(model="ours", file=bytes(3_000_000))
+        assert large.value.status_code == 413
+
+
+def test_the_death_of_a_worker_costs_no_text(start: Callable[..., System], utterances: list[Utterance]) -> None:
+    """Killed in the middle of a file; the session is in the history, whole."""
+    said: Sequence[Utterance] = robust(utterances, 12) * 5
+    pcm = bytes(48000).join(one.pcm for one in said)
+    system = start("run", "--workers", "2", "--lease", "1").wait_ready()
+    killed, text, deltas = False, "", []
+    with client_of(system) as client:
+        for event in client.audio.transcriptions.create(
+            model="whisper-1", file=Utterance("", "", pcm).wav, stream=True
+        ):
+            if event.type == "transcript.text.delta":
+                deltas.append(event.delta)
+                if not killed:
+                    killed = True
+                    busy = max(system.children("worker"), key=lambda one: one.cpu_times().user)
+                    busy.send_signal(signal.SIGKILL)
+            elif event.type == "transcript.text.done":
+                text = event.text
+    assert text == "".join(deltas)
+    assert len(text.split()) == pytest.approx(len(" ".join(one.text for one in said).split()), rel=0.03)
+    [record] = wait_until(lambda: system.get("/history?status=done")["records"], 20, "the session is stored")
+    assert record["text"] == text
