@@ -340,6 +340,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     def message_failed(self) -> None:
         """Log the exception that is being handled, and tell the client."""
         log.exception("a message could not be handled")
+        self._throttle.record_refusal()
         self.tell(INTERNAL_ERROR)
 
     def pause(self) -> Awaitable[None] | None:
