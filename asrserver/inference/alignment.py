@@ -40,7 +40,7 @@ def timed_words(
     last = float(pairs[-1, 1] * STEP_SECONDS)
     found: list[Word] = []
     at = 0
-    for text, count in _words(tokens, decode, language):
+    for text, count in split_words(tokens, decode, language):
         begin, end = starts.get(at, last), starts.get(at + count, last)
         confidence = float(np.mean(alignment.text_token_probs[at : at + count] or [0.0]))
         found.append(Word(text, round(begin, 2), round(max(begin, end), 2), round(confidence, 3)))
@@ -48,7 +48,7 @@ def timed_words(
     return found
 
 
-def _words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str) -> list[tuple[str, int]]:
+def split_words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str) -> list[tuple[str, int]]:
     """(word, number of its tokens) in order. A character may take several tokens, a word several characters."""
     words: list[tuple[str, int]] = []
     waiting: list[int] = []

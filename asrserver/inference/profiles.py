@@ -16,24 +16,56 @@ class Profile:
         cpu_compute_type: CTranslate2's compute type on a CPU.
         no_speech: Probability of <|nospeech|> from which on a window is silence, however probable its text. Above 1:
             never for that alone.
+        rechecks_silence: A text that is to be dropped as silence is decoded in the full window first.
+        cuts_copies: A phrase that the decoder repeats without moving on in the audio is cut out. The other cure is to
+            decode the window again.
+        temperatures: Tried, in order, for a window that fails even at full length.
+        first_draft: Seconds of a segment, the padding before its speech included, from which a draft is worthwhile.
+        timed_drafts: The words of drafts are timed, which says better which of them are stable; the decoder then
+            continues the stable words, in drafts and in the final.
     """
 
     margin: float
     silence: float
     cpu_compute_type: str
     no_speech: float
+    rechecks_silence: bool
+    cuts_copies: bool
+    temperatures: tuple[float, ...]
+    first_draft: float
+    timed_drafts: bool
 
 
 #: The packaged toy, which is trained on short windows and cut speech. A chord that passes the speech detector is a
 #: short word to it, and not an improbable one: the limit of <|nospeech|> is whisper_streaming's.
-DEMO = Profile(margin=0.5, silence=0.4, cpu_compute_type="default", no_speech=0.9)
+DEMO = Profile(
+    margin=0.5,
+    silence=0.4,
+    cpu_compute_type="default",
+    no_speech=0.9,
+    rechecks_silence=False,
+    cuts_copies=False,
+    temperatures=(0.4, 0.8),
+    first_draft=0.5,
+    timed_drafts=False,
+)
 
 #: Models that were trained on windows of 30 s: OpenAI's, distilled ones, and what a user trained from them. Of 20
 #: segments of conversation and digits, base repeated itself in 7 with a margin of 0.5 s, in 3 with 2 s, in none with
 #: 4 s, which cost less than 0.5 s with its retries. Segments that end after 0.8 s of silence instead of 0.4 are half as
 #: many, of half the engine time and with fewer errors. int8 is 1.46 times as fast as float32 on two cores. Small models
 #: in short windows give digits that they decode right a <|nospeech|> of 0.98.
-TRAINED_ON_30_S = Profile(margin=4.0, silence=0.8, cpu_compute_type="int8", no_speech=2.0)
+TRAINED_ON_30_S = Profile(
+    margin=4.0,
+    silence=0.8,
+    cpu_compute_type="int8",
+    no_speech=2.0,
+    rechecks_silence=True,
+    cuts_copies=True,
+    temperatures=(0.4,),
+    first_draft=0.7,
+    timed_drafts=True,
+)
 
 
 def profile_of(model: str) -> Profile:

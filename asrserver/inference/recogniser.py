@@ -13,6 +13,7 @@ from asrserver.inference.engine import Engine
 from asrserver.inference.fair import FairPool
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import IsolationLock
+from asrserver.inference.profiles import Profile
 from asrserver.inference.whisper import window_for
 
 
@@ -95,9 +96,14 @@ class Recogniser:
         """The model, as the settings name it."""
         return self.engine.model.name
 
+    @property
+    def profile(self) -> Profile:
+        """The policy that suits the model."""
+        return self.engine.model.profile
+
     def window(self, seconds: float) -> int:
         """The window, in frames, for this many seconds of speech."""
-        return window_for(seconds, self._window, self.engine.model.profile.margin)
+        return window_for(seconds, self._window, self.profile.margin)
 
     def expedite(self, session: str) -> None:
         """Move the session's waiting audio and segments forward: it is finished and its client waits."""

@@ -16,9 +16,6 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Hypothesis, Request
 from asrserver.protocol.events import Word
 
-#: Seconds of a segment, the padding before its speech included, from which a first draft is worthwhile.
-FIRST_DRAFT_SECONDS = 0.5
-
 #: Ended segments that may wait for their text: with more, the session's further audio waits.
 MAX_WAITING = 8
 
@@ -134,6 +131,7 @@ class _Growing:
     start: int
     agreement: Agreement = field(default_factory=Agreement)
     last_draft: float | None = None  # the loop's time when it was started
+    paused: bool = False
 
 
 class SegmentRecogniser:
@@ -203,8 +201,10 @@ class SegmentRecogniser:
             alone: Recognise them with nothing else in flight; the caller holds the isolation lock.
         """
         for speech in ended:
+            prefix = ""
             if self._growing is not None and self._growing.start == speech.start:
                 self._agreements[speech.start] = self._growing.agreement
+                prefix = self._prefix(self._growing)
                 self._growing = None
             speculation, self._speculation = self._speculation, None
             if speculation is not None and (speculation[0].start, speculation[0].end) == (speech.start, speech.end):
@@ -212,7 +212,7 @@ class SegmentRecogniser:
             else:
                 if speculation is not None:
                     self._drop(speculation[1])
-                task = self._recognise(speech, label, alone)
+                task = self._recognise(speech, label, alone, prefix)
             self._waiting.append((speech, task))
 
     def expedite(self) -> None:
@@ -236,7 +236,8 @@ class SegmentRecogniser:
         if self._growing is None or self._growing.start != speech.start:
             self._growing = _Growing(speech.start)
             self._cancel_speculation()
-        self._speculate(speech, paused, label)
+        self._growing.paused = paused
+        self._speculate(self._growing, speech, label)
         if self._publish is None:
             return
         self._partials.opened(self._session)
@@ -244,10 +245,10 @@ class SegmentRecogniser:
         now = asyncio.get_running_loop().time()
         first = growing.last_draft is None
         if growing.last_draft is None:
-            due = speech.mel.samples >= FIRST_DRAFT_SECONDS * SAMPLE_RATE
+            due = speech.mel.samples >= self._recogniser.profile.first_draft * SAMPLE_RATE
         else:
             due = now - growing.last_draft >= self._partials.interval(self._interval)
-        if due and (self._draft is None or self._draft.done()):
+        if due and (self._draft is None or self._draft.done()) and not self._is_drafted_by_speculation:
             growing.last_draft = now
             self._draft = asyncio.get_running_loop().create_task(
                 self._run_draft(growing, speech, label, first), name=f"draft-{self._session}"
@@ -268,6 +269,8 @@ class SegmentRecogniser:
             revised, stable = agreement.revised(found.text, found.language)
             self._recogniser.words.stable += stable
             self._recogniser.words.revised += revised
+        if not self._request(None).words:
+            found = replace(found, words=[])
         recognised = RecognisedSegment.of(speech.start, speech.end, found) if found.text else None
         return SegmentOutcome(speech, recognised, None, had_partials)
 
@@ -286,11 +289,16 @@ class SegmentRecogniser:
 
     # -- decodings -----------------------------------------------------------------------------------------------
 
-    def _recognise(self, speech: SpeechSegment, label: str, alone: bool) -> asyncio.Task[Hypothesis]:
+    def _recognise(
+        self, speech: SpeechSegment, label: str, alone: bool, prefix: str, timed: bool = False
+    ) -> asyncio.Task[Hypothesis]:
+        request = self._request(speech.start)
+        request = replace(request, prefix=prefix, words=request.words or timed)
+
         async def recognise() -> Hypothesis:
             job = DecodeJob(
                 speech.mel.window(self._recogniser.window(speech.seconds), speech.end - speech.start),
-                self._request(speech.start),
+                request,
                 speech.seconds,
                 label,
                 alone,
@@ -311,16 +319,29 @@ class SegmentRecogniser:
             task.exception()  # retrieved: a speculation's may never be asked for
             self._changed()
 
-    def _speculate(self, speech: SpeechSegment, paused: bool, label: str) -> None:
+    @property
+    def _is_drafted_by_speculation(self) -> bool:
+        return self._recogniser.profile.timed_drafts and self._speculation is not None
+
+    def _speculate(self, growing: _Growing, speech: SpeechSegment, label: str) -> None:
         """Decode a paused segment before its end is certain.
 
         Unless speech goes on, its text is there by the time that the silence has lasted long enough. Only while the
-        engine has nothing else to do, and where streams are read so often that this gains time.
+        engine has nothing else to do, and where streams are read so often that this gains time. With timed words it is
+        a draft too.
         """
-        if not paused:
+        if not growing.paused:
             self._cancel_speculation()
         elif self._speculation is None and not self._recogniser.engine.waiting and self._partials.may_speculate:
-            self._speculation = (speech, self._recognise(speech, label, False))
+            timed = self._recogniser.profile.timed_drafts and self._publish is not None
+            task = self._recognise(speech, label, False, self._prefix(growing), timed)
+            self._speculation = (speech, task)
+            if timed:
+                task.add_done_callback(lambda task: self._speculated(growing, speech, task))
+
+    def _speculated(self, growing: _Growing, speech: SpeechSegment, task: asyncio.Task[Hypothesis]) -> None:
+        if growing is self._growing and not task.cancelled() and task.exception() is None:
+            self._take_draft(growing, task.result(), speech.end, True)
 
     def _cancel_speculation(self) -> None:
         if self._speculation is not None:
@@ -335,16 +356,18 @@ class SegmentRecogniser:
             self._recogniser.engine.throw_away(task.result().took)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
-        end = speech.end
+        end, paused = speech.end, growing.paused
 
         def newest() -> tuple[Features, float]:
-            nonlocal end
+            nonlocal end, paused
+            paused = growing.paused
             end = speech.start + speech.mel.samples
             seconds = speech.mel.samples / SAMPLE_RATE
             return speech.mel.window(self._recogniser.window(seconds)), seconds
 
         features, seconds = newest()
-        request = replace(self._request(None), words=False, draft=True)
+        timed = self._recogniser.profile.timed_drafts
+        request = replace(self._request(None), words=timed, draft=True, prefix=self._prefix(growing))
         priority = Priority.FIRST_DRAFT if first else Priority.DRAFT
         job = DecodeJob(features, request, seconds, label, False, self._session, priority, newest)
         try:
@@ -352,9 +375,23 @@ class SegmentRecogniser:
                 found = await self._recogniser.engine.recognise(job)
         except Exception:
             return  # the engine has logged it, and drafts are optional
-        if growing is not self._growing or not found.text or self._publish is None:
+        if growing is self._growing and found.text:
+            self._take_draft(growing, found, end, paused)
+        else:
             self._recogniser.engine.throw_away(found.took)
+
+    def _take_draft(self, growing: _Growing, found: Hypothesis, end: int, paused: bool) -> None:
+        """Publish what a decoding of the growing segment, up to sample `end`, has changed in its text."""
+        if not found.text or self._publish is None:
             return
-        agreement = growing.agreement
-        if agreement.update(found.text, found.language, found.confidence, (end - growing.start) / SAMPLE_RATE):
+        agreement, seconds = growing.agreement, (end - growing.start) / SAMPLE_RATE
+        if found.words:
+            changed = agreement.update_timed(found.words, found.language, seconds, paused)
+        else:
+            changed = agreement.update(found.text, found.language, found.confidence, seconds)
+        if changed:
             self._publish(PartialHypothesis(growing.start, end, agreement.text, agreement.stable, found.language))
+
+    def _prefix(self, growing: _Growing) -> str:
+        """What the decoder is made to continue: the growing segment's stable words, if the model's profile says so."""
+        return growing.agreement.prefix if self._recogniser.profile.timed_drafts else ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import time
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,8 +15,9 @@ import orjson
 import tokenizers
 
 from asrserver.errors import ModelError
-from asrserver.inference.alignment import timed_words
+from asrserver.inference.alignment import split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
+from asrserver.inference.guards import Attempt, find_copy, spoken
 from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
@@ -33,21 +32,6 @@ WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10
 #: The decoder's cap: new tokens per second of speech, plus a few for its ends.
 TOKENS_PER_SECOND = 16
 TOKENS_EXTRA = 16
-
-#: Whisper's own limits (Radford et al. 2022, §4.5). A text with a higher compression ratio repeats itself; a lower mean
-#: log-probability is a guess; a guess with at least this probability of <|nospeech|> is silence.
-MAX_COMPRESSION = 2.4
-MIN_LOGPROB = -1.0
-NO_SPEECH = 0.6
-
-#: A decoder loops when it repeats one token this often, or a phrase of 2 to MAX_PHRASE_TOKENS tokens this often, in a
-#: row. The compression ratio finds only long loops.
-TOKEN_LOOP = 10
-PHRASE_LOOP = 5
-MAX_PHRASE_TOKENS = 8
-
-#: Temperatures tried, in order, for a window that fails even at full length.
-TEMPERATURES = (0.4, 0.8)
 
 #: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
 ENGLISH_ONLY_START = 50257
@@ -69,6 +53,7 @@ class Request:
         prompt: Text that primes the decoder.
         hotwords: Words that are likely to occur, before the prompt.
         previous: The text just before the window, as context.
+        prefix: The beginning of the window's text, which is certain: the decoder continues it.
         words: Time each word.
         draft: The window is a segment that is still growing: decode it once and never retry.
     """
@@ -78,6 +63,7 @@ class Request:
     prompt: str = ""
     hotwords: str = ""
     previous: str = ""
+    prefix: str = ""
     words: bool = False
     draft: bool = False
 
@@ -246,11 +232,9 @@ class Whisper:
         results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
-            attempt = self._attempt(result, encoded, number)
-            if attempt.failed and not row[1].draft:
-                began = time.monotonic()
+            attempt = self._attempt(result, encoded, number, row, language)
+            if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
                 attempt = self._retry(row, language, attempt)
-                self.wasted_seconds += time.monotonic() - began  # one decoding is kept, and the first would have done
             attempts.append(attempt)
         words = self._align(attempts, rows, languages)
         return [
@@ -258,27 +242,37 @@ class Whisper:
             for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
         ]
 
-    def _retry(self, row: tuple[Features, Request, float], language: tuple[str, float], first: _Attempt) -> _Attempt:
+    def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
+        """Whether a decoding failed, or is about to be dropped as silence though a short window is no proof of it."""
+        unproven = self.profile.rechecks_silence and frames < FULL_WINDOW and bool(attempt.text)
+        return attempt.failed or (attempt.silence and unproven)
+
+    def _retry(self, row: tuple[Features, Request, float], language: tuple[str, float], first: Attempt) -> Attempt:
+        began = time.monotonic()
         features, request, seconds = row
         attempts = [first]
-        temperatures: tuple[float, ...] = TEMPERATURES
+        temperatures = self.profile.temperatures
         if features.shape[1] < FULL_WINDOW:
             padded = np.full((features.shape[0], FULL_WINDOW), features.min(), np.float32)
             padded[:, : features.shape[1]] = features
             encoded = self._model.encode(self._view([padded]))
-            temperatures = (0.0, *TEMPERATURES)
+            temperatures = (0.0, *temperatures)
         else:
             encoded = _rows_of(first.encoded, [first.number])
         for temperature in temperatures:
             result = self._generate(encoded, [request], [language], [seconds], temperature)[0]
-            attempts.append(self._attempt(result, encoded, 0))
+            attempts.append(self._attempt(result, encoded, 0, row, language))
             if not attempts[-1].failed:
-                return attempts[-1]
-        return max(attempts, key=lambda attempt: (not attempt.repeats, attempt.logprob))
+                break
+        kept = attempts[-1]
+        if kept.failed:
+            kept = max(attempts, key=lambda attempt: (not attempt.repeats, attempt.logprob))
+        self.wasted_seconds += time.monotonic() - began  # one decoding is kept, and the first would have done
+        return kept
 
     def _align(
         self,
-        attempts: list[_Attempt],
+        attempts: list[Attempt],
         rows: list[tuple[Features, Request, float]],
         languages: list[tuple[str, float]],
     ) -> dict[int, list[Word]]:
@@ -290,14 +284,19 @@ class Whisper:
                 calls.setdefault((id(attempt.encoded), languages[number][0], request.task), []).append(number)
         found = {}
         for (_, language, task), numbers in calls.items():
-            encoded = _rows_of(attempts[numbers[0]].encoded, [attempts[number].number for number in numbers])
-            tokens = [attempts[number].tokens for number in numbers]
-            steps = 2 * encoded.shape[1]
-            frames = [min(steps, max(2, round(rows[number][2] * FRAMES_PER_SECOND))) for number in numbers]
-            results = self._model.align(encoded, self._start(language, task), tokens, frames)
-            for number, alignment in zip(numbers, results, strict=True):
+            together = [attempts[number] for number in numbers]
+            alignments = self._alignments(together, task, language, [rows[number][2] for number in numbers])
+            for number, alignment in zip(numbers, alignments, strict=True):
                 found[number] = timed_words(attempts[number].tokens, alignment, self._decode, language)
         return found
+
+    def _alignments(self, attempts: list[Attempt], task: str, language: str, seconds: list[float]) -> list[Any]:
+        """Align the texts of attempts, decoded from one encoding, with their audio. None may be empty."""
+        encoded = _rows_of(attempts[0].encoded, [attempt.number for attempt in attempts])
+        steps = 2 * encoded.shape[1]
+        frames = [min(steps, max(2, round(length * FRAMES_PER_SECOND))) for length in seconds]
+        tokens = [attempt.tokens for attempt in attempts]
+        return list(self._model.align(encoded, self._start(language, task), tokens, frames))
 
     def _view(self, features: list[Features]) -> Any:
         rows = features[0][np.newaxis] if len(features) == 1 else np.stack(features)
@@ -383,7 +382,7 @@ class Whisper:
         if request.previous:
             before += self._tokens(request.previous)
         tokens = [self._previous, *before[-MAX_PROMPT_TOKENS:]] if before else []
-        return [*tokens, *self._start(language, request.task), self._no_timestamps]
+        return [*tokens, *self._start(language, request.task), self._no_timestamps, *self._tokens(request.prefix)]
 
     def _start_tokens(self, language: str, task: str) -> list[int]:
         """The start token, then those of language and task if the model has them."""
@@ -393,77 +392,38 @@ class Whisper:
     def _tokens(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids) if text else ()
 
-    def _attempt(self, result: Any, encoded: Any, number: int) -> _Attempt:
+    def _attempt(
+        self,
+        result: Any,
+        encoded: Any,
+        number: int,
+        row: tuple[Features, Request, float],
+        language: tuple[str, float],
+    ) -> Attempt:
         generated = result.sequences_ids[0]
-        tokens = [token for token in generated if token < self._eot]
-        return _Attempt(
-            result, len(generated), tokens, self._decode(tokens).strip(), encoded, number, self.profile.no_speech
-        )
+        tokens = [*self._tokens(row[1].prefix), *(token for token in generated if token < self._eot)]
+        text = self._decode(tokens).strip()
+        attempt = Attempt(result, len(generated), tokens, text, encoded, number, self.profile)
+        if self.profile.cuts_copies and attempt.has_duplicates:
+            self._cut_copies(attempt, row[1].task, row[2], language[0])
+        return attempt
+
+    def _cut_copies(self, attempt: Attempt, task: str, seconds: float, language: str) -> None:
+        """Remove the copies of phrases that the decoder repeated without moving on in the audio."""
+        split = split_words(attempt.tokens, self._decode, language)
+        if find_copy([word for word, _ in split]) is None:
+            return
+        alignment = self._alignments([attempt], task, language, [seconds])[0]
+        kept = spoken(timed_words(attempt.tokens, alignment, self._decode, language))
+        if len(kept) == len(split):
+            return
+        ends = np.cumsum([count for _, count in split]).tolist()
+        places = [place for n in kept for place in range(ends[n] - split[n][1], ends[n])]
+        tokens = [attempt.tokens[place] for place in places]
+        attempt.shorten(tokens, self._decode(tokens).strip(), [alignment.text_token_probs[place] for place in places])
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
-
-
-class _Attempt:
-    """One decoding of one window, and whether it can be trusted."""
-
-    def __init__(
-        self,
-        result: Any,
-        length: int,
-        tokens: list[int],
-        text: str,
-        encoded: Any,
-        number: int,
-        no_speech: float,
-    ) -> None:
-        """Judge a decoding.
-
-        Args:
-            result: CTranslate2's WhisperGenerationResult.
-            length: Tokens generated.
-            tokens: Those of them that are text.
-            text: Their text.
-            encoded: The encoder's output that it was decoded from.
-            number: Its row there.
-            no_speech: See Profile.
-        """
-        self.text = text
-        self.encoded = encoded
-        self.number = number
-        self.tokens = tokens
-        self.logprob = result.scores[0] * length / (length + 1)  # the end token counts too, as in the reference
-        self.confidence = round(math.exp(min(0.0, self.logprob)), 4)
-        duplicates = len(set(tokens)) < len(tokens)  # most texts have none, and need not be compressed
-        self.repeats = duplicates and (_compresses(text) or _loops(tokens))
-        unlikely = self.logprob < MIN_LOGPROB
-        self.silence = result.no_speech_prob > (NO_SPEECH if unlikely else no_speech)
-        self.failed = not self.silence and (self.repeats or unlikely)
-
-    @property
-    def good(self) -> bool:
-        """Whether the text can be trusted."""
-        return not (self.silence or self.repeats)
-
-
-def _compresses(text: str) -> bool:
-    """Whether the text repeats itself so much that it compresses well."""
-    raw = text.encode()
-    return len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
-
-
-def _loops(tokens: list[int]) -> bool:
-    """Whether a token or a phrase is repeated over and over."""
-    for size in range(1, MAX_PHRASE_TOKENS + 1):
-        limit = size * ((TOKEN_LOOP if size == 1 else PHRASE_LOOP) - 1)
-        if len(tokens) < size + limit:
-            continue
-        same = 0
-        for one, other in zip(tokens, tokens[size:], strict=False):
-            same = same + 1 if one == other else 0
-            if same >= limit:
-                return True
-    return False
 
 
 def _rows_of(encoded: Any, numbers: list[int]) -> Any:

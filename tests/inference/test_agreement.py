@@ -6,7 +6,14 @@ import itertools
 
 import pytest
 
-from asrserver.inference.agreement import MIN_CONFIDENCE, MIN_SEGMENT_SECONDS, MIN_SPACING_SECONDS, Agreement
+from asrserver.inference.agreement import (
+    MIN_CONFIDENCE,
+    MIN_SEGMENT_SECONDS,
+    MIN_SPACING_SECONDS,
+    MIN_WORD_CONFIDENCE,
+    Agreement,
+)
+from asrserver.protocol.events import Word
 from asrserver.text.words import clean, glue, join, words
 
 
@@ -126,3 +133,46 @@ def test_texts_are_joined_with_or_without_spaces_by_language() -> None:
 def test_words_are_compared_without_case_and_punctuation() -> None:
     written = ("Hello,", "“yes”", "don't", "...", "灯。")
     assert [clean(word) for word in written] == ["hello", "yes", "don't", "...", "灯"]
+
+
+def timed(text: str, step: float = 0.3, confidence: float = 0.9) -> list[Word]:
+    """Words of `step` seconds each, one after another."""
+    return [Word(word, n * step, (n + 1) * step, confidence) for n, word in enumerate(text.split())]
+
+
+def test_timed_words_that_two_decodings_agree_on_are_stable_unless_the_audio_ends_with_them() -> None:
+    agreement = Agreement()
+    assert agreement.update_timed(timed("turn on"), "en", 0.6)
+    assert agreement.stable == ""
+    agreement.update_timed(timed("turn on the light"), "en", 1.2)
+    assert agreement.stable == "turn on"
+    agreement.update_timed(timed("turn on the light"), "en", 1.2)
+    assert agreement.stable == "turn on the"
+    agreement.update_timed(timed("turn on the light"), "en", 1.2, paused=True)
+    assert (agreement.text, agreement.stable) == ("turn on the light", "turn on the light")
+
+
+def test_an_improbable_timed_word_holds_back_what_follows_it() -> None:
+    agreement = Agreement()
+    words = timed("this passing as an example", confidence=0.9)
+    words[2] = Word("as", 0.6, 0.9, MIN_WORD_CONFIDENCE - 0.01)
+    for _ in range(3):
+        agreement.update_timed(words, "en", 3.0)
+    assert agreement.stable == "this passing"
+
+
+def test_timed_words_that_are_stable_stay() -> None:
+    agreement = Agreement()
+    for _ in range(2):
+        agreement.update_timed(timed("call david"), "en", 3.0)
+    agreement.update_timed(timed("tall david now"), "en", 3.0)
+    assert (agreement.text, agreement.stable) == ("call david now", "call david")
+    agreement.update_timed(timed("tall david now"), "en", 3.0)
+    assert agreement.stable == "call david"  # two decodings that contradict it add nothing to it
+
+
+def test_the_beginning_of_a_decoding_leaves_open_how_the_last_word_ends() -> None:
+    agreement = Agreement()
+    for _ in range(2):
+        agreement.update_timed(timed("Good morning, Steve."), "en", 3.0)
+    assert (agreement.stable, agreement.prefix) == ("Good morning, Steve.", "Good morning, Steve")

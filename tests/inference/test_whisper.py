@@ -32,22 +32,6 @@ from tests.recordings import Utterance
 pytestmark = pytest.mark.gen_test(timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "loops"),
-    [
-        ([1] * 9, False),
-        ([1] * 10, True),
-        ([1, 2] * 4, False),
-        ([9, *[1, 2] * 5, 7], True),
-        ([1, 2, 3, 4, 5, 6] * 5, True),
-        (list(range(50)), False),
-        ([], False),
-    ],
-)
-def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], loops: bool) -> None:
-    assert whisper._loops(tokens) is loops
-
-
 async def test_words_are_timed_where_requested(own_model: Whisper, utterances: list[Utterance]) -> None:
     """In order and inside the window, in one call with rows that do not ask; none for a rejected text."""
     said = same_length(utterances, 4)
@@ -179,7 +163,7 @@ async def test_then_with_temperature_and_the_best_attempt_is_taken(
     trouble = Trouble(own_model._model, lambda frames, options, result: Result(result, scores=[-3.0]))
     own_model._model = trouble
     recognise(own_model, utterances[0])
-    assert [temperature for _, temperature in trouble.calls] == [0.0, 0.0, *whisper.TEMPERATURES]
+    assert [temperature for _, temperature in trouble.calls] == [0.0, 0.0, *own_model.profile.temperatures]
 
 
 async def test_a_text_that_repeats_itself_is_rejected(own_model: Whisper, utterances: list[Utterance]) -> None:

@@ -1,0 +1,164 @@
+"""Guards against invented text: when a decoding can be trusted, and the copies of a phrase that nobody spoke."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from asrserver.inference.profiles import Profile
+from asrserver.protocol.events import Word
+from asrserver.text.words import clean
+
+#: Whisper's own limits (Radford et al. 2022, §4.5). A text with a higher compression ratio repeats itself; a lower mean
+#: log-probability is a guess; a guess with at least this probability of <|nospeech|> is silence.
+MAX_COMPRESSION = 2.4
+MIN_LOGPROB = -1.0
+NO_SPEECH = 0.6
+
+#: A decoder loops when it repeats one token this often, or a phrase of 2 to MAX_PHRASE_TOKENS tokens this often, in a
+#: row. The compression ratio finds only long loops.
+TOKEN_LOOP = 10
+PHRASE_LOOP = 5
+MAX_PHRASE_TOKENS = 8
+
+#: Words of a phrase whose repetition is looked into. Single words are repeated by speakers all the time.
+MIN_COPY_WORDS = 2
+MAX_COPY_WORDS = 24
+
+#: Seconds that a spoken word takes at least, as a mean over a phrase. A copied phrase takes none: its tokens are all
+#: aligned with the last frame of the speech (base: 0.00 to 0.02 s a word, against 0.2 s and more for the first copy).
+MIN_WORD_SECONDS = 0.06
+
+
+class Attempt:
+    """One decoding of one window, and whether it can be trusted.
+
+    Attributes:
+        text: Its text.
+        tokens: The tokens that are text.
+        encoded: The encoder's output that it was decoded from.
+        number: Its row there.
+        logprob: Mean log-probability of its tokens.
+        silence: It is taken for silence.
+    """
+
+    def __init__(
+        self, result: Any, length: int, tokens: list[int], text: str, encoded: Any, number: int, profile: Profile
+    ) -> None:
+        """Judge a decoding.
+
+        Args:
+            result: CTranslate2's WhisperGenerationResult.
+            length: Tokens generated.
+            tokens: See the attributes.
+            text: Their text.
+            encoded: See the attributes.
+            number: See the attributes.
+            profile: The model's.
+        """
+        self.text = text
+        self.encoded = encoded
+        self.number = number
+        self.tokens = tokens
+        self.logprob = result.scores[0] * length / (length + 1)  # the end token counts too, as in the reference
+        self.silence = result.no_speech_prob > (NO_SPEECH if self.unlikely else profile.no_speech)
+
+    @property
+    def unlikely(self) -> bool:
+        """Whether the text is a guess."""
+        return bool(self.logprob < MIN_LOGPROB)
+
+    @property
+    def confidence(self) -> float:
+        """Mean probability of a token, 0 to 1."""
+        return round(math.exp(min(0.0, self.logprob)), 4)
+
+    @property
+    def has_duplicates(self) -> bool:
+        """Whether a token occurs twice. Most texts have none that does, and need no further look."""
+        return len(set(self.tokens)) < len(self.tokens)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the text repeats itself over and over."""
+        return self.has_duplicates and (_compresses(self.text) or loops(self.tokens))
+
+    @property
+    def failed(self) -> bool:
+        """Whether another attempt may do better."""
+        return not self.silence and (self.repeats or self.unlikely)
+
+    @property
+    def good(self) -> bool:
+        """Whether the text can be trusted."""
+        return not (self.silence or self.repeats)
+
+    def shorten(self, tokens: list[int], text: str, probabilities: Sequence[float]) -> None:
+        """Keep only the beginning of the text.
+
+        Args:
+            tokens: The tokens that stay.
+            text: Their text.
+            probabilities: Of the tokens that stay.
+        """
+        self.tokens, self.text = tokens, text
+        if probabilities:
+            self.logprob = sum(math.log(max(p, 1e-9)) for p in probabilities) / len(probabilities)
+
+
+def find_copy(words: Sequence[str], start: int = 0) -> tuple[int, int] | None:
+    """Find the first phrase that is repeated at once; case and punctuation do not count.
+
+    Args:
+        words: The words of a text.
+        start: The word from which on to look.
+
+    Returns:
+        (number of the first word of the second copy, words of the phrase); None if no phrase is repeated.
+    """
+    cleaned = [clean(word) for word in words]
+    for begin in range(start, len(words)):
+        for size in range(MIN_COPY_WORDS, min(MAX_COPY_WORDS, (len(words) - begin) // 2) + 1):
+            if cleaned[begin : begin + size] == cleaned[begin + size : begin + 2 * size]:
+                return begin + size, size
+    return None
+
+
+def spoken(words: Sequence[Word]) -> list[int]:
+    """The numbers of the words that were spoken: all but the copies of phrases in which the audio does not move on.
+
+    A speaker takes time for a phrase that they say again. A decoder that loops stays at the same place of the audio.
+    """
+    kept = list(range(len(words)))
+    start = 0
+    while (copy := find_copy([words[number].word for number in kept], start)) is not None:
+        begin, size = copy
+        # Without the last word: it gets what is left of the window.
+        seconds = words[kept[begin + size - 1]].start - words[kept[begin]].start
+        if seconds < MIN_WORD_SECONDS * (size - 1):
+            del kept[begin : begin + size]
+        else:
+            start = begin
+    return kept
+
+
+def _compresses(text: str) -> bool:
+    """Whether the text repeats itself so much that it compresses well."""
+    raw = text.encode()
+    return len(raw) > MAX_COMPRESSION * len(zlib.compress(raw))
+
+
+def loops(tokens: list[int]) -> bool:
+    """Whether a token or a phrase is repeated over and over."""
+    for size in range(1, MAX_PHRASE_TOKENS + 1):
+        limit = size * ((TOKEN_LOOP if size == 1 else PHRASE_LOOP) - 1)
+        if len(tokens) < size + limit:
+            continue
+        same = 0
+        for one, other in zip(tokens, tokens[size:], strict=False):
+            same = same + 1 if one == other else 0
+            if same >= limit:
+                return True
+    return False

@@ -1,0 +1,75 @@
+"""guards.py: loops, and copies of phrases that nobody spoke."""
+
+from __future__ import annotations
+
+import pytest
+
+from asrserver.inference.guards import find_copy, loops, spoken
+from asrserver.protocol.events import Word
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_loop"),
+    [
+        ([1] * 9, False),
+        ([1] * 10, True),
+        ([1, 2] * 4, False),
+        ([9, *[1, 2] * 5, 7], True),
+        ([1, 2, 3, 4, 5, 6] * 5, True),
+        (list(range(50)), False),
+        ([], False),
+    ],
+)
+def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], is_loop: bool) -> None:
+    assert loops(tokens) is is_loop
+
+
+@pytest.mark.parametrize(
+    ("text", "copy"),
+    [
+        ("ask not what your country can do", None),
+        ("no no no", None),  # two words at least
+        ("Well, good luck with that. Well, good luck with that.", (5, 5)),
+        ("and so and so on", (2, 2)),
+        ("good morning Steve good morning Katie", None),  # not at once
+        ("", None),
+    ],
+)
+def test_a_phrase_that_is_repeated_at_once_is_found(text: str, copy: tuple[int, int] | None) -> None:
+    assert find_copy(text.split()) == copy
+
+
+def timed(*words: tuple[str, float]) -> list[Word]:
+    """Words that begin where the word before them ends, each with its length in seconds."""
+    found, at = [], 0.0
+    for word, seconds in words:
+        found.append(Word(word, round(at, 2), round(at + seconds, 2), 0.9))
+        at += seconds
+    return found
+
+
+def kept(words: list[Word]) -> str:
+    """What stays of a text."""
+    return " ".join(words[number].word for number in spoken(words))
+
+
+def test_a_copy_in_which_the_audio_does_not_move_on_was_not_spoken() -> None:
+    """As base aligned it: the copies' words take no time, but for the last of them, which ends with the speech."""
+    first = timed(("What", 0.32), ("can", 0.22), ("I", 0.2), ("do?", 0.3))
+    copied = timed(("What", 0.0), ("can", 0.0), ("I", 0.0), ("do?", 0.12))
+    after = timed(("Nothing.", 0.4))
+    at = first[-1].end
+    later = [Word(word.word, word.start + at, word.end + at, 0.9) for word in (*copied, *copied, *after)]
+    assert kept([*first, *later]) == "What can I do? Nothing."
+
+
+def test_what_a_speaker_says_twice_stays() -> None:
+    words = timed(*[(word, 0.25) for word in ["row", "your", "boat", "row", "your", "boat", "gently"]])
+    assert kept(words) == "row your boat row your boat gently"
+
+
+def test_a_copy_after_a_real_repetition_is_found() -> None:
+    real = timed(*[(word, 0.25) for word in ["row", "your", "boat", "row", "your", "boat"]])
+    end = real[-1].end
+    copied = [Word(word, end, end, 0.9) for word in ["row", "your", "boat"]]
+    assert kept([*real, *copied]) == "row your boat row your boat"
