@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,8 +28,10 @@ from asrserver.protocol.events import (
 from asrserver.protocol.options import Options
 from asrserver.text.words import join
 
-#: Probability from which a session keeps a detected language.
+#: Probability from which a detected language counts, and seconds of speech in it from which a session keeps it: digits
+#: and single words of English are taken for Chinese or Japanese, with certainty now and then.
 MIN_LANGUAGE_PROBABILITY = 0.8
+MIN_LANGUAGE_SECONDS = 3.0
 
 #: Seconds between two progress events.
 PROGRESS_INTERVAL_SECONDS = 2.0
@@ -112,6 +115,7 @@ class EventLog:
         self._damaged = state.damaged
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
         self._transcript = list(claim.transcript)
+        self._heard: defaultdict[str, float] = defaultdict(float)  # seconds of speech in each language detected
         self._seq = events[-1].seq if events else 0
         self._number = 0  # of this owner's events
         self._progress = 0.0  # seconds of the session's audio that are taken
@@ -148,10 +152,12 @@ class EventLog:
         return True
 
     def join(self, segments: Sequence[RecognisedSegment]) -> str:
-        """Return the text of segments; the first language detected with enough certainty becomes the session's."""
+        """Return the text of segments; the first language detected in enough speech becomes the session's."""
         for segment in segments:
-            if self.language is None and segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
-                self.language = segment.language
+            if segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
+                self._heard[segment.language] += segment.end - segment.start
+                if self.language is None and self._heard[segment.language] >= MIN_LANGUAGE_SECONDS:
+                    self.language = segment.language
         return _text(segments)
 
     def add(self, segments: Sequence[RecognisedSegment]) -> str:

@@ -42,6 +42,7 @@ class Attempt:
         number: Its row there.
         logprob: Mean log-probability of its tokens.
         silence: It is taken for silence.
+        ended: Seconds of the window at which the decoder says that the text ends; None if it says nothing.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Attempt:
         self.encoded = encoded
         self.number = number
         self.tokens = tokens
+        self.ended: float | None = None
         self.logprob = result.scores[0] * length / (length + 1)  # the end token counts too, as in the reference
         self.silence = result.no_speech_prob > (NO_SPEECH if self.unlikely else profile.no_speech)
 

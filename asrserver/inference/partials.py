@@ -9,8 +9,7 @@ import time
 from collections import deque
 from typing import Literal
 
-#: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
-TARGET_SHARE = 0.6
+from asrserver.inference.profiles import DEMO
 
 #: Share that drafts keep, however much time the finals take.
 MIN_DRAFT_SHARE = 0.05
@@ -40,8 +39,10 @@ class PartialScheduler:
         drafts: Drafts decoded so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, target_share: float = DEMO.draft_share) -> None:
+        """`target_share` of the engine's time is for drafts and finals together; see `Profile.draft_share`."""
         self.drafts = 0
+        self._target_share = target_share
         self._growing: set[str] = set()  # sessions with a growing segment that gets drafts
         self._draft_seconds = 0.0  # that one draft takes, a moving average
         self._read_interval = 0.0
@@ -94,6 +95,6 @@ class PartialScheduler:
         """Seconds between drafts of one segment, for a client that requested `requested` seconds."""
         since = time.monotonic() - SPAN_SECONDS
         finals = [(seconds, waited) for when, seconds, waited in list(self._finals) if when > since]
-        share = max(MIN_DRAFT_SHARE, TARGET_SHARE - sum(seconds for seconds, _ in finals) / SPAN_SECONDS)
+        share = max(MIN_DRAFT_SHARE, self._target_share - sum(seconds for seconds, _ in finals) / SPAN_SECONDS)
         delay = sum(self._delays.values()) + sum(waited for _, waited in finals) / max(1, len(finals))
         return max(requested, len(self._growing) * self._draft_seconds / share, DELAY_FACTOR * delay)

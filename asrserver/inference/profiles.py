@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -23,6 +24,12 @@ class Profile:
         first_draft: Seconds of a segment, the padding before its speech included, from which a draft is worthwhile.
         timed_drafts: The words of drafts are timed, which says better which of them are stable; the decoder then
             continues the stable words, in drafts and in the final.
+        timestamps_from: Seconds of speech from which on the decoder writes timestamps.
+        sure_language: Probability below which a language that was detected in a short window is detected again in the
+            full one.
+        pack_seconds: Segments of a file are decoded together in windows of this length; 0: each by itself.
+        hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.
+        draft_share: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
     """
 
     margin: float
@@ -34,6 +41,11 @@ class Profile:
     temperatures: tuple[float, ...]
     first_draft: float
     timed_drafts: bool
+    timestamps_from: float
+    sure_language: float
+    pack_seconds: float
+    hold_seconds: float
+    draft_share: float
 
 
 #: The packaged toy, which is trained on short windows and cut speech. A chord that passes the speech detector is a
@@ -48,6 +60,11 @@ DEMO = Profile(
     temperatures=(0.4, 0.8),
     first_draft=0.5,
     timed_drafts=False,
+    timestamps_from=math.inf,
+    sure_language=0.0,
+    pack_seconds=0.0,
+    hold_seconds=0.0,
+    draft_share=0.6,
 )
 
 #: Models that were trained on windows of 30 s: OpenAI's, distilled ones, and what a user trained from them. Of 20
@@ -65,6 +82,11 @@ TRAINED_ON_30_S = Profile(
     temperatures=(0.4,),
     first_draft=0.7,
     timed_drafts=True,
+    timestamps_from=6.0,
+    sure_language=0.8,
+    pack_seconds=28.0,
+    hold_seconds=1.2,
+    draft_share=0.85,
 )
 
 

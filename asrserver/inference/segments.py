@@ -293,7 +293,8 @@ class SegmentRecogniser:
         self, speech: SpeechSegment, label: str, alone: bool, prefix: str, timed: bool = False
     ) -> asyncio.Task[Hypothesis]:
         request = self._request(speech.start)
-        request = replace(request, prefix=prefix, words=request.words or timed)
+        timestamps = speech.seconds >= self._recogniser.profile.timestamps_from and not prefix
+        request = replace(request, prefix=prefix, timestamps=timestamps, words=request.words or timed)
 
         async def recognise() -> Hypothesis:
             job = DecodeJob(

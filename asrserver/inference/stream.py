@@ -103,7 +103,9 @@ class LiveStream:
         self._resumed: StreamState | None = None  # the state from which this owner continued
         self._audio = np.zeros(0, np.float32)  # what a segment may still need
         self._audio_start = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
-        self._endpointer = Endpointer(silence, start=self._audio_start, floor=floor)
+        self._endpointer = Endpointer(
+            silence, start=self._audio_start, floor=floor, hold=recogniser.profile.hold_seconds
+        )
 
     @classmethod
     def resume(
@@ -220,7 +222,7 @@ class LiveStream:
         self._growing = None
         self._audio_start = self.position
         self._audio = np.zeros(0, np.float32)
-        self._endpointer = Endpointer(self._silence, start=self.position)
+        self._endpointer = Endpointer(self._silence, start=self.position, hold=self._recogniser.profile.hold_seconds)
 
     # -- in the audio thread -------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
@@ -13,18 +14,16 @@ from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.engine import DecodeJob
 from asrserver.inference.features import Features, log_mel
+from asrserver.inference.packing import Span, pack, unpack
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.whisper import Request
 
-#: Segments of one utterance that are processed at once; it bounds the memory that an hour of audio takes.
-SEGMENTS_AHEAD = 8
+#: Windows of one utterance that are processed at once; it bounds the memory that an hour of audio takes.
+WINDOWS_AHEAD = 8
 
 #: Samples in which speech is looked for at a time, so that other sessions need not wait for an hour of audio.
 VAD_SLICE = 10 * SAMPLE_RATE
-
-#: First sample of a segment, and the sample after its last.
-Span = tuple[int, int]
 
 
 class UtteranceRecogniser:
@@ -77,29 +76,30 @@ class UtteranceRecogniser:
             return await self._recogniser.audio_thread.run([label], work())
 
     async def _recognise(self, samples: Samples, request: Request, label: str, alone: bool) -> list[RecognisedSegment]:
-        spans, first = await self._find_segments(samples, label)
-        session = label.partition(" ")[0]
+        groups, first = await self._find_segments(samples, label)
+        session, profile = label.partition(" ")[0], self._recogniser.profile
         segments: list[RecognisedSegment] = []
-        for begin in range(0, len(spans), SEGMENTS_AHEAD):
-            group = spans[begin : begin + SEGMENTS_AHEAD]
+        for begin in range(0, len(groups), WINDOWS_AHEAD):
+            ahead = groups[begin : begin + WINDOWS_AHEAD]
             features = first
             if begin:
-                seconds = sum(end - start for start, end in group) / SAMPLE_RATE
-                features = await self._recogniser.prepare(label, seconds, self._features, samples, group)
-            jobs = [
-                DecodeJob(item, request, (end - start) / SAMPLE_RATE, label, alone, session=session)
-                for item, (start, end) in zip(features, group, strict=True)
-            ]
+                seconds = sum(_seconds(group) for group in ahead)
+                features = await self._recogniser.prepare(label, seconds, self._features, samples, ahead)
+            jobs = []
+            for item, group in zip(features, ahead, strict=True):
+                seconds = _seconds(group)
+                timestamps = seconds >= profile.timestamps_from
+                how = replace(request, timestamps=timestamps, words=request.words or len(group) > 1)
+                jobs.append(DecodeJob(item, how, seconds, label, alone, session=session))
             found = await asyncio.gather(*(self._recogniser.engine.recognise(job) for job in jobs))
-            segments += [
-                RecognisedSegment.of(*span, hypothesis)
-                for span, hypothesis in zip(group, found, strict=True)
-                if hypothesis.text
-            ]
+            for group, hypothesis in zip(ahead, found, strict=True):
+                segments += unpack(group, hypothesis)
+        if not request.words:
+            segments = [replace(segment, words=[]) for segment in segments]
         return segments
 
-    async def _find_segments(self, samples: Samples, label: str) -> tuple[list[Span], list[Features]]:
-        """The segments of an utterance, and the features of the first SEGMENTS_AHEAD of them."""
+    async def _find_segments(self, samples: Samples, label: str) -> tuple[list[list[Span]], list[Features]]:
+        """The segments of an utterance, grouped by window, and the features of the first WINDOWS_AHEAD windows."""
         endpointer = vad.Endpointer(self._silence)
         spans: list[Span] = []
         first: list[Features] = []
@@ -108,15 +108,22 @@ class UtteranceRecogniser:
             events = endpointer.feed(piece) + (endpointer.flush() if last else [])
             spans.extend((event.start, event.end) for event in events if isinstance(event, vad.SegmentEnded))
             if last:
-                first.extend(self._features(samples, spans[:SEGMENTS_AHEAD]))
+                first.extend(self._features(samples, self._grouped(spans)[:WINDOWS_AHEAD]))
 
         for begin in range(0, max(1, len(samples)), VAD_SLICE):
             piece = samples[begin : begin + VAD_SLICE]
             await self._recogniser.prepare(
                 label, len(piece) / SAMPLE_RATE, detect, piece, begin + VAD_SLICE >= len(samples)
             )
-        return spans, first
+        return self._grouped(spans), first
 
-    def _features(self, samples: Samples, spans: list[Span]) -> list[Features]:
+    def _grouped(self, spans: list[Span]) -> list[list[Span]]:
+        return pack(spans, self._recogniser.profile.pack_seconds)
+
+    def _features(self, samples: Samples, groups: list[list[Span]]) -> list[Features]:
         window, n_mels = self._recogniser.window, self._recogniser.engine.model.n_mels
-        return [log_mel(samples[start:end], window((end - start) / SAMPLE_RATE), n_mels) for start, end in spans]
+        return [log_mel(samples[group[0][0] : group[-1][1]], window(_seconds(group)), n_mels) for group in groups]
+
+
+def _seconds(group: list[Span]) -> float:
+    return (group[-1][1] - group[0][0]) / SAMPLE_RATE

@@ -49,6 +49,10 @@ PAD_SECONDS = 0.2
 #: Shorter speech, in seconds, is no segment.
 MIN_SPEECH_SECONDS = 0.1
 
+#: A segment with little speech ends after so many times the silence that ends others: a word or two are mostly the
+#: beginning of a sentence, and recognised badly without it.
+HOLD_FACTOR = 1.5
+
 #: Probability at which speech begins, and how far below it the probability must fall for speech to end: Silero's own
 #: defaults.
 SPEECH_THRESHOLD = 0.5
@@ -136,6 +140,7 @@ class Endpointer:
         threshold: float = SPEECH_THRESHOLD,
         pad: float = PAD_SECONDS,
         max_seconds: float = MAX_SEGMENT_SECONDS,
+        hold: float = 0.0,
     ) -> None:
         """Start at a sample of a recording.
 
@@ -146,8 +151,10 @@ class Endpointer:
             threshold: Probability of speech at which speech begins.
             pad: Seconds of audio kept before and after speech.
             max_seconds: A segment that reaches this length is cut at its best pause.
+            hold: A segment with less speech than this, in seconds, ends after HOLD_FACTOR times the silence.
         """
         self._silence = int(silence * SAMPLE_RATE)
+        self._hold = int(hold * SAMPLE_RATE)
         self._threshold = threshold
         self._pad = int(pad * SAMPLE_RATE)
         self._max_length = int(max_seconds * SAMPLE_RATE)
@@ -227,7 +234,8 @@ class Endpointer:
         if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
             self._started = True
             yield SpeechStarted(self._start())
-        if self._at - spoken >= self._silence:
+        held = spoken - self._onset < self._hold
+        if self._at - spoken >= self._silence * (HOLD_FACTOR if held else 1):
             if self._started:
                 yield self._ended(min(spoken + self._pad, self._at))
             self._forget()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import orjson
 import tokenizers
 
 from asrserver.errors import ModelError
-from asrserver.inference.alignment import split_words, timed_words
+from asrserver.inference.alignment import STEP_SECONDS, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
 from asrserver.inference.guards import Attempt, find_copy, spoken
 from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
+from asrserver.text.words import join
 
 #: Whisper's own window in frames: 30 s.
 FULL_WINDOW = 30 * FRAMES_PER_SECOND
@@ -32,6 +33,9 @@ WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10
 #: The decoder's cap: new tokens per second of speech, plus a few for its ends.
 TOKENS_PER_SECOND = 16
 TOKENS_EXTRA = 16
+
+#: Seconds of speech behind the last timestamp of a decoding from which on it is decoded by itself.
+MAX_UNREAD_SECONDS = 1.0
 
 #: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
 ENGLISH_ONLY_START = 50257
@@ -54,6 +58,7 @@ class Request:
         hotwords: Words that are likely to occur, before the prompt.
         previous: The text just before the window, as context.
         prefix: The beginning of the window's text, which is certain: the decoder continues it.
+        timestamps: The decoder writes when sentences begin and end; it skips fewer sentences of a long window so.
         words: Time each word.
         draft: The window is a segment that is still growing: decode it once and never retry.
     """
@@ -64,6 +69,7 @@ class Request:
     hotwords: str = ""
     previous: str = ""
     prefix: str = ""
+    timestamps: bool = False
     words: bool = False
     draft: bool = False
 
@@ -228,8 +234,8 @@ class Whisper:
         encoded = self._view([features for features, _, _ in rows])
         if self._is_encoding_reused(encoded, requests):
             encoded = self._model.encode(encoded)
-        languages = self._detect(encoded, requests)
-        results = self._generate(encoded, requests, languages, [seconds for _, _, seconds in rows], 0.0)
+        languages = self._surer(rows, self._detect(encoded, requests))
+        results = self._generate(encoded, rows, languages, 0.0)
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
             attempt = self._attempt(result, encoded, number, row, language)
@@ -237,10 +243,28 @@ class Whisper:
                 attempt = self._retry(row, language, attempt)
             attempts.append(attempt)
         words = self._align(attempts, rows, languages)
-        return [
+        found = [
             Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, words.get(number, []))
             for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
         ]
+        return [self._continued(*one) for one in zip(found, attempts, rows, strict=True)]
+
+    def _continued(self, found: Hypothesis, attempt: Attempt, row: tuple[Features, Request, float]) -> Hypothesis:
+        """Recognise what is left of a window whose decoding ended long before the speech does."""
+        features, request, seconds = row
+        begin = attempt.ended
+        if begin is None or not attempt.good or not 0 < begin < seconds - MAX_UNREAD_SECONDS:
+            return found
+        left = features[:, round(begin * FRAMES_PER_SECOND) :]
+        frames = window_for(seconds - begin, "fit", self.profile.margin)
+        padded = np.full((features.shape[0], frames), features.min(), np.float32)
+        padded[:, : left.shape[1]] = left[:, :frames]
+        rest = self.recognise([(padded, replace(request, language=found.language), seconds - begin)])[0]
+        if not rest.text:
+            return found
+        words = [_later(word, begin) for word in rest.words]
+        text = join([(found.text, found.language), (rest.text, found.language)])
+        return replace(found, text=text, words=found.words + words)
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
         """Whether a decoding failed, or is about to be dropped as silence though a short window is no proof of it."""
@@ -249,18 +273,16 @@ class Whisper:
 
     def _retry(self, row: tuple[Features, Request, float], language: tuple[str, float], first: Attempt) -> Attempt:
         began = time.monotonic()
-        features, request, seconds = row
+        features = row[0]
         attempts = [first]
         temperatures = self.profile.temperatures
         if features.shape[1] < FULL_WINDOW:
-            padded = np.full((features.shape[0], FULL_WINDOW), features.min(), np.float32)
-            padded[:, : features.shape[1]] = features
-            encoded = self._model.encode(self._view([padded]))
+            encoded = self._model.encode(self._view([_padded(features)]))
             temperatures = (0.0, *temperatures)
         else:
             encoded = _rows_of(first.encoded, [first.number])
         for temperature in temperatures:
-            result = self._generate(encoded, [request], [language], [seconds], temperature)[0]
+            result = self._generate(encoded, [row], [language], temperature)[0]
             attempts.append(self._attempt(result, encoded, 0, row, language))
             if not attempts[-1].failed:
                 break
@@ -321,6 +343,18 @@ class Whisper:
         detected = self._detect_language(encoded, len(requests))
         return [(language, 1.0) if language else found for language, found in zip(given, detected, strict=True)]
 
+    def _surer(
+        self, rows: list[tuple[Features, Request, float]], languages: list[tuple[str, float]]
+    ) -> list[tuple[str, float]]:
+        """Detect languages again, in the full window, that a short one leaves uncertain."""
+        surer = list(languages)
+        for number, ((features, request, _), (_, probability)) in enumerate(zip(rows, languages, strict=True)):
+            if request.draft or probability >= self.profile.sure_language or features.shape[1] >= FULL_WINDOW:
+                continue
+            again = self._detect_language(self._model.encode(self._view([_padded(features)])), 1)[0]
+            surer[number] = max(again, languages[number], key=lambda found: found[1])
+        return surer
+
     def _detect_language(self, encoded: Any, rows: int) -> list[tuple[str, float]]:
         if self._model.is_multilingual:
             best = [found[0] for found in self._model.detect_language(encoded)]
@@ -347,12 +381,11 @@ class Whisper:
     def _generate(
         self,
         encoded: Any,
-        requests: list[Request],
+        rows: list[tuple[Features, Request, float]],
         languages: list[tuple[str, float]],
-        seconds: list[float],
         temperature: float,
     ) -> list[Any]:
-        prompts = [self.prompt(request, language) for request, (language, _) in zip(requests, languages, strict=True)]
+        prompts = [self.prompt(row[1], language) for row, (language, _) in zip(rows, languages, strict=True)]
         options: dict[str, Any] = {"beam_size": self._beam}
         if temperature:
             options = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
@@ -360,7 +393,7 @@ class Whisper:
             self._model.generate(
                 encoded,
                 prompts,
-                max_length=length_limit(max(map(len, prompts)), max(seconds)),
+                max_length=length_limit(max(map(len, prompts)), max(seconds for _, _, seconds in rows)),
                 return_scores=True,
                 return_no_speech_prob=True,
                 suppress_blank=True,
@@ -382,7 +415,8 @@ class Whisper:
         if request.previous:
             before += self._tokens(request.previous)
         tokens = [self._previous, *before[-MAX_PROMPT_TOKENS:]] if before else []
-        return [*tokens, *self._start(language, request.task), self._no_timestamps, *self._tokens(request.prefix)]
+        mode = [] if request.timestamps else [self._no_timestamps]
+        return [*tokens, *self._start(language, request.task), *mode, *self._tokens(request.prefix)]
 
     def _start_tokens(self, language: str, task: str) -> list[int]:
         """The start token, then those of language and task if the model has them."""
@@ -401,9 +435,11 @@ class Whisper:
         language: tuple[str, float],
     ) -> Attempt:
         generated = result.sequences_ids[0]
-        tokens = [*self._tokens(row[1].prefix), *(token for token in generated if token < self._eot)]
+        tokens = [token for token in generated if token < self._eot]  # CTranslate2 (4.8.5) returns the prefix too
         text = self._decode(tokens).strip()
         attempt = Attempt(result, len(generated), tokens, text, encoded, number, self.profile)
+        if row[1].timestamps and generated and generated[-1] > self._no_timestamps:
+            attempt.ended = (generated[-1] - self._no_timestamps - 1) * STEP_SECONDS
         if self.profile.cuts_copies and attempt.has_duplicates:
             self._cut_copies(attempt, row[1].task, row[2], language[0])
         return attempt
@@ -424,6 +460,17 @@ class Whisper:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
+
+
+def _later(word: Word, seconds: float) -> Word:
+    return Word(word.word, round(word.start + seconds, 2), round(word.end + seconds, 2), word.confidence)
+
+
+def _padded(features: Features) -> Features:
+    """Features at full length."""
+    padded = np.full((features.shape[0], FULL_WINDOW), features.min(), np.float32)
+    padded[:, : features.shape[1]] = features
+    return padded
 
 
 def _rows_of(encoded: Any, numbers: list[int]) -> Any:

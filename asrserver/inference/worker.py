@@ -56,7 +56,7 @@ def make_recogniser(
         hold: Told the labels in hand before each native call, and none after it (see InFlight).
         turns: Those of the engines that share the device.
     """
-    partials = PartialScheduler()
+    partials = PartialScheduler(model.profile.draft_share)
     return Recogniser(
         Engine(model, settings.batch_size, hold, partials, turns),
         partials,

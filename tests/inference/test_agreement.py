@@ -11,6 +11,8 @@ from asrserver.inference.agreement import (
     MIN_SEGMENT_SECONDS,
     MIN_SPACING_SECONDS,
     MIN_WORD_CONFIDENCE,
+    SURE_CONFIDENCE,
+    SURE_LAG_SECONDS,
     Agreement,
 )
 from asrserver.protocol.events import Word
@@ -152,6 +154,12 @@ def test_timed_words_that_two_decodings_agree_on_are_stable_unless_the_audio_end
     assert (agreement.text, agreement.stable) == ("turn on the light", "turn on the light")
 
 
+def test_a_probable_timed_word_of_long_ago_is_stable_at_once() -> None:
+    agreement = Agreement()
+    agreement.update_timed(timed("turn on the light", confidence=SURE_CONFIDENCE), "en", 0.65 + SURE_LAG_SECONDS)
+    assert agreement.stable == "turn on"
+
+
 def test_an_improbable_timed_word_holds_back_what_follows_it() -> None:
     agreement = Agreement()
     words = timed("this passing as an example", confidence=0.9)
@@ -163,16 +171,14 @@ def test_an_improbable_timed_word_holds_back_what_follows_it() -> None:
 
 def test_timed_words_that_are_stable_stay() -> None:
     agreement = Agreement()
-    for _ in range(2):
-        agreement.update_timed(timed("call david"), "en", 3.0)
+    agreement.update_timed(timed("call david"), "en", 3.0)
     agreement.update_timed(timed("tall david now"), "en", 3.0)
     assert (agreement.text, agreement.stable) == ("call david now", "call david")
     agreement.update_timed(timed("tall david now"), "en", 3.0)
-    assert agreement.stable == "call david"  # two decodings that contradict it add nothing to it
+    assert agreement.stable == "call david"  # a decoding that contradicts it adds nothing to it
 
 
 def test_the_beginning_of_a_decoding_leaves_open_how_the_last_word_ends() -> None:
     agreement = Agreement()
-    for _ in range(2):
-        agreement.update_timed(timed("Good morning, Steve."), "en", 3.0)
+    agreement.update_timed(timed("Good morning, Steve."), "en", 3.0)
     assert (agreement.stable, agreement.prefix) == ("Good morning, Steve.", "Good morning, Steve")

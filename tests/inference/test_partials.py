@@ -11,9 +11,9 @@ from asrserver.inference.partials import (
     MAX_SPECULATION_INTERVAL,
     MIN_DRAFT_SHARE,
     SPAN_SECONDS,
-    TARGET_SHARE,
     PartialScheduler,
 )
+from asrserver.inference.profiles import DEMO
 
 
 def test_drafts_become_rarer_before_finals_become_slow() -> None:
@@ -25,10 +25,10 @@ def test_drafts_become_rarer_before_finals_become_slow() -> None:
     for _ in range(100):
         partials.call_ended(0.01, 1, 0.01)
     assert partials.drafts == 100
-    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / TARGET_SHARE)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / DEMO.draft_share)
     for _ in range(40):
-        partials.call_ended(0.0, 0, SPAN_SECONDS * TARGET_SHARE / 80)
-    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / (TARGET_SHARE / 2), rel=0.01)
+        partials.call_ended(0.0, 0, SPAN_SECONDS * DEMO.draft_share / 80)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.01 / (DEMO.draft_share / 2), rel=0.01)
     stages: tuple[Literal["read"], Literal["vad"]] = ("read", "vad")
     for stage in stages:
         for _ in range(200):
@@ -50,11 +50,11 @@ def test_only_growing_segments_share_the_engine() -> None:
         partials.opened(f"s{number}")
         partials.opened("s0")
     partials.call_ended(0.1, 1, 0.1)
-    assert partials.interval(0.5) == pytest.approx(60 * 0.1 / TARGET_SHARE)
+    assert partials.interval(0.5) == pytest.approx(60 * 0.1 / DEMO.draft_share)
     for number in range(50):
         partials.closed(f"s{number}")
     partials.closed("unknown")
-    assert partials.interval(0.5) == pytest.approx(10 * 0.1 / TARGET_SHARE)
+    assert partials.interval(0.5) == pytest.approx(10 * 0.1 / DEMO.draft_share)
 
 
 def test_speculation_stops_where_streams_are_read_rarely() -> None:

@@ -169,6 +169,20 @@ def test_the_silence_that_ends_a_segment(said: list[Samples], silence: float) ->
     assert abs(frames * FRAME - silence * SAMPLE_RATE) < 0.2 * SAMPLE_RATE
 
 
+def test_little_speech_waits_longer_for_its_end(said: list[Samples]) -> None:
+    """So a word before a pause that would end other segments stays with what follows it."""
+    word, rest = (one[segments(one, SILENCE)[0][0] + int(0.2 * SAMPLE_RATE) :] for one in said[:2])  # no padding
+    pause = np.zeros(int(1.2 * SILENCE * SAMPLE_RATE), np.float32)
+    recording = np.concatenate([said[2], np.zeros(SAMPLE_RATE, np.float32), word[: SAMPLE_RATE // 2], pause, rest])
+
+    def found(hold: float) -> int:
+        endpointer = Endpointer(SILENCE, hold=hold)
+        return sum(isinstance(event, SegmentEnded) for event in endpointer.feed(recording) + endpointer.flush())
+
+    assert found(0.0) == 3
+    assert found(1.0) == 2
+
+
 @pytest.mark.parametrize("longest", [10.0, 20.0, 28.0])
 def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -> None:
     """Each cut is far quieter than speech; nothing spoken is lost or doubled."""
