@@ -48,6 +48,11 @@ def timed_words(
     return found
 
 
+def shifted(word: Word, seconds: float) -> Word:
+    """The word `seconds` later."""
+    return Word(word.word, round(word.start + seconds, 3), round(word.end + seconds, 3), word.confidence)
+
+
 def split_words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str) -> list[tuple[str, int]]:
     """(word, number of its tokens) in order. A character may take several tokens, a word several characters."""
     words: list[tuple[str, int]] = []

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.agreement import Agreement
+from asrserver.inference.alignment import shifted
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features, GrowingLogMel
 from asrserver.inference.partials import PartialScheduler
@@ -55,17 +56,13 @@ class RecognisedSegment:
             hypothesis.language,
             hypothesis.language_probability,
             hypothesis.confidence,
-            [_shifted(word, begin) for word in hypothesis.words],
+            [shifted(word, begin) for word in hypothesis.words],
         )
 
     def shifted(self, seconds: float) -> RecognisedSegment:
         """The segment with all its times `seconds` later."""
-        words = [_shifted(word, seconds) for word in self.words]
+        words = [shifted(word, seconds) for word in self.words]
         return replace(self, start=self.start + seconds, end=self.end + seconds, words=words)
-
-
-def _shifted(word: Word, seconds: float) -> Word:
-    return Word(word.word, round(word.start + seconds, 3), round(word.end + seconds, 3), word.confidence)
 
 
 @dataclass(slots=True)

@@ -15,10 +15,11 @@ import orjson
 import tokenizers
 
 from asrserver.errors import ModelError
-from asrserver.inference.alignment import STEP_SECONDS, split_words, timed_words
+from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
 from asrserver.inference.guards import Attempt, find_copy, spoken
 from asrserver.inference.profiles import DEMO, profile_of
+from asrserver.inference.skipped import fill, find_skipped
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
 from asrserver.text.words import join
@@ -247,24 +248,38 @@ class Whisper:
             Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, words.get(number, []))
             for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
         ]
-        return [self._continued(*one) for one in zip(found, attempts, rows, strict=True)]
+        whole = [self._continued(*one) for one in zip(found, attempts, rows, strict=True)]
+        return [self._filled(*one) for one in zip(whole, rows, strict=True)]
 
     def _continued(self, found: Hypothesis, attempt: Attempt, row: tuple[Features, Request, float]) -> Hypothesis:
         """Recognise what is left of a window whose decoding ended long before the speech does."""
-        features, request, seconds = row
+        request, seconds = row[1:]
         begin = attempt.ended
         if begin is None or not attempt.good or not 0 < begin < seconds - MAX_UNREAD_SECONDS:
             return found
-        left = features[:, round(begin * FRAMES_PER_SECOND) :]
-        frames = window_for(seconds - begin, "fit", self.profile.margin)
-        padded = np.full((features.shape[0], frames), features.min(), np.float32)
-        padded[:, : left.shape[1]] = left[:, :frames]
-        rest = self.recognise([(padded, replace(request, language=found.language), seconds - begin)])[0]
-        if not rest.text:
-            return found
-        words = [_later(word, begin) for word in rest.words]
+        rest = self._part(row, begin, seconds, replace(request, language=found.language))
         text = join([(found.text, found.language), (rest.text, found.language)])
-        return replace(found, text=text, words=found.words + words)
+        return replace(found, text=text, words=found.words + rest.words)
+
+    def _filled(self, found: Hypothesis, row: tuple[Features, Request, float]) -> Hypothesis:
+        """Recognise what the decoding of a long window skipped. Words that were not asked for are removed."""
+        features, request, seconds = row
+        if request.timestamps and (number := find_skipped(found.words, features, seconds)) is not None:
+            word = found.words[number]
+            how = replace(request, language=found.language, timestamps=False, words=True)
+            found = fill(found, number, self._part(row, word.start, word.end, how))
+        return found if request.words else replace(found, words=[])
+
+    def _part(self, row: tuple[Features, Request, float], begin: float, end: float, request: Request) -> Hypothesis:
+        """Recognise the part of a window from `begin` to `end` seconds; times count from the start of the window."""
+        features = row[0]
+        part = features[:, round(begin * FRAMES_PER_SECOND) : round(end * FRAMES_PER_SECOND)]
+        padded = np.full(
+            (features.shape[0], window_for(end - begin, "fit", self.profile.margin)), features.min(), np.float32
+        )
+        padded[:, : part.shape[1]] = part[:, : padded.shape[1]]
+        found = self.recognise([(padded, request, end - begin)])[0]
+        return replace(found, words=[shifted(word, begin) for word in found.words])
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
         """Whether a decoding failed, or is about to be dropped as silence though a short window is no proof of it."""
@@ -302,7 +317,7 @@ class Whisper:
         calls: dict[tuple[int, str, str], list[int]] = {}
         for number, (attempt, (_, request, _)) in enumerate(zip(attempts, rows, strict=True)):
             # Never for an empty text: CTranslate2 before 4.8.1 divided by zero there (#2065).
-            if request.words and attempt.good and attempt.text:
+            if (request.words or request.timestamps) and attempt.good and attempt.text:
                 calls.setdefault((id(attempt.encoded), languages[number][0], request.task), []).append(number)
         found = {}
         for (_, language, task), numbers in calls.items():
@@ -316,7 +331,11 @@ class Whisper:
         """Align the texts of attempts, decoded from one encoding, with their audio. None may be empty."""
         encoded = _rows_of(attempts[0].encoded, [attempt.number for attempt in attempts])
         steps = 2 * encoded.shape[1]
-        frames = [min(steps, max(2, round(length * FRAMES_PER_SECOND))) for length in seconds]
+        ends = [
+            length if attempt.ended is None or attempt.ended > length - MAX_UNREAD_SECONDS else attempt.ended
+            for length, attempt in zip(seconds, attempts, strict=True)
+        ]
+        frames = [min(steps, max(2, round(end * FRAMES_PER_SECOND))) for end in ends]
         tokens = [attempt.tokens for attempt in attempts]
         return list(self._model.align(encoded, self._start(language, task), tokens, frames))
 
@@ -330,7 +349,11 @@ class Whisper:
         A separate encode() wakes CTranslate2's thread once more: a twentieth of a window's cost with a small model.
         """
         detected = len(self._languages) > 1 and not all(request.language for request in requests)
-        return features.shape[2] == FULL_WINDOW or detected or any(request.words for request in requests)
+        return (
+            features.shape[2] == FULL_WINDOW
+            or detected
+            or any(request.words or request.timestamps for request in requests)
+        )
 
     def _detect(self, encoded: Any, requests: list[Request]) -> list[tuple[str, float]]:
         """(language, probability) of each row: the model's only language, the requested one, or the detected one."""
@@ -460,10 +483,6 @@ class Whisper:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
-
-
-def _later(word: Word, seconds: float) -> Word:
-    return Word(word.word, round(word.start + seconds, 2), round(word.end + seconds, 2), word.confidence)
 
 
 def _padded(features: Features) -> Features:
