@@ -12,7 +12,7 @@ from enum import IntEnum
 from queue import SimpleQueue
 
 from asrserver.inference.fair import FairQueue
-from asrserver.inference.features import Features
+from asrserver.inference.features import Features, padded
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
@@ -23,11 +23,8 @@ log = logging.getLogger("asrserver.engine")
 #: Rows of one call on a GPU; gains flatten beyond 8 to 16.
 GPU_BATCH = 8
 
-#: Most rows of one call on a CPU: four rows gain a fifth with the packaged model.
+#: Most rows of one call on a CPU: four rows gain a fifth with the packaged model, two fifths with base.
 CPU_BATCH = 4
-
-#: Longest call on a CPU, in seconds, of more than one row: with a larger model the first row would wait for the last.
-CPU_CALL_SECONDS = 0.05
 
 
 class Priority(IntEnum):
@@ -53,7 +50,8 @@ class DecodeJob:
         priority: See Priority.
         newest: Called when the job's turn comes; returns (features, seconds) of then, because the segment of a draft
             grows while the draft waits.
-        key: Only jobs with equal keys may share a call. Set by the engine.
+        key: (frames, prompt's tokens, whether the language is to be detected): only jobs whose keys are equal but for a
+            somewhat shorter window may share a call. Set by the engine.
         future: The result.
         queued: time.monotonic() of its making.
     """
@@ -101,7 +99,7 @@ class Engine:
         """
         self._model = model
         self._batch_size = batch_size
-        self._row_seconds = CPU_CALL_SECONDS  # that one row takes, a moving average
+        self._row_seconds = model.profile.cpu_call_seconds  # that one row takes, a moving average
         self._hold = hold
         self._partials = partials
         self._turns = turns or Turns()
@@ -215,7 +213,7 @@ class Engine:
             return self._batch_size
         if self._model.device == "cuda":
             return GPU_BATCH
-        return min(CPU_BATCH, max(1, int(CPU_CALL_SECONDS / self._row_seconds)))
+        return min(CPU_BATCH, max(1, int(self._model.profile.cpu_call_seconds / self._row_seconds)))
 
     def _next_batch(self) -> list[DecodeJob]:
         """The job whose turn it is and, up to the batch size, jobs that may share its call, in queue order."""
@@ -227,10 +225,13 @@ class Engine:
                 return False  # a final never waits for a draft
             _refresh(first)
             _refresh(other)
-            return other.key == first.key
+            shortest = self._model.profile.shared_window * first.key[0]
+            return other.key[1:] == first.key[1:] and shortest <= other.key[0] <= first.key[0]
 
         batch = self._jobs.take(self._max_batch(), together)
         _refresh(batch[0])
+        for job in batch[1:]:
+            job.features = padded(job.features, batch[0].features.shape[1])
         return batch
 
     def _key(self, job: DecodeJob) -> tuple[int, int, bool]:

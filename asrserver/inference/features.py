@@ -74,6 +74,15 @@ def log_mel(samples: Samples, frames: int, n_mels: int) -> Features:
     return normalise(mel, filled)
 
 
+def padded(features: Features, frames: int) -> Features:
+    """Features with silence behind them, [n_mels, frames]; they must not be longer than that."""
+    if features.shape[1] == frames:
+        return features
+    longer = np.full((features.shape[0], frames), features.min(), np.float32)
+    longer[:, : features.shape[1]] = features
+    return longer
+
+
 #: Samples that wait until their frames are computed together: ten calls for a tenth of a second each cost three times
 #: as much as one call for a second.
 MIN_COMPUTE_SAMPLES = SAMPLE_RATE // 2

@@ -16,7 +16,7 @@ import tokenizers
 
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
-from asrserver.inference.features import FRAMES_PER_SECOND, Features
+from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
 from asrserver.inference.guards import Attempt, find_copy, spoken
 from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.inference.skipped import fill, find_skipped
@@ -272,13 +272,9 @@ class Whisper:
 
     def _part(self, row: tuple[Features, Request, float], begin: float, end: float, request: Request) -> Hypothesis:
         """Recognise the part of a window from `begin` to `end` seconds; times count from the start of the window."""
-        features = row[0]
-        part = features[:, round(begin * FRAMES_PER_SECOND) : round(end * FRAMES_PER_SECOND)]
-        padded = np.full(
-            (features.shape[0], window_for(end - begin, "fit", self.profile.margin)), features.min(), np.float32
-        )
-        padded[:, : part.shape[1]] = part[:, : padded.shape[1]]
-        found = self.recognise([(padded, request, end - begin)])[0]
+        frames = window_for(end - begin, "fit", self.profile.margin)
+        part = row[0][:, round(begin * FRAMES_PER_SECOND) : round(end * FRAMES_PER_SECOND)][:, :frames]
+        found = self.recognise([(padded(part, frames), request, end - begin)])[0]
         return replace(found, words=[shifted(word, begin) for word in found.words])
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
@@ -292,7 +288,7 @@ class Whisper:
         attempts = [first]
         temperatures = self.profile.temperatures
         if features.shape[1] < FULL_WINDOW:
-            encoded = self._model.encode(self._view([_padded(features)]))
+            encoded = self._model.encode(self._view([padded(features, FULL_WINDOW)]))
             temperatures = (0.0, *temperatures)
         else:
             encoded = _rows_of(first.encoded, [first.number])
@@ -374,7 +370,7 @@ class Whisper:
         for number, ((features, request, _), (_, probability)) in enumerate(zip(rows, languages, strict=True)):
             if request.draft or probability >= self.profile.sure_language or features.shape[1] >= FULL_WINDOW:
                 continue
-            again = self._detect_language(self._model.encode(self._view([_padded(features)])), 1)[0]
+            again = self._detect_language(self._model.encode(self._view([padded(features, FULL_WINDOW)])), 1)[0]
             surer[number] = max(again, languages[number], key=lambda found: found[1])
         return surer
 
@@ -483,13 +479,6 @@ class Whisper:
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return str(self._tokenizer.decode(tokens))
-
-
-def _padded(features: Features) -> Features:
-    """Features at full length."""
-    padded = np.full((features.shape[0], FULL_WINDOW), features.min(), np.float32)
-    padded[:, : features.shape[1]] = features
-    return padded
 
 
 def _rows_of(encoded: Any, numbers: list[int]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from asrserver.errors import ModelError
 from asrserver.inference.engine import DecodeJob, Engine, Priority
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.profiles import DEMO
 from asrserver.inference.utterances import UtteranceRecogniser
 from asrserver.inference.whisper import (
     FULL_WINDOW,
@@ -113,6 +115,17 @@ async def test_a_call_takes_no_more_rows_than_are_done_soon(
         assert engine._max_batch() == most
     finally:
         engine.stop(10)
+
+
+async def test_windows_of_nearly_one_length_share_a_call(
+    engine: Engine, watched: Watched, utterances: list[Utterance]
+) -> None:
+    """If the model gains by it: the shorter one is lengthened."""
+    watched.profile = dataclasses.replace(DEMO, shared_window=0.6)  # type: ignore[attr-defined]
+    said = same_length(utterances, 3)
+    found = await together(engine, [row(said[0], 1000), row(said[1], 600), row(said[2], 500)])
+    assert [[features.shape[1] for features, *_ in call] for call in watched.calls] == [[1000, 1000], [500]]
+    assert [getattr(hypothesis, "text", hypothesis) for hypothesis in found] == [one.text for one in said]
 
 
 async def test_finals_share_no_call_with_drafts(engine: Engine, watched: Watched, utterances: list[Utterance]) -> None:
