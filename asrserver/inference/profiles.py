@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from asrserver.errors import ModelError
+
+#: A file beside a model's weights that changes its profile: a JSON object with some of the names of Profile.
+PROFILE_FILE = "asrserver-profile.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,25 @@ TRAINED_ON_30_S = Profile(
 )
 
 
-def profile_of(model: str) -> Profile:
-    """The profile of a model, by its name."""
-    return DEMO if model == "demo" else TRAINED_ON_30_S
+def profile_of(model: str, directory: Path | None = None) -> Profile:
+    """The profile of a model.
+
+    Args:
+        model: Its name.
+        directory: Where its files are. A PROFILE_FILE there replaces some of the values.
+
+    Raises:
+        ModelError: The file is not valid; the error names what is wrong.
+    """
+    profile = DEMO if model == "demo" else TRAINED_ON_30_S
+    file = directory / PROFILE_FILE if directory is not None else None
+    if file is None or not file.is_file():
+        return profile
+    try:
+        values = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        unknown = values.keys() - asdict(profile).keys()
+        if unknown:
+            raise ModelError(f"{file}: {sorted(unknown)[0]!r} is no value of a profile: {', '.join(asdict(profile))}")
+        return msgspec.convert(asdict(profile) | values, Profile)
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise ModelError(f"{file}: {exc}") from exc

@@ -174,7 +174,7 @@ class Whisper:
         found = find_model(model)
         path = found.path
         self.name = found.name
-        self.profile = profile_of(self.name)
+        self.profile = profile_of(self.name, path)
         self.wasted_seconds = 0.0
         self._beam = beam_size
         if compute_type == "default" and device == "cpu":

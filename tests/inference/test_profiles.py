@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 
 from asrserver.config import Settings
-from asrserver.inference.profiles import DEMO, TRAINED_ON_30_S, profile_of
+from asrserver.errors import ModelError
+from asrserver.inference.profiles import DEMO, PROFILE_FILE, TRAINED_ON_30_S, profile_of
 from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, Whisper, window_for
 from asrserver.supervisor.supervisor import worker_count
 
@@ -36,3 +40,20 @@ def test_a_gateway_needs_a_core_only_beside_the_demo_model(
     monkeypatch.setattr("asrserver.supervisor.supervisor.available_cpus", lambda: 4.5)
     assert worker_count(Settings(model=name, device="cpu")) == workers
     assert worker_count(Settings(model=name, device="cpu", workers=2)) == 2
+
+
+def test_a_file_beside_the_weights_changes_the_profile(tmp_path: Path) -> None:
+    assert profile_of("me/mine", tmp_path) is TRAINED_ON_30_S
+    (tmp_path / PROFILE_FILE).write_text('{"margin": 1.5, "timed_drafts": false}')
+    assert profile_of("me/mine", tmp_path) == dataclasses.replace(TRAINED_ON_30_S, margin=1.5, timed_drafts=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [('{"margn": 1}', "'margn'"), ('{"margin": "long"}', "margin"), ("[]", "object"), ("{", "truncated")],
+)
+def test_a_wrong_profile_is_refused_by_name(tmp_path: Path, text: str, wrong: str) -> None:
+    (tmp_path / PROFILE_FILE).write_text(text)
+    with pytest.raises(ModelError, match=wrong) as caught:
+        profile_of("me/mine", tmp_path)
+    assert PROFILE_FILE in str(caught.value)
