@@ -29,7 +29,7 @@ test: .venv/test ## run all checks and all tests except the slow ones
 	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check
 	$(BIN)/python -m pytest -m 'not slow' --cov
 
-test-unit: .venv/test ## run the tests that need no server and start no process (under a minute)
+test-unit: .venv/test ## run the tests that need no server and start no process (a few minutes)
 	$(BIN)/python -m pytest -m unit
 
 test-service: .venv/test ## run the tests that need a real Redis or PostgreSQL
