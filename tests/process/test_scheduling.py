@@ -19,6 +19,8 @@ while True:
     pass
 """
 
+HANG = "print(flush=True); input()"
+
 
 def test_who_waits_for_a_cpu_is_starved_and_who_hangs_is_not(processes: None) -> None:
     cpu = str(min(os.sched_getaffinity(0)))
@@ -26,9 +28,9 @@ def test_who_waits_for_a_cpu_is_starved_and_who_hangs_is_not(processes: None) ->
         subprocess.Popen([sys.executable, "-c", SPIN, cpu, nice], stdout=subprocess.PIPE, text=True)
         for nice in ("0", "0", "0", "19")
     ]
-    hanging = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True)
+    hanging = subprocess.Popen([sys.executable, "-c", HANG], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        for one in busy:
+        for one in (*busy, hanging):
             assert one.stdout is not None
             one.stdout.readline()
         starved, idle = StarvationMeter(busy[-1].pid, time.monotonic()), StarvationMeter(hanging.pid, time.monotonic())
