@@ -38,6 +38,8 @@ class Profile:
             full one.
         pack_seconds: Segments of a file are decoded together in windows of this length; 0: each by itself.
         hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.
+        pause_seconds: Silence after which a live segment is decoded although its end is not certain: at least the
+            padding behind its speech. Where speech goes on the decoding was for nothing, and others waited for it.
         draft_share: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
         cpu_call_seconds: Longest call on a CPU, in seconds, of more than one row: the first row waits for the last.
         shared_window: Windows this much shorter than another (as a share of it) are lengthened to share its call.
@@ -56,6 +58,7 @@ class Profile:
     sure_language: float
     pack_seconds: float
     hold_seconds: float
+    pause_seconds: float
     draft_share: float
     cpu_call_seconds: float
     shared_window: float
@@ -77,6 +80,7 @@ DEMO = Profile(
     sure_language=0.0,
     pack_seconds=0.0,
     hold_seconds=0.0,
+    pause_seconds=0.2,
     draft_share=0.6,
     cpu_call_seconds=0.05,
     shared_window=1.0,
@@ -103,6 +107,7 @@ TRAINED_ON_30_S = Profile(
     sure_language=0.8,
     pack_seconds=28.0,
     hold_seconds=1.2,
+    pause_seconds=0.4,
     draft_share=0.85,
     cpu_call_seconds=2.0,
     shared_window=0.6,

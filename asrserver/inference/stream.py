@@ -24,7 +24,7 @@ from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.features import FFT, GrowingLogMel
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
-from asrserver.inference.vad import CONTEXT_SAMPLES, PAD_SECONDS, Endpointer, Event, SegmentEnded
+from asrserver.inference.vad import CONTEXT_SAMPLES, Endpointer, Event, SegmentEnded
 
 #: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
 #: stream that has more keeps its beginning in Redis instead.
@@ -96,7 +96,7 @@ class LiveStream:
         self._silence = silence
         self._beginning = decoder.resume_point(0)
         self._growing: SpeechSegment | None = None
-        self._paused = False  # the growing segment has been quiet for as long as its padding
+        self._paused = False  # the growing segment has been quiet for so long that it may have ended
         self._entries = deque[_Entry]()
         self._received = 0  # bytes
         self._skip = 0  # bytes of the first entry that lie before the resume point
@@ -293,7 +293,7 @@ class LiveStream:
     def _update_growing(self) -> None:
         segment = self._endpointer.open
         self._growing = None if segment is None else self._segment(segment.start, segment.end, self.position)
-        self._paused = segment is not None and segment.paused >= PAD_SECONDS * SAMPLE_RATE
+        self._paused = segment is not None and segment.paused >= self._recogniser.profile.pause_seconds * SAMPLE_RATE
 
     def _segment(self, start: int, end: int, upto: int, last: bool = False) -> SpeechSegment:
         """A segment with its features up to sample `upto`; it keeps those of the growing segment if it is the same."""
