@@ -42,8 +42,9 @@ MIN_WORD_CONFIDENCE = 0.15
 SURE_CONFIDENCE = 0.8
 SURE_LAG_SECONDS = 0.8
 
-#: Marks that end a sentence. In a draft they mostly come of the end of the audio.
-SENTENCE_ENDS = ".?!。？！"
+#: Marks that are not stable behind the last stable word: in a draft they mostly come of the end of the audio. A
+#: decoding that continues the stable text decides them anew.
+MARKS = ".?!,;:。？！，；：、"
 
 
 class Agreement:
@@ -60,11 +61,6 @@ class Agreement:
         self._newest: list[str] = []  # the newest decoding with timed words
         self.text = ""
         self.stable = ""
-
-    @property
-    def prefix(self) -> str:
-        """The stable words as the beginning of a decoding, which decides anew how the last of them ends."""
-        return self.stable.rstrip(SENTENCE_ENDS + ",;:，；：、")
 
     def update(self, text: str, language: str, confidence: float, seconds: float) -> bool:
         """Take a new decoding of the segment.
@@ -111,11 +107,12 @@ class Agreement:
                 break
             agreed = number + 1
         if common_prefix(self._stable, texts) == known:
-            self._stable += texts[known:agreed]
+            last = max(0, known - 1)  # the mark behind the last stable word may be new
+            self._stable[last:] = texts[last:agreed]
         self._newest = texts
         before = (self.text, self.stable)
         self.text = glue(self._stable + texts[len(self._stable) :], language)
-        self.stable = glue(self._stable, language)
+        self.stable = glue(self._stable, language).rstrip(MARKS)
         return (self.text, self.stable) != before
 
     def _agree(self, seconds: float, found: list[str]) -> None:

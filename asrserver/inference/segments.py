@@ -223,7 +223,7 @@ class SegmentRecogniser:
 
         Args:
             speech: The growing segment; None if there is none.
-            paused: It has been quiet for as long as a segment's padding: if the segment ends now, it ends like this.
+            paused: It has been quiet for so long that it may have ended: if it ends now, it ends like this.
             label: "session entry" of the newest entry.
         """
         if speech is None:
@@ -392,4 +392,4 @@ class SegmentRecogniser:
 
     def _prefix(self, growing: _Growing) -> str:
         """What the decoder is made to continue: the growing segment's stable words, if the model's profile says so."""
-        return growing.agreement.prefix if self._recogniser.profile.timed_drafts else ""
+        return growing.agreement.stable if self._recogniser.profile.timed_drafts else ""

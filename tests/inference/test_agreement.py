@@ -178,7 +178,11 @@ def test_timed_words_that_are_stable_stay() -> None:
     assert agreement.stable == "call david"  # a decoding that contradicts it adds nothing to it
 
 
-def test_the_beginning_of_a_decoding_leaves_open_how_the_last_word_ends() -> None:
+def test_the_mark_behind_the_last_stable_word_is_decided_by_what_follows() -> None:
     agreement = Agreement()
     agreement.update_timed(timed("Good morning, Steve."), "en", 3.0)
-    assert (agreement.stable, agreement.prefix) == ("Good morning, Steve.", "Good morning, Steve")
+    assert (agreement.text, agreement.stable) == ("Good morning, Steve.", "Good morning, Steve")
+    agreement.update_timed(timed("Good morning, Steve, how"), "en", 1.2)
+    assert (agreement.text, agreement.stable) == ("Good morning, Steve, how", "Good morning, Steve")
+    agreement.update_timed(timed("Good morning, Steve, how are"), "en", 3.0)
+    assert agreement.stable == "Good morning, Steve, how are"
