@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import orjson
 import pytest
 from tornado.httpclient import AsyncHTTPClient
+from tornado.ioloop import IOLoop
 from tornado.tcpclient import TCPClient
 
 from asrserver.auth import Access
@@ -29,6 +30,23 @@ def http(http_client: AsyncHTTPClient, base_url: str) -> Http:
 
 
 # -- answers
+
+
+@pytest.fixture
+def io_loop() -> Iterator[IOLoop]:
+    """A loop of asyncio: under load uvloop (0.23) now and then does not return from close() after a refused form."""
+    aio = asyncio.new_event_loop()
+    asyncio.set_event_loop(aio)
+    loop = IOLoop(asyncio_loop=aio, make_current=False)
+    yield loop
+    pending = asyncio.all_tasks(aio)
+    for task in pending:
+        task.cancel()
+    if pending:
+        aio.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+    aio.run_until_complete(aio.shutdown_default_executor())
+    loop.close(all_fds=True)
+    asyncio.set_event_loop(None)
 
 
 @pytest.mark.parametrize("path", [PATH, "/audio/transcriptions", "/v1/audio/translations"])
