@@ -257,7 +257,7 @@ class Whisper:
         begin = attempt.ended
         if begin is None or not attempt.good or not 0 < begin < seconds - MAX_UNREAD_SECONDS:
             return found
-        rest = self._part(row, begin, seconds, replace(request, language=found.language))
+        rest = self._part(row, begin, seconds, replace(request, language=found.language, words=True))
         text = join([(found.text, found.language), (rest.text, found.language)])
         return replace(found, text=text, words=found.words + rest.words)
 
