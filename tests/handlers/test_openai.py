@@ -15,6 +15,7 @@ from tornado.tcpclient import TCPClient
 from asrserver.auth import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import long_answer, spool, upload
+from tests import loops
 from tests.api_keys import GIVEN
 from tests.events import segment
 from tests.fakes import FakeWorker
@@ -35,18 +36,7 @@ def http(http_client: AsyncHTTPClient, base_url: str) -> Http:
 @pytest.fixture
 def io_loop() -> Iterator[IOLoop]:
     """A loop of asyncio: under load uvloop (0.23) now and then does not return from close() after a refused form."""
-    aio = asyncio.new_event_loop()
-    asyncio.set_event_loop(aio)
-    loop = IOLoop(asyncio_loop=aio, make_current=False)
-    yield loop
-    pending = asyncio.all_tasks(aio)
-    for task in pending:
-        task.cancel()
-    if pending:
-        aio.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
-    aio.run_until_complete(aio.shutdown_default_executor())
-    loop.close(all_fds=True)
-    asyncio.set_event_loop(None)
+    yield from loops.running(asyncio.new_event_loop())
 
 
 @pytest.mark.parametrize("path", [PATH, "/audio/transcriptions", "/v1/audio/translations"])
