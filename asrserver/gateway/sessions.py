@@ -298,6 +298,7 @@ class Sessions(Mapping[str, Session]):
         if isinstance(event, Final):
             self._over(session, event.status)
             if self._settings.save_audio:
+                self.keeping += 1  # now: a shutdown that looks before the task has begun must wait for it
                 self._tasks.spawn(self._keep_recording(session.id, event.chunk_count), f"keep-recording {session.id}")
 
     def _measure(self, session: Session, event: Result) -> None:
@@ -319,7 +320,6 @@ class Sessions(Mapping[str, Session]):
                 self._delivered(session, event)
 
     async def _keep_recording(self, sid: str, chunks: int) -> None:
-        self.keeping += 1
         try:
             await self._write_behind.wait_flushed(sid, STORED_TIMEOUT)
             await self._recordings.assemble(sid, chunks)
