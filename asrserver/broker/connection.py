@@ -56,7 +56,7 @@ class BrokerConnection:
 
     async def close(self) -> None:
         """Wait until all commands have their replies, and disconnect."""
-        await self.pipeline.drain()
+        await self.pipeline.close()
         await self._client.aclose()
 
     async def ping(self) -> float:

@@ -138,6 +138,7 @@ class Pipeline:
         self._pending: list[_Pending] = []
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._closed = False
         self._sent = 0.0
         self._linger = MIN_LINGER_SECONDS
         self.back_at = 0.0
@@ -152,6 +153,10 @@ class Pipeline:
             command: The name and the arguments of the command; or one ScriptCall.
             size: What the command adds to `bytes` until its reply.
         """
+        if self._closed:  # it would make a new connection, which nobody closes
+            error = Unavailable("broker_unavailable", "this process shuts down", 2.0)
+            asyncio.get_running_loop().call_soon(callback, error)
+            return
         self._pending.append((callback, command, size))
         self.bytes += size
         if self._task is None:
@@ -175,6 +180,11 @@ class Pipeline:
         """Wait until no command waits for its reply."""
         while self._task is not None:
             await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """Wait as `drain` does; from then on no command is taken, and callers get Unavailable."""
+        await self.drain()
+        self._closed = True
 
     async def _run(self) -> None:
         try:

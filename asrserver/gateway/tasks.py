@@ -28,6 +28,7 @@ class TaskRunner:
     def __init__(self) -> None:
         self.standing: dict[str, asyncio.Task[None]] = {}
         self._jobs: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def critical(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run work without which the process cannot go on: if it fails, the process exits with status 1."""
@@ -61,7 +62,11 @@ class TaskRunner:
         self.standing[name] = asyncio.create_task(run(), name=name)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
-        """Run a job now; nobody waits for its result."""
+        """Run a job now; nobody waits for its result. After `close` it is left undone, as it is when a process dies."""
+        if self._closed:
+            work.close()
+            log.info("%s: left undone, this gateway is closing", name)
+            return
 
         async def run() -> None:
             try:
@@ -77,4 +82,5 @@ class TaskRunner:
 
     async def close(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
+        self._closed = True
         await cancelled((*self.standing.values(), *self._jobs))

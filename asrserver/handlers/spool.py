@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import threading
 from collections.abc import AsyncIterator
-from typing import IO
 
 from asrserver.errors import Unavailable
 from asrserver.process.aio import Notifier
@@ -39,7 +39,7 @@ class Spool:
         self.head = b""
         self.ended = False
         self._memory = bytearray()
-        self._file: IO[bytes] | None = None
+        self._file: TemporaryFile | None = None
         self._written = Notifier()
         self._closed = False
 
@@ -56,8 +56,6 @@ class Spool:
                 self._memory += data
             else:
                 await self._write(data)
-        except ValueError:  # it was closed meanwhile
-            return
         except OSError as exc:
             message = f"there is no room for the upload in {tempfile.gettempdir()}: {exc.strerror}"
             raise Unavailable("overloaded", message, 30.0) from None
@@ -81,7 +79,9 @@ class Spool:
                 data = bytes(self._memory[at : at + count])
             else:
                 loop = asyncio.get_running_loop()
-                data = await loop.run_in_executor(None, os.pread, self._file.fileno(), count, at)
+                data = await loop.run_in_executor(None, self._file.read, count, at)
+            if not data:  # it was closed
+                return
             at += len(data)
             yield data
 
@@ -90,28 +90,51 @@ class Spool:
         self._closed = True
         self._memory = bytearray()
         if self._file is not None:
-            self._file.close()
+            # In a thread: it waits for one that reads or writes, and freeing gigabytes of a disk takes time.
+            asyncio.get_running_loop().run_in_executor(None, self._file.close)
 
     async def _write(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
         if self._file is None:
-            file = await loop.run_in_executor(None, _temporary_file, bytes(self._memory))
+            file = await loop.run_in_executor(None, TemporaryFile, bytes(self._memory))
             if self._closed:
-                file.close()
+                loop.run_in_executor(None, file.close)
                 return
             # In the event loop, where `pieces` reads the one or the other.
             self._file, self._memory = file, bytearray()
         if not self._closed:
-            await loop.run_in_executor(None, _write_all, self._file, data)
+            await loop.run_in_executor(None, self._file.write, data)
 
 
-def _temporary_file(data: bytes) -> IO[bytes]:
-    file = tempfile.TemporaryFile(prefix="asrserver-upload-", buffering=0)  # noqa: SIM115
-    _write_all(file, data)
-    return file
+class TemporaryFile:
+    """A file without a name, for threads. Its calls exclude each other, so that none is left with the number of a
+    descriptor that was closed, and is another upload's by now.
 
+    Args:
+        data: What it begins with.
+    """
 
-def _write_all(file: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
+    def __init__(self, data: bytes) -> None:
+        self._lock = threading.Lock()
+        self._file = tempfile.TemporaryFile(prefix="asrserver-upload-", buffering=0)  # noqa: SIM115
+        try:
+            self.write(data)
+        except OSError:
+            self._file.close()
+            raise
+
+    def write(self, data: bytes) -> None:
+        """Append bytes; after `close` they are dropped."""
+        with self._lock:
+            view = memoryview(data)
+            while view and not self._file.closed:
+                view = view[self._file.write(view) :]
+
+    def read(self, size: int, at: int) -> bytes:
+        """Read at most `size` bytes from the position `at` on; nothing after `close`."""
+        with self._lock:
+            return b"" if self._file.closed else os.pread(self._file.fileno(), size, at)
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import orjson
 import pytest
 from tornado.httpclient import AsyncHTTPClient
-from tornado.ioloop import IOLoop
 from tornado.tcpclient import TCPClient
 
 from asrserver.auth import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import long_answer, spool, upload
-from tests import loops
 from tests.api_keys import GIVEN
 from tests.events import segment
 from tests.fakes import FakeWorker
@@ -31,12 +29,6 @@ def http(http_client: AsyncHTTPClient, base_url: str) -> Http:
 
 
 # -- answers
-
-
-@pytest.fixture
-def io_loop() -> Iterator[IOLoop]:
-    """A loop of asyncio: under load uvloop (0.23) now and then does not return from close() after a refused form."""
-    yield from loops.running(asyncio.new_event_loop())
 
 
 @pytest.mark.parametrize("path", [PATH, "/audio/transcriptions", "/v1/audio/translations"])
