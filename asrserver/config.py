@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
-from click.core import ParameterSource
 
 #: The groups of settings that each command takes.
 COMMANDS = {
@@ -412,67 +409,3 @@ def setting_rows() -> list[SettingRow]:
         flag = "--" + item.name.replace("_", "-")
         result.append(SettingRow(item.name, flag, env, meta["type"], item.default, meta["help"], meta["group"]))
     return result
-
-
-class _SettingOption(click.Option):
-    """A click option whose error for a bad value is one line that names the flag, variable or file key it came from."""
-
-    def process_value(self, ctx: click.Context, value: Any) -> Any:
-        try:
-            return super().process_value(ctx, value)
-        except click.BadParameter as exc:
-            assert self.name
-            source = ctx.get_parameter_source(self.name)
-            name = {
-                ParameterSource.ENVIRONMENT: str(self.envvar),
-                ParameterSource.DEFAULT_MAP: f"{self.name} in the configuration file",
-            }.get(source or ParameterSource.COMMANDLINE, self.opts[0])
-            raise click.ClickException(f"{name}: {exc.message}") from None
-
-
-def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator that adds `--config` and the settings of a command's groups to a click command."""
-
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for row in reversed([row for row in setting_rows() if row.group in COMMANDS[command]]):
-            function = click.option(
-                row.flag,
-                row.key,
-                cls=_SettingOption,
-                envvar=row.env,
-                type=row.type,
-                default=row.default,
-                show_default=row.default not in ("",),
-                show_envvar=True,
-                help=row.help,
-            )(function)
-        return click.option(
-            "--config",
-            type=click.Path(dir_okay=False),
-            is_eager=True,
-            expose_value=False,
-            callback=_read_config,
-            envvar="ASRSERVER_CONFIG",
-            show_envvar=True,
-            help="TOML file of settings; keys are flag names with underscores instead of hyphens.",
-        )(function)
-
-    return decorate
-
-
-def _read_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
-    """Use the values of a TOML file as defaults of the command; an unknown key is refused by name."""
-    if path is None:
-        return
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise click.ClickException(f"--config: {path}: {exc}") from None
-    known = {row.key for row in setting_rows()}
-    for key, value in values.items():
-        if key not in known:
-            raise click.ClickException(f"--config: {path}: {key} is not a setting")
-        if isinstance(value, dict | list):
-            raise click.ClickException(f"--config: {path}: {key} must be one value")
-    # As text, like a flag's value, so that click checks it: TOML's 8080.5 and true are not ports.
-    ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}

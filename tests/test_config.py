@@ -13,8 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 from psycopg2.extensions import parse_dsn
 
+from asrserver.cli.options import settings_options
 from asrserver.cli.startup import check_settings
-from asrserver.config import COMMANDS, Settings, setting_rows, settings_options
+from asrserver.config import COMMANDS, Settings, setting_rows
 from asrserver.errors import SettingError
 
 CONF = Path(__file__).parent.parent / "conf"

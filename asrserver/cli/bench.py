@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asrserver.cli.options import settings_options
 from asrserver.cli.status import format_table
-from asrserver.config import setting_rows, settings_options
+from asrserver.config import setting_rows
 from asrserver.errors import AudioError, ModelError
 from asrserver.loadtest.plan import Plan, duration
 from asrserver.models import find_model

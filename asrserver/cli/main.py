@@ -18,9 +18,9 @@ from asrserver.cli.bench import bench
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
-from asrserver.cli.options import key_option, server_option, server_url
+from asrserver.cli.options import key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
-from asrserver.config import Settings, settings_options
+from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError
 from asrserver.models import PACKAGED, TOY_NOTICE, find_model
 from asrserver.process.limits import raise_file_limit
