@@ -80,7 +80,8 @@ def worker(**options: Any) -> None:
 
 
 def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: bool) -> None:
-    from asrserver.supervisor.supervisor import Supervisor, with_device
+    from asrserver.supervisor.devices import with_device
+    from asrserver.supervisor.supervisor import Supervisor
     from asrserver.telemetry.logs import configure_logging
 
     try:

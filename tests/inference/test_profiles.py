@@ -11,7 +11,7 @@ from asrserver.config import Settings
 from asrserver.errors import ModelError
 from asrserver.inference.profiles import DEMO, PROFILE_FILE, TRAINED_ON_30_S, profile_of
 from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, Whisper, window_for
-from asrserver.supervisor.supervisor import worker_count
+from asrserver.supervisor.devices import worker_count
 
 
 def test_only_the_demo_model_is_trained_on_short_windows() -> None:
