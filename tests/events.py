@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from asrserver.protocol.events import ChunkResult, ErrorEvent, Final, Result, Segment, SegmentResult
+from asrserver.protocol.events import ChunkResult, ErrorEvent, Final, Flushed, Result, Segment, SegmentResult
 
 #: The durable events by their type, and what each has beside the base.
 _KINDS: dict[str, tuple[type[Any], dict[str, Any]]] = {
     "chunk": (ChunkResult, {"chunk_index": 0, "text": "word", "duration": 0.5}),
     "segment": (SegmentResult, {"text": "word"}),
+    "flushed": (Flushed, {"number": 1}),
     "error": (ErrorEvent, {"code": "not_audio", "message": "no audio"}),
     "final": (Final, {"text": "words", "status": "done"}),
 }

@@ -259,8 +259,9 @@ def test_the_fields_of_every_message_are_in_its_table() -> None:
             named = set(re.findall(r"`(\w+)`", section(text, kind)))
             assert message.keys() - {"type", "action"} <= named, (kind, message.keys() - named)
     assert seen == {
-        *("start", "chunk", "finish", "resume"),
-        *("ack", "chunk_result", "partial_result", "segment_result", "final_result", "error"),
+        *("start", "chunk", "flush", "finish", "resume"),
+        *("ack", "chunk_result", "speech_started", "partial_result", "segment_result"),
+        *("flushed", "final_result", "error"),
     }
 
 

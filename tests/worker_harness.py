@@ -17,7 +17,7 @@ from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.protocol import codec
-from asrserver.protocol.events import Partial, Progress, Result
+from asrserver.protocol.events import Partial, Progress, Result, SpeechStarted
 from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors
 from tests.waiting import until
@@ -70,7 +70,7 @@ class MemorySink:
         self.session.charged_seconds.append(total)
         return True
 
-    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+    def publish(self, claim: Claim, event: Partial | SpeechStarted | Progress) -> None:
         if isinstance(event, Progress):
             self.session.progress.append((event.taken, event.total))
         else:

@@ -146,6 +146,21 @@ class GatewayBroker(BrokerConnection):
             raise ChunksMissing
         return bool(reply)
 
+    def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
+        """Append a flush behind the chunks that were appended before, even if the future is not awaited yet.
+
+        Args:
+            sid: The id of the session.
+            number: The number of the flush among the session's, from 1.
+
+        Returns:
+            A future that is done when Redis has it; its exception is Unavailable. Of a session that takes no more audio
+            here, nothing was changed.
+        """
+        self._batcher.flush(sid)
+        keys = (session_key(sid), audio_key(sid))
+        return self.pipeline.submit("EVAL", scripts.FLUSH, 2, *keys, sid, self.name, number)
+
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
 

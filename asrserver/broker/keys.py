@@ -18,8 +18,8 @@ asr_open                           sorted set, session id → deadline (epoch   
                                    the session
 asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       gateway, worker,   TTL once the session
                                    owner, created, options; first, last        supervisor         is stored
-                                   (chunk indexes), end (status), deleted;                        (session_ttl)
-                                   state (where a next worker continues),
+                                   (chunk indexes), flushes (number), end                         (session_ttl)
+                                   (status), deleted; state (where a next worker continues),
                                    charged (seconds charged without an
                                    event), strike:<entry>
 asr_audio:{sid}                    stream, ids <index+1>-0: the bytes of one   gateway            trimmed behind what
@@ -33,6 +33,7 @@ asr_said:{sid}                     list of JSON: text and language of every    w
                                    segment
 asr_results:<gateway>              Pub/Sub channel: events of its sessions     worker, gateway    none
 asr_ended                          Pub/Sub channel: ids of sessions that end   gateway            none
+                                   or are flushed
 worker:<name>:heartbeat            string: JSON                                worker             HEARTBEAT_TTL
 gateway:<name>:heartbeat           string: JSON                                gateway            HEARTBEAT_TTL
 asr_alive:worker                   sorted set, name → last heartbeat (epoch    worker             names leave after

@@ -53,14 +53,15 @@ class Claim:
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a session's audio: consecutive chunks, or the end.
+    """One entry of a session's audio: consecutive chunks, a flush, or the end.
 
     Attributes:
         id: The id of the stream entry.
-        data: The bytes of the chunks; None for the end.
-        status: How the session ended; None for chunks.
+        data: The bytes of the chunks; None for the others.
+        status: Of the end: how the session ended; else None.
         received: When the gateway had the first chunk, in seconds since the epoch.
         chunks: The number of chunks.
+        flush: The number of the flush; 0 for the others.
     """
 
     id: str
@@ -68,6 +69,7 @@ class Entry:
     status: str | None
     received: float | None = None
     chunks: int = 1
+    flush: int = 0
 
     @property
     def index(self) -> int:
@@ -138,4 +140,5 @@ def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         status.decode() if status else None,
         float(received) if received else None,
         int(fields.get(b"n", 1)),
+        int(fields.get(b"f", 0)),
     )

@@ -100,14 +100,43 @@ end
 return lost
 """
 
+# Appends an entry that is no chunk, whose id follows that of the last chunk, whatever that is.
+_CONTROL = """
+local function control(audio, ...)
+  local info = redis.call('XINFO', 'STREAM', audio)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local ms, n = string.match(info[i + 1], '(%d+)-(%d+)')
+      redis.call('XADD', audio, 'NOMKSTREAM', ms .. '-' .. string.format('%d', n + 1), ...)
+    end
+  end
+end
+"""
+
+# KEYS session audio · ARGV sid gateway number → 1, or 0 if the session takes no more audio here. Published to the
+# workers as an end is: see END. The number tells a command that is sent again.
+FLUSH = (
+    _CONTROL
+    + """
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'end', 'flushes')
+if fields[1] ~= ARGV[2] or fields[2] then return 0 end
+if tonumber(fields[3] or 0) < tonumber(ARGV[3]) then
+  control(KEYS[2], 't', 'flush', 'f', ARGV[3])
+  redis.call('HSET', KEYS[1], 'flushes', ARGV[3])
+  redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = ARGV[1], flush = true}))
+end
+return 1
+"""
+)
+
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue last → 1, or 0 if another gateway
 # holds the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed
 # it. With `last` (an index), -1 if the session's last chunk is another: what its client sent is not all here. The
-# end is published to the workers: one with hundreds of streams reads each of them only every second or two. The id of
-# the control entry follows that of the last chunk, whatever that is. XSETID then closes the stream: a chunk of a
-# gateway that slept while its session was adopted would be acknowledged and never read.
+# end is published to the workers: one with hundreds of streams reads each of them only every second or two. XSETID
+# closes the stream: a chunk of a gateway that slept while its session was adopted would be acknowledged and never read.
 END = (
     _MOVE
+    + _CONTROL
     + """
 local holder = redis.call('HGET', KEYS[1], 'gateway')
 local ended = redis.call('HEXISTS', KEYS[1], 'end') == 1
@@ -120,14 +149,8 @@ if not (holder == ARGV[3] and ended) then
 end
 if not ended and ARGV[7] ~= '' and (redis.call('HGET', KEYS[1], 'last') or '') ~= ARGV[7] then return -1 end
 if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
-  local info = redis.call('XINFO', 'STREAM', KEYS[2])
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      local ms, n = string.match(info[i + 1], '(%d+)-(%d+)')
-      redis.call('XADD', KEYS[2], 'NOMKSTREAM', ms .. '-' .. string.format('%d', n + 1), 't', 'end', 's', ARGV[4])
-      redis.call('XSETID', KEYS[2], '18446744073709551615-0')
-    end
-  end
+  control(KEYS[2], 't', 'end', 's', ARGV[4])
+  redis.call('XSETID', KEYS[2], '18446744073709551615-0')
   redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = ARGV[1]}))
 end
 if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3], true) end

@@ -31,7 +31,7 @@ from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
-from asrserver.protocol.events import Final, Partial, Progress, Result
+from asrserver.protocol.events import Final, Partial, Progress, Result, SpeechStarted
 
 log = logging.getLogger("asrserver.broker")
 
@@ -220,9 +220,17 @@ class WorkerBroker(BrokerConnection):
             for key, entries in reply or ()
         }
 
-    async def listen_for_ends(self, on_end: Callable[[str], None]) -> None:
-        """Call `on_end` with the id of every session that ends, forever. One that is missed is seen when it is read."""
-        await listen(self._client, ENDED, lambda data: on_end(orjson.loads(data)["session_id"]), lambda: None)
+    async def listen_for_ends(self, on_end: Callable[[str], None], on_flush: Callable[[str], None]) -> None:
+        """Call `on_end` with the id of every session that ends, and `on_flush` with that of every one that is flushed.
+
+        Runs forever. What is missed is seen when it is read.
+        """
+
+        def heard(data: bytes) -> None:
+            news = orjson.loads(data)
+            (on_flush if news.get("flush") else on_end)(news["session_id"])
+
+        await listen(self._client, ENDED, heard, lambda: None)
 
     # -- events ------------------------------------------------------------------------------------------------------
 
@@ -302,7 +310,7 @@ class WorkerBroker(BrokerConnection):
         claim.charged = max(claim.charged, total)
         return accepted
 
-    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+    def publish(self, claim: Claim, event: Partial | SpeechStarted | Progress) -> None:
         """Publish an event that may be lost: it is not stored, and not published if another worker owns the session.
 
         It is dropped while Redis is away or behind: it is worth less than the commands that wait.

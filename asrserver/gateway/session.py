@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import AsrError, BadRequest
-from asrserver.protocol.events import Final, Partial, Received, Result, Resumed, SessionEvent
+from asrserver.protocol.events import Final, Lost, Partial, Received, Result, Resumed, SessionEvent, SpeechStarted
 from asrserver.protocol.options import Options
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Session:
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (epoch seconds) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
+        flushes: How often it was flushed.
         move: How often the session had moved between gateways when this one got it.
         chunk_count: Chunks that were acknowledged here.
         bytes_in: Bytes of audio that were accepted here.
@@ -80,6 +81,7 @@ class Session:
         "bytes_in",
         "chunk_count",
         "failed",
+        "flushes",
         "heard",
         "id",
         "last_event",
@@ -124,6 +126,7 @@ class Session:
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None
+        self.flushes = 0
         self.move = 0
         self.bytes_in = 0
         self.results = 0
@@ -171,6 +174,7 @@ class Session:
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
         session.move = int(fields["moves"])
+        session.flushes = int(fields.get("flushes", 0))
         session.state = "finishing" if "end" in fields else "recording"
         if "last" in fields:
             session._first, session._last = int(fields["first"]), int(fields["last"])
@@ -212,6 +216,11 @@ class Session:
     def in_flight(self) -> int:
         """Accepted chunks that are not acknowledged yet."""
         return len(self._unacknowledged)
+
+    def require_recording(self) -> None:
+        """Raise BadRequest if the session was ended."""
+        if self.state != "recording":
+            raise BadRequest("session_finished", "the session was finished before", session_id=self.id)
 
     def accept(self, index: Any) -> tuple[int, bool]:
         """Check the order of a chunk.
@@ -355,8 +364,8 @@ class Session:
         self._release(event)
         return True
 
-    def deliver_partial(self, event: Partial) -> bool:
-        """Deliver a partial result; return False if the durable event that it follows is still missing."""
+    def deliver_passing(self, event: Partial | SpeechStarted) -> bool:
+        """Deliver an event that is not kept; return False if the durable event that it follows is still missing."""
         if event.follows > self._seq:
             return False
         if not self._held and self.state != "over":
@@ -377,6 +386,12 @@ class Session:
         if isinstance(event, Final):
             self.state = "over"
         self._tell(event)
+
+    def leave(self, error: AsrError, **details: Any) -> None:
+        """Send the client the last event of the session on this gateway: why it is lost here."""
+        send, self.send = self.send, None
+        if send is not None:
+            send(Lost.of(error, session_id=self.id, **details))
 
     def _tell(self, event: SessionEvent) -> None:
         if self._delayed:

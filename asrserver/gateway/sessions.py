@@ -12,7 +12,6 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
 
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
 from asrserver.config import Settings
@@ -25,7 +24,16 @@ from asrserver.gateway.session import Send, Session
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol import codec
-from asrserver.protocol.events import ErrorEvent, Final, Lost, Moved, Partial, Progress, Published, Result
+from asrserver.protocol.events import (
+    ErrorEvent,
+    Final,
+    Moved,
+    Partial,
+    Progress,
+    Published,
+    Result,
+    SpeechStarted,
+)
 from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
@@ -205,7 +213,7 @@ class Sessions(Mapping[str, Session]):
         if before is not None:
             if before.send == send:
                 before.send = None  # it is resumed on its own connection
-            self._tell(before, Unavailable("session_moved", "the session was resumed elsewhere"))
+            before.leave(Unavailable("session_moved", "the session was resumed elsewhere"))
             if session.state != "over":
                 before.state = "over"  # messages of its connection that still wait are not for it
         session.rate_meter = before.rate_meter if before is not None else None
@@ -244,14 +252,32 @@ class Sessions(Mapping[str, Session]):
         if session.state != "over":  # events that were published since the last read were passed over
             self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
+    def flush(self, session: Session) -> int:
+        """Have all audio so far recognised without waiting for a pause; a Flushed event follows.
+
+        Returns:
+            The number of that event.
+
+        Raises:
+            BadRequest: The session was ended before.
+        """
+        session.require_recording()
+        session.flushes += 1
+        written = self._broker.flush_session(session.id, session.flushes)  # now: behind the chunks so far
+
+        async def noted() -> None:
+            await written
+
+        self._tasks.spawn(noted(), f"flush {session.id}")
+        return session.flushes
+
     def finish(self, session: Session) -> None:
         """End the audio of a session, as its client asks; its final event follows.
 
         Raises:
             BadRequest: It was ended before.
         """
-        if session.state != "recording":
-            raise BadRequest("session_finished", "the session was finished before", session_id=session.id)
+        session.require_recording()
         session.acknowledge()
         session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
         self.end(session, "done")
@@ -284,8 +310,8 @@ class Sessions(Mapping[str, Session]):
             self.backlog.progressed(session.id, event.taken, event.total)
         elif session.replaying:
             pass  # `replay` reads it, in its order
-        elif isinstance(event, Partial):
-            in_order = session.deliver_partial(event)
+        elif isinstance(event, Partial | SpeechStarted):
+            in_order = session.deliver_passing(event)
         elif in_order := session.deliver(event):
             self._delivered(session, event)
         if not in_order:
@@ -396,10 +422,10 @@ class Sessions(Mapping[str, Session]):
             self.backlog.closed(session.id)
             return
         if state == "gone":
-            self._tell(session, Unavailable("session_gone", "the session is over"))
+            session.leave(Unavailable("session_gone", "the session is over"))
             self._write_behind.mark_dirty(session.id)
         else:
-            self._tell(session, Unavailable("session_moved", "the session was resumed elsewhere"))
+            session.leave(Unavailable("session_moved", "the session was resumed elsewhere"))
         self._over(session, state)
 
     # -- ends --------------------------------------------------------------------------------------------------------
@@ -438,17 +464,11 @@ class Sessions(Mapping[str, Session]):
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
         log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
         session.failed = reason
-        self._tell(session, reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
+        session.leave(reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
         if reason.code == "session_moved":
             self._over(session, "moved")
         else:
             self.abandon(session)
-
-    def _tell(self, session: Session, error: AsrError, **details: Any) -> None:
-        """Send the client the last event of the session on this gateway."""
-        send, session.send = session.send, None
-        if send is not None:
-            send(Lost.of(error, session_id=session.id, **details))
 
     def _over(self, session: Session, how: str) -> None:
         self._open.pop(session.id, None)

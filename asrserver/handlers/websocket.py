@@ -34,6 +34,9 @@ class NativeWebSocketHandler(WebSocketConnection):
                 return self._start(action)
             case native.ResumeAction():
                 return self._resume(action)
+            case native.FlushAction():
+                self.gateway.sessions.flush(self.sessions.lookup(action.session_id))
+                return None
             case native.FinishAction():
                 self.gateway.finish(self.sessions.lookup(action.session_id))
                 return None

@@ -156,6 +156,11 @@ class SessionConsumer:
         session = self.sessions.get(sid)
         if session is not None and session.is_streaming:
             session.expedite()
+            self.on_flush(sid)
+
+    def on_flush(self, sid: str) -> None:
+        """A session's client waits for what it has said so far: read it now."""
+        if sid in self.sessions:
             self._read_next.add(sid)
             self._wake.set()
 

@@ -19,11 +19,13 @@ from asrserver.protocol.events import (
     ChunkResult,
     ErrorEvent,
     Final,
+    Flushed,
     Partial,
     Progress,
     Result,
     Segment,
     SegmentResult,
+    SpeechStarted,
 )
 from asrserver.protocol.options import Options
 from asrserver.text.words import join
@@ -56,7 +58,7 @@ class EventSink(Protocol):
 
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool: ...
 
-    def publish(self, claim: Claim, event: Partial | Progress) -> None: ...
+    def publish(self, claim: Claim, event: Partial | SpeechStarted | Progress) -> None: ...
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None: ...
 
@@ -88,6 +90,7 @@ class EventLog:
         answered: Index of the last chunk that was answered.
         taken: Index of the last chunk that was counted.
         chunks: Chunks counted.
+        flushed: Number of the last flush that was answered.
         model: Name of the model that recognises the session.
     """
 
@@ -112,6 +115,7 @@ class EventLog:
         self.answered = state.answered
         self.taken = state.taken
         self.chunks = state.chunks
+        self.flushed = max((event.number for event in events if isinstance(event, Flushed)), default=0)
         self._damaged = state.damaged
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
         self._transcript = list(claim.transcript)
@@ -211,6 +215,11 @@ class EventLog:
             self._damaged = index
             await self.append_error(AsrError(error.code, f"chunk {index}: {error.message}"), coverage)
 
+    async def append_flushed(self, number: int, coverage: Coverage) -> None:
+        """Append the answer to a flush."""
+        self.flushed = number
+        await self._append(Flushed(**self._common_fields(coverage), number=number), coverage)
+
     async def append_final(self, status: str, coverage: Coverage) -> None:
         """Append the end of the session with its whole text."""
         common = self._common_fields(coverage)
@@ -257,6 +266,11 @@ class EventLog:
         return {"state": checkpoint.encode(state)}
 
     # -- events that are published and not kept ------------------------------------------------------------------
+
+    def publish_speech(self, start: int) -> None:
+        """Publish that speech begins, at sample `start` of the live stream."""
+        seconds = round(self.closed_seconds + start / SAMPLE_RATE, 3)
+        self._broker.publish(self._claim, SpeechStarted(session_id=self._claim.sid, start=seconds, follows=self._seq))
 
     def publish_partial(self, partial: PartialHypothesis) -> None:
         """Publish the text so far of a growing segment of the live stream."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
 from asrserver.audio import SAMPLE_RATE
@@ -147,6 +147,7 @@ class SegmentRecogniser:
         request: Callable[[int | None], Request],
         changed: Callable[[], None],
         publish: Callable[[PartialHypothesis], None] | None,
+        started: Callable[[int], None] | None,
         interval: float,
     ) -> None:
         """Start without segments.
@@ -158,6 +159,7 @@ class SegmentRecogniser:
             request: Makes the request for a segment that begins at a sample, or (None) for a draft.
             changed: Called when an outcome may have become available.
             publish: Gets the partial hypotheses; None: there are none.
+            started: Called with the first sample of speech that was found; None: nobody wants to know.
             interval: Seconds between partial hypotheses that the client asked for.
         """
         self.closing = False
@@ -167,6 +169,7 @@ class SegmentRecogniser:
         self._request = request
         self._changed = changed
         self._publish = publish
+        self._started = started
         self._interval = interval
         self._waiting = deque[tuple[SpeechSegment, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
@@ -189,14 +192,16 @@ class SegmentRecogniser:
         """Seconds of speech in ended segments that wait for their text."""
         return sum(speech.seconds for speech, _ in self._waiting)
 
-    def add_ended(self, ended: list[SpeechSegment], label: str, alone: bool) -> None:
+    def add_ended(self, ended: list[SpeechSegment], label: str, alone: bool, flushed: bool = False) -> None:
         """Recognise segments that have ended.
 
         Args:
             ended: The segments, in order.
             label: "session entry" of the entry that ended them.
             alone: Recognise them with nothing else in flight; the caller holds the isolation lock.
+            flushed: Their client waits for them.
         """
+        priority = Priority.CLOSING if flushed else Priority.FINAL
         for speech in ended:
             prefix = ""
             if self._growing is not None and self._growing.start == speech.start:
@@ -209,7 +214,7 @@ class SegmentRecogniser:
             else:
                 if speculation is not None:
                     self._drop(speculation[1])
-                task = self._recognise(speech, label, alone, prefix)
+                task = self._recognise(speech, label, alone, prefix, priority=priority)
             self._waiting.append((speech, task))
 
     def expedite(self) -> None:
@@ -233,6 +238,8 @@ class SegmentRecogniser:
         if self._growing is None or self._growing.start != speech.start:
             self._growing = _Growing(speech.start)
             self._cancel_speculation()
+            if self._started is not None:
+                self._started(speech.start)
         self._growing.paused = paused
         self._speculate(self._growing, speech, label)
         if self._publish is None:
@@ -271,6 +278,13 @@ class SegmentRecogniser:
         recognised = RecognisedSegment.of(speech.start, speech.end, found) if found.text else None
         return SegmentOutcome(speech, recognised, None, had_partials)
 
+    async def outcomes(self) -> AsyncIterator[SegmentOutcome]:
+        """Yield the outcomes of all ended segments, as they become available."""
+        while self._waiting:
+            await self.wait()
+            while (outcome := self.take_outcome()) is not None:
+                yield outcome
+
     async def wait(self) -> None:
         """Wait until the outcomes of all ended segments are available."""
         if self._waiting:
@@ -287,7 +301,13 @@ class SegmentRecogniser:
     # -- decodings -----------------------------------------------------------------------------------------------
 
     def _recognise(
-        self, speech: SpeechSegment, label: str, alone: bool, prefix: str, timed: bool = False
+        self,
+        speech: SpeechSegment,
+        label: str,
+        alone: bool,
+        prefix: str,
+        timed: bool = False,
+        priority: Priority = Priority.FINAL,
     ) -> asyncio.Task[Hypothesis]:
         request = self._request(speech.start)
         timestamps = speech.seconds >= self._recogniser.profile.timestamps_from and not prefix
@@ -301,7 +321,7 @@ class SegmentRecogniser:
                 label,
                 alone,
                 self._session,
-                Priority.CLOSING if self.closing else Priority.FINAL,
+                Priority.CLOSING if self.closing else priority,
             )
             if alone:  # the caller holds the isolation lock already
                 return await self._recogniser.engine.recognise(job)

@@ -202,6 +202,23 @@ class LiveStream:
             if self._is_suspect():
                 await self.segments.wait()
 
+    async def flush(self, label: str) -> None:
+        """End the growing segment here, as the end of the stream would, and wait for the text of all that have ended.
+
+        What the decoder holds back of the last samples stays there: in headerless audio a few milliseconds at most, in
+        a container the last packet.
+
+        Args:
+            label: "session entry" of the entry that asks for it.
+        """
+        async with self._recogniser.isolation.hold(self._is_suspect()):
+            ended = await self._recogniser.audio_thread.run([label], self._process_flush(), urgent=True)
+            self.segments.add_ended(ended, label, self._is_suspect(), flushed=True)
+            self.segments.update_growing(None, False, label)
+            if self._is_suspect():
+                await self.segments.wait()
+        await self.segments.wait()
+
     def skip(self, before: str, size: int) -> None:
         """Drop the growing segment and pass over an entry that killed its workers.
 
@@ -219,10 +236,7 @@ class LiveStream:
         else:
             self._received += self._skip
         self._skip = 0
-        self._growing = None
-        self._audio_start = self.position
-        self._audio = np.zeros(0, np.float32)
-        self._endpointer = Endpointer(self._silence, start=self.position, hold=self._recogniser.profile.hold_seconds)
+        self._listen_anew()
 
     # -- in the audio thread -------------------------------------------------------------------------------------
 
@@ -258,6 +272,20 @@ class LiveStream:
         self._growing = None
         self.over = True
         return ended
+
+    def _process_flush(self) -> AudioWork[list[SpeechSegment]]:
+        """The segments up to here."""
+        ended = yield from self._detect([])
+        ended += self._ended_segments(self._endpointer.flush())
+        self._listen_anew()
+        return ended
+
+    def _listen_anew(self) -> None:
+        """Look for speech from here on, as if nothing had come before."""
+        self._growing = None
+        self._audio_start = self.position
+        self._audio = np.zeros(0, np.float32)
+        self._endpointer = Endpointer(self._silence, start=self.position, hold=self._recogniser.profile.hold_seconds)
 
     def _decode(self, piece: Piece) -> Iterator[Samples]:
         """The samples that the bytes of an entry complete, in pieces."""

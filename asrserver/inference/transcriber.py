@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,9 @@ from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import PartialHypothesis, RecognisedSegment, SegmentOutcome, SegmentRecogniser
+from asrserver.inference.segments import PartialHypothesis, SegmentOutcome, SegmentRecogniser
 from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
-from asrserver.inference.utterances import UtteranceRecogniser
+from asrserver.inference.utterances import OpenFile, UtteranceRecogniser
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 
@@ -43,18 +42,6 @@ MAX_CONTEXT_GAP = 3.0
 #: Most pieces of a live stream, and bytes of them, that are processed in one go.
 MAX_PIECES = 64
 MAX_PIECES_BYTES = 1 << 20
-
-
-@dataclass(slots=True)
-class _OpenFile:
-    """A file that is answered and may continue with the next chunk: a recorder's first slice is a file too."""
-
-    before: str  # the entry before it
-    index: int
-    kind: str
-    data: bytes
-    seconds: float
-    segments: list[RecognisedSegment] | None  # None: an earlier owner answered it
 
 
 class Transcriber:
@@ -92,7 +79,7 @@ class Transcriber:
         self._wake = asyncio.Event()
         after, self._resume_state = self._event_log.checkpoint
         self.inbox = Inbox(after, self._wake.set)
-        self._file: _OpenFile | None = None
+        self._file: OpenFile | None = None
         self._stream: LiveStream | None = None
 
     # -- for the consumer ----------------------------------------------------------------------------------------
@@ -166,6 +153,8 @@ class Transcriber:
             return True
         if entry.status is not None:
             await self._finish(entry, entry.status)
+        elif entry.flush > self._event_log.flushed:
+            await self._flush(entry)
         self.inbox.pop()
         return True
 
@@ -211,7 +200,7 @@ class Transcriber:
         stays_open = kind is not None and self._options.mode == "auto"
         label = _label(self.sid, entry)
         if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
-            self._file = _OpenFile(self.inbox.processed, index, kind, data, 0.0, None)
+            self._file = OpenFile(self.inbox.processed, index, kind, data, 0.0, None)
             return
         damage: AudioError | None = None
         if kind is not None:
@@ -233,7 +222,7 @@ class Transcriber:
         for segment in segments:
             segment.chunk_index = index
         if stays_open and kind is not None:
-            self._file = _OpenFile(self.inbox.processed, index, kind, data, seconds, segments)
+            self._file = OpenFile(self.inbox.processed, index, kind, data, seconds, segments)
             text = self._event_log.join(segments)
         else:
             text = self._event_log.add(segments)
@@ -299,6 +288,7 @@ class Transcriber:
             request=self._request,
             changed=self._wake.set,
             publish=self._event_log.publish_partial if options.partials else None,
+            started=self._event_log.publish_speech if options.speech_events else None,
             interval=options.partial_interval,
         )
         how: dict[str, Any] = {"silence": self._silence, "is_suspect": lambda: self._is_suspect}
@@ -351,8 +341,16 @@ class Transcriber:
     async def _close_open(self, entry: Entry) -> None:
         """End the open file or live stream. If it cannot be recognised, report that and drop it."""
         try:
-            if self._file is not None:
-                await self._close_file(self._file, entry)
+            file = self._file
+            if file is not None:
+                if file.segments is None:
+                    file.seconds, file.segments, _ = await self._utterances.recognise_file(
+                        file.data, file.kind, self._request(), _label(self.sid, entry), self._is_suspect
+                    )
+                    for segment in file.segments:
+                        segment.chunk_index = file.index
+                self._event_log.add(file.segments)
+                self._forget_open()
             elif self._stream is not None or self._resume_state is not None:
                 await self._close_stream(entry)
         except (Fenced, Unavailable):
@@ -365,24 +363,11 @@ class Transcriber:
             # The event covers the dropped audio: a next owner must not meet the same failure.
             await self._event_log.append_error(exc, self._coverage())
 
-    async def _close_file(self, file: _OpenFile, entry: Entry) -> None:
-        if file.segments is None:
-            file.seconds, file.segments, _ = await self._utterances.recognise_file(
-                file.data, file.kind, self._request(), _label(self.sid, entry), self._is_suspect
-            )
-            for segment in file.segments:
-                segment.chunk_index = file.index
-        self._event_log.add(file.segments)
-        self._event_log.closed_seconds += file.seconds
-        self._file = None
-
     async def _close_stream(self, entry: Entry) -> None:
         stream = self._stream or self._open_stream(None)
         await stream.finish(_label(self.sid, entry))
-        while stream.segments.first_waiting is not None:
-            await stream.segments.wait()
-            while (outcome := stream.segments.take_outcome()) is not None:
-                await self._deliver(outcome)
+        async for outcome in stream.segments.outcomes():
+            await self._deliver(outcome)
         self._forget_open()
         if stream.tail is not None:
             await self._event_log.append_error(stream.tail, self._coverage())
@@ -395,6 +380,20 @@ class Transcriber:
         if self._file is not None:
             self._event_log.closed_seconds += self._file.seconds
         self._file, self._stream, self._resume_state = None, None, None
+
+    async def _flush(self, entry: Entry) -> None:
+        """End the growing segment of the live stream, and answer when all before it is recognised."""
+        try:
+            await self._reject_poison(entry)
+            stream = self._stream or (self._open_stream(None) if self._resume_state is not None else None)
+            if stream is not None:
+                self._resume_state = None
+                await stream.flush(_label(self.sid, entry))
+                async for outcome in stream.segments.outcomes():
+                    await self._deliver(outcome)
+        except AudioError as exc:
+            await self._event_log.append_error(exc, self._coverage())
+        await self._event_log.append_flushed(entry.flush, self._coverage(entry.id))
 
     async def _finish(self, entry: Entry, status: str) -> None:
         """End the session."""

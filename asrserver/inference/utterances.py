@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
@@ -24,6 +24,27 @@ WINDOWS_AHEAD = 8
 
 #: Samples in which speech is looked for at a time, so that other sessions need not wait for an hour of audio.
 VAD_SLICE = 10 * SAMPLE_RATE
+
+
+@dataclass(slots=True)
+class OpenFile:
+    """A file that is answered and may continue with the next chunk: a recorder's first slice is a file too.
+
+    Attributes:
+        before: Id of the entry before it.
+        index: The chunk that it is.
+        kind: Its container.
+        data: Its bytes.
+        seconds: Of audio in it.
+        segments: Its segments; None if an earlier owner answered it.
+    """
+
+    before: str
+    index: int
+    kind: str
+    data: bytes
+    seconds: float
+    segments: list[RecognisedSegment] | None
 
 
 class UtteranceRecogniser:

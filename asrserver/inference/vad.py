@@ -3,7 +3,7 @@
     endpointer = Endpointer(silence=0.4)
     for event in endpointer.feed(samples):        # the slicing of the audio never changes the events
         match event:
-            case SpeechStarted(at): ...           # a segment begins at this sample: see endpointer.open
+            case SegmentStarted(at): ...           # a segment begins at this sample: see endpointer.open
             case SegmentEnded(start, end): ...    # the segment is recording[start:end]
     endpointer.flush()                            # the recording is over
 
@@ -66,7 +66,7 @@ _CUT_SMOOTHING_FRAMES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechStarted:
+class SegmentStarted:
     """Enough speech was found for a segment.
 
     Attributes:
@@ -106,7 +106,7 @@ class OpenSegment:
     paused: int
 
 
-Event = SpeechStarted | SegmentEnded
+Event = SegmentStarted | SegmentEnded
 
 
 def segments(samples: Samples, silence: float) -> list[tuple[int, int]]:
@@ -193,7 +193,7 @@ class Endpointer:
             spoken = min(self._at if self._quiet is None else self._quiet, self.position)
             if self._started or spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
                 start, end = self._start(), min(spoken + self._pad, self.position)
-                events += [] if self._started else [SpeechStarted(start)]
+                events += [] if self._started else [SegmentStarted(start)]
                 events.append(SegmentEnded(start, end))
             self._forget()
             self._floor = self.position
@@ -233,7 +233,7 @@ class Endpointer:
         spoken = self._at if self._quiet is None else self._quiet
         if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
             self._started = True
-            yield SpeechStarted(self._start())
+            yield SegmentStarted(self._start())
         held = spoken - self._onset < self._hold
         if self._at - spoken >= self._silence * (HOLD_FACTOR if held else 1):
             if self._started:

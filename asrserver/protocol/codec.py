@@ -23,27 +23,32 @@ from asrserver.protocol.events import (
     ErrorEvent,
     Event,
     Final,
+    Flushed,
     Moved,
     Partial,
     Progress,
     Published,
     Result,
     SegmentResult,
+    SpeechStarted,
     UnknownEvent,
 )
 from asrserver.protocol.options import Options
 
 _encoder = msgspec.json.Encoder()
-_results: msgspec.json.Decoder[Result] = msgspec.json.Decoder(ChunkResult | SegmentResult | ErrorEvent | Final)
+_results: msgspec.json.Decoder[Result] = msgspec.json.Decoder(
+    ChunkResult | SegmentResult | Flushed | ErrorEvent | Final
+)
 _published: msgspec.json.Decoder[Published] = msgspec.json.Decoder(
-    ChunkResult | SegmentResult | ErrorEvent | Final | Partial | Progress | Moved
+    ChunkResult | SegmentResult | Flushed | ErrorEvent | Final | SpeechStarted | Partial | Progress | Moved
 )
 _unknown = msgspec.json.Decoder(UnknownEvent)
 _options = msgspec.json.Decoder(Options)
 
 #: Types that this release knows.
 _TYPES = frozenset(
-    kind.__struct_config__.tag for kind in (ChunkResult, SegmentResult, ErrorEvent, Final, Partial, Progress, Moved)
+    kind.__struct_config__.tag
+    for kind in (ChunkResult, SegmentResult, Flushed, ErrorEvent, Final, SpeechStarted, Partial, Progress, Moved)
 )
 
 

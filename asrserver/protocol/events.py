@@ -2,10 +2,10 @@
 
 Every protocol that clients speak is a translation of these (native.py is the first). Three kinds:
 
-Durable      ChunkResult, SegmentResult, ErrorEvent, Final. Kept in Redis (asr_events:{sid}) and published to the
-             session's gateway. Numbered by `seq` without a gap; stored in PostgreSQL. UnknownEvent stands for one of a
-             newer release.
-Passing      Partial, Progress, Moved. Only published: they may be lost, and nothing depends on them.
+Durable      ChunkResult, SegmentResult, Flushed, ErrorEvent, Final. Kept in Redis (asr_events:{sid}) and published to
+             the session's gateway. Numbered by `seq` without a gap; stored in PostgreSQL. UnknownEvent stands for one
+             of a newer release.
+Passing      SpeechStarted, Partial, Progress, Moved. Only published: they may be lost, and nothing depends on them.
 Local        Started, Resumed, Received, Refusal, Lost. Made in the gateway for its own client; never in Redis.
 
 `gc=False` where a class says so: no event refers to what holds it, so Python need not look for cycles among them. That
@@ -149,6 +149,16 @@ class SegmentResult(Durable, frozen=True, kw_only=True, tag="segment"):
     text: str
 
 
+class Flushed(Durable, frozen=True, kw_only=True, tag="flushed"):
+    """All speech before a flush has its result, in the events before this one.
+
+    Attributes:
+        number: Number of the flush among the session's, from 1.
+    """
+
+    number: int
+
+
 class ErrorEvent(Durable, frozen=True, kw_only=True, tag="error"):
     """A chunk could not be recognised, and this is the one answer to it; or a recording could not.
 
@@ -200,6 +210,18 @@ class UnknownEvent(Durable, frozen=True, kw_only=True):
     def placed(self, id: str, seq: int) -> Self:
         """The same with the place among the others that its entry says."""
         return msgspec.structs.replace(self, id=id, seq=seq)
+
+
+class SpeechStarted(Event, frozen=True, kw_only=True, tag="speech_started"):
+    """Speech was found, of which there is no text yet. It may turn out to be none.
+
+    Attributes:
+        start: Where it begins, in seconds from the beginning of the session's audio.
+        follows: As Partial has it.
+    """
+
+    start: float
+    follows: int
 
 
 class Partial(Event, frozen=True, kw_only=True, tag="partial"):
@@ -324,10 +346,10 @@ class Lost(Refusal, frozen=True, kw_only=True):
 
 
 #: Durable events.
-Result = ChunkResult | SegmentResult | ErrorEvent | Final | UnknownEvent
+Result = ChunkResult | SegmentResult | Flushed | ErrorEvent | Final | UnknownEvent
 
 #: What goes through Redis's Pub/Sub.
-Published = Result | Partial | Progress | Moved
+Published = Result | SpeechStarted | Partial | Progress | Moved
 
 #: What a session's client may be told.
-SessionEvent = Result | Partial | Started | Resumed | Received | Refusal | Lost
+SessionEvent = Result | SpeechStarted | Partial | Started | Resumed | Received | Refusal | Lost

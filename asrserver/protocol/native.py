@@ -8,6 +8,8 @@ C {"action":"chunk","session_id":"…","chunk_index":0,"audio_data":"<base64>"} 
                                                                  S {"type":"chunk_result","chunk_index":0,"text":"…"}
 in stream mode, or where asked for:                              S {"type":"partial_result","text":"…","stable":"…"}
                                                                  S {"type":"segment_result","text":"…","start":…}
+                                                                 S {"type":"speech_started","start":…}
+C {"action":"flush","session_id":"…"}                            S {"type":"flushed","number":1}
 C {"action":"finish","session_id":"…"}                           S {"type":"final_result","text":"…","duration":8.4,…}
 C {"action":"resume","session_id":"…","last_seq":17}             S {"type":"ack","status":"session_resumed",…}
 S {"type":"error","code":"…","message":"…"}
@@ -32,6 +34,7 @@ from asrserver.protocol.events import (
     ChunkResult,
     ErrorEvent,
     Final,
+    Flushed,
     Lost,
     Partial,
     Received,
@@ -39,6 +42,7 @@ from asrserver.protocol.events import (
     Resumed,
     SegmentResult,
     SessionEvent,
+    SpeechStarted,
     Started,
 )
 from asrserver.protocol.options import Options, Resume, Start, seconds, valid_id, whole_number
@@ -162,7 +166,14 @@ class FinishAction:
     session_id: Any
 
 
-Action = StartAction | ResumeAction | ChunkAction | FinishAction
+@dataclass(frozen=True, slots=True)
+class FlushAction:
+    """`flush`. Its session is as the client named it."""
+
+    session_id: Any
+
+
+Action = StartAction | ResumeAction | ChunkAction | FlushAction | FinishAction
 
 
 def parse(text: str) -> Action:
@@ -182,6 +193,8 @@ def parse(text: str) -> Action:
     action = message.get("action")
     if action == "chunk":
         return ChunkAction(message.get("session_id"), message.get("chunk_index"), message.get("audio_data"))
+    if action == "flush":
+        return FlushAction(message.get("session_id"))
     if action == "finish":
         return FinishAction(message.get("session_id"))
     if action in ("start", "resume"):
@@ -192,7 +205,7 @@ def parse(text: str) -> Action:
             raise
     if action is None:
         raise BadRequest("bad_request", "the message has no action")
-    raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, resume, chunk or finish")
+    raise BadRequest("unknown_action", f"the action {str(action)[:50]!r} is not start, resume, chunk, flush or finish")
 
 
 def _start(message: dict[str, Any]) -> StartAction:
@@ -297,6 +310,10 @@ def _chunk_result(event: ChunkResult) -> dict[str, Any]:
     }
 
 
+def _speech_started(event: SpeechStarted) -> dict[str, Any]:
+    return {"type": "speech_started", "session_id": event.session_id, "start": event.start}
+
+
 def _partial_result(event: Partial) -> dict[str, Any]:
     return {
         "type": "partial_result",
@@ -325,6 +342,16 @@ def _segment_result(event: SegmentResult) -> dict[str, Any]:
     if segment.words:
         message["words"] = segment.words
     return message
+
+
+def _flushed(event: Flushed) -> dict[str, Any]:
+    return {
+        "type": "flushed",
+        "session_id": event.session_id,
+        "number": event.number,
+        "duration": event.total,
+        "seq": event.seq,
+    }
 
 
 def _final_result(event: Final) -> dict[str, Any]:
@@ -367,8 +394,10 @@ _MESSAGES: dict[type, Callable[[Any], dict[str, Any]]] = {
     Resumed: _resumed,
     Received: _received,
     ChunkResult: _chunk_result,
+    SpeechStarted: _speech_started,
     Partial: _partial_result,
     SegmentResult: _segment_result,
+    Flushed: _flushed,
     Final: _final_result,
     ErrorEvent: _error,
     Refusal: _refusal,

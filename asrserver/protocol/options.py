@@ -53,6 +53,7 @@ class Options(msgspec.Struct, frozen=True):
         partials: Whether partial results are wanted.
         partial_interval: Seconds between partial results of a segment; 0.1 to 10. Under load they come less often.
         silence: Seconds of quiet that end a segment; 0.1 to 5. None: the worker's setting.
+        speech_events: Whether the beginning of speech is told, before there is text, in stream mode.
         word_timestamps: Whether segments come with their words and their times.
         model: Name of the model that recognises it; None: that of whichever worker takes it.
     """
@@ -69,6 +70,7 @@ class Options(msgspec.Struct, frozen=True):
     partial_interval: float = PARTIAL_INTERVAL
     silence: float | None = None
     word_timestamps: bool = False
+    speech_events: bool = False
     model: str | None = None
 
     @classmethod
@@ -95,6 +97,7 @@ class Options(msgspec.Struct, frozen=True):
         whole_number("channels", options.channels, 1, 2)
         _flag("partials", options.partials)
         _flag("word_timestamps", options.word_timestamps)
+        _flag("speech_events", options.speech_events)
         seconds("partial_interval", options.partial_interval, 0.1, 10.0)
         if options.silence is not None:
             seconds("silence", options.silence, 0.1, 5.0)

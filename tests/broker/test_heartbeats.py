@@ -44,14 +44,22 @@ async def test_the_queue_in_numbers(g: GatewayBroker, w: WorkerBroker) -> None:
 
 
 @pytest.mark.gen_test
-async def test_workers_hear_of_a_session_that_ends_and_once(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
+async def test_workers_hear_of_a_session_that_ends_or_is_flushed_and_once(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
     heard: list[str] = []
-    listening = asyncio.ensure_future(w.listen_for_ends(heard.append))
+    listening = asyncio.ensure_future(w.listen_for_ends(heard.append, lambda sid: heard.append(f"flush {sid}")))
     await until(lambda: db.pubsub_numsub(keys.ENDED) == [(keys.ENDED, 1)])
     await opened(g)
     for _ in range(2):  # its reply was lost
+        assert await g.flush_session("s", 1) == 1
+    assert await g.flush_session("s", 2) == 1
+    for _ in range(2):
         assert await g.end_session("s", "done", time.time() + 60)
+    assert await g.flush_session("s", 3) == 0
     db.publish(keys.ENDED, '{"session_id": "the last"}')
     await until(lambda: heard[-1:] == ["the last"])
-    assert heard == ["s", "the last"]
+    assert heard == ["flush s", "flush s", "s", "the last"]
+    entries = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [(entry.id, entry.flush) for entry in entries] == [("0-2", 1), ("0-3", 2), ("0-4", 0)]
     listening.cancel()

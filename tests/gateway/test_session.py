@@ -197,17 +197,17 @@ def test_a_guess_is_passed_on_when_what_it_follows_was(client: Client) -> None:
     def guess(follows: int) -> Partial:
         return Partial(session_id="s", start=0.0, end=1.0, text="a", stable="", language="en", follows=follows)
 
-    assert client.session.deliver_partial(guess(0))
-    assert not client.session.deliver_partial(guess(1))
+    assert client.session.deliver_passing(guess(0))
+    assert not client.session.deliver_passing(guess(1))
     client.session.deliver(result(1, kind="segment"))
-    assert client.session.deliver_partial(guess(1))
+    assert client.session.deliver_passing(guess(1))
     assert [kind(event) for event in client.got] == ["partial", "segment", "partial"]
     client.send(0)
     client.session.deliver(result(2, 0))  # before its acknowledgement
-    assert client.session.deliver_partial(guess(2))
+    assert client.session.deliver_passing(guess(2))
     assert client.got[3:] == []
     client.session.state = "over"
-    assert client.session.deliver_partial(guess(2))
+    assert client.session.deliver_passing(guess(2))
     assert len(client.got) == 3
 
 

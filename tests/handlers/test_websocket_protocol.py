@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from asrserver.protocol.events import Partial, Segment, Word
+from asrserver.protocol.events import Partial, Segment, SpeechStarted, Word
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
@@ -55,6 +55,26 @@ async def test_the_messages_of_a_stream(url: str, worker: FakeWorker) -> None:
         assert await ws.next() == expected
         await ws.send(finish())
         await worker.final("s", "hello", 1)
+        assert (await ws.next())["type"] == "final_result"
+
+
+async def test_a_flush_is_answered_behind_what_it_asks_for(url: str, worker: FakeWorker) -> None:
+    """It stands in Redis between the chunks before and after it, although all three were sent together."""
+    async with await WsClient.open(url) as ws:
+        await ws.call(start(mode="stream", format="pcm_s16le", speech_events=True))
+        for message in (chunk("s", 0, AUDIO), {"action": "flush", "session_id": "s"}, chunk("s", 1, AUDIO)):
+            await ws.send(message)
+        assert [(await ws.next())["chunk_index"] for _ in range(2)] == [0, 1]
+        await worker.take("s")
+        entries = (await worker.broker.read_audio({"s": "0-1"}, 10))["s"]
+        assert [(entry.id, entry.flush) for entry in entries] == [("1-0", 0), ("1-1", 1), ("2-0", 0)]
+        worker.broker.publish(worker.claims["s"], SpeechStarted(session_id="s", follows=0, start=0.1))
+        assert await ws.next() == {"type": "speech_started", "session_id": "s", "start": 0.1}
+        await worker.say("s", "flushed", number=1, total=0.5)
+        assert await ws.next() == {"type": "flushed", "session_id": "s", "number": 1, "duration": 0.5, "seq": 1}
+        await ws.send(finish())
+        assert (await ws.call({"action": "flush", "session_id": "s"}))["code"] == "session_finished"
+        await worker.final("s", "", 2)
         assert (await ws.next())["type"] == "final_result"
 
 

@@ -22,7 +22,7 @@ from asrserver.inference.vad import (
     Endpointer,
     Event,
     SegmentEnded,
-    SpeechStarted,
+    SegmentStarted,
     segments,
 )
 from asrserver.loadtest.speech import QUIET_LEVEL
@@ -119,7 +119,7 @@ def test_every_segment_starts_before_it_ends_and_in_order(said: list[Samples]) -
     events = sliced(Endpointer(SILENCE), recording, 3)
     borders = []
     for started, ended in zip(events[::2], events[1::2], strict=True):
-        assert isinstance(started, SpeechStarted)
+        assert isinstance(started, SegmentStarted)
         assert isinstance(ended, SegmentEnded)
         assert started.at == ended.start
         borders += [ended.start, ended.end]
@@ -130,7 +130,7 @@ def test_every_segment_starts_before_it_ends_and_in_order(said: list[Samples]) -
 
 
 def test_the_open_segment(said: list[Samples]) -> None:
-    """It begins where SpeechStarted said, reports its pauses, and is equal to the segment that ends."""
+    """It begins where SegmentStarted said, reports its pauses, and is equal to the segment that ends."""
     recording = talk(said[:8], 4)
     endpointer = Endpointer(SILENCE)
     start = None
@@ -138,7 +138,7 @@ def test_the_open_segment(said: list[Samples]) -> None:
     for at in range(0, len(recording), 1600):
         before = endpointer.open
         for event in endpointer.feed(recording[at : at + 1600]):
-            if isinstance(event, SpeechStarted):
+            if isinstance(event, SegmentStarted):
                 start = event.at
             else:
                 assert before is not None

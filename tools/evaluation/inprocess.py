@@ -23,7 +23,7 @@ from asrserver.inference.transcriber import Transcriber
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.worker import make_recogniser
 from asrserver.protocol import codec
-from asrserver.protocol.events import Final, Partial, Progress, Result
+from asrserver.protocol.events import Final, Partial, Progress, Result, SpeechStarted
 from asrserver.protocol.options import Options
 from evaluation.corpus import Take
 from evaluation.recognition import Recognition
@@ -50,7 +50,7 @@ class EventCollector:
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: dict[str, str]) -> bool:
         return True
 
-    def publish(self, claim: Claim, event: Partial | Progress) -> None:
+    def publish(self, claim: Claim, event: Partial | SpeechStarted | Progress) -> None:
         return
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
