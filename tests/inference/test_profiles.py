@@ -37,7 +37,7 @@ def test_windows_keep_the_margin(seconds: float) -> None:
 def test_a_gateway_needs_a_core_only_beside_the_demo_model(
     name: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asrserver.supervisor.supervisor.available_cpus", lambda: 4.5)
+    monkeypatch.setattr("asrserver.supervisor.devices.available_cpus", lambda: 4.5)
     assert worker_count(Settings(model=name, device="cpu")) == workers
     assert worker_count(Settings(model=name, device="cpu", workers=2)) == 2
 
