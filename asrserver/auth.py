@@ -35,6 +35,9 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 #: A key as its user sends it, with its id as the group.
 _TEXT = re.compile(r"asr_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
 
+#: Subprotocols that are a key behind these.
+_KEY_PREFIXES = ("bearer.", "openai-insecure-api-key.")
+
 #: Minimum length of a key from the setting api-keys, in characters: what an operator makes up must not be a password.
 MIN_KEY_LENGTH = 24
 
@@ -193,17 +196,25 @@ def bearer(authorization: str | None, protocols: str | None, token: str | None) 
 
     Args:
         authorization: The Authorization header.
-        protocols: The Sec-WebSocket-Protocol header, in which a key is `bearer.<key>`.
+        protocols: The Sec-WebSocket-Protocol header, in which a key is `bearer.<key>`, or comes after `token` or
+            `bearer` (Deepgram's clients), or is `openai-insecure-api-key.<key>`.
         token: The query parameter `token`.
 
     Returns:
         The Authorization header and the remaining subprotocols; None for each that is empty.
     """
-    offered = _parts(protocols or "")
-    keys = [item[7:] for item in offered if item.startswith("bearer.")]
-    rest = ", ".join(item for item in offered if not item.startswith("bearer.")) or None
+    keys: list[str] = []
+    rest: list[str] = []
+    for item in _parts(protocols or ""):
+        prefix = next((one for one in _KEY_PREFIXES if item.startswith(one)), None)
+        if prefix is not None:
+            keys.append(item.removeprefix(prefix))
+        elif rest and not keys and rest[-1].lower() in ("token", "bearer"):
+            keys.append(item)
+        else:
+            rest.append(item)
     shown = authorization or next((f"Bearer {key}" for key in (*keys, token) if key), None)
-    return shown, rest
+    return shown, ", ".join(rest) or None
 
 
 def unmapped(address: str) -> str:

@@ -120,6 +120,9 @@ def test_bad_keys_of_the_environment_are_not_quoted(given: str) -> None:
         ((None, "asr.v1", "x"), ("Bearer x", "asr.v1")),
         (("Basic y", "bearer.z", "x"), ("Basic y", None)),
         ((None, "bearer.", ""), (None, None)),
+        ((None, "token, x", None), ("Bearer x", "token")),
+        ((None, "bearer, x, asr.v1", None), ("Bearer x", "bearer, asr.v1")),
+        ((None, "realtime, openai-insecure-api-key.x, openai-beta.y", None), ("Bearer x", "realtime, openai-beta.y")),
     ],
 )
 def test_three_ways_to_show_a_key(shown: tuple[Any, Any, Any], expected: tuple[Any, Any]) -> None:
