@@ -102,7 +102,7 @@ class Gateway:
         self.closing = False
         self._alive = alive
         self._backlog_elsewhere = 0.0  # seconds of audio that wait on other gateways
-        self.offers = Offers(self.broker.status)
+        self.offers = Offers(self.broker.status, settings.served_model_names)
         self._subscribed = asyncio.Event()
 
     @property
@@ -241,11 +241,17 @@ class Gateway:
         """Keep a session for its client to resume; see Sessions.abandon."""
         self.sessions.abandon(session)
 
-    def cancel(self, session: Session) -> None:
-        """End a session whose client is gone and cannot resume it: what was accepted is still recognised."""
-        session.send = None
+    def cancel(self, session: Session, gone: bool = True) -> None:
+        """End a session that its client does not end: what was accepted is still recognised.
+
+        Args:
+            session: The session.
+            gone: Whether its client is gone, and cannot resume it; otherwise it still gets the last events.
+        """
+        if gone:
+            session.send = None
         if session.state == "recording":
-            log.info("session=%s cancelled: its client is gone", session.id)
+            log.info("session=%s cancelled: %s", session.id, "its client is gone" if gone else "its audio was refused")
             self.sessions.end(session, "interrupted")
 
     def refuse_when_full(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
 from asrserver.broker.status import BrokerStatus
 from asrserver.errors import BadRequest
+from asrserver.protocol import model_names
 from asrserver.protocol.options import Options
 
 #: Seconds for which a model counts as offered after the last heartbeat of a worker that offers it. Sessions that name
@@ -19,9 +21,12 @@ class Offers:
 
     Attributes:
         models: One entry for each model that a living worker offers; see `summary`.
+        aliases: The operator's names of models, each with the model it means; empty: whichever there is.
     """
 
-    def __init__(self, status: BrokerStatus) -> None:
+    def __init__(self, status: BrokerStatus, served_model_names: str = "") -> None:
+        """Know none yet; `served_model_names` is the setting."""
+        self.aliases = model_names.aliases(served_model_names)
         self.models: dict[str, dict[str, Any]] = {}
         self._status = status
         self._recent: set[str] = set()  # offered in the last OFFERED_FOR
@@ -53,6 +58,10 @@ class Offers:
         if options.language and known and options.language not in known:
             message = f"the model does not know the language {options.language} (languages: {', '.join(sorted(known))})"
             raise BadRequest("bad_option", message, option="language")
+
+    def named(self, name: str, served: re.Pattern[str]) -> str | None:
+        """The model that a client means; None: whichever there is. See model_names.resolve, which may raise Refused."""
+        return model_names.resolve(name, self.models, self.aliases, served)
 
     def expected(self, options: Options) -> str | None:
         """The model that will recognise a session; None if that depends on the worker that takes it."""

@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
 from tornado.netutil import add_accept_handler
+from tornado.routing import PathMatches
 from tornado.web import Application, RequestHandler
 
 from asrserver.auth import tls_context
@@ -23,6 +24,7 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
 from asrserver.handlers.connection import WebSocketConnection
+from asrserver.handlers.deepgram import DeepgramLiveHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openai import (
@@ -90,6 +92,11 @@ FURTHER: dict[str, type[RequestHandler]] = {
     "/v1/.*": UnknownPathHandler,
 }
 
+#: The handlers of requests for an upgrade to WebSocket, as patterns; other requests for these paths are not theirs.
+UPGRADES: dict[str, type[WebSocketConnection]] = {
+    "/v1/listen": DeepgramLiveHandler,
+}
+
 #: Seconds in which clients must answer the closing of their connection.
 CLOSE_SECONDS = 2.0
 
@@ -104,7 +111,8 @@ class AsrApplication(Application):
         rest: dict[str, Any] = {"gateway": gateway}
         websocket = {**rest, "registry": self.connections}
         super().__init__(
-            [
+            [(_Upgrade(pattern), handler, websocket) for pattern, handler in UPGRADES.items()]
+            + [
                 (_pattern(path), handler, websocket if issubclass(handler, WebSocketConnection) else rest)
                 for path, handler in ROUTES.items()
             ]
@@ -134,6 +142,14 @@ class AsrApplication(Application):
         self.send_away(list(self.connections))
         if not await until(lambda: not self.connections, CLOSE_SECONDS):
             log.warning("%d connections did not answer their closing", len(self.connections))
+
+
+class _Upgrade(PathMatches):
+    """Matches requests for an upgrade to WebSocket."""
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        upgrade = request.headers.get("Upgrade", "").lower() == "websocket"
+        return super().match(request) if upgrade else None
 
 
 def _pattern(path: str) -> str:

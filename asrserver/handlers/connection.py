@@ -4,7 +4,8 @@ It has a place among the gateway's connections, is pinged, closed when idle, and
 messages are taken one at a time and in order. While one takes time, a `start` for example, later ones wait in a queue,
 and the connection is still read: pings and pongs come in the same stream, and without them it would end.
 
-A protocol is a subclass (websocket.py is one): it takes messages and formats events.
+A protocol is a subclass: it takes messages, and tells its client of events. websocket.py is one, live_session.py is
+the base of others.
 """
 
 from __future__ import annotations
@@ -113,7 +114,11 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         coalescer, messages, discarded: As FrameReader has them.
         queue: The messages that wait; None while no message takes time.
         due: When to check it next, by the event loop's clock.
+        heard_at: When the last message came, by the same clock.
     """
+
+    #: Whether clients can resume their sessions on another connection.
+    resumes = True
 
     ws_connection: ServerFrameProtocol | None
 
@@ -127,7 +132,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         self.due = 0.0
         self._registry = registry
         self._throttle = RefusalThrottle()
-        self._heard_at = 0.0  # when the last message came, by the event loop's clock
+        self.heard_at = 0.0
         self._ping_at = 0.0  # when to ping next
         self._release: Callable[[], None] | None = None  # gives the place among the gateway's connections back
         self._unconfirmed = 0  # bytes sent since `confirm_read` last waited
@@ -154,8 +159,15 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         """Take binary messages that came together, as the next audio of one session; None: take them one by one."""
 
     @abstractmethod
-    def format(self, event: SessionEvent) -> bytes | None:
-        """Make the text message of an event; None where the client is told nothing."""
+    def tell(self, event: SessionEvent) -> None:
+        """Send what the client is told of an event, if it is told anything."""
+
+    async def admit(self) -> None:
+        """Do what must succeed before the upgrade: what fails later can only be told by closing the connection.
+
+        Raises:
+            AsrError: The connection is refused.
+        """
 
     # -- its beginning and end -----------------------------------------------------------------------------------
 
@@ -165,14 +177,13 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
         try:
             self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+            await self.admit()
+            await super().get(*args, **kwargs)
         except (Refused, Unavailable) as exc:
             self.refuse_request(exc)
-            return
-        try:
-            await super().get(*args, **kwargs)
         finally:
             if self not in self._registry:
-                self._release_place()
+                self._end()
 
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         if self.request.headers.get("Sec-WebSocket-Version") != "13":
@@ -191,7 +202,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         stream.max_write_buffer_size = MAX_UNREAD
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # Linux doubles it
         metrics.connections_opened.inc()
-        now = self._heard_at = asyncio.get_running_loop().time()
+        now = self.heard_at = asyncio.get_running_loop().time()
         # Spread: after a restart all clients connect at once.
         self._ping_at = now + self.gateway.settings.ping_interval * random.uniform(0.5, 1.0)
         self.due = min(self._ping_at, now + (self.gateway.settings.idle_timeout or math.inf))
@@ -209,11 +220,10 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         return self.detach()  # Tornado would also give the handler seven methods that only raise
 
     def on_close(self) -> None:
-        """Leave the sessions to a later `resume`; Tornado calls this when the connection is gone."""
+        """Give up the sessions; Tornado calls this when the connection is gone."""
         if self not in self._registry:
             return  # it was never open
         self._registry.discard(self)
-        self._release_place()
         log.info(
             "connection closed from %s code=%s messages=%d waiting=%d",
             self.request.remote_ip,
@@ -221,13 +231,15 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             self.messages,
             sum(session.state == "recording" for session in self.sessions.values()),
         )
-        for session in self.sessions.values():
-            self.gateway.abandon(session)
+        self._end()
 
-    def _release_place(self) -> None:
+    def _end(self) -> None:
+        """Give back what the connection holds."""
         release, self._release = self._release, None
         if release is not None:
             release()
+        for session in self.sessions.values():
+            (self.gateway.abandon if self.resumes else self.gateway.cancel)(session)
 
     # -- as ConnectionRegistry and ServerFrameProtocol see it ----------------------------------------------------
 
@@ -237,7 +249,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         if frames is None or frames.is_closing():
             return math.inf
         limit = settings.idle_timeout or math.inf
-        if now >= self._heard_at + limit and not self.sessions.owed:
+        if now >= self.heard_at + limit and not self.sessions.owed:
             self.refuse_message(Refused(408, "idle_timeout", f"no message came for {limit:g} s (idle_timeout)"))
             self.close(1008, "idle")
             return math.inf
@@ -247,7 +259,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
                 frames.ping()
             except StreamBufferFullError:
                 self._cut()
-        return min(self._ping_at, max(self._heard_at + limit, now + limit / 4))
+        return min(self._ping_at, max(self.heard_at + limit, now + limit / 4))
 
     @property
     def resumable(self) -> bool:
@@ -277,7 +289,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
                 return None
             if accepted is not None:
                 self.messages += len(messages)
-                self._heard_at = time.monotonic()
+                self.heard_at = time.monotonic()
                 return self._wait(accepted.wait)
         waits = [wait for message in messages if (wait := self.on_message(message)) is not None]
         return asyncio.gather(*waits) if waits else None
@@ -285,7 +297,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
         """Take a message, or queue it behind one that takes time; reading stops for what this returns."""
         self.messages += 1
-        self._heard_at = time.monotonic()
+        self.heard_at = time.monotonic()
         too_large, self.discarded = self.discarded, 0
         if len(message) > self.gateway.settings.max_message:
             too_large = len(message)  # its last fragment was so small that it was read
@@ -362,12 +374,6 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             if event.resumable:
                 code, message = "session_detached", "the session is no longer on this connection: resume it"
             self.sessions.detach(event.session_id, code, message)
-
-    def tell(self, event: SessionEvent) -> None:
-        """Send an event, if it has a message in the connection's protocol."""
-        data = self.format(event)
-        if data is not None:
-            self.send(data)
 
     def send(self, data: bytes) -> None:
         """Send a text message without waiting; a client that does not read is cut after MAX_UNREAD bytes."""

@@ -40,9 +40,7 @@ class OpenAIHandler(DrainingHandler):
 
     def resolve(self, name: str) -> str | None:
         """The model that a name means; None: whichever there is. Raises Refused."""
-        gateway = self.gateway
-        known = model_names.aliases(gateway.settings.served_model_names)
-        return model_names.resolve(name, gateway.offers.models, known, model_names.OPENAI)
+        return self.gateway.offers.named(name, model_names.OPENAI)
 
 
 class UnknownPathHandler(OpenAIHandler):
@@ -57,8 +55,8 @@ class ModelsHandler(OpenAIHandler):
     """GET /v1/models."""
 
     async def get(self) -> None:
-        known = model_names.aliases(self.gateway.settings.served_model_names)
-        names = dict.fromkeys([*self.gateway.offers.models, *known, "whisper-1"])
+        offers = self.gateway.offers
+        names = dict.fromkeys([*offers.models, *offers.aliases, "whisper-1"])
         self.answer({"object": "list", "data": [openai.model(name, STARTED) for name in names]})
 
 

@@ -49,8 +49,10 @@ class NativeWebSocketHandler(WebSocketConnection):
         run = self.sessions.parse_run(messages)
         return None if run is None else self.gateway.offer_run(*run)
 
-    def format(self, event: SessionEvent) -> bytes | None:
-        return native.format(event)
+    def tell(self, event: SessionEvent) -> None:
+        data = native.format(event)
+        if data is not None:
+            self.send(data)
 
     def _chunk(self, action: native.ChunkAction) -> Awaitable[Any] | None:
         session = self.sessions.lookup(action.session_id, action.chunk_index)

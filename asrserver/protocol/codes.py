@@ -37,7 +37,7 @@ CODES: dict[str, ErrorCode] = {
         "An option of `start`, `resume` or a request has a value that is not allowed; `option` names it.", (400,)
     ),
     "unknown_model": ErrorCode(
-        "No worker offers the model that `start` or a request names; the message lists those that are.", (404,)
+        "No worker offers the model that `start` or a request names; the message lists those that are.", (404, 400)
     ),
     "bad_index": ErrorCode("`chunk_index` is not a whole number from 0."),
     "bad_seq": ErrorCode("`last_seq` is not a whole number from 0, or is past the session's last result."),

@@ -15,6 +15,11 @@ OPENAI = re.compile(
     r"whisper-1|gpt-(?:4o-|4o-mini-|live-)?transcribe(?:-diarize)?(?:-\d{4}-\d\d-\d\d|-latest)?|gpt-realtime-whisper"
 )
 
+#: Deepgram's models, with the domains for which they have variants. Those of Whisper have their own names here.
+DEEPGRAM = re.compile(
+    r"(?:\d-)?(?:nova(?:-\d)?|enhanced|base|general|flux|whisper)(?:-[a-z]+)*|meeting|phonecall|voicemail"
+)
+
 #: How others name Whisper's models: with their publisher, or with the format.
 _PREFIX = re.compile(r"(?:(?:openai|systran|guillaumekln)/)?(?:faster-)?(?:distil-)?whisper-", re.IGNORECASE)
 
@@ -45,15 +50,15 @@ def resolve(name: str, loaded: Collection[str], known: Mapping[str, str], served
     """
     if name in loaded:
         return name
+    short = _PREFIX.sub("", name)
     if name in known:
         wanted = known[name]
         if not wanted or wanted in loaded:
             return wanted or None
-    elif served.fullmatch(name):
-        return None
-    short = _PREFIX.sub("", name)
     if short in loaded:
         return short
+    if name not in known and served.fullmatch(name):
+        return None
     have = ", ".join([*loaded, *known]) or "none yet"
     message = f"the model {ascii(name)[1:-1][:_MAX_QUOTED]!r} does not exist here (models: {have})"
     raise Refused(404, "unknown_model", message, parameter="model")

@@ -355,7 +355,7 @@ async def test_pages_of_allowed_origins_may_send_any_header(http: Http, gateway:
 
 async def test_models(http: Http, gateway: Gateway) -> None:
     gateway.offers.models = {"base": {}}
-    gateway.settings = replace(gateway.settings, served_model_names="ours,theirs=base")
+    gateway.offers.aliases = {"ours": "", "theirs": "base"}
     body = orjson.loads((await http.call("/v1/models")).body)
     assert body["object"] == "list"
     assert [one["id"] for one in body["data"]] == ["base", "ours", "theirs", "whisper-1"]

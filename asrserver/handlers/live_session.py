@@ -1,0 +1,141 @@
+"""A connection with one live session at a time, for the protocols of other servers.
+
+Their clients send a stream of audio that nobody acknowledges, and cannot resume: what was accepted is recognised and
+kept, but a session whose client is gone is ended. A protocol is a subclass. It reads the client's messages, calls
+`start`, `end_audio` and what else the gateway offers, and says in `tell` what each event is to its client; audio,
+limits and ends are handled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+from asrserver.errors import AsrError
+from asrserver.gateway.intake import Accepted
+from asrserver.gateway.session import Session
+from asrserver.handlers.connection import INTERNAL_ERROR, WebSocketConnection
+from asrserver.protocol.events import Final, Lost, Refusal, SessionEvent
+from asrserver.protocol.frames import SERVER_ERROR, TOO_LARGE
+from asrserver.protocol.native import Link
+from asrserver.protocol.options import Options, Start
+
+#: Close codes of RFC 6455 and its registry: all is said; what the client did is not allowed; it may try again later.
+NORMAL, POLICY, TRY_AGAIN = 1000, 1008, 1013
+
+#: How sessions are carried here: acknowledgements are dropped, so that as few as possible should be made.
+LINK = Link(None, 5.0)
+
+
+class LiveSessionConnection(WebSocketConnection):
+    """A connection whose binary messages are the audio of its session.
+
+    Attributes:
+        refusal: Why the session ends, or ended, although the client did not end it; else None.
+    """
+
+    resumes = False
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self.refusal: Refusal | None = None
+
+    # -- for a protocol ------------------------------------------------------------------------------------------
+
+    @property
+    def session(self) -> Session | None:
+        """The open session; None before the first one, and between two."""
+        return self.sessions.current
+
+    async def start(self, options: Options) -> Session:
+        """Start a session: in `admit`, before the upgrade, or later.
+
+        Raises:
+            BadRequest: The options cannot be used.
+            Refused: A limit is reached.
+            Unavailable: Not now.
+        """
+        started = Start("", "", options, False)
+        session = await self.gateway.start(started, self.on_event, self.key_id, len(self.sessions))
+        self.sessions.attach(session, LINK)
+        self.refusal = None
+        return session
+
+    def end_audio(self) -> None:
+        """End the audio of the session; its last events follow, and `ended`. Nothing happens where it is over."""
+        if self.session is not None and self.session.state == "recording":
+            self.gateway.finish(self.session)
+
+    def ended(self, final: Final) -> None:
+        """Go on after the session's last event: close the connection, unless a protocol does something else."""
+        if self.refusal is not None:
+            self.close(close_code(self.refusal), self.refusal.code)
+        else:
+            self.close(NORMAL if final.status == "done" else SERVER_ERROR, final.status)
+
+    def give_up(self, error: AsrError) -> None:
+        """Tell the client why it can go on no longer. After the last events of its session the connection is closed."""
+        self.gateway.refused(error, self.request.remote_ip, self.key_id)
+        self.refusal = Refusal.of(error)
+        self.tell(self.refusal)
+        if self.session is not None:
+            self.gateway.cancel(self.session, gone=False)
+        else:
+            self.close(close_code(self.refusal), error.code)
+
+    # -- audio ---------------------------------------------------------------------------------------------------
+
+    def take_binary(self, data: bytes) -> Awaitable[Any] | None:
+        """Take audio. What comes without a session, or after its end, is dropped.
+
+        Audio that is refused is lost, and the client does not know that it should send it again: then all is over.
+        """
+        session = self.session
+        if not data or session is None or session.state != "recording":
+            return None
+        try:
+            wait = self.gateway.offer(session, data).wait
+        except AsrError as exc:
+            self.give_up(exc)
+            return None
+        return None if wait is None else self._room(session, wait)
+
+    def take_run(self, messages: list[bytes]) -> Accepted | None:
+        session = self.session
+        return None if session is None or not session.borderless else self.gateway.offer_run(session, messages)
+
+    async def _room(self, session: Session, wait: Awaitable[bool] | None) -> None:
+        """Wait until there is room for more audio: nobody would send again what is refused for want of it."""
+        while wait is not None and self.ws_connection is not None and not await wait:
+            wait = self.gateway.room_for(session)
+
+    # -- as WebSocketConnection calls it -------------------------------------------------------------------------
+
+    @property
+    def awaits_ack(self) -> bool:
+        return False
+
+    def refuse_message(self, error: AsrError, **where: Any) -> None:
+        if error.code == "message_too_large":
+            self.give_up(error)
+        else:
+            super().refuse_message(error, **where)
+
+    def on_event(self, event: SessionEvent) -> None:
+        super().on_event(event)
+        match event:
+            case Lost():
+                self.close(close_code(event), event.code)
+            case Refusal():  # the server ends the session: its last events follow
+                self.refusal = event
+            case Final():
+                self.ended(event)
+
+
+def close_code(error: Refusal) -> int:
+    """The code with which a connection is closed for an error."""
+    if error.code == "message_too_large":
+        return TOO_LARGE
+    if error.code == INTERNAL_ERROR.code:
+        return SERVER_ERROR
+    return TRY_AGAIN if error.retry_after is not None else POLICY

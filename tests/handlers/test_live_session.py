@@ -1,0 +1,133 @@
+"""handlers/live_session.py: what all protocols have that it is the base of, tried with Deepgram's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tornado.httpclient import HTTPClientError
+from tornado.httpserver import HTTPServer
+from tornado.websocket import websocket_connect
+
+from asrserver.errors import Unavailable
+from asrserver.gateway.gateway import Gateway
+from tests.events import segment
+from tests.fakes import FakeWorker
+from tests.handlers.samples import AUDIO
+from tests.waiting import until
+from tests.ws_client import WsClient, stored
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+@pytest.fixture
+def listen(base_url: str, http_server: HTTPServer) -> str:
+    return base_url.replace("http", "ws", 1) + "/v1/listen?encoding=linear16"
+
+
+async def session_of(gateway: Gateway, worker: FakeWorker) -> str:
+    """The only session, once the worker has it."""
+    await until(lambda: gateway.sessions)
+    [sid] = gateway.sessions
+    await worker.take(sid)
+    return sid
+
+
+async def ends(ws: WsClient, code: int) -> list[str]:
+    """Wait for the end of the connection; the types of its messages."""
+    await until(lambda: ws.closed)
+    assert ws.connection.close_code == code
+    return [message["type"] for message in ws.messages]
+
+
+async def test_frames_that_come_together_are_one_entry(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
+    """And what comes after the end is nothing."""
+    async with await WsClient.open(listen) as ws:
+        await ws.send(AUDIO)
+        sid = await session_of(gateway, worker)
+        await worker.audio(sid, 1)
+        for _ in range(3):
+            await ws.send(AUDIO)
+        await until(lambda: gateway.sessions[sid].bytes_in == 4 * len(AUDIO))
+        for data in (b"", AUDIO, b""):
+            await ws.send(data)
+        await worker.final(sid)
+        assert await ends(ws, 1000) == ["Metadata"]
+    assert b"".join((await worker.audio(sid, 2)).values()) == 4 * AUDIO
+    assert not gateway.sessions
+
+
+async def test_a_start_is_refused_before_the_upgrade(
+    listen: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an HTTP status, and nothing is held afterwards."""
+    gateway.settings = replace(gateway.settings, max_sessions=1)
+    gateway.admission.limits._settings = gateway.settings
+    async with await WsClient.open(listen):
+        for url, status in ((listen, 503), (f"{listen}&model=grass", 400), (f"{listen}&channels=3", 400)):
+            with pytest.raises(HTTPClientError) as caught:
+                await websocket_connect(url)
+            assert caught.value.code == status
+        assert gateway.connections == 1
+    await until(lambda: not gateway.connections)
+
+
+async def test_a_client_that_goes_leaves_nothing_open(
+    listen: str, gateway: Gateway, worker: FakeWorker, database_url: str
+) -> None:
+    """It cannot resume: its session is ended at once, and what it said is kept."""
+    ws = await WsClient.open(listen)
+    await ws.send(AUDIO)
+    sid = await session_of(gateway, worker)
+    ws.drop()
+    await ws.close()
+    assert await worker.ended(sid) == "interrupted"
+    await worker.final(sid, "kept")
+    await until(gateway.write_behind.is_flushed)
+    assert stored(database_url, sid) == ("interrupted", "kept", 1)
+
+
+async def test_refused_audio_ends_the_session(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
+    """The client would not send it again. What it sent before is recognised, and then the connection closed."""
+    async with await WsClient.open(listen) as ws:
+        await ws.send(AUDIO)
+        sid = await session_of(gateway, worker)
+        await ws.send(bytes(gateway.settings.max_message + 1))
+        await until(lambda: ws.messages)
+        assert ws.messages[0]["variant"] == "message_too_large"
+        await ws.send(AUDIO)
+        await worker.say(sid, "segment", segments=[segment()])
+        await worker.final(sid)
+        assert await ends(ws, 1009) == ["Error", "Results", "Metadata"]
+    assert b"".join((await worker.audio(sid, 1)).values()) == AUDIO
+
+
+async def test_a_session_that_the_server_ends(
+    listen: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The code of the close says that it was not the client."""
+    monkeypatch.setattr(gateway.admission, "is_idle", lambda session: True)
+    async with await WsClient.open(listen) as ws:
+        await ws.send(AUDIO)
+        sid = await session_of(gateway, worker)
+        await worker.final(sid)
+        assert await ends(ws, 1008) == ["Error", "Metadata"]
+
+
+async def test_a_session_that_is_lost(listen: str, gateway: Gateway) -> None:
+    async with await WsClient.open(listen) as ws:
+        await ws.send(AUDIO)
+        await until(lambda: gateway.sessions)
+        [session] = gateway.sessions.values()
+        await until(lambda: not session.in_flight and session.last == 0)
+        gateway.sessions.give_up(session, 1, Unavailable("broker_unavailable", "Redis is away"))
+        assert await ends(ws, 1013) == ["Error"]
+
+
+async def test_a_failure_of_the_worker(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
+    async with await WsClient.open(listen) as ws:
+        await ws.send(AUDIO)
+        sid = await session_of(gateway, worker)
+        await worker.say(sid, "error", code="model_unavailable", message="no")
+        await worker.say(sid, "final", status="error")
+        assert await ends(ws, 1011) == ["Error", "Metadata"]
