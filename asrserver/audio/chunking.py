@@ -37,8 +37,8 @@ class Chunking:
 
     @property
     def codec(self) -> str:
-        """Codec of chunks without a header. The formats `auto` and `file` mean 16-bit PCM for them."""
-        return "pcm_s16le" if self.format in ("auto", "file") else self.format
+        """Codec of chunks without a header. The formats that are no codec of PCM mean 16-bit PCM for them."""
+        return self.format if self.format in wav.WIDTHS else "pcm_s16le"
 
     @property
     def headerless(self) -> wav.Format:
@@ -53,8 +53,10 @@ class Chunking:
             first: It is the session's first chunk. Weak signatures do not count in a chunk that may continue another.
 
         Returns:
-            Its name as in `sniff.container`; None if the chunk begins no container.
+            Its name as in `sniff.container`, or `opus` for a stream of packets; None if the chunk begins no container.
         """
+        if self.format == "opus":
+            return (sniff.container(head, first=False) or "opus") if first else None
         if self.format == "file":
             return sniff.container(head) if first else None
         return sniff.container(head, first or self.mode == "chunk") if self.format == "auto" else None

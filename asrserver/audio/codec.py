@@ -50,7 +50,7 @@ class Codec:
         self.reason = ""
         self._track = track
         self._context: Any = None
-        if track.codec not in pcm.CODECS:
+        if track.codec not in wav.WIDTHS:
             try:
                 self._context = _context(track)
             except (av.FFmpegError, ValueError):

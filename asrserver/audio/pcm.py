@@ -25,6 +25,25 @@ CODECS: dict[str, np.dtype[Any]] = {
     "pcm_f64le": np.dtype("<f8"),
 }
 
+
+def _mulaw() -> Samples:
+    """The sample of each byte of µ-law (ITU-T G.711, table 2a): its bits are inverted."""
+    byte = 255 - np.arange(256)
+    size = ((byte & 15) * 8 + 132 << (byte >> 4 & 7)) - 132
+    return (np.where(byte & 128, -size, size) / 32768).astype(np.float32)
+
+
+def _alaw() -> Samples:
+    """The sample of each byte of A-law (ITU-T G.711, table 1a): every second bit is inverted."""
+    byte = np.arange(256) ^ 0x55
+    part, step = byte >> 4 & 7, (byte & 15) * 16 + 8
+    size = np.where(part, step + 256 << np.maximum(part, 1) - 1, step)
+    return (np.where(byte & 128, size, -size) / 32768).astype(np.float32)
+
+
+#: Codecs of telephony, one byte for a sample → the sample of each byte.
+TABLES: dict[str, Samples] = {"pcm_mulaw": _mulaw(), "pcm_alaw": _alaw()}
+
 #: Channels are opposed if their difference has at least so many times the power of their sum.
 _OPPOSED = np.float32(16)
 
@@ -77,7 +96,7 @@ class PcmDecoder:
         """Convert from a format.
 
         Args:
-            codec: One of CODECS.
+            codec: One of CODECS or TABLES.
             sample_rate: Samples per second of each channel.
             channels: Number of interleaved channels, which are mixed to one.
 
@@ -131,11 +150,14 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
 
     Args:
         data: The bytes; an incomplete frame at their end is ignored.
-        codec: One of CODECS.
+        codec: One of CODECS or TABLES.
         channels: Number of channels, which are mixed: two by `pair`, more to their mean.
         block: Samples of each channel for which `pair` decides.
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
+    if codec in TABLES:
+        found: Samples = TABLES[codec][np.frombuffer(data, np.uint8, count)]
+        return _mono(found, channels, block)
     if codec == "pcm_s24le":  # to the upper three bytes of 32 bits
         wide = np.zeros((count, 4), np.uint8)
         for byte, column in enumerate(np.frombuffer(data, np.uint8, 3 * count).reshape(-1, 3).T, 1):
@@ -143,7 +165,6 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
         raw = wide.view("<i4").reshape(-1)
     else:
         raw = np.frombuffer(data, CODECS[codec], count)
-    found: Samples
     if raw.dtype.kind == "f":
         found = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
     else:
@@ -151,6 +172,10 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
         if codec == "pcm_u8":
             found -= 128
         found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
+    return _mono(found, channels, block)
+
+
+def _mono(found: Samples, channels: int, block: int) -> Samples:
     if channels == 1:
         return found
     rows = found.reshape(-1, channels).T

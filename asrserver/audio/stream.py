@@ -1,7 +1,7 @@
 """Streaming decoder: a recording that is still going on, its bytes cut anywhere, to 16 kHz samples.
 
-    decoder = StreamDecoder(kind)              # a container as sniff.container names it, or pcm_s16le, pcm_f32le
-    samples = decoder.feed(data)               # the samples that are complete; slicing changes nothing
+    decoder = StreamDecoder(kind)              # a container as sniff.container names it, pcm_s16le, opus, …
+    samples = decoder.feed(data)               # the samples that are complete; slicing changes nothing, but for opus
     samples = decoder.flush()                  # at the end
     point = decoder.resume_point(sample)       # where another process can continue
     decoder = StreamDecoder.resume(point)      # there: feed it the stream's bytes from point.offset on
@@ -61,7 +61,7 @@ class StreamDecoder:
         """Begin a stream.
 
         Args:
-            kind: A container as `sniff.container` names it, or pcm_s16le or pcm_f32le.
+            kind: As `demuxer` takes it.
             sample_rate: Samples per second of headerless PCM.
             channels: Channels of headerless PCM.
             track: Number of the audio track to decode, from 0; None: the default one.

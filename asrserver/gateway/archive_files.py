@@ -138,7 +138,7 @@ def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) ->
     """Assemble the recording of a session from its parts, which stay. To do so again gives the same file.
 
     A session that is one file becomes that file, byte by byte. PCM, and files of PCM in one format, become one WAV or
-    FLAC. Anything else becomes a ZIP of its files in order.
+    FLAC; packets of Opus become an Ogg file. Anything else becomes a ZIP of its files in order.
 
     Args:
         directory: The directory of all recordings.
@@ -256,6 +256,12 @@ def _write(source: _Source, kind: str, target: Path) -> str:
     header = source.header
     chunking = Chunking(header["mode"], header["format"], header["rate"], header["channels"])
     clips = _clips(source, chunking)
+    if clips[0].kind == "opus":  # it is the only one: such a session is a stream
+        from asrserver.audio import ogg  # numpy, too: see below
+
+        with target.open("wb") as file:
+            file.writelines(ogg.opus_pages(chunk.read() for chunk in clips[0].chunks))
+        return "ogg"
     if len(clips) == 1 and clips[0].kind is not None:
         with target.open("wb") as file:
             for chunk in clips[0].chunks:

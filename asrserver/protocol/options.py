@@ -30,7 +30,13 @@ MAX_TEXT = 1000
 MAX_NAME = 1000
 
 MODES = ("auto", "chunk", "stream")
-FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le")
+FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le", "pcm_mulaw", "pcm_alaw", "opus")
+
+#: Bytes of a sample of headerless audio, where they are not 2.
+_WIDTHS = {"pcm_f32le": 4, "pcm_mulaw": 1, "pcm_alaw": 1}
+
+#: Bytes of a second of Opus, until it is known: as of all compressed audio (audio/chunking.py).
+_OPUS_BYTES = 8000
 TASKS = ("transcribe", "translate")
 
 
@@ -41,9 +47,9 @@ class Options(msgspec.Struct, frozen=True):
         mode: What a chunk is. `chunk`: an utterance of its own. `stream`: a piece of one recording. `auto`: a chunk
             that opens a container, or holds a second or more of raw PCM, is an utterance; any other continues the one
             before.
-        format: Headerless audio is `pcm_s16le` or `pcm_f32le`; `auto` finds containers by their first bytes and takes
-            anything else for `pcm_s16le`. `file`, in stream mode: the session is one file, cut anywhere, and only its
-            first bytes are looked at.
+        format: Headerless audio is `pcm_s16le`, `pcm_f32le`, `pcm_mulaw` or `pcm_alaw` (G.711); `auto` finds containers
+            by their first bytes and takes anything else for `pcm_s16le`. In stream mode also `file`: the session is one
+            file, cut anywhere, and only its first bytes are looked at; and `opus`: each chunk is a packet of Opus.
         sample_rate: Of headerless audio, in hertz; 8000 to 48000.
         channels: Of headerless audio; 1 or 2, interleaved.
         language: Code of what is spoken, as languages.py has it; None: detected.
@@ -90,8 +96,8 @@ class Options(msgspec.Struct, frozen=True):
         options = cls(**values)
         _one_of("mode", options.mode, MODES)
         _one_of("format", options.format, FORMATS)
-        if options.format == "file" and options.mode != "stream":
-            raise _bad("format", "can be file only in the mode stream")
+        if options.format in ("file", "opus") and options.mode != "stream":
+            raise _bad("format", f"can be {options.format} only in the mode stream")
         _one_of("task", options.task, TASKS)
         whole_number("sample_rate", options.sample_rate, 8000, 48000)
         whole_number("channels", options.channels, 1, 2)
@@ -111,12 +117,12 @@ class Options(msgspec.Struct, frozen=True):
     @property
     def bytes_per_second(self) -> int:
         """Of headerless audio."""
-        return self.sample_rate * self.channels * (4 if self.format == "pcm_f32le" else 2)
+        return _OPUS_BYTES if self.format == "opus" else self.sample_rate * self.channels * _WIDTHS.get(self.format, 2)
 
     @property
     def borderless(self) -> bool:
         """Whether it means nothing where a chunk ends and the next begins."""
-        return self.mode == "stream" and self.format != "auto"
+        return self.mode == "stream" and self.format not in ("auto", "opus")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ import numpy as np
 
 from asrserver.audio import files
 from asrserver.audio.decoders import Decoder
+from asrserver.audio.demux.base import Packet
+from asrserver.audio.demux.ogg import Ogg
 from asrserver.audio.pcm import Samples
 from asrserver.audio.recording import ResumePoint
 from asrserver.audio.stream import StreamDecoder
@@ -67,6 +69,14 @@ def speech() -> Samples:
 @functools.cache
 def stream(name: str) -> bytes:
     return encode(speech(), STREAMS[name][0])
+
+
+def packets_of(file: bytes) -> list[bytes]:
+    """The packets of an Ogg file."""
+    demuxer = Ogg()
+    demuxer.push(file)
+    demuxer.end()
+    return [item.data for item in iter(demuxer.pull, None) if isinstance(item, Packet)]
 
 
 def kind(name: str) -> str:

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import product
+
 import numpy as np
 import pytest
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.decoders import PcmStreamDecoder, open_decoder, resume_decoder
 from asrserver.audio.stream import StreamDecoder
-from tests.audio.signals import decoded_by_ffmpeg, s16
-from tests.audio.streams import STREAMS, decoded, handed_on, kind, slices, stream, whole
+from tests.audio.signals import decoded_by_ffmpeg, encode, s16
+from tests.audio.streams import (
+    STREAMS,
+    correlation,
+    decoded,
+    handed_on,
+    kind,
+    packets_of,
+    slices,
+    speech,
+    stream,
+    tolerant,
+    whole,
+)
 
 
 @pytest.mark.parametrize("name", STREAMS)
@@ -44,15 +59,20 @@ def test_samples_come_as_soon_as_they_can(name: str) -> None:
     assert found > 0.55 * len(whole(name))
 
 
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
-@pytest.mark.parametrize("channels", [1, 2])
-@pytest.mark.parametrize("format", ["pcm_s16le", "pcm_f32le"])
+@pytest.mark.parametrize(
+    ("format", "channels", "rate"),
+    [
+        *product(("pcm_s16le", "pcm_f32le"), (1, 2), (8000, 16000, 22050, 44100, 48000)),
+        ("pcm_mulaw", 1, 8000),
+        ("pcm_mulaw", 2, 16000),
+    ],
+)
 def test_raw_pcm(format: str, channels: int, rate: int) -> None:
     """Any slicing, and a resume anywhere by this version or by one that decoded all PCM alike, gives the same
     numbers."""
     random = np.random.default_rng(rate)
     samples = random.uniform(-0.9, 0.9, rate * channels * 2).astype(np.float32)
-    data = s16(samples) if format == "pcm_s16le" else samples.astype("<f4").tobytes()
+    data = {"pcm_s16le": s16(samples), "pcm_f32le": samples.astype("<f4").tobytes()}.get(format, s16(samples)[1::2])
     wanted = decoded(StreamDecoder(format, rate, channels), [data])
     assert abs(len(wanted) - 2 * SAMPLE_RATE) <= 2
     opened = open_decoder(format, rate, channels)
@@ -72,6 +92,36 @@ def test_raw_pcm(format: str, channels: int, rate: int) -> None:
     short = data[:3001]
     one_by_one = decoded(open_decoder(format, rate, channels), (short[at : at + 1] for at in range(len(short))))
     assert np.array_equal(one_by_one, decoded(StreamDecoder(format, rate, channels), [short]))
+
+
+@pytest.mark.parametrize("options", ["-b:a 24k -application voip", "-b:a 64k -ac 2 -frame_duration 60"])
+def test_packets_of_opus_without_a_container(options: str) -> None:
+    """Each push is a packet. The samples are those of the file, and a takeover goes on with any packet."""
+    file = encode(speech(), f"-c:a libopus {options} -f ogg")
+    packets = packets_of(file)
+    decoder = StreamDecoder("opus")
+    found, at = [], 0
+    for packet in packets:
+        found.append(decoder.feed(packet))
+        at += len(packet)
+    wanted = decoded(StreamDecoder("ogg"), [file])
+    skip = 104  # which the file says are none
+    assert correlation(np.concatenate(found)[skip : len(wanted) + skip], wanted) > 0.999
+    point = handed_on(decoder.resume_point(decoder.position // 2))
+    passed, rest = 0, deque(packets)
+    while passed < point.offset:
+        passed += len(rest.popleft())
+    assert passed == point.offset > 0
+    successor = StreamDecoder.resume(point)
+    resumed = np.concatenate([successor.feed(packet) for packet in rest])
+    assert correlation(resumed, np.concatenate(found)[point.sample :]) > 0.999
+
+
+def test_what_is_no_packet_of_opus_costs_itself() -> None:
+    packets = packets_of(encode(speech(), "-c:a libopus -f ogg"))
+    samples, errors = tolerant(StreamDecoder("opus"), [*packets[:50], b"\3", b"", *packets[50:]])
+    assert [error.code for error in errors] == ["undecodable_audio"]
+    assert len(samples) == pytest.approx(len(packets) * 320, abs=320)
 
 
 def test_a_resume_point_of_plain_pcm_is_exact() -> None:

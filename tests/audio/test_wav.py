@@ -55,6 +55,13 @@ def test_files_of_ffmpeg(codec: str, channels: int) -> None:
     assert header.format.bytes_per_second == 8000 * channels * wav.WIDTHS[codec]
 
 
+@pytest.mark.parametrize("codec", pcm.TABLES)
+def test_telephony_is_as_ffmpeg_decodes_it(codec: str) -> None:
+    data = bytes(range(256)) * 40
+    raw = wav.encode(wav.Format.of(codec, 1, SAMPLE_RATE), data)
+    assert np.array_equal(pcm.samples(data, codec, 1), decoded_by_ffmpeg(raw, "wav"))
+
+
 @pytest.mark.parametrize("codec", pcm.CODECS)
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_samples_are_ffmpeg_s(codec: str, channels: int) -> None:

@@ -28,6 +28,8 @@ from asrserver.gateway import archive_files
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
 from asrserver.protocol.options import Options, Resume, Start
+from tests.audio.signals import decoded_by_ffmpeg, encode
+from tests.audio.streams import packets_of, speech
 from tests.fakes import FakeWorker
 from tests.gateways import offer
 from tests.waiting import until
@@ -136,6 +138,23 @@ def test_in_stream_mode_all_is_one_file(directory: Path) -> None:
     pieces = {0: MAGIC["ogg"] + b"x" * 100, 1: b"y", 2: MAGIC["ogg"] + b"z"}
     part(directory, "one", pieces, mode="stream")
     assert made(directory) == ("ogg", b"".join(pieces.values()))
+
+
+def test_telephony_stays_as_it_came(directory: Path) -> None:
+    part(directory, "one", {0: bytes(range(256))}, mode="stream", format="pcm_mulaw", rate=8000)
+    suffix, data = made(directory)
+    assert (suffix, data[20:22], data[-256:]) == ("wav", b"\7\0", bytes(range(256)))
+
+
+def test_packets_of_opus_become_a_file(directory: Path) -> None:
+    """FFmpeg checks the checksums, and finds every packet as it was; what is none is left out."""
+    packets = packets_of(encode(speech(), "-c:a libopus -b:a 256k -f ogg"))
+    part(directory, "one", dict(enumerate([*packets, b"\3"])), mode="stream", format="opus")
+    suffix, data = made(directory)
+    assert (suffix, packets_of(data)) == ("ogg", packets)
+    assert len(decoded_by_ffmpeg(data, "ogg")) == len(packets) * 320
+    part(directory, "one", {0: data}, mode="stream", format="opus")
+    assert made(directory) == ("ogg", data)
 
 
 @pytest.mark.parametrize("mode", ["auto", "chunk"])

@@ -13,6 +13,7 @@ import pytest
 from asrserver.inference import event_log
 from asrserver.inference.recogniser import Recogniser
 from asrserver.text.wer import word_errors
+from tests.audio.streams import packets_of
 from tests.recordings import Utterance
 from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
 
@@ -90,7 +91,8 @@ async def test_slicing_does_not_change_the_text(recogniser: Recogniser, utteranc
 
 
 @pytest.mark.parametrize(
-    ("format", "rate", "channels"), [("pcm_s16le", 8000, 1), ("pcm_f32le", 48000, 2), ("pcm_s16le", 44100, 2)]
+    ("format", "rate", "channels"),
+    [("pcm_s16le", 8000, 1), ("pcm_f32le", 48000, 2), ("pcm_s16le", 44100, 2), ("pcm_alaw", 16000, 1)],
 )
 async def test_headerless_audio_of_every_kind(
     recogniser: Recogniser, utterances: list[Utterance], format: str, rate: int, channels: int
@@ -103,6 +105,16 @@ async def test_headerless_audio_of_every_kind(
     events = await session.takeovers(exactly=False)
     assert len(segments(events)) == 3
     if rate > 8000:
+        assert errors(said, events[-1]["text"]) <= 0.1
+
+
+async def test_packets_of_opus(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """Each chunk is one, and a worker that takes over goes on between them; or the chunks are pieces of a file."""
+    said = sorted(utterances, key=lambda one: -len(one.pcm))[:4]
+    file = encode(spoken(said), *LIVE["ogg"])
+    for chunks in (packets_of(file), cut(file, 500, 1500)):
+        events = await Session(recogniser, chunks, mode="stream", format="opus").takeovers(exactly=False)
+        assert len(segments(events)) == 4
         assert errors(said, events[-1]["text"]) <= 0.1
 
 

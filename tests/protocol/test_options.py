@@ -22,6 +22,7 @@ def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
         ("mode", ["auto"]),
         ("format", "mp3"),
         ("format", "file"),
+        ("format", "opus"),
         ("task", 1),
         ("sample_rate", 7999),
         ("sample_rate", 48001),

@@ -1,9 +1,9 @@
 """Streaming demuxers: a container's bytes, cut anywhere, to its audio packets. No thread, no file, no waiting.
 
 Bytes are pushed into a demuxer and items pulled from it: a `Track` whenever a recording begins (again when a recorder
-was restarted on the same stream), then its `Packet`s. The items depend on the bytes alone, not on how they were cut
-(except for PCM, whose packets are the samples at hand). After an AudioError a demuxer looks for the next place where it
-can continue.
+was restarted on the same stream), then its `Packet`s. The items depend on the bytes alone, not on how they were cut,
+except for PCM, whose packets are the samples at hand, and for packets that come without a container. After an
+AudioError a demuxer looks for the next place where it can continue.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from asrserver.audio.demux.flac import Flac
 from asrserver.audio.demux.mp4 import Mp4
 from asrserver.audio.demux.mpeg import Adts, Mp3
 from asrserver.audio.demux.ogg import Ogg
+from asrserver.audio.demux.opus import OpusPackets
 from asrserver.audio.demux.pcm import Pcm, Wav
 from asrserver.audio.demux.webm import WebM
 from asrserver.audio.demux.whole import Whole
@@ -29,6 +30,7 @@ CONTAINERS: dict[str, type[Demuxer]] = {
     "aac": Adts,
     "flac": Flac,
     "wav": Wav,
+    "opus": OpusPackets,
 }
 
 
@@ -36,7 +38,7 @@ def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1, track: int |
     """Make the demuxer of a stream.
 
     Args:
-        kind: A container as `sniff.container` names it, or pcm_s16le or pcm_f32le.
+        kind: A container as `sniff.container` names it; opus: each push is a packet; or a codec of wav.WIDTHS.
         sample_rate: Samples per second of headerless PCM.
         channels: Channels of headerless PCM.
         track: Number of the audio track to decode, from 0; None: the default one.
