@@ -172,11 +172,14 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     # -- its beginning and end -----------------------------------------------------------------------------------
 
     async def get(self, *args: str, **kwargs: str) -> None:
-        """Let the connection in, or refuse it; a task of its own then reads it."""
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
-            raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
+        """Let the connection in, or refuse it; a task of its own then reads it.
+
+        A page does not see why its WebSocket was refused, but can ask by an ordinary request: it is refused likewise.
+        """
         try:
             self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+            if self.request.headers.get("Upgrade", "").lower() != "websocket":
+                raise HTTPError(400, "this path speaks WebSocket: ask for an upgrade")
             await self.admit()
             await super().get(*args, **kwargs)
         except (Refused, Unavailable) as exc:

@@ -20,7 +20,35 @@ SUBPROTOCOL = "asr.v1"
 
 
 class NativeWebSocketHandler(WebSocketConnection):
-    """A connection that speaks the native protocol."""
+    """A connection that speaks the native protocol.
+
+    If its query has options of a session, that session is started at once, for clients that know no JSON: an empty
+    binary frame, or the end of the connection, ends its audio.
+    """
+
+    _by_query = False
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        query = {name: values[-1].decode(errors="replace") for name, values in self.request.query_arguments.items()}
+        super().open(*args, **kwargs)
+        try:
+            action = native.start_of_query(query)
+        except BadRequest as exc:
+            self.refuse_message(exc)
+            self.close(1008, "the query cannot be used")
+            return
+        if action is not None and self in self._registry:
+            self._by_query = not action.start.resumable
+            self._wait(self._start_by_query(action))
+
+    def on_close(self) -> None:
+        if self._by_query and self.queue is not None:
+            self.queue.add(b"", 0)  # behind the audio that waits
+        elif self._by_query:
+            for session in self.sessions.values():
+                if session.state == "recording":
+                    self.gateway.finish(session)
+        super().on_close()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
@@ -42,6 +70,9 @@ class NativeWebSocketHandler(WebSocketConnection):
                 return None
 
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
+        if not data and self._by_query:
+            self.gateway.finish(self.sessions.lookup(None))
+            return None
         session, index, audio = self.sessions.parse_frame(data)
         return self.gateway.offer(session, audio, index).wait
 
@@ -79,6 +110,11 @@ class NativeWebSocketHandler(WebSocketConnection):
         self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
+
+    async def _start_by_query(self, action: native.StartAction) -> None:
+        await self._start(action)
+        if not self.sessions:
+            self.close(1008, "the session was refused")  # the error said why; audio would only be refused too
 
     async def _resume(self, action: native.ResumeAction) -> None:
         if self.ws_connection is None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import binascii
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +61,13 @@ START_FIELDS = frozenset(
     )
 )
 RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_interval"))
+
+#: What a query may have besides options, and the kinds of what is no text. Binary frames are raw there: no channel.
+QUERY_FIELDS = START_FIELDS - {"action", "channel"}
+_TYPES = {field.name: field.type for field in msgspec.structs.fields(Options)}
+_FLAGS = {"resume", "queue_position", *(name for name, kind in _TYPES.items() if kind is bool)}
+_NUMBERS = {"ack_interval", *(name for name, kind in _TYPES.items() if kind in (int, float, float | None))}
+_TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 #: Values of a message at most, about: 15 MB of empty lists stopped a gateway for 3.5 s. Base64 has none of their signs.
 MAX_VALUES = 10_000
@@ -215,6 +222,34 @@ def _start(message: dict[str, Any]) -> StartAction:
     )
     start = Start(sid, user_id, Options.parse(message), message.get("resume") is True)
     return StartAction(start, link, message.get("queue_position") is True, _warnings(message, START_FIELDS))
+
+
+def start_of_query(query: Mapping[str, str]) -> StartAction | None:
+    """Read the `start` that a connection's query stands for: that of a client that sends audio and no JSON.
+
+    Args:
+        query: The query's parameters. Unknown ones are ignored: those of other servers' clients, uid for example.
+
+    Returns:
+        The action; None where the query names no option of a session.
+
+    Raises:
+        BadRequest: A value is not allowed; the details name the option.
+    """
+    if query.keys().isdisjoint(Options.__struct_fields__):
+        return None
+    return _start({name: _value(name, text) for name, text in query.items() if name in QUERY_FIELDS and text})
+
+
+def _value(name: str, text: str) -> Any:
+    """A parameter of a query as it would stand in JSON; what is no such value stays text, which is refused later."""
+    if name in _FLAGS:
+        return _TRUTH.get(text.lower(), text)
+    if name in _NUMBERS:
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def _resume(message: dict[str, Any]) -> ResumeAction:

@@ -61,6 +61,59 @@ async def test_one_of_two_who_start_the_same_at_once(url: str, worker: FakeWorke
         assert {error["code"] for ws in (one, two) for error in await errors(ws, 0)} == {"session_exists"}
 
 
+# -- by query
+
+LIVE = "?mode=stream&partials=1&format=pcm_s16le&uid=7"
+
+
+async def test_a_session_by_query(url: str, worker: FakeWorker) -> None:
+    """It starts at once; raw audio comes, also before it has started; an empty frame ends it."""
+    async with await WsClient.open(url + LIVE) as ws:
+        for data in (b"abcd", b"efgh", b""):
+            await ws.send(data)
+        ack = await ws.next()
+        assert ack["status"] == "session_started"
+        sid = ack["session_id"]
+        await worker.take(sid)
+        assert b"".join((await worker.audio(sid, 1)).values()) == b"abcdefgh"
+        await worker.final(sid, "all", 2)
+        assert (await ws.find(sid, "final_result"))["status"] == "done"
+        await ws.send(b"more")
+        assert (await errors(ws))[0]["code"] == "no_session"
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_a_session_by_query_ends_with_its_connection(
+    url: str, gateway: Gateway, worker: FakeWorker, early: bool
+) -> None:
+    """At once, and not after the resume timeout; with all its audio, also if the session had not started yet."""
+    async with await WsClient.open(url + LIVE + "&session_id=s") as ws:
+        if not early:
+            await ws.next()
+        await ws.send(b"abcd")
+        if early:
+            ws.drop()
+    await until(lambda: "s" in gateway.sessions and gateway.sessions["s"].state != "recording")
+    await worker.take("s")
+    assert await worker.audio("s", 1) == {"1-0": b"abcd"}
+    assert await worker.ended("s") == "done"
+
+
+async def test_a_query_that_is_refused(url: str, gateway: Gateway) -> None:
+    """It gets its error, and the connection is closed: all that could follow is audio."""
+    async with await WsClient.open(url + "?mode=live") as ws:
+        error = await ws.next()
+        assert (error["code"], error["option"]) == ("bad_option", "mode")
+        await until(lambda: ws.closed)
+        assert ws.connection.close_code == 1008
+    async with await WsClient.open(url + LIVE + "&session_id=s") as one, await WsClient.open(url + "?uid=1") as other:
+        await one.next()
+        async with await WsClient.open(url + LIVE + "&session_id=s") as ws:
+            assert (await ws.next())["code"] == "session_exists"
+            await until(lambda: ws.closed)
+        assert (await other.call(b"abcd"))["code"] == "no_session"  # nothing was started for it
+
+
 async def test_a_start_while_postgresql_is_away(url: str, gateway: Gateway) -> None:
     """It works: Redis still knows its sessions."""
     await gateway.storage.close()

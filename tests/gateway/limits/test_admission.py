@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 from tornado.iostream import StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.testing import bind_unused_port
@@ -39,6 +40,8 @@ async def test_too_many_connections(url: str, gateway: Gateway, status: int) -> 
             found, body = await refusal(url)
             assert (found, body["code"]) == (status, "too_many_connections")
             assert body["retry_after"] > 0
+        plain = await AsyncHTTPClient().fetch(url.replace("ws", "http", 1), raise_error=False)
+        assert plain.code == status  # as a page asks, which does not see why its connection is refused
         before = progress()
         await until(lambda: progress() > before)
         await second.close()
