@@ -91,6 +91,23 @@ class FileSession:
         if not starting.cancelled() and starting.exception() is None:
             self._gateway.cancel(starting.result())
 
+    async def follow(self, job: asyncio.Task[Final], idle: float) -> AsyncIterator[Segment | None]:
+        """Yield the segments as they become final, until `job`, which runs this, is done.
+
+        After each `idle` seconds without a segment None is yielded.
+        """
+        told = 0
+        job.add_done_callback(lambda _: self.changed.notify())
+        while True:
+            ended = job.done()
+            while told < len(self.segments):
+                told += 1
+                yield self.segments[told - 1]
+            if ended:
+                return
+            if not job.done() and not await self.changed.wait(idle):
+                yield None
+
     def record(self) -> dict[str, Any]:
         """Return the text so far with its segments, as text/subtitles.py takes a session."""
         text = join([(one.text, one.language) for one in self.segments])

@@ -92,19 +92,14 @@ class TranscriptionsHandler(OpenAIHandler, UploadHandler):
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")  # or nginx keeps it until it is complete
-        told = 0
-        job.add_done_callback(lambda _: session.changed.notify())
+        first = True
         try:
-            while True:
-                ended = job.done()
-                for segment in session.segments[told:]:
-                    await self._send(openai.delta(segment, told == 0))
-                    told += 1
-                if ended:
-                    break
-                waits = told == len(session.segments) and not job.done()
-                if waits and not await session.changed.wait(KEEP_ALIVE_SECONDS):
+            async for segment in session.follow(job, KEEP_ALIVE_SECONDS):
+                if segment is None:
                     await self.send(b": keep-alive\n\n")
+                else:
+                    await self._send(openai.delta(segment, first))
+                    first = False
             await self._send(openai.done(asked, session.segments, job.result()))
             await self.send(b"data: [DONE]\n\n")
         except AsrError as exc:

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import Any
 
-from asrserver.errors import BadRequest
+import orjson
+
+from asrserver.errors import AsrError, BadRequest
 from asrserver.handlers.base import MAX_QUOTED_NAME
 from asrserver.handlers.file_session import FileSession
+from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
 from asrserver.handlers.upload import UploadHandler
 from asrserver.protocol.events import Final
 from asrserver.protocol.options import Options, Start, valid_id
 from asrserver.text.subtitles import plain, srt, vtt
 
-#: The formats of the answer besides json: each its media type, and what makes it.
+log = logging.getLogger("asrserver.rest")
+
+#: The formats of the answer that are texts: each its media type, and what makes it.
 FORMATS = {
     "txt": ("text/plain", plain),
     "srt": ("application/x-subrip", srt),
     "vtt": ("text/vtt", vtt),
 }
 
+#: The format that is sent as it grows, one JSON object on a line: segments, then the result, as on the WebSocket.
+LINES = "ndjson"
+LINES_TYPE = "application/x-ndjson"
+
 #: Media types that a client may accept, and the formats that they mean.
 ACCEPTED = {
     "application/json": "json",
+    LINES_TYPE: LINES,
     "text/plain": "txt",
     "application/x-subrip": "srt",
     "application/srt": "srt",
@@ -31,7 +42,7 @@ ACCEPTED = {
 }
 
 #: What may be asked for, in the query or in the form.
-PARAMETERS = ("format", "hotwords", "language", "prompt", "task", "user_id", "words")
+PARAMETERS = ("format", "hotwords", "language", "model", "prompt", "task", "user_id", "words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Upload:
 
     Attributes:
         start: The session.
-        format: json, txt, srt or vtt.
+        format: json, ndjson, txt, srt or vtt.
     """
 
     start: Start
@@ -60,8 +71,8 @@ class TranscribeHandler(UploadHandler):
                 message = f"{name[:MAX_QUOTED_NAME]} is not a parameter (allowed: file, {', '.join(PARAMETERS)})"
                 raise BadRequest("bad_request", message, parameter=name[:MAX_QUOTED_NAME])
         format = given.pop("format", "") or self._accepted()
-        if format not in ("json", *FORMATS):
-            raise _bad("format", f"must be one of json, {', '.join(FORMATS)}")
+        if format not in ("json", LINES, *FORMATS):
+            raise _bad("format", f"must be one of json, {LINES}, {', '.join(FORMATS)}")
         words = given.pop("words", "false")
         if words not in ("true", "false"):
             raise _bad("words", "must be true or false")
@@ -86,17 +97,35 @@ class TranscribeHandler(UploadHandler):
             await self.finish_text(job, media_type, lambda: make(session.record()))
             return
 
+        if asked.format == LINES:
+            await self._send_lines(session, job)
+            return
+
         def body() -> dict[str, Any]:
-            final = job.result()
-            return {
-                "session_id": final.session_id,
-                "text": final.text,
-                "duration": final.total,
-                "language": final.language,
-                "segments": session.record()["segments"],
-            }
+            return {**_result(job.result()), "segments": session.record()["segments"]}
 
         await self.finish_json(job, body)
+
+    async def _send_lines(self, session: FileSession, job: asyncio.Task[Final]) -> None:
+        """Answer with each segment as it becomes final; signs of life are empty lines.
+
+        What goes wrong before the first line is an ordinary error, and later one a line.
+        """
+        self.set_header("Content-Type", LINES_TYPE)
+        self.set_header("Cache-Control", "no-cache")
+        self.set_header("X-Accel-Buffering", "no")  # or nginx keeps it until it is complete
+        try:
+            async for segment in session.follow(job, KEEP_ALIVE_SECONDS):
+                await self._send_line({"type": "segment_result", **segment.asdict()} if segment else None)
+            await self._send_line({"type": "final_result", **_result(job.result())})
+        except AsrError as exc:
+            if not self._headers_written:
+                raise
+            log.warning("%s: %s", self.request.path, exc)
+            await self._send_line({"type": "error", "code": exc.code, "message": exc.message})
+
+    async def _send_line(self, message: dict[str, Any] | None) -> None:
+        await self.send(b"\n" if message is None else orjson.dumps(message) + b"\n")
 
     def _accepted(self) -> str:
         """The format that the Accept header asks for first."""
@@ -105,6 +134,15 @@ class TranscribeHandler(UploadHandler):
             if format is not None:
                 return format
         return "json"
+
+
+def _result(final: Final) -> dict[str, Any]:
+    return {
+        "session_id": final.session_id,
+        "text": final.text,
+        "duration": final.total,
+        "language": final.language,
+    }
 
 
 def _bad(name: str, must: str) -> BadRequest:

@@ -398,6 +398,30 @@ async def test_a_file_as_the_body(
     assert b"".join((await worker.audio(sid, 1)).values()) == FILE
 
 
+@pytest.mark.parametrize("query", ["?format=ndjson&words=true", ""])
+async def test_its_lines_come_as_they_are_final(http: Http, gateway: Gateway, worker: FakeWorker, query: str) -> None:
+    """As messages of the WebSocket; what fails after the first one is a line too."""
+    path, accept = "/api/v1/transcribe", "application/x-ndjson"
+    request = asyncio.ensure_future(http.call(path + query, FILE, Content_Type="audio/ogg", Accept=accept))
+    sid = await answer(gateway, worker, "hello", "world")
+    response = await request
+    assert response.headers["Content-Type"] == accept
+    *segments, final = map(orjson.loads, response.body.splitlines())
+    assert [(one["type"], one["text"]) for one in segments] == [
+        ("segment_result", "hello"),
+        ("segment_result", "world"),
+    ]
+    assert {"type": "final_result", "session_id": sid, "text": "hello world"}.items() <= final.items()
+    request = asyncio.ensure_future(http.call(path + query, FILE, Content_Type="audio/ogg", Accept=accept))
+    await until(lambda: gateway.sessions)
+    [sid] = gateway.sessions
+    await worker.take(sid)
+    await worker.say(sid, "segment", text="hello", segments=[segment(0, "hello")])
+    await worker.say(sid, "error", code="recognition_failed", message="no")
+    first, last = map(orjson.loads, (await request).body.splitlines())
+    assert (first["text"], last) == ("hello", {"type": "error", "code": "recognition_failed", "message": "no"})
+
+
 async def test_its_json_has_the_segments_and_the_session(http: Http, gateway: Gateway, worker: FakeWorker) -> None:
     request = asyncio.ensure_future(http.call("/api/v1/transcribe?words=true&user_id=me", FILE, Content_Type="a/b"))
     sid = await answer(gateway, worker, "hello", "world")
@@ -416,6 +440,7 @@ async def test_its_json_has_the_segments_and_the_session(http: Http, gateway: Ga
         ("?language=klingon", "bad_option", "language"),
         ("?task=dance", "bad_option", "task"),
         ("?user_id=a%20b", "bad_id", "user_id"),
+        ("?model=" + "m" * 1001, "bad_option", "model"),
     ],
 )
 async def test_its_errors_are_those_of_rest(http: Http, query: str, code: str, name: str) -> None:
