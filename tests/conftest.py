@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +23,6 @@ import redis
 import tornado.httputil
 import tornado.ioloop
 import uvloop
-from psycopg2.extensions import make_dsn, parse_dsn
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
@@ -40,7 +37,7 @@ from tests.fakes import FakeWorker
 from tests.gateways import Gateways, GatewayServer, repair_often
 from tests.program import NONE, System
 from tests.recordings import Utterance, recorded
-from tests.servers import Servers, drop_database
+from tests.servers import Databases, Servers
 
 if TYPE_CHECKING:
     from asrserver.inference.recogniser import Recogniser
@@ -120,15 +117,16 @@ def redis_url(servers: Servers) -> str:
     return servers.redis.url
 
 
-_databases = itertools.count()
+@pytest.fixture(scope="session")
+def databases(servers: Servers) -> Databases:
+    return Databases(servers)
 
 
 @pytest.fixture
-def database_url(servers: Servers) -> Iterator[str]:
-    """The URL of a database that does not exist yet: the program creates it."""
-    name = f"test_{os.getpid()}_{next(_databases)}"
-    yield make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
-    drop_database(servers, name)
+def database_url(databases: Databases) -> Iterator[str]:
+    """The URL of a database that is empty, or does not exist yet: the program creates it."""
+    with databases.lent() as url:
+        yield url
 
 
 # -- a gateway in this process ---------------------------------------------------------------------------------------
