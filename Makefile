@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
+.PHONY: help demo run mic test coverage test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
 	dist-check format bench promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -27,7 +27,10 @@ mic: .venv/mic ## install microphone support for transcribe --live (PortAudio is
 
 test: .venv/test ## run all checks and all tests except the slow ones
 	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check
-	$(BIN)/python -m pytest -m 'not slow' --cov
+	$(BIN)/python -m pytest -m 'not slow'
+
+coverage: .venv/test ## run the same tests, and list the lines that none of them reaches (takes half as long again)
+	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report term-missing
 
 test-unit: .venv/test ## run the tests that need no server and start no process (a few minutes)
 	$(BIN)/python -m pytest -m unit
