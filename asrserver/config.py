@@ -170,10 +170,17 @@ class Settings:
         "FUNASR_ADDR",
     )
     max_message: int = setting(
-        16 * 2**20,
+        64 * 2**20,
         "gateway",
         click.IntRange(min=1024),
         "Maximum size of a WebSocket message in bytes; a larger one is refused.",
+    )
+    message_memory: int = setting(
+        256 * 2**20,
+        "gateway",
+        click.IntRange(min=1024),
+        "Maximum bytes per gateway process of WebSocket messages that are not whole yet; beyond it large ones are "
+        "refused.",
     )
     max_upload: int = setting(
         2**30,
@@ -222,7 +229,7 @@ class Settings:
         100, "gateway", _COUNT_OR_NONE, "Maximum open sessions per connection. 0: no limit."
     )
     max_chunk: int = setting(
-        12 * 2**20, "gateway", click.IntRange(min=1024), "Maximum size of a chunk in bytes of audio."
+        48 * 2**20, "gateway", click.IntRange(min=1024), "Maximum size of a chunk in bytes of audio."
     )
     max_session: float = setting(
         14_400.0,
@@ -255,13 +262,13 @@ class Settings:
         "Seconds of audio queued in the whole system at which new sessions are refused. 0: no limit.",
     )
     session_idle_timeout: float = setting(
-        300.0, "gateway", _SECONDS_OR_NONE, "Seconds without audio after which a session is ended. 0: no limit."
+        0.0, "gateway", _SECONDS_OR_NONE, "Seconds without audio after which a session is ended. 0: no limit."
     )
     idle_timeout: float = setting(
         900.0,
         "gateway",
         _SECONDS_OR_NONE,
-        "Seconds without a message or a pending result after which a connection is closed. 0: no limit.",
+        "Seconds without a message after which a connection without a session is closed. 0: no limit.",
     )
     model: str = setting(
         "auto",

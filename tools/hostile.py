@@ -351,11 +351,13 @@ async def _idle(target: Target, sessions: int) -> None:
         async with target.peer() as peer:
             for _ in range(sessions):
                 await peer.start()
-            with contextlib.suppress(EOFError):
+            try:
                 while True:
                     message = await peer.read()
                     if message["type"] == "error":
                         await target.told(message["code"])
+            except EOFError:
+                await target.told("closed")
 
 
 async def _pile_up(target: Target) -> None:
@@ -446,7 +448,7 @@ ATTACKS = [
     Attack("audio faster than real time", "too_fast", 200, _rush(39.9)),
     Attack("audio faster than recognition", "slow", 20, _flood),
     Attack("a session without audio", "session_idle", 15, _many(3, _idle, 5)),
-    Attack("a connection without messages", "idle_timeout", 10, _many(10, _idle, 0)),
+    Attack("a connection without messages", "closed", 10, _many(10, _idle, 0)),
     Attack("backlog", "overloaded", 100, _many(6, _pile_up)),
     Attack("a client that does not read", "cut", 10, _many(5, _never_read)),
 ]

@@ -51,6 +51,7 @@ class Session:
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (epoch seconds) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
+        incomplete: Whether audio was refused that its client cannot send again as it is.
         flushes: How often it was flushed.
         move: How often the session had moved between gateways when this one got it.
         chunk_count: Chunks that were acknowledged here.
@@ -84,6 +85,7 @@ class Session:
         "flushes",
         "heard",
         "id",
+        "incomplete",
         "last_event",
         "live",
         "missed",
@@ -126,6 +128,7 @@ class Session:
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None
+        self.incomplete = False
         self.flushes = 0
         self.move = 0
         self.bytes_in = 0

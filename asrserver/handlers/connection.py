@@ -111,7 +111,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
 
     Attributes:
         sessions: The sessions.
-        coalescer, messages, discarded: As FrameReader has them.
+        coalescer, unfinished, messages, discarded: As FrameReader has them.
         queue: The messages that wait; None while no message takes time.
         due: When to check it next, by the event loop's clock.
         heard_at: When the last message came, by the same clock.
@@ -126,6 +126,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         super().initialize(gateway)
         self.sessions = ConnectionSessions()
         self.coalescer = registry.coalescer
+        self.unfinished = registry.unfinished
         self.messages = 0
         self.discarded = 0
         self.queue: MessageQueue | None = None
@@ -247,14 +248,17 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     # -- as ConnectionRegistry and ServerFrameProtocol see it ----------------------------------------------------
 
     def check(self, now: float) -> float:
-        """Ping, or close the connection if no message came for too long and no result is owed; when to check next."""
+        """Ping, or close the connection if no message came for too long; when to check next.
+
+        A client with an open session may be recording for as long as it answers pings: all of it comes at the end.
+        """
         frames, settings = self.ws_connection, self.gateway.settings
         if frames is None or frames.is_closing():
             return math.inf
         limit = settings.idle_timeout or math.inf
-        if now >= self.heard_at + limit and not self.sessions.owed:
-            self.refuse_message(Refused(408, "idle_timeout", f"no message came for {limit:g} s (idle_timeout)"))
-            self.close(1008, "idle")
+        if now >= self.heard_at + limit and not self.sessions:
+            # Without an error message: clients show it to people, who have done nothing wrong.
+            self.close(1000, f"no message came for {limit:g} s (idle_timeout)")
             return math.inf
         if now >= self._ping_at:
             self._ping_at = now + settings.ping_interval
@@ -324,7 +328,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
 
         Args:
             message: The message.
-            too_large: Its bytes if it is larger than allowed; otherwise 0.
+            too_large: Bytes of it that were discarded, or its own if it is larger than allowed; otherwise 0.
 
         Returns:
             What to wait for before the next message is taken, or None.
@@ -332,6 +336,8 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         try:
             if too_large:
                 limit = self.gateway.settings.max_message
+                if too_large <= limit:
+                    raise Unavailable("overloaded", "too many large messages are coming in: send it again later", 2.0)
                 raise BadRequest("message_too_large", f"message of {too_large} bytes exceeds max_message={limit}")
             return self.take_binary(message) if isinstance(message, bytes) else self.take_text(message)
         except AsrError as exc:

@@ -18,6 +18,9 @@ REFUSALS_PER_SECOND = 200
 #: Bytes of a control frame's payload at most: a frame that is no larger is never a chunk of audio.
 CONTROL_BYTES = 125
 
+#: Bytes of an unfinished message at most that is never given up: live audio comes in smaller ones.
+GIVEN_UP_BYTES = 1 << 16
+
 #: Messages a second, of all connections, up to which reading is not paused; for each further one, the seconds of the
 #: pause after each read of a connection; and the longest pause. Every read costs as much as handling the message in it,
 #: and the longer the pause, the more messages a read has.
@@ -61,6 +64,28 @@ class ReadCoalescer:
             asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._resume_due)
 
 
+class UnfinishedMessages:
+    """What the messages of all connections take that have begun to come and are not whole.
+
+    A hundred slow clients with large messages would otherwise fill the memory, each within its own limit.
+
+    Args:
+        limit: Bytes of all of them, beyond which the next large one that grows is given up.
+
+    Attributes:
+        bytes: Bytes of all of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.bytes = 0
+        self._limit = limit
+
+    def grew(self, before: int, now: int) -> bool:
+        """Count that a connection's message had `before` bytes and has `now`; return whether it must be given up."""
+        self.bytes += now - before
+        return self.bytes > self._limit and now > max(before, GIVEN_UP_BYTES)
+
+
 class RefusalThrottle:
     """Bounds the refusals that one connection causes."""
 
@@ -86,11 +111,13 @@ class FrameReader(Protocol):
 
     Attributes:
         coalescer: Is told of each read.
+        unfinished: Counts what is kept of messages that are not whole.
         messages: Messages that were taken so far.
-        discarded: Bytes of the current message that were discarded because it is too large.
+        discarded: Bytes of the current message that were discarded, because it is too large, or there is no room.
     """
 
     coalescer: ReadCoalescer
+    unfinished: UnfinishedMessages
     messages: int
     discarded: int
 
@@ -111,6 +138,7 @@ class ServerFrameProtocol(FrameProtocol):
     #: Whether the server has closed the connection, and not the client.
     dismissed = False
 
+    _kept_bytes = 0  # of an unfinished message
     _reading_paused = False  # by the coalescer
     _ping_sent = False
     _alive = False  # something was read since the last ping, or nothing could be
@@ -121,9 +149,24 @@ class ServerFrameProtocol(FrameProtocol):
         self._alive = True
         before, awaits_ack = handler.messages, handler.awaits_ack
         super().feed(data)
+        if self._kept_bytes or self._partial or self._fragmented_message_buffer:
+            self._count_kept()
         messages = handler.messages - before
         # A client that sends a chunk when the one before is acknowledged must not be slowed down by what others send.
         handler.coalescer.after_read(self, messages, len(data), messages > 1 or not awaits_ack)
+
+    def _count_kept(self) -> None:
+        """Count what is kept of an unfinished message, and give it up if there is no room for it."""
+        before, self._kept_bytes = self._kept_bytes, self.kept
+        if self.handler.unfinished.grew(before, self._kept_bytes):
+            self.handler.discarded += self.drop()
+            before, self._kept_bytes = self._kept_bytes, self.kept
+            self.handler.unfinished.grew(before, self._kept_bytes)
+
+    def _end(self) -> None:
+        self.handler.unfinished.grew(self._kept_bytes, 0)
+        self._kept_bytes = 0
+        super()._end()
 
     def pause_reading(self) -> bool:
         """Stop reading until `resume_reading`; False if reading is suspended already, or the connection is over."""

@@ -116,7 +116,7 @@ class LiveSessionConnection(WebSocketConnection):
         return False
 
     def refuse_message(self, error: AsrError, **where: Any) -> None:
-        if error.code == "message_too_large":
+        if error.code in ("message_too_large", "overloaded"):
             self.give_up(error)
         else:
             super().refuse_message(error, **where)

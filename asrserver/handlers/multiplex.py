@@ -11,6 +11,9 @@ from asrserver.protocol.native import HEADER, Link, named
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 20
 
+#: Codes of refused audio that would be refused again: the session's text will lack it.
+AUDIO_LOST = frozenset(("message_too_large", "chunk_too_large"))
+
 #: Codes of refused messages that may have been a session's next chunk: it may be sent again, or passed over.
 CHUNK_REFUSALS = frozenset(
     (
@@ -18,6 +21,7 @@ CHUNK_REFUSALS = frozenset(
         "bad_base64",
         "empty_chunk",
         "message_too_large",
+        "overloaded",
         "bad_request",
         "chunk_too_large",
         "quota_exceeded",
@@ -142,13 +146,9 @@ class ConnectionSessions(dict[str, Session]):
         session = self.get(sid) if sid else self.current
         if session is not None:
             session.refuse(error.details.get("chunk_index"))
+            session.incomplete |= error.code in AUDIO_LOST
 
     @property
     def resumable(self) -> bool:
         """Whether the client can resume all of them."""
         return all(session.resumable for session in self.values())
-
-    @property
-    def owed(self) -> bool:
-        """Whether one of them is still to get a result."""
-        return any(session.owed for session in self.values())

@@ -69,7 +69,6 @@ CODES: dict[str, ErrorCode] = {
     "too_fast": ErrorCode("Audio comes faster than `max_speed` allows.", (429,)),
     "session_too_long": ErrorCode("The session has as much audio as `max_session` allows, and was ended.", (413,)),
     "session_idle": ErrorCode("The session got no audio for `session_idle_timeout` seconds, and was ended.", (408,)),
-    "idle_timeout": ErrorCode("The connection had no message for `idle_timeout` seconds, and is closed.", (408,)),
     # -- audio
     "not_audio": ErrorCode("The chunk is not audio: text, an image, or a file without an audio track.", (400,)),
     "undecodable_audio": ErrorCode("The audio is damaged, or in a format that cannot be decoded.", (400,)),
@@ -82,7 +81,9 @@ CODES: dict[str, ErrorCode] = {
     ),
     "recognition_failed": ErrorCode("The recogniser failed on this audio; the server's log has the reason.", (500,)),
     # -- not now: try again
-    "overloaded": ErrorCode("There is no room for a new session: too much audio waits to be recognised.", (503,)),
+    "overloaded": ErrorCode(
+        "There is no room for a new session or a large message: too much audio waits.", (503,)
+    ),
     "shutting_down": ErrorCode("The server is shutting down: connect again.", (503,)),
     "broker_unavailable": ErrorCode("Redis does not answer.", (503,)),
     "broker_full": ErrorCode("Redis accepts no more data: its memory or its disk is full.", (503,)),

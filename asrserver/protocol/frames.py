@@ -140,6 +140,26 @@ class FrameProtocol(WebSocketProtocol13):
         self._fail(TOO_LARGE, "message too big")
         return False
 
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept of a message that is not whole."""
+        fragments = self._fragmented_message_buffer
+        return len(self._partial) + (0 if fragments is None else len(fragments))
+
+    def drop(self) -> int:
+        """Drop what is kept of a message that is not whole, and discard the rest of its frame.
+
+        Returns:
+            The bytes dropped.
+        """
+        dropped = self.kept
+        if self._partial:
+            self._discard, self._discarded_first = self._partial_needs - len(self._partial), self._partial[0]
+            self._partial = bytearray()
+        if self._fragmented_message_buffer is not None:
+            self._fragmented_message_buffer.clear()
+        return dropped
+
     # -- writing -------------------------------------------------------------------------------------------------
 
     def send(self, opcode: int, data: bytes) -> None:

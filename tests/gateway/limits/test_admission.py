@@ -113,6 +113,37 @@ async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: FakeWorker) 
         await client.send(chunk("s", 1, PIECE))
         await until(lambda: client.of("s", "ack"))
         assert list(await worker.audio("s", 2)) == ["1-0", "2-0"]
+        await client.send({"action": "finish", "session_id": "s"})
+        await worker.take("s")
+        assert await worker.ended("s") == "interrupted"  # not all of its audio is there
+
+
+@pytest.mark.parametrize("given", [{"message_memory": 200_000}])
+@pytest.mark.parametrize("fragments", [1, 4])
+async def test_unfinished_messages_take_no_more_memory_than_all_may(
+    url: str, app: AsrApplication, fragments: int
+) -> None:
+    """The one that grows beyond it is refused when its end has come, and may be sent again; no other is."""
+    whole = 30 * PIECE
+    size = len(whole) // fragments
+    parts = [whole[n * size : (n + 1) * size] for n in range(fragments)]
+    frames = [frame(BINARY if n == 0 else 0, part, final=n == fragments - 1) for n, part in enumerate(parts)]
+    data = b"".join(frames)
+    async with await connect(url) as patient, await connect(url) as client, await connect(url) as live:
+        for one, sid in ((patient, "p"), (client, "c"), (live, "l")):
+            await one.start(sid, mode="stream", format="pcm_s16le")
+        await patient.write(data[:-1])
+        unfinished = app.connections.unfinished
+        await until(lambda: unfinished.bytes > 90_000)
+        await client.write(frame(BINARY, bytes(150_000))[:-1])
+        await until(lambda: unfinished.bytes < 100_000)
+        await live.chunk("l", 0, PIECE)
+        await client.write(b"\0")
+        assert (await error(client, "overloaded"))["retry_after"] > 0
+        await patient.write(data[-1:])
+        await patient.find("p", "ack", 0)
+        await until(lambda: unfinished.bytes == 0)
+        await client.chunk("c", 0, PIECE)
 
 
 @pytest.mark.parametrize("given", [{"max_session": 1.0}])
@@ -169,18 +200,19 @@ async def test_a_session_without_audio_is_ended(url: str, worker: FakeWorker, ga
 
 @pytest.mark.parametrize("given", [{"idle_timeout": 0.5}])
 async def test_an_idle_connection_is_closed(url: str, worker: FakeWorker) -> None:
-    """A connection that waits for a result is not idle."""
-    async with await connect(url) as client, await connect(url) as owed:
-        await owed.start("s")
-        await owed.chunk("s", 0, PIECE)
-        await error(client, "idle_timeout")
+    """Without an error message. One with an open session is not idle: its client may be recording."""
+    async with await connect(url) as client, await connect(url) as recording:
+        await recording.start("s")
         await until(lambda: client.closed)
-        assert client.connection.close_code == 1008
-        assert not owed.closed
+        assert (client.connection.close_code, client.messages) == (1000, [])
+        assert not recording.closed
+        await recording.chunk("s", 0, PIECE)
+        await recording.send({"action": "finish", "session_id": "s"})
         await worker.take("s")
         await worker.chunk("s", 0)
-        await owed.find("s", "chunk_result")
-        await error(owed, "idle_timeout")
+        await worker.final("s")
+        await recording.find("s", "final_result")
+        await until(lambda: recording.closed)
 
 
 @pytest.mark.parametrize("given", [{"max_speed": 1.0, "speed_burst": 1.0}])
