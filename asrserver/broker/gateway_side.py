@@ -10,7 +10,7 @@ import redis
 
 from asrserver.broker import replies, scripts
 from asrserver.broker.batching import Batch, ChunkBatcher
-from asrserver.broker.connection import BrokerConnection, flattened, next_id
+from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
 from asrserver.broker.keys import (
     OFFERED,
     OPEN,
@@ -89,7 +89,9 @@ class GatewayBroker(BrokerConnection):
             raise BadRequest("unknown_model", f"no worker offers the model {model!r}", option="model")
         return bool(reply)
 
-    async def resume_session(self, sid: str, deadline: float, owner: str) -> dict[str, str] | None:
+    async def resume_session(
+        self, sid: str, deadline: float, owner: str, detached: bool = False
+    ) -> dict[str, str] | None:
         """Take a session over from whichever gateway holds it.
 
         Earlier commands of this gateway are executed before; the chunks of the other one are refused from then on.
@@ -98,13 +100,15 @@ class GatewayBroker(BrokerConnection):
             sid: The id of the session.
             deadline: Until when (epoch seconds) this gateway answers for it.
             owner: The id of the API key that it must belong to.
+            detached: Whether no client may be connected to it.
 
         Returns:
             The fields of its hash; None if the owner has no such session.
         """
         self._batcher.flush(sid)
         keys = (session_key(sid), OPEN)
-        reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, sid, self.name, deadline, owner)
+        arguments = (sid, self.name, deadline, owner, int(detached))
+        reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, *arguments)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     async def end_session(
@@ -145,6 +149,10 @@ class GatewayBroker(BrokerConnection):
         if reply < 0:
             raise ChunksMissing
         return bool(reply)
+
+    def detach_session(self, sid: str) -> None:
+        """Note that no client is connected to a session of this gateway, until it is resumed."""
+        self.pipeline.call(ignore_reply, "EVAL", scripts.DETACH, 1, session_key(sid), self.name)
 
     def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
         """Append a flush behind the chunks that were appended before, even if the future is not awaited yet.

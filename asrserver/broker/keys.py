@@ -19,7 +19,7 @@ asr_open                           sorted set, session id → deadline (epoch   
 asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       gateway, worker,   TTL once the session
                                    owner, created, options; first, last        supervisor         is stored
                                    (chunk indexes), flushes (number), end                         (session_ttl)
-                                   (status), deleted; state (where a next worker continues),
+                                   (status), detached, deleted; state (where a next worker continues),
                                    charged (seconds charged without an
                                    event), strike:<entry>
 asr_audio:{sid}                    stream, ids <index+1>-0: the bytes of one   gateway            trimmed behind what

@@ -70,13 +70,21 @@ end
 return answers
 """
 
-# KEYS session asr_open · ARGV sid gateway deadline owner → the fields of the session, which this gateway holds now; or
-# nil if the owner has no such session. From here on APPEND refuses the chunks of the gateway that held it before.
+# KEYS session · ARGV gateway. Notes that no client is connected to a session that this gateway holds.
+DETACH = """
+if redis.call('HGET', KEYS[1], 'gateway') == ARGV[1] then redis.call('HSET', KEYS[1], 'detached', 1) end
+"""
+
+# KEYS session asr_open · ARGV sid gateway deadline owner detached → the fields of the session, which this gateway holds
+# now; or nil if the owner has no such session, or with `detached` 1 if a client is connected to it. From here on APPEND
+# refuses the chunks of the gateway that held it before.
 RESUME = (
     _MOVE
     + """
-local fields = redis.call('HMGET', KEYS[1], 'gateway', 'owner')
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'owner', 'detached')
 if not fields[1] or (fields[2] or '') ~= ARGV[4] then return nil end
+if ARGV[5] == '1' and not fields[3] then return nil end
+redis.call('HDEL', KEYS[1], 'detached')
 move(ARGV[1], fields[1], ARGV[2], false)
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
 return redis.call('HGETALL', KEYS[1])

@@ -203,7 +203,13 @@ class Sessions(Mapping[str, Session]):
             Unavailable: Redis is away.
         """
         sid, last_seq = asked.session_id, asked.last_seq
-        fields = await self._broker.resume_session(sid, time.time() + self._grace, owner)
+        here = self._open.get(sid)
+        if asked.adopted and here is not None:
+            last_seq = here.sent
+        fields = None
+        if not asked.adopted or here is None or here.send is None:
+            deadline = time.time() + self._grace
+            fields = await self._broker.resume_session(sid, deadline, owner, asked.adopted and here is None)
         if fields is None:
             raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
         events = await self._broker.read_events(sid)
@@ -288,6 +294,7 @@ class Sessions(Mapping[str, Session]):
         if session.state == "recording" and session.resume_by is None:
             session.resume_by = time.time() + self._settings.resume_timeout
             log.info("session=%s waits for its client to resume", session.id)
+            self._broker.detach_session(session.id)
             self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
 
     # -- results -----------------------------------------------------------------------------------------------------

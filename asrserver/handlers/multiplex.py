@@ -6,7 +6,7 @@ from typing import Any
 
 from asrserver.errors import AsrError, BadRequest
 from asrserver.gateway.session import MAX_INDEX, Session
-from asrserver.protocol.native import HEADER, Link, named
+from asrserver.protocol.native import HEADER, MAX_NAME, Link, named
 
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 20
@@ -70,6 +70,10 @@ class ConnectionSessions(dict[str, Session]):
             del self._ended[next(iter(self._ended))]
         if session is self.current:
             self.current = None
+
+    def may_adopt(self, sid: Any) -> bool:
+        """Whether a message names a session that this connection has never had: one of a lost connection, perhaps."""
+        return isinstance(sid, str) and 0 < len(sid) <= MAX_NAME and sid not in self and sid not in self._ended
 
     def lookup(self, sid: Any, index: Any = None) -> Session:
         """Find the session that a message is for: the one that it names, or the current one.

@@ -14,6 +14,8 @@ from asrserver.gateway.intake import Accepted
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.protocol import native
 from asrserver.protocol.events import SessionEvent, Started
+from asrserver.protocol.native import Link
+from asrserver.protocol.options import Resume
 
 #: The subprotocol that browsers offer beside `bearer.<key>`: they want one of the offered ones back, and not the key.
 SUBPROTOCOL = "asr.v1"
@@ -56,18 +58,14 @@ class NativeWebSocketHandler(WebSocketConnection):
     def take_text(self, text: str) -> Awaitable[Any] | None:
         action = native.parse(text)
         match action:
-            case native.ChunkAction():
-                return self._chunk(action)
             case native.StartAction():
                 return self._start(action)
             case native.ResumeAction():
                 return self._resume(action)
-            case native.FlushAction():
-                self.gateway.sessions.flush(self.sessions.lookup(action.session_id))
-                return None
-            case native.FinishAction():
-                self.gateway.finish(self.sessions.lookup(action.session_id))
-                return None
+            case _ if self.sessions.may_adopt(action.session_id):
+                return self._adopt(action)
+            case _:
+                return self._go_on(action)
 
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
         if not data and self._by_query:
@@ -84,6 +82,38 @@ class NativeWebSocketHandler(WebSocketConnection):
         data = native.format(event)
         if data is not None:
             self.send(data)
+
+    def _go_on(self, action: native.SessionAction) -> Awaitable[Any] | None:
+        match action:
+            case native.ChunkAction():
+                return self._chunk(action)
+            case native.FlushAction():
+                self.gateway.sessions.flush(self.sessions.lookup(action.session_id))
+            case native.FinishAction():
+                self.gateway.finish(self.sessions.lookup(action.session_id))
+        return None
+
+    async def _adopt(self, action: native.SessionAction) -> None:
+        """Go on with a session that lost its connection, for clients that know no `resume`: those of the ancestor."""
+        try:
+            adopted = Resume(action.session_id, 0, adopted=True)
+            session, missed = await self.gateway.resume(adopted, self.on_event, self.key_id)
+        except BadRequest:  # it is unknown, or another connection's
+            session, missed = None, []
+        except AsrError as exc:
+            self.refuse_message(exc, **native.named(action.session_id))
+            return
+        if session is not None:
+            self.sessions.attach(session, Link(None, 0.0))
+            await self.gateway.replay(session, missed, self.confirm_read)
+        try:
+            wait = self._go_on(action)
+            if wait is not None:
+                await wait
+        except AsrError as exc:
+            self.refuse_message(exc)
+        if session is not None and self.ws_connection is None:
+            self.gateway.abandon(session)
 
     def _chunk(self, action: native.ChunkAction) -> Awaitable[Any] | None:
         session = self.sessions.lookup(action.session_id, action.chunk_index)

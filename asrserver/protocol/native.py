@@ -180,7 +180,10 @@ class FlushAction:
     session_id: Any
 
 
-Action = StartAction | ResumeAction | ChunkAction | FlushAction | FinishAction
+#: What is about a session that was started or resumed before.
+SessionAction = ChunkAction | FlushAction | FinishAction
+
+Action = StartAction | ResumeAction | SessionAction
 
 
 def parse(text: str) -> Action:

@@ -149,10 +149,13 @@ class Resume:
     Attributes:
         session_id: Which.
         last_seq: `seq` of the last durable event that the client has; 0: none.
+        adopted: Whether the client only goes on as if its connection had not been lost. Then the session must have lost
+            it, and `last_seq` does not count.
     """
 
     session_id: str
     last_seq: int
+    adopted: bool = False
 
 
 def valid_id(value: Any, name: str) -> str:

@@ -61,6 +61,34 @@ async def test_a_session_goes_on_at_the_other_gateway(gateways: Gateways, worker
     assert [c["text"] for c in stored["chunks"]] == ["zero", "one", "two", "three", "four"]
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_client_that_knows_no_resume_goes_on(gateways: Gateways, worker: FakeWorker, elsewhere: bool) -> None:
+    """With the next chunk, on another connection; it gets the results that it missed. A connected session stays."""
+    one = gateways[0]
+    two = gateways[elsewhere]
+    lost = await WsClient.open(one.url)
+    await lost.start("s")
+    await worker.take("s")
+    await lost.chunk("s", 0, AUDIO)
+    await worker.chunk("s", 0, "zero")
+    await lost.find("s", "chunk_result", 0)
+    async with await WsClient.open(two.url) as ws:
+        for message in (chunk("s", 1, AUDIO), {"action": "finish", "session_id": "s"}):
+            assert (await ws.call(message))["code"] == "no_session"
+        await drop(lost)
+        await worker.say("s", "error", code="recognition_failed", message="no")
+        await ws.chunk("s", 1, AUDIO)
+        await ws.send({"action": "finish", "session_id": "s"})
+        await worker.chunk("s", 1, "one")
+        await worker.final("s", "zero one", 2)
+        final = await ws.find("s", "final_result")
+        assert (final["text"], final["status"], final["chunk_count"]) == ("zero one", "done", 2)
+        assert [m["text"] for m in ws.of("s", "chunk_result")] == (["zero"] if elsewhere else []) + ["one"]
+        assert len(ws.of("s", "error")) == 3
+        await ws.send({"action": "finish", "session_id": "s"})
+        await until(lambda: ws.messages[-1].get("code") == "session_finished")
+
+
 async def test_a_session_of_which_everything_is_trimmed(gateways: Gateways, worker: FakeWorker) -> None:
     """The next chunk index is known although Redis has none of the audio any more."""
     one, two = gateways
