@@ -195,6 +195,12 @@ class Settings:
         "Comma-separated names by which clients may ask for a model, as NAME or NAME=MODEL, besides its own and those "
         "of OpenAI.",
     )
+    hotwords_file: str = setting(
+        "",
+        "gateway",
+        click.Path(dir_okay=False),
+        "File of words that are likely in all sessions, or in those of an API key; reloaded when it changes.",
+    )
     unread_timeout: float = setting(
         30.0,
         "gateway",

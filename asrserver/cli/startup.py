@@ -8,6 +8,7 @@ from pathlib import Path
 from asrserver.auth import Access, is_loopback, tls_context
 from asrserver.config import Settings
 from asrserver.errors import SettingError
+from asrserver.gateway.hotwords import Hotwords
 
 
 def check_settings(settings: Settings, command: str) -> Settings:
@@ -38,6 +39,7 @@ def check_settings(settings: Settings, command: str) -> Settings:
         raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
     if command != "worker":
         _check_access(settings)
+        Hotwords(settings.hotwords_file)
     return settings
 
 

@@ -24,6 +24,7 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.hotwords import Hotwords
 from asrserver.gateway.intake import Accepted, Intake
 from asrserver.gateway.offers import Offers
 from asrserver.gateway.persistence import WriteBehind
@@ -58,8 +59,8 @@ STORED_TIMEOUT = 2.0
 #: Seconds that the first subscription to results may take.
 SUBSCRIBE_TIMEOUT = 10.0
 
-#: Seconds between checks whether the file of API keys has changed.
-KEYS_EVERY = 1.0
+#: Seconds between checks whether the files of API keys and of hot words have changed.
+FILES_EVERY = 1.0
 
 #: Seconds between checks for idle sessions, and for what API keys have spent.
 WATCH_EVERY = 1.0
@@ -88,6 +89,7 @@ class Gateway:
             settings.trusted_proxies,
             settings.allowed_hosts,
         )
+        self._hotwords = Hotwords(settings.hotwords_file)
         self.broker = GatewayBroker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
@@ -129,7 +131,7 @@ class Gateway:
         tasks.periodic(HEARTBEAT_EVERY, self._send_heartbeat)
         tasks.periodic(REPAIR_EVERY, self.sessions.repair)
         tasks.periodic(SWEEP_EVERY, self._sweep)
-        tasks.periodic(KEYS_EVERY, self._reread_keys)
+        tasks.periodic(FILES_EVERY, self._reread_files)
         tasks.periodic(TIDY_EVERY, self._tidy)
         tasks.periodic(RENEW_EVERY, self._renew_shares)
         tasks.periodic(WATCH_EVERY, self._watch)
@@ -206,6 +208,7 @@ class Gateway:
         await self.offers.check(asked.options)
         if not await self.room.for_session():
             raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
+        asked = asked.with_hotwords(self._hotwords.join(asked.options.hotwords, self.access.key(owner)))
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
     async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:
@@ -334,13 +337,19 @@ class Gateway:
         self.sessions.flush_metrics()
         self.intake.flush_metrics()
 
-    async def _reread_keys(self) -> None:
+    async def _reread_files(self) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            if await asyncio.get_running_loop().run_in_executor(None, self.access.reread):
+            if await loop.run_in_executor(None, self.access.reread):
                 log.info("API keys were reloaded from %s", self.settings.keys_file)
                 self.access.on_change()
         except SettingError as exc:
             log.error("%s; the API keys that were read before stay valid", exc)
+        try:
+            if await loop.run_in_executor(None, self._hotwords.reread):
+                log.info("hot words were reloaded from %s", self.settings.hotwords_file)
+        except SettingError as exc:
+            log.error("%s; the hot words that were read before stay in use", exc)
 
     async def _renew_shares(self) -> None:
         self.admission.renew(self.sessions.values())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -140,6 +140,10 @@ class Start:
     user_id: str
     options: Options
     resumable: bool
+
+    def with_hotwords(self, hotwords: str) -> Start:
+        """The same with other hot words."""
+        return replace(self, options=msgspec.structs.replace(self.options, hotwords=hotwords))
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def gateway_settings(redis_url: str, database_url: str, keys: Keys) -> Settings:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "KEYS_EVERY", 0.05)
+    monkeypatch.setattr(gateway_module, "FILES_EVERY", 0.05)
 
 
 @pytest.fixture
