@@ -13,19 +13,19 @@ from psycopg2.extensions import make_dsn, parse_dsn
 
 from tests.program import System
 from tests.servers import Servers, drop_database
-from tests.system.support import CONTAINERS, Running
+from tests.system.support import CONTAINERS, MAX_MESSAGE, Running
 from tests.ws_client import look
 
 
 @pytest.fixture(scope="module")
 def running(processes: None, servers: Servers) -> Iterator[Running]:
-    """One system with default settings for all tests of the module."""
+    """One system for all tests of the module, with default settings but for MAX_MESSAGE."""
     name = f"test_system_{os.getpid()}"
     database = make_dsn(**{**parse_dsn(servers.postgres.dsn), "dbname": name})
     with look(servers.redis.url) as client:
         client.flushall()
     environment = {"REDIS_URL": servers.redis.url, "DATABASE_URL": database}
-    system = System("run", "--port", "0", env=environment)
+    system = System("run", "--port", "0", "--max-message", str(MAX_MESSAGE), env=environment)
     try:
         yield Running(system.wait_ready(), servers.redis.url, database)
         assert system.stop() == 0

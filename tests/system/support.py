@@ -16,6 +16,9 @@ from tests.recordings import Utterance
 from tests.waiting import until
 from tests.ws_client import WsClient, check_stored, chunk, look, stored
 
+#: Bytes of a message at most in the shared system: to send more than the default takes a test too long.
+MAX_MESSAGE = 16 * 2**20
+
 
 @dataclass
 class Running:

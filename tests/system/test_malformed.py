@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.recordings import Utterance
-from tests.system.support import Running
+from tests.system.support import MAX_MESSAGE, Running
 from tests.waiting import until
 from tests.ws_client import WsClient, chunk, stored, stored_chunks
 
@@ -172,7 +172,7 @@ async def write(ws: WsClient, data: bytes) -> None:
 async def test_messages_that_are_too_large(running: Running, utterances: list[Utterance], sid: str) -> None:
     """40 MB as text, as one binary frame, and in fragments with pings: one error each, then everything continues."""
     large = 40 * 2**20
-    limit = 16 * 2**20
+    limit = MAX_MESSAGE
     async with await WsClient.open(running.url) as ws:
         await ws.start(sid)
         await ws.chunk(sid, 0, utterances[0].wav)
