@@ -58,6 +58,9 @@ MAX_BODY = 1 << 16
 #: Seconds after which an HTTP connection without a request is closed.
 HTTP_IDLE_SECONDS = 75
 
+#: Seconds that the body of a request may take, unless it is an upload, which has a limit of its own (upload.py).
+BODY_SECONDS = 10.0
+
 #: Errors of accept() where this machine or process can have no further connection, and seconds until the next try.
 NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 ACCEPT_PAUSE = 1.0
@@ -245,7 +248,11 @@ async def serve(
     gateway = Gateway(settings, alive)
     await gateway.open()
     application = AsrApplication(gateway)
-    options: dict[str, Any] = {"max_body_size": MAX_BODY, "idle_connection_timeout": HTTP_IDLE_SECONDS}
+    options: dict[str, Any] = {
+        "max_body_size": MAX_BODY,
+        "idle_connection_timeout": HTTP_IDLE_SECONDS,
+        "body_timeout": BODY_SECONDS,
+    }
     if settings.tls_cert:
         options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
     server = BoundedHttpServer(application, **options)

@@ -45,6 +45,9 @@ DRAIN_SECONDS = 10.0
 IDLE_SECONDS = 60.0
 CHECK_SECONDS = 5.0
 
+#: Seconds that an upload may take.
+UPLOAD_SECONDS = 86_400.0
+
 #: Bytes of one form field, and number of parts, at most.
 MAX_FIELD_BYTES = 1 << 16
 MAX_PARTS = 100
@@ -186,6 +189,7 @@ class UploadHandler(DrainingHandler):
         if self.request.method != "POST":
             return
         self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+        self.connection.set_body_timeout(UPLOAD_SECONDS)
         if self.stream.closed():  # the client left meanwhile
             self._end()
         self.gateway.refuse_when_full()

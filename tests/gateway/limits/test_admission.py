@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 from tornado.httpclient import AsyncHTTPClient
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.tcpclient import TCPClient
 from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketClosedError
@@ -305,3 +305,26 @@ async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served
         await client.start("t")
     await elsewhere.pipeline.drain()
     await elsewhere.close()
+
+
+async def test_a_body_that_trickles_gives_its_connection_back(app: AsrApplication, gateway: Gateway) -> None:
+    """An upload may take its time."""
+    server = BoundedHttpServer(app, body_timeout=0.3)
+    socket, port = bind_unused_port()
+    server.add_socket(socket)
+
+    async def begun(path: str) -> IOStream:
+        stream = await TCPClient().connect("127.0.0.1", port)
+        head = "Host: localhost\r\nContent-Type: audio/wav\r\nContent-Length: 100"
+        await stream.write(f"POST {path} HTTP/1.1\r\n{head}\r\n\r\n.".encode())
+        return stream
+
+    upload = await begun("/api/v1/transcribe")
+    streams = [await begun(path) for path in ("/livez", "/api/v1/history", "/v1/models")]
+    for stream in streams:
+        await stream.read_until_close()
+    assert not upload.closed()
+    assert len(server._connections) == 1
+    upload.close()
+    await until(lambda: gateway.connections == 0)
+    server.stop()
