@@ -59,11 +59,16 @@ class ClientSession:
         self._client = client
         self._options = options
         self._channel = next(client.channels)
+        # With a small window every acknowledgement is needed at once.
+        self._ack_interval: float = options.get("ack_interval", ACK_INTERVAL if client.window >= WINDOW else 0.0)
         self._binary = False  # the server takes this session's chunks as binary frames
         self._last_seq = 0
         self._unacknowledged: dict[int, bytes] = {}
         self._unacknowledged_bytes = 0
         self._refused_indexes: set[int] = set()  # sent again without data after a resume; their errors are not news
+        self._flushes = deque[int]()  # of each without an answer: the index of the chunk that it came before
+        self._flushes_answered = 0
+        self._flushes_written = 0  # on this connection or an earlier one, as far as the server got them
         self._ended = False
         self._failure: Exception | None = None
         self._events: deque[Event] = deque()
@@ -118,6 +123,12 @@ class ClientSession:
         else:
             self._chunk_added.set()
         return index
+
+    async def flush(self) -> None:
+        """Have what was sent so far recognised now; a `flushed` event is the answer, after the results."""
+        self._flushes.append(self.next_index)
+        self._idle_frames = None  # what is sent from now on must not overtake it
+        self._chunk_added.set()
 
     async def end(self) -> None:
         """Tell the server that no more audio follows; `final_result` is the answer."""
@@ -183,6 +194,7 @@ class ClientSession:
                 log.warning("session=%s %s", self.id, warning)
             self.model = event.get("model", self.model)
             self._binary = event.get("channel") == self._channel  # older servers know no channels
+            self._flushes_written = event.get("flushes", 0)
             self._established(event.get("next_chunk_index", 0))
         elif kind == "ack" and event.get("through"):
             self._acknowledged_below(event["chunk_index"] + 1)
@@ -193,6 +205,9 @@ class ClientSession:
         elif event.get("seq", self._last_seq + 1) > self._last_seq:
             self._last_seq = event.get("seq", self._last_seq)
             self._acknowledged(index)
+            if kind == "flushed" and self._flushes:
+                self._flushes.popleft()
+                self._flushes_answered = event["number"]
             self._add_event(event)
             if kind == "final_result":
                 self._failure = ServerError({"code": "session_finished", "message": "the session is finished"})
@@ -225,12 +240,6 @@ class ClientSession:
             message = {"action": "start", **self._options, "resume": True, **link}
         await connection.write(message)
 
-    @property
-    def _ack_interval(self) -> float:
-        """The option, or its default: with a small window every acknowledgement is needed at once."""
-        interval: float = self._options.get("ack_interval", ACK_INTERVAL if self._client.window >= WINDOW else 0.0)
-        return interval
-
     def _established(self, next_index: int) -> None:
         """The server accepted the session on this connection, and expects chunk `next_index`."""
         self.opening, self._retrying_since = False, None
@@ -244,7 +253,11 @@ class ClientSession:
         """Write the chunks from `index` on, and the end. While there is nothing to write, `send` writes by itself."""
         frames, self._next_to_write = connection.frames, index
         while True:
-            while self._next_to_write < self.next_index:
+            while self._next_to_write < self.next_index or self._is_flush_due:
+                if self._is_flush_due:
+                    self._flushes_written += 1
+                    await connection.write({"action": "flush", "session_id": self.id})
+                    continue
                 index, self._next_to_write = self._next_to_write, self._next_to_write + 1
                 data = self._unacknowledged.get(index)
                 if data is None:  # refused before the connection was lost: the server must refuse it again
@@ -261,6 +274,11 @@ class ClientSession:
             self._chunk_added.clear()
             await self._chunk_added.wait()
             self._idle_frames = None
+
+    @property
+    def _is_flush_due(self) -> bool:
+        waiting = self._flushes_written - self._flushes_answered  # written, and not answered
+        return waiting < len(self._flushes) and self._flushes[waiting] <= self._next_to_write
 
     def _chunk(self, index: int, data: bytes) -> dict[str, Any]:
         audio = b64encode(data).decode()

@@ -198,7 +198,13 @@ class Session:
 
     def resumption(self) -> Resumed:
         """Return the answer for a client that resumes."""
-        return Resumed(session_id=self.id, state=self.state, next_chunk_index=self.next_index, missed=self.missed)
+        return Resumed(
+            session_id=self.id,
+            state=self.state,
+            next_chunk_index=self.next_index,
+            missed=self.missed,
+            flushes=self.flushes,
+        )
 
     @property
     def last(self) -> int | None:

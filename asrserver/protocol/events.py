@@ -290,12 +290,14 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
         state: `recording`; or `finishing`, `over` where it takes no more audio.
         next_chunk_index: The first chunk that the server does not have.
         missed: Durable events after the client's last one that are no longer kept.
+        flushes: Flushes that the server has got.
     """
 
     session_id: str
     state: str
     next_chunk_index: int
     missed: int = 0
+    flushes: int = 0
 
 
 class Received(msgspec.Struct, frozen=True):

@@ -321,6 +321,8 @@ def _resumed(event: Resumed) -> dict[str, Any]:
     }
     if event.missed:
         message["missed"] = event.missed
+    if event.flushes:
+        message["flushes"] = event.flushes
     return message
 
 
