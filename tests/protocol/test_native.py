@@ -219,7 +219,7 @@ def test_what_is_no_base64(text: str) -> None:
 @pytest.mark.parametrize("values", ["[[]]," * 300_000 + "1", "1," * 1_000_000 + "1", '{"a":1},' * 100_000 + "1"])
 def test_a_message_of_very_many_values_costs_nothing(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even its parsing: megabytes of them stopped a gateway for seconds."""
-    monkeypatch.setattr("asrserver.protocol.native.orjson.loads", None)
+    monkeypatch.setattr("asrserver.protocol.json_messages.orjson.loads", None)
     with pytest.raises(BadRequest, match="10000 values") as caught:
         native.parse(f'{{"action": "start", "x": [{values}]}}')
     assert caught.value.code == "bad_json"
