@@ -21,6 +21,9 @@ from asrserver.gateway.gateway import Gateway
 
 log = logging.getLogger("asrserver.rest")
 
+#: Query parameters that are an API key.
+KEY_PARAMETERS = ("token", "key")
+
 #: CORS: methods and headers that pages of allowed origins may use, headers that they may read, and seconds for which
 #: browsers may remember that.
 CORS_METHODS = "GET, HEAD, POST, DELETE, OPTIONS"
@@ -38,11 +41,13 @@ MAX_LOGGED_ORIGIN = 200
 
 def normalise(request: HTTPServerRequest, access: Access) -> None:
     """Move the API key, however it was given, to the Authorization header; take the client's address from proxies."""
-    tokens = request.query_arguments.pop("token", [])
-    request.arguments.pop("token", None)
+    tokens: list[bytes] = []
+    for name in KEY_PARAMETERS:
+        tokens += request.query_arguments.pop(name, [])
+        request.arguments.pop(name, None)
     if tokens and request.uri is not None:
         # Tornado's own warnings quote the address: the key must not stand in it.
-        kept = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] != "token"]
+        kept = [pair for pair in parse_qsl(request.query, keep_blank_values=True) if pair[0] not in KEY_PARAMETERS]
         request.query = urlencode(kept)
         request.uri = request.uri.partition("?")[0] + (f"?{request.query}" if kept else "")
     shown, protocols = bearer(

@@ -102,6 +102,7 @@ async def test_a_key_is_shown_in_three_ways(base_url: str, fetch: Callable[..., 
     for arguments, protocol in (
         ({"Authorization": f"Bearer {keys.text_a}"}, None),
         ({"path": f"/ws/asr?uid=1&token={keys.text_a}"}, None),
+        ({"path": f"/ws/asr?key={keys.text_a}&uid=1"}, None),
         ({"Sec_WebSocket_Protocol": f"asr.v1, bearer.{keys.text_a}"}, "asr.v1"),
         ({"Sec_WebSocket_Protocol": f"bearer.{keys.text_a},asr.v1"}, "asr.v1"),
         ({"Sec_WebSocket_Protocol": f"bearer.{keys.text_a}"}, None),
