@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from asrserver.broker.replies import Claim
+from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import WorkerBroker
-from asrserver.protocol.events import Result
+from asrserver.protocol.events import Partial, Result
 from tests.events import durable
 from tests.waiting import until
 
@@ -45,6 +45,16 @@ class FakeWorker:
         event = self.event(sid, kind, **fields)
         assert await self.broker.append_event(self.claims[sid], event, after)
 
+    def partial(self, sid: str, text: str, stable: str = "", **fields: Any) -> None:
+        """Publish what is being said."""
+        own = {"start": 0.0, "end": 0.5, "language": "en", "follows": self._seq[sid]}
+        self.broker.publish(self.claims[sid], Partial(session_id=sid, text=text, stable=stable, **{**own, **fields}))
+
+    async def flush(self, sid: str, number: int = 1) -> None:
+        """Wait until a flush has come."""
+        while not any(entry.flush == number for entry in await self._entries(sid)):
+            pass
+
     async def chunk(self, sid: str, index: int, text: str = "word") -> None:
         await self.say(sid, "chunk", f"{index + 1}-0", chunk_index=index, text=text, duration=0.5)
 
@@ -56,7 +66,7 @@ class FakeWorker:
     async def ended(self, sid: str) -> str:
         """Wait for the session's end; return its status."""
         while True:
-            for entry in (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, []):
+            for entry in await self._entries(sid):
                 if entry.status is not None:
                     return entry.status
 
@@ -64,9 +74,11 @@ class FakeWorker:
         """The session's chunks by entry id, once there are `count`."""
         found: dict[str, bytes] = {}
         while len(found) < count:
-            entries = (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, [])
-            found = {entry.id: entry.data for entry in entries if entry.data is not None}
+            found = {entry.id: entry.data for entry in await self._entries(sid) if entry.data is not None}
         return found
+
+    async def _entries(self, sid: str) -> list[Entry]:
+        return (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, [])
 
     async def close(self) -> None:
         await until(lambda: self.broker.pipeline._task is None)

@@ -45,7 +45,9 @@ from asrserver.handlers.rest import (
     SessionHandler,
     StatsHandler,
 )
+from asrserver.handlers.root import RootHandler
 from asrserver.handlers.transcribe import TranscribeHandler
+from asrserver.handlers.vosk import VoskHandler
 from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
@@ -98,6 +100,8 @@ FURTHER: dict[str, type[RequestHandler]] = {
 #: The handlers of requests for an upgrade to WebSocket, as patterns; other requests for these paths are not theirs.
 UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/v1/listen": DeepgramLiveHandler,
+    "/vosk/?": VoskHandler,
+    "/": RootHandler,
 }
 
 #: Seconds in which clients must answer the closing of their connection.

@@ -2,8 +2,8 @@
 
 Their clients send a stream of audio that nobody acknowledges, and cannot resume: what was accepted is recognised and
 kept, but a session whose client is gone is ended. A protocol is a subclass. It reads the client's messages, calls
-`start`, `end_audio` and what else the gateway offers, and says in `tell` what each event is to its client; audio,
-limits and ends are handled here.
+`start`, `flush_audio` and `end_audio`, and says in `tell` what each event is to its client; audio, limits and ends are
+handled here.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class LiveSessionConnection(WebSocketConnection):
         self.sessions.attach(session, LINK)
         self.refusal = None
         return session
+
+    def flush_audio(self) -> int | None:
+        """Have all audio so far recognised now; a Flushed event of the returned number follows. None: it is over."""
+        session = self.session
+        return self.gateway.sessions.flush(session) if session is not None and session.state == "recording" else None
 
     def end_audio(self) -> None:
         """End the audio of the session; its last events follow, and `ended`. Nothing happens where it is over."""

@@ -339,8 +339,9 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, error: AsrError, **where: Any) -> Self:
-        """Make it of an error, whose details count before what is known from elsewhere."""
-        return cls(code=error.code, message=error.message, **(where | error.details))
+        """Make it of an error, whose details count before what is known from elsewhere; some are only for HTTP."""
+        details = {name: value for name, value in (where | error.details).items() if name in cls.__struct_fields__}
+        return cls(code=error.code, message=error.message, **details)
 
 
 class Lost(Refusal, frozen=True, kw_only=True):

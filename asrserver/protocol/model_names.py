@@ -20,6 +20,9 @@ DEEPGRAM = re.compile(
     r"(?:\d-)?(?:nova(?:-\d)?|enhanced|base|general|flux|whisper)(?:-[a-z]+)*|meeting|phonecall|voicemail"
 )
 
+#: Vosk's models are directories, which its clients name by their paths.
+VOSK = re.compile(r"(?:.*/)?(?:vosk-)?model(?:-[\w.-]+)?")
+
 #: How others name Whisper's models: with their publisher, or with the format.
 _PREFIX = re.compile(r"(?:(?:openai|systran|guillaumekln)/)?(?:faster-)?(?:distil-)?whisper-", re.IGNORECASE)
 

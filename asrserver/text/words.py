@@ -59,6 +59,11 @@ def _is_spaced(character: str) -> bool:
     return character.isalnum() and not _UNSPACED_SIGN.match(character)
 
 
+def bare(word: str) -> str:
+    """Return a word without the punctuation around it; one that is nothing else as it is."""
+    return word.strip("".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word
+
+
 def clean(word: str) -> str:
     """Return a word without what may change from one recognition to the next: case, and punctuation around it."""
-    return word.casefold().strip("".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word
+    return bare(word.casefold())

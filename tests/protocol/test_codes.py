@@ -52,7 +52,7 @@ PASSED_ON = {
         "BadRequest(exc.code, exc.message, parameter=exc.details.get('option'))",
         "BadRequest(exc.code, exc.message, parameter='language')",
     },
-    "asrserver/protocol/events.py": {"cls(code=error.code, message=error.message, **where | error.details)"},
+    "asrserver/protocol/events.py": {"cls(code=error.code, message=error.message, **details)"},
 }
 
 

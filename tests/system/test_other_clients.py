@@ -1,0 +1,35 @@
+"""The clients of other speech servers against the whole system: Vosk."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.recordings import Utterance
+from tests.system.support import Running, robust
+from tests.ws_client import WsClient
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def recording(utterances: list[Utterance]) -> Utterance:
+    """Three utterances with pauses between them."""
+    said = robust(utterances, 3)
+    return Utterance("three", " ".join(one.text for one in said), bytes(48000).join(one.pcm for one in said))
+
+
+def frames(pcm: bytes, seconds: float) -> list[bytes]:
+    size = 2 * round(16000 * seconds)
+    return [pcm[at : at + size] for at in range(0, len(pcm), size)]
+
+
+async def test_vosk(running: Running, recording: Utterance) -> None:
+    """As alphacep's test scripts: each answer is read before the next frame is sent."""
+    async with await WsClient.open(f"ws://127.0.0.1:{running.system.port}") as ws:
+        await ws.send('{ "config" : { "sample_rate" : 16000 } }')
+        answers = [await ws.call(frame) for frame in frames(recording.pcm, 0.2)]
+        answers.append(await ws.call('{"eof" : 1}'))
+    texts = [answer["text"] for answer in answers if answer.get("text")]
+    assert " ".join(texts) == recording.text
+    words = [word["word"] for answer in answers for word in answer.get("result", ())]
+    assert words == recording.text.split()
