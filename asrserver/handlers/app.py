@@ -35,6 +35,7 @@ from asrserver.handlers.openai import (
     UnknownPathHandler,
 )
 from asrserver.handlers.openapi import OpenApiHandler
+from asrserver.handlers.page import FOLDER, PAGES, StaticHandler
 from asrserver.handlers.rest import (
     HealthHandler,
     HistoryHandler,
@@ -87,9 +88,11 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/v1/models/{model}": ModelHandler,
 }
 
-#: Further paths, as patterns: clients whose users leave /v1 out of the URL; models whose names have a slash; and errors
-#: as OpenAI's clients read them for the rest of /v1.
+#: Further paths, as patterns: the server's own pages; clients whose users leave /v1 out of the URL; models whose names
+#: have a slash; and errors as OpenAI's clients read them for the rest of /v1.
 FURTHER: dict[str, type[RequestHandler]] = {
+    **dict.fromkeys(map(re.escape, PAGES), StaticHandler),
+    f"{FOLDER}(?P<name>[^/]+)": StaticHandler,
     "/audio/transcriptions": TranscriptionsHandler,
     "/audio/translations": TranslationsHandler,
     "/v1/models/(?P<model>.+)": ModelHandler,

@@ -392,6 +392,9 @@ class Supervisor:
                 f"asrserver listening on http{s}://{host}:{port} (ws{s}://{host}:{port}/ws/asr), {workers} workers",
                 flush=True,
             )
+            # Browsers give the microphone to pages of localhost, and of https.
+            page = "localhost" if host in ("0.0.0.0", "[::]") else host
+            print(f"open http{s}://{page}:{port}/ in a browser to speak, or to drop a recording", flush=True)
         else:
             print(f"asrserver: {workers} workers ready", flush=True)
 

@@ -17,6 +17,7 @@ from asrserver.config import Settings
 from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
+from asrserver.handlers.page import FOLDER, PAGES
 from tests.api_keys import Keys
 from tests.fakes import FakeWorker
 from tests.waiting import until
@@ -62,30 +63,38 @@ async def connect(base_url: str, path: str = "/ws/asr", **headers: str) -> WebSo
     return await websocket_connect(HTTPRequest(base_url.replace("http", "ws", 1) + path, headers=names))
 
 
+def _filled(part: re.Match[str]) -> str:
+    return "" if part[0] == "\\" else "x"
+
+
 def paths(app: AsrApplication) -> list[str]:
     """A path for every route, and one without a route."""
     rules = [rule for host in app.wildcard_router.rules for rule in [host]]
-    found = [re.sub(r"\(.*?\)", "x", rule.matcher.regex.pattern.rstrip("$")) for rule in rules]  # type: ignore[attr-defined]
+    found = [re.sub(r"\(.*?\)|\\", _filled, rule.matcher.regex.pattern.rstrip("$")) for rule in rules]  # type: ignore[attr-defined]
     assert "/ws/asr" in found
     assert "/api/v1/session/x" in found
-    return [*found, "/nothing", "/", "/api/v1/session/%ff?token=x"]
+    return [*found, "/nothing", "/api/v1/session/%ff?token=x"]
 
 
-async def test_without_a_key_nothing_opens_but_livez(
+#: What answers without a key, and with which status.
+PUBLIC = {"/livez": 200, **dict.fromkeys(PAGES, 200), f"{FOLDER}x": 404}
+
+
+async def test_without_a_key_nothing_opens_but_livez_and_the_pages(
     app: AsrApplication, fetch: Callable[..., Any], keys: Keys
 ) -> None:
     """Every route, by every method, without a key and with a wrong one."""
     for path in paths(app):
         for method in ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS"):
-            if path == "/livez" and method in ("GET", "HEAD"):
-                assert (await fetch(path)).code == 200
+            if path in PUBLIC and method in ("GET", "HEAD"):
+                assert (await fetch(path)).code == PUBLIC[path]
                 continue
             for key in ("", keys.text_a[:-1] + "-"):
                 response = await fetch(path, key, method=method)
                 if "%ff" in path:
                     assert response.code == 400
                     continue
-                if path == "/livez":  # public: what is wrong is the method
+                if path in PUBLIC:  # what is wrong is the method
                     assert response.code == (204 if method == "OPTIONS" else 405)
                     continue
                 assert response.code == 401, (path, method)

@@ -6,10 +6,7 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -18,6 +15,7 @@ import pytest
 import tornado.httpserver
 import tornado.testing
 import tornado.web
+from chromium import Browser, find
 
 from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.stream import StreamDecoder
@@ -58,23 +56,13 @@ navigator.mediaDevices.getUserMedia({audio: {echoCancellation: false, noiseSuppr
   .then((result) => fetch("/done", {method: "POST", body: JSON.stringify(result)}));
 </script>"""
 
-#: Without these the browser asks, looks for updates, or wants a screen; --no-sandbox because the tests may run as root.
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-    "--autoplay-policy=no-user-gesture-required",
-)
-
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
     """The browser's path. It must exist in CI, and where `make test` can install it (as root on Debian)."""
-    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    found = find()
     if found is None:
-        assert not os.environ.get("CI"), f"none of {', '.join(NAMES)} is installed"
+        assert not os.environ.get("CI"), "no browser is installed"
         assert os.geteuid() != 0 or not shutil.which("apt-get"), "no browser: `make browser` installs Chromium"
         pytest.skip("no browser: as root on Debian `make test` installs Chromium; else install it, then run again")
     return found
@@ -102,42 +90,6 @@ def page(io_loop: Any) -> Iterator[tuple[str, asyncio.Future[Any]]]:
     yield f"http://127.0.0.1:{port}", done
     server.stop()
     io_loop.run_sync(server.close_all_connections)
-
-
-class Browser:
-    """A browser that opens a page, hears a WAV file, and leaves nothing behind."""
-
-    def __init__(self, program: str, wav: bytes, url: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="asrserver-browser-", ignore_cleanup_errors=True)
-        microphone = Path(self._folder.name) / "microphone.wav"
-        microphone.write_bytes(wav)
-        self.log = Path(self._folder.name) / "log"
-        with self.log.open("w") as log:
-            self._process = subprocess.Popen(
-                [
-                    program,
-                    *FLAGS,
-                    f"--user-data-dir={self._folder.name}/profile",
-                    f"--use-file-for-fake-audio-capture={microphone}%noloop",
-                    url,
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "HOME": self._folder.name},
-                start_new_session=True,
-            )
-
-    def __enter__(self) -> Browser:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._folder.cleanup()
 
 
 @pytest.mark.gen_test(timeout=150)

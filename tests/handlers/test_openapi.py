@@ -25,6 +25,7 @@ from asrserver.gateway.rate_limits import Limits
 from asrserver.handlers import audio, base, openapi, proxy, rest
 from asrserver.handlers.app import ROUTES
 from asrserver.handlers.transcribe import PARAMETERS
+from asrserver.protocol import native, options
 from asrserver.protocol.codes import CODES
 from asrserver.storage.queries import CURSOR
 from tests.program import System
@@ -67,6 +68,13 @@ def test_its_parameters_are_those_that_the_code_reads(path: str) -> None:
     for method in DOCUMENT["paths"][path]:
         known = read if method == "get" else set(PARAMETERS) if path == "/api/v1/transcribe" else set()
         assert parameters(path, method, "query") == known
+
+
+def test_the_query_of_the_websocket_has_the_options_of_a_session() -> None:
+    assert parameters("/ws/asr", "get", "query") == native.QUERY_FIELDS
+    schemas = {p["name"]: p["schema"] for p in DOCUMENT["paths"]["/ws/asr"]["get"]["parameters"]}
+    assert set(schemas["mode"]["enum"]) == set(options.MODES)
+    assert set(schemas["format"]["enum"]) == set(options.FORMATS)
 
 
 def test_its_limits_are_the_code_s() -> None:
@@ -165,7 +173,7 @@ def test_a_fuzzer_finds_no_lie_in_it(start: Callable[..., System], database_url:
         *("--checks", "all", "--phases", "examples,coverage,fuzzing", "--max-examples", "40", "--seed", "1"),
         *("--generation-database", "none", "--no-color", "--request-timeout", "20"),
     ]
-    for options in FUZZED:
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=140)
+    for given in FUZZED:
+        done = subprocess.run([*command, *given], capture_output=True, text=True, timeout=140)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert "ERROR" not in system.output()

@@ -19,8 +19,9 @@ from queue import Queue
 from urllib.parse import urlencode
 
 import pytest
+from chromium import Browser
 
-from tests.handlers.test_browser import Browser, chromium  # noqa: F401  # a fixture
+from tests.handlers.test_browser import chromium  # noqa: F401  # a fixture
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import wait_until
@@ -28,19 +29,18 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parent.parent.parent
 GUIDES = ROOT / "docs" / "guides"
 RECORDINGS = ROOT / "asrserver" / "data" / "recordings"
+MODULE = ROOT / "asrserver" / "data" / "web" / "asrserver.js"
 SAID: dict[str, str] = json.loads((RECORDINGS / "transcripts.json").read_text())
 
 #: What a test does in the page, in place of a person: presses the button, waits until all is said, presses it again.
 PRESSED = """<script type="module">
-const text = (id) => document.getElementById(id).innerText.trim();
 const until = async (condition) => { while (!condition()) await new Promise((done) => setTimeout(done, 50)); };
-const segments = Number(new URLSearchParams(location.search).get("segments"));
-document.getElementById("toggle").click();
-const over = () => text("state") && text("state") != "listening";
-await until(() => over() || document.querySelectorAll("#text p").length >= segments);
-document.getElementById("toggle").click();
-await until(() => text("state") != "listening");
-await fetch("/done", {method: "POST", body: JSON.stringify([text("text").split(/\\n+/), text("state")])});
+const said = new URLSearchParams(location.search).get("said");
+const shown = () => document.getElementById("text").textContent.trim();
+button.click();
+await until(() => shown().length >= said.length);
+button.click();
+await fetch("/done", {method: "POST", body: JSON.stringify([shown(), document.getElementById("guess").textContent])});
 </script>"""
 
 
@@ -94,10 +94,14 @@ def node() -> list[str]:
 
 
 def test_the_node_examples(system: System, tmp_path: Path, node: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASRSERVER_SERVER", f"ws://127.0.0.1:{system.port}")
-    file, live = blocks("javascript.md", "js")
-    (tmp_path / "transcribe.mjs").write_text(file)
-    (tmp_path / "live.mjs").write_text(live)
+    """With the module that the server ships, and without."""
+    monkeypatch.setenv("ASRSERVER_SERVER", f"http://127.0.0.1:{system.port}")
+    examples = dict(zip(("transcribe.mjs", "live.mjs"), blocks("javascript.md", "js")[-2:], strict=True))
+    (raw,) = blocks("../reference/websocket.md", "js")
+    examples["raw.mjs"] = raw.replace("127.0.0.1:8080", f"127.0.0.1:{system.port}")
+    examples["asrserver.mjs"] = MODULE.read_text()
+    for name, source in examples.items():
+        (tmp_path / name).write_text(source)
     wav = RECORDINGS / "english-1.wav"
     assert run([*node, str(tmp_path / "transcribe.mjs"), str(wav)]).strip() == SAID[wav.name]
     with (RECORDINGS / "pauses.wav").open("rb") as recording:
@@ -106,19 +110,30 @@ def test_the_node_examples(system: System, tmp_path: Path, node: list[str], monk
     lines = [line.partition("  ")[2] for line in printed.splitlines()]
     assert len(lines) > 3
     assert " ".join(lines) == SAID["pauses.wav"]
+    with wav.open("rb") as recording:
+        recording.seek(44)
+        messages = [json.loads(line) for line in run([*node, str(tmp_path / "raw.mjs")], stdin=recording).splitlines()]
+    assert messages[0]["status"] == "session_started"
+    assert (messages[-1]["type"], messages[-1]["text"]) == ("final_result", SAID[wav.name])
+
+
+class Served(Queue[bytes]):
+    """A page that is served, and what it posts."""
+
+    page = ""
 
 
 @contextmanager
-def served(page: str) -> Iterator[tuple[str, Queue[bytes]]]:
-    """Serve a page; returns its URL and what it posts."""
-    posted: Queue[bytes] = Queue()
+def served() -> Iterator[tuple[str, Served]]:
+    """Serve a page; returns its URL, and the page."""
+    posted = Served()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.end_headers()
-            self.wfile.write(page.encode())
+            self.wfile.write(posted.page.encode())
 
         def do_POST(self) -> None:
             posted.put(self.rfile.read(int(self.headers["Content-Length"])))
@@ -146,22 +161,23 @@ async def test_the_page(
     utterances: list[Utterance],
     recorder: str,
 ) -> None:
-    """It shows one line for each segment, also while the server replaces its gateway."""
-    (page,) = blocks("browser.md", "html")
+    """It shows what is said, also while the server replaces its gateway; the module comes from another origin."""
+    (page,) = blocks("javascript.md", "html")
     if recorder == "MediaRecorder":
-        (body,) = blocks("browser.md", "js")
-        begin, end = page.index("async function start() {\n"), page.index("\n}\n\n$(")
-        page = f"{page[:begin]}async function start() {{\n{body}{page[end:]}"
+        (body,) = [code for code in blocks("javascript.md", "js") if "new MediaRecorder" in code]
+        page = page.replace('const session = await client.listen({ language: "en" });', body)
+        page = page.replace("session.finish();\n};\n</script>", "recorder.stop();\n};\n</script>")
+        assert "recorder.stop();\n};\n</script>" in page
     said = utterances[:4]
     wav = Utterance("", "", bytes(2 * 32000).join([b"", *(one.pcm for one in said), bytes(20 * 32000)])).wav
-    with served(page.replace("</html>", PRESSED + "</html>")) as (address, posted):
+    wanted = " ".join(one.text for one in said)
+    with served() as (address, posted):
         system = start("run", "--allowed-origins", address)
         await asyncio.to_thread(system.wait_ready)
-        query = urlencode({"server": system.url, "segments": len(said)})
-        with Browser(chromium, wav, f"{address}/?{query}"):
+        posted.page = (page + PRESSED).replace("http://127.0.0.1:8080", f"http://127.0.0.1:{system.port}")
+        with Browser(chromium, wav, f"{address}/?{urlencode({'said': wanted})}"):
             await asyncio.to_thread(wait_until, lambda: "mode=stream" in system.output(), 60, "a session")
             system.process.send_signal(signal.SIGHUP)
-            text, state = json.loads(await asyncio.to_thread(posted.get, True, 100))
-    assert text == [one.text for one in said]
-    assert state.endswith("done")
+            text, guess = json.loads(await asyncio.to_thread(posted.get, True, 100))
+    assert (text, guess) == (wanted, "")
     assert "resumed" in system.output()
