@@ -100,6 +100,20 @@ class Settings:
     )
     port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on. 0: any free port.", "PORT")
     gateways: int = setting(1, "gateway", _COUNT, "Number of gateway processes, which share the port.")
+    wyoming_port: int = setting(
+        0,
+        "gateway",
+        click.IntRange(0, 65535),
+        "Port for Home Assistant (the Wyoming protocol), usually 10300. 0: none.",
+    )
+    wyoming_host: str = setting("", "gateway", str, "Listen address of wyoming-port [that of host].")
+    zeroconf: str = setting(
+        "auto",
+        "gateway",
+        click.Choice(["auto", "on", "off"]),
+        "Announce wyoming-port in the local network, so that Home Assistant finds it. auto: if the extra zeroconf is "
+        "installed and other machines can connect.",
+    )
     keys_file: str = setting(
         "",
         "gateway",
@@ -112,6 +126,13 @@ class Settings:
         "gateway",
         click.Choice(["auto", "off"]),
         "auto: require an API key if any is configured, else listen on loopback only. off: allow everybody.",
+    )
+    allow_keyless: str = setting(
+        "",
+        "gateway",
+        str,
+        "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming. Whoever can reach "
+        "its port may use it.",
     )
     allowed_origins: str = setting(
         "",

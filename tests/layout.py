@@ -81,6 +81,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "tornado": ("client", "handlers", "protocol"),
     "tornado.web": ("handlers",),
     "uvloop": ("loadtest", "supervisor"),
+    "zeroconf": ("supervisor",),
 }
 
 #: Libraries that must not be loaded when these modules are imported, directly or indirectly. The supervisor starts all

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from asrserver.cli.options import settings_options
 from asrserver.cli.startup import check_settings
 from asrserver.config import COMMANDS, Settings, setting_rows
 from asrserver.errors import SettingError
+from tests.api_keys import GIVEN
+
+KEYS = f"app:{GIVEN}"
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -185,6 +189,11 @@ def test_the_names_of_the_ancestor_stay() -> None:
         ({}, "worker", "REDIS_URL"),
         ({"redis_addr": "h:1"}, "gateway", "DATABASE_URL"),
         ({"redis_url": "localhost"}, "run", "REDIS_URL"),
+        ({"wyoming_port": 1, "api_keys": KEYS}, "run", "--allow-keyless wyoming"),
+        ({"wyoming_port": 1, "wyoming_host": "0.0.0.0"}, "run", "--allow-keyless wyoming"),
+        ({"wyoming_port": 1, "host": "0.0.0.0", "api_keys": KEYS}, "run", "--allow-keyless wyoming"),
+        ({"allow_keyless": "wyoming,native"}, "run", "--allow-keyless native"),
+        ({"wyoming_port": 1, "zeroconf": "on"}, "run", "--zeroconf on"),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(given: dict[str, Any], command: str, named: str) -> None:
@@ -196,6 +205,24 @@ def test_what_works_is_let_through() -> None:
     both = Settings(redis_addr="h:1", db_host="h")
     assert all(check_settings(both, command) is both for command in COMMANDS)
     assert check_settings(Settings(), "run") == Settings()
+    allowed: list[dict[str, Any]] = [
+        {"wyoming_port": 1},
+        {"wyoming_port": 1, "wyoming_host": "0.0.0.0", "allow_keyless": "wyoming", "zeroconf": "on"},
+        {"wyoming_port": 1, "host": "0.0.0.0", "api_keys": KEYS, "allow_keyless": " wyoming "},
+        {"wyoming_port": 1, "host": "0.0.0.0", "access_control": "off"},
+    ]
+    for given in allowed:
+        settings = Settings(**given)
+        assert check_settings(settings, "run") is settings
+
+
+def test_an_announcement_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only if it is asked for."""
+    monkeypatch.setitem(sys.modules, "zeroconf", None)
+    given: dict[str, Any] = {"wyoming_port": 1, "wyoming_host": "0.0.0.0", "allow_keyless": "wyoming"}
+    check_settings(Settings(**given), "run")
+    with pytest.raises(SettingError, match=r"pip install 'asrserver\[zeroconf\]'"):
+        check_settings(Settings(**given, zeroconf="on"), "run")
 
 
 def test_servers_may_be_given_in_either_way() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from asrserver import __version__
+from asrserver.auth import is_loopback
 from asrserver.cli.bench import bench
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
@@ -99,16 +101,18 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
             settings.max_connections + OTHER_FILES,
         )
     with ExitStack() as stack:
-        listener = stack.enter_context(_listen(settings.host, settings.port)) if gateways else None
-        if listener is not None:
-            settings = replace(settings, port=listener.getsockname()[1])  # with port 0, the one that the system chose
+        listeners = _listen_all(settings, stack) if gateways else {}
+        if listeners:
+            # With port 0, the one that the system chose.
+            settings = replace(settings, port=listeners["http"].getsockname()[1])
         if workers:  # before anything is started, and after the port: a port in use is told before a long download
             settings = replace(settings, model=_find_models(settings.models))
         _share_metrics(settings, stack)
         servers: list[Any] = []
         if command == "run" and not (settings.has_redis and settings.has_database):
             settings, servers = _start_servers(settings, stack)
-        status = Supervisor(settings, listener, workers, servers).run()
+        on_ready = _announcement(settings, stack) if "wyoming" in listeners else lambda: None
+        status = Supervisor(settings, listeners, workers, servers, on_ready).run()
     sys.exit(status)
 
 
@@ -167,15 +171,43 @@ def _start_servers(settings: Settings, stack: ExitStack) -> tuple[Settings, list
     return settings, servers
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """The socket that all gateways share; bound here, so that a port in use fails at once with a clear message."""
+def _announcement(settings: Settings, stack: ExitStack) -> Callable[[], None]:
+    """What announces the Wyoming port in the local network, if the setting says so and it can be done."""
+    from asrserver.supervisor.announcement import Announcement, is_possible
+
+    host = settings.wyoming_host or settings.host
+    if settings.zeroconf == "off" or is_loopback(host) or not is_possible():
+        return lambda: None
+    announcement = Announcement(host, settings.wyoming_port)
+    stack.callback(announcement.close)
+    return announcement.publish
+
+
+def _listen_all(settings: Settings, stack: ExitStack) -> dict[str, socket.socket]:
+    """The sockets that all gateways share, by protocol."""
+    listeners = {"http": stack.enter_context(_listen(settings.host, settings.port))}
+    if settings.wyoming_port:
+        host = settings.wyoming_host or settings.host
+        listeners["wyoming"] = stack.enter_context(_listen(host, settings.wyoming_port, "wyoming-"))
+    return listeners
+
+
+def _listen(host: str, port: int, of: str = "") -> socket.socket:
+    """A listening socket; bound here, so that a port in use fails at once with a clear message.
+
+    Args:
+        host: The address.
+        port: The port; 0: any free one.
+        of: The beginning of the names of their settings.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as exc:
-        raise click.ClickException(f"cannot listen on --host {host} --port {port}: {exc.strerror or exc}") from None
+        place = f"--{of}host {host} --{of}port {port}"
+        raise click.ClickException(f"cannot listen on {place}: {exc.strerror or exc}") from None
     listener.listen(LISTEN_BACKLOG)
     listener.setblocking(False)
     return listener

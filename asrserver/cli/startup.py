@@ -9,6 +9,10 @@ from asrserver.auth import Access, is_loopback, tls_context
 from asrserver.config import Settings
 from asrserver.errors import SettingError
 from asrserver.gateway.hotwords import Hotwords
+from asrserver.supervisor import announcement
+
+#: Protocols whose clients cannot send an API key.
+KEYLESS = ("wyoming",)
 
 
 def check_settings(settings: Settings, command: str) -> Settings:
@@ -58,3 +62,27 @@ def _check_access(settings: Settings) -> None:
             f"--host {settings.host} is reachable from other machines and no API keys are configured: "
             "set --keys-file or --api-keys, or --access-control off"
         )
+    allowed = {name.strip() for name in settings.allow_keyless.split(",")} - {""}
+    if unknown := sorted(allowed.difference(KEYLESS)):
+        raise SettingError(f"--allow-keyless {unknown[0]}: it must be one of {', '.join(KEYLESS)}")
+    if settings.wyoming_port:
+        _check_wyoming(settings, access.enabled, "wyoming" in allowed)
+
+
+def _check_wyoming(settings: Settings, keys: bool, allowed: bool) -> None:
+    """Refuse to open the port for Home Assistant to more than the operator knows of."""
+    host = settings.wyoming_host or settings.host
+    if keys and not allowed:
+        raise SettingError(
+            "--wyoming-port: Home Assistant cannot send an API key. To let everybody in who can reach the port, set "
+            "--allow-keyless wyoming"
+        )
+    if not is_loopback(host) and not allowed and settings.access_control != "off":
+        raise SettingError(
+            f"--wyoming-host {host} is reachable from other machines, and clients of the port need no API key: set "
+            "--allow-keyless wyoming if that is meant"
+        )
+    if settings.zeroconf == "on" and is_loopback(host):
+        raise SettingError(f"--zeroconf on: other machines cannot reach --wyoming-host {host}")
+    if settings.zeroconf == "on" and not announcement.is_possible():
+        raise SettingError("--zeroconf on needs the Python package zeroconf: pip install 'asrserver[zeroconf]'")

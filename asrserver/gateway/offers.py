@@ -69,6 +69,12 @@ class Offers:
             return next(iter(self._defaults))
         return options.model
 
+    def model_for(self, language: str | None) -> str | None:
+        """The model for a language that the default model does not know; None: that one will do, or no other does."""
+        if not language or language in self._languages(None):
+            return None
+        return next((name for name, model in self.models.items() if language in model["languages"]), None)
+
     def _languages(self, name: str | None) -> frozenset[str]:
         """The languages of a model, or of any that may be used; empty if they are not known."""
         if name is not None:

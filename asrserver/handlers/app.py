@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
-from tornado.netutil import add_accept_handler
 from tornado.routing import PathMatches
 from tornado.web import Application, RequestHandler
 
 from asrserver.auth import tls_context
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
+from asrserver.handlers.accepting import Acceptor
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
 from asrserver.handlers.connection import WebSocketConnection
@@ -50,6 +49,7 @@ from asrserver.handlers.root import RootHandler
 from asrserver.handlers.transcribe import TranscribeHandler
 from asrserver.handlers.vosk import VoskHandler
 from asrserver.handlers.websocket import NativeWebSocketHandler
+from asrserver.handlers.wyoming import WyomingServer
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
 
@@ -63,10 +63,6 @@ HTTP_IDLE_SECONDS = 75
 
 #: Seconds that the body of a request may take, unless it is an upload, which has a limit of its own (upload.py).
 BODY_SECONDS = 10.0
-
-#: Errors of accept() where this machine or process can have no further connection, and seconds until the next try.
-NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-ACCEPT_PAUSE = 1.0
 
 #: The handler of each route. data/openapi.json describes the same routes.
 ROUTES: dict[str, type[RequestHandler]] = {
@@ -181,49 +177,17 @@ def _log_request(handler: RequestHandler) -> None:
     )
 
 
-class _Listener:
-    """A listening socket, as Tornado's accept handler uses one; `pause` is called when no connection can be taken."""
-
-    def __init__(self, listening: socket.socket, pause: Callable[[OSError], None]) -> None:
-        self.fileno = listening.fileno
-        self.close = listening.close
-        self._socket = listening
-        self._pause = pause
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        try:
-            return self._socket.accept()
-        except OSError as exc:
-            if exc.errno not in NO_ROOM:
-                raise
-            self._pause(exc)
-            raise BlockingIOError from exc  # which ends the handler's turn
-
-
 class BoundedHttpServer(HTTPServer):
     """Bounds connections that send no request: beyond max_connections of them, a new one is closed without an answer.
 
-    An upgraded WebSocket is no longer one of them; the gateway counts those. While the process has no file descriptor
-    left, new connections wait in the kernel: Tornado would try again at once, with a traceback for each try.
+    An upgraded WebSocket is no longer one of them; the gateway counts those.
     """
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on these sockets."""
         for one in sockets:
             self._sockets[one.fileno()] = one
-            self._accept(one)
-
-    def _accept(self, listening: socket.socket) -> None:
-        if self._stopped:
-            return
-        number, loop = listening.fileno(), asyncio.get_running_loop()
-
-        def pause(reason: OSError) -> None:
-            log.warning("no connection can be accepted: %s; trying again in %g s", reason, ACCEPT_PAUSE)
-            self._handlers[number]()
-            loop.call_later(ACCEPT_PAUSE, self._accept, listening)
-
-        self._handlers[number] = add_accept_handler(_Listener(listening, pause), self._handle_connection)  # type: ignore[arg-type]
+            self._handlers[one.fileno()] = Acceptor(one, self._handle_connection).stop
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         assert isinstance(self.request_callback, AsrApplication)
@@ -235,13 +199,13 @@ class BoundedHttpServer(HTTPServer):
 
 
 async def serve(
-    settings: Settings, listener: socket.socket, alive: Callable[[], None], ready: Callable[[], None]
+    settings: Settings, listeners: Mapping[str, socket.socket], alive: Callable[[], None], ready: Callable[[], None]
 ) -> None:
     """Run a gateway until SIGTERM.
 
     Args:
         settings: The settings.
-        listener: A bound socket.
+        listeners: A bound socket for each protocol that has a port of its own: http, and perhaps wyoming.
         alive: Is called often, as a sign of life for the supervisor.
         ready: Is called once, when the gateway accepts connections.
 
@@ -263,14 +227,19 @@ async def serve(
     if settings.tls_cert:
         options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
     server = BoundedHttpServer(application, **options)
-    server.add_socket(listener)
+    server.add_socket(listeners["http"])
+    wyoming = WyomingServer(gateway, listeners["wyoming"]) if "wyoming" in listeners else None
     ready()
     log.info("gateway %s ready", gateway.name)
     await stop.wait()
     gateway.closing = True
     server.stop()
+    if wyoming is not None:
+        wyoming.stop()
     application.send_away([handler for handler in application.connections if handler.resumable])
     await gateway.drain(settings.drain_timeout)
+    if wyoming is not None:
+        await wyoming.close()
     await application.close_connections()
     await server.close_all_connections()
     await gateway.sessions.hand_over(settings.drain_timeout)

@@ -1,8 +1,8 @@
-"""One file through one session of the gateway, for requests of HTTP: its bytes go in as they come, its text comes out.
+"""One file through one session of the gateway: its bytes go in as they come, its text comes out.
 
 So a file has what every session has: limits, persistence, failover, a place in the history. It goes in as a stream, a
-few seconds ahead of its recognition: neither the gateway nor Redis ever holds much of it, and when the request is
-cancelled, little is left to do.
+few seconds ahead of its recognition: neither the gateway nor Redis ever holds much of it, and when it is cancelled,
+little is left to do.
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ class FileSession:
         gateway: Where.
         start: The session: in the mode stream and the format file; or in the mode chunk, where the file is one chunk.
         owner: Id of the API key it belongs to; empty where there are no keys.
+        changed: Is notified when there are more segments.
 
     Attributes:
         segments: Those that are final, in order.
-        changed: Notified when there are more.
+        changed: As above.
     """
 
-    def __init__(self, gateway: Gateway, start: Start, owner: str) -> None:
+    def __init__(self, gateway: Gateway, start: Start, owner: str, changed: Notifier | None = None) -> None:
         self.segments: list[Segment] = []
-        self.changed = Notifier()
+        self.changed = Notifier() if changed is None else changed
         self._gateway = gateway
         self._start = start
         self._owner = owner

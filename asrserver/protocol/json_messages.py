@@ -1,4 +1,4 @@
-"""JSON objects: what the text messages of every protocol on a WebSocket are."""
+"""JSON objects: what the text messages of every protocol are."""
 
 from __future__ import annotations
 

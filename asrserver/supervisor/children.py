@@ -86,14 +86,14 @@ class _VitalsWriter:
         sys.exit(EXIT_BOOT)
 
 
-def gateway(settings: Settings, listener: socket.socket, vitals: Any, parent: int) -> None:
+def gateway(settings: Settings, listeners: dict[str, socket.socket], vitals: Any, parent: int) -> None:
     """The main function of a gateway process."""
     _begin(settings, parent)
     retain_freed_memory(GATEWAY_KEPT_MEMORY)
     from asrserver.handlers.app import serve
 
     writer = _VitalsWriter(vitals)
-    _run(serve(settings, listener, writer.alive, writer.ready))
+    _run(serve(settings, listeners, writer.alive, writer.ready))
 
 
 def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:

@@ -90,17 +90,26 @@ class Supervisor:
 
     Args:
         settings: The settings of all children.
-        listener: The socket that the gateways share; None runs no gateway.
+        listeners: The sockets that the gateways share, by protocol: http, and perhaps others. Empty: there are none.
         workers: Whether to run workers.
         servers: Embedded servers, already started, to restart when they die.
+        on_ready: Called once, when everything is ready.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket | None, workers: bool, servers: list[Any]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listeners: dict[str, socket.socket],
+        workers: bool,
+        servers: list[Any],
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         from asrserver.telemetry import metrics  # after multiprocess.directory() has set where processes share them
 
         self._metrics = metrics
         self._settings = settings
-        self._listener = listener
+        self._listeners = listeners
+        self._on_ready = on_ready
         self._servers = servers
         self._server_due: dict[str, float] = {}
         self._slots: list[Slot] = []
@@ -115,7 +124,7 @@ class Supervisor:
         self._serial = {"gateway": 0, "worker": 0}
         self._to_replace: deque[Slot] = deque()
         self._replacing: tuple[Slot, Slot] | None = None  # (old, new)
-        if listener is not None:
+        if listeners:
             for _ in range(settings.gateways):
                 self._add("gateway")
         if workers:
@@ -252,7 +261,7 @@ class Supervisor:
         return slot
 
     def _start_gateway(self, slot: Slot) -> multiprocessing.process.BaseProcess:
-        arguments = (self._settings, self._listener, slot.vitals, os.getpid())
+        arguments = (self._settings, self._listeners, slot.vitals, os.getpid())
         return _spawn.Process(target=children.gateway, args=arguments, name=slot.name)
 
     def _start_worker(self, slot: Slot) -> multiprocessing.process.BaseProcess:
@@ -384,19 +393,22 @@ class Supervisor:
 
     def _announce(self) -> None:
         workers = len(self._workers())
-        if self._listener is not None:
-            host, port = self._listener.getsockname()[:2]
-            host = f"[{host}]" if ":" in host else host
+        if self._listeners:
+            places = {name: _place(listener) for name, listener in self._listeners.items()}
+            http = places.pop("http")
             s = "s" if self._settings.tls_cert else ""
+            others = "".join(f", {name} on {place}" for name, place in places.items())
             print(
-                f"asrserver listening on http{s}://{host}:{port} (ws{s}://{host}:{port}/ws/asr), {workers} workers",
+                f"asrserver listening on http{s}://{http} (ws{s}://{http}/ws/asr){others}, {workers} workers",
                 flush=True,
             )
             # Browsers give the microphone to pages of localhost, and of https.
+            host, _, port = http.rpartition(":")
             page = "localhost" if host in ("0.0.0.0", "[::]") else host
             print(f"open http{s}://{page}:{port}/ in a browser to speak, or to drop a recording", flush=True)
         else:
             print(f"asrserver: {workers} workers ready", flush=True)
+        self._on_ready()
 
     # -- endings -------------------------------------------------------------------------------------------------
 
@@ -442,6 +454,12 @@ def _signals() -> Iterator[socket.socket]:
             signal.signal(number, handler)
         reader.close()
         writer.close()
+
+
+def _place(listener: socket.socket) -> str:
+    """HOST:PORT of a listening socket, as in a URL."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _lines(text: bytes) -> set[str]:

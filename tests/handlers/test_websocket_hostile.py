@@ -15,8 +15,8 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.netutil import bind_sockets
 
 from asrserver.gateway.gateway import Gateway
-from asrserver.handlers import app as app_module
-from asrserver.handlers.app import AsrApplication
+from asrserver.handlers import accepting
+from asrserver.handlers.app import AsrApplication, BoundedHttpServer
 from asrserver.protocol.frames import FrameProtocol
 from asrserver.protocol.transports import TcpTransport
 from tests.handlers.test_keepalive import UPGRADE
@@ -165,14 +165,14 @@ async def test_without_file_descriptors_connections_wait(
     app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are served when there are some again; the log has a line for each try, and there are few."""
-    monkeypatch.setattr(app_module, "ACCEPT_PAUSE", 0.1)
+    monkeypatch.setattr(accepting, "ACCEPT_PAUSE", 0.1)
     accept, tries = socket.socket.accept, [0]
 
     def failing(_listening: socket.socket) -> Any:
         tries[0] += 1
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    server, [listening] = app_module.BoundedHttpServer(app), bind_sockets(0, "127.0.0.1")
+    server, [listening] = BoundedHttpServer(app), bind_sockets(0, "127.0.0.1")
     monkeypatch.setattr(socket.socket, "accept", failing)
     server.add_socket(listening)
     connecting = asyncio.ensure_future(WsClient.open(f"ws://127.0.0.1:{listening.getsockname()[1]}/ws/asr"))

@@ -333,7 +333,7 @@ def test_no_redis_there(start: Start) -> None:
 @pytest.mark.parametrize(("overran", "strikes"), [(False, "1"), (True, None)])
 def test_a_worker_killed_for_its_slow_drain_gives_no_strike(redis_url: str, overran: bool, strikes: str | None) -> None:
     """A crash blames the audio in hand; a drain that took too long does not."""
-    supervisor = Supervisor(Settings(redis_url=redis_url), None, workers=False, servers=[])
+    supervisor = Supervisor(Settings(redis_url=redis_url), {}, workers=False, servers=[])
     slot = Slot("worker", "w", lambda slot: _spawn.Process(target=signal.pause))
     slot.vitals, slot.process, slot.retired = _spawn.RawValue(Vitals), slot.start(slot), True
     slot.vitals.in_hand = b"s 1-0"
