@@ -49,6 +49,7 @@ from asrserver.handlers.root import RootHandler
 from asrserver.handlers.transcribe import TranscribeHandler
 from asrserver.handlers.vosk import VoskHandler
 from asrserver.handlers.websocket import NativeWebSocketHandler
+from asrserver.handlers.whisperlive import WhisperLiveHandler
 from asrserver.handlers.wyoming import WyomingServer
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics
@@ -100,6 +101,7 @@ FURTHER: dict[str, type[RequestHandler]] = {
 UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/v1/listen": DeepgramLiveHandler,
     "/vosk/?": VoskHandler,
+    "/whisperlive/?": WhisperLiveHandler,
     "/": RootHandler,
 }
 

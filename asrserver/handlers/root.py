@@ -7,6 +7,7 @@ import logging
 from asrserver.errors import BadRequest
 from asrserver.handlers.dialogue import Dialogue, DialogueConnection
 from asrserver.handlers.vosk import VoskDialogue
+from asrserver.handlers.whisperlive import WhisperLiveDialogue
 from asrserver.protocol import pathless
 
 log = logging.getLogger("asrserver.websocket")
@@ -15,7 +16,7 @@ log = logging.getLogger("asrserver.websocket")
 class RootHandler(DialogueConnection):
     """WebSocket /: the first message tells the protocol."""
 
-    protocols = (VoskDialogue,)
+    protocols = (VoskDialogue, WhisperLiveDialogue)
 
     def find(self, message: str | bytes) -> type[Dialogue]:
         name = pathless.speaks(message, self.selected_subprotocol)

@@ -23,6 +23,12 @@ DEEPGRAM = re.compile(
 #: Vosk's models are directories, which its clients name by their paths.
 VOSK = re.compile(r"(?:.*/)?(?:vosk-)?model(?:-[\w.-]+)?")
 
+#: OpenAI's models of Whisper as WhisperLive's clients name them: by size, or as converted by somebody.
+WHISPER = re.compile(
+    r"(?:[\w.-]+/)?(?:faster-)?(?:distil-)?(?:whisper-)?(?:distil-)?(?:tiny|base|small|medium|large|turbo)"
+    r"(?:-v\d(?:\.\d)?)?(?:-turbo)?(?:\.en)?(?:-ct2)?"
+)
+
 #: How others name Whisper's models: with their publisher, or with the format.
 _PREFIX = re.compile(r"(?:(?:openai|systran|guillaumekln)/)?(?:faster-)?(?:distil-)?whisper-", re.IGNORECASE)
 

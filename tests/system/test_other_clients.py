@@ -1,11 +1,13 @@
-"""The clients of other speech servers against the whole system: Vosk."""
+"""The clients of other speech servers against the whole system: Vosk, WhisperLive."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.recordings import Utterance
 from tests.system.support import Running, robust
+from tests.waiting import until
 from tests.ws_client import WsClient
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -33,3 +35,20 @@ async def test_vosk(running: Running, recording: Utterance) -> None:
     assert " ".join(texts) == recording.text
     words = [word["word"] for answer in answers for word in answer.get("result", ())]
     assert words == recording.text.split()
+
+
+async def test_whisperlive(running: Running, recording: Utterance) -> None:
+    """As its client for files: the end is not told before all text has come, and no silence follows the last word."""
+    async with await WsClient.open(f"ws://127.0.0.1:{running.system.port}") as ws:
+        assert (await ws.call({"uid": "u", "language": None, "model": "small"}))["message"] == "SERVER_READY"
+        for frame in frames(recording.pcm, 0.256):
+            samples = np.frombuffer(frame, "<i2").astype("<f4") / 32768
+            await ws.send(samples.tobytes())
+
+        def text() -> str:
+            return "".join(one["text"] for one in ws.messages[-1].get("segments", ()) if one["completed"])
+
+        await until(lambda: text() == f" {recording.text}", 10, "the last segment is completed")
+        await ws.send(b"END_OF_AUDIO")
+        await until(lambda: ws.closed)
+        assert (ws.messages[-1]["message"], ws.connection.close_code) == ("DISCONNECT", 1000)
