@@ -192,6 +192,7 @@ class Utterance:
     def cancel(self) -> None:
         """End it without an answer."""
         self.task.cancel()
+        self._cancel_jobs()  # here: a task that is cancelled before it has begun does nothing at its end
 
     async def _begin_part(self, format: AudioFormat) -> None:
         """Begin with the first audio; or with audio of another format, when all before it is recognised."""

@@ -281,6 +281,19 @@ async def test_a_client_that_leaves(port: Port, gateway: Gateway, worker: FakeWo
     await until(lambda: gateway.connections == 0)
 
 
+async def test_utterances_that_end_as_they_begin(port: Port, gateway: Gateway, worker: FakeWorker) -> None:
+    """All that a client has to say may come in one read: its sessions must end all the same."""
+    chunk = b'{"type": "audio-chunk", "payload_length": %d}\n' % len(SOUND) + SOUND
+    async with port.connected() as peer:
+        peer.writer.write((b'{"type": "audio-start"}\n' + chunk) * 2)
+        await until(lambda: gateway.sessions)
+    await until(lambda: gateway.connections == 0)
+    for sid in list(gateway.sessions):
+        await worker.take(sid)
+        async with asyncio.timeout(10):
+            assert await worker.ended(sid) == "interrupted"
+
+
 async def test_pings_are_answered_while_a_transcript_is_owed(port: Port, gateway: Gateway, worker: FakeWorker) -> None:
     async with port.connected() as peer:
         await peer.send(CHUNK, AudioStop(), Ping("x"))
