@@ -131,8 +131,8 @@ class Settings:
         "",
         "gateway",
         str,
-        "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming. Whoever can reach "
-        "its port may use it.",
+        "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming, vosk, whisperlive. "
+        "Whoever can reach the port may use them.",
     )
     allowed_origins: str = setting(
         "",
@@ -415,6 +415,11 @@ class Settings:
         password = f":{quote(self.db_password, safe='')}" if self.db_password else ""
         host = quote(self.db_host or "127.0.0.1", safe="")
         return f"postgresql://{user}{password}@{host}:{self.db_port}/{quote(self.db_name or 'asrserver', safe='')}"
+
+    @property
+    def keyless(self) -> frozenset[str]:
+        """The protocols of the setting allow-keyless."""
+        return frozenset(name for item in self.allow_keyless.split(",") if (name := item.strip()))
 
     @property
     def data_path(self) -> Path:

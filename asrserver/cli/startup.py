@@ -12,7 +12,7 @@ from asrserver.gateway.hotwords import Hotwords
 from asrserver.supervisor import announcement
 
 #: Protocols whose clients cannot send an API key.
-KEYLESS = ("wyoming",)
+KEYLESS = ("wyoming", "vosk", "whisperlive")
 
 
 def check_settings(settings: Settings, command: str) -> Settings:
@@ -62,11 +62,10 @@ def _check_access(settings: Settings) -> None:
             f"--host {settings.host} is reachable from other machines and no API keys are configured: "
             "set --keys-file or --api-keys, or --access-control off"
         )
-    allowed = {name.strip() for name in settings.allow_keyless.split(",")} - {""}
-    if unknown := sorted(allowed.difference(KEYLESS)):
+    if unknown := sorted(settings.keyless.difference(KEYLESS)):
         raise SettingError(f"--allow-keyless {unknown[0]}: it must be one of {', '.join(KEYLESS)}")
     if settings.wyoming_port:
-        _check_wyoming(settings, access.enabled, "wyoming" in allowed)
+        _check_wyoming(settings, access.enabled, "wyoming" in settings.keyless)
 
 
 def _check_wyoming(settings: Settings, keys: bool, allowed: bool) -> None:

@@ -112,10 +112,22 @@ class AuthenticatedHandler(RequestHandler):
                 # The page itself sees only that its connection failed: what helps the operator is in the log.
                 log.info("origin %s is not one of --allowed-origins", ascii(origin[:MAX_LOGGED_ORIGIN]))
                 raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server")
-            if not self.public and not self._preflight:
-                self.key = self.gateway.access.authenticate(self.request.headers.get("Authorization"))
+            authorization = self.request.headers.get("Authorization")
+            if not self._is_open_to(origin, authorization):
+                self.key = self.gateway.access.authenticate(authorization)
         except Refused as exc:
             self.refuse_request(exc)
+
+    @property
+    def needs_no_key(self) -> bool:
+        """Whether the operator lets programs that can send no key use this route."""
+        return False
+
+    def _is_open_to(self, origin: str | None, authorization: str | None) -> bool:
+        """Whether no key is asked for: what a page of this origin, or no page, shows is then not looked at."""
+        # A page of any name can let that name resolve to this machine, and then is of the server's own origin.
+        is_trusted = origin is None or self.gateway.access.allows_pages_of(origin)
+        return self.public or self._preflight or (authorization is None and is_trusted and self.needs_no_key)
 
     @property
     def _preflight(self) -> bool:

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
-from asrserver.errors import AsrError, BadRequest, Unavailable
+from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.intake import Accepted
 from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.process.aio import Notifier
@@ -112,6 +112,10 @@ class DialogueConnection(LiveSessionConnection):
 
     # -- as the connection calls it ------------------------------------------------------------------------------
 
+    @property
+    def needs_no_key(self) -> bool:
+        return any(protocol.name in self.gateway.settings.keyless for protocol in self.protocols)
+
     async def admit(self) -> None:
         query = self.request.query_arguments.items()
         self._url = UrlOptions.parse({name: values[-1].decode(errors="replace") for name, values in query})
@@ -127,8 +131,11 @@ class DialogueConnection(LiveSessionConnection):
         """The dialogue, which begins with the first message; None: that is of no protocol, and the connection ends."""
         if self._dialogue is None:
             try:
-                self._dialogue = self.find(message)(self, self._url)
-            except BadRequest as exc:
+                protocol = self.find(message)
+                if self.key is None and protocol.name not in self.gateway.settings.keyless:
+                    self.gateway.access.authenticate(None)
+                self._dialogue = protocol(self, self._url)
+            except (BadRequest, Refused) as exc:
                 self.give_up(exc)
         return self._dialogue
 
