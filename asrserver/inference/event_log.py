@@ -195,10 +195,10 @@ class EventLog:
             ChunkResult(**common, chunk_index=index, text=text, duration=round(seconds, 3), received=received), coverage
         )
 
-    async def append_segment(self, text: str, language: str, coverage: Coverage) -> None:
+    async def append_segment(self, text: str, language: str, coverage: Coverage, cut: bool = False) -> None:
         """Append the result of a segment of a live stream; the segment must have been added."""
         common = self._common_fields(coverage) | {"language": language}
-        await self._append(SegmentResult(**common, text=text), coverage)
+        await self._append(SegmentResult(**common, text=text, cut=cut), coverage)
 
     async def append_error(
         self, error: AsrError, coverage: Coverage, index: int | None = None, received: float | None = None

@@ -73,11 +73,13 @@ class SpeechSegment:
         start: First sample in the recording.
         end: Sample after the last; for a growing segment, as if it ended now.
         mel: Its features, which begin at `start`.
+        cut: Whether it ended only because it was as long as a segment may be.
     """
 
     start: int
     end: int
     mel: GrowingLogMel
+    cut: bool = False
 
     @property
     def seconds(self) -> float:

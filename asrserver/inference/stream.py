@@ -314,7 +314,9 @@ class LiveStream:
         ended = []
         for event in events:
             if isinstance(event, SegmentEnded):
-                ended.append(self._segment(event.start, event.end, event.end + FFT, last=True))
+                segment = self._segment(event.start, event.end, event.end + FFT, last=True)
+                segment.cut = event.cut
+                ended.append(segment)
                 self._growing = None
         return ended
 

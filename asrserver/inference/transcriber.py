@@ -330,7 +330,8 @@ class Transcriber:
         elif outcome.recognised is not None:
             text = self._event_log.add([outcome.recognised])
             if self._options.mode == "stream":
-                await self._event_log.append_segment(text, outcome.recognised.language, self._coverage())
+                language = outcome.recognised.language
+                await self._event_log.append_segment(text, language, self._coverage(), outcome.speech.cut)
         elif outcome.had_partials:  # take them back
             speech = outcome.speech
             language = self._event_log.language or ""

@@ -144,9 +144,11 @@ class SegmentResult(Durable, frozen=True, kw_only=True, tag="segment"):
 
     Attributes:
         text: The segment's text.
+        cut: Whether it ended only because it was as long as a segment may be: speech went on.
     """
 
     text: str
+    cut: bool = False
 
 
 class Flushed(Durable, frozen=True, kw_only=True, tag="flushed"):

@@ -203,6 +203,15 @@ async def test_the_silence_that_ends_a_segment_is_the_sessions(
     assert (len(segments(short)), len(segments(long))) == (3, 1)
 
 
+async def test_a_segment_that_is_cut_says_so(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    """Speech went on: there was no pause at which it could end."""
+    said = sorted(utterances, key=lambda one: -len(one.pcm))[:10]
+    session = Session(recogniser, pieces(spoken(said, 0.1), 32000), mode="stream", silence=3.0)
+    events = [event for event in await session.run_live() if event["type"] == "segment"]
+    assert [event["cut"] for event in events] == [True] * (len(events) - 1) + [False]
+    assert len(events) > 1
+
+
 async def test_a_bad_chunk_costs_itself(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """Text in the middle of a recording, or damage in a container: an error with the index; the rest is recognised."""
     said = utterances[:2]
