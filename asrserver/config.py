@@ -214,7 +214,7 @@ class Settings:
         "gateway",
         str,
         "Comma-separated names by which clients may ask for a model, as NAME or NAME=MODEL, besides its own and those "
-        "of OpenAI.",
+        "of OpenAI and Deepgram.",
     )
     hotwords_file: str = setting(
         "",

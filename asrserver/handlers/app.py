@@ -23,7 +23,7 @@ from asrserver.handlers.accepting import Acceptor
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
 from asrserver.handlers.connection import WebSocketConnection
-from asrserver.handlers.deepgram import DeepgramLiveHandler
+from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openai import (
@@ -81,6 +81,7 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/api/v1/transcribe": TranscribeHandler,
     "/v1/audio/transcriptions": TranscriptionsHandler,
     "/v1/audio/translations": TranslationsHandler,
+    "/v1/listen": DeepgramRecordedHandler,
     "/v1/models": ModelsHandler,
     "/v1/models/{model}": ModelHandler,
 }

@@ -1,16 +1,22 @@
-"""/v1/listen: Deepgram's interface, for clients that were written for it (protocol/deepgram.py)."""
+"""/v1/listen: Deepgram's interface, for clients that were written for it (protocol/deepgram.py and _recorded.py)."""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import math
 from collections.abc import Awaitable
 from typing import Any
 
 from asrserver.errors import BadRequest, Refused
+from asrserver.gateway.intake import Accepted
 from asrserver.handlers.base import JsonHandler
+from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.live_session import LiveSessionConnection
-from asrserver.protocol import deepgram, model_names
-from asrserver.protocol.events import SessionEvent
+from asrserver.handlers.upload import UploadHandler
+from asrserver.protocol import deepgram, deepgram_recorded, model_names
+from asrserver.protocol.deepgram_recorded import RecordedRequest
+from asrserver.protocol.events import Final, Flushed, SegmentResult, SessionEvent
 from asrserver.protocol.frames import SERVER_ERROR
 
 #: Seconds without a message after which a client counts as gone.
@@ -67,21 +73,80 @@ class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
         return min(super().check(now), max(due, now + 1))
 
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
+        self.results.sha256.update(data)
         if not data:
             self.end_audio()
         return super().take_binary(data)
 
+    def take_run(self, messages: list[bytes]) -> Accepted | None:
+        accepted = super().take_run(messages)
+        for data in messages if accepted is not None else ():
+            self.results.sha256.update(data)
+        return accepted
+
     def take_text(self, text: str) -> Awaitable[Any] | None:
-        message = deepgram.parse_message(text)
+        try:
+            self._take(deepgram.parse_message(text))
+        except BadRequest:
+            self.results.unreadable = text
+            raise
+        return None
+
+    def _take(self, message: dict[str, Any]) -> None:
         match message["type"]:
             case "KeepAlive":
                 pass
+            case "Finalize":
+                self.results.flushes = self.flush_audio() or self.results.flushes
             case "CloseStream":
                 self.end_audio()
+            case "Configure":
+                self._send(self.results.configured(message))
             case other:
-                raise BadRequest("bad_request", f"there is no message of the type {other[:50]!r}")
-        return None
+                raise BadRequest("unknown_action", f"there is no message of the type {other[:50]!r}")
 
     def tell(self, event: SessionEvent) -> None:
-        for data in self.results.messages(event):
+        self._send(self.results.messages(event))
+        wait = self.results.utterance_wait(event.total) if isinstance(event, SegmentResult | Flushed) else None
+        if wait is not None:
+            asyncio.get_running_loop().call_later(wait[0], self._utterance_over, wait[1])
+
+    def _utterance_over(self, last_word: float) -> None:
+        self._send(self.results.utterance_over(last_word))
+
+    def _send(self, messages: Any) -> None:
+        for data in messages:
             self.send(data)
+
+
+class DeepgramRecordedHandler(DeepgramHandler, UploadHandler):
+    """POST /v1/listen: a recording is the body; the options are in the query."""
+
+    takes_raw = True
+
+    def initialize(self, gateway: Any) -> None:
+        super().initialize(gateway)
+        self._sha256 = hashlib.sha256()
+
+    async def begin(self) -> None:
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
+            raise BadRequest("bad_request", "this server fetches nothing: send the recording itself, and no URL")
+        await super().begin()
+
+    async def file_data(self, data: bytes) -> None:
+        self._sha256.update(data)
+        await super().file_data(data)
+
+    def may_begin(self, fields: dict[str, list[str]]) -> bool:
+        return True
+
+    def request_of(self, fields: dict[str, list[str]]) -> RecordedRequest:
+        asked = deepgram_recorded.parse(self.query())
+        return asked.of_model(self.resolve(asked.model))
+
+    async def respond(self, asked: RecordedRequest, session: FileSession, job: asyncio.Task[Final]) -> None:
+        def body() -> dict[str, Any]:
+            return deepgram_recorded.answer(asked, session.segments, job.result(), self._sha256.hexdigest())
+
+        await self.finish_json(job, body)

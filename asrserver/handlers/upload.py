@@ -173,7 +173,10 @@ class UploadHandler(DrainingHandler):
 
     @abstractmethod
     def request_of(self, fields: dict[str, list[str]]) -> Any:
-        """Read the fields, into something that has a Start as `start`; raises AsrError."""
+        """Read the fields, into something that has a Start as `start`; raises AsrError.
+
+        Its format is `file`, or that of headerless audio: then what begins like no container is such audio.
+        """
 
     @abstractmethod
     async def respond(self, asked: Any, session: FileSession, job: asyncio.Task[Final]) -> None:
@@ -213,7 +216,7 @@ class UploadHandler(DrainingHandler):
         self._busy = True
         try:
             if self._parser is None:
-                await self._file_data(chunk)
+                await self.file_data(chunk)
             else:
                 for event in self._parser.parse(chunk):
                     await self._form_event(event)
@@ -247,7 +250,7 @@ class UploadHandler(DrainingHandler):
                 self.fields.setdefault(self._part or "", []).append(value)
             self._part = None
         elif self._part == "file":
-            await self._file_data(bytes(event))
+            await self.file_data(bytes(event))
         else:
             self._value += event
             if len(self._value) > MAX_FIELD_BYTES:
@@ -259,7 +262,8 @@ class UploadHandler(DrainingHandler):
             raise BadRequest("bad_request", "the form has more than one file", parameter="file")
         self._has_file = True
 
-    async def _file_data(self, data: bytes) -> None:
+    async def file_data(self, data: bytes) -> None:
+        """Take the next bytes of the file."""
         await self.spool.write(data)
         if not self._looked_at and len(self.spool.head) == HEAD_BYTES:
             self._looked_at = True
@@ -275,16 +279,22 @@ class UploadHandler(DrainingHandler):
             asked = self.request_of(self.fields)
         except AsrError:
             return
-        kind = sniff.container(self.spool.head)
-        if kind is not None and kind not in sniff.WHOLE:
+        kind = self._container(asked)
+        if kind not in sniff.WHOLE and (kind is not None or _is_headerless(asked)):
             self._transcribe(asked)
+
+    def _container(self, asked: Any) -> str | None:
+        """The container that the file is; None: it is in none that is known."""
+        return sniff.container(self.spool.head, first=not _is_headerless(asked))
 
     def _transcribe(self, asked: Any) -> None:
         self._asked = asked
-        start, size = asked.start, PIECE_BYTES
-        if sniff.container(self.spool.head) in sniff.WHOLE:
+        start, size, kind = asked.start, PIECE_BYTES, self._container(asked)
+        if kind in sniff.WHOLE:
             options = msgspec.structs.replace(start.options, mode="chunk", format="auto")
             start, size = replace(start, options=options), max(1, self.spool.size)
+        elif kind is not None:
+            start = replace(start, options=msgspec.structs.replace(start.options, format="file"))
         self.session = FileSession(self.gateway, start, self.key_id)
         self._job = asyncio.create_task(self.session.run(self.spool.pieces(size)), name="transcribe upload")
         # `post` raises its exception, unless the client is gone.
@@ -302,7 +312,7 @@ class UploadHandler(DrainingHandler):
             if self._parser is not None:
                 self._parser.close()
             asked = self.request_of(self.fields)
-            self._check_file()
+            self._check_file(asked)
             if self._job is not None and asked != self._asked:  # fields came after the file
                 job = self._job
                 self._stop()
@@ -326,13 +336,13 @@ class UploadHandler(DrainingHandler):
                 raise
             log.info("%s: the client left before its answer", self.request.path)
 
-    def _check_file(self) -> None:
+    def _check_file(self, asked: Any) -> None:
         if not self._has_file:
             raise BadRequest("bad_request", "the form has no file", parameter="file")
         if not self.spool.size:
             raise AudioError("not_audio", "the file is empty")
-        kind = sniff.container(self.spool.head)
-        if kind is None:
+        kind = self._container(asked)
+        if kind is None and not _is_headerless(asked):
             sniff.reject_non_audio(self.spool.head)
             raise AudioError("not_audio", "the file is in no audio or video format that is known")
         limit = self.gateway.settings.max_chunk
@@ -371,3 +381,8 @@ class UploadHandler(DrainingHandler):
             self._end()
             return
         self._watch = asyncio.get_running_loop().call_later(CHECK_SECONDS, self._check_client)
+
+
+def _is_headerless(asked: Any) -> bool:
+    """Whether a request says that its file is headerless audio."""
+    return bool(asked.start.options.format != "file")

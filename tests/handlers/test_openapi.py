@@ -25,12 +25,16 @@ from asrserver.gateway.rate_limits import Limits
 from asrserver.handlers import audio, base, openapi, proxy, rest
 from asrserver.handlers.app import ROUTES
 from asrserver.handlers.transcribe import PARAMETERS
-from asrserver.protocol import native, options
+from asrserver.protocol import deepgram_recorded, native, options
 from asrserver.protocol.codes import CODES
 from asrserver.storage.queries import CURSOR
 from tests.program import System
 
 DOCUMENT = openapi.document()
+
+
+#: The parameters of a POST.
+POSTED = {"/api/v1/transcribe": PARAMETERS, "/v1/listen": deepgram_recorded.PARAMETERS}
 
 
 def test_every_route_is_in_it_and_every_path_is_a_route() -> None:
@@ -66,8 +70,7 @@ def test_its_parameters_are_those_that_the_code_reads(path: str) -> None:
     read = set(re.findall(r'self\.(?:whole|text|choice|when|raw)\("(\w+)"', inspect.getsource(handler)))
     assert read == (handler.query_parameters or set())
     for method in DOCUMENT["paths"][path]:
-        known = read if method == "get" else set(PARAMETERS) if path == "/api/v1/transcribe" else set()
-        assert parameters(path, method, "query") == known
+        assert parameters(path, method, "query") == (read if method == "get" else set(POSTED.get(path, ())))
 
 
 def test_the_query_of_the_websocket_has_the_options_of_a_session() -> None:
@@ -155,8 +158,8 @@ FILL = """
 #: Options for the routes without a body, and for those that take a recording, which valid bytes seldom are. The first
 #: route speaks HTTP only to refuse.
 FUZZED = (
-    ("--exclude-path-regex", "^/ws/|trans"),
-    ("--include-path-regex", "trans", "--exclude-checks", "positive_data_acceptance"),
+    ("--exclude-path-regex", "^/ws/|trans|listen"),
+    ("--include-path-regex", "trans|listen", "--exclude-checks", "positive_data_acceptance"),
 )
 
 
