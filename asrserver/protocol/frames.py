@@ -75,6 +75,10 @@ def _close_error(data: bytes) -> tuple[int, str] | None:
     return None
 
 
+#: Bytes before the payload of a frame at most.
+MAX_HEAD = 14
+
+
 def _payload_bounds(data: bytes, at: int) -> tuple[int, int]:
     """Find the payload of the frame that begins at `at`.
 
@@ -149,16 +153,18 @@ class FrameProtocol(WebSocketProtocol13):
     def drop(self) -> int:
         """Drop what is kept of a message that is not whole, and discard the rest of its frame.
 
+        The beginning of a frame stays where its size is not known yet: without it, the rest could not be understood.
+
         Returns:
             The bytes dropped.
         """
-        dropped = self.kept
-        if self._partial:
+        before = self.kept
+        if len(self._partial) >= _payload_bounds(bytes(self._partial[:MAX_HEAD]), 0)[0]:
             self._discard, self._discarded_first = self._partial_needs - len(self._partial), self._partial[0]
             self._partial = bytearray()
         if self._fragmented_message_buffer is not None:
             self._fragmented_message_buffer.clear()
-        return dropped
+        return before - self.kept
 
     # -- writing -------------------------------------------------------------------------------------------------
 

@@ -146,6 +146,26 @@ async def test_unfinished_messages_take_no_more_memory_than_all_may(
         await client.chunk("c", 0, PIECE)
 
 
+@pytest.mark.parametrize("given", [{"message_memory": 100_000}])
+@pytest.mark.parametrize("head", [1, 8])
+async def test_a_message_may_be_given_up_within_the_head_of_a_frame(
+    url: str, app: AsrApplication, monkeypatch: pytest.MonkeyPatch, head: int
+) -> None:
+    async with await connect(url) as client:
+        await client.start("s", mode="stream", format="pcm_s16le")
+        await client.write(frame(BINARY, bytes(80_000), final=False))
+        unfinished = app.connections.unfinished
+        await until(lambda: unfinished.bytes == 80_000)
+        monkeypatch.setattr(unfinished, "_limit", 80_000)  # others have taken the rest
+        last = frame(0, bytes(1000))
+        await client.write(last[:head])
+        await until(lambda: unfinished.bytes < 100)
+        await client.write(last[head:])
+        await error(client, "overloaded")
+        await client.chunk("s", 0, PIECE)
+        await client.find("s", "ack", 0)
+
+
 @pytest.mark.parametrize("given", [{"max_session": 1.0}])
 async def test_too_long_a_session_is_ended_with_what_it_has(
     url: str, worker: FakeWorker, gateway: Gateway, database_url: str
