@@ -86,8 +86,10 @@ class WyomingConnection:
         finally:
             if self._utterance is not None:
                 self._utterance.cancel()
-            release()
-            self.close()
+            try:
+                await self._end()
+            finally:
+                release()
             log.info("connection closed from %s utterances=%d", self._address, self._count)
 
     # -- what comes ----------------------------------------------------------------------------------------------
@@ -207,6 +209,17 @@ class WyomingConnection:
     def close(self) -> None:
         """Close it when what was sent is on its way."""
         self._writer.close()
+
+    async def _end(self) -> None:
+        """Close it, and wait until that is done: a regular close waits for ever for a client that does not read."""
+        self.close()
+        try:
+            async with asyncio.timeout(self.gateway.settings.unread_timeout):
+                await self._writer.wait_closed()
+        except TimeoutError:
+            self._cut()
+        except OSError:
+            pass  # the client is gone
 
     async def _drain(self) -> None:
         """Wait until the client has read what was sent; one that does not within unread_timeout is cut."""

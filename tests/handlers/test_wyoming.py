@@ -417,6 +417,25 @@ async def test_a_peer_that_does_not_read_is_cut(port: Port, gateway: Gateway) ->
     await until(lambda: gateway.connections == 0)
 
 
+async def test_a_peer_that_leaves_without_reading_is_cut(
+    port: Port, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection counts until it is closed: it would keep a file descriptor that no limit knows of."""
+    monkeypatch.setattr(wyoming, "MAX_UNREAD", 1 << 30)
+    gateway.settings = replace(gateway.settings, unread_timeout=0.1)
+    with socket.socket() as narrow:
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect(("127.0.0.1", port.number))
+        peer = Peer(*await asyncio.open_connection(sock=narrow))
+        await peer.send(*[Ping("x" * 20_000)] * 500)
+        peer.writer.write_eof()
+        await until(lambda: gateway.connections == 0)
+        answers = await asyncio.wait_for(peer.reader.read(), 20)
+        assert len(answers) < 500 * 20_000  # the rest waited, and was dropped
+        peer.writer.close()
+        await peer.writer.wait_closed()
+
+
 async def test_audio_that_nobody_takes_is_not_kept(
     port: Port, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
