@@ -19,7 +19,6 @@ A further protocol is a module like this one, over the same events and the same 
 
 from __future__ import annotations
 
-import binascii
 import struct
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -44,7 +43,7 @@ from asrserver.protocol.events import (
     SpeechStarted,
     Started,
 )
-from asrserver.protocol.json_messages import parse_object
+from asrserver.protocol.json_messages import from_base64, parse_object
 from asrserver.protocol.options import Options, Resume, Start, seconds, valid_id, whole_number
 
 #: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
@@ -128,23 +127,6 @@ class ResumeAction:
     warnings: tuple[str, ...] = ()
 
 
-#: From the URL-safe alphabet to the standard one, and what is between lines.
-_STANDARD = bytes.maketrans(b"-_", b"+/")
-_BETWEEN = b" \t\r\n"
-
-
-def _from_base64(text: str) -> bytes:
-    """Decode base64: standard or URL-safe, with or without padding, in lines, or a `data:` URL; raises ValueError."""
-    with suppress(ValueError):  # nearly all clients
-        return binascii.a2b_base64(text, strict_mode=True)
-    if text.startswith("data:"):
-        head, comma, text = text.partition(",")
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("the data URL is not in base64")
-    plain = text.encode("ascii").translate(_STANDARD, _BETWEEN)
-    return binascii.a2b_base64(plain + b"=" * (-len(plain) % 4), strict_mode=True)
-
-
 @dataclass(frozen=True, slots=True)
 class ChunkAction:
     """`chunk`. Its fields are as the client sent them: an error in them names the session, which is not known yet."""
@@ -155,12 +137,7 @@ class ChunkAction:
 
     def audio(self) -> bytes:
         """Decode the audio; raises BadRequest."""
-        if not isinstance(self.audio_data, str):
-            raise BadRequest("bad_request", "audio_data must be a text in base64")
-        try:
-            return _from_base64(self.audio_data)
-        except ValueError as exc:
-            raise BadRequest("bad_base64", f"audio_data is not base64: {exc}") from None
+        return from_base64(self.audio_data, "audio_data")
 
 
 @dataclass(frozen=True, slots=True)
