@@ -109,8 +109,8 @@ class Access:
         """
         if not self.enabled:
             return None
-        scheme, _, text = (authorization or "").strip().rpartition(" ")
-        key = self._find(text) if scheme.strip().lower() in ("bearer", "token", "") else None
+        text = credential(authorization)
+        key = self._find(text) if text else None
         if key is None:
             raise Refused(401, "unauthorized", "a valid API key is required")
         return key
@@ -189,6 +189,12 @@ class Access:
             return False
         address = ipaddress.ip_address(unmapped(peer))
         return any(address in network for network in self._proxies)
+
+
+def credential(authorization: str | None) -> str:
+    """The key that an Authorization header shows, by whichever scheme; empty if none."""
+    scheme, _, text = (authorization or "").strip().rpartition(" ")
+    return text if scheme.strip().lower() in ("bearer", "token", "") else ""
 
 
 def bearer(authorization: str | None, protocols: str | None, token: str | None) -> tuple[str | None, str | None]:

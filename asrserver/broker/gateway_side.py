@@ -10,6 +10,7 @@ import redis
 
 from asrserver.broker import replies, scripts
 from asrserver.broker.batching import Batch, ChunkBatcher
+from asrserver.broker.client_secrets import ClientSecretStore
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
 from asrserver.broker.keys import (
     OFFERED,
@@ -48,6 +49,7 @@ class GatewayBroker(BrokerConnection):
 
     Attributes:
         quota: What API keys use.
+        client_secrets: Short-lived keys.
     """
 
     KIND = "gateway"
@@ -55,6 +57,7 @@ class GatewayBroker(BrokerConnection):
     def __init__(self, url: str, name: str) -> None:
         super().__init__(url, name)
         self.quota = Quota(self.pipeline)
+        self.client_secrets = ClientSecretStore(self.pipeline)
         self._batcher = ChunkBatcher(self._append)
 
     async def close(self) -> None:

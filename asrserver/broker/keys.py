@@ -46,6 +46,11 @@ asr_held:<kind>:<key id>           sorted set, connection or session → until  
 asr_starts:<key id>:<minute>       counter: sessions started by an API key     gateway            300 s
 asr_quota:<key id>:<minute>        counter: seconds of audio decoded for an    worker             300 s after the last
                                    API key                                                        charge
+asr_secret:<sha256>                string: JSON: the owner of a client secret  gateway            until it expires
+                                   and the setup of its sessions
+asr_secrets:<key id>               sorted set, digest → when the client        gateway            until the last one
+                                   secret of an API key expires (epoch                            expires
+                                   seconds)
 =================================  ==========================================  =================  ======================
 
 Braces in a key mark its hash slot: all keys of a session are in one.
@@ -104,6 +109,16 @@ def starts_key(owner: str, minute: int) -> str:
 def quota_key(owner: str, minute: int) -> str:
     """Return the key of the counter of an API key's seconds of audio in a minute."""
     return f"asr_quota:{owner}:{minute}"
+
+
+def secret_key(digest: str) -> str:
+    """Return the key of a client secret with this SHA-256."""
+    return f"asr_secret:{digest}"
+
+
+def secrets_key(owner: str) -> str:
+    """Return the key of the index of an API key's client secrets."""
+    return f"asr_secrets:{owner}"
 
 
 def alive_key(kind: str) -> str:

@@ -26,6 +26,9 @@ RETRY_SECONDS = 30.0
 #: for each reply, which is a tenth of the cost of a chunk here.
 REPLY_SECONDS = 5.0
 
+#: Seconds that Redis may take to answer where a client waits for it.
+ASK_SECONDS = 3.0
+
 #: Seconds between pipelines, at least and at most: a pipeline costs as much as ten commands. The pause grows with the
 #: number of commands in the last pipeline: at 5,000 chunks a second a hundred of them share one.
 MIN_LINGER_SECONDS = 0.004
@@ -175,6 +178,18 @@ class Pipeline:
 
         self.call(done, *command, size=size)
         return future
+
+    async def ask(self, *command: Any) -> Any:
+        """Issue a command whose reply a client waits for.
+
+        Raises:
+            Unavailable: Redis does not answer within ASK_SECONDS.
+        """
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                return await self.submit(*command)
+        except TimeoutError:
+            raise Unavailable("broker_unavailable", "Redis cannot be reached", 5.0) from None
 
     async def drain(self) -> None:
         """Wait until no command waits for its reply."""

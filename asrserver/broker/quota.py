@@ -6,22 +6,16 @@ seconds of audio are charged by workers, in scripts.EMIT and scripts.COVER.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from asrserver.broker.connection import ignore_reply
 from asrserver.broker.keys import held_key, quota_key, starts_key
 from asrserver.broker.pipeline import Pipeline
-from asrserver.errors import Unavailable
 
 #: Seconds for which a connection or session counts without renewal, and seconds between renewals.
 HOLD_SECONDS = 30.0
 RENEW_EVERY = 10.0
-
-#: Seconds that Redis may take to answer: a client waits for it.
-QUOTA_TIMEOUT = 3.0
 
 # KEYS held · ARGV now deadline member limit → 1, or 0 if `limit` others are held already
 _HOLD = """
@@ -49,7 +43,7 @@ def minute(now: float | None = None) -> int:
 class Quota:
     """Counts what API keys use. `owner` is the id of a key, `kind` is connections or sessions.
 
-    Methods that wait for Redis raise Unavailable if it does not answer within QUOTA_TIMEOUT.
+    Methods that wait for Redis raise Unavailable if it does not answer soon.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -58,7 +52,9 @@ class Quota:
     async def hold(self, kind: str, owner: str, member: str, limit: int) -> bool:
         """Count one more connection or session, `member`, of a key; return False if `limit` others are held."""
         now = time.time()
-        return bool(await self._ask("EVAL", _HOLD, 1, held_key(kind, owner), now, now + HOLD_SECONDS, member, limit))
+        return bool(
+            await self._pipeline.ask("EVAL", _HOLD, 1, held_key(kind, owner), now, now + HOLD_SECONDS, member, limit)
+        )
 
     def renew(self, kind: str, owner: str, members: Iterable[str]) -> None:
         """Hold these members for another HOLD_SECONDS."""
@@ -74,19 +70,12 @@ class Quota:
 
     async def count_start(self, owner: str, limit: int) -> bool:
         """Count a session start of this minute; return False, without counting it, if there were `limit` already."""
-        return bool(await self._ask("EVAL", _COUNT, 1, starts_key(owner, minute()), limit))
+        return bool(await self._pipeline.ask("EVAL", _COUNT, 1, starts_key(owner, minute()), limit))
 
     async def spent(self, owners: Iterable[str]) -> dict[str, float]:
         """Return the seconds of audio that were decoded in this minute, by key."""
         names = list(owners)
         if not names:
             return {}
-        found = await self._ask("MGET", *(quota_key(owner, minute()) for owner in names))
+        found = await self._pipeline.ask("MGET", *(quota_key(owner, minute()) for owner in names))
         return {owner: float(value or 0) for owner, value in zip(names, found, strict=True)}
-
-    async def _ask(self, *command: Any) -> Any:
-        try:
-            async with asyncio.timeout(QUOTA_TIMEOUT):
-                return await self._pipeline.submit(*command)
-        except TimeoutError:
-            raise Unavailable("broker_unavailable", "Redis cannot be reached", 5.0) from None

@@ -24,6 +24,7 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.client_secrets import ClientSecrets
 from asrserver.gateway.hotwords import Hotwords
 from asrserver.gateway.intake import Accepted, Intake
 from asrserver.gateway.offers import Offers
@@ -74,8 +75,8 @@ class Gateway:
         name: Its name in Redis and in logs.
         access: API keys, origins and proxies.
         closing: Whether it accepts nothing new, because it shuts down.
-        broker, storage, write_behind, recordings, admission, offers, sessions, room, intake: Its parts; see their
-            modules.
+        broker, storage, write_behind, recordings, admission, offers, sessions, room, intake, client_secrets: Its parts;
+            see their modules.
     """
 
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
@@ -101,6 +102,7 @@ class Gateway:
         )
         self.room = RoomGate(self.broker, self.admission, self.sessions.backlog)
         self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room)
+        self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
         self.closing = False
         self._alive = alive
         self._backlog_elsewhere = 0.0  # seconds of audio that wait on other gateways

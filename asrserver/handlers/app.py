@@ -22,6 +22,7 @@ from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.accepting import Acceptor
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
+from asrserver.handlers.client_secrets import ClientSecretsHandler
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
@@ -35,6 +36,7 @@ from asrserver.handlers.openai import (
 )
 from asrserver.handlers.openapi import OpenApiHandler
 from asrserver.handlers.page import FOLDER, PAGES, StaticHandler
+from asrserver.handlers.realtime import RealtimeHandler
 from asrserver.handlers.rest import (
     HealthHandler,
     HistoryHandler,
@@ -82,6 +84,7 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/v1/audio/transcriptions": TranscriptionsHandler,
     "/v1/audio/translations": TranslationsHandler,
     "/v1/listen": DeepgramRecordedHandler,
+    "/v1/realtime/client_secrets": ClientSecretsHandler,
     "/v1/models": ModelsHandler,
     "/v1/models/{model}": ModelHandler,
 }
@@ -104,6 +107,7 @@ UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/vosk/?": VoskHandler,
     "/whisperlive/?": WhisperLiveHandler,
     "/": RootHandler,
+    "/v1/realtime": RealtimeHandler,
 }
 
 #: Seconds in which clients must answer the closing of their connection.

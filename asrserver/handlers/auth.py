@@ -16,7 +16,8 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
 from asrserver.auth import Access, Key, bearer
-from asrserver.errors import AsrError, Refused
+from asrserver.errors import AsrError, Refused, Unavailable
+from asrserver.gateway.client_secrets import ClientSecret
 from asrserver.gateway.gateway import Gateway
 
 log = logging.getLogger("asrserver.rest")
@@ -51,7 +52,7 @@ def normalise(request: HTTPServerRequest, access: Access) -> None:
         request.query = urlencode(kept)
         request.uri = request.uri.partition("?")[0] + (f"?{request.query}" if kept else "")
     shown, protocols = bearer(
-        request.headers.get("Authorization"),
+        request.headers.get("Authorization") or request.headers.get("Api-Key"),  # Azure's clients show the latter
         request.headers.get("Sec-WebSocket-Protocol"),
         tokens[-1].decode(errors="replace") if tokens else None,
     )
@@ -68,14 +69,23 @@ def normalise(request: HTTPServerRequest, access: Access) -> None:
 
 
 class AuthenticatedHandler(RequestHandler):
-    """The base of every handler. `key` is the client's API key; None while the server has no keys."""
+    """The base of every handler.
+
+    Attributes:
+        key: The client's API key; None while the server has no keys.
+        secret: The client secret that it showed in place of one, if it did.
+    """
 
     gateway: Gateway
 
     #: Whether the route answers without a key.
     public = False
 
+    #: Whether a client secret does in place of a key: for recognition, and no more.
+    takes_secrets = False
+
     key: Key | None = None
+    secret: ClientSecret | None = None
 
     def initialize(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -101,7 +111,7 @@ class AuthenticatedHandler(RequestHandler):
         if origin is not None:
             self.set_header("Vary", "Origin")
 
-    def prepare(self) -> None:
+    async def prepare(self) -> None:
         origin = self.request.headers.get("Origin")
         try:
             if not self.public and not self.gateway.access.allows_host(self.request.host):
@@ -114,9 +124,17 @@ class AuthenticatedHandler(RequestHandler):
                 raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server")
             authorization = self.request.headers.get("Authorization")
             if not self._is_open_to(origin, authorization):
-                self.key = self.gateway.access.authenticate(authorization)
-        except Refused as exc:
+                await self._authenticate(authorization)
+        except (Refused, Unavailable) as exc:
             self.refuse_request(exc)
+
+    async def _authenticate(self, authorization: str | None) -> None:
+        if self.takes_secrets:
+            self.secret = await self.gateway.client_secrets.find(authorization)
+        if self.secret is not None:
+            self.key = self.secret.key
+        else:
+            self.key = self.gateway.access.authenticate(authorization)
 
     @property
     def needs_no_key(self) -> bool:

@@ -98,8 +98,8 @@ class RestHandler(JsonHandler):
     #: None: unknown ones are ignored, on routes that monitoring asks.
     query_parameters: frozenset[str] | None = frozenset()
 
-    def prepare(self) -> None:
-        super().prepare()
+    async def prepare(self) -> None:
+        await super().prepare()
         method = self.request.method or ""
         if self._finished or self.query_parameters is None or method == "OPTIONS" or method not in methods(type(self)):
             return

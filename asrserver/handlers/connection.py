@@ -117,6 +117,8 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         heard_at: When the last message came, by the same clock.
     """
 
+    takes_secrets = True
+
     #: Whether clients can resume their sessions on another connection.
     resumes = True
 

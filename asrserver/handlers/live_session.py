@@ -47,15 +47,19 @@ class LiveSessionConnection(WebSocketConnection):
         """The open session; None before the first one, and between two."""
         return self.sessions.current
 
-    async def start(self, options: Options) -> Session:
+    async def start(self, options: Options, sid: str = "") -> Session:
         """Start a session: in `admit`, before the upgrade, or later.
+
+        Args:
+            options: How its audio is recognised.
+            sid: Its id, where the client knows it by one.
 
         Raises:
             BadRequest: The options cannot be used.
             Refused: A limit is reached.
             Unavailable: Not now.
         """
-        started = Start("", "", options, False)
+        started = Start(sid, "", options, False)
         session = await self.gateway.start(started, self.on_event, self.key_id, len(self.sessions))
         self.sessions.attach(session, LINK)
         self.refusal = None

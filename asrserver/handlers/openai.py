@@ -11,6 +11,7 @@ import orjson
 from tornado.web import HTTPError
 
 from asrserver.errors import AsrError, Refused, Unavailable
+from asrserver.handlers.base import JsonHandler
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
 from asrserver.handlers.upload import DrainingHandler, UploadHandler
@@ -32,8 +33,8 @@ TEXTS = {
 STARTED = int(time.time())
 
 
-class OpenAIHandler(DrainingHandler):
-    """Errors as OpenAI's clients read them, for every status."""
+class OpenAIErrors(JsonHandler):
+    """Errors as OpenAI's clients read them, for every status; and the names of its models."""
 
     def error_body(self, status: int, code: str, message: str, **details: Any) -> dict[str, Any]:
         return openai.error(status, code, message, details.get("parameter") or details.get("option"))
@@ -41,6 +42,10 @@ class OpenAIHandler(DrainingHandler):
     def resolve(self, name: str) -> str | None:
         """The model that a name means; None: whichever there is. Raises Refused."""
         return self.gateway.offers.named(name, model_names.OPENAI)
+
+
+class OpenAIHandler(OpenAIErrors, DrainingHandler):
+    """A route of OpenAI's interface."""
 
 
 class UnknownPathHandler(OpenAIHandler):
@@ -54,6 +59,8 @@ class UnknownPathHandler(OpenAIHandler):
 class ModelsHandler(OpenAIHandler):
     """GET /v1/models."""
 
+    takes_secrets = True
+
     async def get(self) -> None:
         offers = self.gateway.offers
         names = dict.fromkeys([*offers.models, *offers.aliases, "whisper-1"])
@@ -62,6 +69,8 @@ class ModelsHandler(OpenAIHandler):
 
 class ModelHandler(OpenAIHandler):
     """GET /v1/models/{model}."""
+
+    takes_secrets = True
 
     async def get(self, model: str) -> None:
         self.resolve(model)

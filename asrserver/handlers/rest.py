@@ -36,8 +36,8 @@ class NotFoundHandler(RestHandler):
 
     query_parameters = None
 
-    def prepare(self) -> None:
-        super().prepare()
+    async def prepare(self) -> None:
+        await super().prepare()
         if not self._finished:
             raise HTTPError(404, "there is nothing at this path")
 

@@ -69,10 +69,10 @@ class DrainingHandler(LongAnswerHandler):
         self._answering = False
         self._drain_until = 0.0
 
-    async def prepare(self) -> None:  # type: ignore[override]  # Tornado waits for it before it reads the body
+    async def prepare(self) -> None:
         self.connection.set_max_body_size(NO_LIMIT)
         try:
-            super().prepare()
+            await super().prepare()
             if not self._finished and self._refusal is None:
                 await self.begin()
         except (AsrError, HTTPError) as exc:
@@ -148,6 +148,8 @@ class UploadHandler(DrainingHandler):
 
     A route gives `request_of`, which reads the form's fields, and `respond`.
     """
+
+    takes_secrets = True
 
     #: Whether the body may be the file itself.
     takes_raw = False

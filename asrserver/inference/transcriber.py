@@ -332,7 +332,7 @@ class Transcriber:
             if self._options.mode == "stream":
                 language = outcome.recognised.language
                 await self._event_log.append_segment(text, language, self._coverage(), outcome.speech.cut)
-        elif outcome.had_partials:  # take them back
+        elif self._options.partials and (outcome.had_partials or self._options.speech_events):  # take them back
             speech = outcome.speech
             language = self._event_log.language or ""
             self._event_log.publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language))

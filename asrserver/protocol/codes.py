@@ -65,6 +65,7 @@ CODES: dict[str, ErrorCode] = {
     ),
     "rate_limited": ErrorCode("The API key has started too many sessions in this minute.", (429,)),
     "quota_exceeded": ErrorCode("The API key has sent as much audio as it may in this minute.", (429,)),
+    "too_many_secrets": ErrorCode("The API key has as many client secrets as it may, that are still valid.", (429,)),
     "chunk_too_large": ErrorCode("The chunk is larger than `max_chunk`.", (413,)),
     "too_fast": ErrorCode("Audio comes faster than `max_speed` allows.", (429,)),
     "session_too_long": ErrorCode("The session has as much audio as `max_session` allows, and was ended.", (413,)),

@@ -41,6 +41,9 @@ WHOLE_BINARY = FIN | BINARY
 #: Close codes of RFC 6455, 7.4.1.
 PROTOCOL_ERROR, INVALID_TEXT, TOO_LARGE, SERVER_ERROR = 1002, 1007, 1009, 1011
 
+#: What stands for the code of a close frame that has none; the code is None where there was no close frame.
+NO_STATUS = 1005
+
 #: The codes that a close frame may have: RFC 6455, 7.4, and its registry of close codes.
 CLOSE_CODES = frozenset((*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)))
 
@@ -410,7 +413,10 @@ class FrameProtocol(WebSocketProtocol13):
         if opcode == CLOSE and (wrong := _close_error(data)) is not None:
             self._fail(*wrong)
             return None
-        return self._call(partial(self._handle_message, opcode), data)
+        wait = self._call(partial(self._handle_message, opcode), data)
+        if opcode == CLOSE and not data:
+            self.close_code = NO_STATUS
+        return wait
 
     def _call(self, take: Callable[[Any], Awaitable[Any] | None], message: Any) -> Awaitable[Any] | None:
         """Hand a message over; an exception ends the connection.

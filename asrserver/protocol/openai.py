@@ -167,7 +167,7 @@ def answer(asked: TranscriptionRequest, segments: Sequence[Segment], final: Fina
     if asked.format != "verbose_json":
         body: dict[str, Any] = {"text": final.text, "usage": usage}
         if asked.logprobs:
-            body["logprobs"] = [_logprob(segment, n) for segment in segments for n in range(len(segment.words))]
+            body["logprobs"] = logprobs(segments)
         if asked.languages and final.language:
             body["languages"] = [{"code": final.language}]
         return body
@@ -204,12 +204,14 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-def _logprob(segment: Segment, number: int) -> dict[str, Any]:
-    """A word, which stands for its tokens."""
-    word = segment.words[number]
-    first = segment.number == 0 and number == 0
-    token = word.word if first else _spaced(word.word, segment.language)
-    return {"token": token, "logprob": _log(word.confidence), "bytes": list(token.encode())}
+def logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    """The words, each of which stands for its tokens."""
+    found: list[dict[str, Any]] = []
+    for segment in segments:
+        for word in segment.words:
+            token = _spaced(word.word, segment.language) if found else word.word
+            found.append({"token": token, "logprob": _log(word.confidence), "bytes": list(token.encode())})
+    return found
 
 
 def _spaced(text: str, language: str) -> str:
@@ -231,7 +233,7 @@ def done(asked: TranscriptionRequest, segments: Sequence[Segment], final: Final)
     """Make the last event of a streamed answer."""
     body: dict[str, Any] = {"type": "transcript.text.done", "text": final.text}
     if asked.logprobs:
-        body["logprobs"] = [_logprob(segment, n) for segment in segments for n in range(len(segment.words))]
+        body["logprobs"] = logprobs(segments)
     return body
 
 

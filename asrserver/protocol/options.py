@@ -114,6 +114,10 @@ class Options(msgspec.Struct, frozen=True):
             raise _bad("model", f"must be the name of a model, of at most {MAX_NAME} characters, or null")
         return options
 
+    def has_same_audio(self, other: Options) -> bool:
+        """Whether its audio is in the same format."""
+        return (self.format, self.sample_rate, self.channels) == (other.format, other.sample_rate, other.channels)
+
     @property
     def bytes_per_second(self) -> int:
         """Of headerless audio."""
@@ -142,7 +146,9 @@ class Start:
     resumable: bool
 
     def with_hotwords(self, hotwords: str) -> Start:
-        """The same with other hot words."""
+        """The same with these hot words."""
+        if hotwords == self.options.hotwords:
+            return self
         return replace(self, options=msgspec.structs.replace(self.options, hotwords=hotwords))
 
 

@@ -14,6 +14,7 @@ PLACEHOLDERS = {
     "minute": "<minute>",
     "gateway": "<gateway>",
     "name": "<name>",
+    "digest": "<sha256>",
 }
 
 

@@ -179,9 +179,9 @@ async def test_a_client_that_leaves_during_the_handshake_is_no_error(
     prepare, open_, connect = NativeWebSocketHandler.prepare, NativeWebSocketHandler.open, gateway.connect
     go_on = asyncio.Event()
 
-    def prepared(handler: NativeWebSocketHandler) -> None:
+    async def prepared(handler: NativeWebSocketHandler) -> None:
         handlers.append(handler)
-        prepare(handler)
+        await prepare(handler)
 
     def opens(handler: NativeWebSocketHandler) -> None:
         opened.append(handler)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import openai
 import psutil
+from openai.resources.realtime.realtime import RealtimeConnection
 
 from tests.program import System
 from tests.recordings import Utterance
@@ -149,3 +152,28 @@ def alive(process: psutil.Process) -> bool:
 def client_of(system: System, key: str = "none", path: str = "/v1") -> openai.OpenAI:
     """OpenAI's client of a running system, which sends nothing twice."""
     return openai.OpenAI(base_url=f"http://127.0.0.1:{system.port}{path}", api_key=key, max_retries=0)
+
+
+def append(live: RealtimeConnection, pcm: bytes) -> None:
+    """Send 16 kHz PCM over OpenAI's Realtime interface as it is by default, at 24 kHz, in pieces of 100 ms."""
+    samples = np.frombuffer(pcm, "<i2")
+    places = np.arange(len(samples) * 3 // 2) * 2 / 3
+    data = np.interp(places, np.arange(len(samples)), samples).astype("<i2").tobytes()
+    for begin in range(0, len(data), 4800):
+        live.input_audio_buffer.append(audio=base64.b64encode(data[begin : begin + 4800]).decode())
+
+
+def turns(live: RealtimeConnection, count: int) -> list[str]:
+    """The texts of the next turns, each of which its deltas add up to."""
+    texts: list[str] = []
+    deltas = ""
+    while len(texts) < count:
+        event = live.recv()
+        assert event.type != "error", event
+        if event.type == "conversation.item.input_audio_transcription.delta":
+            deltas += event.delta or ""
+        elif event.type == "conversation.item.input_audio_transcription.completed":
+            assert deltas == event.transcript
+            texts.append(event.transcript)
+            deltas = ""
+    return texts

@@ -9,9 +9,10 @@ import imageio_ffmpeg
 import openai
 import pytest
 from openai.types.audio import TranscriptionVerbose
+from openai.types.realtime.audio_transcription_param import AudioTranscriptionParam
 
 from tests.recordings import Utterance
-from tests.system.support import CONTAINERS, Running, client_of, robust
+from tests.system.support import CONTAINERS, Running, append, client_of, robust, turns
 from tests.waiting import wait_until
 
 
@@ -124,3 +125,35 @@ def test_unknown_names(client: openai.OpenAI, utterances: list[Utterance]) -> No
         client.audio.transcriptions.create(model="whisper-1", file=file, language="Welsh")
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model="whisper-1", input="text")
+
+
+def test_live_turns(client: openai.OpenAI, utterances: list[Utterance]) -> None:
+    """Found by the server, and then made by the client; mistakes are told in between."""
+    said = robust(utterances, 4)
+    with client.realtime.connect(extra_query={"intent": "transcription"}) as live:
+        assert live.recv().type == "session.created"
+        for one in said:
+            append(live, one.pcm + bytes(48000))
+        assert turns(live, len(said)) == [one.text for one in said]
+        wrong: list[tuple[AudioTranscriptionParam, str]] = [
+            ({"model": "nova-3"}, "model_not_found"),
+            ({"language": "cy"}, "bad_option"),
+        ]
+        for given, code in wrong:
+            live.session.update(session={"type": "transcription", "audio": {"input": {"transcription": given}}})
+            event = live.recv()
+            assert event.type == "error"
+            param = f"session.audio.input.transcription.{next(iter(given))}"
+            assert (event.error.code, event.error.param) == (code, param)
+        live.session.update(
+            session={
+                "type": "transcription",
+                "audio": {"input": {"turn_detection": None, "transcription": {"model": "whisper-1", "language": "en"}}},
+            }
+        )
+        assert live.recv().type == "session.updated"
+        for pair in (said[:2], said[2:]):
+            for one in pair:
+                append(live, one.pcm + bytes(48000))
+            live.input_audio_buffer.commit()
+            assert turns(live, 1) == [" ".join(one.text for one in pair)]

@@ -11,7 +11,7 @@ import pytest
 from tests.api_keys import GIVEN
 from tests.program import System
 from tests.recordings import Utterance
-from tests.system.support import client_of, robust
+from tests.system.support import append, client_of, robust, turns
 from tests.waiting import wait_until
 
 
@@ -27,10 +27,22 @@ def test_keys_and_limits(start: Callable[..., System], utterances: list[Utteranc
         with pytest.raises(openai.APIStatusError) as large:
             client.audio.transcriptions.create(model="ours", file=bytes(3_000_000))
         assert large.value.status_code == 413
+        secret = client.realtime.client_secrets.create(
+            session={"type": "transcription", "audio": {"input": {"turn_detection": None}}}
+        ).value
+    for key in ("wrong", secret[:-1]):
+        with client_of(system, key) as client, pytest.raises(Exception, match="HTTP 401"):
+            client.realtime.connect(model="ours").enter()
+    with client_of(system, secret) as client:
+        assert client.audio.transcriptions.create(model="ours", file=short.wav).text == short.text
+        with client.realtime.connect(model="ours") as live:
+            append(live, short.pcm)
+            live.input_audio_buffer.commit()
+            assert turns(live, 1) == [short.text]
 
 
 def test_the_death_of_a_worker_costs_no_text(start: Callable[..., System], utterances: list[Utterance]) -> None:
-    """Killed in the middle of a file; the session is in the history, whole."""
+    """Killed in the middle of a file, and of a live session; the file's is in the history, whole."""
     said: Sequence[Utterance] = robust(utterances, 12) * 5
     pcm = bytes(48000).join(one.pcm for one in said)
     system = start("run", "--workers", "2", "--lease", "1").wait_ready()
@@ -51,3 +63,13 @@ def test_the_death_of_a_worker_costs_no_text(start: Callable[..., System], utter
     assert len(text.split()) == pytest.approx(len(" ".join(one.text for one in said).split()), rel=0.03)
     [record] = wait_until(lambda: system.get("/history?status=done")["records"], 20, "the session is stored")
     assert record["text"] == text
+    with client_of(system) as client, client.realtime.connect(extra_query={"intent": "transcription"}) as live:
+        for one in said[:6]:
+            append(live, one.pcm + bytes(48000))
+        found = turns(live, 3)
+        for worker in system.children("worker"):
+            worker.send_signal(signal.SIGKILL)
+        for one in said[6:12]:
+            append(live, one.pcm + bytes(48000))
+        found += turns(live, 9)
+    assert found == [one.text for one in said[:12]]
