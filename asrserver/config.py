@@ -131,8 +131,8 @@ class Settings:
         "",
         "gateway",
         str,
-        "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming, vosk, whisperlive. "
-        "Whoever can reach the port may use them.",
+        "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming, vosk, funasr, "
+        "whisperlive. Whoever can reach the port may use them.",
     )
     allowed_origins: str = setting(
         "",

@@ -12,7 +12,7 @@ from asrserver.gateway.hotwords import Hotwords
 from asrserver.supervisor import announcement
 
 #: Protocols whose clients cannot send an API key.
-KEYLESS = ("wyoming", "vosk", "whisperlive")
+KEYLESS = ("wyoming", "vosk", "funasr", "whisperlive")
 
 
 def check_settings(settings: Settings, command: str) -> Settings:

@@ -25,6 +25,7 @@ from asrserver.handlers.auth import normalise
 from asrserver.handlers.client_secrets import ClientSecretsHandler
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
+from asrserver.handlers.funasr import FunasrHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openai import (
@@ -104,6 +105,7 @@ FURTHER: dict[str, type[RequestHandler]] = {
 #: The handlers of requests for an upgrade to WebSocket, as patterns; other requests for these paths are not theirs.
 UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/v1/listen": DeepgramLiveHandler,
+    "/funasr/?": FunasrHandler,
     "/vosk/?": VoskHandler,
     "/whisperlive/?": WhisperLiveHandler,
     "/": RootHandler,

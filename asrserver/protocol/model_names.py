@@ -20,6 +20,9 @@ DEEPGRAM = re.compile(
     r"(?:\d-)?(?:nova(?:-\d)?|enhanced|base|general|flux|whisper)(?:-[a-z]+)*|meeting|phonecall|voicemail"
 )
 
+#: No names besides those of the models that there are: of protocols whose clients name none.
+NONE = re.compile(r"(?!)")
+
 #: Vosk's models are directories, which its clients name by their paths.
 VOSK = re.compile(r"(?:.*/)?(?:vosk-)?model(?:-[\w.-]+)?")
 

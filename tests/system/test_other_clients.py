@@ -1,9 +1,10 @@
-"""The clients of other speech servers against the whole system: Vosk, WhisperLive."""
+"""The clients of other speech servers against the whole system: Vosk, WhisperLive, FunASR."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from tornado.websocket import websocket_connect
 
 from tests.recordings import Utterance
 from tests.system.support import Running, robust
@@ -52,3 +53,18 @@ async def test_whisperlive(running: Running, recording: Utterance) -> None:
         await ws.send(b"END_OF_AUDIO")
         await until(lambda: ws.closed)
         assert (ws.messages[-1]["message"], ws.connection.close_code) == ("DISCONNECT", 1000)
+
+
+@pytest.mark.parametrize("mode", ["2pass", "online", "offline"])
+async def test_funasr(running: Running, recording: Utterance, mode: str) -> None:
+    """As its client: it shows what comes with nothing between, and waits for the acknowledgement of the end."""
+    connection = await websocket_connect(f"ws://127.0.0.1:{running.system.port}", subprotocols=["binary"])
+    async with WsClient(connection) as ws:
+        await ws.send({"mode": mode, "chunk_size": [5, 10, 5], "wav_name": "demo", "is_speaking": True})
+        for frame in frames(recording.pcm, 0.06):
+            await ws.send(frame)
+        await ws.send({"is_speaking": False, "is_end": True})
+        await until(lambda: ws.messages and ws.messages[-1].get("is_end"))
+        assert ws.messages[-1] == {"mode": mode, "wav_name": "demo", "is_final": True, "is_end": True}
+        shown = [one["text"] for one in ws.messages[:-1] if one["mode"] in (mode, "2pass-offline")]
+        assert "".join(shown) == recording.text
