@@ -15,7 +15,7 @@ import click
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import read_s16
-from asrserver.cli.transcribe import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure, warn_of_toy
+from asrserver.cli.files import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure, warn_of_toy
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.

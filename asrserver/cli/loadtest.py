@@ -223,7 +223,7 @@ def _command() -> str:
 
 async def _check_connection(plan: Plan) -> None:
     """Open one connection before there are many, so that a common error is reported once. Raises ClickException."""
-    from asrserver.cli.transcribe import connect
+    from asrserver.cli.files import connect
 
     for url in plan.urls:
         client = await connect([url], plan.key)

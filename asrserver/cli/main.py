@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
@@ -22,6 +20,7 @@ from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
 from asrserver.cli.options import key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
+from asrserver.cli.transcribe import transcribe
 from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError
 from asrserver.models import PACKAGED, TOY_NOTICE, find_model
@@ -214,68 +213,6 @@ def _listen(host: str, port: int, of: str = "") -> socket.socket:
 
 
 @main.command()
-@click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False))
-@server_option
-@key_option
-@click.option("--realtime", is_flag=True, help="Send in real time instead of as fast as the server accepts.")
-@click.option(
-    "--live", is_flag=True, help="Show partial results; send FILEs in real time or, without FILE, the microphone."
-)
-@click.option("--language", help="Language code such as en or zh [detected].")
-@click.option("--model", help="Name of a model that the server offers [the server's choice].")
-@click.option("--user", "user_id", default="", help="User id of the stored sessions.")
-@click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the text.")
-@click.option(
-    "--progress/--no-progress", default=None, help="Show a progress bar on standard error [if it is a terminal]."
-)
-def transcribe(
-    files: tuple[str, ...],
-    server: str,
-    key: str,
-    realtime: bool,
-    live: bool,
-    language: str | None,
-    model: str | None,
-    user_id: str,
-    as_json: bool,
-    progress: bool | None,
-) -> None:
-    """Stream audio or video files to a server and print their transcripts.
-
-    Any file that FFmpeg reads: it is decoded here and sent as 16 kHz PCM, one session per file. With several files,
-    each transcript follows the name of its file. The exit status is 1 if a file could not be transcribed.
-
-    With --live on a terminal, the stable part of the text is bold and the part that may still change is not. The
-    microphone needs the extra mic (make mic in a checkout).
-    """
-    given = {"language": language, "model": model, "user_id": user_id}
-    options = {name: value for name, value in given.items() if value}
-    paths = [Path(name) for name in files]
-    if live:
-        from asrserver.cli.live import transcribe_live
-
-        ok = asyncio.run(transcribe_live(paths, server_url(server, "ws", "/ws/asr"), options, key=key, as_json=as_json))
-        sys.exit(0 if ok else 1)
-    if not files:
-        raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
-    from asrserver.cli.transcribe import transcribe_files
-
-    show = sys.stderr.isatty() if progress is None else progress
-    ok = asyncio.run(
-        transcribe_files(
-            paths,
-            [server_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
-            options,
-            key=key,
-            realtime=realtime,
-            as_json=as_json,
-            progress=show,
-        )
-    )
-    sys.exit(0 if ok else 1)
-
-
-@main.command()
 @server_option
 @key_option
 @click.option("--json", "as_json", is_flag=True, help="Print the health document as JSON.")
@@ -290,3 +227,4 @@ main.add_command(bench)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)
+main.add_command(transcribe)

@@ -1,153 +1,107 @@
-"""The command `asrserver transcribe`: it streams files to a server and prints their transcripts."""
+"""The command `asrserver transcribe`: files, a folder, or the microphone to text."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-import time
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
-from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.files import duration, read_s16
-from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
-from asrserver.errors import AsrError
-from asrserver.models import PACKAGED, TOY_NOTICE
-
-#: Bytes per second of the audio that is sent: 16 kHz, 16 bits, mono.
-BYTES_PER_SECOND = 2 * SAMPLE_RATE
-
-#: Seconds of audio in a chunk: less than a second, so that the server takes the chunks for pieces of one recording.
-CHUNK_SECONDS = 0.5
-
-#: Chunks that are sent ahead of their results: bounds what the client and the server hold.
-MAX_CHUNKS_AHEAD = 64
-
-#: Errors that concern one source; the command continues with the next one.
-SOURCE_ERRORS = (AsrError, OSError, ServerError, ConnectionLost)
+from asrserver.cli.options import key_option, server_option, server_url
+from asrserver.cli.outputs import FORMATS, Outputs
+from asrserver.protocol.options import TASKS
 
 
-async def connect(urls: list[str], key: str) -> Client:
-    """Connect to the first of several servers that answers.
-
-    Args:
-        urls: The servers' WebSocket URLs.
-        key: The API key, if the servers require one.
-
-    Raises:
-        ClickException: None of them accepts the connection.
-    """
-    try:
-        return await Client.connect(urls, key=key)
-    except (OSError, HandshakeRefused) as exc:
-        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
-
-
-def report_failure(source: Path | str, exc: Exception) -> None:
-    """Print on standard error why one source could not be transcribed."""
-    reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
-    click.echo(f"{source}: {reason}", err=True)
-
-
-async def transcribe_files(
-    files: list[Path],
-    urls: list[str],
-    options: dict[str, Any],
-    *,
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@server_option
+@key_option
+@click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    help="Format of the result: text, subtitles, or JSON with segments. [by the name given with --output, else txt]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="File for the result, or directory for those of several FILEs [standard output].",
+)
+@click.option(
+    "--watch",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Transcribe each recording that appears in this directory, until interrupted.",
+)
+@click.option("--realtime", is_flag=True, help="Send in real time instead of as fast as the server accepts.")
+@click.option(
+    "--live", is_flag=True, help="Show partial results; send FILEs in real time or, without FILE, the microphone."
+)
+@click.option("--language", help="Language code such as en or zh [detected].")
+@click.option("--task", type=click.Choice(TASKS), help="translate: into English, if the model can.")
+@click.option("--prompt", help="Text that is taken to precede the audio: it sets the style.")
+@click.option("--hotwords", help="Words and names that are likely, separated by commas.")
+@click.option("--words", is_flag=True, help="Times of words too, in JSON.")
+@click.option("--model", help="Name of a model that the server offers [the server's choice].")
+@click.option("--user", "user_id", default="", help="User id of the stored sessions.")
+@click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the result.")
+@click.option(
+    "--progress/--no-progress", default=None, help="Show a progress bar on standard error [if it is a terminal]."
+)
+def transcribe(
+    files: tuple[Path, ...],
+    server: str,
     key: str,
+    format: str | None,
+    output: str | None,
+    watch: Path | None,
     realtime: bool,
+    live: bool,
     as_json: bool,
-    progress: bool,
-) -> bool:
-    """Transcribe files one after another and print the results.
+    progress: bool | None,
+    words: bool,
+    **given: str | None,
+) -> None:
+    """Stream audio or video files to a server and print their transcripts.
 
-    Args:
-        files: Audio or video files.
-        urls: The servers' WebSocket URLs.
-        options: Options of the protocol's `start` message.
-        key: The API key, if the servers require one.
-        realtime: Send the audio in real time, not as fast as possible.
-        as_json: Print every event as a line of JSON instead of the texts.
-        progress: Show a progress bar on standard error.
+    Any file that FFmpeg reads: it is decoded here and sent as 16 kHz PCM, one session per file. With several files,
+    each transcript follows the name of its file. The exit status is 1 if a file could not be transcribed.
 
-    Returns:
-        Whether all files were transcribed.
+    With --watch, the result of a recording is a file beside it, or in the directory --output, with its name and the
+    format as the ending. A recording is taken when nobody writes it any more, and only if there is no such file yet.
 
-    Raises:
-        ClickException: No server accepts the connection.
+    With --live on a terminal, the stable part of the text is bold and the part that may still change is not. The
+    microphone needs the extra mic (make mic in a checkout).
     """
-    ok = True
-    async with await connect(urls, key) as client:
-        for path in files:
-            try:
-                final = await _transcribe(client, path, options, realtime, as_json, progress)
-            except SOURCE_ERRORS as exc:
-                report_failure(path, exc)
-                ok = False
-                continue
-            if not as_json:
-                click.echo(f"{path}: {final['text']}" if len(files) > 1 else final["text"])
-    return ok
+    options: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if words:
+        options["word_timestamps"] = True
+    if (live or as_json) and (format or output or watch):
+        raise click.UsageError(f"--{'live' if live else 'json'} prints as it goes: no --format, --output or --watch.")
+    if watch and files:
+        raise click.UsageError("--watch takes its files from the directory: no FILE.")
+    if live:
+        from asrserver.cli.live import transcribe_live
 
+        url = server_url(server, "ws", "/ws/asr")
+        ok = asyncio.run(transcribe_live(list(files), url, options, key=key, as_json=as_json))
+        sys.exit(0 if ok else 1)
+    if not files and not watch:
+        raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
+    from asrserver.cli.files import FileTranscriber, transcribe_files
+    from asrserver.cli.watch import watch_folder
 
-async def _transcribe(
-    client: Client, path: Path, options: dict[str, Any], realtime: bool, as_json: bool, progress: bool
-) -> dict[str, Any]:
-    """Transcribe one file; returns its final result."""
-    length = duration(path)
-    with click.progressbar(
-        length=max(1, round(length / CHUNK_SECONDS)), label=path.name, file=sys.stderr, hidden=not progress
-    ) as bar:
-        session = await client.start(**options)
-        warn_of_toy(session.model)
-        ahead = asyncio.Semaphore(MAX_CHUNKS_AHEAD)
-        sending = asyncio.create_task(_send(session, path, realtime, ahead), name=f"send-{path.name}")
-        final: dict[str, Any] = {}
-        try:
-            async for event in session.events():
-                if as_json:
-                    click.echo(json.dumps(event, ensure_ascii=False))
-                if event["type"] == "chunk_result":
-                    ahead.release()
-                    bar.update(1)
-                elif event["type"] == "error":
-                    raise ServerError(event)
-                final = event
-                if sending.done():
-                    sending.result()
-        finally:
-            sending.cancel()
-    return final
-
-
-@cache
-def warn_of_toy(model: str | None) -> None:
-    """Say on standard error that sessions are recognised by the packaged toy, if they are; once for all sessions."""
-    if model in PACKAGED:
-        click.echo(f"Warning: {TOY_NOTICE}.", err=True)
-
-
-def next_chunk(chunks: Iterator[bytes]) -> bytes | None:
-    """The next chunk, None at the end. Decoding blocks: call it in a thread."""
-    return next(chunks, None)
-
-
-async def _send(session: ClientSession, path: Path, realtime: bool, ahead: asyncio.Semaphore) -> None:
-    started = time.monotonic()
-    loop = asyncio.get_running_loop()
-    chunks = read_s16(path, CHUNK_SECONDS)
-    sent = 0
-    try:
-        while (chunk := await loop.run_in_executor(None, next_chunk, chunks)) is not None:
-            await ahead.acquire()
-            if realtime:
-                await asyncio.sleep(max(0.0, started + (sent + len(chunk)) / BYTES_PER_SECOND - time.monotonic()))
-            sent += len(chunk)
-            await session.send(chunk)
-    finally:
-        await session.end()  # after an error too: otherwise the session would wait for more audio
+    outputs = Outputs(format, output, files, watch)
+    transcriber = FileTranscriber(
+        [server_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
+        key,
+        options | outputs.options,
+        realtime=realtime,
+        as_json=as_json,
+        progress=sys.stderr.isatty() if progress is None else progress,
+    )
+    if watch:
+        asyncio.run(watch_folder(watch, transcriber, outputs))
+    sys.exit(0 if asyncio.run(transcribe_files(files, transcriber, outputs)) else 1)

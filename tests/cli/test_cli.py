@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
 import re
 import shutil
 import signal
@@ -12,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +18,6 @@ import psycopg2
 import pytest
 
 from asrserver import __version__
-from asrserver.cli.live import Screen
 from asrserver.config import COMMANDS, setting_rows
 from asrserver.embedded import locate
 from asrserver.embedded.postgres import EmbeddedPostgres
@@ -37,16 +32,6 @@ Start = Callable[..., System]
 
 #: What the command says of the model that the tests use.
 NOTICE = f"Warning: {TOY_NOTICE}.\n"
-
-
-@pytest.fixture
-def files(tmp_path: Path, utterances: list[Utterance]) -> list[Path]:
-    """Three recordings as WAV files."""
-    paths = []
-    for utterance in utterances[:3]:
-        paths.append(tmp_path / f"{Path(utterance.name).stem}.wav")
-        paths[-1].write_bytes(utterance.wav)
-    return paths
 
 
 # -- help ------------------------------------------------------------------------------------------------------------
@@ -81,176 +66,7 @@ def test_version_and_unknown_command() -> None:
     assert "dance" in done.stderr
 
 
-# -- transcribe ------------------------------------------------------------------------------------------------------
-
-
-def test_transcribe_one_file(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """Standard output has the text and nothing else, so that scripts can read it."""
-    done = cli("transcribe", "--server", shared.url.removesuffix("/ws/asr"), files[0])
-    assert (done.returncode, done.stdout, done.stderr) == (0, utterances[0].text + "\n", NOTICE)
-
-
-def test_transcribe_several_files(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """Each text follows its file's name; the server is given by http URL or environment; the user is stored."""
-    server = f"http://127.0.0.1:{shared.port}"
-    done = cli("transcribe", "--user", "operator", *files, env={"ASRSERVER_SERVER": server})
-    assert (done.returncode, done.stderr) == (0, NOTICE)
-    expected = [f"{path}: {utterance.text}" for path, utterance in zip(files, utterances, strict=False)]
-    assert done.stdout.splitlines() == expected
-
-    def users() -> set[str]:
-        return {record["user_id"] for record in shared.get("/history?limit=3")["records"]}
-
-    wait_until(lambda: users() == {"operator"}, what="the sessions are stored")
-
-
-def test_transcribe_realtime(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """--realtime takes at least as long as the recording."""
-    started = time.monotonic()
-    done = cli("transcribe", "--realtime", "--server", f"127.0.0.1:{shared.port}", files[0])
-    assert (done.returncode, done.stdout) == (0, utterances[0].text + "\n")
-    assert time.monotonic() - started >= len(utterances[0].pcm) / 32000
-
-
-def test_transcribe_json(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """--json prints every event as a line, the final result last."""
-    done = cli("transcribe", "--json", "--language", "en", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
-    assert done.returncode == 0
-    events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["type"] for event in events] == ["chunk_result"] * (len(events) - 1) + ["final_result"]
-    assert events[-1]["text"] == utterances[0].text
-    assert events[-1]["chunk_count"] == len(events) - 1
-
-
-def test_transcribe_progress(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """The bar goes to standard error: standard output stays the text."""
-    done = cli("transcribe", "--progress", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
-    assert (done.returncode, done.stdout) == (0, utterances[0].text + "\n")
-    assert files[0].name in done.stderr
-
-
-def test_transcribe_goes_on_after_a_file_that_is_no_audio(
-    shared: System, files: list[Path], utterances: list[Utterance], tmp_path: Path
-) -> None:
-    """A text file, an empty file and a cut one: one line each, status 1; the other files are transcribed."""
-    text, empty = tmp_path / "text.wav", tmp_path / "empty.wav"
-    text.write_text("This is no recording.\n" * 100)
-    empty.write_bytes(b"")
-    done = cli("transcribe", "--server", f"ws://127.0.0.1:{shared.port}", text, files[0], empty, files[1])
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == [
-        f"{files[0]}: {utterances[0].text}",
-        f"{files[1]}: {utterances[1].text}",
-    ]
-    assert [line.partition(":")[0] for line in done.stderr.replace(NOTICE, "").splitlines()] == [str(text), str(empty)]
-
-
-def test_transcribe_live(shared: System, files: list[Path], utterances: list[Utterance]) -> None:
-    """It takes as long as the recording; without a terminal, results contain no control characters."""
-    began = time.monotonic()
-    done = cli("transcribe", "--live", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
-    assert time.monotonic() - began >= len(utterances[0].pcm) / 32000
-    assert done.returncode == 0, done.stderr
-    *guesses, last = done.stdout.splitlines()
-    assert re.fullmatch(rf"\[00:0\d\.\d\] {utterances[0].text}", last)
-    assert guesses
-    assert all(guess.startswith("... ") for guess in guesses)
-    assert "\x1b" not in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("module", "cure", "other"),
-    [
-        ("raise ModuleNotFoundError('No module named sounddevice')", "make mic", "libportaudio2"),
-        ("raise OSError('PortAudio library not found')", "apt install libportaudio2", "asrserver[mic]"),
-        (
-            "class PortAudioError(Exception): pass\n"
-            "def RawInputStream(*_args, **_kwargs): raise PortAudioError('Error querying device -1')",
-            "Error querying device -1",
-            "install",
-        ),
-    ],
-    ids=["package", "library", "device"],
-)
-def test_transcribe_live_without_a_microphone(
-    shared: System, tmp_path: Path, module: str, cure: str, other: str
-) -> None:
-    """One line that names what is missing and nothing else: the Python package, PortAudio, or a device."""
-    (tmp_path / "sounddevice.py").write_text(module)
-    server = f"ws://127.0.0.1:{shared.port}"
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    done = cli("transcribe", "--live", "--server", server, env={"PYTHONPATH": path})
-    assert done.returncode == 1
-    told = done.stderr.replace(NOTICE, "")
-    assert cure in told
-    assert other not in told
-    assert len(told.splitlines()) == 1
-
-
-@pytest.mark.usefixtures("processes")
-def test_transcribe_needs_a_file_or_live() -> None:
-    """Without either it is a usage error, which names --live."""
-    done = cli("transcribe", "--server", NOBODY)
-    assert done.returncode == 2
-    assert "--live" in done.stderr
-
-
-def test_text_as_it_forms_on_a_terminal() -> None:
-    """One line that is redrawn: stable text in bold, the rest dim, never wider than the terminal."""
-
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    out = Terminal()
-    screen = Screen(out)
-    screen.show({"type": "partial_result", "text": "turn on the chicken", "stable": "turn on"})
-    screen.show({"type": "partial_result", "text": "word " * 100, "stable": "word " * 90})
-    screen.show({"type": "segment_result", "text": "turn on the kitchen light", "start": 63.25})
-    screen.end()
-    first, second, third, last = out.getvalue().removeprefix("\r\x1b[K").split("\r\x1b[K")
-    assert first == "\x1b[1mturn on\x1b[0m\x1b[2m the chicken\x1b[0m"
-    assert len(re.sub(r"\x1b\[\dm", "", second)) < 500
-    assert third == "[01:03.2] turn on the kitchen light\n"
-    assert last == ""
-
-
-def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> None:
-    """The server's error message is printed."""
-    done = cli("transcribe", "--language", "tlh", "--server", f"ws://127.0.0.1:{shared.port}", files[0])
-    assert done.returncode == 1
-    assert "bad_option" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.usefixtures("processes")
-def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) -> None:
-    """Each is an error of one line, with a status that is not 0."""
-    done = cli("transcribe", "--server", NOBODY, files[0])
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert NOBODY in line
-    done = cli("transcribe", tmp_path / "nowhere.wav")
-    assert done.returncode == 2
-    assert "nowhere.wav" in done.stderr
-    assert cli("transcribe").returncode == 2
-
-
 # -- status ----------------------------------------------------------------------------------------------------------
-
-
-def test_status(shared: System) -> None:
-    """Tables for humans, the health document for programs; status 0 while all parts work. A proxy is not asked."""
-    proxy = {"http_proxy": NOBODY.replace("ws:", "http:"), "no_proxy": ""}
-    done = cli("status", "--server", f"ws://127.0.0.1:{shared.port}", env=proxy)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^status +ok$", done.stdout, re.M)
-    assert re.search(r"^redis +ready, [\d.]+ ms$", done.stdout, re.M)
-    assert re.search(r"^postgres +ready, [\d.]+ ms$", done.stdout, re.M)
-    for process in (*shared.children("gateway"), *shared.children("worker")):
-        assert re.search(rf" {process.pid} ", done.stdout)
-    done = cli("status", "--json", "--server", f"http://127.0.0.1:{shared.port}")
-    assert json.loads(done.stdout)["status"] == "ok"
 
 
 @pytest.mark.usefixtures("processes")
