@@ -21,6 +21,9 @@ const GIVE_UP = 60_000;
 /** The number of a session in the binary frames of its connection: it has one to itself. */
 const CHANNEL = 1;
 
+/** Milliseconds in which a microphone must hand over its last samples. */
+const FLUSH = 2000;
+
 /** Close codes after which connecting again would be in vain, and errors after which the session is not there. */
 const FATAL_CLOSES = new Set([1002, 1003, 1007, 1008, 1009, 1010]);
 const LOST = new Set(["session_moved", "session_gone", "no_session"]);
@@ -546,7 +549,9 @@ export class Microphone extends EventTarget {
 
   async #listen(worklet) {
     const context = (this.#context = new AudioContext());
-    await context.audioWorklet.addModule(worklet);
+    await context.audioWorklet.addModule(worklet).catch(() => {
+      throw unreachable();
+    });
     const source = context.createMediaStreamSource(this.#stream);
     this.#analyser = new AnalyserNode(context, { fftSize: this.#levels.length });
     this.#node = new AudioWorkletNode(context, "asrserver-microphone", {
@@ -591,7 +596,8 @@ export class Microphone extends EventTarget {
   async #stop() {
     if (this.#node && this.#context.state === "running") {
       this.#node.port.postMessage("flush");
-      await Promise.race([this.#flushed.promise, new Promise((done) => setTimeout(done, 500))]);
+      await Promise.race([this.#flushed.promise, new Promise((done) => setTimeout(done, FLUSH))]);
+      this.#node.port.onmessage = null;
     }
     for (const track of this.#stream?.getTracks() ?? []) {
       track.onended = null;

@@ -72,20 +72,22 @@ export class Player {
 
   #speed(rate) {
     this.#audio.defaultPlaybackRate = this.#audio.playbackRate = rate;
-    this.#parts.speed.textContent = `${rate}×`;
     this.#render();
   }
 
   #render() {
-    const { root, play, seek, at, length } = this.#parts;
+    const { root, play, seek, at, length, speed } = this.#parts;
     const seconds = this.#audio.src ? this.#audio.currentTime : 0;
     const paused = this.#audio.paused;
     root.classList.toggle("playing", !paused);
     play.ariaLabel = play.title = text(paused ? "play" : "pause");
     seek.max = this.#length;
     seek.value = seconds;
+    seek.style.setProperty("--share", `${this.#length ? (100 * seconds) / this.#length : 0}%`);
     seek.ariaValueText = duration(seconds);
     at.textContent = duration(seconds);
+    speed.textContent = `${this.#audio.playbackRate}×`;
+    speed.ariaLabel = speed.title = `${text("speed")}: ${speed.textContent}`;
     length.textContent = duration(this.#length);
   }
 }

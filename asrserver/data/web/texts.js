@@ -13,11 +13,9 @@ const TEXTS = {
     model: "Model",
     detect: "Detect language",
     main: "To the content",
-    home: "Home",
     api: "API",
     key: "API key",
     switch: "中文",
-    switch_label: "Switch to Chinese",
     close: "Close",
 
     opening: "Opening the microphone …",
@@ -113,11 +111,9 @@ const TEXTS = {
     model: "模型",
     detect: "自动检测语言",
     main: "跳到内容",
-    home: "首页",
     api: "接口",
     key: "API 密钥",
     switch: "English",
-    switch_label: "切换到英文",
     close: "关闭",
 
     opening: "正在打开麦克风……",
