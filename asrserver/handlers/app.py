@@ -20,6 +20,7 @@ from asrserver.auth import tls_context
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.accepting import Acceptor
+from asrserver.handlers.assemblyai import AssemblyAiHandler
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
 from asrserver.handlers.client_secrets import ClientSecretsHandler
@@ -105,6 +106,7 @@ FURTHER: dict[str, type[RequestHandler]] = {
 #: The handlers of requests for an upgrade to WebSocket, as patterns; other requests for these paths are not theirs.
 UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/v1/listen": DeepgramLiveHandler,
+    "/v3/ws/?": AssemblyAiHandler,
     "/funasr/?": FunasrHandler,
     "/vosk/?": VoskHandler,
     "/whisperlive/?": WhisperLiveHandler,

@@ -17,7 +17,6 @@ from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.process.aio import Notifier
 from asrserver.protocol import native
 from asrserver.protocol.events import Final, SessionEvent
-from asrserver.protocol.options import Options
 from asrserver.protocol.pathless import UrlOptions
 
 #: Seconds that a client's next message waits at most for what the one before asked for.
@@ -76,17 +75,6 @@ class DialogueConnection(LiveSessionConnection):
         self._changed = Notifier()
 
     # -- for a dialogue ------------------------------------------------------------------------------------------
-
-    async def begin(self, options: Options) -> bool:
-        """Start a session; return whether the client is still there then.
-
-        Raises:
-            AsrError: It is refused.
-        """
-        session = await self.start(options)
-        if self.ws_connection is None:
-            self.gateway.cancel(session)
-        return self.ws_connection is not None
 
     def take_audio(self, data: bytes) -> Awaitable[Any] | None:
         """Take audio of the session, as LiveSessionConnection does."""

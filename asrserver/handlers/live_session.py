@@ -65,6 +65,13 @@ class LiveSessionConnection(WebSocketConnection):
         self.refusal = None
         return session
 
+    async def begin(self, options: Options) -> bool:
+        """Start a session after the upgrade, as `start` does; return whether the client is still there then."""
+        session = await self.start(options)
+        if self.ws_connection is None:
+            self.gateway.cancel(session)
+        return self.ws_connection is not None
+
     def flush_audio(self) -> int | None:
         """Have all audio so far recognised now; a Flushed event of the returned number follows. None: it is over."""
         session = self.session

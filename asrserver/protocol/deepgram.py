@@ -19,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -40,6 +39,7 @@ from asrserver.protocol.events import (
     Word,
 )
 from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.word_times import spread
 from asrserver.text.words import clean, words
 
 #: `encoding` of headerless audio → the format of the session; and of packets and containers.
@@ -334,7 +334,7 @@ class LiveResults:
         found = words(event.text, event.language)
         stable = len(words(event.stable, event.language))
         # What will not change is as good as certain; of the rest nothing is known.
-        heard = _spread(found, start, end, [1.0 if place < stable else 0.5 for place in range(len(found))])
+        heard = spread(found, start, end, [1.0 if place < stable else 0.5 for place in range(len(found))])
         certainty = sum(word.confidence for word in heard) / len(heard) if heard else 0.0
         return self._results(alternative(event.text, heard, certainty), event.language, end)
 
@@ -342,7 +342,7 @@ class LiveResults:
         yield from self._release()
         yield from self._speech_started(segment.start)
         found = words(segment.text, segment.language)
-        heard = segment.words or _spread(found, segment.start, segment.end, [segment.confidence] * len(found))
+        heard = segment.words or spread(found, segment.start, segment.end, [segment.confidence] * len(found))
         end = max(self._position, segment.end)
         best = alternative(segment.text, heard, segment.confidence)
         self._held = segment.start, self._results(best, segment.language, end, is_final=True, ends=not cut)
@@ -421,13 +421,6 @@ def mean(segments: Sequence[Segment]) -> float:
     """The mean confidence of segments, by their lengths."""
     length = sum(segment.end - segment.start for segment in segments)
     return sum(one.confidence * (one.end - one.start) for one in segments) / length if length else 0.0
-
-
-def _spread(found: Sequence[str], start: float, end: float, confidences: Sequence[float]) -> list[Word]:
-    """Words whose times are not known: each takes a part of the time as long as it is."""
-    places = [0, *accumulate(map(len, found))]
-    times = [round(start + (end - start) * place / max(1, places[-1]), 3) for place in places]
-    return [Word(*one) for one in zip(found, times, times[1:], confidences, strict=False)]
 
 
 def metadata(request_id: str, sha256: str, created: datetime, duration: float) -> dict[str, Any]:

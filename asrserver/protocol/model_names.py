@@ -26,6 +26,9 @@ NONE = re.compile(r"(?!)")
 #: Vosk's models are directories, which its clients name by their paths.
 VOSK = re.compile(r"(?:.*/)?(?:vosk-)?model(?:-[\w.-]+)?")
 
+#: AssemblyAI's models for streams.
+ASSEMBLYAI = re.compile(r"universal(?:-[a-z0-9]+)*|u\d(?:-[a-z0-9]+)*|whisper-rt")
+
 #: OpenAI's models of Whisper as WhisperLive's clients name them: by size, or as converted by somebody.
 WHISPER = re.compile(
     r"(?:[\w.-]+/)?(?:faster-)?(?:distil-)?(?:whisper-)?(?:distil-)?(?:tiny|base|small|medium|large|turbo)"
