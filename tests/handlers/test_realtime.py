@@ -82,8 +82,10 @@ async def test_turns_on_demand(realtime: str, gateway: Gateway, worker: FakeWork
         sid = name_of(await ws.next())
         assert (await ws.update(turn_detection=None, format={"type": "audio/pcmu"}))["type"] == "session.updated"
         assert not gateway.sessions
-        await ws.append(bytes(8000))
+        for _ in range(2):
+            await ws.append(bytes(4000))
         session = await session_of(gateway, worker, sid)
+        await worker.audio(sid, 2)
         assert session.options.format == "pcm_mulaw"
         await ws.say("input_audio_buffer.commit")
         item = (await ws.get("committed"))["item_id"]
@@ -92,9 +94,9 @@ async def test_turns_on_demand(realtime: str, gateway: Gateway, worker: FakeWork
         completed = await ws.get("completed")
         assert (completed["item_id"], completed["transcript"]) == (item, "hello")
         assert completed["usage"]["seconds"] == 1.0
-    await worker.final(sid, "hello")
+    await worker.final(sid, "hello", 2)
     await until(gateway.write_behind.is_flushed)
-    assert stored(database_url, sid) == ("done", "hello", 1)
+    assert stored(database_url, sid) == ("done", "hello", 2)
 
 
 async def test_minutes_of_audio_in_one_message(realtime: str, gateway: Gateway, worker: FakeWorker) -> None:

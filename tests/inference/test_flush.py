@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from asrserver.broker.replies import Entry
+from asrserver.inference.engine import DecodeJob
 from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.whisper import Hypothesis
 from tests.recordings import Utterance
 from tests.worker_harness import Session, pieces
 
 pytestmark = pytest.mark.gen_test(timeout=120)
 
 
-def flushed(recogniser: Recogniser, said: list[Utterance], speech_events: bool = False) -> Session:
+def flushed(recogniser: Recogniser, said: list[Utterance], **options: bool) -> Session:
     """A session of utterances with 0.2 s between them, each followed by a flush; one more comes before any audio."""
-    session = Session(recogniser, [], mode="stream", format="pcm_s16le", speech_events=speech_events)
+    session = Session(recogniser, [], mode="stream", format="pcm_s16le", **options)
     entries = [Entry("0-2", None, None, flush=1)]
     index = 0
     for number, one in enumerate(said, 2):
@@ -70,3 +74,20 @@ async def test_the_beginning_of_speech_is_told(recogniser: Recogniser, utterance
     silent = flushed(recogniser, said)
     await silent.run_live()
     assert not silent.partials
+
+
+@pytest.mark.parametrize("partials", [True, False])
+async def test_speech_that_was_none_is_taken_back(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch, partials: bool
+) -> None:
+    """By an empty partial result, for those who get partial results."""
+    recognise = recogniser.engine.recognise
+
+    async def nothing(job: DecodeJob) -> Hypothesis:
+        return replace(await recognise(job), text="", words=[])
+
+    monkeypatch.setattr(recogniser.engine, "recognise", nothing)
+    session = flushed(recogniser, utterances[:1], speech_events=True, partials=partials)
+    await session.run_live()
+    told = [(event["type"], event.get("text")) for event in session.partials if event["type"] != "progress"]
+    assert told == [("speech_started", None), *([("partial", "")] if partials else [])]
