@@ -109,6 +109,7 @@ async def test_without_a_key_nothing_opens_but_livez_and_the_pages(
 async def test_a_key_is_shown_in_three_ways(base_url: str, fetch: Callable[..., Any], keys: Keys) -> None:
     for path in ("/api/v1/history", f"/api/v1/history?token={keys.text_a}&limit=5"):
         assert (await fetch(path, "" if "token" in path else keys.text_a)).code == 200
+    assert (await fetch("/api/v1/history", headers={"api-key": keys.text_a})).code == 200
     for arguments, protocol in (
         ({"Authorization": f"Bearer {keys.text_a}"}, None),
         ({"path": f"/ws/asr?uid=1&token={keys.text_a}"}, None),
