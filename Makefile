@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test coverage test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
 	dist-check format bench promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -27,7 +27,14 @@ mic: .venv/mic ## install microphone support for transcribe --live (PortAudio is
 
 test: .venv/test ## run all checks and all tests except the slow ones
 	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(MAKE) --no-print-directory -j2 --output-sync=target tests-inside tests-of-program
+
+# The two halves of the tests, side by side: most of the time both wait.
+tests-inside: .venv/test
+	$(BIN)/python -m pytest -m 'not slow and not system'
+
+tests-of-program: .venv/test
+	$(BIN)/python -m pytest -m 'not slow and system'
 
 coverage: .venv/test ## run the same tests, and list the lines that none of them reaches (takes half as long again)
 	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report term-missing
