@@ -132,7 +132,7 @@ def next_directory(system: System) -> str:
 
 def check_json_lines(system: System) -> None:
     """Every line but the announcement is an object; those about a session or request contain its id."""
-    lines = [json.loads(line) for line in system.output().splitlines() if not line.startswith("asrserver ")]
+    lines = [json.loads(line) for line in system.output().splitlines() if line.startswith("{")]
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
     opened = [line for line in lines if " open mode=" in line["message"]]
     assert len({line["session"] for line in opened}) == len({line["request_id"] for line in opened}) == 6
