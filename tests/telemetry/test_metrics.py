@@ -130,9 +130,13 @@ def next_directory(system: System) -> str:
     return psutil.Process(system.children("worker")[0].pid).environ()["PROMETHEUS_MULTIPROC_DIR"]
 
 
+#: How the lines begin that tell people where the server is.
+ANNOUNCED = ("asrserver ", "open http")
+
+
 def check_json_lines(system: System) -> None:
-    """Every line but the announcement is an object; those about a session or request contain its id."""
-    lines = [json.loads(line) for line in system.output().splitlines() if line.startswith("{")]
+    """Every line but those of the announcement is an object; those about a session or request contain its id."""
+    lines = [json.loads(line) for line in system.output().splitlines() if not line.startswith(ANNOUNCED)]
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
     opened = [line for line in lines if " open mode=" in line["message"]]
     assert len({line["session"] for line in opened}) == len({line["request_id"] for line in opened}) == 6
