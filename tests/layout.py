@@ -66,7 +66,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "hiredis": ("broker",),
     "huggingface_hub": ("models",),
     "matplotlib": ("loadtest",),
-    "msgspec": ("handlers", "inference", "protocol"),
+    "msgspec": ("inference", "protocol"),
     "multipart": ("handlers",),
     "numpy": ("audio", "inference", "loadtest"),
     "orjson": ANYONE,

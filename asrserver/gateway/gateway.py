@@ -210,7 +210,7 @@ class Gateway:
         await self.offers.check(asked.options)
         if not await self.room.for_session():
             raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
-        asked = asked.with_hotwords(self._hotwords.join(asked.options.hotwords, self.access.key(owner)))
+        asked = asked.changed(hotwords=self._hotwords.join(asked.options.hotwords, self.access.key(owner)))
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
     async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:

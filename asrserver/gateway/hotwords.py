@@ -15,13 +15,10 @@ from collections.abc import Iterable
 
 from asrserver.auth import Key
 from asrserver.errors import SettingError
-from asrserver.protocol.options import MAX_TEXT
+from asrserver.protocol.options import MAX_TEXT, WORD_SEPARATOR
 
 #: Bytes of the file at most: a session gets MAX_TEXT characters of it.
 MAX_FILE_BYTES = 1 << 20
-
-#: Between words: Whisper takes them for a text that came before.
-SEPARATOR = ", "
 
 
 class Hotwords:
@@ -81,11 +78,11 @@ class Hotwords:
         left = MAX_TEXT - len(own)
         chosen = [own] if own else []
         for word in reversed(words):
-            left -= len(word) + len(SEPARATOR)
+            left -= len(word) + len(WORD_SEPARATOR)
             if left < 0:
                 break
             chosen.append(word)
-        return SEPARATOR.join(reversed(chosen))
+        return WORD_SEPARATOR.join(reversed(chosen))
 
 
 def parse(lines: Iterable[str]) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ class AssemblyAiHandler(LiveSessionConnection):
     async def admit(self) -> None:
         given = self.request.query_arguments.items()
         asked = assemblyai.parse_query({name: values[-1].decode(errors="replace") for name, values in given})
-        self._options = asked.of_model(self._resolve(asked.model))
+        self._options = asked.options.of_model(self._resolve(asked.model))
         self._turns = assemblyai.AssemblyAiTurns(asked)
         self.gateway.refuse_when_full()
 

@@ -51,7 +51,7 @@ class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
 
     async def admit(self) -> None:
         asked = deepgram.parse_live(self.query())
-        options = asked.of_model(self.resolve(asked.model))
+        options = asked.options.of_model(self.resolve(asked.model))
         session = await self.start(options)
         self.results = deepgram.LiveResults(asked, session.id, self.gateway.offers.expected(options))
         self.set_header("dg-request-id", session.id)

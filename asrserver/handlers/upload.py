@@ -15,10 +15,8 @@ import logging
 import time
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import msgspec
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from tornado.web import HTTPError, stream_request_body
 
@@ -293,10 +291,9 @@ class UploadHandler(DrainingHandler):
         self._asked = asked
         start, size, kind = asked.start, PIECE_BYTES, self._container(asked)
         if kind in sniff.WHOLE:
-            options = msgspec.structs.replace(start.options, mode="chunk", format="auto")
-            start, size = replace(start, options=options), max(1, self.spool.size)
+            start, size = start.changed(mode="chunk", format="auto"), max(1, self.spool.size)
         elif kind is not None:
-            start = replace(start, options=msgspec.structs.replace(start.options, format="file"))
+            start = start.changed(format="file")
         self.session = FileSession(self.gateway, start, self.key_id)
         self._job = asyncio.create_task(self.session.run(self.spool.pieces(size)), name="transcribe upload")
         # `post` raises its exception, unless the client is gone.

@@ -9,8 +9,6 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
-import msgspec
-
 from asrserver.audio import bounds, wav
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.gateway import Gateway
@@ -204,7 +202,7 @@ class Utterance:
         self._format = format
         bounds.check(format.channels, format.rate)
         options = self.asked.options(format)
-        options = msgspec.structs.replace(options, model=self._model(options.language))
+        options = options.of_model(self._model(options.language))
         samples = wav.Format.of(CODECS[format.width], format.channels, format.rate)
         head = b"" if format.is_native else wav.write_header(samples, 0)  # 0: of unknown length
         self._parts.append(UtterancePart(self._gateway, Start("", "", options, False), head, self._changed))

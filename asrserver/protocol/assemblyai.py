@@ -35,7 +35,7 @@ from asrserver.protocol.events import (
     SpeechStarted,
     Word,
 )
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import MAX_TEXT, TRUE, Options, join_hotwords
 from asrserver.protocol.word_times import spread
 from asrserver.text.words import join, words
 
@@ -90,10 +90,6 @@ class AssemblyAiRequest:
     is_formatted: bool
     has_partials: bool
 
-    def of_model(self, name: str | None) -> Options:
-        """The options for a model that the server runs; None: whichever there is."""
-        return msgspec.structs.replace(self.options, model=name)
-
 
 def parse_query(query: Mapping[str, str]) -> AssemblyAiRequest:
     """Read the query of a connection; what is unknown is ignored.
@@ -113,7 +109,7 @@ def parse_query(query: Mapping[str, str]) -> AssemblyAiRequest:
         "sample_rate": _number(query, "sample_rate") if encoding in HEADERLESS else None,
         "language": _language(query, model),
         "prompt": query.get("prompt", "")[-MAX_TEXT:],
-        "hotwords": ", ".join(_texts(query, "keyterms_prompt"))[:MAX_TEXT],
+        "hotwords": join_hotwords(_texts(query, "keyterms_prompt")),
         "partials": has_partials,
         "silence": _milliseconds(silence) / 1000 if silence else None,
         "word_timestamps": True,
@@ -123,7 +119,7 @@ def parse_query(query: Mapping[str, str]) -> AssemblyAiRequest:
 
 
 def _flag(value: str) -> bool:
-    return value.lower() in ("true", "1", "yes", "on")
+    return value.lower() in TRUE
 
 
 def _number(query: Mapping[str, str], name: str) -> int | None:

@@ -38,7 +38,7 @@ from asrserver.protocol.events import (
     SpeechStarted,
     Word,
 )
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import TRUE, Options, join_hotwords
 from asrserver.protocol.word_times import spread
 from asrserver.text.words import clean, words
 
@@ -63,7 +63,6 @@ MAX_REPEATED = 1000
 #: The errors of a text message that cannot be understood.
 SCHEMA_ERRORS = ("bad_json", "bad_request", "unknown_action")
 
-_TRUE = ("true", "1", "yes", "on")
 _FALSE = ("", "false", "0", "no", "off")
 
 _encode = msgspec.json.Encoder().encode
@@ -91,10 +90,6 @@ class LiveRequest:
     utterance_end: float | None
     vad_events: bool
     languages: bool
-
-    def of_model(self, name: str | None) -> Options:
-        """The options for a model that the server runs; None: whichever there is."""
-        return msgspec.structs.replace(self.options, model=name)
 
 
 def parse_live(query: Mapping[str, Sequence[str]]) -> LiveRequest:
@@ -141,7 +136,7 @@ def options(query: Mapping[str, Sequence[str]], format: str, **further: Any) -> 
         "sample_rate": whole(values, "sample_rate") or RATES.get(format),
         "channels": whole(values, "channels"),
         "language": None if flag(values, "detect_language") else values.get("language"),
-        "hotwords": ", ".join(_hotwords(query))[:MAX_TEXT],
+        "hotwords": join_hotwords(_hotwords(query)),
         "word_timestamps": True,
         **further,
     }
@@ -175,9 +170,9 @@ def _hotwords(query: Mapping[str, Sequence[str]]) -> Iterator[str]:
 def flag(values: Mapping[str, str], name: str) -> bool:
     """A parameter that is true or false; raises BadRequest."""
     value = values.get(name, "").lower()
-    if value not in (*_TRUE, *_FALSE):
+    if value not in (*TRUE, *_FALSE):
         raise _bad(name, "must be true or false")
-    return value in _TRUE
+    return value in TRUE
 
 
 def whole(values: Mapping[str, str], name: str) -> int | None:

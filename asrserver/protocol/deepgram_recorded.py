@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-import msgspec
-
 from asrserver.protocol.deepgram import (
     HEADERLESS,
     alternative,
@@ -71,7 +69,7 @@ class RecordedRequest:
 
     def of_model(self, name: str | None) -> RecordedRequest:
         """The same for a model that the server runs; None: whichever there is."""
-        return replace(self, start=replace(self.start, options=msgspec.structs.replace(self.start.options, model=name)))
+        return replace(self, start=self.start.changed(model=name))
 
 
 def parse(query: Mapping[str, Sequence[str]]) -> RecordedRequest:

@@ -28,7 +28,7 @@ import orjson
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.events import ErrorEvent, Final, Partial, Refusal, Segment, SegmentResult, SessionEvent
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import Options, join_hotwords
 from asrserver.protocol.pathless import UrlOptions
 from asrserver.text.words import UNSPACED_LANGUAGES, glue, words
 
@@ -124,7 +124,7 @@ def _hotwords(given: Any) -> str:
         except orjson.JSONDecodeError:
             raise BadRequest("bad_request", "hotwords must be JSON, or words with commas between") from None
     found = given.split(",") if isinstance(given, str) else given if isinstance(given, Mapping | list) else ()
-    return ", ".join(word for item in found if (word := str(item).strip()))[:MAX_TEXT]
+    return join_hotwords(word for item in found if (word := str(item).strip()))
 
 
 class FunasrResults:

@@ -13,18 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
-
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.events import Final, Segment
-from asrserver.protocol.options import MAX_TEXT, Options, Start
+from asrserver.protocol.options import MAX_TEXT, TRUE, Options, Start, join_hotwords
 from asrserver.text.words import UNSPACED_LANGUAGES
 
 RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("word", "segment")
 
-_TRUE = ("true", "1", "yes", "on")
 _FALSE = ("", "false", "0", "no", "off", "none", "null")
 
 #: The brackets of a field that is a list: `include[]`, and `include[0]` of some clients.
@@ -65,8 +62,7 @@ class TranscriptionRequest:
 
     def of_model(self, name: str | None) -> TranscriptionRequest:
         """The same for a model that the server runs; None: whichever there is."""
-        options = msgspec.structs.replace(self.start.options, model=name)
-        return replace(self, start=replace(self.start, options=options))
+        return replace(self, start=self.start.changed(model=name))
 
 
 def parse(fields: Mapping[str, Sequence[str]], task: str) -> TranscriptionRequest:
@@ -106,7 +102,7 @@ def parse(fields: Mapping[str, Sequence[str]], task: str) -> TranscriptionReques
         "language": language,
         "task": task,
         "prompt": single.get("prompt", "")[-MAX_TEXT:],
-        "hotwords": ", ".join(_items(lists.get("keywords", ())))[:MAX_TEXT],
+        "hotwords": join_hotwords(_items(lists.get("keywords", ()))),
         # With times of words, long segments become several subtitles.
         "word_timestamps": words or logprobs or format in ("srt", "vtt"),
     }
@@ -139,9 +135,9 @@ def _language(given: str | None) -> str | None:
 
 
 def _flag(name: str, value: str) -> bool:
-    if value.lower() not in (*_TRUE, *_FALSE):
+    if value.lower() not in (*TRUE, *_FALSE):
         raise _bad(name, "must be true or false")
-    return value.lower() in _TRUE
+    return value.lower() in TRUE
 
 
 def _check_temperature(value: str) -> None:

@@ -6,7 +6,7 @@ Every protocol translates its own start message into a `Start`; what is allowed 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,12 @@ PARTIAL_INTERVAL = 0.5
 
 #: Longest prompt and list of hot words, in characters.
 MAX_TEXT = 1000
+
+#: Between hot words: a model takes them for a text that came before.
+WORD_SEPARATOR = ", "
+
+#: How clients write what is true, in lower case.
+TRUE = ("true", "1", "yes", "on")
 
 #: Longest name of a model, in characters: a directory is one.
 MAX_NAME = 1000
@@ -118,6 +124,10 @@ class Options(msgspec.Struct, frozen=True):
         """Whether its audio is in the same format."""
         return (self.format, self.sample_rate, self.channels) == (other.format, other.sample_rate, other.channels)
 
+    def of_model(self, name: str | None) -> Options:
+        """The same for a model that the server runs; None: whichever there is."""
+        return msgspec.structs.replace(self, model=name)
+
     @property
     def bytes_per_second(self) -> int:
         """Of headerless audio."""
@@ -145,11 +155,9 @@ class Start:
     options: Options
     resumable: bool
 
-    def with_hotwords(self, hotwords: str) -> Start:
-        """The same with these hot words."""
-        if hotwords == self.options.hotwords:
-            return self
-        return replace(self, options=msgspec.structs.replace(self.options, hotwords=hotwords))
+    def changed(self, **options: Any) -> Start:
+        """The same with other options."""
+        return replace(self, options=msgspec.structs.replace(self.options, **options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +174,11 @@ class Resume:
     session_id: str
     last_seq: int
     adopted: bool = False
+
+
+def join_hotwords(words: Iterable[str]) -> str:
+    """Hot words as one text, of MAX_TEXT characters at most."""
+    return WORD_SEPARATOR.join(words)[:MAX_TEXT]
 
 
 def valid_id(value: Any, name: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.json_messages import parse_object
+from asrserver.protocol.options import TRUE
 
 #: Fields by which the first message shows its protocol; the first one that matches decides.
 _FIELDS = {
@@ -20,8 +21,6 @@ _FIELDS = {
     "funasr": ("mode", "chunk_size", "is_speaking"),
     "vosk": ("config", "eof", "reset"),
 }
-
-_TRUE = ("", "1", "true", "yes", "on")
 
 
 def speaks(message: str | bytes, subprotocol: str | None) -> str:
@@ -65,7 +64,7 @@ class UrlOptions:
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> UrlOptions:
         """Read a query; raises BadRequest where the language is unknown."""
-        plain = query.get("plain", "0").lower() in _TRUE
+        plain = query.get("plain", "0").lower() in ("", *TRUE)
         return cls(languages.parse(query.get("language")), query.get("model", "").strip(), plain)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
-from asrserver.protocol.options import MAX_NAME, MAX_TEXT, Options, whole_number
+from asrserver.protocol.options import MAX_NAME, MAX_TEXT, Options, join_hotwords, whole_number
 
 #: The formats of audio, and their names in the older shape.
 FORMATS = {"audio/pcm": "pcm_s16le", "audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
@@ -184,7 +184,7 @@ class Setup:
                 "sample_rate": self.format.get("rate", TELEPHONE_RATE),
                 "language": asked.get("language") or (candidates[0] if len(candidates) == 1 else None),
                 "prompt": asked.get("prompt"),
-                "hotwords": ", ".join(asked.get("keywords", ()))[:MAX_TEXT],
+                "hotwords": join_hotwords(asked.get("keywords", ())),
                 "partials": True,
                 "silence": None if turns is None else min(max(silence, MIN_SILENCE), MAX_SILENCE) / 1000,
                 "speech_events": True,

@@ -22,7 +22,7 @@ import msgspec
 from asrserver.errors import BadRequest
 from asrserver.protocol.events import Partial, Segment, SegmentResult, SessionEvent, Word
 from asrserver.protocol.json_messages import parse_object
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import Options, join_hotwords
 from asrserver.protocol.pathless import NO_OPTIONS, UrlOptions
 from asrserver.text.words import bare, glue, join, words
 
@@ -87,7 +87,7 @@ class VoskConfig:
 
 def _phrases(given: Any) -> str:
     phrases = given if isinstance(given, list) else [given]
-    return ", ".join(str(phrase) for phrase in phrases if phrase not in (None, "", _UNKNOWN))[:MAX_TEXT]
+    return join_hotwords(str(phrase) for phrase in phrases if phrase not in (None, "", _UNKNOWN))
 
 
 def parse(text: str) -> dict[str, Any]:

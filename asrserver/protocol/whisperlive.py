@@ -26,7 +26,7 @@ import msgspec
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.events import ErrorEvent, Final, Partial, Refusal, Segment, SegmentResult, SessionEvent, Word
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import MAX_TEXT, Options, join_hotwords
 from asrserver.protocol.pathless import UrlOptions
 
 #: A binary frame that is no audio.
@@ -64,10 +64,6 @@ class WhisperLiveRequest:
     is_8_bit: bool
     last_segments: int
 
-    def of_model(self, name: str | None) -> Options:
-        """The options for a model that the server runs; None: whichever there is."""
-        return msgspec.structs.replace(self.options, model=name)
-
 
 def uid_of(message: Mapping[str, Any]) -> str | int:
     """What a client calls itself in its first message; raises BadRequest."""
@@ -93,7 +89,7 @@ def parse(message: Mapping[str, Any], url: UrlOptions) -> WhisperLiveRequest:
         "language": languages.parse(language) or url.language or ("en" if model.endswith(".en") else None),
         "task": message.get("task"),
         "prompt": str(message.get("initial_prompt") or "")[-MAX_TEXT:],
-        "hotwords": (", ".join(map(str, hotwords)) if isinstance(hotwords, list) else str(hotwords))[:MAX_TEXT],
+        "hotwords": join_hotwords(map(str, hotwords if isinstance(hotwords, list) else [hotwords])),
         "partials": True,
         "word_timestamps": message.get("word_timestamps") is True,
     }

@@ -26,7 +26,7 @@ import orjson
 from asrserver.errors import BadRequest
 from asrserver.protocol.events import Segment
 from asrserver.protocol.json_messages import parse_object
-from asrserver.protocol.options import MAX_TEXT, Options
+from asrserver.protocol.options import MAX_TEXT, WORD_SEPARATOR, Options
 from asrserver.text.words import join
 
 #: The version of the protocol that is spoken.
@@ -234,8 +234,8 @@ def _hotwords(names: Sequence[str], terms: Sequence[str]) -> str:
     for word in dict.fromkeys([*names, *terms]):
         if len(word) <= left:
             taken.append(word)
-            left -= len(word) + len(", ")
-    return ", ".join(reversed(taken))
+            left -= len(word) + len(WORD_SEPARATOR)
+    return WORD_SEPARATOR.join(reversed(taken))
 
 
 # -- what clients get ------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_the_query_becomes_options() -> None:
             "max_turn_silence": "2000",
         }
     )
-    assert asked.of_model("base") == Options(
+    assert asked.options.of_model("base") == Options(
         mode="stream",
         format="pcm_mulaw",
         sample_rate=8000,

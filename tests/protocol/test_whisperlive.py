@@ -70,7 +70,7 @@ def texts(message: dict[str, Any]) -> list[tuple[str, bool]]:
 
 def test_the_first_message_becomes_options() -> None:
     asked = parse(FIRST, UrlOptions())
-    assert asked.of_model("base") == Options(mode="stream", format="pcm_f32le", partials=True, model="base")
+    assert asked.options.of_model("base") == Options(mode="stream", format="pcm_f32le", partials=True, model="base")
     assert (asked.model, asked.is_8_bit, asked.last_segments) == ("small", False, 2)
     assert parse({"uid": 1}, UrlOptions()).last_segments == 10
     changed = {
