@@ -353,8 +353,11 @@ async def test_pages_of_allowed_origins_may_send_any_header(http: Http, gateway:
 # -- models
 
 
-async def test_models(http: Http, gateway: Gateway) -> None:
-    gateway.offers.models = {"base": {}}
+async def test_models(http: Http, gateway: Gateway, worker: FakeWorker) -> None:
+    base = {"name": "base", "loaded": True, "compute_type": "int8", "size_bytes": 7, "languages": [], "sessions": 0}
+    worker.broker.heartbeat({"model": "base", "languages": [], "models": [base]})
+    await worker.broker.pipeline.drain()
+    await gateway.offers.refresh()
     gateway.offers.aliases = {"ours": "", "theirs": "base"}
     body = orjson.loads((await http.call("/v1/models")).body)
     assert body["object"] == "list"
