@@ -203,15 +203,16 @@ class Sessions(Mapping[str, Session]):
             Unavailable: Redis is away.
         """
         sid, last_seq = asked.session_id, asked.last_seq
-        here = self._open.get(sid)
-        if asked.adopted and here is not None:
+        unknown = BadRequest("no_session", "there is no such session to resume", session_id=sid)
+        here = self._open.get(sid) if asked.adopted else None
+        if here is not None:
+            if here.send is not None:
+                raise unknown
             last_seq = here.sent
-        fields = None
-        if not asked.adopted or here is None or here.send is None:
-            deadline = time.time() + self._grace
-            fields = await self._broker.resume_session(sid, deadline, owner, asked.adopted and here is None)
+        detached = asked.adopted and here is None  # of one that is here, it is known
+        fields = await self._broker.resume_session(sid, time.time() + self._grace, owner, detached)
         if fields is None:
-            raise BadRequest("no_session", "there is no such session to resume", session_id=sid)
+            raise unknown
         events = await self._broker.read_events(sid)
         # Until here the session stays as it was: it must be left so if the client is refused.
         session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)

@@ -23,7 +23,7 @@ MAX_USER_ID = 128
 
 STATUSES = ("recording", "done", "interrupted", "error")
 
-#: The formats in which a session can be read besides json: each its media type, and what makes it.
+#: The formats besides json of a session that is read, or of a file: each its media type, and what makes it.
 FORMATS = {
     "txt": ("text/plain", plain),
     "srt": ("application/x-subrip", srt),

@@ -13,19 +13,12 @@ from asrserver.errors import AsrError, BadRequest
 from asrserver.handlers.base import MAX_QUOTED_NAME
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
+from asrserver.handlers.rest import FORMATS
 from asrserver.handlers.upload import UploadHandler
 from asrserver.protocol.events import Final
 from asrserver.protocol.options import Options, Start, valid_id
-from asrserver.text.subtitles import plain, srt, vtt
 
 log = logging.getLogger("asrserver.rest")
-
-#: The formats of the answer that are texts: each its media type, and what makes it.
-FORMATS = {
-    "txt": ("text/plain", plain),
-    "srt": ("application/x-subrip", srt),
-    "vtt": ("text/vtt", vtt),
-}
 
 #: The format that is sent as it grows, one JSON object on a line: segments, then the result, as on the WebSocket.
 LINES = "ndjson"

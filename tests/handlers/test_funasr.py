@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tornado.httpserver import HTTPServer
 from tornado.websocket import websocket_connect
 
 from asrserver.gateway.gateway import Gateway
-from tests.events import segment
 from tests.fakes import FakeWorker
+from tests.handlers.live import say, session_of
 from tests.handlers.samples import AUDIO
 from tests.recordings import Utterance
 from tests.waiting import until
@@ -20,25 +19,6 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 
 FIRST: dict[str, Any] = {"mode": "2pass", "chunk_size": [5, 10, 5], "wav_name": "one", "is_speaking": True}
 END = {"is_speaking": False, "is_end": True}
-
-
-@pytest.fixture
-def ws_url(base_url: str, http_server: HTTPServer) -> str:
-    return base_url.replace("http", "ws", 1)
-
-
-async def session_of(gateway: Gateway, worker: FakeWorker) -> str:
-    """The only open session, once the worker has it."""
-    await until(lambda: gateway.sessions)
-    [sid] = gateway.sessions
-    await worker.take(sid)
-    return sid
-
-
-async def say(worker: FakeWorker, sid: str, *texts: str) -> None:
-    """Let segments with these texts end."""
-    for text in texts:
-        await worker.say(sid, "segment", text=text, segments=[segment(text=text)])
 
 
 @pytest.mark.parametrize("path", ["/funasr", "/"])

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.httpserver import HTTPServer
 from tornado.websocket import websocket_connect
 
 from asrserver.config import Settings
@@ -30,11 +29,6 @@ def gateway_settings(redis_url: str, database_url: str, keys: Keys) -> Settings:
         allow_keyless=" vosk, ",
         allowed_origins="https://page.example",
     )
-
-
-@pytest.fixture
-def ws_url(base_url: str, http_server: HTTPServer) -> str:
-    return base_url.replace("http", "ws", 1)
 
 
 async def open_with(url: str, **headers: str) -> WsClient:

@@ -13,6 +13,7 @@ from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
 from tests.events import segment
 from tests.fakes import FakeWorker
+from tests.handlers.live import session_of
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
 from tests.ws_client import WsClient, stored
@@ -23,14 +24,6 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 @pytest.fixture
 def listen(base_url: str, http_server: HTTPServer) -> str:
     return base_url.replace("http", "ws", 1) + "/v1/listen?encoding=linear16"
-
-
-async def session_of(gateway: Gateway, worker: FakeWorker) -> str:
-    """The only session, once the worker has it."""
-    await until(lambda: gateway.sessions)
-    [sid] = gateway.sessions
-    await worker.take(sid)
-    return sid
 
 
 async def ends(ws: WsClient, code: int) -> list[str]:

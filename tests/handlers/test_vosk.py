@@ -6,37 +6,17 @@ from dataclasses import replace
 
 import pytest
 from tornado.httpclient import HTTPClientError
-from tornado.httpserver import HTTPServer
 from tornado.websocket import websocket_connect
 
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import dialogue
-from tests.events import segment
 from tests.fakes import FakeWorker
+from tests.handlers.live import say, session_of
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
 from tests.ws_client import WsClient
 
 pytestmark = pytest.mark.gen_test(timeout=60)
-
-
-@pytest.fixture
-def ws_url(base_url: str, http_server: HTTPServer) -> str:
-    return base_url.replace("http", "ws", 1)
-
-
-async def session_of(gateway: Gateway, worker: FakeWorker) -> str:
-    """The only session, once the worker has it."""
-    await until(lambda: gateway.sessions)
-    [sid] = gateway.sessions
-    await worker.take(sid)
-    return sid
-
-
-async def say(worker: FakeWorker, sid: str, *texts: str) -> None:
-    """Let segments with these texts end."""
-    for text in texts:
-        await worker.say(sid, "segment", text=text, segments=[segment(text=text)])
 
 
 @pytest.mark.parametrize("path", ["/vosk", "/vosk/", "/"])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tornado.httpserver import HTTPServer
 
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
@@ -27,11 +26,6 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 def gateway_settings(redis_url: str, database_url: str) -> Settings:
     """With connections that are looked at often."""
     return Settings(redis_url=redis_url, database_url=database_url, ping_interval=0.5)
-
-
-@pytest.fixture
-def ws_url(base_url: str, http_server: HTTPServer) -> str:
-    return base_url.replace("http", "ws", 1)
 
 
 @pytest.fixture
