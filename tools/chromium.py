@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ class DevTools:
         self._reader = asyncio.create_task(self._read())
 
     @classmethod
-    async def connect(cls, browser: Browser) -> DevTools:
-        """Connect, once it has started; raises TimeoutError."""
+    @contextlib.asynccontextmanager
+    async def connect(cls, browser: Browser) -> AsyncIterator[DevTools]:
+        """Connect, once it has started, and close the connection at the end; raises TimeoutError."""
         deadline = time.monotonic() + START_SECONDS
         place = browser.profile / "DevToolsActivePort"
         while len(said := place.read_text().split() if place.exists() else []) < 2:
@@ -109,13 +111,13 @@ class DevTools:
         listed = await AsyncHTTPClient().fetch(f"http://127.0.0.1:{said[0]}/json/list")
         page = next(target for target in json.loads(listed.body) if target["type"] == "page")
         tools = cls(await websocket_connect(page["webSocketDebuggerUrl"], max_message_size=MAX_ANSWER))
-        for domain in ("Page", "Runtime", "Log", "DOM"):
-            await tools.call(f"{domain}.enable")
-        return tools
-
-    async def close(self) -> None:
-        self._connection.close()
-        await self._reader
+        try:
+            for domain in ("Page", "Runtime", "Log", "DOM"):
+                await tools.call(f"{domain}.enable")
+            yield tools
+        finally:
+            tools._connection.close()
+            await tools._reader
 
     async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol; raises RuntimeError if it fails."""
@@ -210,4 +212,4 @@ _PROBLEMS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 #: The codes of the keys that are pressed.
-_KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39}
+_KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowRight": 39, "Delete": 46}

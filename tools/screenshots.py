@@ -49,22 +49,21 @@ def voice() -> bytes:
 async def take(program: str, port: int) -> None:
     """Speak into the page, and take the pictures when there is something to see."""
     with Browser(program, voice(), "about:blank", DevTools.FLAG, "--lang=en-US", "--hide-scrollbars") as browser:
-        page = await DevTools.connect(browser)
-        size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False}
-        await page.call("Emulation.setDeviceMetricsOverride", **size)
-        await page.open(f"http://127.0.0.1:{port}/")
-        await page.until("document.querySelectorAll('#language option').length > 2")
-        await page.run("document.getElementById('record').click()")
-        await page.until(WORTH_SEEING, 120)
-        for theme in ("light", "dark"):
-            features = [{"name": "prefers-color-scheme", "value": theme}]
-            await page.call("Emulation.setEmulatedMedia", features=features)
-            await asyncio.sleep(0.4)  # colours change slowly
-            picture = await page.screenshot()
-            path = IMAGES / f"page-{theme}.png"
-            await asyncio.to_thread(path.write_bytes, picture)
-            print(f"{path}: {len(picture) // 1024} KiB")
-        await page.close()
+        async with DevTools.connect(browser) as page:
+            size = {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": SCALE, "mobile": False}
+            await page.call("Emulation.setDeviceMetricsOverride", **size)
+            await page.open(f"http://127.0.0.1:{port}/")
+            await page.until("document.querySelectorAll('#language option').length > 2")
+            await page.run("document.getElementById('record').click()")
+            await page.until(WORTH_SEEING, 120)
+            for theme in ("light", "dark"):
+                features = [{"name": "prefers-color-scheme", "value": theme}]
+                await page.call("Emulation.setEmulatedMedia", features=features)
+                await asyncio.sleep(0.4)  # colours change slowly
+                picture = await page.screenshot()
+                path = IMAGES / f"page-{theme}.png"
+                await asyncio.to_thread(path.write_bytes, picture)
+                print(f"{path}: {len(picture) // 1024} KiB")
 
 
 def main() -> int:

@@ -103,7 +103,10 @@ async def find_again(page: DevTools, said: str, folder: Path) -> None:
     await page.run("document.querySelector('[data-action=srt]').click()")
     await until(lambda: any(file.read_text().startswith("1\n00:00:0") for file in folder.glob("*.srt")))
     await page.run("document.querySelector('[data-action=delete]').click()")
-    await page.until(f"{VIEW} === 'home' && document.getElementById('history').hidden")
+    await page.until(f"{VIEW} === 'home' && {RECORDS}.length === 0 && document.getElementById('none').textContent")
+    await page.run("document.getElementById('search').select()")
+    await page.press("Delete")
+    await page.until("document.getElementById('history').hidden")  # nothing is left
 
 
 async def drop(page: DevTools, recording: str) -> None:
@@ -133,20 +136,20 @@ async def test_the_page(
     system = start("run", "--save-audio", str(tmp_path / "audio"), env={"ASRSERVER_API_KEYS": f"page:{GIVEN}"})
     flags = (DevTools.FLAG, "--lang=en-US", "--host-resolver-rules=MAP elsewhere 127.0.0.1")
     with Browser(chromium, wav, "about:blank", *flags) as browser:
-        page, _ = await asyncio.gather(DevTools.connect(browser), asyncio.to_thread(system.wait_ready))
-        assert f"\nopen http://127.0.0.1:{system.port}/ in a browser" in system.output()
-        address = f"http://127.0.0.1:{system.port}"
-        await page.open(f"{address}/")
-        await show_key(page)
-        assert await page.run(UNITS) == []
-        assert "demo model" in await page.run("document.getElementById('notices').textContent")
-        await speak(page, said)
-        await find_again(page, " ".join(one.text for one in said), tmp_path)
-        await drop(page, "english-1.wav")
-        await page.run("document.getElementById('switch').click()")
-        assert await page.run("document.documentElement.lang") == "zh-Hans"
-        await read_docs(page, address)
-        assert page.problems == []
-        await page.open(f"http://elsewhere:{system.port}/")  # neither https nor localhost
-        assert "localhost" in await page.run("document.getElementById('notices').textContent")
-        await page.close()
+        async with DevTools.connect(browser) as page:
+            await asyncio.to_thread(system.wait_ready)
+            assert f"\nopen http://127.0.0.1:{system.port}/ in a browser" in system.output()
+            address = f"http://127.0.0.1:{system.port}"
+            await page.open(f"{address}/")
+            await show_key(page)
+            assert await page.run(UNITS) == []
+            assert "demo model" in await page.run("document.getElementById('notices').textContent")
+            await speak(page, said)
+            await find_again(page, " ".join(one.text for one in said), tmp_path)
+            await drop(page, "english-1.wav")
+            await page.run("document.getElementById('switch').click()")
+            assert await page.run("document.documentElement.lang") == "zh-Hans"
+            await read_docs(page, address)
+            assert page.problems == []
+            await page.open(f"http://elsewhere:{system.port}/")  # neither https nor localhost
+            assert "localhost" in await page.run("document.getElementById('notices').textContent")
