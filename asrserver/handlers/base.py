@@ -16,6 +16,7 @@ from tornado.web import HTTPError, RequestHandler
 from asrserver.errors import AsrError, AudioError, BadRequest, Refused, Unavailable
 from asrserver.handlers.auth import AuthenticatedHandler
 from asrserver.protocol.codes import CODES
+from asrserver.protocol.options import unknown_option
 from asrserver.storage.errors import StorageError
 from asrserver.telemetry.logs import request_id
 
@@ -24,15 +25,12 @@ log = logging.getLogger("asrserver.rest")
 #: Request ids of the client's own that are taken over: they stand in a header and in log lines.
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
-#: Characters of an unknown parameter's name that an error repeats.
-MAX_QUOTED_NAME = 64
-
 #: ISO 8601: a day, or a day and a time with or without a zone. datetime.fromisoformat alone takes much more.
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?", re.ASCII | re.I)
 
 
 class BadParameter(HTTPError):
-    """Raised when a parameter is unknown or has a value that cannot be used; the answer is 400 and names it."""
+    """Raised when a parameter has a value that cannot be used; the answer is 400 and names it."""
 
     def __init__(self, name: str, message: str) -> None:
         super().__init__(400, "%s", f"{name} {message}")
@@ -106,8 +104,7 @@ class RestHandler(JsonHandler):
         known = self.query_parameters if method in ("GET", "HEAD") else frozenset()
         for name in self.request.query_arguments:
             if name not in known:
-                allowed = ", ".join(sorted(known)) or "none"
-                raise BadParameter(name[:MAX_QUOTED_NAME], f"is not a parameter of this request (allowed: {allowed})")
+                raise unknown_option(name, known, "parameter")
 
     async def head(self, **path: str) -> None:
         """Answer as GET does; Tornado leaves the body out."""

@@ -10,13 +10,12 @@ from typing import Any
 import orjson
 
 from asrserver.errors import AsrError, BadRequest
-from asrserver.handlers.base import MAX_QUOTED_NAME
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
 from asrserver.handlers.rest import FORMATS
 from asrserver.handlers.upload import UploadHandler
 from asrserver.protocol.events import Final
-from asrserver.protocol.options import Options, Start, valid_id
+from asrserver.protocol.options import Options, Start, unknown_option, valid_id
 
 log = logging.getLogger("asrserver.rest")
 
@@ -61,8 +60,7 @@ class TranscribeHandler(UploadHandler):
         given |= {name: values[-1] for name, values in fields.items()}
         for name in given:
             if name not in PARAMETERS:
-                message = f"{name[:MAX_QUOTED_NAME]} is not a parameter (allowed: file, {', '.join(PARAMETERS)})"
-                raise BadRequest("bad_request", message, parameter=name[:MAX_QUOTED_NAME])
+                raise unknown_option(name, ("file", *PARAMETERS), "parameter")
         format = given.pop("format", "") or self._accepted()
         if format not in ("json", LINES, *FORMATS):
             raise _bad("format", f"must be one of json, {LINES}, {', '.join(FORMATS)}")

@@ -137,7 +137,7 @@ class NativeWebSocketHandler(WebSocketConnection):
             with contextlib.suppress(Unavailable):
                 queued = await self.gateway.queue_position(start.options)
         model = self.gateway.offers.expected(start.options)
-        self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action)
+        self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action.link)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
 
@@ -155,12 +155,12 @@ class NativeWebSocketHandler(WebSocketConnection):
             self.refuse_message(exc, session_id=action.resume.session_id)
             return
         self.sessions.attach(session, action.link)
-        self._acknowledge(session.resumption(), action)
+        self._acknowledge(session.resumption(), action.link, action.warnings)
         await self.gateway.replay(session, missed, self.confirm_read)
         if self.ws_connection is None:
             self.gateway.abandon(session)
 
-    def _acknowledge(self, event: SessionEvent, action: native.StartAction | native.ResumeAction) -> None:
-        data = native.format(event, action.link.channel, action.warnings)
+    def _acknowledge(self, event: SessionEvent, link: Link, warnings: tuple[str, ...] = ()) -> None:
+        data = native.format(event, link.channel, warnings)
         assert data is not None
         self.send(data)

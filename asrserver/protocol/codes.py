@@ -36,6 +36,11 @@ CODES: dict[str, ErrorCode] = {
     "bad_option": ErrorCode(
         "An option of `start`, `resume` or a request has a value that is not allowed; `option` names it.", (400,)
     ),
+    "unknown_option": ErrorCode(
+        "A field of `start`, or a parameter of a REST request, is none that the server knows: it is misspelt, or of a "
+        "later release; the message has the nearest known one.",
+        (400,),
+    ),
     "unknown_model": ErrorCode(
         "No worker offers the model that `start` or a request names; the message lists those that are.", (404, 400)
     ),

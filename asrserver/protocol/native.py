@@ -44,7 +44,7 @@ from asrserver.protocol.events import (
     Started,
 )
 from asrserver.protocol.json_messages import from_base64, parse_object
-from asrserver.protocol.options import Options, Resume, Start, seconds, valid_id, whole_number
+from asrserver.protocol.options import Options, Resume, Start, seconds, unknown_option, valid_id, whole_number
 
 #: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
 HEADER = struct.Struct("!IQ")
@@ -52,13 +52,16 @@ HEADER = struct.Struct("!IQ")
 #: Longest session id that an error repeats, in characters: no valid one is longer.
 MAX_NAME = 128
 
-#: Fields of the messages whose acknowledgement warns of unknown ones.
+#: Fields of `start`: others are refused. Clients of the ancestor that are written in Go send all fields of `chunk` too.
 START_FIELDS = frozenset(
     (
         *("action", "session_id", "user_id", "resume", "queue_position", "channel", "ack_interval"),
         *Options.__struct_fields__,
     )
 )
+IGNORED_FIELDS = frozenset(("chunk_index", "audio_data"))
+
+#: Fields of `resume`: its acknowledgement warns of others.
 RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_interval"))
 
 #: What a query may have besides options, and the kinds of what is no text. Binary frames are raw there: no channel.
@@ -109,18 +112,22 @@ class StartAction:
         start: The session that is asked for.
         link: How its connection carries it.
         queue_position: Whether the acknowledgement says how many sessions wait for a worker before this one.
-        warnings: What the acknowledgement warns of.
     """
 
     start: Start
     link: Link
     queue_position: bool
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeAction:
-    """`resume`; its attributes are as those of StartAction."""
+    """`resume`.
+
+    Attributes:
+        resume: The session that is to go on.
+        link: How its connection carries it.
+        warnings: What the acknowledgement warns of.
+    """
 
     resume: Resume
     link: Link
@@ -186,12 +193,15 @@ def parse(text: str) -> Action:
 
 
 def _start(message: dict[str, Any]) -> StartAction:
+    for name in message:
+        if name not in START_FIELDS and name not in IGNORED_FIELDS:
+            raise unknown_option(name, START_FIELDS)
     link = Link.parse(message)
     sid, user_id = (
         "" if message.get(name) in (None, "") else valid_id(message[name], name) for name in ("session_id", "user_id")
     )
     start = Start(sid, user_id, Options.parse(message), message.get("resume") is True)
-    return StartAction(start, link, message.get("queue_position") is True, _warnings(message, START_FIELDS))
+    return StartAction(start, link, message.get("queue_position") is True)
 
 
 def start_of_query(query: Mapping[str, str]) -> StartAction | None:
@@ -228,14 +238,12 @@ def _resume(message: dict[str, Any]) -> ResumeAction:
     last_seq = message.get("last_seq", 0)
     if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
         raise BadRequest("bad_seq", "last_seq must be a whole number from 0")
-    return ResumeAction(Resume(sid, last_seq), link, _warnings(message, RESUME_FIELDS))
+    return ResumeAction(Resume(sid, last_seq), link, _warnings(message))
 
 
-def _warnings(message: dict[str, Any], known: frozenset[str]) -> tuple[str, ...]:
-    """Name the fields that are ignored because they are unknown: misspelt ones, most likely."""
-    if known.issuperset(message):
-        return ()
-    names = [name[:MAX_FIELD_NAME] for name in message if name not in known]
+def _warnings(message: dict[str, Any]) -> tuple[str, ...]:
+    """Name the fields of `resume` that are ignored because they are unknown: misspelt ones, most likely."""
+    names = [name[:MAX_FIELD_NAME] for name in message if name not in RESUME_FIELDS]
     return tuple(f"the field {name!r} is unknown and was ignored" for name in names[:MAX_WARNINGS])
 
 
@@ -253,7 +261,7 @@ def format(event: SessionEvent, channel: int | None = None, warnings: tuple[str,
     Args:
         event: Any that a session has, or an answer of its gateway.
         channel: What the connection calls the session, of Started and Resumed.
-        warnings: What to warn of, in Started and Resumed.
+        warnings: What to warn of, in Resumed.
 
     Returns:
         The text message, or None where a client of this protocol is told nothing.

@@ -5,8 +5,9 @@ Every protocol translates its own start message into a `Start`; what is allowed 
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,9 @@ TRUE = ("true", "1", "yes", "on")
 
 #: Longest name of a model, in characters: a directory is one.
 MAX_NAME = 1000
+
+#: Characters of an unknown option's name that an error repeats.
+MAX_QUOTED_NAME = 64
 
 MODES = ("auto", "chunk", "stream")
 FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le", "pcm_mulaw", "pcm_alaw", "opus")
@@ -187,6 +191,20 @@ def valid_id(value: Any, name: str) -> str:
         must = "must be 1 to 128 characters without whitespace, braces, control characters or directional marks"
         raise BadRequest("bad_id", f"{name} {must}")
     return value
+
+
+def unknown_option(name: str, known: Collection[str], field: str = "option") -> BadRequest:
+    """Make the error for an option that is none of the `known` ones: a misspelt one, or one of a later release.
+
+    Args:
+        name: As the client wrote it.
+        known: What it may have meant.
+        field: Which of the error's details names it.
+    """
+    nearest = difflib.get_close_matches(name[:MAX_QUOTED_NAME], known, 1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"allowed: {', '.join(sorted(known)) or 'none'}"
+    quoted = name[:MAX_QUOTED_NAME]
+    return BadRequest("unknown_option", f"{quoted!r} is unknown ({hint})", **{field: quoted})
 
 
 def whole_number(name: str, value: Any, low: int, high: int) -> None:

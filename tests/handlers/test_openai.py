@@ -437,7 +437,7 @@ async def test_its_json_has_the_segments_and_the_session(http: Http, gateway: Ga
 @pytest.mark.parametrize(
     ("query", "code", "name"),
     [
-        ("?lang=en", "bad_request", "lang"),
+        ("?lang=en", "unknown_option", "language"),
         ("?format=docx", "bad_request", "format"),
         ("?words=1", "bad_request", "words"),
         ("?language=klingon", "bad_option", "language"),

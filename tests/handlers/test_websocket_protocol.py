@@ -86,10 +86,17 @@ async def test_an_id_is_made_where_none_is_given(url: str) -> None:
 
 
 async def test_a_misspelt_option_is_named(url: str) -> None:
-    """It is ignored, because a later version may know it."""
+    """That of start is refused; resume goes on all the same."""
     async with await WsClient.open(url) as ws:
-        ack = await ws.call({**start(), "lang": "en"})
-        assert (ack["status"], ack["warnings"]) == ("session_started", ["the field 'lang' is unknown and was ignored"])
+        error = await ws.call({**start(), "langauge": "en"})
+        assert error == {
+            "type": "error",
+            "code": "unknown_option",
+            "message": "'langauge' is unknown (did you mean language?)",
+            "session_id": "s",
+            "option": "langauge",
+        }
+        assert (await ws.call(start()))["status"] == "session_started"
         again = await ws.call({"action": "resume", "session_id": "s", "last": 5})
         assert again["warnings"] == ["the field 'last' is unknown and was ignored"]
 

@@ -64,23 +64,39 @@ def test_a_start() -> None:
     ) == native.StartAction(Start("s", "u", Options(language="en"), True), Link(7, 1.0), True)
 
 
-def test_unknown_fields_are_named() -> None:
-    """Unknown fields of start and resume are in the acknowledgement, up to a number and length."""
-    start = sent(action="start", lang="en", partials=True, **{"x" * 100: 1})
-    assert isinstance(start, native.StartAction)
-    assert start.warnings == (
-        "the field 'lang' is unknown and was ignored",
+def test_an_unknown_option_is_refused_with_the_nearest_known_one() -> None:
+    """It is misspelt, or of a later release; the client must know that it would have no effect."""
+    for name, hint in (
+        ("langauge", "did you mean language?"),
+        ("partial", "did you mean partials?"),
+        ("word_timestamp", "did you mean word_timestamps?"),
+        ("xyz", "allowed: ack_interval, action, channel, channels,"),
+    ):
+        error = refused(action="start", session_id="s", **{name: None})
+        assert (error.code, error.details) == ("unknown_option", {"session_id": "s", "option": name})
+        assert error.message.startswith(f"{name!r} is unknown ({hint}")
+    assert refused(action="start", **{"x" * 100_000: 1}).details == {"option": "x" * 64}
+
+
+def test_a_start_of_the_ancestors_clients_in_go_has_the_fields_of_a_chunk() -> None:
+    start = sent(action="start", session_id="s", user_id="u", chunk_index=0, audio_data="")
+    assert start == native.StartAction(Start("s", "u", Options(), False), Link(None, 0.0), False)
+
+
+def test_unknown_fields_of_resume_are_named() -> None:
+    """They are in the acknowledgement, up to a number and length."""
+    resume = sent(action="resume", session_id="s", mode="stream", **{"x" * 100: 1})
+    assert isinstance(resume, native.ResumeAction)
+    assert resume.warnings == (
+        "the field 'mode' is unknown and was ignored",
         f"the field '{'x' * 50}' is unknown and was ignored",
     )
-    resume = sent(action="resume", session_id="s", mode="stream")
-    assert isinstance(resume, native.ResumeAction)
-    assert resume.warnings == ("the field 'mode' is unknown and was ignored",)
-    many = sent(action="start", **{f"field{number}": 0 for number in range(100)})
-    assert isinstance(many, native.StartAction)
+    many = sent(action="resume", session_id="s", **{f"field{number}": 0 for number in range(100)})
+    assert isinstance(many, native.ResumeAction)
     assert len(many.warnings) == native.MAX_WARNINGS
-    data = native.format(Started(session_id="s"), None, start.warnings)
+    data = native.format(Started(session_id="s"), None, resume.warnings)
     assert data is not None
-    assert json.loads(data)["warnings"] == list(start.warnings)
+    assert json.loads(data)["warnings"] == list(resume.warnings)
 
 
 def test_a_resume() -> None:
