@@ -13,6 +13,7 @@ from asrserver.broker.batching import Batch, ChunkBatcher
 from asrserver.broker.client_secrets import ClientSecretStore
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
 from asrserver.broker.keys import (
+    FINISHED,
     OFFERED,
     OPEN,
     audio_key,
@@ -31,6 +32,9 @@ from asrserver.protocol.events import Published, Result
 
 #: Sessions whose deadlines one script moves: it holds Redis for less than a millisecond.
 REFRESH_BATCH = 200
+
+#: Sessions that one script looks at, to find those that are not stored yet: it holds Redis for less than a millisecond.
+MAX_UNSTORED = 500
 
 #: The errors for the refusals of scripts.APPEND.
 _NOT_APPENDED = {
@@ -201,8 +205,17 @@ class GatewayBroker(BrokerConnection):
 
         The keys of a session that was deleted meanwhile are deleted at once.
         """
-        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
-        await self.pipeline.submit("EVAL", scripts.CLOSE, 5, *keys, sid, int(ttl * 1000))
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN, FINISHED)
+        await self.pipeline.submit("EVAL", scripts.CLOSE, 6, *keys, sid, int(ttl * 1000))
+
+    async def unstored(self, sids: Collection[str] = ()) -> list[str]:
+        """Return those of these sessions whose final event is published and not stored yet.
+
+        Args:
+            sids: The sessions; without any, the newest MAX_UNSTORED finished ones of all gateways.
+        """
+        found = await self.pipeline.submit("EVAL", scripts.UNSTORED, 2, FINISHED, OPEN, MAX_UNSTORED, *sids)
+        return [sid.decode() for sid in found]
 
     async def delete_session(self, sid: str, owner: str | None) -> bool:
         """Delete the keys of a session: those of a stored one now, those of an open one when it is closed.

@@ -16,6 +16,9 @@ asr_offered                        sorted set, model → when a worker last     
 asr_open                           sorted set, session id → deadline (epoch    gateway            removed when the
                                    seconds) of the gateway that answers for                       session is stored
                                    the session
+asr_finished                       sorted set, session id → when its final     worker             as above
+                                   event was published (ms since the epoch,
+                                   by the clock of Redis)
 asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       gateway, worker,   TTL once the session
                                    owner, created, options; first, last        supervisor         is stored
                                    (chunk indexes), flushes (number), end                         (session_ttl)
@@ -62,6 +65,7 @@ TASKS = "asr_tasks"
 GROUP = "asr_workers"
 OFFERED = "asr_offered"
 OPEN = "asr_open"
+FINISHED = "asr_finished"
 DEAD = "asr_dead"
 ENDED = "asr_ended"
 

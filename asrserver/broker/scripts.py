@@ -176,10 +176,11 @@ redis.call('XADD', KEYS[1], 'NOMKSTREAM', string.format('%d-0', epoch), 't', 'cl
 return epoch
 """
 
-# KEYS events session audio tasks quota said · ARGV id seq data minid final task group seconds texts field value … →
-# 1, or 0 if another worker owns the session. The fields and the texts of the segments are what a next owner needs.
-# Texts are kept and seconds charged only where the event is new, not where it is sent again after a lost reply. The
-# gateway is read here, so that the event of a session that moved is published to its new gateway.
+# KEYS events session audio tasks quota said asr_finished · ARGV id seq data minid final task group seconds texts field
+# value … → 1, or 0 if another worker owns the session. `final` is the session's id where the event is its last, else
+# empty. The fields and the texts of the segments are what a next owner needs. Texts are kept and seconds charged only
+# where the event is new, not where it is sent again after a lost reply. The gateway is read here, so that the event of
+# a session that moved is published to its new gateway.
 EMIT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
@@ -193,12 +194,16 @@ else
     redis.call('INCRBYFLOAT', KEYS[5], ARGV[8])
     redis.call('EXPIRE', KEYS[5], 300)
   end
+  if ARGV[5] ~= '' then
+    local now = redis.call('TIME')
+    redis.call('ZADD', KEYS[7], now[1] * 1000 + math.floor(now[2] / 1000), ARGV[5])
+  end
 end
 local gateway = redis.call('HGET', KEYS[2], 'gateway')
 if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[3]) end
 if #ARGV > 9 then redis.call('HSET', KEYS[2], unpack(ARGV, 10)) end
 redis.call('XTRIM', KEYS[3], 'MINID', ARGV[4])
-if ARGV[5] == '1' then
+if ARGV[5] ~= '' then
   redis.call('XACK', KEYS[4], ARGV[7], ARGV[6])
   redis.call('XDEL', KEYS[4], ARGV[6])
 end
@@ -317,14 +322,31 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 return redis.call('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
 """
 
-# KEYS session audio events said asr_open · ARGV sid ttl (ms) → 1, or 0 if the session was closed before. All keys of a
-# stored session get one TTL; those of a deleted session are deleted.
+# KEYS session audio events said asr_open asr_finished · ARGV sid ttl (ms) → 1, or 0 if the session was closed before.
+# All keys of a stored session get one TTL; those of a deleted session are deleted.
 CLOSE = """
 local deleted = redis.call('HEXISTS', KEYS[1], 'deleted') == 1
 for i = 1, 4 do
   if deleted then redis.call('UNLINK', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
 end
+redis.call('ZREM', KEYS[6], ARGV[1])
 return redis.call('ZREM', KEYS[5], ARGV[1])
+"""
+
+# KEYS asr_finished asr_open · ARGV count sid … → those of the sessions (without any: of the newest) whose final event
+# is not stored. One that is not open was stored by a gateway of an earlier release, which knows no asr_finished.
+UNSTORED = """
+local found = {unpack(ARGV, 2)}
+if #found == 0 then found = redis.call('ZREVRANGE', KEYS[1], 0, ARGV[1] - 1) end
+local unstored = {}
+for _, sid in ipairs(found) do
+  if redis.call('ZSCORE', KEYS[2], sid) then
+    if redis.call('ZSCORE', KEYS[1], sid) then unstored[#unstored + 1] = sid end
+  else
+    redis.call('ZREM', KEYS[1], sid)
+  end
+end
+return unstored
 """
 
 # KEYS session audio events said asr_open · ARGV sid owner → 1, or 0 if there is no such session (of that owner, unless

@@ -15,6 +15,7 @@ from asrserver.broker import replies, scripts
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
 from asrserver.broker.keys import (
     ENDED,
+    FINISHED,
     GROUP,
     OFFERED,
     TASKS,
@@ -264,13 +265,14 @@ class WorkerBroker(BrokerConnection):
             claim.task.stream,
             quota_key(owner, minute()),
             transcript_key(sid),
+            FINISHED,
         )
         arguments = (
             event.id,
             event.seq,
             codec.encode(event),
             next_id(after),
-            "1" if isinstance(event, Final) else "0",
+            sid if isinstance(event, Final) else "",
             claim.task.id,
             GROUP,
             f"{charge:.3f}",
@@ -278,7 +280,7 @@ class WorkerBroker(BrokerConnection):
             *flattened(fields or {}),
         )
         try:
-            accepted = bool(await self.pipeline.submit("EVAL", scripts.EMIT, 6, *keys, *arguments))
+            accepted = bool(await self.pipeline.submit("EVAL", scripts.EMIT, 7, *keys, *arguments))
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.charged += charge

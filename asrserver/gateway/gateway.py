@@ -275,9 +275,15 @@ class Gateway:
 
     # -- for REST ----------------------------------------------------------------------------------------------------
 
-    async def wait_flushed(self, sid: str) -> None:
-        """Wait until the session is stored as far as this gateway knows it, for at most STORED_TIMEOUT seconds."""
-        await self.write_behind.wait_flushed(sid, STORED_TIMEOUT)
+    async def wait_stored(self, sid: str | None = None) -> None:
+        """Wait until the final texts that clients may have by now are stored; see WriteBehind.wait_finished.
+
+        Args:
+            sid: If given, only this session's, and what else this gateway knows of it, for STORED_TIMEOUT seconds.
+        """
+        if sid is not None:
+            await self.write_behind.wait_flushed(sid, STORED_TIMEOUT)
+        await self.write_behind.wait_finished([] if sid is None else [sid])
 
     async def delete(self, sid: str, owner: str | None = None) -> bool:
         """Delete a session: its rows and recording now, its keys in Redis now or, if it is open, at its end.

@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -42,6 +43,10 @@ MAX_REMEMBERED = 20_000
 #: Events of an open session that Redis keeps at least; at most it keeps twice as many. It is more than a client can be
 #: behind: its socket buffers at most some hundred kilobytes (handlers/).
 MIN_KEPT_EVENTS = 1000
+
+#: Seconds that a reader of the history waits for the final texts that clients have already, at most, and between looks.
+FINISHED_TIMEOUT = 5.0
+LOOK_SECONDS = 0.05
 
 #: Longest pause between attempts while PostgreSQL is away, in seconds.
 MAX_RETRY_SECONDS = 5.0
@@ -78,6 +83,7 @@ class WriteBehind:
         self._writing: dict[str, _Flushed] = {}
         self._dirty_since: float | None = None  # when the session that waits longest became dirty, or before
         self._batch_ended = Notifier()
+        self._failing = False  # whether the last batch could not be written
 
     def mark_dirty(self, sid: str, sent: int = 0) -> None:
         """Have the session's new events stored.
@@ -118,6 +124,22 @@ class WriteBehind:
         """
         return await self._batch_ended.wait_for(lambda: self.is_flushed(sid), timeout)
 
+    async def wait_finished(self, sids: Collection[str] = ()) -> None:
+        """Wait until the final texts that clients may have by now are stored, whichever gateway stores them.
+
+        So nobody who was told a final text misses it in the history, and no client waits for PostgreSQL to be told it.
+        The wait has a bound, and there is none while PostgreSQL does not take anything.
+
+        Args:
+            sids: The sessions; without any, all.
+        """
+        with suppress(TimeoutError, Unavailable):
+            async with asyncio.timeout(FINISHED_TIMEOUT):
+                left = await self._broker.unstored(sids)
+                while left and not self._failing:
+                    await self._batch_ended.wait(LOOK_SECONDS)
+                    left = await self._broker.unstored(left)
+
     async def run(self) -> None:
         """Write batches until cancelled."""
         pause = BATCH_INTERVAL_SECONDS
@@ -127,14 +149,14 @@ class WriteBehind:
             self._wake.clear()
             try:
                 await self._write()
-                pause = BATCH_INTERVAL_SECONDS
+                pause, self._failing = BATCH_INTERVAL_SECONDS, False
             except (StorageUnavailable, Unavailable) as exc:
                 if pause == BATCH_INTERVAL_SECONDS:
                     log.warning("%d sessions wait to be stored: %s", len(self._dirty), exc)
-                pause = min(pause * 2, MAX_RETRY_SECONDS)
+                pause, self._failing = min(pause * 2, MAX_RETRY_SECONDS), True
             except Exception:
                 log.exception("a batch could not be stored: %d sessions wait", len(self._dirty))
-                pause = MAX_RETRY_SECONDS
+                pause, self._failing = MAX_RETRY_SECONDS, True
             finally:
                 self._writing = {}
                 self._batch_ended.notify()

@@ -87,6 +87,7 @@ class HistoryHandler(RestHandler):
             until=self.when("to"),
             search=self.text("q", MAX_SEARCH),
         )
+        await self.gateway.wait_stored()
         try:
             page = await self.gateway.storage.history(limit, which, self.raw("cursor"))
         except ValueError as exc:
@@ -101,7 +102,7 @@ class SessionHandler(RestHandler):
 
     async def get(self, session_id: str) -> None:
         kind = self.choice("format", ("json", *FORMATS)) or "json"
-        await self.gateway.wait_flushed(session_id)
+        await self.gateway.wait_stored(session_id)
         session = await self.gateway.storage.session(session_id, owner=self.owner)
         if session is None:
             raise HTTPError(404, "there is no such session")

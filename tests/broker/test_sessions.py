@@ -216,3 +216,24 @@ async def test_a_closed_session_leaves_no_key_without_an_end(
     assert all(0 < db.pttl(key) <= 50_000 for key in every - left)
     assert db.xlen(keys.TASKS) == 0
     assert db.xpending(keys.TASKS, keys.GROUP)["pending"] == 0
+
+
+@pytest.mark.gen_test
+async def test_finished_sessions_are_known_until_they_are_stored(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
+    """One that a gateway of an earlier release has stored, which knows no such list, is forgotten at a look."""
+    for sid in ("s", "t"):
+        await opened(g, sid, nonce=sid)
+        claim = await taken(w)
+        assert await g.unstored() == ["s"][: sid == "t"]
+        last = event(claim, 1, 1, "final")
+        assert await w.append_event(claim, last, "0-1")
+        assert await w.append_event(claim, last, "0-1")
+    assert await g.unstored() == ["t", "s"]
+    assert await g.unstored(["s", "unknown"]) == ["s"]
+    await g.close_session("s", 100)
+    assert await g.unstored() == ["t"]
+    db.zrem(keys.OPEN, "t")
+    assert await g.unstored() == []
+    assert not db.exists(keys.FINISHED)
