@@ -16,18 +16,20 @@ import os
 import re
 import secrets
 import socket
-import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import orjson
 
 from asrserver.errors import Refused, SettingError
+
+if TYPE_CHECKING:
+    import ssl
 
 #: An id, or a name from the setting api-keys: it is logged, stored, and part of Redis keys.
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -250,6 +252,8 @@ def tls_context(certificate: str, key: str = "") -> ssl.SSLContext:
     Raises:
         SettingError: A file cannot be read or used; names the setting.
     """
+    import ssl
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     for name, path in (("tls-cert", certificate), ("tls-key", key)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from collections.abc import Callable
@@ -178,6 +177,8 @@ def _run(plan: Plan, home: str, pids: tuple[int, ...], path: Path, search: bool)
         raise click.ClickException(
             f"{exc.name} is not installed: asrserver loadtest needs the extra (pip install 'asrserver[loadtest]')"
         ) from None
+    import asyncio
+
     from asrserver.loadtest.speech import Scripts, load
 
     raise_file_limit()

@@ -9,8 +9,6 @@ from typing import Any
 
 import click
 
-from asrserver.client.rest import open_url
-
 #: Seconds to wait for the server's answer; the server checks its parts for two seconds at most.
 ANSWER_TIMEOUT = 5.0
 
@@ -29,6 +27,8 @@ def show_status(url: str, key: str, as_json: bool) -> bool:
     Raises:
         ClickException: The server does not answer, or refuses.
     """
+    from asrserver.client.rest import open_url  # Tornado is behind it, and half of the time that --help takes
+
     try:
         with open_url(url, key, ANSWER_TIMEOUT) as response:
             body = response.read()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +74,8 @@ def transcribe(
     With --live on a terminal, the stable part of the text is bold and the part that may still change is not. The
     microphone needs the extra mic (make mic in a checkout).
     """
+    import asyncio
+
     options: dict[str, Any] = {name: value for name, value in given.items() if value}
     if words:
         options["word_timestamps"] = True

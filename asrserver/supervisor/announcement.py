@@ -6,7 +6,6 @@ is maintained.
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import ipaddress
 import logging
@@ -45,6 +44,8 @@ class Announcement:
 
     def publish(self) -> None:
         """Begin; it takes a second. What fails is logged: the port can be used without."""
+        import asyncio
+
         import zeroconf
 
         name = socket.gethostname().partition(".")[0][:MAX_HOST_NAME]

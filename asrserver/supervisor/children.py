@@ -6,7 +6,6 @@ must never load them. Children are spawned, not forked: a forked CTranslate2 han
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import faulthandler
 import logging
@@ -17,8 +16,6 @@ import sys
 import time
 from collections.abc import Coroutine
 from typing import Any
-
-import uvloop
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError
@@ -113,6 +110,10 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
+    import asyncio
+
+    import uvloop
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main)

@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from asrserver.broker.lease import WorkerJanitor
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
 from asrserver.process.scheduling import StarvationMeter
@@ -324,6 +323,8 @@ class Supervisor:
 
     def _release_sessions(self, slot: Slot, crashed: bool) -> None:
         """Release the dead worker's sessions to the others; after a crash, the audio in hand gets a strike."""
+        from asrserver.broker.lease import WorkerJanitor  # 7 MB, which a supervisor does not have while nothing dies
+
         try:
             janitor = WorkerJanitor(self._settings.redis)
             try:
