@@ -93,6 +93,7 @@ bench: .venv/test ## measure the overhead over the bare libraries
 	$(BIN)/python tools/bench_events.py
 	$(BIN)/python tools/bench_limits.py
 	$(BIN)/python tools/bench_streams.py
+	$(BIN)/python tools/bench_protocols.py
 	$(BIN)/python tools/bench_growth.py all --quick
 
 promtool: .venv/installed ## check metrics and alert rules with promtool (Debian: prometheus)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -99,3 +100,10 @@ def cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess
 
 #: No servers: an empty value counts as none, so what the caller of the tests has set does not matter.
 NONE = dict.fromkeys(("REDIS_URL", "REDIS_ADDR", "DATABASE_URL", "DB_HOST", "DB_USER", "DB_PASSWORD", "DB_NAME"), "")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

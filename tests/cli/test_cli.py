@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from asrserver.embedded import locate
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.models import TOY_NOTICE
-from tests.program import NOBODY, NONE, System, cli
+from tests.program import NOBODY, NONE, System, cli, free_port
 from tests.recordings import Utterance
 from tests.waiting import wait_until
 from tests.ws_client import health, look, query, stored
@@ -134,11 +133,6 @@ class Tcp:
 
     redis_port: int
     postgres_port: int
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @pytest.fixture

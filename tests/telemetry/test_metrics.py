@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from asrserver.client import Client
 from asrserver.telemetry import metrics, multiprocess
 from asrserver.telemetry.logs import JsonFormatter, request_id
-from tests.program import System
+from tests.program import System, free_port
 from tests.recordings import Utterance
 from tests.waiting import wait_until
 
@@ -50,14 +50,6 @@ def samples(port: int) -> dict[str, float]:
         for sample in family.samples
         if sample.labels.get("le", "+Inf") == "+Inf"
     }
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def speak(url: str, utterance: Utterance) -> str:
