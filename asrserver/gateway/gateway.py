@@ -256,7 +256,7 @@ class Gateway:
         if gone:
             session.send = None
         if session.state == "recording":
-            log.info("session=%s cancelled: %s", session.id, "its client is gone" if gone else "its audio was refused")
+            log.info("session=%s cancelled: %s", session.id, "its client is gone" if gone else "by the server")
             self.sessions.end(session, "interrupted")
 
     def refuse_when_full(self) -> None:

@@ -28,6 +28,7 @@ from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
 from asrserver.handlers.funasr import FunasrHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
+from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openai import (
     ModelHandler,
@@ -154,6 +155,16 @@ class AsrApplication(Application):
         for handler in handlers:
             handler.close(1012, "the server is restarting: connect again")
 
+    async def interrupt_sessions(self, timeout: float) -> None:
+        """End the sessions that cannot be resumed and whose clients go on talking; wait for their last text."""
+        talking = [
+            one for one in self.connections if isinstance(one, LiveSessionConnection) and one.session is not None
+        ]
+        for handler in talking:
+            handler.interrupt()
+        if not await until(lambda: all(handler.session is None for handler in talking), timeout):
+            log.warning("not all sessions that were interrupted have their last text")
+
     async def close_connections(self) -> None:
         """Close every WebSocket: Tornado's server does not."""
         self.send_away(list(self.connections))
@@ -249,6 +260,7 @@ async def serve(
         wyoming.stop()
     application.send_away([handler for handler in application.connections if handler.resumable])
     await gateway.drain(settings.drain_timeout)
+    await application.interrupt_sessions(settings.drain_timeout)
     if wyoming is not None:
         await wyoming.close()
     await application.close_connections()

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from asrserver.errors import AsrError
+from asrserver.errors import AsrError, Unavailable
 from asrserver.gateway.intake import Accepted
 from asrserver.gateway.session import Session
 from asrserver.handlers.connection import INTERNAL_ERROR, WebSocketConnection
@@ -98,6 +98,15 @@ class LiveSessionConnection(WebSocketConnection):
             self.gateway.cancel(self.session, gone=False)
         else:
             self.close(close_code(self.refusal), error.code)
+
+    def interrupt(self) -> None:
+        """End the session because the server stops: its client still gets the text of what it said, and may come again.
+
+        Nothing is told: an error before the last text would let some clients give up.
+        """
+        if self.session is not None and self.session.state == "recording":
+            self.refusal = Refusal.of(Unavailable("shutting_down", "the server is restarting: connect again", 1.0))
+            self.gateway.cancel(self.session, gone=False)
 
     # -- audio ---------------------------------------------------------------------------------------------------
 
