@@ -217,8 +217,9 @@ async def load_by_client(
             self.through, self.all = -1, asyncio.Event()
 
         def received(self, event: dict[str, Any]) -> None:
-            self.through = max(self.through, event.get("chunk_index", -1))
-            counts[1] += "chunk_index" in event
+            if event["type"] == "chunk_result" or event.get("status") == "received":
+                self.through = max(self.through, event["chunk_index"])
+                counts[1] += 1
             if self.through == steps - 1:
                 self.all.set()
 

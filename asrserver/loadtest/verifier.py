@@ -114,9 +114,9 @@ class SessionVerifier:
             self._stats.times["first_result"].add(now - self._spoke)
 
     def _acknowledged(self, event: Event, now: float) -> None:
-        index = event.get("chunk_index")
-        if index is None:
+        if event.get("status") != "received":
             return  # the acknowledgement of start or resume
+        index = event["chunk_index"]
         told = [one for one in self._waiting if one <= index] if event.get("through") else [index]
         times = [self._waiting.pop(one) for one in told if one in self._waiting]
         if times:
@@ -164,7 +164,7 @@ class SessionVerifier:
 
     def _error(self, event: Event) -> None:
         code = str(event.get("code"))
-        if event.get("resumable") or ("retry_after" in event and "chunk_index" not in event):
+        if event.get("resumable") or ("retry_after" in event and event.get("chunk_index") is None):
             self._stats.refusals[code] += 1
             return
         self._stats.errors[code] += 1

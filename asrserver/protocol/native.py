@@ -253,6 +253,10 @@ def named(session_id: Any) -> dict[str, Any]:
 
 
 # -- what clients get ------------------------------------------------------------------------------------------------
+#
+# The ancestor's messages (ack of start and chunk, chunk_result, final_result, error) all have a chunk_index, as its
+# clients' types demand. In those about no chunk it is 0, as there; but in errors it is null, so that nobody takes one
+# for that of chunk 0.
 
 
 def format(event: SessionEvent, channel: int | None = None, warnings: tuple[str, ...] = ()) -> bytes | None:
@@ -278,7 +282,12 @@ def format(event: SessionEvent, channel: int | None = None, warnings: tuple[str,
 
 
 def _started(event: Started) -> dict[str, Any]:
-    message: dict[str, Any] = {"type": "ack", "session_id": event.session_id, "status": "session_started"}
+    message: dict[str, Any] = {
+        "type": "ack",
+        "session_id": event.session_id,
+        "chunk_index": 0,
+        "status": "session_started",
+    }
     if event.queued is not None:
         message["queued"] = event.queued
     if event.model is not None:
@@ -373,6 +382,7 @@ def _final_result(event: Final) -> dict[str, Any]:
     return {
         "type": "final_result",
         "session_id": event.session_id,
+        "chunk_index": 0,
         "text": event.text,
         "duration": event.total,
         "chunk_count": event.chunk_count,
@@ -383,21 +393,24 @@ def _final_result(event: Final) -> dict[str, Any]:
 
 
 def _error(event: ErrorEvent) -> dict[str, Any]:
-    message: dict[str, Any] = {
+    return {
         "type": "error",
         "code": event.code,
         "message": event.message,
         "session_id": event.session_id,
+        "chunk_index": event.chunk_index,
+        "seq": event.seq,
     }
-    if event.chunk_index is not None:
-        message["chunk_index"] = event.chunk_index
-    message["seq"] = event.seq
-    return message
 
 
 def _refusal(event: Refusal) -> dict[str, Any]:
-    message: dict[str, Any] = {"type": "error", "code": event.code, "message": event.message}
-    for name in ("session_id", "chunk_index", "expected", "option", "retry_after", "resumable"):
+    message: dict[str, Any] = {
+        "type": "error",
+        "code": event.code,
+        "message": event.message,
+        "chunk_index": event.chunk_index,
+    }
+    for name in ("session_id", "expected", "option", "retry_after", "resumable"):
         value = getattr(event, name)
         if value is not None:
             message[name] = value

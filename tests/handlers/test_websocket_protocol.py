@@ -20,7 +20,12 @@ pytestmark = pytest.mark.gen_test(timeout=60)
 async def test_the_messages_of_a_session(url: str, worker: FakeWorker) -> None:
     """Exactly the documented messages and fields, in order; the worker gets the audio as it was sent."""
     async with await WsClient.open(url + "?uid=1") as ws:
-        assert await ws.call(start()) == {"type": "ack", "session_id": "s", "status": "session_started"}
+        assert await ws.call(start()) == {
+            "type": "ack",
+            "session_id": "s",
+            "chunk_index": 0,
+            "status": "session_started",
+        }
         ack = {"type": "ack", "session_id": "s", "status": "received"}
         assert await ws.call(chunk("s", 0, AUDIO)) == {**ack, "chunk_index": 0}
         assert await ws.call(AUDIO[:100]) == {**ack, "chunk_index": 1}
@@ -35,6 +40,7 @@ async def test_the_messages_of_a_session(url: str, worker: FakeWorker) -> None:
         await ws.send(finish())
         await worker.final("s", "hello", 2)
         expected = {"type": "final_result", "session_id": "s", "text": "hello", "duration": 1.5, "chunk_count": 2}
+        expected["chunk_index"] = 0
         assert expected.items() <= (await ws.next()).items()
 
 
@@ -94,6 +100,7 @@ async def test_a_misspelt_option_is_named(url: str) -> None:
             "code": "unknown_option",
             "message": "'langauge' is unknown (did you mean language?)",
             "session_id": "s",
+            "chunk_index": None,
             "option": "langauge",
         }
         assert (await ws.call(start()))["status"] == "session_started"

@@ -147,8 +147,9 @@ def test_links() -> None:
 
 def test_acknowledgements() -> None:
     ack = {"type": "ack", "session_id": "s"}
-    assert got(Started(session_id="s")) == {**ack, "status": "session_started"}
-    assert got(Started(session_id="s", queued=0), 0) == {**ack, "status": "session_started", "queued": 0, "channel": 0}
+    started = {**ack, "status": "session_started", "chunk_index": 0}
+    assert got(Started(session_id="s")) == started
+    assert got(Started(session_id="s", queued=0), 0) == {**started, "queued": 0, "channel": 0}
     assert got(Received("s", 3)) == {**ack, "status": "received", "chunk_index": 3}
     assert got(Received("s", 3, through=True)) == {**ack, "status": "received", "chunk_index": 3, "through": True}
     resumed = {**ack, "status": "session_resumed", "state": "recording", "next_chunk_index": 4}
@@ -158,7 +159,7 @@ def test_acknowledgements() -> None:
 
 
 def test_refusals_say_what_they_know() -> None:
-    error = {"type": "error", "code": "chunk_gap", "message": "m"}
+    error = {"type": "error", "code": "chunk_gap", "message": "m", "chunk_index": None}
     assert got(Refusal(code="chunk_gap", message="m")) == error
     gap = BadRequest("chunk_gap", "m", session_id="s", chunk_index=0, expected=0)
     assert got(Refusal.of(gap, session_id="t")) == {**error, "session_id": "s", "chunk_index": 0, "expected": 0}
@@ -198,6 +199,7 @@ def test_an_error_of_no_single_chunk_names_none() -> None:
         "code": "not_audio",
         "message": "no audio",
         "session_id": "s",
+        "chunk_index": None,
         "seq": 1,
     }
     assert got(durable("error", 1, chunk_index=0))["chunk_index"] == 0

@@ -23,7 +23,7 @@ export class AsrError extends Error {
   /** In an `error` event: whether the session is over. */
   fatal?: boolean;
   session_id?: string;
-  chunk_index?: number;
+  chunk_index?: number | null;
   option?: string;
 }
 
