@@ -222,6 +222,13 @@ class Settings:
         click.Path(dir_okay=False),
         "File of words that are likely in all sessions, or in those of an API key; reloaded when it changes.",
     )
+    normalise: str = setting(
+        "",
+        "gateway",
+        str,
+        "How texts are written if a session does not say: script=hans or hant (Chinese), numerals=digits or words, "
+        "separated by a comma.",
+    )
     unread_timeout: float = setting(
         30.0,
         "gateway",

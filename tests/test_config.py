@@ -192,6 +192,11 @@ def test_the_names_of_the_ancestor_stay() -> None:
         ({"wyoming_port": 1, "api_keys": KEYS}, "run", "--allow-keyless wyoming"),
         ({"wyoming_port": 1, "wyoming_host": "0.0.0.0"}, "run", "--allow-keyless wyoming"),
         ({"wyoming_port": 1, "host": "0.0.0.0", "api_keys": KEYS}, "run", "--allow-keyless wyoming"),
+        (
+            {"normalise": "numerals=roman"},
+            "run",
+            "--normalise numerals=roman: normalise can have as numerals only digits",
+        ),
         ({"allow_keyless": "wyoming,native"}, "run", "--allow-keyless native"),
         ({"wyoming_port": 1, "zeroconf": "on"}, "run", "--zeroconf on"),
     ],

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from asrserver.auth import Access, is_loopback, tls_context
 from asrserver.config import Settings
-from asrserver.errors import SettingError
+from asrserver.errors import BadRequest, SettingError
 from asrserver.gateway.hotwords import Hotwords
+from asrserver.protocol.options import Normalise
 from asrserver.supervisor import announcement
 
 #: Protocols whose clients cannot send an API key.
@@ -44,6 +45,10 @@ def check_settings(settings: Settings, command: str) -> Settings:
     if command != "worker":
         _check_access(settings)
         Hotwords(settings.hotwords_file)
+        try:
+            Normalise.parse(settings.normalise)
+        except BadRequest as exc:
+            raise SettingError(f"--normalise {settings.normalise}: {exc.message}") from None
     return settings
 
 

@@ -42,6 +42,7 @@ from asrserver.protocol.options import TASKS
 @click.option("--task", type=click.Choice(TASKS), help="translate: into English, if the model can.")
 @click.option("--prompt", help="Text that is taken to precede the audio: it sets the style.")
 @click.option("--hotwords", help="Words and names that are likely, separated by commas.")
+@click.option("--normalise", help="How the text is written, such as script=hans,numerals=digits [as the model writes].")
 @click.option("--words", is_flag=True, help="Times of words too, in JSON.")
 @click.option("--model", help="Name of a model that the server offers [the server's choice].")
 @click.option("--user", "user_id", default="", help="User id of the stored sessions.")

@@ -35,7 +35,7 @@ from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol.events import Refusal, Result
-from asrserver.protocol.options import Options, Resume, Start
+from asrserver.protocol.options import Normalise, Options, Resume, Start
 from asrserver.storage.errors import StorageError, StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
@@ -91,6 +91,7 @@ class Gateway:
             settings.allowed_hosts,
         )
         self._hotwords = Hotwords(settings.hotwords_file)
+        self._normalise = Normalise.parse(settings.normalise)
         self.broker = GatewayBroker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
@@ -210,7 +211,10 @@ class Gateway:
         await self.offers.check(asked.options)
         if not await self.room.for_session():
             raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
-        asked = asked.changed(hotwords=self._hotwords.join(asked.options.hotwords, self.access.key(owner)))
+        asked = asked.changed(
+            hotwords=self._hotwords.join(asked.options.hotwords, self.access.key(owner)),
+            normalise=asked.options.normalise.or_else(self._normalise),
+        )
         return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
 
     async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:

@@ -34,7 +34,7 @@ ACCEPTED = {
 }
 
 #: What may be asked for, in the query or in the form.
-PARAMETERS = ("format", "hotwords", "language", "model", "prompt", "task", "user_id", "words")
+PARAMETERS = ("format", "hotwords", "language", "model", "normalise", "prompt", "task", "user_id", "words")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from asrserver.broker.replies import Claim
 from asrserver.errors import AsrError
 from asrserver.inference import checkpoint
 from asrserver.inference.checkpoint import Checkpoint, SessionState
+from asrserver.inference.normalising import Normalising
 from asrserver.inference.segments import PartialHypothesis, RecognisedSegment
 from asrserver.protocol.events import (
     ChunkResult,
@@ -117,6 +118,7 @@ class EventLog:
         self.chunks = state.chunks
         self.flushed = max((event.number for event in events if isinstance(event, Flushed)), default=0)
         self._damaged = state.damaged
+        self._normalising = Normalising(options)
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
         self._transcript = list(claim.transcript)
         self._heard: defaultdict[str, float] = defaultdict(float)  # seconds of speech in each language detected
@@ -155,8 +157,15 @@ class EventLog:
         self.answered = index
         return True
 
+    async def prepare(self) -> None:
+        """Load what normalises the texts. It must be called before any segment comes."""
+        await asyncio.to_thread(self._normalising.load)
+
     def join(self, segments: Sequence[RecognisedSegment]) -> str:
         """Return the text of segments; the first language detected in enough speech becomes the session's."""
+        return self._join([self._normalising.segment(segment) for segment in segments])
+
+    def _join(self, segments: Sequence[RecognisedSegment]) -> str:
         for segment in segments:
             if segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
                 self._heard[segment.language] += segment.end - segment.start
@@ -173,8 +182,9 @@ class EventLog:
         Returns:
             Their text.
         """
+        segments = [self._normalising.segment(segment) for segment in segments]
         self._pending += [segment.shifted(self.closed_seconds) for segment in segments]
-        return self.join(segments)
+        return self._join(segments)
 
     # -- durable events: each method raises Fenced and Unavailable -----------------------------------------------
 
@@ -274,6 +284,7 @@ class EventLog:
 
     def publish_partial(self, partial: PartialHypothesis) -> None:
         """Publish the text so far of a growing segment of the live stream."""
+        partial = self._normalising.partial(partial)
         event = Partial(
             session_id=self._claim.sid,
             start=round(self.closed_seconds + partial.start / SAMPLE_RATE, 3),

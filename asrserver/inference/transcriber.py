@@ -124,6 +124,7 @@ class Transcriber:
             Fenced: Another worker owns the session now.
             Unavailable: Redis cannot be reached.
         """
+        await self._event_log.prepare()
         try:
             while not self.over:
                 self._wake.clear()

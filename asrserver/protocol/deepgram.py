@@ -38,7 +38,7 @@ from asrserver.protocol.events import (
     SpeechStarted,
     Word,
 )
-from asrserver.protocol.options import TRUE, Options, join_hotwords
+from asrserver.protocol.options import TRUE, Normalise, Options, join_hotwords
 from asrserver.protocol.word_times import spread
 from asrserver.text.words import clean, words
 
@@ -141,9 +141,12 @@ def options(query: Mapping[str, Sequence[str]], format: str, **further: Any) -> 
         **further,
     }
     try:
-        return Options.parse(given)
+        found = Options.parse(given)
     except BadRequest as exc:
         raise BadRequest("bad_request", exc.message, parameter=exc.details.get("option")) from None
+    if flag(values, "numerals"):  # in languages that have none it is ignored, as by Deepgram
+        found = msgspec.structs.replace(found, normalise=Normalise(numerals="digits"))
+    return found
 
 
 def _endpointing(value: str) -> float | None:

@@ -15,6 +15,7 @@ import msgspec
 
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
+from asrserver.text import numerals, script
 
 #: An id is printed, logged, and part of Redis keys. So it has no braces, which mark hash slots; no whitespace and no
 #: control characters, which would end a line or a word of a log; and none of the invisible characters that change the
@@ -49,6 +50,58 @@ _WIDTHS = {"pcm_f32le": 4, "pcm_mulaw": 1, "pcm_alaw": 1}
 _OPUS_BYTES = 8000
 TASKS = ("transcribe", "translate")
 
+#: A form that is left to the model, also where the server's setting says another one.
+ANY = "any"
+
+#: The forms of `normalise`: what each may be, and the languages that have it.
+FORMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "script": ((*script.SCRIPTS, ANY), script.LANGUAGES),
+    "numerals": ((*numerals.NUMERALS, ANY), numerals.LANGUAGES),
+}
+
+
+class Normalise(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The forms in which texts are written; None: not said.
+
+    Attributes:
+        script: Of Chinese: `hans` (simplified), `hant` (traditional) or ANY.
+        numerals: `digits`, `words` or ANY.
+    """
+
+    script: str | None = None
+    numerals: str | None = None
+
+    @classmethod
+    def parse(cls, given: Any) -> Normalise:
+        """Take it from a client or the settings: an object, or a text such as script=hans,numerals=digits.
+
+        Raises:
+            BadRequest: `bad_option`.
+        """
+        if isinstance(given, Normalise):
+            return given
+        if isinstance(given, str):
+            given = dict(part.strip().partition("=")[::2] for part in given.split(",") if part.strip())
+        if not isinstance(given, Mapping):
+            raise _bad("normalise", "must be an object, or a text such as script=hans,numerals=digits")
+        for name, form in given.items():
+            if name not in FORMS:
+                raise _bad("normalise", f"has no {str(name)[:50]!r}, only {' and '.join(FORMS)}")
+            if form is not None and form not in FORMS[name][0]:
+                raise _bad("normalise", f"can have as {name} only {', '.join(FORMS[name][0])}")
+        return cls(**given)
+
+    def check(self, language: str | None) -> None:
+        """Refuse what texts of a language cannot be written in; None: it is not known. Raises BadRequest."""
+        for name, (_, possible) in FORMS.items():
+            form = getattr(self, name)
+            if form not in (None, ANY) and language is not None and language not in possible:
+                raise _bad("normalise", f"cannot write {language} with {name}={form}, only {', '.join(possible)}")
+
+    def or_else(self, other: Normalise) -> Normalise:
+        """The same, with the forms of another where this one says none."""
+        return Normalise(self.script or other.script, self.numerals or other.numerals)
+
 
 class Options(msgspec.Struct, frozen=True):
     """How a session's audio is recognised. Kept in the session's hash, where a worker reads it (codec.py).
@@ -72,6 +125,7 @@ class Options(msgspec.Struct, frozen=True):
         speech_events: Whether the beginning of speech is told, before there is text, in stream mode.
         word_timestamps: Whether segments come with their words and their times.
         model: Name of the model that recognises it; None: that of whichever worker takes it.
+        normalise: How texts are written.
     """
 
     mode: str = "auto"
@@ -88,6 +142,7 @@ class Options(msgspec.Struct, frozen=True):
     word_timestamps: bool = False
     speech_events: bool = False
     model: str | None = None
+    normalise: Normalise = Normalise()
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Options:
@@ -103,6 +158,7 @@ class Options(msgspec.Struct, frozen=True):
         if not isinstance(values.get("language", ""), str):
             raise _bad("language", "must be a code such as en or zh, or null")
         values["language"] = languages.parse(values.get("language"))
+        values["normalise"] = Normalise.parse(values.get("normalise", {}))
         options = cls(**values)
         _one_of("mode", options.mode, MODES)
         _one_of("format", options.format, FORMATS)
@@ -122,6 +178,7 @@ class Options(msgspec.Struct, frozen=True):
                 raise _bad(name, f"must be a text of at most {MAX_TEXT} characters")
         if options.model is not None and not (isinstance(options.model, str) and 0 < len(options.model) <= MAX_NAME):
             raise _bad("model", f"must be the name of a model, of at most {MAX_NAME} characters, or null")
+        options.normalise.check(options.text_language)
         return options
 
     def has_same_audio(self, other: Options) -> bool:
@@ -131,6 +188,11 @@ class Options(msgspec.Struct, frozen=True):
     def of_model(self, name: str | None) -> Options:
         """The same for a model that the server runs; None: whichever there is."""
         return msgspec.structs.replace(self, model=name)
+
+    @property
+    def text_language(self) -> str | None:
+        """Code of the language of the texts; None: that of what is spoken, which is detected."""
+        return "en" if self.task == "translate" else self.language
 
     @property
     def bytes_per_second(self) -> int:

@@ -51,8 +51,15 @@ def glue(items: list[str], language: str) -> str:
         return " ".join(items)
     text = ""
     for word in items:
-        text += f" {word}" if text and _is_spaced(text[-1]) and _is_spaced(word[0]) else word
+        text += f" {word}" if spaced(text, word, language) else word
     return text
+
+
+def spaced(text: str, word: str, language: str) -> bool:
+    """Whether there is a space between a text, which may be empty, and the word that follows it."""
+    if not text or language not in UNSPACED_LANGUAGES:
+        return bool(text)
+    return _is_spaced(text[-1]) and _is_spaced(word[0])
 
 
 def _is_spaced(character: str) -> bool:

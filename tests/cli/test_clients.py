@@ -281,6 +281,7 @@ def test_options_reach_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
     monkeypatch.setattr(FileTranscriber, "__init__", init)
     given = {"prompt": "Minutes.", "hotwords": "Zoë", "task": "translate", "model": "base", "language": "de"}
+    given["normalise"] = "numerals=digits"
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
     for more in [], [*options, "--words", "--user", "me"], ["--format", "srt"]:
         CliRunner().invoke(main, ["transcribe", "--server", NOBODY, *more, str(file)])

@@ -142,7 +142,7 @@ def test_options_are_understood(was: Recorded) -> None:
     text = was["hash"]["options"]
     options = codec.decode_options(text)
     assert Options.parse(json.loads(text)) == options
-    newer = {"model": None, "speech_events": False}
+    newer: dict[str, Any] = {"model": None, "speech_events": False, "normalise": {}}
     assert json.loads(codec.encode_options(options)) == {**newer, **json.loads(text)}
 
 

@@ -14,7 +14,7 @@ import pytest
 from asrserver.errors import BadRequest, Refused
 from asrserver.protocol import deepgram, deepgram_recorded, model_names
 from asrserver.protocol.events import Partial, Received, Refusal, SessionEvent, SpeechStarted, Word
-from asrserver.protocol.options import Options
+from asrserver.protocol.options import Normalise, Options
 from tests.events import durable, segment
 
 
@@ -41,6 +41,8 @@ def asked(query: str = "") -> deepgram.LiveRequest:
         ("encoding=linear16&detect_language=true&language=de", {}),
         ("encoding=linear16&keyterm=new+york&keyterm=Bob", {"hotwords": "new york, Bob"}),
         ("encoding=linear16&keywords=Bob:2&keywords=ann&keywords=eve:-3", {"hotwords": "Bob, ann"}),
+        ("encoding=linear16&numerals=true&smart_format=true", {"normalise": Normalise(numerals="digits")}),
+        ("encoding=linear16&numerals=true&language=ko", {"normalise": Normalise(numerals="digits"), "language": "ko"}),
         ("encoding=linear16&endpointing=25", {"silence": 0.3}),
         ("encoding=linear16&endpointing=800", {"silence": 0.8}),
         ("encoding=linear16&endpointing=99999", {"silence": 5.0}),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
-from asrserver.protocol.options import Options, valid_id
+from asrserver.protocol.options import Normalise, Options, valid_id
 
 
 def test_options_have_defaults_and_ignore_what_they_do_not_know() -> None:
@@ -81,3 +81,33 @@ def test_a_file_is_a_stream() -> None:
 def test_the_times_and_sizes_of_headerless_audio() -> None:
     assert Options(sample_rate=8000, channels=2).bytes_per_second == 32000
     assert Options(format="pcm_f32le").bytes_per_second == 64000
+
+
+@pytest.mark.parametrize("given", [{"script": "hans", "numerals": "digits"}, "script=hans, numerals=digits"])
+def test_forms_are_an_object_or_a_text(given: Any) -> None:
+    assert Options.parse({"normalise": given, "language": "zh"}).normalise == Normalise("hans", "digits")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"normalise": "script=latin"}, "can have as script only hans, hant, any"),
+        ({"normalise": {"numerals": ["digits"]}}, "can have as numerals only digits, words, any"),
+        ({"normalise": "digits"}, "has no 'digits', only script and numerals"),
+        ({"normalise": ["hans"]}, "must be an object, or a text such as script=hans,numerals=digits"),
+        ({"normalise": "script=hans", "language": "ja"}, "cannot write ja with script=hans, only yue, zh"),
+        ({"normalise": "numerals=words", "language": "ko"}, "cannot write ko with numerals=words, only da, de, en,"),
+        ({"normalise": "script=hans", "language": "zh", "task": "translate"}, "cannot write en with script=hans"),
+    ],
+)
+def test_forms_that_cannot_be_are_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match="normalise") as caught:
+        Options.parse(given)
+    assert message in caught.value.message
+    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", "normalise")
+
+
+def test_the_setting_counts_for_forms_that_a_session_does_not_say() -> None:
+    setting = Normalise.parse("script=hant,numerals=digits")
+    assert Normalise(numerals="any").or_else(setting) == Normalise("hant", "any")
+    assert Options.parse({"language": "ja", "normalise": "script=any"}).normalise.or_else(setting).script == "any"

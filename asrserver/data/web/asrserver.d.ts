@@ -81,6 +81,13 @@ export interface Opened {
   warnings?: string[];
 }
 
+/** How texts are written; "any": as the model writes them. */
+export interface Normalise {
+  /** Of Chinese. */
+  script?: "hans" | "hant" | "any";
+  numerals?: "digits" | "words" | "any";
+}
+
 /** The options of `start`, and a signal that ends the session. */
 export interface SessionOptions {
   session_id?: string;
@@ -96,6 +103,7 @@ export interface SessionOptions {
   task?: "transcribe" | "translate";
   prompt?: string;
   hotwords?: string;
+  normalise?: Normalise | string;
   /** true by default. */
   partials?: boolean;
   partial_interval?: number;
@@ -194,6 +202,8 @@ export interface TranscribeOptions {
   model?: string;
   prompt?: string;
   hotwords?: string;
+  /** As a text: "script=hans,numerals=digits". */
+  normalise?: string;
   user_id?: string;
   /** Whether segments have their words; true by default. */
   words?: boolean;
