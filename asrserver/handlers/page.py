@@ -1,4 +1,4 @@
-"""The server's own pages: `/`, where people speak, and `/docs`; and asrserver.js, which other pages use too.
+"""The server's own pages: `/`, where people speak, `/captions` and `/docs`; and asrserver.js, which others use too.
 
 The files are in data/web/. They need no key, for they hold no secret: their requests show one. There are few and they
 are small, so all are kept in memory, and a name that is not among them is no file, whatever it looks like.
@@ -19,6 +19,7 @@ from asrserver.handlers.base import RestHandler
 PAGES = {
     "/": "index.html",
     "/docs": "docs.html",
+    "/captions": "captions.html",
     "/asrserver.js": "asrserver.js",
     "/asrserver.d.ts": "asrserver.d.ts",
 }
