@@ -44,14 +44,19 @@ _KEY_PREFIXES = ("bearer.", "openai-insecure-api-key.")
 MIN_KEY_LENGTH = 24
 
 
+#: The weights that a key may have.
+MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
+
+
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """Limits of one key over all gateways; 0: unlimited."""
+    """Limits of one key over all gateways; 0: unlimited. And its weight, beside other keys, where they must share."""
 
     connections: int = 0
     sessions: int = 0
     starts_per_minute: int = 0
     audio_per_minute: float = 0.0  # seconds of audio that workers decode per minute
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +425,8 @@ def _key(entry: dict[str, Any]) -> Key:
             raise ValueError(f"key {key_id}: {name} is not a limit, or its value is not a number")
         if value < 0:
             raise ValueError(f"key {key_id}: {name} must not be negative")
+        if name == "weight" and not MIN_WEIGHT <= value <= MAX_WEIGHT:
+            raise ValueError(f"key {key_id}: weight must be from {MIN_WEIGHT:g} to {MAX_WEIGHT:g}")
     return Key(
         key_id,
         str(entry.get("name", "")),

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("protocol",),
     ("config",),
     ("auth",),
-    ("models", "process", "telemetry", "text"),
+    ("models", "process", "shares", "telemetry", "text"),
     ("errors",),
     (TOP,),
 )
@@ -50,7 +50,7 @@ ONLY: dict[str, tuple[tuple[str, ...], str]] = {
     "broker": (("protocol", "telemetry", "process", "errors", TOP), "Redis commands only"),
     "embedded": (("process", "errors", TOP), "Redis and PostgreSQL, for any program"),
     "inference": (
-        ("audio", "broker", "protocol", "config", "models", "process", "telemetry", "text", "errors", TOP),
+        ("audio", "broker", "protocol", "config", "models", "process", "shares", "telemetry", "text", "errors", TOP),
         "a worker has neither storage nor clients",
     ),
 }

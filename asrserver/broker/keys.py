@@ -5,7 +5,8 @@ key                                type and content                            w
 =================================  ==========================================  =================  ======================
 asr_tasks                          stream, group asr_workers: one entry a      gateway            acknowledged and
                                    session; its pending entry is the worker's                     deleted with the final
-                                   lease on the session                                           event
+                                   lease on the session, or puts it in line                       event
+                                   (consumer `waiting:<key id>`)
 asr_tasks:<model>                  the same for sessions that name this        gateway            as above; the stream
                                    model: only workers that offer it read                         goes when nobody has
                                    them                                                           offered the model for

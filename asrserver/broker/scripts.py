@@ -16,7 +16,7 @@ redis.call('ZADD', KEYS[4], ARGV[2], ARGV[1])
 redis.call('HSET', KEYS[1], 'nonce', ARGV[3], unpack(ARGV, 5))
 redis.call('XADD', KEYS[2], '0-1', 't', 'start')
 redis.call('XADD', KEYS[3], '0-1', 't', 'start')
-redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1])
+redis.call('XADD', KEYS[5], '*', 'sid', ARGV[1], 'key', redis.call('HGET', KEYS[1], 'owner') or '')
 return 1
 """
 
@@ -276,15 +276,76 @@ end
 return found
 """
 
-# KEYS tasks · ARGV group worker idle count → entries whose lease expired, which this worker holds now. XAUTOCLAIM
-# does not do: it looks at ten entries for each that it may return, so it would see the same living ones at each call.
-STALE = """
-local ids = {}
-for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[3], '-', '+', ARGV[4])) do
-  ids[#ids + 1] = entry[1]
+# KEYS tasks · ARGV group worker idle count key … → entries that this worker holds now: in turn of each API key whose
+# sessions stand in line, then those whose lease expired (not with an idle time of -1), then new ones. With keys, only
+# sessions of others: those of these keys and all that are expired or new are put in line, which is a consumer of the
+# group for each key, `waiting:<key>`. So a worker finds the sessions of one key behind any number of another's.
+# XAUTOCLAIM does not do: it looks at ten entries for each that it may return, so it would see the same living ones at
+# each call.
+CLAIM = """
+local stream, group, worker, idle, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local passed = {}
+for i = 5, #ARGV do passed[ARGV[i]] = true end
+
+local function in_line(consumer) return string.sub(consumer, 1, 8) == 'waiting:' end
+
+local function expired(most)
+  local ids = {}
+  if idle >= 0 then
+    for _, entry in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most)) do
+      if not in_line(entry[2]) then ids[#ids + 1] = entry[1] end
+    end
+  end
+  return ids
 end
-if #ids == 0 then return {} end
-return redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], unpack(ids))
+
+local function put_in_line(entries)
+  local lines = {}
+  for _, entry in ipairs(entries) do
+    local key, fields = '', entry[2] or {}
+    for i = 1, #fields, 2 do if fields[i] == 'key' then key = fields[i + 1] end end
+    lines[key] = lines[key] or {}
+    table.insert(lines[key], entry[1])
+  end
+  for key, ids in pairs(lines) do
+    redis.call('XCLAIM', stream, group, 'waiting:' .. key, 0, unpack(ids))
+  end
+end
+
+if #ARGV > 4 then
+  local ids = expired(500)
+  if #ids > 0 then put_in_line(redis.call('XCLAIM', stream, group, 'waiting:', 0, unpack(ids))) end
+  local new = redis.call('XREADGROUP', 'GROUP', group, 'waiting:', 'COUNT', 500, 'STREAMS', stream, '>')
+  if new then put_in_line(new[1][2]) end
+end
+
+local lines, chosen = {}, {}
+for _, consumer in ipairs(redis.call('XPENDING', stream, group)[4] or {}) do
+  if in_line(consumer[1]) and not passed[string.sub(consumer[1], 9)] then
+    lines[#lines + 1] = redis.call('XPENDING', stream, group, '-', '+', count, consumer[1])
+  end
+end
+for turn = 1, count do
+  for _, line in ipairs(lines) do
+    if line[turn] and #chosen < count then chosen[#chosen + 1] = line[turn][1] end
+  end
+end
+if #ARGV == 4 and #chosen < count then
+  for _, id in ipairs(expired(count - #chosen)) do chosen[#chosen + 1] = id end
+end
+local found = {}
+if #chosen > 0 then found = redis.call('XCLAIM', stream, group, worker, 0, unpack(chosen)) end
+for _, line in ipairs(lines) do
+  local consumer = line[1][2]
+  if #redis.call('XPENDING', stream, group, '-', '+', 1, consumer) == 0 then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, consumer)
+  end
+end
+if #ARGV == 4 and #found < count then
+  local new = redis.call('XREADGROUP', 'GROUP', group, worker, 'COUNT', count - #found, 'STREAMS', stream, '>')
+  for _, entry in ipairs(new and new[1][2] or {}) do found[#found + 1] = entry end
+end
+return found
 """
 
 # KEYS tasks · ARGV group worker id … → the ids that this worker still holds; only those are renewed. It is one
@@ -301,7 +362,7 @@ return mine
 """
 
 # KEYS tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
-# time becomes an hour, so that the next STALE claims them whatever its lease time is.
+# time becomes an hour, so that the next CLAIM takes them whatever its lease time is.
 RELEASE = """
 local entries = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
 if entries.err then return 0 end
@@ -371,25 +432,36 @@ if string.find(made.err, 'BUSYGROUP') then return 0 end
 return redis.error_reply(made.err)
 """
 
-# KEYS tasks · ARGV group → (entries, pending entries); the stream may have been deleted just now
+# KEYS tasks · ARGV group → (entries, entries that a worker holds); the stream may have been deleted just now
 COUNT = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0} end
-local held = redis.pcall('XPENDING', KEYS[1], ARGV[1])
-return {redis.call('XLEN', KEYS[1]), held.err and 0 or held[1]}
+local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
+local held = 0
+for _, consumer in ipairs(not pending.err and pending[4] or {}) do
+  if string.sub(consumer[1], 1, 8) ~= 'waiting:' then held = held + consumer[2] end
+end
+return {redis.call('XLEN', KEYS[1]), held}
 """
 
 # KEYS tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
 OLDEST = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local firsts = {}
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local named = {}
   for i = 1, #info, 2 do named[info[i]] = info[i + 1] end
   if named['name'] == ARGV[1] then
     local first = redis.call('XRANGE', KEYS[1], '(' .. named['last-delivered-id'], '+', 'COUNT', 1)
-    if #first == 0 then return 0 end
-    local now = redis.call('TIME')
-    return math.max(0, now[1] * 1000 + math.floor(now[2] / 1000) - string.match(first[1][1], '(%d+)-'))
+    if #first > 0 then firsts[1] = first[1][1] end
+    for _, consumer in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
+      if string.sub(consumer[1], 1, 8) == 'waiting:' then
+        firsts[#firsts + 1] = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, consumer[1])[1][1]
+      end
+    end
   end
 end
-return 0
+local time, oldest = redis.call('TIME'), 0
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for _, id in ipairs(firsts) do oldest = math.max(oldest, now - string.match(id, '(%d+)-')) end
+return oldest
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -90,7 +90,9 @@ class WorkerBroker(BrokerConnection):
 
     # -- claims ------------------------------------------------------------------------------------------------------
 
-    async def claim(self, lease: float | None, count: int, block: float) -> list[tuple[Task, str]]:
+    async def claim(
+        self, lease: float | None, count: int, block: float, passed: Collection[str] = ()
+    ) -> list[tuple[Task, str]]:
         """Take leases on sessions: first on those whose lease has expired, then on new ones.
 
         The sessions name no model, or one that this worker offers, or one that nobody has offered for ABANDONED_AFTER.
@@ -99,14 +101,15 @@ class WorkerBroker(BrokerConnection):
             lease: Seconds after which a lease that was not renewed has expired; None looks for new sessions only.
             count: Sessions at most, of each model.
             block: Seconds to wait for a new session if there is none; 0 does not wait.
+            passed: API keys whose sessions are passed over: they wait in line until a worker has room for them.
 
         Returns:
             (task, session id) of each.
         """
         try:
-            found = await self._claimed(lease, count, block)
+            found = await self._claimed(lease, count, block, passed)
         except redis.ResponseError as exc:
-            if not str(exc).startswith("NOGROUP"):
+            if "NOGROUP" not in str(exc):
                 raise
             log.warning("the group of workers is gone, Redis was emptied: it is made again")
             await self.open()
@@ -116,18 +119,28 @@ class WorkerBroker(BrokerConnection):
             await self._discard(foreign)
         return [(task, sid) for task, sid in found if sid]
 
-    async def _claimed(self, lease: float | None, count: int, block: float) -> list[tuple[Task, str]]:
-        found = await self._expired(int(lease * 1000), count) if lease is not None else []
-        if len(found) < count:
-            command = ["XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count - len(found)]
-            streams = ["STREAMS", *self._streams, *(">" for _ in self._streams)]
-            if block and not found:
-                reply = await self._block(*command, "BLOCK", int(block * 1000), *streams)
-            else:
-                reply = await self.pipeline.submit(*command, *streams)
-            for stream, entries in reply or ():
-                found += replies.tasks(stream.decode(), entries)
-        return found
+    async def _claimed(
+        self, lease: float | None, count: int, block: float, passed: Collection[str]
+    ) -> list[tuple[Task, str]]:
+        idle = -1 if lease is None else int(lease * 1000)
+        asked = [
+            self.pipeline.submit("EVAL", scripts.CLAIM, 1, stream, GROUP, self.name, idle, count, *passed)
+            for stream in self._streams
+        ]
+        pairs = list(zip(self._streams, await asyncio.gather(*asked), strict=True))
+        if lease is not None and not passed:
+            pairs += await self._abandoned(idle, count)
+        if block and not any(entries for _, entries in pairs):
+            command = ("XREADGROUP", "GROUP", GROUP, self.name, "COUNT", count, "BLOCK", int(block * 1000))
+            reply = await self._block(*command, "STREAMS", *self._streams, *(">" for _ in self._streams))
+            pairs = [(stream.decode(), entries) for stream, entries in reply or ()]
+        return [found for stream, entries in pairs for found in replies.tasks(stream, entries)]
+
+    async def _abandoned(self, idle: int, count: int) -> list[tuple[str, Any]]:
+        """Take sessions whose model nobody offers any more: (stream, entries)."""
+        since = time.time() - ABANDONED_AFTER
+        reply = await self.pipeline.submit("EVAL", scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since)
+        return [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
 
     async def _discard(self, foreign: list[Task]) -> None:
         """Delete entries that another program wrote: nobody could process them, and they would be claimed for ever."""
@@ -142,19 +155,6 @@ class WorkerBroker(BrokerConnection):
             await asyncio.gather(
                 self.pipeline.submit("XACK", stream, GROUP, *entries), self.pipeline.submit("XDEL", stream, *entries)
             )
-
-    async def _expired(self, idle: int, count: int) -> list[tuple[Task, str]]:
-        """Take sessions whose lease was not renewed for `idle` ms, and those whose model nobody offers any more."""
-        asked = [
-            self.pipeline.submit("EVAL", scripts.STALE, 1, stream, GROUP, self.name, idle, count)
-            for stream in self._streams
-        ]
-        since = time.time() - ABANDONED_AFTER
-        abandoned = self.pipeline.submit("EVAL", scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since)
-        pairs = list(zip(self._streams, await asyncio.gather(*asked), strict=True))
-        reply = await abandoned
-        pairs += [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
-        return [found for stream, entries in pairs for found in replies.tasks(stream, entries)]
 
     async def acquire(self, task: Task, sid: str) -> Claim | None:
         """Become the owner of a claimed session: fence off every earlier owner, and read what it has done.

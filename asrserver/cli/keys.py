@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth import MAX_WEIGHT, MIN_WEIGHT, KeyLimits, KeysFile
 from asrserver.cli.status import format_table
 from asrserver.errors import SettingError
 
@@ -31,6 +31,11 @@ _keys_file = click.option(
 
 def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for flag, type_, text in (
+        (
+            "--weight",
+            click.FloatRange(MIN_WEIGHT, MAX_WEIGHT),
+            "Its part of busy workers and of waiting audio beside other keys, by weight.  [default: 1]",
+        ),
         ("--audio-per-minute", click.FloatRange(min=0), "Seconds of audio recognised per minute. 0: no limit."),
         ("--starts-per-minute", click.IntRange(min=0), "Sessions started per minute. 0: no limit."),
         ("--sessions", click.IntRange(min=0), "Open sessions. 0: no limit."),
@@ -60,12 +65,13 @@ def list_keys(path: str) -> None:
     """List the keys with their limits, without the secrets."""
     with _setting_errors():
         found = KeysFile(path).read()
-    head = ("ID", "NAME", "CREATED", "STATE", "CONNECTIONS", "SESSIONS", "STARTS/MIN", "AUDIO s/MIN")
+    head = ("ID", "NAME", "CREATED", "STATE", "CONNECTIONS", "SESSIONS", "STARTS/MIN", "AUDIO s/MIN", "WEIGHT")
     rows = []
     for key in found:
         state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
         limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
-        rows.append((key.id, key.name, key.created, state, *(n or "-" for n in (*limits, key.limits.audio_per_minute))))
+        shown = (n or "-" for n in (*limits, key.limits.audio_per_minute))
+        rows.append((key.id, key.name, key.created, state, *shown, f"{key.limits.weight:g}"))
     click.echo("\n".join(format_table(head, rows)) if rows else "no keys")
 
 

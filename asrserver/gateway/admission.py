@@ -77,19 +77,6 @@ class Admission:
 
     # -- sessions ------------------------------------------------------------------------------------------------
 
-    def check_start(self, siblings: int, sessions: int, backlog: float) -> None:
-        """Check the limits of this gateway for one more session.
-
-        Args:
-            siblings: Sessions on its connection.
-            sessions: Sessions of this gateway.
-            backlog: Seconds of audio that wait to be recognised in the whole system.
-
-        Raises:
-            Refused: A limit is reached.
-        """
-        self.limits.start(siblings, sessions, backlog)
-
     async def start(self, sid: str, owner: str) -> None:
         """Admit a session of an API key; `ended` must follow.
 

@@ -25,6 +25,7 @@ class _Account:
     Attributes:
         rate: Bytes a second.
         live: Whether its chunks are pieces of a stream, which have no results of their own.
+        owner: The id of its API key.
         chunks: Chunk index → (time.monotonic() at which it came, bytes, seconds that these seemed to be). Chunks that
             came together have the last index.
         waiting: Bytes without a result.
@@ -36,6 +37,7 @@ class _Account:
 
     rate: float
     live: bool = False
+    owner: str = ""
     chunks: dict[int, tuple[float, int, float]] = field(default_factory=dict)
     waiting: int = 0
     answered: int = 0
@@ -64,7 +66,7 @@ class Backlog:
         """Start to count a session that begins here: none of its audio was recognised before."""
         self._heard[sid] = 0.0
 
-    def taken(self, sid: str, index: int, head: bytes, size: int, pcm_rate: float, live: bool) -> None:
+    def taken(self, sid: str, index: int, head: bytes, size: int, pcm_rate: float, live: bool, owner: str = "") -> None:
         """Count chunks that came together.
 
         Args:
@@ -74,18 +76,19 @@ class Backlog:
             size: Bytes of all chunks.
             pcm_rate: Bytes a second of the session's headerless audio.
             live: Whether they are pieces of a stream.
+            owner: The id of the session's API key; empty if there is none.
         """
         account = self._accounts.get(sid)
         if account is None:
             rate = _rate(head, pcm_rate)
-            account = _Account(rate, live, compressed=rate == COMPRESSED_BYTES_PER_SECOND)
+            account = _Account(rate, live, owner, compressed=rate == COMPRESSED_BYTES_PER_SECOND)
             self._accounts[sid] = account
         account.chunks[index] = (time.monotonic(), size, size / account.rate)
         account.waiting += size
 
-    def restore(self, sid: str, total: float, pcm_rate: float, live: bool) -> None:
+    def restore(self, sid: str, total: float, pcm_rate: float, live: bool, owner: str = "") -> None:
         """Count a session that came from another gateway with `total` seconds answered; what waits of it is unknown."""
-        account = self._accounts.setdefault(sid, _Account(pcm_rate, live))
+        account = self._accounts.setdefault(sid, _Account(pcm_rate, live, owner))
         account.total = account.elsewhere = total
         account.answered = 0
 
@@ -159,10 +162,16 @@ class Backlog:
     @property
     def seconds(self) -> float:
         """Seconds of audio that wait, without what of live streams is in transit in any case."""
-        return sum(
-            max(0.0, account.waiting / account.rate - TRANSIT_SECONDS * account.live)
-            for account in self._accounts.values()
-        )
+        return sum(self.by_owner().values())
+
+    def by_owner(self) -> dict[str, float]:
+        """Return the same for each API key that has any, by its id; empty for sessions without one."""
+        waiting: dict[str, float] = {}
+        for account in self._accounts.values():
+            seconds = account.waiting / account.rate - TRANSIT_SECONDS * account.live
+            if seconds > 0:
+                waiting[account.owner] = waiting.get(account.owner, 0.0) + seconds
+        return waiting
 
     @property
     def oldest(self) -> float:

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -99,14 +100,20 @@ class Gateway:
         self.admission = Admission(settings, self.access, self.broker.quota, self.name)
         self._tasks = TaskRunner()
         self.sessions = Sessions(
-            settings, self.broker, self.storage, self.write_behind, self.recordings, self.admission, self._tasks
+            settings,
+            self.access,
+            self.broker,
+            self.storage,
+            self.write_behind,
+            self.recordings,
+            self.admission,
+            self._tasks,
         )
-        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog)
+        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.waiting)
         self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room)
         self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
         self.closing = False
         self._alive = alive
-        self._backlog_elsewhere = 0.0  # seconds of audio that wait on other gateways
         self.offers = Offers(self.broker.status, settings.served_model_names)
         self._subscribed = asyncio.Event()
 
@@ -209,13 +216,13 @@ class Gateway:
         """
         self._refuse_when_closing()
         await self.offers.check(asked.options)
-        if not await self.room.for_session():
+        if not await self.room.for_session(owner):
             raise Unavailable("overloaded", "Redis has no room for a new session", 5.0)
         asked = asked.changed(
             hotwords=self._hotwords.join(asked.options.hotwords, self.access.key(owner)),
             normalise=asked.options.normalise.or_else(self._normalise),
         )
-        return await self.sessions.start(asked, send, owner, siblings, self._backlog_elsewhere)
+        return await self.sessions.start(asked, send, owner, siblings)
 
     async def resume(self, asked: Resume, send: Send, owner: str = "") -> tuple[Session, list[Result]]:
         """Take a session over, with the events that its client has not got; see Sessions.resume."""
@@ -263,15 +270,18 @@ class Gateway:
             log.info("session=%s cancelled: %s", session.id, "its client is gone" if gone else "by the server")
             self.sessions.end(session, "interrupted")
 
-    def refuse_when_full(self) -> None:
+    def refuse_when_full(self, owner: str) -> None:
         """Raise what `start` would raise now for this gateway's own limits: to be asked before a large upload is read.
+
+        Args:
+            owner: The id of the client's API key; empty where there are no keys.
 
         Raises:
             Refused: A limit is reached.
             Unavailable: The gateway shuts down.
         """
         self._refuse_when_closing()
-        self.sessions.check_start(0, self._backlog_elsewhere)
+        self.sessions.check_start(0, owner)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:
@@ -328,6 +338,7 @@ class Gateway:
                 "sessions": len(self.sessions),
                 "to_store": self.write_behind.waiting,
                 "backlog": round(self.sessions.backlog.seconds, 1),
+                "backlogs": {owner: round(seconds, 1) for owner, seconds in self.sessions.backlog.by_owner().items()},
                 "oldest_waiting": round(self.sessions.backlog.oldest, 3),
             },
         )
@@ -339,7 +350,10 @@ class Gateway:
             metrics.queue.labels(state).set(queue[state])
         metrics.dead_letters.set(queue["dead"])
         others = [g for g in await self.broker.status.heartbeats("gateway") if g["name"] != self.name]
-        self._backlog_elsewhere = sum(gateway.get("backlog", 0.0) for gateway in others)
+        elsewhere = Counter[str]()
+        for gateway in others:
+            elsewhere.update(gateway.get("backlogs", {"": gateway.get("backlog", 0.0)}))
+        self.sessions.waiting.elsewhere = elsewhere
         await self.offers.refresh()
 
     def _flush_metrics(self) -> None:
@@ -380,6 +394,7 @@ class Gateway:
                 self.sessions.end(session, "interrupted")
             if session.owner:
                 waiting[session.owner] = waiting.get(session.owner, 0.0) + self.sessions.backlog.waiting(session.id)
+        self.sessions.waiting.review(self.room.fullness)
         await self.admission.watch(waiting)
 
     async def _sweep(self) -> None:

@@ -148,7 +148,9 @@ class Intake:
         """Write chunks to Redis, in one entry if they are several."""
         before, count, size = session.last, len(pieces), sum(map(len, pieces))
         session.appending(index, count, size)
-        self._backlog.taken(session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live)
+        self._backlog.taken(
+            session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live, session.owner
+        )
         done = partial(self._appended, session, index, pieces, size, time.monotonic())
         self._broker.append(session.id, index, before, pieces, session.borderless, done)
 

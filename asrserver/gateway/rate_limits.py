@@ -92,13 +92,12 @@ class Limits:
         if not self._addresses[block]:
             del self._addresses[block]
 
-    def start(self, siblings: int, sessions: int, backlog: float) -> None:
+    def start(self, siblings: int, sessions: int) -> None:
         """Check whether one more session may start.
 
         Args:
             siblings: Sessions on its connection.
             sessions: Sessions of this gateway.
-            backlog: Seconds of audio that wait to be recognised in the whole system.
 
         Raises:
             Refused: A limit is reached.
@@ -112,9 +111,6 @@ class Limits:
         if settings.max_sessions and sessions >= settings.max_sessions:
             message = f"session limit reached (max_sessions={settings.max_sessions})"
             raise Refused(503, "too_many_sessions", message, retry_after=RETRY_AFTER)
-        if settings.max_queue and backlog >= settings.max_queue:
-            message = f"{backlog:.0f} s of audio wait to be recognised (max_queue={settings.max_queue:g})"
-            raise Refused(503, "overloaded", message, retry_after=RETRY_AFTER)
 
     def chunk(self, size: int, length: float, meter: RateMeter) -> None:
         """Check whether a session may send one more chunk now.

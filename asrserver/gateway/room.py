@@ -1,8 +1,9 @@
 """Back-pressure: connections wait here, unread, until there is room for more of their audio.
 
-There is none while Redis is nearly full, while too many bytes are on their way to it, or while a session is too far
-ahead of the clock or of its results. Waiting costs nothing: a waiter is woken by what it waits for (a reply of Redis, a
-heartbeat that finds it less full, a result of the session), or at the time at which the clock alone makes room.
+There is none while Redis is nearly full, while too many bytes are on their way to it, while a session is too far ahead
+of the clock or of its results, or while its key uses what others need. Waiting costs nothing: a waiter is woken by what
+it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the session), or at the time at which
+the clock alone makes room.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.session import Session
+from asrserver.gateway.waiting import FULL_FOR_GREEDY, WaitingAudio
 from asrserver.process.aio import Notifier
 
 #: How full Redis may be before new sessions wait, and before audio does. The rest is for events and heartbeats, without
@@ -23,6 +25,9 @@ FULL_FOR_AUDIO = 0.9
 
 #: Bytes on their way to Redis at which connections are no longer read.
 MAX_IN_FLIGHT = 16 * 2**20
+
+#: Seconds between looks whether a key that uses more than its share is still held back.
+HOLD_SECONDS = 1.0
 
 #: Seconds that one message waits for room at most; then the connection is read again, and its end is seen.
 MAX_WAIT = 8.0
@@ -35,10 +40,11 @@ class RoomGate:
     every heartbeat.
     """
 
-    def __init__(self, broker: GatewayBroker, admission: Admission, backlog: Backlog) -> None:
+    def __init__(self, broker: GatewayBroker, admission: Admission, backlog: Backlog, waiting: WaitingAudio) -> None:
         self._broker = broker
         self._admission = admission
         self._backlog = backlog
+        self._waiting = waiting
         self._fullness = 0.0
         self._starts = Notifier()
         self._redis = Notifier()
@@ -58,9 +64,13 @@ class RoomGate:
             self._starts.notify()
         self._on_replies()
 
-    async def for_session(self) -> bool:
-        """Wait until Redis has room for a new session, for at most MAX_WAIT seconds; return whether it has."""
-        return await self._starts.wait_for(lambda: self._fullness < FULL_FOR_SESSIONS, MAX_WAIT)
+    async def for_session(self, owner: str) -> bool:
+        """Wait until Redis has room for a new session of a key, for at most MAX_WAIT seconds; return whether it has."""
+
+        def has_room() -> bool:
+            return self._fullness < (FULL_FOR_GREEDY if self._waiting.holds_back(owner) else FULL_FOR_SESSIONS)
+
+        return await self._starts.wait_for(has_room, MAX_WAIT)
 
     def for_audio(self, session: Session) -> Awaitable[bool] | None:
         """Return None if more audio of the session may be read; or else what to wait for before.
@@ -97,7 +107,10 @@ class RoomGate:
 
     def _seconds_ahead(self, session: Session) -> float:
         """Seconds until the clock makes room for more of the session; its results may make it earlier."""
-        return self._admission.seconds_ahead(session, self._backlog) if session.state == "recording" else 0.0
+        if session.state != "recording":
+            return 0.0
+        ahead = self._admission.seconds_ahead(session, self._backlog)
+        return max(ahead, HOLD_SECONDS) if self._waiting.holds_back(session.owner) else ahead
 
     def _on_replies(self) -> None:
         if self._redis and self._redis_has_room():

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
+from asrserver.auth import Access
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Unavailable
@@ -22,6 +23,7 @@ from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Send, Session
 from asrserver.gateway.tasks import TaskRunner
+from asrserver.gateway.waiting import WaitingAudio
 from asrserver.process.aio import until
 from asrserver.protocol import codec
 from asrserver.protocol.events import (
@@ -63,12 +65,14 @@ class Sessions(Mapping[str, Session]):
 
     Attributes:
         backlog: Their audio that has no result yet.
+        waiting: That of all gateways, by API key.
         keeping: Recordings that are being assembled.
     """
 
     def __init__(
         self,
         settings: Settings,
+        access: Access,
         broker: GatewayBroker,
         storage: Storage,
         write_behind: WriteBehind,
@@ -77,6 +81,7 @@ class Sessions(Mapping[str, Session]):
         tasks: TaskRunner,
     ) -> None:
         self.backlog = Backlog()
+        self.waiting = WaitingAudio(settings, access, self.backlog)
         self.keeping = 0
         self._settings = settings
         self._broker = broker
@@ -108,7 +113,7 @@ class Sessions(Mapping[str, Session]):
 
     # -- for clients -------------------------------------------------------------------------------------------------
 
-    async def start(self, asked: Start, send: Send, owner: str, siblings: int, backlog_elsewhere: float) -> Session:
+    async def start(self, asked: Start, send: Send, owner: str, siblings: int) -> Session:
         """Open a session.
 
         Args:
@@ -117,7 +122,6 @@ class Sessions(Mapping[str, Session]):
             send: Where the session's events go.
             owner: The id of its API key; empty where there are no keys.
             siblings: Other sessions of its connection.
-            backlog_elsewhere: Seconds of audio that wait on other gateways.
 
         Raises:
             BadRequest: The id is in use, or its model is offered no more.
@@ -129,7 +133,7 @@ class Sessions(Mapping[str, Session]):
         if sid in self._open or sid in self._starting:
             raise exists
         # First, and synchronously: what this gateway refuses by itself costs no query.
-        self.check_start(siblings, backlog_elsewhere)
+        self.check_start(siblings, owner)
         self._starting.add(sid)
         try:
             if asked.session_id and await self._stored(sid):
@@ -155,18 +159,11 @@ class Sessions(Mapping[str, Session]):
         log.info("session=%s open mode=%s key=%s", sid, asked.options.mode, owner or "-")
         return session
 
-    def check_start(self, siblings: int, backlog_elsewhere: float) -> None:
-        """Check the limits of this gateway for one more session. Those that are being started count already.
-
-        Args:
-            siblings: Other sessions of its connection.
-            backlog_elsewhere: Seconds of audio that wait on other gateways.
-
-        Raises:
-            Refused: A limit is reached.
-        """
+    def check_start(self, siblings: int, owner: str) -> None:
+        """Check the limits of this gateway for one more session; see `start`. Those that are being started count."""
         sessions = len(self._open) + len(self._starting)
-        self._admission.check_start(siblings, sessions, self.backlog.seconds + backlog_elsewhere)
+        self._admission.limits.start(siblings, sessions)
+        self.waiting.check_start(owner)
 
     async def _create(self, session: Session) -> bool:
         """Create the session in Redis; False if the id is in use there."""
@@ -174,6 +171,7 @@ class Sessions(Mapping[str, Session]):
             "gateway": self._broker.name,
             "user_id": session.user_id,
             "owner": session.owner,
+            "weight": f"{self.waiting.share(session.owner).weight:g}",
             "created": f"{time.time():.3f}",
             "options": codec.encode_options(session.options),
         }
@@ -227,7 +225,7 @@ class Sessions(Mapping[str, Session]):
         if session.state != "over":
             self._open[sid] = session
             if events:
-                self.backlog.restore(sid, events[-1].total, session.pcm_rate, session.live)
+                self.backlog.restore(sid, events[-1].total, session.pcm_rate, session.live, owner)
         elif before is not None:  # its final event was not delivered here, and need not be any more
             self._delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)

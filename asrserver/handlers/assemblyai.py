@@ -31,7 +31,7 @@ class AssemblyAiHandler(LiveSessionConnection):
         asked = assemblyai.parse_query({name: values[-1].decode(errors="replace") for name, values in given})
         self._options = asked.options.of_model(self._resolve(asked.model))
         self._turns = assemblyai.AssemblyAiTurns(asked)
-        self.gateway.refuse_when_full()
+        self.gateway.refuse_when_full(self.key_id)
 
     def _resolve(self, name: str) -> str | None:
         try:

@@ -53,7 +53,7 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
     # -- the connection ------------------------------------------------------------------------------------------
 
     async def admit(self) -> None:
-        self.gateway.refuse_when_full()
+        self.gateway.refuse_when_full(self.key_id)
         setup = Setup()
         if self.secret is not None:
             setup = setup.updated(self.secret.session)

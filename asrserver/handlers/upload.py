@@ -195,7 +195,7 @@ class UploadHandler(DrainingHandler):
         self.connection.set_body_timeout(UPLOAD_SECONDS)
         if self.stream.closed():  # the client left meanwhile
             self._end()
-        self.gateway.refuse_when_full()
+        self.gateway.refuse_when_full(self.key_id)
         if int(self.request.headers.get("Content-Length", "0")) > self.max_body:
             raise self._too_large()
         kind, options = parse_options_header(self.request.headers.get("Content-Type", ""))

@@ -4,8 +4,8 @@ A piece of a live stream is little work, but the overhead around it is not: waki
 call of the network that costs as much as five of its frames. The more streams there are, the more of them share it.
 
 The work of one stream is a generator: it yields the frames that the network must score, and continues when they are
-scored. The thread runs many such generators step by step and scores the frames of all of them in one call. Between
-steps new work joins, so that nobody waits for the hours that someone sends at once.
+scored. The thread runs many such generators step by step and scores the frames of all of them in one call. After each
+step the work waits for its next turn, so that nobody waits for the hours that someone sends at once.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from asrserver.inference import silero
+from asrserver.inference.fair import KeyQueue, Shares
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.silero import FrameRun
 
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 #: Work of one stream in steps: the network must score the frames that it yields before it goes on. It returns a T.
 AudioWork = Generator[list[FrameRun], None, T]
+
+#: Priorities of work.
+URGENT, NORMAL = 0, 1
 
 #: Most streams in one batch, so that the first of many does not wait for the last. Batches of 32 or 160 take no less
 #: CPU per stream.
@@ -42,6 +45,7 @@ class _Job:
     runs: list[FrameRun] = field(default_factory=list)  # to be scored before the next step
     result: Any = None
     error: BaseException | None = None
+    begun: bool = False
     done: bool = False
 
     @property
@@ -50,21 +54,26 @@ class _Job:
 
 
 class AudioThread:
-    """Runs work in a thread of its own: urgent work first, then the rest, in the order of arrival."""
+    """Runs work in a thread of its own, in turn by key and session; of a key, urgent work first."""
 
-    def __init__(self, hold: Callable[[str, list[str]], None], partials: PartialScheduler) -> None:
+    def __init__(
+        self,
+        hold: Callable[[str, list[str]], None],
+        partials: PartialScheduler,
+        shares: Shares | None = None,
+    ) -> None:
         """Start the thread. Must be called in the event loop.
 
         Args:
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             partials: Told how long work waited.
+            shares: The keys of the sessions.
         """
         self._hold = hold
         self._partials = partials
         self._loop = asyncio.get_running_loop()
         self._new: list[_Job] = []  # submitted in this iteration of the loop
-        self._urgent = deque[_Job]()
-        self._waiting = deque[_Job]()
+        self._waiting = KeyQueue[_Job](shares or Shares())
         self._condition = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="audio", daemon=True)
@@ -93,8 +102,7 @@ class AudioThread:
 
     def _submit(self) -> None:
         with self._condition:
-            self._urgent.extend(job for job in self._new if job.urgent)
-            self._waiting.extend(job for job in self._new if not job.urgent)
+            self._wait(self._new)
             self._condition.notify()
         self._new.clear()
 
@@ -103,8 +111,12 @@ class AudioThread:
         for job in self._new:
             job.urgent = job.urgent or job.session == session
         with self._condition:
-            self._urgent.extend(job for job in self._waiting if job.session == session)
-            self._waiting = deque(job for job in self._waiting if job.session != session)
+            for job in self._waiting.promote(session, NORMAL, URGENT):
+                job.urgent = True
+
+    def _wait(self, jobs: list[_Job]) -> None:
+        for job in jobs:
+            self._waiting.put(job, URGENT if job.urgent else NORMAL, job.session)
 
     def close(self) -> None:
         """Start no more work."""
@@ -115,32 +127,22 @@ class AudioThread:
     # -- in the thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        running: list[_Job] = []
         while True:
             with self._condition:
-                while not running and not self._urgent and not self._waiting and not self._closed:
+                while not self._waiting and not self._closed:
                     self._condition.wait()
                 if self._closed:
                     return
-                jobs = self._next_batch(MAX_BATCH - len(running))
-            jobs = [job for job in jobs if not job.future.cancelled()]
+                jobs = self._waiting.take(MAX_BATCH, lambda one, other: True)
+            jobs = [job for job in jobs if job.begun or not job.future.cancelled()]
             for job in jobs:
-                self._partials.delayed("vad", time.monotonic() - job.queued)
-            running = self._advance(running + jobs)
+                if not job.begun:
+                    job.begun = True
+                    self._partials.delayed("vad", time.monotonic() - job.queued)
+            self._advance(jobs)
 
-    def _next_batch(self, most: int) -> list[_Job]:
-        jobs: list[_Job] = []
-        for queue in (self._urgent, self._waiting):
-            while queue and len(jobs) < most:
-                jobs.append(queue.popleft())
-        return jobs
-
-    def _advance(self, jobs: list[_Job]) -> list[_Job]:
-        """Run the next step of jobs; those that are not done share a call of the network.
-
-        Returns:
-            Those that are not done. Others may join them: minutes of audio in one chunk are many steps.
-        """
+    def _advance(self, jobs: list[_Job]) -> None:
+        """Run the next step of jobs; those that are not done share a call of the network, and wait for their turn."""
         for job in jobs:
             self._step(job)
         done, running = [job for job in jobs if job.done], [job for job in jobs if not job.done]
@@ -150,9 +152,10 @@ class AudioThread:
         if runs:
             self._hold("audio", [label for job in running for label in job.labels])
             silero.score(runs)
-        if not running:
-            self._hold("audio", [])
-        return running
+        with self._condition:
+            self._wait(running)
+            if not self._waiting:
+                self._hold("audio", [])
 
     def _step(self, job: _Job) -> None:
         """Run a job's next step with it alone in hand: native code that decodes a client's bytes may crash."""

@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AsyncExitStack
 
 from asrserver.broker.lease import LeaseRenewer
@@ -20,6 +21,7 @@ from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
+from asrserver.shares import Share, crowded
 
 log = logging.getLogger("asrserver.consumer")
 
@@ -106,7 +108,7 @@ class SessionConsumer:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stopping = False
         self._stale_at = 0.0
-        self._full = False  # the backlog allows no more claims
+        self._full: Collection[str] = ()  # API keys whose backlog allows no more claims
         self._backlog_checked_at = 0.0
         self._streams_due = 0.0  # when the next group of live streams is read
         self._turn = 0  # counts the groups read
@@ -124,8 +126,7 @@ class SessionConsumer:
     @property
     def backlog(self) -> float:
         """Seconds of audio read and not yet recognised, beyond what is always in transit."""
-        backlog = sum(session.backlog for session in self.sessions.values())
-        return max(0.0, backlog - IN_TRANSIT_SECONDS * self.streams)
+        return _backlog(self.sessions.values())
 
     @property
     def streams(self) -> int:
@@ -204,6 +205,8 @@ class SessionConsumer:
     async def _claim(self, stale: bool) -> bool:
         """Claim waiting sessions, a few at a time, while there is room.
 
+        A worker whose backlog is full goes on to claim the sessions of API keys that have less than their share of it.
+
         Args:
             stale: Take over sessions whose lease ran out, too.
 
@@ -212,22 +215,28 @@ class SessionConsumer:
         """
         lease = self._lease if stale else None
         while True:
-            if self._is_full():
-                return False
+            self._measure()
             block = 0.0 if self.sessions else IDLE_BLOCK_SECONDS
             count = max(MIN_CLAIM, len(self.sessions) // CLAIM_SHARE)
-            found = await self._broker.claim(lease, count, block)
+            found = await self._broker.claim(lease, count, block, self._full)
             for claim in await asyncio.gather(*(self._broker.acquire(task, sid) for task, sid in found)):
                 if claim is not None:
                     self._take(claim)
-            if len(found) < count or self._stopping:
+            if len(found) < count or self._full or self._stopping:
                 return len(found) >= count
 
-    def _is_full(self) -> bool:
+    def _measure(self) -> None:
+        """Find the keys whose backlog allows no more claims, every BACKLOG_CHECK_SECONDS."""
         now = asyncio.get_running_loop().time()
-        if now >= self._backlog_checked_at + BACKLOG_CHECK_SECONDS:
-            self._full, self._backlog_checked_at = self.backlog >= self._max_backlog, now
-        return self._full
+        if now < self._backlog_checked_at + BACKLOG_CHECK_SECONDS:
+            return
+        self._backlog_checked_at = now
+        self._full = ()
+        if self.backlog >= self._max_backlog:
+            held = defaultdict[Share, list[Transcriber]](list)
+            for session in self.sessions.values():
+                held[session.share].append(session)
+            self._full = crowded({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
 
     def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # it may be our own, if its lease ran out unnoticed: the new epoch counts
@@ -238,6 +247,7 @@ class SessionConsumer:
             return
         session.number = next(self._numbers)
         self.sessions[claim.sid] = session
+        self._recogniser.shares.enter(claim.sid, session.share)
         self._tasks[claim.sid] = asyncio.get_running_loop().create_task(
             self._work(session), name=f"session-{claim.sid}"
         )
@@ -256,6 +266,7 @@ class SessionConsumer:
             log.exception("session=%s dropped: unexpected error; it will be claimed again", session.sid)
         if self.sessions.get(session.sid) is session:
             del self.sessions[session.sid], self._tasks[session.sid]
+            self._recogniser.shares.leave(session.sid)
 
     async def _recognise(self, session: Transcriber) -> None:
         """Recognise a session with the model that it names, or end it with an error."""
@@ -329,6 +340,7 @@ class SessionConsumer:
         if task is not None:
             task.cancel()
             del self.sessions[sid]
+            self._recogniser.shares.leave(sid)
 
     # -- in the lease thread -------------------------------------------------------------------------------------
 
@@ -350,6 +362,12 @@ class SessionConsumer:
         if session is not None and session.claim.task == task and not session.over:
             log.warning("session=%s dropped: another worker has its lease", sid)
             self._drop(sid)
+
+
+def _backlog(sessions: Iterable[Transcriber]) -> float:
+    """Seconds of these sessions' audio that were read and not yet recognised, beyond what is always in transit."""
+    seconds = sum(session.backlog - IN_TRANSIT_SECONDS * session.is_streaming for session in sessions)
+    return max(0.0, seconds)
 
 
 def read_interval(streams: int) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from queue import SimpleQueue
 
-from asrserver.inference.fair import FairQueue
+from asrserver.inference.fair import KeyQueue, Shares
 from asrserver.inference.features import Features, padded
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.turns import Turns
@@ -27,8 +27,16 @@ GPU_BATCH = 8
 CPU_BATCH = 4
 
 
+#: Mel frames in a second of a window.
+FRAMES_PER_SECOND = 100
+
+#: Seconds of other keys' windows behind which a key's drafts stand back: finals go first, whoever's they are, but no
+#: key can keep all others from their drafts.
+DRAFT_HANDICAP = 20.0
+
+
 class Priority(IntEnum):
-    """What is recognised first: lower numbers before higher ones."""
+    """What is recognised first of the sessions of a key: lower numbers before higher ones."""
 
     CLOSING = 0  #: the end of a segment of a finished session, whose client waits for the final result
     FINAL = 1  #: the end of a segment
@@ -87,6 +95,7 @@ class Engine:
         hold: Callable[[str, list[str]], None],
         partials: PartialScheduler,
         turns: Turns | None = None,
+        shares: Shares | None = None,
     ) -> None:
         """Start the thread. Must be called in the event loop.
 
@@ -96,6 +105,7 @@ class Engine:
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             partials: Told what each call cost.
             turns: Those of the engines that share its device.
+            shares: The keys of the sessions.
         """
         self._model = model
         self._batch_size = batch_size
@@ -103,7 +113,7 @@ class Engine:
         self._hold = hold
         self._partials = partials
         self._turns = turns or Turns()
-        self._jobs = FairQueue[DecodeJob]()
+        self._jobs = KeyQueue[DecodeJob](shares or Shares(), _handicap)
         self._lock = threading.RLock()
         self._wakeups = SimpleQueue[None]()  # one per job: a Condition would wake the thread before it can go on
         self._loop = asyncio.get_running_loop()
@@ -141,7 +151,7 @@ class Engine:
         """
         job.key = self._key(job)  # here, where an exception fails this job and does not end the thread
         with self._lock:
-            self._jobs.put(job, job.priority, job.session)
+            self._jobs.put(job, job.priority, job.session, job.features.shape[1] / FRAMES_PER_SECOND)
         self._wakeups.put(None)
         return await job.future
 
@@ -252,6 +262,10 @@ class Engine:
             return [result for job in batch for result in self._recognise([job])]
         finally:
             self._hold("engine", [])
+
+
+def _handicap(priority: int) -> float:
+    return DRAFT_HANDICAP if priority > Priority.FINAL else 0.0
 
 
 def _refresh(job: DecodeJob) -> None:

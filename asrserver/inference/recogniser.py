@@ -10,7 +10,7 @@ from typing import Any
 
 from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.engine import Engine
-from asrserver.inference.fair import FairPool
+from asrserver.inference.fair import FairPool, Shares
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import IsolationLock
 from asrserver.inference.profiles import Profile
@@ -42,6 +42,7 @@ class Recogniser:
         max_seconds: Longest utterance, in seconds of audio.
         context: Segments are recognised with the text before them.
         words: Of all sessions and models.
+        shares: The keys of the sessions.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Recogniser:
         threads: int,
         hold: Callable[[str, list[str]], None],
         context: bool = False,
+        shares: Shares | None = None,
     ) -> None:
         """Start the threads. Must be called in the event loop.
 
@@ -67,6 +69,7 @@ class Recogniser:
             threads: Threads of the pool that decodes utterances.
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             context: See the attributes.
+            shares: The keys of the sessions; those that the engine has.
         """
         self.engine = engine
         self.partials = partials
@@ -75,12 +78,13 @@ class Recogniser:
         self.max_seconds = max_seconds
         self.context = context
         self.words = WordCounts()
+        self.shares = shares or Shares()
         self.isolation = IsolationLock()
         self._window = window
         self._hold = hold
-        self._pool = FairPool(threads, "prepare")
+        self._pool = FairPool(threads, "prepare", self.shares)
         # A thread apart from the pool: live streams must not wait until an hour of MP3 is decoded.
-        self.audio_thread = AudioThread(hold, partials)
+        self.audio_thread = AudioThread(hold, partials, self.shares)
 
     def using(self, engine: Engine) -> Recogniser:
         """The same with another model's engine; everything else is shared."""

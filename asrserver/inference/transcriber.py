@@ -30,6 +30,7 @@ from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
 from asrserver.inference.utterances import OpenFile, UtteranceRecogniser
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
+from asrserver.shares import Share
 
 log = logging.getLogger("asrserver.transcriber")
 
@@ -51,6 +52,7 @@ class Transcriber:
         claim: The session, as it was claimed.
         sid: Its id.
         model: The model that it names, if any.
+        share: Its API key, and the key's part of the worker's time.
         number: Its number among the worker's sessions; set by the consumer.
         inbox: Its entries; filled by the consumer.
         over: The session is finished.
@@ -71,6 +73,7 @@ class Transcriber:
         self._broker = broker
         self._options = options = codec.decode_options(claim.fields["options"])
         self.model = options.model
+        self.share = Share(claim.fields.get("owner", ""), float(claim.fields.get("weight", 1.0)))
         self._poison = PoisonTracker(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, options)
         self.recognise_with(recogniser)

@@ -16,6 +16,7 @@ from asrserver.errors import Unavailable
 from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
 from asrserver.inference.engines import Engines
+from asrserver.inference.fair import Shares
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.recogniser import Recogniser
@@ -56,9 +57,9 @@ def make_recogniser(
         hold: Told the labels in hand before each native call, and none after it (see InFlight).
         turns: Those of the engines that share the device.
     """
-    partials = PartialScheduler(model.profile.draft_share)
+    partials, shares = PartialScheduler(model.profile.draft_share), Shares()
     return Recogniser(
-        Engine(model, settings.batch_size, hold, partials, turns),
+        Engine(model, settings.batch_size, hold, partials, turns, shares),
         partials,
         window=settings.window,
         silence=settings.silence,
@@ -66,6 +67,7 @@ def make_recogniser(
         threads=1 if model.device == "cpu" else 4,
         hold=hold,
         context=settings.context == "on",
+        shares=shares,
     )
 
 
@@ -87,7 +89,7 @@ def make_engines(
         recogniser.engine,
         [find_model(name) for name in settings.models],
         load=lambda model: _load(settings, model.name),
-        start=lambda model: Engine(model, settings.batch_size, hold, recogniser.partials, turns),
+        start=lambda model: Engine(model, settings.batch_size, hold, recogniser.partials, turns, recogniser.shares),
         hold=hold,
         ttl=settings.model_ttl,
     )

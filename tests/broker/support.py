@@ -23,8 +23,11 @@ FIELDS = {"gateway": "g", "user_id": "", "created": "1.0", "options": "{}"}
 Make = Callable[[str], GatewayBroker]
 
 
-async def opened(gateway: GatewayBroker, sid: str = "s", nonce: str = "n", model: str | None = None) -> bool:
-    return await gateway.open_session(sid, nonce, {**FIELDS, "gateway": gateway.name}, time.time() + 60, model)
+async def opened(
+    gateway: GatewayBroker, sid: str = "s", nonce: str = "n", model: str | None = None, owner: str = ""
+) -> bool:
+    fields = {**FIELDS, "gateway": gateway.name, "owner": owner}
+    return await gateway.open_session(sid, nonce, fields, time.time() + 60, model)
 
 
 async def append(

@@ -16,6 +16,7 @@ from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
 from asrserver.gateway.session import Session
+from asrserver.gateway.waiting import WaitingAudio
 from asrserver.protocol.options import Options
 
 PCM = bytes(32_000)  # a second
@@ -40,7 +41,8 @@ def run(test: Callable[[RoomGate, Backlog], Coroutine[Any, Any, None]], **settin
         given = Settings(**settings)
         broker, backlog = GatewayBroker("redis://127.0.0.1:1", "g"), Backlog()
         access = Access(given.keys_file, given.api_keys, given.allowed_origins, given.trusted_proxies)
-        await test(RoomGate(broker, Admission(given, access, broker.quota, "g"), backlog), backlog)
+        admission, waiting = Admission(given, access, broker.quota, "g"), WaitingAudio(given, access, backlog)
+        await test(RoomGate(broker, admission, backlog, waiting), backlog)
 
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         runner.run(main())
@@ -161,7 +163,7 @@ def test_a_wait_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(gate: RoomGate, backlog: Backlog) -> None:
         gate.fullness = 0.95
         assert await asyncio.wait_for(waiter(gate, session(gate, backlog)), 5) is False
-        assert await asyncio.wait_for(gate.for_session(), 5) is False
+        assert await asyncio.wait_for(gate.for_session(""), 5) is False
         gate.fullness = 0.0
         assert await asyncio.wait_for(waiter(gate, session(gate, backlog, seconds=60)), 5) is False
         assert not gate._sessions
@@ -173,7 +175,7 @@ def test_new_sessions_wait_for_more_room_than_audio() -> None:
     async def test(gate: RoomGate, backlog: Backlog) -> None:
         gate.fullness = FULL_FOR_SESSIONS
         assert gate.for_audio(session(gate, backlog)) is None
-        waits = [asyncio.ensure_future(gate.for_session()) for _ in range(WAITERS)]
+        waits = [asyncio.ensure_future(gate.for_session("")) for _ in range(WAITERS)]
         assert await stays(waits) <= 2
         gate.fullness = FULL_FOR_SESSIONS - 0.01
         assert await asyncio.wait_for(asyncio.gather(*waits), 1) == [True] * WAITERS

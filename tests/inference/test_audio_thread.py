@@ -12,8 +12,10 @@ import pytest
 from asrserver.errors import AudioError
 from asrserver.inference import silero
 from asrserver.inference.audio_thread import MAX_BATCH, AudioThread, AudioWork
+from asrserver.inference.fair import Shares
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.silero import FrameRun
+from asrserver.shares import Share
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test
@@ -96,6 +98,40 @@ async def test_waiting_work_of_a_finished_session_is_moved_forward() -> None:
     go_on.set()
     await asyncio.gather(*waits)
     assert order == [f"s{count - 1}", "t1", *(f"s{n}" for n in range(count - 1)), "t0"]
+    audio_thread.close()
+    audio_thread._thread.join()
+
+
+async def test_hours_of_one_key_do_not_keep_another_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of its streams have begun a long work, another key's work is done within the next steps."""
+    calls: list[int] = []
+    begun = threading.Event()
+    shares = Shares()
+
+    def counting(runs: list[FrameRun]) -> None:
+        calls.append(len(runs))
+        begun.set()
+        go_on.wait(10)
+
+    def hours(steps: int) -> AudioWork[int]:
+        for _ in range(steps):
+            yield [FrameRun(np.ones((1, silero.FRAME_CONTEXT + silero.FRAME), np.float32), None)]
+        return len(calls)
+
+    go_on = threading.Event()
+    monkeypatch.setattr(silero, "score", counting)
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler(), shares)
+    for number in range(3 * MAX_BATCH):
+        shares.enter(f"a{number}", Share("a", 1.0))
+    shares.enter("b", Share("b", 1.0))
+    greedy = [asyncio.ensure_future(audio_thread.run([f"a{n} 1-0"], hours(30))) for n in range(3 * MAX_BATCH)]
+    await until(begun.is_set)
+    other = asyncio.ensure_future(audio_thread.run(["b 1-0"], hours(2)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits for the thread
+    go_on.set()
+    assert await other <= 4
+    assert min(await asyncio.gather(*greedy)) >= 30
     audio_thread.close()
     audio_thread._thread.join()
 

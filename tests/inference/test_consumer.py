@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from asrserver.inference.consumer import (
 )
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.partials import PartialScheduler
+from asrserver.shares import Share
 from tests.servers import Servers
 
 pytestmark = pytest.mark.gen_test
@@ -255,3 +256,31 @@ async def test_sessions_may_be_lost_while_one_is_handed_back(servers: Servers) -
     )
     consumer.sessions = {"one": Behind(), "two": Behind()}  # type: ignore[dict-item]
     await consumer.hand_back()
+
+
+async def test_a_full_worker_goes_on_to_claim_for_keys_that_have_less_than_their_share() -> None:
+    """Those that have theirs are passed over until there is room again; a key that is alone may have all."""
+    consumer, shelf = consumer_of(0)
+    passed: list[set[str]] = []
+
+    async def claim(lease: float | None, count: int, block: float, full: Iterable[str]) -> list[object]:
+        passed.append(set(full))
+        return []
+
+    shelf.claim = claim  # type: ignore[attr-defined]
+
+    async def claimed(**backlogs: float) -> set[str]:
+        consumer.sessions.clear()
+        for key, seconds in backlogs.items():
+            consumer.sessions[key] = held = FakeSession(False, seconds)  # type: ignore[assignment]
+            held.share = Share(key, 3.0 if key == "heavy" else 1.0)  # type: ignore[attr-defined]
+        consumer._backlog_checked_at = 0.0
+        await consumer._claim(stale=True)
+        return passed[-1]
+
+    assert await claimed(a=29.0) == set()
+    assert await claimed(a=30.0) == {"a"}
+    assert await claimed(a=200.0, b=1.0) == {"a"}
+    assert await claimed(a=200.0, b=15.0) == {"a", "b"}
+    assert await claimed(a=8.0, heavy=22.4) == {"a"}
+    assert await claimed(a=20.0, b=9.0) == set()

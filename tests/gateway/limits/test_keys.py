@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from asrserver.auth import KeyLimits
 from asrserver.broker import keys, quota
+from asrserver.gateway.gateway import Gateway
 from tests.fakes import FakeWorker
 from tests.gateway.limits.support import PIECE, Keyed, bystander, connect, error, refusal
 from tests.waiting import until
@@ -109,3 +112,37 @@ async def test_a_key_s_audio_is_charged_by_the_workers(
         monkeypatch.setattr(quota, "minute", lambda now=None: 8)
         await client.send(chunk("s", index, PIECE))  # the refused one, in the next minute
         await client.find("s", "ack", index)
+
+
+@pytest.mark.parametrize("shares", [KeyLimits()])
+@pytest.mark.parametrize("given", [{"max_queue": 20.0, "max_ahead": 0.0}])
+async def test_one_key_cannot_take_the_queue_from_another(
+    url: str, gateway: Gateway, worker: FakeWorker, keyed: Keyed
+) -> None:
+    """A key that is alone may use all of it. When another comes, it gets its share at once, and what the first has
+    beyond its own is held back."""
+    async with await connect(url, keyed.text) as greedy, await connect(url, keyed.free_text) as other:
+        await greedy.start("g", format="pcm_s16le")
+        for index in range(30):
+            await greedy.chunk("g", index, bytes(32000))
+        await greedy.send({"action": "start", "session_id": "g2"})
+        assert (await error(greedy, "overloaded"))["retry_after"] > 0
+        await other.start("o", format="pcm_s16le")
+        for index in range(9):
+            await other.chunk("o", index, bytes(32000))
+        await other.start("o2", format="pcm_s16le")
+        await until(lambda: gateway.sessions.waiting.holds_back(keyed.limited.id))
+        assert not gateway.sessions.waiting.holds_back(keyed.free.id)
+        assert gateway.room_for(gateway.sessions["o2"]) is None
+        wait = gateway.room_for(gateway.sessions["g"])
+        assert wait is not None
+        held = asyncio.ensure_future(wait)
+        for index in range(9, 12):
+            await other.chunk("o", index, bytes(32000))
+        await other.send({"action": "start", "session_id": "o3"})
+        assert "more than its share" in (await error(other, "overloaded"))["message"]
+        await worker.take("g")
+        for index in range(25):
+            await worker.chunk("g", index)
+        assert await asyncio.wait_for(held, 5)
+        await greedy.start("g3", format="pcm_s16le")

@@ -1,0 +1,76 @@
+"""The audio that waits to be recognised in the whole system, by API key, and which keys must leave room for others.
+
+What may wait is shared out among the keys that have audio waiting, by their weights: a key that is alone may use all of
+it. When another comes, it gets its share at once, and the key that has more than its own is held back until it has not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from asrserver.auth import Access
+from asrserver.config import Settings
+from asrserver.errors import Refused
+from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.rate_limits import RETRY_AFTER
+from asrserver.shares import Share, crowded
+
+#: How full Redis may be before keys that use more than their share of the waiting audio are held back.
+FULL_FOR_GREEDY = 0.7
+
+
+class WaitingAudio:
+    """The audio that waits, here and on other gateways.
+
+    Attributes:
+        elsewhere: Seconds that wait on other gateways, by key; set at every heartbeat.
+    """
+
+    def __init__(self, settings: Settings, access: Access, backlog: Backlog) -> None:
+        self.elsewhere: Mapping[str, float] = {}
+        self._limit = settings.max_queue
+        self._access = access
+        self._backlog = backlog
+        self._held_back: frozenset[str] = frozenset()
+
+    def share(self, owner: str) -> Share:
+        """The share of an API key; `owner` is empty for clients without one, who have one share together."""
+        key = self._access.key(owner) if owner else None
+        return Share(owner, key.limits.weight if key is not None else 1.0)
+
+    def check_start(self, owner: str) -> None:
+        """Check whether a session of this key may start.
+
+        Raises:
+            Refused: `overloaded`: as much audio waits as may, and of this key not less than its share.
+        """
+        used = self._used()
+        if self._limit and owner in crowded(used, self._limit):
+            message = f"{sum(used.values()):.0f} s of audio wait to be recognised (max_queue={self._limit:g})"
+            if len(used) > 1:
+                message = (
+                    f"{message}, of which {used[self.share(owner)]:.0f} s are of this API key: more than its share"
+                )
+            raise Refused(503, "overloaded", message, retry_after=RETRY_AFTER)
+
+    def review(self, fullness: float) -> None:
+        """Find the keys that are held back; to be called every few seconds.
+
+        Args:
+            fullness: Used memory of Redis over its maxmemory.
+        """
+        used = self._used()
+        total = sum(used.values())
+        too_much = self._limit and total >= self._limit
+        greedy = crowded(used, self._limit if too_much else total) if too_much or fullness >= FULL_FOR_GREEDY else ()
+        self._held_back = frozenset(greedy if len(used) > 1 else ())
+
+    def holds_back(self, owner: str) -> bool:
+        """Whether no audio of a key should be read: it has more waiting than its share, and others need room."""
+        return owner in self._held_back
+
+    def _used(self) -> dict[Share, float]:
+        used = Counter(self._backlog.by_owner())
+        used.update(self.elsewhere)
+        return {self.share(owner): seconds for owner, seconds in used.items() if seconds > 0}
