@@ -62,6 +62,7 @@ class DecodeJob:
             somewhat shorter window may share a call. Set by the engine.
         future: The result.
         queued: time.monotonic() of its making.
+        begun: Whether it has left the queue.
     """
 
     features: Features
@@ -75,6 +76,7 @@ class DecodeJob:
     key: tuple[int, int, bool] = (0, 0, False)
     future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     queued: float = field(default_factory=time.monotonic)
+    begun: bool = False
 
 
 class Engine:
@@ -135,6 +137,12 @@ class Engine:
     def waiting(self) -> int:
         """Jobs in the queue."""
         return len(self._jobs)
+
+    @property
+    def finals_waiting(self) -> int:
+        """Jobs in the queue that are no drafts."""
+        with self._lock:
+            return sum(job.priority <= Priority.FINAL for job in self._jobs)
 
     @property
     def queue_age(self) -> float:
@@ -240,6 +248,8 @@ class Engine:
 
         batch = self._jobs.take(self._max_batch(), together)
         _refresh(batch[0])
+        for job in batch:
+            job.begun = True
         for job in batch[1:]:
             job.features = padded(job.features, batch[0].features.shape[1])
         return batch

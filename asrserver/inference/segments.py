@@ -176,6 +176,7 @@ class SegmentRecogniser:
         self._waiting = deque[tuple[SpeechSegment, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
         self._draft: asyncio.Task[None] | None = None
+        self._draft_job: DecodeJob | None = None  # what it waits for
         self._speculation: tuple[SpeechSegment, asyncio.Task[Hypothesis]] | None = None
         self._agreements: dict[int, Agreement] = {}  # of waiting segments, by their start
 
@@ -254,7 +255,8 @@ class SegmentRecogniser:
             due = speech.mel.samples >= self._recogniser.profile.first_draft * SAMPLE_RATE
         else:
             due = now - growing.last_draft >= self._partials.interval(self._interval)
-        if due and (self._draft is None or self._draft.done()) and not self._is_drafted_by_speculation:
+        drafted = self._speculation is not None and self._speculation_is_draft
+        if due and (self._draft is None or self._draft.done()) and not drafted:
             growing.last_draft = now
             self._draft = asyncio.get_running_loop().create_task(
                 self._run_draft(growing, speech, label, first), name=f"draft-{self._session}"
@@ -340,23 +342,25 @@ class SegmentRecogniser:
             self._changed()
 
     @property
-    def _is_drafted_by_speculation(self) -> bool:
-        return self._recogniser.profile.timed_drafts and self._speculation is not None
+    def _speculation_is_draft(self) -> bool:
+        return self._recogniser.profile.timed_drafts and self._publish is not None
 
     def _speculate(self, growing: _Growing, speech: SpeechSegment, label: str) -> None:
         """Decode a paused segment before its end is certain.
 
-        Unless speech goes on, its text is there by the time that the silence has lasted long enough. Only while the
-        engine has nothing else to do, and where streams are read so often that this gains time. With timed words it is
-        a draft too.
+        Unless speech goes on, its text is there by the time that the silence has lasted long enough. Only while no
+        final waits, and where streams are read so often that this gains time. With timed words it is a draft too, and
+        takes the place of one that waits.
         """
         if not growing.paused:
             self._cancel_speculation()
-        elif self._speculation is None and not self._recogniser.engine.waiting and self._partials.may_speculate:
-            timed = self._recogniser.profile.timed_drafts and self._publish is not None
-            task = self._recognise(speech, label, False, self._prefix(growing), timed)
+        elif self._speculation is None and self._partials.may_speculate and not self._recogniser.engine.finals_waiting:
+            is_draft = self._speculation_is_draft
+            task = self._recognise(speech, label, False, self._prefix(growing), timed=is_draft)
             self._speculation = (speech, task)
-            if timed:
+            if is_draft:
+                if self._draft is not None and self._draft_job is not None and not self._draft_job.begun:
+                    self._draft.cancel()
                 task.add_done_callback(lambda task: self._speculated(growing, speech, task))
 
     def _speculated(self, growing: _Growing, speech: SpeechSegment, task: asyncio.Task[Hypothesis]) -> None:
@@ -372,7 +376,7 @@ class SegmentRecogniser:
         """Do without a decoding, which may be over."""
         if not task.done():
             task.cancel()
-        elif not task.cancelled() and task.exception() is None:
+        elif not task.cancelled() and task.exception() is None and not self._speculation_is_draft:
             self._recogniser.engine.throw_away(task.result().took)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
@@ -390,6 +394,7 @@ class SegmentRecogniser:
         request = replace(self._request(None), words=timed, draft=True, prefix=self._prefix(growing))
         priority = Priority.FIRST_DRAFT if first else Priority.DRAFT
         job = DecodeJob(features, request, seconds, label, False, self._session, priority, newest)
+        self._draft_job = job
         try:
             async with self._recogniser.isolation.hold(False):
                 found = await self._recogniser.engine.recognise(job)

@@ -1,0 +1,89 @@
+"""The recogniser of one stream's segments: what it asks the engine for, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+
+import pytest
+
+from asrserver.inference.engine import DecodeJob, Priority
+from asrserver.inference.features import GrowingLogMel, log_mel
+from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
+from asrserver.inference.whisper import Request
+from tests.inference.support import MELS, samples
+from tests.recordings import Utterance
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+@pytest.fixture
+def segments(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> SegmentRecogniser:
+    """Those of a stream with partial results, of a model whose drafts have timed words."""
+    timed = dataclasses.replace(recogniser.profile, timed_drafts=True)
+    monkeypatch.setattr(recogniser.engine.model, "profile", timed)
+    return SegmentRecogniser(
+        recogniser,
+        recogniser.partials,
+        "mine",
+        request=lambda start: Request("en"),
+        changed=lambda: None,
+        publish=lambda partial: None,
+        started=None,
+        interval=0.0,
+    )
+
+
+def growing(utterance: Utterance) -> SpeechSegment:
+    mel = GrowingLogMel(MELS)
+    mel.feed(samples(utterance))
+    return SpeechSegment(0, mel.samples, mel)
+
+
+def other(utterance: Utterance, priority: Priority) -> DecodeJob:
+    return DecodeJob(
+        log_mel(samples(utterance), 1000, MELS), Request("en"), 1.0, "", session="other", priority=priority
+    )
+
+
+async def queued(recogniser: Recogniser) -> list[tuple[str, Priority]]:
+    """What waits, once all that was asked for has come to the queue."""
+    for _ in range(3):  # a task begins, takes the isolation lock, queues
+        await asyncio.sleep(0)
+    return sorted((job.session, job.priority) for job in recogniser.engine._jobs if not job.future.cancelled())
+
+
+async def test_a_pause_is_decoded_before_drafts(
+    recogniser: Recogniser, segments: SegmentRecogniser, utterances: list[Utterance]
+) -> None:
+    """Its text may be the final one, for which a client waits. The stream's own draft would be the same: it goes."""
+    speech = growing(utterances[0])
+    with recogniser.engine._lock:  # its thread takes nothing meanwhile
+        draft = asyncio.ensure_future(recogniser.engine.recognise(other(utterances[1], Priority.DRAFT)))
+        segments.update_growing(speech, False, "mine 1-0")
+        assert await queued(recogniser) == [("mine", Priority.FIRST_DRAFT), ("other", Priority.DRAFT)]
+        segments.update_growing(speech, True, "mine 2-0")
+        assert await queued(recogniser) == [("mine", Priority.FINAL), ("other", Priority.DRAFT)]
+    segments.add_ended([speech], "mine 3-0", False, False)
+    await segments.wait()
+    outcome = segments.take_outcome()
+    assert outcome is not None
+    assert outcome.recognised is not None
+    assert outcome.recognised.text == utterances[0].text
+    await draft
+    segments.close()
+
+
+async def test_no_final_waits_for_a_pause(
+    recogniser: Recogniser, segments: SegmentRecogniser, utterances: list[Utterance]
+) -> None:
+    """Speech may go on, and then the decoding was for nothing."""
+    speech = growing(utterances[0])
+    with recogniser.engine._lock:
+        final = asyncio.ensure_future(recogniser.engine.recognise(other(utterances[1], Priority.FINAL)))
+        await queued(recogniser)
+        segments.update_growing(speech, True, "mine 1-0")
+        assert await queued(recogniser) == [("mine", Priority.FIRST_DRAFT), ("other", Priority.FINAL)]
+    await final
+    segments.close()
