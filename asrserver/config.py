@@ -134,6 +134,12 @@ class Settings:
         "Comma-separated protocols whose clients, which cannot send an API key, need none: wyoming, vosk, funasr, "
         "whisperlive. Whoever can reach the port may use them.",
     )
+    kikipounamu: bool = setting(
+        False,
+        "gateway",
+        bool,
+        "Serve /asr/submit, /asr/result and /asr/audio like kikipounamu's Python server, to web pages of all origins.",
+    )
     allowed_origins: str = setting(
         "",
         "gateway",

@@ -90,11 +90,11 @@ def test_flag_beats_environment_beats_file_beats_default(
 def test_every_setting_comes_by_flag_environment_and_file(
     parse: Parse, taken: dict[str, Any], file: Callable[[str], str]
 ) -> None:
-    """For each row of the table, one by one: its default survives all three ways."""
+    """For each row of the table, one by one: its default survives all three ways; what takes no value is set."""
     for row in setting_rows():
-        value = str(row.default) or "x"
+        value = "True" if row.type is bool else str(row.default) or "x"
         for arguments, env in (
-            ((row.flag, value), None),
+            ((row.flag,) if row.type is bool else (row.flag, value), None),
             ((), {row.env: value}),
             (("--config", file(f'{row.key} = "{value}"')), None),
         ):

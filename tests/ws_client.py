@@ -114,10 +114,15 @@ class WsClient:
         return await self.next()
 
     async def find(self, sid: str, kind: str, index: int | None = None) -> Message:
-        """Wait for a session's message of a type, and for a chunk."""
+        """Wait for a session's message of a type, and for a chunk: then not for the acknowledgement of start."""
 
         def found() -> Message | None:
-            return next((m for m in self.of(sid, kind) if index is None or m.get("chunk_index") == index), None)
+            messages = self.of(sid, kind)
+            if index is not None:
+                messages = [
+                    m for m in messages if m.get("chunk_index") == index and m.get("status") != "session_started"
+                ]
+            return next(iter(messages), None)
 
         await self._until(lambda: found() is not None)
         message = found()

@@ -31,7 +31,14 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 #: The documentation's names of click's types.
-_NOUNS = {"integer": "integer", "int": "integer", "float": "number", "boolean": "flag", "duration": "duration"}
+_NOUNS = {
+    "integer": "integer",
+    "int": "integer",
+    "float": "number",
+    "boolean": "flag",
+    "bool": "flag",
+    "duration": "duration",
+}
 
 #: Titles of the groups of settings, in the order of the page.
 GROUPS = {
@@ -66,7 +73,7 @@ def _group(name: str, title: str) -> str:
         [
             f'<a id="{row.key}"></a>`{row.flag}`',
             f"`{row.env}`",
-            f"`{row.default}`" if row.default != "" else "",
+            f"`{row.default}`" if row.default != "" and row.type is not bool else "",
             values(row.type),
             row.help,
         ]

@@ -9,7 +9,17 @@ from typing import Any
 import orjson
 
 from asrserver.broker import scripts
-from asrserver.broker.keys import DEAD, GROUP, OFFERED, TASKS, alive_key, heartbeat_key, tasks_key
+from asrserver.broker.keys import (
+    DEAD,
+    GROUP,
+    OFFERED,
+    TASKS,
+    alive_key,
+    events_key,
+    heartbeat_key,
+    session_key,
+    tasks_key,
+)
 from asrserver.broker.pipeline import Pipeline
 
 #: Seconds without a heartbeat after which a name leaves the index; clocks of machines differ by less.
@@ -51,6 +61,28 @@ class BrokerStatus:
     async def waiting(self, model: str | None) -> int:
         """Count the sessions without a worker that name this model, or that name none."""
         return (await self._counted(tasks_key(model)))[0]
+
+    async def stage(self, sid: str, owner: str | None) -> str | None:
+        """Return how far a session is that is not over yet, or not stored.
+
+        Args:
+            sid: Its id.
+            owner: If given, the id of the API key that it must belong to.
+
+        Returns:
+            `queued` until a worker has taken it, then `processing`; None if Redis has no such session.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        fields, last = await asyncio.gather(
+            self._pipeline.ask("HMGET", session_key(sid), "created", "owner", "deleted"),
+            self._pipeline.ask("XREVRANGE", events_key(sid), "+", "-", "COUNT", 1),
+        )
+        created, of, deleted = (None if field is None else field.decode() for field in fields)
+        if created is None or deleted is not None or (owner is not None and of != owner):
+            return None
+        return "processing" if any(entry != b"0-1" for entry, _ in last) else "queued"
 
     async def _counted(self, stream: str) -> tuple[int, int]:
         """(sessions without a worker, sessions with one) of a stream of tasks."""

@@ -72,8 +72,9 @@ def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..
                 cls=_SettingOption,
                 envvar=row.env,
                 type=row.type,
+                is_flag=row.type is bool,
                 default=row.default,
-                show_default=row.default not in ("",),
+                show_default=row.default != "" and row.type is not bool,
                 show_envvar=True,
                 help=row.help,
             )(function)

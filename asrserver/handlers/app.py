@@ -28,6 +28,7 @@ from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
 from asrserver.handlers.funasr import FunasrHandler
 from asrserver.handlers.keepalive import ConnectionRegistry, OpenConnection
+from asrserver.handlers.kikipounamu import SubmissionHandler, SubmissionResultHandler, SubmittedAudioHandler
 from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.handlers.metrics import MetricsHandler
 from asrserver.handlers.openai import (
@@ -104,6 +105,13 @@ FURTHER: dict[str, type[RequestHandler]] = {
     "/v1/.*": UnknownPathHandler,
 }
 
+#: The paths of kikipounamu's Python server, as patterns: on request only, because pages of all origins may use them.
+KIKIPOUNAMU: dict[str, type[RequestHandler]] = {
+    "(?:/api/v1)?/asr/submit": SubmissionHandler,
+    "(?:/api/v1)?/asr/result/(?P<session_id>[^/]+)": SubmissionResultHandler,
+    "(?:/api/v1)?/asr/audio/(?P<session_id>[^/]+)": SubmittedAudioHandler,
+}
+
 #: The handlers of requests for an upgrade to WebSocket, as patterns; other requests for these paths are not theirs.
 UPGRADES: dict[str, type[WebSocketConnection]] = {
     "/v1/listen": DeepgramLiveHandler,
@@ -134,7 +142,8 @@ class AsrApplication(Application):
                 (_pattern(path), handler, websocket if issubclass(handler, WebSocketConnection) else rest)
                 for path, handler in ROUTES.items()
             ]
-            + [(pattern, handler, rest) for pattern, handler in FURTHER.items()],
+            + [(pattern, handler, rest) for pattern, handler in FURTHER.items()]
+            + [(pattern, handler, rest) for pattern, handler in KIKIPOUNAMU.items() if gateway.settings.kikipounamu],
             default_handler_class=NotFoundHandler,
             default_handler_args=rest,
             log_function=_log_request,

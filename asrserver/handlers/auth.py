@@ -81,6 +81,9 @@ class AuthenticatedHandler(RequestHandler):
     #: Whether the route answers without a key.
     public = False
 
+    #: Whether pages of all origins may use the route.
+    any_origin = False
+
     #: Whether a client secret does in place of a key: for recognition, and no more.
     takes_secrets = False
 
@@ -104,8 +107,7 @@ class AuthenticatedHandler(RequestHandler):
         super().set_default_headers()
         # Here and not in prepare(): Tornado clears the headers before it writes an error, and pages read errors too.
         origin = self.request.headers.get("Origin")
-        access = self.application.gateway.access  # type: ignore[attr-defined]  # `gateway` is not set yet
-        if origin is not None and access.allows_pages_of(origin):
+        if origin is not None and self._allows_pages_of(origin):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Expose-Headers", CORS_EXPOSED_HEADERS)
         if origin is not None:
@@ -118,7 +120,8 @@ class AuthenticatedHandler(RequestHandler):
                 log.info("host %s is not one of --allowed-hosts", ascii(self.request.host[:MAX_LOGGED_ORIGIN]))
                 message = "this server has no API keys and is not known by the name in the Host header (allowed_hosts)"
                 raise Refused(403, "host_not_allowed", message)
-            if origin is not None and not self.gateway.access.allows_origin(origin, self.request.host):
+            is_foreign = origin is not None and not self.gateway.access.allows_origin(origin, self.request.host)
+            if origin is not None and is_foreign and not self.any_origin:
                 # The page itself sees only that its connection failed: what helps the operator is in the log.
                 log.info("origin %s is not one of --allowed-origins", ascii(origin[:MAX_LOGGED_ORIGIN]))
                 raise Refused(403, "origin_not_allowed", "pages of this origin may not use this server")
@@ -144,8 +147,12 @@ class AuthenticatedHandler(RequestHandler):
     def _is_open_to(self, origin: str | None, authorization: str | None) -> bool:
         """Whether no key is asked for: what a page of this origin, or no page, shows is then not looked at."""
         # A page of any name can let that name resolve to this machine, and then is of the server's own origin.
-        is_trusted = origin is None or self.gateway.access.allows_pages_of(origin)
+        is_trusted = origin is None or self._allows_pages_of(origin)
         return self.public or self._preflight or (authorization is None and is_trusted and self.needs_no_key)
+
+    def _allows_pages_of(self, origin: str) -> bool:
+        access = self.application.gateway.access  # type: ignore[attr-defined]  # `self.gateway` may not be set yet
+        return self.any_origin or bool(access.allows_pages_of(origin))
 
     @property
     def _preflight(self) -> bool:

@@ -22,6 +22,7 @@ from asrserver.protocol.events import (
     ErrorEvent,
     Final,
     Lost,
+    Received,
     Refusal,
     Segment,
     SegmentResult,
@@ -31,6 +32,9 @@ from asrserver.protocol.options import Start
 from asrserver.text.words import join
 
 log = logging.getLogger("asrserver.rest")
+
+#: Seconds that Redis may take for a file that is handed in: longer than the broker tries (broker/pipeline.py).
+STORED_SECONDS = 60.0
 
 #: Seconds between two lines in the log that say how far a long file is.
 REPORT_SECONDS = 30.0
@@ -79,6 +83,38 @@ class FileSession:
         finally:
             feeding.cancel()
             self._gateway.cancel(session)
+
+    async def submit(self, pieces: AsyncIterator[bytes]) -> str:
+        """Hand the file in, which must be one chunk: return when Redis has it. Its text is in the history later.
+
+        Returns:
+            The id of its session, which nobody need wait for.
+
+        Raises:
+            Refused: A limit is reached.
+            Unavailable: Not now; the same request may succeed later.
+        """
+        session = await self._open()
+        # What becomes of it later concerns nobody here.
+        self._over.add_done_callback(lambda over: over.cancelled() or over.exception())
+        submitted = False
+        try:
+            async for piece in pieces:
+                wait = self._gateway.offer(session, piece).wait
+                if wait is not None:
+                    asyncio.ensure_future(wait).cancel()  # it is for those of whom more comes
+            self._gateway.finish(session)
+            if not await self.changed.wait_for(lambda: not session.in_flight or self._over.done(), STORED_SECONDS):
+                raise Unavailable("broker_unavailable", "Redis did not take the file in time")
+            if session.in_flight:
+                self._over.result()
+            submitted = True
+        finally:
+            if submitted:
+                self._gateway.abandon(session)
+            else:
+                self._gateway.cancel(session)
+        return session.id
 
     async def _open(self) -> Session:
         starting = asyncio.ensure_future(self._gateway.start(self._start, self._on_event, self._owner))
@@ -129,6 +165,8 @@ class FileSession:
 
     def _on_event(self, event: SessionEvent) -> None:
         match event:
+            case Received():
+                self.changed.notify()
             case SegmentResult() | ChunkResult():
                 self.segments += event.segments
                 self.changed.notify()
@@ -159,6 +197,7 @@ class FileSession:
     def _fail(self, error: AsrError) -> None:
         if not self._over.done():
             self._over.set_exception(error)
+            self.changed.notify()
 
     def _report(self, event: SegmentResult | ChunkResult) -> None:
         now = time.monotonic()

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
@@ -25,7 +25,6 @@ from asrserver.errors import AsrError, AudioError, BadRequest, Refused
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import LongAnswerHandler
 from asrserver.handlers.spool import HEAD_BYTES, Spool
-from asrserver.protocol.events import Final
 
 log = logging.getLogger("asrserver.rest")
 
@@ -152,15 +151,21 @@ class UploadHandler(DrainingHandler):
     #: Whether the body may be the file itself.
     takes_raw = False
 
+    #: The name of the form's file.
+    file_field = "file"
+
+    #: Whether any file is one chunk of its session, and not only those that cannot be decoded piece by piece.
+    as_chunk = False
+
     def initialize(self, gateway: Any) -> None:
         super().initialize(gateway)
         self.fields: dict[str, list[str]] = {}
         self.spool = Spool()
         self.session: FileSession | None = None
         self._asked: Any = None  # the request that the session was started for
-        self._job: asyncio.Task[Final] | None = None
+        self._job: asyncio.Task[Any] | None = None
         self._parser: PushMultipartParser | None = None
-        self._part: str | None = None  # the name of the open part; the file's is "file"
+        self._part: str | None = None  # the name of the open part
         self._value = b""
         self._has_file = False
         self._looked_at = False  # whether the file's first bytes were
@@ -179,8 +184,12 @@ class UploadHandler(DrainingHandler):
         """
 
     @abstractmethod
-    async def respond(self, asked: Any, session: FileSession, job: asyncio.Task[Final]) -> None:
+    async def respond(self, asked: Any, session: FileSession, job: asyncio.Task[Any]) -> None:
         """Answer the request; raises AsrError."""
+
+    def work(self, session: FileSession, pieces: AsyncIterator[bytes]) -> Coroutine[Any, Any, Any]:
+        """What is done with the file: the job that `respond` answers with."""
+        return session.run(pieces)
 
     def may_begin(self, fields: dict[str, list[str]]) -> bool:
         """Whether the fields that came before the file are likely all."""
@@ -237,10 +246,10 @@ class UploadHandler(DrainingHandler):
     async def _form_event(self, event: MultipartSegment | bytes | bytearray | None) -> None:
         if isinstance(event, MultipartSegment):
             self._part, self._value = event.name or "", b""
-            if self._part == "file":
+            if self._part == self.file_field:
                 self._open_file()
         elif event is None:
-            if self._part not in (None, "file"):
+            if self._part not in (None, self.file_field):
                 try:
                     value = self._value.decode()
                 except UnicodeDecodeError:
@@ -249,7 +258,7 @@ class UploadHandler(DrainingHandler):
                     ) from None
                 self.fields.setdefault(self._part or "", []).append(value)
             self._part = None
-        elif self._part == "file":
+        elif self._part == self.file_field:
             await self.file_data(bytes(event))
         else:
             self._value += event
@@ -259,7 +268,7 @@ class UploadHandler(DrainingHandler):
 
     def _open_file(self) -> None:
         if self._has_file:
-            raise BadRequest("bad_request", "the form has more than one file", parameter="file")
+            raise BadRequest("bad_request", "the form has more than one file", parameter=self.file_field)
         self._has_file = True
 
     async def file_data(self, data: bytes) -> None:
@@ -290,12 +299,12 @@ class UploadHandler(DrainingHandler):
     def _transcribe(self, asked: Any) -> None:
         self._asked = asked
         start, size, kind = asked.start, PIECE_BYTES, self._container(asked)
-        if kind in sniff.WHOLE:
+        if kind in sniff.WHOLE or self.as_chunk:
             start, size = start.changed(mode="chunk", format="auto"), max(1, self.spool.size)
         elif kind is not None:
             start = start.changed(format="file")
         self.session = FileSession(self.gateway, start, self.key_id)
-        self._job = asyncio.create_task(self.session.run(self.spool.pieces(size)), name="transcribe upload")
+        self._job = asyncio.create_task(self.work(self.session, self.spool.pieces(size)), name="transcribe upload")
         # `post` raises its exception, unless the client is gone.
         self._job.add_done_callback(lambda job: job.cancelled() or job.exception())
 
@@ -337,7 +346,7 @@ class UploadHandler(DrainingHandler):
 
     def _check_file(self, asked: Any) -> None:
         if not self._has_file:
-            raise BadRequest("bad_request", "the form has no file", parameter="file")
+            raise BadRequest("bad_request", f"the form has no file ({self.file_field})", parameter=self.file_field)
         if not self.spool.size:
             raise AudioError("not_audio", "the file is empty")
         kind = self._container(asked)

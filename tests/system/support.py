@@ -121,7 +121,7 @@ async def check_interrupted(dsn: str, said: dict[str, list[Utterance]], acknowle
 
 
 def acknowledgements(clients: Sequence[WsClient], said: dict[str, list[Utterance]]) -> dict[str, int]:
-    return {sid: sum("chunk_index" in m for ws in clients for m in ws.of(sid, "ack")) for sid in said}
+    return {sid: sum(m["status"] == "received" for ws in clients for m in ws.of(sid, "ack")) for sid in said}
 
 
 async def until_killed(

@@ -295,7 +295,13 @@ async def test_the_place_in_the_queue_is_told(url: str, worker: FakeWorker) -> N
     async with await connect(url) as client:
         for number, sid in enumerate(("a", "b", "c")):
             ack = await client.call({"action": "start", "session_id": sid, "queue_position": True})
-            assert ack == {"type": "ack", "session_id": sid, "status": "session_started", "queued": number}
+            assert ack == {
+                "type": "ack",
+                "session_id": sid,
+                "chunk_index": 0,
+                "status": "session_started",
+                "queued": number,
+            }
         await worker.take("a", "b", "c")
         ack = await client.call({"action": "start", "session_id": "d", "queue_position": True})
         assert ack["queued"] == 0
