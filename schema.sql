@@ -1,8 +1,7 @@
--- The database schema of asrserver, and its only definition. Every gateway applies it at start, under an advisory lock,
--- if the database lacks a part of it; each statement must therefore be safe to repeat. CREATE TABLE IF NOT EXISTS does
--- not change a table that exists: to add a column later, append
---     ALTER TABLE … ADD COLUMN IF NOT EXISTS …
--- and add the column to the same table in asrserver/storage/tables.py (a test compares the two).
+-- The database schema of asrserver, whole, for new databases. A database of an earlier version gets the numbered files in
+-- asrserver/storage/sql that it lacks; a test compares the two ways. Gateways do either at start, under an advisory lock,
+-- and apply this file again when something is missing, so each statement must be safe to repeat. How to change it:
+-- CONTRIBUTING.md.
 --
 -- Times are timestamptz; durations and positions are seconds of audio. Rows are written from durable results only: a
 -- text in these tables was sent to the client, or was about to be.
@@ -150,3 +149,11 @@ DELETE FROM asr_tally;
 INSERT INTO asr_tally (owner, status, sessions, audio_ms, audio_bytes)
 SELECT coalesce(owner, ''), status, count(*), sum(round(total_duration * 1000)), sum(coalesce(audio_bytes, 0))
 FROM asr_sessions GROUP BY 1, 2;
+
+-- The migrations that were applied, by asrserver/storage/migrate.py.
+CREATE TABLE IF NOT EXISTS asr_migrations (
+    version    integer PRIMARY KEY,                     -- the number of the file in asrserver/storage/sql
+    title      text NOT NULL,                           -- what the file is called behind its number
+    oldest     integer NOT NULL,                        -- programs that know no migration of this number must not go on
+    applied_at timestamptz NOT NULL DEFAULT now()
+);

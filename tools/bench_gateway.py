@@ -101,7 +101,7 @@ def run_gateway(listener: socket.socket, settings: Settings, pipe: Connection) -
     from asrserver.handlers.app import serve
 
     report_cpu(pipe)
-    uvloop.run(serve(settings, {"http": listener}, lambda: None, lambda: None))
+    uvloop.run(serve(settings, {"http": listener}, lambda: None, lambda: None, True))
 
 
 def run_consumer(settings: Settings) -> None:

@@ -15,6 +15,7 @@ import click
 from asrserver import __version__
 from asrserver.auth import is_loopback
 from asrserver.cli.bench import bench
+from asrserver.cli.db import db
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
@@ -224,6 +225,7 @@ def status(server: str, key: str, as_json: bool) -> None:
 
 
 main.add_command(bench)
+main.add_command(db)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)

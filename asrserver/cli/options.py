@@ -63,9 +63,14 @@ class _SettingOption(click.Option):
 
 def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A decorator that adds `--config` and the settings of a command's groups to a click command."""
+    return group_options(*COMMANDS[command])
+
+
+def group_options(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds `--config` and the settings of some groups to a click command."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        for row in reversed([row for row in setting_rows() if row.group in COMMANDS[command]]):
+        for row in reversed([row for row in setting_rows() if row.group in groups]):
             function = click.option(
                 row.flag,
                 row.key,

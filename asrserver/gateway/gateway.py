@@ -124,16 +124,29 @@ class Gateway:
 
     # -- life --------------------------------------------------------------------------------------------------------
 
-    async def open(self) -> None:
+    async def open(self, strict: bool = False) -> None:
         """Connect to Redis and PostgreSQL, and start all tasks; return when results can be received.
 
         PostgreSQL may be away: sessions are stored when it is there.
 
+        Args:
+            strict: Whether a database that only an operator can put right is an error. Otherwise sessions are kept in
+                Redis until it can be used: better than none, where a server was running.
+
         Raises:
             Unavailable: Redis is away.
             TimeoutError: The subscription took too long.
+            StorageError: The database cannot be used, and `strict`.
         """
         await self.broker.open()
+        try:
+            await self.storage.open()
+        except StorageUnavailable as exc:
+            log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
+        except StorageError as exc:
+            if strict:
+                raise
+            log.error("PostgreSQL cannot be used, sessions are kept in Redis until it can: %s", exc)
         tasks = self._tasks
         tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")
         tasks.critical(self.write_behind.run(), "write-behind")
@@ -147,12 +160,6 @@ class Gateway:
         tasks.periodic(WATCH_EVERY, self._watch)
         async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
             await self._subscribed.wait()
-        try:
-            await self.storage.open()
-        except StorageUnavailable as exc:
-            log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
-        except StorageError as exc:
-            log.error("PostgreSQL cannot be used, sessions are kept in Redis until it can: %s", exc)
 
     def _on_subscribed(self) -> None:
         self._subscribed.set()

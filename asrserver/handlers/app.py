@@ -230,7 +230,11 @@ class BoundedHttpServer(HTTPServer):
 
 
 async def serve(
-    settings: Settings, listeners: Mapping[str, socket.socket], alive: Callable[[], None], ready: Callable[[], None]
+    settings: Settings,
+    listeners: Mapping[str, socket.socket],
+    alive: Callable[[], None],
+    ready: Callable[[], None],
+    strict: bool,
 ) -> None:
     """Run a gateway until SIGTERM.
 
@@ -239,16 +243,18 @@ async def serve(
         listeners: A bound socket for each protocol that has a port of its own: http, and perhaps wyoming.
         alive: Is called often, as a sign of life for the supervisor.
         ready: Is called once, when the gateway accepts connections.
+        strict: See Gateway.open.
 
     Raises:
         Unavailable: Redis cannot be reached.
         SettingError: A setting cannot be used: the TLS certificate, for example.
+        StorageError: The database cannot be used, and `strict`.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     gateway = Gateway(settings, alive)
-    await gateway.open()
+    await gateway.open(strict)
     application = AsrApplication(gateway)
     options: dict[str, Any] = {
         "max_body_size": MAX_BODY,

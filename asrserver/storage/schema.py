@@ -16,6 +16,7 @@ from psycopg2 import sql
 from psycopg2.extensions import parse_dsn
 from sqlalchemy.dialects import postgresql
 
+from asrserver.storage import migrate
 from asrserver.storage.errors import StorageError
 from asrserver.storage.tables import metadata
 
@@ -24,12 +25,6 @@ log = logging.getLogger("asrserver.storage")
 #: Options of each connection. The server times out before the client (pool.STATEMENT_TIMEOUT), so that no statement
 #: runs on after its client gave up.
 SERVER_OPTIONS = "-c statement_timeout=4000 -c idle_in_transaction_session_timeout=10000 -c TimeZone=UTC"
-
-#: Begins the message about tables that this program cannot use.
-ANOTHER_VERSION = "the database has tables of another version, or of another program"
-
-#: Key of the advisory lock under which the schema is applied.
-SCHEMA_LOCK = 0x617372_01
 
 
 def parameters(dsn: str) -> dict[str, Any]:
@@ -125,29 +120,48 @@ def _create_database(parameters: dict[str, Any]) -> bool:
 
 
 def apply_schema(conn: Any) -> None:
-    """Run schema.sql if a table, column or index is missing; otherwise its locks would stall writers needlessly.
+    """Create the tables, or apply the migrations that they lack; put back what is missing of the present version.
+
+    Nothing is changed if nothing is missing: the locks would stall writers needlessly.
 
     Raises:
-        StorageError: The tables are of another version; names what is missing or differs.
+        StorageError: The tables are of another version that cannot be brought to this one; names what is wrong.
     """
     expected = _expected()
     with conn, conn.cursor() as cursor:
         cursor.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 5000")
-        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-        present = _present(cursor)
-        if expected <= present:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (migrate.SCHEMA_LOCK,))
+        version, present = migrate.version(cursor), _present(cursor)
+        version.check()
+        if expected <= present and not version.pending:
             return
-        types = dict(name.split(" ", 1) for name in present if " " in name)
-        wrong = [f"{name} is {types[name.split(' ')[0]]}" for name in expected - present if name.split(" ")[0] in types]
-        if wrong:
-            raise StorageError(f"{ANOTHER_VERSION}: {'; '.join(sorted(wrong))}")
-        try:
-            cursor.execute(schema_sql())
-        except psycopg2.ProgrammingError as exc:  # an index on a column that a foreign table does not have, for example
-            raise StorageError(f"{ANOTHER_VERSION}: {exc.diag.message_primary}") from None
+        _check_types(expected, present)
+        if version.number:
+            migrate.upgrade(cursor, version)
+        if not version.number or expected - _present(cursor):
+            migrate.execute(cursor, schema_sql(), migrate.ANOTHER_VERSION)
+            migrate.record(cursor, version.pending)
         missing = expected - _present(cursor)
         if missing:
-            raise StorageError(f"{ANOTHER_VERSION}: missing {', '.join(sorted(missing))}")
+            raise StorageError(f"{migrate.ANOTHER_VERSION}: missing {', '.join(sorted(missing))}")
+
+
+def _check_types(expected: set[str], present: set[str]) -> None:
+    """Raise StorageError if a column has another type than it should: no migration expects that."""
+    types = dict(name.split(" ", 1) for name in present if " " in name)
+    wrong = [f"{name} is {types[name.split(' ')[0]]}" for name in expected - present if name.split(" ")[0] in types]
+    if wrong:
+        raise StorageError(f"{migrate.ANOTHER_VERSION}: {'; '.join(sorted(wrong))}")
+
+
+def read_version(parameters: dict[str, Any]) -> migrate.Version:
+    """Read the version of a database without changing it. Blocks.
+
+    Raises:
+        StorageError: It cannot be reached, or is not there.
+    """
+    with contextlib.closing(psycopg2.connect(**parameters)) as conn, conn.cursor() as cursor:
+        return migrate.version(cursor)
 
 
 def _expected() -> set[str]:

@@ -51,6 +51,7 @@ tally = _table(
     "asr_tally", 1, id=sa.BigInteger, owner=sa.Text, status=sa.Text, sessions=sa.BigInteger, audio_ms=sa.BigInteger,
     audio_bytes=sa.BigInteger,
 )  # fmt: skip
+migrations = _table("asr_migrations", 1, version=sa.Integer, title=sa.Text, oldest=sa.Integer, applied_at=_when)
 
 
 @dataclass(slots=True)

@@ -18,14 +18,15 @@ from collections.abc import Coroutine
 from typing import Any
 
 from asrserver.config import Settings
-from asrserver.errors import ModelError
+from asrserver.errors import ModelError, SettingError
 from asrserver.process.limits import die_with_parent
 from asrserver.process.memory import retain_freed_memory, tune_collector
 from asrserver.telemetry.logs import configure_logging
 
 log = logging.getLogger("asrserver.child")
 
-#: Exit status of a child that cannot start with this configuration, such as with a model that cannot be loaded.
+#: Exit status of a child that cannot start with this configuration, such as with a model that cannot be loaded,
+#: or with a database of a newer version.
 EXIT_BOOT = 3
 
 #: Niceness of workers that compute on CPUs, so that gateways and servers run first: they need little CPU, but at once.
@@ -83,14 +84,21 @@ class _VitalsWriter:
         sys.exit(EXIT_BOOT)
 
 
-def gateway(settings: Settings, listeners: dict[str, socket.socket], vitals: Any, parent: int) -> None:
-    """The main function of a gateway process."""
+def gateway(settings: Settings, listeners: dict[str, socket.socket], vitals: Any, parent: int, strict: bool) -> None:
+    """The main function of a gateway process; with `strict` it ends if it cannot use the database."""
     _begin(settings, parent)
     retain_freed_memory(GATEWAY_KEPT_MEMORY)
     from asrserver.handlers.app import serve
+    from asrserver.storage.errors import StorageError
+
+    async def run() -> None:
+        try:
+            await serve(settings, listeners, writer.alive, writer.ready, strict)
+        except (SettingError, StorageError) as exc:
+            writer.refuse(str(exc))
 
     writer = _VitalsWriter(vitals)
-    _run(serve(settings, listeners, writer.alive, writer.ready))
+    _run(run())
 
 
 def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:

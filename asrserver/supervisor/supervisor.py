@@ -119,7 +119,7 @@ class Supervisor:
         self._deadline = 0.0
         self._status = 0
         self._announced = False
-        self._worker_was_ready = False
+        self._were_ready: set[str] = set()  # kinds of which a child was ready once
         self._serial = {"gateway": 0, "worker": 0}
         self._to_replace: deque[Slot] = deque()
         self._replacing: tuple[Slot, Slot] | None = None  # (old, new)
@@ -260,7 +260,8 @@ class Supervisor:
         return slot
 
     def _start_gateway(self, slot: Slot) -> multiprocessing.process.BaseProcess:
-        arguments = (self._settings, self._listeners, slot.vitals, os.getpid())
+        is_new = slot.kind not in self._were_ready or (self._replacing is not None and slot is self._replacing[1])
+        arguments = (self._settings, self._listeners, slot.vitals, os.getpid(), is_new)
         return _spawn.Process(target=children.gateway, args=arguments, name=slot.name)
 
     def _start_worker(self, slot: Slot) -> multiprocessing.process.BaseProcess:
@@ -304,7 +305,7 @@ class Supervisor:
         if self._replacing is not None and slot is self._replacing[1] and not slot.ready:
             self._give_up_rolling(slot, f"could not start: {error or _explain(code)}")
             return
-        if code == EXIT_BOOT and not self._worker_was_ready:
+        if code == EXIT_BOOT and slot.kind not in self._were_ready:
             log.critical("%s", error)
             self._status = EXIT_BOOT
             self._kill_all()
@@ -349,7 +350,7 @@ class Supervisor:
                 continue
             if not slot.ready and slot.vitals.ready:
                 slot.ready = True
-                self._worker_was_ready = self._worker_was_ready or slot.kind == "worker"
+                self._were_ready.add(slot.kind)
             if slot.aborted and now - slot.aborted > ABORT_GRACE:
                 self._kill(slot)
             elif slot.ready and not slot.aborted and self._hangs(slot, now):

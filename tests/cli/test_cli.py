@@ -38,7 +38,21 @@ NOTICE = f"Warning: {TOY_NOTICE}.\n"
 
 @pytest.mark.usefixtures("processes")
 @pytest.mark.parametrize(
-    "command", ["", "run", "gateway", "worker", "transcribe", "status", "bench", "loadtest", "keys", "keys create"]
+    "command",
+    [
+        "",
+        "run",
+        "gateway",
+        "worker",
+        "transcribe",
+        "status",
+        "bench",
+        "loadtest",
+        "keys",
+        "keys create",
+        "db",
+        "db status",
+    ],
 )
 def test_help(command: str) -> None:
     """-h describes each command and all its options, in lines that fit a terminal."""
