@@ -17,8 +17,9 @@ from asrserver.protocol.events import SessionEvent, Started
 from asrserver.protocol.native import Link
 from asrserver.protocol.options import Resume
 
-#: The subprotocol that browsers offer beside `bearer.<key>`: they want one of the offered ones back, and not the key.
-SUBPROTOCOL = "asr.v1"
+#: What browsers offer beside `bearer.<key>`: they want one of the offered subprotocols back, and not the key. And what
+#: telephone systems offer that send a call as raw PCM: FreeSWITCH's mod_audio_fork, jambonz.
+SUBPROTOCOLS = ("asr.v1", "audio.drachtio.org")
 
 
 class NativeWebSocketHandler(WebSocketConnection):
@@ -53,7 +54,7 @@ class NativeWebSocketHandler(WebSocketConnection):
         super().on_close()
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        return SUBPROTOCOL if SUBPROTOCOL in subprotocols else None
+        return next((name for name in SUBPROTOCOLS if name in subprotocols), None)
 
     def take_text(self, text: str) -> Awaitable[Any] | None:
         action = native.parse(text)
