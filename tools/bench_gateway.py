@@ -25,6 +25,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -151,9 +152,13 @@ Connected = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def measured(
-    client: Callable[[int, Connected], Coroutine[Any, Any, None]], connections: int, counts: list[int], pipe: Connection
+    client: Callable[[int, Connected], Coroutine[Any, Any, None]],
+    connections: int,
+    counts: list[int],
+    delays: list[float],
+    pipe: Connection,
 ) -> None:
-    """Connect the clients, report on the pipe, wait for an answer, run them; send their counts and CPU seconds."""
+    """Connect the clients, report on the pipe, wait for an answer, run them; send their counts, CPU time and delays."""
     ready, go = asyncio.Barrier(connections + 1), asyncio.Event()
 
     async def connected() -> None:
@@ -167,7 +172,7 @@ async def measured(
     go.set()
     before = own_cpu()
     await asyncio.gather(*tasks)
-    pipe.send((*counts, own_cpu() - before))
+    pipe.send((*counts, own_cpu() - before, sorted(delays)))
 
 
 async def load(
@@ -178,6 +183,7 @@ async def load(
     Sends (messages sent, messages received, bytes received) to the pipe. The cost of connecting is not measured.
     """
     counts = [0, 0, 0]
+    delays: list[float] = []
 
     async def client(number: int, connected: Connected) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -194,16 +200,18 @@ async def load(
         await connected()
         frame = b"\x82\xfe" + len(CHUNK).to_bytes(2, "big") + bytes(4) + CHUNK
         steps = int(seconds * rate)
-        receiving = asyncio.create_task(_receive(reader, counts, steps * answers))
+        sent: deque[float] = deque()
+        receiving = asyncio.create_task(_receive(reader, counts, steps * answers, sent, delays))
         begun = time.monotonic() + number / connections / rate
         for step in range(steps):
             await asyncio.sleep(begun + step / rate - time.monotonic())
+            sent.append(time.monotonic())
             writer.write(frame)
             counts[0] += 1
         await asyncio.wait_for(receiving, ANSWER_TIMEOUT)
         writer.close()
 
-    await measured(client, connections, counts, pipe)
+    await measured(client, connections, counts, delays, pipe)
 
 
 async def load_by_client(
@@ -235,7 +243,7 @@ async def load_by_client(
                 counts[0] += 1
             await asyncio.wait_for(observer.all.wait(), ANSWER_TIMEOUT)
 
-    await measured(client, connections, counts, pipe)
+    await measured(client, connections, counts, [], pipe)
 
 
 async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:
@@ -247,10 +255,15 @@ async def _frame(reader: asyncio.StreamReader) -> tuple[bool, bytes]:
     return head[0] & 0x0F in (1, 2), await reader.readexactly(size)
 
 
-async def _receive(reader: asyncio.StreamReader, counts: list[int], wanted: int) -> None:
+async def _receive(
+    reader: asyncio.StreamReader, counts: list[int], wanted: int, sent: deque[float], delays: list[float]
+) -> None:
+    """Count the answers; the first ones to the chunks `sent` have `delays`."""
     while wanted:
         message, payload = await _frame(reader)
         if message:
+            if sent and b'"chunk_result"' not in payload:
+                delays.append(time.monotonic() - sent.popleft())
             assert b'"error"' not in payload, payload
             wanted -= 1
             counts[1] += 1
@@ -277,17 +290,25 @@ def measure(
     before = cpu.recv()
     redis_before = sum(redis.cpu_times()[:2]) if redis else 0.0
     here.send(None)
-    sent, received, size, clients = here.recv()
+    sent, received, size, clients, delays = here.recv()
     redis_used = sum(redis.cpu_times()[:2]) - redis_before if redis else 0.0
     loader.join()
     cpu.send(None)
     used = cpu.recv() - before
     costs = {"echo" if echo else "gateway": used, "Redis": redis_used, "clients": clients}
     costs_text = ", ".join(f"{name} {1e6 * seconds / sent:.0f}" for name, seconds in costs.items() if seconds)
-    print(f"  {sent} chunks, {received} answers of {size} bytes; µs of CPU per chunk: {costs_text}")
+    print(f"  {sent} chunks, {received} answers of {size} bytes; µs of CPU per chunk: {costs_text}{_spread(delays)}")
     if not by_client and received < sent * answers:
         raise SystemExit(f"only {received} answers to {sent} chunks: the server or the clients are overloaded")
     return used, size
+
+
+def _spread(delays: list[float]) -> str:
+    """In words; `delays` are in seconds, sorted."""
+    if not delays:
+        return ""
+    low, high = (1000 * delays[int(share * len(delays))] for share in (0.5, 0.95))
+    return f"; answered after {low:.1f} ms (p50), {high:.1f} ms (p95)"
 
 
 def main() -> None:
@@ -298,11 +319,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--client", action="store_true", help="send the chunks with the Python client")
     parser.add_argument("--results", action="store_true", help="also answer every chunk with a result")
+    parser.add_argument("--fsync", choices=["always", "no"], default="always", help="of Redis, as of asrserver run")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as directory:
-        redis = EmbeddedRedis(Path(directory), maxmemory=4 << 30, appendfsync="no")
+        redis = EmbeddedRedis(Path(directory), maxmemory=4 << 30, appendfsync=options.fsync)
         postgres = EmbeddedPostgres(Path(directory))
         redis.start()
         postgres.start()
