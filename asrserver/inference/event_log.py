@@ -159,7 +159,8 @@ class EventLog:
 
     async def prepare(self) -> None:
         """Load what normalises the texts. It must be called before any segment comes."""
-        await asyncio.to_thread(self._normalising.load)
+        if self._normalising.needs_loading:
+            await asyncio.to_thread(self._normalising.load)
 
     def join(self, segments: Sequence[RecognisedSegment]) -> str:
         """Return the text of segments; the first language detected in enough speech becomes the session's."""

@@ -21,6 +21,11 @@ class Normalising:
         self._normaliser = Normaliser(*(None if form == ANY else form for form in forms))
         self._language = options.text_language
 
+    @property
+    def needs_loading(self) -> bool:
+        """Whether it needs dictionaries; most sessions need none."""
+        return self._normaliser.script is not None
+
     def load(self) -> None:
         """Load what it needs, for a tenth of a second: in a thread."""
         self._normaliser.load()
