@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak fuzz lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz lint browser voices docs docs-update \
 	dist-check format bench promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -49,7 +49,11 @@ test-system: .venv/test ## run the tests that start the program
 	$(BIN)/python -m pytest -m system
 
 soak: .venv/test ## run the slow tests (up to an hour)
-	$(BIN)/python -m pytest -m slow --timeout 3600
+	$(BIN)/python -m pytest -m slow --timeout 3600 --ignore tests/clients
+
+# Those in an environment of their own, and Node's, need some 900 MB; the others run in `make test` too.
+clients: .venv/test voices build/clients/installed ## test with the official clients of other protocols (Python, Node, agents)
+	$(BIN)/python -m pytest tests/clients tests/system/*client*.py tests/system/test_openai_faults.py
 
 fuzz: .venv/test ## feed 20,000 damaged recordings to the decoders (a few minutes)
 	$(BIN)/python tools/fuzz_audio.py
@@ -139,6 +143,16 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 			"real voices. Remove $@ to try again." >&2; \
 		$(INSTALL) -e '.[$(EXTRAS)]'; }
 	@touch .venv/installed $@
+
+build/clients/installed: tests/clients/requirements.txt tests/clients/package.json tests/clients/package-lock.json \
+		tests/clients/node.mjs
+	@echo "Installing LiveKit agents, pipecat and libraries for Node into build/clients: some minutes …"
+	$(PYTHON) -m venv build/clients
+	build/clients/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+	build/clients/bin/pip install --quiet --disable-pip-version-check --no-deps whisper-live==0.10.0
+	cp tests/clients/node.mjs tests/clients/package*.json build/clients
+	cd build/clients && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
 
 .venv/mic: $(REQUIREMENTS) | .venv/bin/pip
 	$(INSTALL) -e '.[embedded,mic]'

@@ -61,6 +61,7 @@ _CODES = {
     "message_too_large": 3007,
     "overloaded": 1013,
     "quota_exceeded": 4029,
+    "rate_limited": 3009,
     "session_idle": 4031,
     "session_too_long": 3008,
     "shutting_down": 1013,

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import websockets
 from deepgram import DeepgramClient
+from deepgram.core.api_error import ApiError
 from deepgram.core.events import EventType
 from deepgram.environment import DeepgramClientEnvironment
 from deepgram.errors import BadRequestError
 from deepgram.listen.v1.types import ListenV1Metadata, ListenV1Results, ListenV1SpeechStarted, ListenV1UtteranceEnd
 
-from tests.api_keys import GIVEN
+from asrserver.auth import KeyLimits
+from tests.gateway.limits.support import Keyed
 from tests.program import System
 from tests.recordings import Utterance
 from tests.system.support import Start, robust
@@ -35,7 +38,7 @@ ENCODINGS = {
 
 
 @contextlib.contextmanager
-def client_of(system: System, key: str = GIVEN) -> Iterator[DeepgramClient]:
+def client_of(system: System, key: str) -> Iterator[DeepgramClient]:
     http, ws = f"http://127.0.0.1:{system.port}", f"ws://127.0.0.1:{system.port}"
     environment = DeepgramClientEnvironment(base=http, production=ws, agent=ws, agent_rest=http)
     with httpx.Client(timeout=60) as connections:
@@ -79,9 +82,10 @@ def text_of(heard: Sequence[Any]) -> str:
     return " ".join(filter(None, (one.channel.alternatives[0].transcript for one in finals(heard))))
 
 
-def test_deepgram_s_library(start: Start, utterances: list[Utterance]) -> None:
+def test_deepgram_s_library(start: Start, utterances: list[Utterance], tmp_path: Path) -> None:
     """Live in several encodings, while the worker is killed, and recorded; and what its users know of errors."""
-    system = start("run", "--workers", "1", env={"ASRSERVER_API_KEYS": f"me:{GIVEN}"}).wait_ready()
+    keys = Keyed(tmp_path / "keys.json", KeyLimits(starts_per_minute=1))
+    system = start("run", "--workers", "1", "--keys-file", str(keys.file.path)).wait_ready()
     said = robust(utterances, 3)
     pcm = bytes(48000).join(one.pcm for one in said)
     text = " ".join(one.text for one in said)
@@ -91,7 +95,7 @@ def test_deepgram_s_library(start: Start, utterances: list[Utterance]) -> None:
         [worker] = system.children("worker")
         worker.kill()
 
-    with client_of(system) as client:
+    with client_of(system, keys.free_text) as client:
         for encoding, (rate, arguments, size) in ENCODINGS.items():
             data = encode(pcm, *arguments)
             options: dict[str, Any] = {"encoding": encoding, "sample_rate": rate} if encoding else {}
@@ -112,7 +116,15 @@ def test_deepgram_s_library(start: Start, utterances: list[Utterance]) -> None:
         check_recorded(client, encode(pcm, "-f", "flac"), said)
 
     bad: dict[str, Any] = {"encoding": "speex"}
-    for key, options, status in (("wrong", {}, 401), (GIVEN, bad, 400)):
+    with client_of(system, keys.text) as client:
+        file = said[0].wav
+        once: Any = {"model": "nova-3", "request_options": {"max_retries": 0}}
+        found: Any = client.listen.v1.media.transcribe_file(request=file, **once)
+        assert found.results.channels[0].alternatives[0].transcript == said[0].text
+        with pytest.raises(ApiError) as early:
+            client.listen.v1.media.transcribe_file(request=file, **once)
+        assert (early.value.status_code, early.value.body["err_code"]) == (429, "TOO_MANY_REQUESTS")
+    for key, options, status in (("wrong", {}, 401), (keys.free_text, bad, 400), (keys.text, {}, 429)):
         with client_of(system, key) as other, pytest.raises(websockets.InvalidStatus, match=str(status)):
             talk(other, [], **options)
 
@@ -130,5 +142,8 @@ def check_recorded(client: DeepgramClient, file: bytes, said: list[Utterance]) -
     with pytest.raises(BadRequestError) as caught:
         transcribe(request=file, model="grass")
     assert caught.value.body["err_code"] == "INVALID_QUERY_PARAMETER"
+    with pytest.raises(BadRequestError) as undecodable:
+        transcribe(request=b"OggS\0\2" + b"x" * 99_999, model="nova-3")
+    assert undecodable.value.body["err_code"] == "UNDECODABLE_AUDIO"
     with pytest.raises(BadRequestError):
         client.listen.v1.media.transcribe_url(url="https://x.example/a.wav")

@@ -33,11 +33,11 @@ def pieces(pcm: bytes, size: int) -> Iterator[bytes]:
     return (pcm[at : at + size] for at in range(0, len(pcm), size))
 
 
-async def deepgram(port: int, pcm: bytes) -> str:
+async def deepgram(port: int, pcm: bytes, key: str = "none") -> str:
     """As a voice agent does it; to the end of the connection."""
     http, ws = f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}"
     environment = DeepgramClientEnvironment(base=http, production=ws, agent=ws, agent_rest=http)
-    client = AsyncDeepgramClient(api_key="none", environment=environment)
+    client = AsyncDeepgramClient(api_key=key, environment=environment)
     heard: list[Any] = []
     options: Any = {"encoding": "linear16", "sample_rate": 16000, "interim_results": True}
     async with client.listen.v1.connect(model="nova-3", **options) as connection:
@@ -52,9 +52,9 @@ async def deepgram(port: int, pcm: bytes) -> str:
     return " ".join(filter(None, (one.channel.alternatives[0].transcript for one in finals)))
 
 
-async def realtime(port: int, pcm: bytes) -> str:
+async def realtime(port: int, pcm: bytes, key: str = "none") -> str:
     """One turn, which the client commits."""
-    client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    client = openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0)
     async with client, client.realtime.connect(extra_query={"intent": "transcription"}) as live:
         await live.session.update(session={"type": "transcription", "audio": {"input": {"turn_detection": None}}})
         for piece in pieces(at_24_khz(pcm), 4800):

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import openai
 import pytest
 
-from tests.api_keys import GIVEN
+from asrserver.auth import KeyLimits
+from tests.gateway.limits.support import Keyed
 from tests.program import System
 from tests.recordings import Utterance
 from tests.system.support import append, client_of, robust, turns
 from tests.waiting import wait_until
 
 
-def test_keys_and_limits(start: Callable[..., System], utterances: list[Utterance]) -> None:
+def test_keys_and_limits(start: Callable[..., System], utterances: list[Utterance], tmp_path: Path) -> None:
+    keys = Keyed(tmp_path / "keys.json", KeyLimits(starts_per_minute=1))
     arguments = ("--served-model-names", "ours", "--max-upload", "100000", "--workers", "1")
-    system = start("run", *arguments, env={"ASRSERVER_API_KEYS": f"app:{GIVEN}"}).wait_ready()
+    system = start("run", *arguments, "--keys-file", str(keys.file.path)).wait_ready()
     with client_of(system, "wrong") as client, pytest.raises(openai.AuthenticationError) as caught:
         client.audio.transcriptions.create(model="whisper-1", file=bytes(90_000))
     assert caught.value.code == "invalid_api_key"
-    with client_of(system, GIVEN) as client:
+    with client_of(system, keys.free_text) as client:
         short = min(utterances, key=lambda one: len(one.pcm))
         assert client.audio.transcriptions.create(model="ours", file=short.wav).text == short.text
         with pytest.raises(openai.APIStatusError) as large:
@@ -30,6 +33,11 @@ def test_keys_and_limits(start: Callable[..., System], utterances: list[Utteranc
         secret = client.realtime.client_secrets.create(
             session={"type": "transcription", "audio": {"input": {"turn_detection": None}}}
         ).value
+    with client_of(system, keys.text) as client:
+        assert client.audio.transcriptions.create(model="ours", file=short.wav).text == short.text
+        with pytest.raises(openai.RateLimitError) as early:
+            client.audio.transcriptions.create(model="ours", file=short.wav)
+        assert 1 <= int(early.value.response.headers["Retry-After"]) <= 60
     for key in ("wrong", secret[:-1]):
         with client_of(system, key) as client, pytest.raises(Exception, match="HTTP 401"):
             client.realtime.connect(model="ours").enter()
