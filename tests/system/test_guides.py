@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from urllib.parse import urlencode
+from urllib.request import Request, urlopen
 
 import pytest
 from chromium import Browser
@@ -31,6 +32,9 @@ GUIDES = ROOT / "docs" / "guides"
 RECORDINGS = ROOT / "asrserver" / "data" / "recordings"
 MODULE = ROOT / "asrserver" / "data" / "web" / "asrserver.js"
 SAID: dict[str, str] = json.loads((RECORDINGS / "transcripts.json").read_text())
+
+#: english-1.wav with numerals as digits.
+DIGITS = "set a timer for 6 seconds"
 
 #: What a test does in the page, in place of a person: presses the button, waits until all is said, presses it again.
 PRESSED = """<script type="module">
@@ -79,6 +83,19 @@ def test_the_example_of_subtitles(system: System, tmp_path: Path) -> None:
     cues = re.findall(r"^(\d+)\n\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}\n(.+)\n", printed, re.M)
     assert [number for number, _ in cues] == [str(number) for number in range(1, len(cues) + 1)]
     assert " ".join(text for _, text in cues) == SAID["pauses.wav"]
+
+
+def test_the_examples_of_normalise(system: System) -> None:
+    """The command of the guide, and its URL, which says the opposite: there is nothing to change."""
+    wav, server = RECORDINGS / "english-1.wav", f"127.0.0.1:{system.port}"
+    [command] = [code for code in blocks("normalise.md", "sh") if code.startswith("asrserver")]
+    options = command.split()[1:-1]
+    assert run([sys.executable, "-m", "asrserver", *options, "--server", server, str(wav)]).strip() == DIGITS
+    [url] = re.findall(r'"http://127.0.0.1:8080(.+)"', "".join(blocks("normalise.md", "sh")))
+    for query, text in ((url, SAID[wav.name]), (url.replace("=words", "=digits"), DIGITS)):
+        request = Request(f"http://{server}{query}", wav.read_bytes(), {"Content-Type": "audio/wav"})
+        with urlopen(request, timeout=60) as answer:
+            assert answer.read().decode().strip() == text
 
 
 @pytest.fixture
