@@ -34,7 +34,7 @@ from asrserver.handlers.app import AsrApplication
 from tests import needs
 from tests.api_keys import Keys
 from tests.fakes import FakeWorker
-from tests.gateways import Gateways, GatewayServer, repair_often
+from tests.gateways import Gateways, GatewayServer, accepting, repair_often
 from tests.program import NONE, System
 from tests.recordings import Utterance, recorded
 from tests.servers import Databases, Servers
@@ -147,6 +147,7 @@ def gateway(
     async def opened() -> Gateway:
         made = Gateway(gateway_settings)
         await made.open()
+        accepting(made)
         return made
 
     made = io_loop.run_sync(opened)
@@ -178,6 +179,7 @@ def gateways(
     async def opened() -> GatewayServer:
         gateway = Gateway(replace(gateway_settings))
         await gateway.open()
+        accepting(gateway)
         application = AsrApplication(gateway)
         server = HTTPServer(application)
         [listener] = bind_sockets(0, "127.0.0.1")

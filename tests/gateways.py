@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,6 +18,11 @@ def repair_often(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let gateways look for lost events and sessions this often, in seconds."""
     for name in ("gateway.REPAIR_EVERY", "sessions.REPAIR_EVERY", "gateway.SWEEP_EVERY"):
         monkeypatch.setattr(f"asrserver.gateway.{name}", seconds)
+
+
+def accepting(gateway: Gateway) -> None:
+    """Let a gateway have accepted connections for long: sessions of dead gateways are ended as they are found."""
+    gateway.accepting_since = -math.inf
 
 
 @dataclass

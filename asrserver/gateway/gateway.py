@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -76,6 +77,7 @@ class Gateway:
         name: Its name in Redis and in logs.
         access: API keys, origins and proxies.
         closing: Whether it accepts nothing new, because it shuts down.
+        accepting_since: When it began to accept connections, by time.monotonic(); to be set by who does.
         broker, storage, write_behind, recordings, admission, offers, sessions, room, intake, client_secrets: Its parts;
             see their modules.
     """
@@ -114,6 +116,7 @@ class Gateway:
         self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
         self.closing = False
         self._alive = alive
+        self.accepting_since = math.inf
         self.offers = Offers(self.broker.status, settings.served_model_names)
         self._subscribed = asyncio.Event()
 
@@ -406,7 +409,10 @@ class Gateway:
 
     async def _sweep(self) -> None:
         if not self.closing and time.monotonic() - self.broker.pipeline.back_at >= SWEEP_EVERY:
-            await self.sessions.adopt()
+            # Clients of a gateway that died, perhaps with all others, try in vain until connections are accepted: they
+            # get as long as if they had lost theirs just then.
+            spare = time.monotonic() < self.accepting_since + self.settings.resume_timeout
+            await self.sessions.adopt(spare)
 
     async def _tidy(self) -> None:
         """Keep tables and disk small: sum up counters, forget old tombstones, remove old recordings."""

@@ -373,13 +373,15 @@ class Sessions(Mapping[str, Session]):
         owed = [s for s in self._open.values() if s.owed and now - s.heard >= REPAIR_EVERY]
         await asyncio.gather(*(self._read_missed(session) for session in owed))
 
-    async def adopt(self) -> None:
-        """Take over sessions whose gateway is dead: end those that were not resumed, and store them."""
+    async def adopt(self, spare: bool) -> None:
+        """Take over sessions whose gateway is dead: end those that were not resumed (with `spare` none), store them."""
         sids = [sid for sid in await self._broker.overdue(time.time(), ADOPT_BATCH) if sid not in self._open]
         found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
         for sid, (fields, events) in found.items():
             if not fields:
                 self._write_behind.mark_dirty(sid)
+                continue
+            if spare and "end" not in fields:
                 continue
             now = time.time()
             if not await self._broker.end_session(

@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -266,6 +267,7 @@ async def serve(
     server = BoundedHttpServer(application, **options)
     server.add_socket(listeners["http"])
     wyoming = WyomingServer(gateway, listeners["wyoming"]) if "wyoming" in listeners else None
+    gateway.accepting_since = time.monotonic()
     ready()
     log.info("gateway %s ready", gateway.name)
     await stop.wait()

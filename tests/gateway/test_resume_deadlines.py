@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 
 import pytest
 import redis
@@ -45,6 +47,43 @@ async def test_a_session_waits_for_its_client_and_then_ends(gateways: Gateways, 
     stored = await gateways[0].gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
+
+
+async def test_after_a_restart_of_everything_sessions_wait_for_their_clients(
+    gateways: Gateways, worker: FakeWorker, redis_url: str
+) -> None:
+    """Until connections are accepted and for as long as a client has to resume after that, however long the restart
+    took. What was finished is stored meanwhile."""
+    patience(gateways, 60.0)
+    for server in gateways:
+        server.gateway.accepting_since = math.inf  # as one that does not accept connections yet
+    dead = type(gateways[0].gateway.broker)(redis_url, "dead")
+    fields = {"gateway": "dead", "user_id": "", "created": "1.0", "options": '{"mode": "auto"}'}
+    for sid in ("tries", "gone", "finished"):
+        assert await dead.open_session(sid, "n", fields, 1.0)
+    assert await dead.end_session("finished", "done", 1.0)
+    await dead.close()
+    await worker.take("tries", "gone", "finished")
+    await worker.final("finished", "words", 0)
+
+    async def swept() -> list[str]:
+        await asyncio.gather(*(server.gateway._sweep() for server in gateways))
+        with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+            return [sid for sid in ("tries", "gone") if client.hexists(keys.session_key(sid), "end")]
+
+    assert await swept() == []
+    await until(lambda: all(server.gateway.write_behind.is_flushed() for server in gateways))
+    stored = await gateways[0].gateway.storage.session("finished")
+    assert stored is not None
+    assert (stored["status"], stored["text"]) == ("done", "words")
+    for server in gateways:
+        server.gateway.accepting_since = time.monotonic()
+    assert await swept() == []
+    async with await WsClient.open(gateways[1].url) as ws:
+        assert (await resumed(ws, "tries"))["state"] == "recording"
+        for server in gateways:
+            server.gateway.accepting_since = time.monotonic() - 60.0
+        assert await swept() == ["gone"]
 
 
 async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeWorker, redis_url: str) -> None:

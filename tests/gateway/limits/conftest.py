@@ -17,6 +17,7 @@ from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from tests.gateway.limits.support import Keyed
+from tests.gateways import accepting
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ def other(io_loop: tornado.ioloop.IOLoop, gateway_settings: Settings, gateway: G
     async def opened() -> tuple[Gateway, HTTPServer, str]:
         made = Gateway(gateway_settings)
         await made.open()
+        accepting(made)
         server = HTTPServer(AsrApplication(made))
         socket, port = bind_unused_port()
         server.add_socket(socket)
