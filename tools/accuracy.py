@@ -102,11 +102,13 @@ def modes_of(options: argparse.Namespace, stack: ExitStack) -> dict[str, Mode]:
         given = options.language == "given"
         if options.in_process:
             settings = replace(Settings(), **{"threads": os.cpu_count() or 1, **worker_settings(options)}, device="cpu")
-            server = InProcess(load_model(settings), settings, given)
+            server = InProcess(load_model(settings), settings, given, bool(options.partials))
             stack.callback(server.close)
             modes |= {"auto": Mode(server.auto), "stream": Mode(server.stream)}
         else:
-            server = stack.enter_context(served(server_arguments(options), given, options.speed, options.partials))
+            server = stack.enter_context(
+                served(server_arguments(options), given, options.speed, options.partials is not False)
+            )
             cpu = server.cpu_seconds
             modes |= {
                 "auto": Mode(server.auto, cpu, options.streams),
@@ -262,7 +264,7 @@ def parse() -> argparse.Namespace:
     add("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the worker, such as silence=0.6")
     add("--speed", type=float, default=1.0, help="live streams are this many times as fast as real time")
     add("--streams", type=int, default=1, help="recordings that are recognised at the same time by the server")
-    add("--partials", action=argparse.BooleanOptionalAction, default=True, help="ask for partial results")
+    add("--partials", action=argparse.BooleanOptionalAction, help="ask for partial results [not in process]")
     add("--capacity", type=_numbers(int), metavar="N,…", help="measure N live streams instead, for each N")
     add("--capacity-seconds", type=float, default=60.0, help="length of their recordings")
     add("--verbose", action="store_true", help="print the texts that are not right")

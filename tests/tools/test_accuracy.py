@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_corpus_is_said(
 @pytest.mark.gen_test(timeout=120)
 async def test_both_modes_recognise_in_process_as_a_server_does(utterances: list[Take]) -> None:
     settings = Settings(model="demo", device="cpu")
-    server = InProcess(Whisper("demo", "cpu", "default", 1, 1), settings, False)
+    server = InProcess(Whisper("demo", "cpu", "default", 1, 1), settings, False, partials=False)
     try:
         recording = joined(utterances, 0.2, (1.0, 2.0), default_rng(1))
         for recognise in (server.auto, server.stream):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import itertools
+import math
 import wave
 
 import numpy as np
@@ -19,6 +20,7 @@ from asrserver.audio.pcm import Samples
 from asrserver.broker.keys import TASKS
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.config import Settings
+from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.transcriber import Transcriber
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.worker import make_recogniser
@@ -28,8 +30,9 @@ from asrserver.protocol.options import Options
 from evaluation.corpus import Take
 from evaluation.recognition import Recognition
 
-#: Seconds of audio that are fed at a time.
+#: Seconds of audio that are fed at a time; with partial results there is one for each step.
 STEP_SECONDS = 0.5
+PARTIAL_STEP_SECONDS = 1.0
 
 #: Seconds between two looks at whether a step is done.
 POLL_SECONDS = 0.001
@@ -60,18 +63,22 @@ class EventCollector:
 class InProcess:
     """The recogniser of one worker, and sessions of it, one after another. Make it in the event loop."""
 
-    def __init__(self, model: Whisper, settings: Settings, language_given: bool) -> None:
+    def __init__(self, model: Whisper, settings: Settings, language_given: bool, partials: bool) -> None:
         """Start the worker's threads.
 
         Args:
             model: The loaded model.
             settings: Those of the worker.
             language_given: Whether sessions name the language of their recording.
+            partials: Whether live streams ask for partial results: the decoder continues their stable words.
         """
         self._recogniser = make_recogniser(settings, model, lambda thread, labels: None)
+        # Drafts never wait for the engine's time here.
+        self._recogniser.partials = PartialScheduler(math.inf)
         # A pause is over at once: what is decoded in it before its end is certain would be for nothing.
         self._recogniser.partials.read_every(1.0)
         self._language_given = language_given
+        self._partials = partials
         self._sessions = itertools.count()
 
     def close(self) -> None:
@@ -90,16 +97,18 @@ class InProcess:
 
     async def _run(self, take: Take, mode: str, chunks: list[bytes]) -> Recognition:
         language = take.language or None if self._language_given else None
-        options = Options(mode=mode, format="auto" if mode == "auto" else "pcm_s16le", language=language)
+        kind = "auto" if mode == "auto" else "pcm_s16le"
+        # The interval is the shortest of all, because no step waits for real time.
+        options = Options(mode=mode, format=kind, language=language, partials=self._partials, partial_interval=0.1)
         claim = Claim(f"s{next(self._sessions)}", Task(TASKS, "0-1"), 1, {"options": codec.encode_options(options)}, [])
         sink = EventCollector()
         transcriber = Transcriber(claim, self._recogniser, sink)
         running = asyncio.get_running_loop().create_task(transcriber.run())
         entries = [Entry(f"{number}-0", chunk, None) for number, chunk in enumerate(chunks, 1)]
-        step = round(STEP_SECONDS / CHUNK_SECONDS)
+        step = round((PARTIAL_STEP_SECONDS if self._partials else STEP_SECONDS) / CHUNK_SECONDS)
         for at in range(0, len(entries), step):
             transcriber.inbox.put(entries[at : at + step])
-            while transcriber.is_busy and not running.done():
+            while (transcriber.is_busy or _is_drafting(claim.sid)) and not running.done():
                 await asyncio.sleep(POLL_SECONDS)
         if not running.done():
             transcriber.inbox.put([Entry(f"{len(entries) + 1}-0", None, "done")])
@@ -108,6 +117,11 @@ class InProcess:
         assert isinstance(final, Final)
         languages = [segment.language for event in sink.events for segment in event.segments]
         return Recognition(final.text, languages)
+
+
+def _is_drafting(session: str) -> bool:
+    """Whether a partial result of the session is being made."""
+    return any(task.get_name() == f"draft-{session}" for task in asyncio.all_tasks())
 
 
 def pcm_of(samples: Samples) -> bytes:
