@@ -22,7 +22,6 @@ from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.inference.skipped import fill, find_skipped
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
-from asrserver.text.words import join
 
 #: Whisper's own window in frames: 30 s.
 FULL_WINDOW = 30 * FRAMES_PER_SECOND
@@ -35,7 +34,7 @@ WINDOWS = tuple(seconds * FRAMES_PER_SECOND for seconds in (2, 3, 4, 5, 6, 8, 10
 TOKENS_PER_SECOND = 16
 TOKENS_EXTRA = 16
 
-#: Seconds of speech behind the last timestamp of a decoding from which on it is decoded by itself.
+#: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0
 
 #: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
@@ -242,24 +241,25 @@ class Whisper:
             attempt = self._attempt(result, encoded, number, row, language)
             if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
                 attempt = self._retry(row, language, attempt)
-            attempts.append(attempt)
+            attempts.append(self._continued(attempt, row, language))
         words = self._align(attempts, rows, languages)
         found = [
             Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, words.get(number, []))
             for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
         ]
-        whole = [self._continued(*one) for one in zip(found, attempts, rows, strict=True)]
-        return [self._filled(*one) for one in zip(whole, rows, strict=True)]
+        return [self._filled(*one) for one in zip(found, rows, strict=True)]
 
-    def _continued(self, found: Hypothesis, attempt: Attempt, row: tuple[Features, Request, float]) -> Hypothesis:
-        """Recognise what is left of a window whose decoding ended long before the speech does."""
-        request, seconds = row[1:]
-        begin = attempt.ended
-        if begin is None or not attempt.good or not 0 < begin < seconds - MAX_UNREAD_SECONDS:
-            return found
-        rest = self._part(row, begin, seconds, replace(request, language=found.language, words=True))
-        text = join([(found.text, found.language), (rest.text, found.language)])
-        return replace(found, text=text, words=found.words + rest.words)
+    def _continued(
+        self, attempt: Attempt, row: tuple[Features, Request, float], language: tuple[str, float]
+    ) -> Attempt:
+        """Let the decoder go on, without timestamps, where its last one is long before the end of the speech."""
+        features, request, seconds = row
+        if attempt.ended is None or not (attempt.good and attempt.text) or attempt.ended > seconds - MAX_UNREAD_SECONDS:
+            return attempt
+        row = features, replace(request, timestamps=False, prefix=attempt.text), seconds
+        encoded = _rows_of(attempt.encoded, [attempt.number])
+        whole = self._attempt(self._generate(encoded, [row], [language], 0.0)[0], encoded, 0, row, language)
+        return whole if whole.good else attempt
 
     def _filled(self, found: Hypothesis, row: tuple[Features, Request, float]) -> Hypothesis:
         """Recognise what the decoding of a long window skipped. Words that were not asked for are removed."""

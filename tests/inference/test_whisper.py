@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import ctranslate2
@@ -27,7 +26,6 @@ from asrserver.inference.whisper import (
     length_limit,
     window_for,
 )
-from asrserver.protocol.events import Word
 from tests.inference.support import MELS, same_length, samples
 from tests.recordings import Utterance
 
@@ -311,21 +309,20 @@ async def test_the_error_of_a_model_that_cannot_be_loaded_is_one_line(tmp_path: 
     assert len(str(caught.value).splitlines()) == 1
 
 
-async def test_what_is_left_of_a_window_has_words_like_the_rest_of_it(
-    own_model: Whisper, monkeypatch: pytest.MonkeyPatch
+async def test_a_text_that_ends_long_before_the_speech_is_continued(
+    own_model: Whisper, utterances: list[Utterance]
 ) -> None:
-    """Though nobody asked for them: a text that is filled up later is made of its words."""
-    asked: list[Request] = []
-
-    def recognise(rows: list[Any]) -> list[Hypothesis]:
-        asked.extend(request for _, request, _ in rows)
-        return [Hypothesis("and more", "en", 1.0, 0.9, [Word("and", 0.0, 0.5, 0.9), Word("more", 0.5, 1.0, 0.9)])]
-
-    monkeypatch.setattr(own_model, "recognise", recognise)
-    attempt = SimpleNamespace(ended=2.0, good=True)
-    found = Hypothesis("one", "en", 1.0, 0.9, [Word("one", 0.0, 2.0, 0.9)])
-    row = (np.zeros((MELS, 800), np.float32), Request("en", timestamps=True), 6.0)
-    whole = own_model._continued(found, attempt, row)  # type: ignore[arg-type]
-    assert asked[0].words
-    assert whole.text == " ".join(word.word for word in whole.words) == "one and more"
-    assert [word.start for word in whole.words] == [0.0, 2.0, 2.5]
+    one = max(utterances, key=lambda one: len(one.pcm))
+    whole = recognise(own_model, one).text
+    half_a_second = own_model._no_timestamps + 1 + 25
+    trouble = Trouble(
+        own_model._model,
+        lambda frames, options, result: (
+            Result(result, sequences_ids=[[*result.sequences_ids[0][:3], half_a_second]])
+            if len(trouble.calls) == 1
+            else result
+        ),
+    )
+    own_model._model = trouble
+    assert recognise(own_model, one, Request("en", timestamps=True)).text == whole
+    assert len(trouble.calls) == 2
