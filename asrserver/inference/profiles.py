@@ -38,6 +38,8 @@ class Profile:
             full one.
         pack_seconds: Segments of a file are decoded together in windows of this length; 0: each by itself.
         hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.
+        look_back: Seconds before speech in which sound as loud as it belongs to its segment: speech may be missed, over
+            telephones above all.
         pause_seconds: Silence after which a live segment is decoded although its end is not certain: at least the
             padding behind its speech. Where speech goes on the decoding was for nothing, and others waited for it.
         draft_share: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
@@ -58,6 +60,7 @@ class Profile:
     sure_language: float
     pack_seconds: float
     hold_seconds: float
+    look_back: float
     pause_seconds: float
     draft_share: float
     cpu_call_seconds: float
@@ -80,6 +83,7 @@ DEMO = Profile(
     sure_language=0.0,
     pack_seconds=0.0,
     hold_seconds=0.0,
+    look_back=0.0,
     pause_seconds=0.2,
     draft_share=0.6,
     cpu_call_seconds=0.05,
@@ -107,6 +111,7 @@ TRAINED_ON_30_S = Profile(
     sure_language=0.8,
     pack_seconds=28.0,
     hold_seconds=1.2,
+    look_back=3.0,
     pause_seconds=0.4,
     draft_share=0.85,
     cpu_call_seconds=2.0,

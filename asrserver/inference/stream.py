@@ -103,9 +103,7 @@ class LiveStream:
         self._resumed: StreamState | None = None  # the state from which this owner continued
         self._audio = np.zeros(0, np.float32)  # what a segment may still need
         self._audio_start = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
-        self._endpointer = Endpointer(
-            silence, start=self._audio_start, floor=floor, hold=recogniser.profile.hold_seconds
-        )
+        self._endpointer = self._listen_from(self._audio_start, floor)
 
     @classmethod
     def resume(
@@ -285,7 +283,13 @@ class LiveStream:
         self._growing = None
         self._audio_start = self.position
         self._audio = np.zeros(0, np.float32)
-        self._endpointer = Endpointer(self._silence, start=self.position, hold=self._recogniser.profile.hold_seconds)
+        self._endpointer = self._listen_from(self.position)
+
+    def _listen_from(self, start: int, floor: int = 0) -> Endpointer:
+        profile = self._recogniser.profile
+        return Endpointer(
+            self._silence, start=start, floor=floor, hold=profile.hold_seconds, look_back=profile.look_back
+        )
 
     def _decode(self, piece: Piece) -> Iterator[Samples]:
         """The samples that the bytes of an entry complete, in pieces."""

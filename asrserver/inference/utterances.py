@@ -121,7 +121,7 @@ class UtteranceRecogniser:
 
     async def _find_segments(self, samples: Samples, label: str) -> tuple[list[list[Span]], list[Features]]:
         """The segments of an utterance, grouped by window, and the features of the first WINDOWS_AHEAD windows."""
-        endpointer = vad.Endpointer(self._silence)
+        endpointer = vad.Endpointer(self._silence, look_back=self._recogniser.profile.look_back)
         spans: list[Span] = []
         first: list[Features] = []
 

@@ -19,6 +19,7 @@ and calls the network once for all of them.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ MAX_SEGMENT_SECONDS = 28.0
 
 #: Seconds of audio kept before and after speech.
 PAD_SECONDS = 0.2
+
+#: What Silero misses before speech that it finds: over a telephone it gives whole words a probability of 0.1. Sound in
+#: the gap before a segment is part of it if it has this share of the power of the segment's first words, and if there
+#: is silence in the gap too, at most this share of their power: steady noise has none.
+LOUD_SHARE = 0.25
+QUIET_SHARE = 0.03
 
 #: Shorter speech, in seconds, is no segment.
 MIN_SPEECH_SECONDS = 0.1
@@ -141,6 +148,7 @@ class Endpointer:
         pad: float = PAD_SECONDS,
         max_seconds: float = MAX_SEGMENT_SECONDS,
         hold: float = 0.0,
+        look_back: float = 0.0,
     ) -> None:
         """Start at a sample of a recording.
 
@@ -152,6 +160,7 @@ class Endpointer:
             pad: Seconds of audio kept before and after speech.
             max_seconds: A segment that reaches this length is cut at its best pause.
             hold: A segment with less speech than this, in seconds, ends after HOLD_FACTOR times the silence.
+            look_back: Seconds before speech in which sound as loud as it counts as speech, see LOUD_SHARE.
         """
         self._silence = int(silence * SAMPLE_RATE)
         self._hold = int(hold * SAMPLE_RATE)
@@ -165,6 +174,9 @@ class Endpointer:
         self._quiet: int | None = None  # where speech paused, while it does
         self._started = False  # the speech is long enough to be a segment
         self._scores: list[tuple[float, float]] = []  # (probability, energy) of the frames since the onset
+        self._look_back = int(look_back * SAMPLE_RATE) // FRAME * FRAME
+        self._passed = deque[float](maxlen=self._look_back // FRAME)  # energies of the frames before the onset
+        self._missed = 0  # samples between the first sound that belongs to the segment and the onset
 
     def feed(self, samples: Samples) -> list[Event]:
         """Take the next samples and return the events in them."""
@@ -179,6 +191,7 @@ class Endpointer:
         """Return the events in the samples pushed, once the network has scored their frames."""
         probabilities, energies = self._frames.pull()
         if self._onset is None and (not len(probabilities) or float(probabilities.max()) < self._threshold):
+            self._passed.extend(energies[max(0, self._floor - self._at) // FRAME :].tolist())
             self._at += len(probabilities) * FRAME
             return []
         frames = zip(probabilities.tolist(), energies.tolist(), strict=True)
@@ -215,14 +228,20 @@ class Endpointer:
     @property
     def needed(self) -> int:
         """First sample that a later segment may contain."""
-        return self._start() if self._onset is not None else max(self._floor, self._at - self._pad)
+        if self._started:
+            return self._start()
+        onset = self._at if self._onset is None else self._onset
+        return max(self._floor, onset - self._look_back - self._pad)
 
     # -- frame by frame ------------------------------------------------------------------------------------------
 
     def _step(self, probability: float, energy: float) -> Iterator[Event]:
         at, self._at = self._at, self._at + FRAME
         if self._onset is None:
-            if probability < self._threshold or self._at <= self._floor:
+            if self._at <= self._floor:
+                return
+            if probability < self._threshold:
+                self._passed.append(energy)
                 return
             self._onset = at
         self._scores.append((probability, energy))
@@ -233,6 +252,7 @@ class Endpointer:
         spoken = self._at if self._quiet is None else self._quiet
         if not self._started and spoken - self._onset >= MIN_SPEECH_SECONDS * SAMPLE_RATE:
             self._started = True
+            self._missed = self._missed_before()
             yield SegmentStarted(self._start())
         held = spoken - self._onset < self._hold
         if self._at - spoken >= self._silence * (HOLD_FACTOR if held else 1):
@@ -244,7 +264,16 @@ class Endpointer:
 
     def _start(self) -> int:
         assert self._onset is not None
-        return max(self._floor, self._onset - self._pad)
+        return max(self._floor, self._onset - self._missed - self._pad)
+
+    def _missed_before(self) -> int:
+        """Samples before the onset from which on there is sound that was missed, see LOUD_SHARE."""
+        spoken = [energy for probability, energy in self._scores if probability >= self._threshold]
+        power = sum(spoken) / len(spoken)
+        loud = [number for number, energy in enumerate(self._passed) if energy >= LOUD_SHARE * power]
+        if not loud or min(self._passed) > QUIET_SHARE * power:
+            return 0
+        return (len(self._passed) - loud[0]) * FRAME
 
     def _ended(self, end: int, cut: bool = False) -> SegmentEnded:
         event = SegmentEnded(self._start(), end, cut)
@@ -252,7 +281,13 @@ class Endpointer:
         return event
 
     def _forget(self) -> None:
-        self._onset, self._quiet, self._started = None, None, False
+        """Wait for the next speech. The frames behind the end of a segment may be part of the next one."""
+        assert self._onset is not None
+        if self._started:
+            del self._scores[: max(0, self._floor - self._onset) // FRAME]
+            self._passed.clear()
+        self._passed.extend(energy for _, energy in self._scores)
+        self._onset, self._quiet, self._started, self._missed = None, None, False, 0
         self._scores = []
 
     def _cut(self) -> Iterator[Event]:
@@ -271,8 +306,10 @@ class Endpointer:
             yield self._ended(min(cut, self._onset + (spoken + 1) * FRAME + self._pad), cut=True)
         self._floor = max(self._floor, cut)
         self._at = self._onset + (place + 1) * FRAME
+        rest = frames[place + 1 :]
+        self._scores = []
         self._forget()
-        for frame in frames[place + 1 :]:
+        for frame in rest:
             yield from self._step(*frame)
 
 

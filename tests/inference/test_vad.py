@@ -95,13 +95,14 @@ def test_segments_are_where_silero_finds_speech(said: list[Samples], noise: floa
     assert len(found) == pytest.approx(len(speech(recording)), abs=1)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_slicing_changes_nothing(said: list[Samples], seed: int) -> None:
+@pytest.mark.parametrize("look_back", [0.0, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_slicing_changes_nothing(said: list[Samples], seed: int, look_back: float) -> None:
     recording = talk(said[:12], seed, noise=(0.0, 0.003)[seed % 2])
-    whole = Endpointer(SILENCE)
+    whole = Endpointer(SILENCE, look_back=look_back)
     wanted = whole.feed(recording) + whole.flush()
     assert len(spans(wanted)) >= 12
-    assert sliced(Endpointer(SILENCE), recording, seed) == wanted
+    assert sliced(Endpointer(SILENCE, look_back=look_back), recording, seed) == wanted
     assert sliced(Endpointer(SILENCE), recording[: 8 * SAMPLE_RATE], seed, largest=20) == [
         *(Endpointer(SILENCE)).feed(recording[: 8 * SAMPLE_RATE]),
         *_flushed(recording[: 8 * SAMPLE_RATE]),
@@ -215,14 +216,15 @@ def test_what_never_pauses_is_cut_all_the_same(said: list[Samples]) -> None:
         assert 0.4 * MAX_SEGMENT_SECONDS * SAMPLE_RATE <= event.end - event.start <= MAX_SEGMENT_SECONDS * SAMPLE_RATE
 
 
-def test_an_endpointer_can_be_continued(said: list[Samples]) -> None:
+@pytest.mark.parametrize("look_back", [0.0, 3.0])
+def test_an_endpointer_can_be_continued(said: list[Samples], look_back: float) -> None:
     """At any moment: the later segments are the same, and earlier ones do not come again."""
     random = np.random.default_rng(8)
     for noise, slack in ((0.0, 0), (0.003, 4 * FRAME)):
         recording = talk(said[:10], 8, noise)
-        wanted = segments(recording, SILENCE)
+        wanted = spans(Endpointer(SILENCE, look_back=look_back).feed(recording))
         assert len(wanted) >= 10
-        endpointer = Endpointer(SILENCE)
+        endpointer = Endpointer(SILENCE, look_back=look_back)
         done = 0
         at = 0
         while at < len(recording):
@@ -230,7 +232,7 @@ def test_an_endpointer_can_be_continued(said: list[Samples]) -> None:
             done += len(spans(endpointer.feed(recording[at : at + size])))
             at += size
             start = max(0, endpointer.needed - CONTEXT_SAMPLES - int(random.integers(0, 3 * FRAME)))
-            successor = Endpointer(SILENCE, start=start, floor=endpointer.needed)
+            successor = Endpointer(SILENCE, start=start, floor=endpointer.needed, look_back=look_back)
             found = spans(sliced(successor, recording[start:], 8, largest=10 * SAMPLE_RATE))
             assert len(found) == len(wanted[done:])
             for one, other in zip(found, wanted[done:], strict=True):
@@ -252,6 +254,33 @@ def test_an_endpointer_can_be_continued_after_a_cut(said: list[Samples]) -> None
         first = spans(successor.feed(recording[start:]) + successor.flush())[0]
         assert first[0] >= floor
         assert abs(first[0] - wanted[done][0]) <= 8 * FRAME
+
+
+@pytest.mark.parametrize(
+    ("before", "gap", "hiss", "belongs"),
+    [
+        (tone(0.5), 0.6, 0.0, True),
+        (tone(0.5), 4.0, 0.0, False),
+        (0.002 * tone(0.5), 0.6, 0.0, False),
+        (tone(0.5), 0.6, 0.05, False),
+    ],
+    ids=["missed", "long before", "quiet", "in noise"],
+)
+def test_sound_as_loud_as_the_speech_after_it_belongs_to_its_segment(
+    said: list[Samples], before: Samples, gap: float, hiss: float, belongs: bool
+) -> None:
+    """Silero misses words, over telephones above all; tones are no speech to it."""
+    silence = np.zeros(SAMPLE_RATE, np.float32)
+    recording = np.concatenate([silence, before, np.resize(silence, int(gap * SAMPLE_RATE)), said[0], silence])
+    recording += noise(hiss, len(recording))
+    ((start, end),) = spans(Endpointer(SILENCE).feed(recording))
+    assert start > SAMPLE_RATE + len(before) + (gap - 0.4) * SAMPLE_RATE
+    ((with_it, same_end),) = spans(Endpointer(SILENCE, look_back=3.0).feed(recording))
+    assert same_end == end
+    if belongs:
+        assert abs(with_it - (1.0 - vad.PAD_SECONDS) * SAMPLE_RATE) <= FRAME
+    else:
+        assert with_it == start
 
 
 @pytest.mark.parametrize(
