@@ -25,11 +25,11 @@ LANGUAGES = ("yue", "zh")
 
 
 class _Table(NamedTuple):
-    """What is replaced: `replacements` by phrase, the phrases sorted, and the length of the longest."""
+    """What is replaced: `replacements` by phrase, the phrases sorted, and the longest's length by its first sign."""
 
     replacements: dict[str, str]
     phrases: list[str]
-    longest: int
+    longest: dict[str, int]
 
     def may_grow(self, text: str) -> bool:
         """Whether a longer phrase begins with this text."""
@@ -49,7 +49,10 @@ def load(script: str) -> _Table:
             if tab and not line.startswith("#"):
                 found.setdefault(phrase, replacements.split(" ")[0])
     phrases = sorted(phrase for phrase in found if len(phrase) > 1)
-    return _Table(found, phrases, max(map(len, phrases)))
+    longest: dict[str, int] = {}
+    for phrase in phrases:
+        longest[phrase[0]] = max(len(phrase), longest.get(phrase[0], 0))
+    return _Table(found, phrases, longest)
 
 
 def edits(text: str, script: str) -> TextEdits:
@@ -61,9 +64,10 @@ def edits(text: str, script: str) -> TextEdits:
     found: list[TextEdit] = []
     at, settled = 0, -1
     while at < len(text):
-        if settled < 0 and len(text) - at < table.longest and table.may_grow(text[at:]):
+        longest = table.longest.get(text[at], 1)
+        if settled < 0 and len(text) - at < longest and table.may_grow(text[at:]):
             settled = at
-        end = min(len(text), at + table.longest)
+        end = min(len(text), at + longest)
         while end > at + 1 and text[at:end] not in table.replacements:
             end -= 1
         new = table.replacements.get(text[at:end], text[at:end])
