@@ -142,14 +142,6 @@ class Gateway:
             StorageError: The database cannot be used, and `strict`.
         """
         await self.broker.open()
-        try:
-            await self.storage.open()
-        except StorageUnavailable as exc:
-            log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
-        except StorageError as exc:
-            if strict:
-                raise
-            log.error("PostgreSQL cannot be used, sessions are kept in Redis until it can: %s", exc)
         tasks = self._tasks
         tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")
         tasks.critical(self.write_behind.run(), "write-behind")
@@ -158,11 +150,19 @@ class Gateway:
         tasks.periodic(REPAIR_EVERY, self.sessions.repair)
         tasks.periodic(SWEEP_EVERY, self._sweep)
         tasks.periodic(FILES_EVERY, self._reread_files)
-        tasks.periodic(TIDY_EVERY, self._tidy)
         tasks.periodic(RENEW_EVERY, self._renew_shares)
         tasks.periodic(WATCH_EVERY, self._watch)
         async with asyncio.timeout(SUBSCRIBE_TIMEOUT):
             await self._subscribed.wait()
+        try:
+            await self.storage.open()
+        except StorageUnavailable as exc:
+            log.warning("PostgreSQL is unavailable, sessions will be stored later: %s", exc)
+        except StorageError as exc:
+            if strict:
+                raise
+            log.error("PostgreSQL cannot be used, sessions are kept in Redis until it can: %s", exc)
+        tasks.periodic(TIDY_EVERY, self._tidy)  # which needs the tables
 
     def _on_subscribed(self) -> None:
         self._subscribed.set()

@@ -9,8 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asrserver.errors import AsrError, BadRequest
-from asrserver.protocol.events import Final, Lost, Partial, Received, Result, Resumed, SessionEvent, SpeechStarted
+from asrserver.errors import AsrError, BadRequest, Refused
+from asrserver.protocol.events import (
+    Final,
+    Flushed,
+    Lost,
+    Partial,
+    Received,
+    Result,
+    Resumed,
+    SessionEvent,
+    SpeechStarted,
+)
 from asrserver.protocol.options import Options
 
 if TYPE_CHECKING:
@@ -18,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Chunk indexes are below this: far below the 64 bits of a Redis stream id, and more than any client sends.
 MAX_INDEX = 2**48
+
+#: Flushes of one session that may wait for their answer: each is an entry in Redis.
+MAX_FLUSHES = 32
 
 #: Refused chunks of one session whose indexes are remembered.
 MAX_REFUSED = 1000
@@ -53,6 +66,7 @@ class Session:
         replaying: Whether its client is sent the events that it has missed, and no others.
         incomplete: Whether audio was refused that its client cannot send again as it is.
         flushes: How often it was flushed.
+        flushed: How many of these flushes were answered.
         move: How often the session had moved between gateways when this one got it.
         chunk_count: Chunks that were acknowledged here.
         bytes_in: Bytes of audio that were accepted here.
@@ -82,6 +96,7 @@ class Session:
         "bytes_in",
         "chunk_count",
         "failed",
+        "flushed",
         "flushes",
         "heard",
         "id",
@@ -129,7 +144,7 @@ class Session:
         self.replaying = False
         self.resume_by: float | None = None
         self.incomplete = False
-        self.flushes = 0
+        self.flushes = self.flushed = 0
         self.move = 0
         self.bytes_in = 0
         self.results = 0
@@ -177,7 +192,7 @@ class Session:
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
         session.move = int(fields["moves"])
-        session.flushes = int(fields.get("flushes", 0))
+        session.flushes = session.flushed = int(fields.get("flushes", 0))
         session.state = "finishing" if "end" in fields else "recording"
         if "last" in fields:
             session._first, session._last = int(fields["first"]), int(fields["last"])
@@ -230,6 +245,20 @@ class Session:
         """Raise BadRequest if the session was ended."""
         if self.state != "recording":
             raise BadRequest("session_finished", "the session was finished before", session_id=self.id)
+
+    def flush(self) -> int:
+        """Count a flush, and return its number.
+
+        Raises:
+            BadRequest: The session was ended.
+            Refused: Too many were not answered yet.
+        """
+        self.require_recording()
+        if self.flushes - self.flushed >= MAX_FLUSHES:
+            message = f"{MAX_FLUSHES} flushes of the session were not answered yet"
+            raise Refused(429, "too_fast", message, session_id=self.id, retry_after=1.0)
+        self.flushes += 1
+        return self.flushes
 
     def accept(self, index: Any) -> tuple[int, bool]:
         """Check the order of a chunk.
@@ -392,6 +421,8 @@ class Session:
         self.results += 1
         if self.send is not None:
             self.sent = event.seq
+        if isinstance(event, Flushed):
+            self.flushed = max(self.flushed, event.number)
         if isinstance(event, Final):
             self.state = "over"
         self._tell(event)

@@ -264,17 +264,16 @@ class Sessions(Mapping[str, Session]):
             The number of that event.
 
         Raises:
-            BadRequest: The session was ended before.
+            BadRequest, Refused: See Session.flush.
         """
-        session.require_recording()
-        session.flushes += 1
-        written = self._broker.flush_session(session.id, session.flushes)  # now: behind the chunks so far
+        number = session.flush()
+        written = self._broker.flush_session(session.id, number)  # now: behind the chunks so far
 
         async def noted() -> None:
             await written
 
         self._tasks.spawn(noted(), f"flush {session.id}")
-        return session.flushes
+        return number
 
     def finish(self, session: Session) -> None:
         """End the audio of a session, as its client asks; its final event follows.

@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Sized
+from typing import Any, Protocol
 
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
-from asrserver.protocol.frames import SERVER_ERROR, FrameProtocol
+from asrserver.protocol.frames import BINARY, CONTROL, SERVER_ERROR, FrameProtocol, Params
 
 #: Refusals that a connection may cause in a second, all at once or spread; beyond that its messages are taken no
 #: faster. A refusal costs its client less than the server.
 REFUSALS_PER_SECOND = 200
+
+#: What a connection may cost in a second: by itself, and for each of its sessions. A binary message and a control frame
+#: cost 1, others 2. Live audio comes in 10 to 50 messages a second. And for how many seconds of that it may save up.
+COST_PER_SECOND = 200
+COST_PER_SESSION = 100
+SAVED_SECONDS = 4.0
 
 #: Bytes of a control frame's payload at most: a frame that is no larger is never a chunk of audio.
 CONTROL_BYTES = 125
@@ -106,16 +112,41 @@ class RefusalThrottle:
         return asyncio.sleep(debt) if self._used_until and (debt := self.debt) else None
 
 
+class CostBudget:
+    """What the frames of one connection may cost: a flood of small ones is read no faster, and so costs its sender."""
+
+    def __init__(self) -> None:
+        self._used_until = 0.0  # time.monotonic() up to which what was spent uses up what is allowed
+        self._spent = 0
+
+    def spend(self, cost: int) -> None:
+        """Count frames."""
+        self._spent += cost
+
+    def debt(self, sessions: int) -> float:
+        """Seconds until no more was spent than allowed; 0 if no more was.
+
+        Args:
+            sessions: Sessions on the connection.
+        """
+        now = time.monotonic()
+        took = self._spent / (COST_PER_SECOND + COST_PER_SESSION * sessions)
+        self._used_until, self._spent = max(self._used_until, now - SAVED_SECONDS) + took, 0
+        return max(0.0, self._used_until - now)
+
+
 class FrameReader(Protocol):
     """What ServerFrameProtocol asks of its handler.
 
     Attributes:
+        sessions: The sessions on the connection.
         coalescer: Is told of each read.
         unfinished: Counts what is kept of messages that are not whole.
         messages: Messages that were taken so far.
         discarded: Bytes of the current message that were discarded, because it is too large, or there is no room.
     """
 
+    sessions: Sized
     coalescer: ReadCoalescer
     unfinished: UnfinishedMessages
     messages: int
@@ -138,6 +169,10 @@ class ServerFrameProtocol(FrameProtocol):
     #: Whether the server has closed the connection, and not the client.
     dismissed = False
 
+    def __init__(self, handler: Any, mask_outgoing: bool, params: Params) -> None:
+        super().__init__(handler, mask_outgoing, params)
+        self._budget = CostBudget()
+
     _kept_bytes = 0  # of an unfinished message
     _reading_paused = False  # by the coalescer
     _ping_sent = False
@@ -149,6 +184,9 @@ class ServerFrameProtocol(FrameProtocol):
         self._alive = True
         before, awaits_ack = handler.messages, handler.awaits_ack
         super().feed(data)
+        debt = self._budget.debt(len(handler.sessions)) if self._held is None else 0.0
+        if debt and self.pause_reading():
+            asyncio.get_running_loop().call_later(debt, self.resume_reading)
         if self._kept_bytes or self._partial or self._fragmented_message_buffer:
             self._count_kept()
         messages = handler.messages - before
@@ -181,6 +219,19 @@ class ServerFrameProtocol(FrameProtocol):
         self._reading_paused, self._alive = False, True
         if self._held is None:
             self.stream.resume()
+
+    def _binaries(self, data: bytes, at: int, most: int) -> tuple[list[bytes], int]:
+        messages, at = super()._binaries(data, at, most)
+        self._budget.spend(len(messages))
+        return messages, at
+
+    def _frame(self, first: int, data: bytes) -> Awaitable[Any] | None:
+        self._budget.spend(1 if first & CONTROL or first & 0x0F == BINARY else 2)
+        return super()._frame(first, data)
+
+    def _hold(self, data: bytes, at: int, wait: Awaitable[Any] | None) -> None:
+        debt = self._budget.debt(len(self.handler.sessions))
+        super()._hold(data, at, asyncio.sleep(debt) if debt and wait is None else wait)
 
     def _go_on(self) -> None:
         self._alive = True
