@@ -57,13 +57,16 @@ def format_health(health: dict[str, Any]) -> list[str]:
     result = [f"status    {health['status']}"]
     for part in ("redis", "postgres"):
         state = health[part]
-        result.append(f"{part:<9} " + (f"ready, {state['latency_ms']:.1f} ms" if state["ready"] else state["error"]))
+        latency = f", {state['latency_ms']:.1f} ms" if "latency_ms" in state else ""
+        result.append(f"{part:<9} " + (f"ready{latency}" if state["ready"] else state.get("error", "not ready")))
     if queue := health["queue"]:
         result.append(
             f"queue     {queue['waiting']} sessions waiting, {queue['processing']} with a worker, "
             f"{queue['dead']} dead letters"
         )
     result += [f"warning   {text}" for text in health.get("warnings", ())]
+    if "gateways" not in health:
+        return [*result, "", "gateways and workers are shown to an operator's key", *_format_models(health["models"])]
     now = time.time()
     gateways = [
         (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")

@@ -73,6 +73,12 @@ async def health(gateway: Gateway) -> dict[str, Any]:
     }
 
 
+def without_details(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what of `health` any key may see: no processes, machines, other keys, or errors that name addresses."""
+    shown = {name: value for name, value in state.items() if name not in ("gateways", "workers")}
+    return shown | {name: {"ready": state[name]["ready"]} for name in ("redis", "postgres", "recognition")}
+
+
 async def stats(gateway: Gateway, owner: str | None) -> dict[str, Any]:
     """Return what was recognised so far.
 

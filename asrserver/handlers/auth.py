@@ -84,6 +84,9 @@ class AuthenticatedHandler(RequestHandler):
     #: Whether pages of all origins may use the route.
     any_origin = False
 
+    #: Whether, of a server's keys, only operators' open the route.
+    operators_only = False
+
     #: Whether a client secret does in place of a key: for recognition, and no more.
     takes_secrets = False
 
@@ -102,6 +105,11 @@ class AuthenticatedHandler(RequestHandler):
     def owner(self) -> str | None:
         """The owner whose sessions this client sees; None: those of all owners."""
         return self.key.scope if self.key else None
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether this client may see the server as a whole; without keys, everybody may."""
+        return self.owner is None
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -138,6 +146,8 @@ class AuthenticatedHandler(RequestHandler):
             self.key = self.secret.key
         else:
             self.key = self.gateway.access.authenticate(authorization)
+        if self.operators_only and not self.is_operator:
+            raise Refused(403, "operator_required", "an operator's key is required (asrserver keys create --operator)")
 
     @property
     def needs_no_key(self) -> bool:

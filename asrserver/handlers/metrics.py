@@ -12,6 +12,7 @@ class MetricsHandler(RestHandler):
     """GET /metrics: the text format, with the numbers of all processes together, whichever gateway is asked."""
 
     query_parameters = None
+    operators_only = True
 
     async def get(self) -> None:
         text = await asyncio.get_running_loop().run_in_executor(None, metrics.exposition)

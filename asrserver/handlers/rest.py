@@ -69,7 +69,9 @@ class HealthHandler(RestHandler):
 
     async def get(self) -> None:
         state = await health.health(self.gateway)
-        self.answer(state, 200 if state["status"] == "ok" else 503)
+        self.answer(
+            state if self.is_operator else health.without_details(state), 200 if state["status"] == "ok" else 503
+        )
 
 
 class HistoryHandler(RestHandler):

@@ -61,6 +61,7 @@ CODES: dict[str, ErrorCode] = {
     # -- limits
     "unauthorized": ErrorCode("A valid API key is needed.", (401,)),
     "host_not_allowed": ErrorCode("The server has no API keys and does not know itself by this name.", (403,)),
+    "operator_required": ErrorCode("The route is for operators' keys.", (403,)),
     "origin_not_allowed": ErrorCode("Web pages of this origin may not use the server.", (403,)),
     "too_many_connections": ErrorCode(
         "A limit of connections is reached: of the address or the API key (429), or of the server (503).", (429, 503)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -104,6 +106,28 @@ async def test_without_a_key_nothing_opens_but_livez_and_the_pages(
                     openai = path.startswith(("/v1", "/audio"))
                     code = body["err_code"] if path == "/v1/listen" else body["error"]["code"]
                     assert code in ("INVALID_AUTH", "invalid_api_key" if openai else "unauthorized")
+
+
+async def test_only_operators_see_the_server_as_a_whole(
+    fetch: Callable[..., Any], gateway: Gateway, keys: Keys
+) -> None:
+    """Metrics, processes, machines, and what parts say of themselves; that they work is for any key."""
+    while not await gateway.broker.status.heartbeats("gateway"):
+        await asyncio.sleep(0.01)
+    refused = await fetch("/metrics", keys.text_a)
+    assert (refused.code, orjson.loads(refused.body)["error"]["code"]) == (403, "operator_required")
+    assert b"asrserver_" not in refused.body
+    assert b"asrserver_connections" in (await fetch("/metrics", keys.text_operator)).body
+    body = (await fetch("/api/v1/health", keys.text_a)).body
+    shown = orjson.loads(body)
+    assert shown["redis"] == shown["postgres"] == {"ready": True}
+    assert (shown["workers_ready"], shown["recognition"]) == (False, {"ready": False})
+    assert not {"gateways", "workers"} & shown.keys()
+    assert str(os.getpid()).encode() not in body
+    whole = orjson.loads((await fetch("/api/v1/health", keys.text_operator)).body)
+    assert whole["gateways"][0]["pid"] == os.getpid()
+    assert whole["redis"]["keys"] >= 0
+    assert "no worker" in whole["recognition"]["error"]
 
 
 async def test_a_key_is_shown_in_three_ways(base_url: str, fetch: Callable[..., Any], keys: Keys) -> None:
