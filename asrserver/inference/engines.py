@@ -17,7 +17,8 @@ from typing import Any
 from asrserver.errors import AsrError
 from asrserver.inference.checkpoint import BEGINNING
 from asrserver.inference.engine import Engine
-from asrserver.inference.whisper import Whisper, languages_of
+from asrserver.inference.languages import languages_of
+from asrserver.inference.whisper import Whisper
 from asrserver.models import Model
 from asrserver.telemetry import metrics
 

@@ -34,8 +34,7 @@ class Profile:
         timed_drafts: The words of drafts are timed, which says better which of them are stable; the decoder then
             continues the stable words, in drafts and in the final.
         timestamps_from: Seconds of speech from which on the decoder writes timestamps.
-        sure_language: Probability below which a language that was detected in a short window is detected again in the
-            full one.
+        sure_language: Probability of a detected language below which a window is decoded in other languages too.
         pack_seconds: Segments of a file are decoded together in windows of this length; 0: each by itself.
         hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.
         look_back: Seconds before speech in which sound as loud as it belongs to its segment: speech may be missed, over

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import ctranslate2
@@ -18,6 +17,7 @@ from asrserver.errors import ModelError
 from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
 from asrserver.inference.guards import Attempt, find_copy, spoken
+from asrserver.inference.languages import language_tokens
 from asrserver.inference.profiles import DEMO, profile_of
 from asrserver.inference.skipped import fill, find_skipped
 from asrserver.models import find_model
@@ -37,8 +37,9 @@ TOKENS_EXTRA = 16
 #: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0
 
-#: Id of the start token of OpenAI's English-only models; in the multilingual ones it is one higher.
-ENGLISH_ONLY_START = 50257
+#: Most languages in which a window is decoded where none is certain, and the probability from which on one is tried.
+LANGUAGES_TRIED = 3
+MIN_LANGUAGE = 0.1
 
 #: Most tokens of prompt and hot words: half of the decoder's context less the start tokens.
 MAX_PROMPT_TOKENS = 223
@@ -93,27 +94,6 @@ class Hypothesis:
     confidence: float
     words: list[Word] = field(default_factory=list)
     took: float = 0.0
-
-
-def languages_of(path: Path) -> list[str]:
-    """Codes of the languages that the model in a directory knows, sorted, without loading it.
-
-    Raises:
-        ModelError: Its files cannot be read.
-    """
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-        return sorted(_language_tokens(tokenizer, orjson.loads((path / "config.json").read_bytes())))
-    except Exception as exc:  # tokenizers raises bare Exception
-        raise ModelError(f"{path} is not a Whisper model: {str(exc).strip().splitlines()[0]}") from exc
-
-
-def _language_tokens(tokenizer: Any, config: dict[str, Any]) -> dict[str, int]:
-    """Language code → token. OpenAI's English-only models have these tokens too, but were not trained with them."""
-    numbers = config.get("lang_ids") or []
-    if tokenizer.token_to_id("<|startoftranscript|>") == ENGLISH_ONLY_START:
-        return {"en": -1}
-    return {str(tokenizer.id_to_token(number)).strip("<|>"): number for number in numbers} or {"en": -1}
 
 
 def window_for(seconds: float, policy: str, margin: float = DEMO.margin) -> int:
@@ -192,7 +172,7 @@ class Whisper:
         self._eot = self._token("<|endoftext|>")
         self._previous = self._token("<|startofprev|>")
         self._no_timestamps = self._token("<|notimestamps|>")
-        self._languages = _language_tokens(self._tokenizer, config)
+        self._languages = language_tokens(self._tokenizer, config)
         languages = set(self._languages.values())
         self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
         # A prompt is needed twice per window, the first time to see which rows may share a call, and a session's prompt
@@ -234,11 +214,15 @@ class Whisper:
         encoded = self._view([features for features, _, _ in rows])
         if self._is_encoding_reused(encoded, requests):
             encoded = self._model.encode(encoded)
-        languages = self._surer(rows, self._detect(encoded, requests))
+        detected = self._detect(encoded, requests)
+        languages = [best for best, *_ in detected]
         results = self._generate(encoded, rows, languages, 0.0)
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
             attempt = self._attempt(result, encoded, number, row, language)
+            if language[1] < self.profile.sure_language and not row[1].draft:
+                attempt, language = self._surest(attempt, row, detected[number])
+                languages[number] = language
             if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
                 attempt = self._retry(row, language, attempt)
             attempts.append(self._continued(attempt, row, language))
@@ -351,33 +335,47 @@ class Whisper:
             or any(request.words or request.timestamps for request in requests)
         )
 
-    def _detect(self, encoded: Any, requests: list[Request]) -> list[tuple[str, float]]:
-        """(language, probability) of each row: the model's only language, the requested one, or the detected one."""
+    def _detect(self, encoded: Any, requests: list[Request]) -> list[list[tuple[str, float]]]:
+        """(language, probability) of each row, the most probable language first; one that is given or the only one has
+        no rivals."""
         given = [request.language for request in requests]
         if len(self._languages) == 1:
             only = next(iter(self._languages))
-            return [(only, 1.0)] * len(given)
+            return [[(only, 1.0)]] * len(given)
         if all(given):
-            return [(str(language), 1.0) for language in given]
-        detected = self._detect_language(encoded, len(requests))
-        return [(language, 1.0) if language else found for language, found in zip(given, detected, strict=True)]
+            return [[(str(language), 1.0)] for language in given]
+        detected = self._detect_languages(encoded, len(requests))
+        return [[(language, 1.0)] if language else found for language, found in zip(given, detected, strict=True)]
 
-    def _surer(
-        self, rows: list[tuple[Features, Request, float]], languages: list[tuple[str, float]]
-    ) -> list[tuple[str, float]]:
-        """Detect languages again, in the full window, that a short one leaves uncertain."""
-        surer = list(languages)
-        for number, ((features, request, _), (_, probability)) in enumerate(zip(rows, languages, strict=True)):
-            if request.draft or probability >= self.profile.sure_language or features.shape[1] >= FULL_WINDOW:
-                continue
-            again = self._detect_language(self._model.encode(self._view([padded(features, FULL_WINDOW)])), 1)[0]
-            surer[number] = max(again, languages[number], key=lambda found: found[1])
-        return surer
+    def _surest(
+        self, first: Attempt, row: tuple[Features, Request, float], detected: list[tuple[str, float]]
+    ) -> tuple[Attempt, tuple[str, float]]:
+        """Decode a window in its most probable languages where none is certain: the text that is most probable decides.
 
-    def _detect_language(self, encoded: Any, rows: int) -> list[tuple[str, float]]:
+        Args:
+            first: The decoding in the most probable one.
+            row: The window.
+            detected: Its languages.
+
+        Returns:
+            (decoding, language).
+        """
+        began = time.monotonic()
+        encoded = _rows_of(first.encoded, [first.number])
+        attempts = [(first, detected[0])]
+        for language in detected[1:]:
+            if language[1] >= MIN_LANGUAGE:
+                result = self._generate(encoded, [row], [language], 0.0)[0]
+                attempts.append((self._attempt(result, encoded, 0, row, language), language))
+        self.wasted_seconds += time.monotonic() - began
+        return max(attempts, key=lambda one: (one[0].good, one[0].logprob))
+
+    def _detect_languages(self, encoded: Any, rows: int) -> list[list[tuple[str, float]]]:
         if self._model.is_multilingual:
-            best = [found[0] for found in self._model.detect_language(encoded)]
-            return [(token.strip("<|>"), probability) for token, probability in best]
+            return [
+                [(token.strip("<|>"), probability) for token, probability in found[:LANGUAGES_TRIED]]
+                for found in self._model.detect_language(encoded)
+            ]
         # CTranslate2 takes a model with a small vocabulary for English-only and refuses. Instead, generate one token
         # with all but the language tokens suppressed. Not directly after the start token: there CTranslate2 allows
         # nothing but timestamps, and the result is no language.
@@ -394,7 +392,8 @@ class Whisper:
         detected = []
         for result in results:
             code = codes.get(next(iter(result.sequences_ids[0]), -1))
-            detected.append((code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0))
+            best = (code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0)
+            detected.append([best])
         return detected
 
     def _generate(

@@ -17,11 +17,12 @@ from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
 from asrserver.inference.engines import Engines
 from asrserver.inference.fair import Shares
+from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.turns import Turns
-from asrserver.inference.whisper import Whisper, languages_of
+from asrserver.inference.whisper import Whisper
 from asrserver.models import find_model
 from asrserver.process.aio import cancelled
 from asrserver.protocol.options import PARTIAL_INTERVAL

@@ -15,9 +15,10 @@ from asrserver.errors import AsrError, ModelError
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.engines import Engines
 from asrserver.inference.features import log_mel
+from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.turns import Turns
-from asrserver.inference.whisper import Request, Whisper, languages_of, window_for
+from asrserver.inference.whisper import Request, Whisper, window_for
 from asrserver.models import Model, find_model
 from tests.inference.support import MELS, samples
 from tests.recordings import Utterance

@@ -283,6 +283,23 @@ async def test_the_language_is_requested_or_detected_or_the_only_one(
     assert (found.language, found.language_probability) == ("en", 1.0)
 
 
+async def test_the_most_probable_text_decides_where_no_language_is_certain(
+    own_model: Whisper, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a draft, which must be quick."""
+    own_model.profile = replace(own_model.profile, sure_language=0.8)
+    monkeypatch.setattr(own_model, "_detect", lambda encoded, requests: [[("zh", 0.5), ("en", 0.4)]])
+    own_model._model = trouble = Trouble(
+        own_model._model, lambda frames, options, result: result if trouble.calls[1:] else Result(result, scores=[-0.9])
+    )
+    found = recognise(own_model, utterances[0], Request())
+    assert (found.language, found.language_probability, found.text) == ("en", 0.4, utterances[0].text)
+    wasted = own_model.wasted_seconds
+    assert wasted > 0
+    assert recognise(own_model, utterances[0], Request(draft=True)).language == "zh"
+    assert own_model.wasted_seconds == wasted
+
+
 async def test_prompts(model: Whisper) -> None:
     """Hot words, then the prompt, then the start tokens; cut from the front to half of the decoder's context."""
     plain = model.prompt(Request(), "en")
