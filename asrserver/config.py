@@ -100,6 +100,13 @@ class Settings:
     )
     port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on. 0: any free port.", "PORT")
     gateways: int = setting(1, "gateway", _COUNT, "Number of gateway processes, which share the port.")
+    also_ports: str = setting(
+        "",
+        "gateway",
+        str,
+        "Comma-separated further ports where the same is served, for clients that know only the port of their own "
+        "server: 2700 (Vosk), 9090 (WhisperLive), 10095 (FunASR).",
+    )
     wyoming_port: int = setting(
         0,
         "gateway",
@@ -428,6 +435,11 @@ class Settings:
         password = f":{quote(self.db_password, safe='')}" if self.db_password else ""
         host = quote(self.db_host or "127.0.0.1", safe="")
         return f"postgresql://{user}{password}@{host}:{self.db_port}/{quote(self.db_name or 'asrserver', safe='')}"
+
+    @property
+    def further_ports(self) -> list[str]:
+        """The ports of the setting also-ports, as they are written."""
+        return [port for item in self.also_ports.split(",") if (port := item.strip())]
 
     @property
     def keyless(self) -> frozenset[str]:

@@ -198,6 +198,8 @@ def test_the_names_of_the_ancestor_stay() -> None:
             "--normalise numerals=roman: normalise can have as numerals only digits",
         ),
         ({"allow_keyless": "wyoming,native"}, "run", "--allow-keyless native"),
+        ({"also_ports": "2700, vosk"}, "run", "--also-ports vosk: it must be a number"),
+        ({"also_ports": "65536"}, "run", "--also-ports 65536"),
         ({"wyoming_port": 1, "zeroconf": "on"}, "run", "--zeroconf on"),
     ],
 )
@@ -212,6 +214,7 @@ def test_what_works_is_let_through() -> None:
     assert check_settings(Settings(), "run") == Settings()
     allowed: list[dict[str, Any]] = [
         {"wyoming_port": 1},
+        {"also_ports": "2700, 9090,"},
         {"wyoming_port": 1, "wyoming_host": "0.0.0.0", "allow_keyless": "wyoming", "zeroconf": "on"},
         {"wyoming_port": 1, "host": "0.0.0.0", "api_keys": KEYS, "allow_keyless": " wyoming "},
         {"wyoming_port": 1, "host": "0.0.0.0", "access_control": "off"},

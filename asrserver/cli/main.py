@@ -185,20 +185,23 @@ def _announcement(settings: Settings, stack: ExitStack) -> Callable[[], None]:
 
 def _listen_all(settings: Settings, stack: ExitStack) -> dict[str, socket.socket]:
     """The sockets that all gateways share, by protocol."""
-    listeners = {"http": stack.enter_context(_listen(settings.host, settings.port))}
+    host, wyoming = settings.host, settings.wyoming_host or settings.host
+    wanted = {"http": (host, settings.port, f"--host {host} --port {settings.port}")}
+    for port in settings.further_ports:
+        wanted[f"http-{port}"] = host, int(port), f"--host {host} --also-ports {port}"
     if settings.wyoming_port:
-        host = settings.wyoming_host or settings.host
-        listeners["wyoming"] = stack.enter_context(_listen(host, settings.wyoming_port, "wyoming-"))
-    return listeners
+        place = f"--wyoming-host {wyoming} --wyoming-port {settings.wyoming_port}"
+        wanted["wyoming"] = wyoming, settings.wyoming_port, place
+    return {name: stack.enter_context(_listen(*which)) for name, which in wanted.items()}
 
 
-def _listen(host: str, port: int, of: str = "") -> socket.socket:
+def _listen(host: str, port: int, place: str) -> socket.socket:
     """A listening socket; bound here, so that a port in use fails at once with a clear message.
 
     Args:
         host: The address.
         port: The port; 0: any free one.
-        of: The beginning of the names of their settings.
+        place: The settings that say so.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -206,7 +209,6 @@ def _listen(host: str, port: int, of: str = "") -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as exc:
-        place = f"--{of}host {host} --{of}port {port}"
         raise click.ClickException(f"cannot listen on {place}: {exc.strerror or exc}") from None
     listener.listen(LISTEN_BACKLOG)
     listener.setblocking(False)

@@ -67,6 +67,9 @@ def _check_access(settings: Settings) -> None:
             f"--host {settings.host} is reachable from other machines and no API keys are configured: "
             "set --keys-file or --api-keys, or --access-control off"
         )
+    for port in settings.further_ports:
+        if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+            raise SettingError(f"--also-ports {port}: it must be a number from 1 to 65535")
     if unknown := sorted(settings.keyless.difference(KEYLESS)):
         raise SettingError(f"--allow-keyless {unknown[0]}: it must be one of {', '.join(KEYLESS)}")
     if settings.wyoming_port:

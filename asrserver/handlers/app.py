@@ -241,7 +241,7 @@ async def serve(
 
     Args:
         settings: The settings.
-        listeners: A bound socket for each protocol that has a port of its own: http, and perhaps wyoming.
+        listeners: Bound sockets by name: http, and perhaps wyoming; further ones of HTTP are called http-PORT.
         alive: Is called often, as a sign of life for the supervisor.
         ready: Is called once, when the gateway accepts connections.
         strict: See Gateway.open.
@@ -265,7 +265,7 @@ async def serve(
     if settings.tls_cert:
         options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
     server = BoundedHttpServer(application, **options)
-    server.add_socket(listeners["http"])
+    server.add_sockets(listener for name, listener in listeners.items() if name.startswith("http"))
     wyoming = WyomingServer(gateway, listeners["wyoming"]) if "wyoming" in listeners else None
     gateway.accepting_since = time.monotonic()
     ready()

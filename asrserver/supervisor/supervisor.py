@@ -89,7 +89,7 @@ class Supervisor:
 
     Args:
         settings: The settings of all children.
-        listeners: The sockets that the gateways share, by protocol: http, and perhaps others. Empty: there are none.
+        listeners: The sockets that the gateways share, by name: http, and perhaps others. Empty: there are none.
         workers: Whether to run workers.
         servers: Embedded servers, already started, to restart when they die.
         on_ready: Called once, when everything is ready.

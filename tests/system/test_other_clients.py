@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 import numpy as np
 import pytest
 from tornado.websocket import websocket_connect
 
+from tests.program import free_port
 from tests.recordings import Utterance
-from tests.system.support import Running, robust
+from tests.system.support import Running, Start, robust
 from tests.waiting import until
 from tests.ws_client import WsClient
 
@@ -68,3 +72,22 @@ async def test_funasr(running: Running, recording: Utterance, mode: str) -> None
         assert ws.messages[-1] == {"mode": mode, "wav_name": "demo", "is_final": True, "is_end": True}
         shown = [one["text"] for one in ws.messages[:-1] if one["mode"] in (mode, "2pass-offline")]
         assert "".join(shown) == recording.text
+
+
+async def test_ports_that_clients_know(start: Start, recording: Utterance) -> None:
+    """The same is served at each; all are closed when the server stops."""
+    ports = [free_port(), free_port()]
+    system = start("run", "--workers", "1", "--gateways", "2", "--also-ports", ",".join(map(str, ports))).wait_ready()
+    assert f"http-{ports[0]} on 127.0.0.1:{ports[0]}" in system.output()
+    for port in (system.port, *ports):
+        async with await WsClient.open(f"ws://127.0.0.1:{port}") as ws:
+            await ws.send('{"config": {"sample_rate": 16000}}')
+            await ws.call(recording.pcm)
+            await ws.send('{"eof": 1}')
+            await until(lambda ws=ws: ws.closed)
+        assert " ".join(one["text"] for one in ws.messages if one.get("text")) == recording.text
+    assert await asyncio.to_thread(system.stop) == 0
+    with socket.create_server(("127.0.0.1", ports[1])):
+        refused = start("run", "--also-ports", str(ports[1]))
+        assert await asyncio.to_thread(refused.process.wait, 30) == 1
+    assert f"cannot listen on --host 127.0.0.1 --also-ports {ports[1]}" in refused.output()
