@@ -11,6 +11,7 @@ changed them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -25,6 +26,8 @@ from tornado.websocket import _WebSocketParams as Params
 from asrserver.protocol.transports import TcpTransport, TlsTransport
 
 __all__ = ["BINARY", "TEXT", "FrameProtocol", "Params", "StreamBufferFullError", "StreamClosedError"]
+
+log = logging.getLogger("asrserver.frames")
 
 #: Opcodes of the frames that carry messages, and of control frames.
 TEXT, BINARY = 1, 2
@@ -262,8 +265,8 @@ class FrameProtocol(WebSocketProtocol13):
             await self.stream.run()
         except (StreamClosedError, asyncio.CancelledError):
             self._end()
-        except OSError:  # no file descriptor is left, for example
-            self.handler.log_exception(*sys.exc_info())
+        except OSError as exc:  # no file descriptor is left, for example: then there are many
+            log.warning("a connection could not be taken over: %s", exc)
             self._end()
 
     def feed(self, data: bytes) -> None:

@@ -184,3 +184,23 @@ async def test_without_file_descriptors_connections_wait(
     assert [("no connection can be accepted" in one.getMessage(), one.exc_info) for one in lines] == [(True, None)] * 3
     server.stop()
     await server.close_all_connections()
+
+
+async def test_connections_that_cannot_be_taken_over_cost_a_line_each(
+    url: str, app: AsrApplication, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without file descriptors there are many of them, and each had a traceback."""
+
+    def dup(_socket: socket.socket) -> socket.socket:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as none_left:
+        none_left.setattr(socket.socket, "dup", dup)
+        for _ in range(3):
+            client = await WsClient.open(url)
+            await until(lambda client=client: client.closed)
+    await until(lambda: not gateway.connections)
+    lines = [record for record in caplog.records if record.name == "asrserver.frames"]
+    assert len(lines) == 3
+    assert all("Too many open files" in record.getMessage() and record.exc_info is None for record in lines)
+    assert not [record for record in caplog.records if record.exc_info]
