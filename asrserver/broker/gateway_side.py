@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import redis
 
-from asrserver.broker import replies, scripts
+from asrserver.broker import audio_scripts, replies, scripts
 from asrserver.broker.batching import Batch, ChunkBatcher
 from asrserver.broker.client_secrets import ClientSecretStore
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
@@ -23,6 +24,7 @@ from asrserver.broker.keys import (
     tasks_key,
     transcript_key,
 )
+from asrserver.broker.large_chunks import PART_BYTES, LargeChunks
 from asrserver.broker.pipeline import ScriptCall, encode
 from asrserver.broker.quota import Quota
 from asrserver.broker.subscription import listen
@@ -36,7 +38,7 @@ REFRESH_BATCH = 200
 #: Sessions that one script looks at, to find those that are not stored yet: it holds Redis for less than a millisecond.
 MAX_UNSTORED = 500
 
-#: The errors for the refusals of scripts.APPEND.
+#: The errors for the refusals of audio_scripts.APPEND.
 _NOT_APPENDED = {
     0: ("session_moved", "the session was resumed elsewhere"),
     -1: ("broker_error", "an earlier chunk could not be written"),
@@ -62,7 +64,8 @@ class GatewayBroker(BrokerConnection):
         super().__init__(url, name)
         self.quota = Quota(self.pipeline)
         self.client_secrets = ClientSecretStore(self.pipeline)
-        self._batcher = ChunkBatcher(self._append)
+        self._large = LargeChunks(self.pipeline, name)
+        self._batcher = ChunkBatcher(lambda sid, batch: self._large.in_order(sid, partial(self._append, sid, batch)))
 
     async def close(self) -> None:
         """Send all waiting chunks, wait until all commands have their replies, and disconnect."""
@@ -115,7 +118,7 @@ class GatewayBroker(BrokerConnection):
         self._batcher.flush(sid)
         keys = (session_key(sid), OPEN)
         arguments = (sid, self.name, deadline, owner, int(detached))
-        reply = await self.pipeline.submit("EVAL", scripts.RESUME, 2, *keys, *arguments)
+        reply = await self._large.submit(sid, "EVAL", scripts.RESUME, 2, *keys, *arguments)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     async def end_session(
@@ -148,7 +151,7 @@ class GatewayBroker(BrokerConnection):
         conditions = ("" if overdue is None else overdue, "" if last is None else last)
         arguments = (sid, seen or self.name, self.name, status, deadline, *conditions)
         try:
-            reply = await self.pipeline.submit("EVAL", scripts.END, 3, *keys, *arguments)
+            reply = await self._large.submit(sid, "EVAL", scripts.END, 3, *keys, *arguments)
         except redis.ResponseError as exc:
             if "no such key" in str(exc):
                 return False
@@ -174,7 +177,7 @@ class GatewayBroker(BrokerConnection):
         """
         self._batcher.flush(sid)
         keys = (session_key(sid), audio_key(sid))
-        return self.pipeline.submit("EVAL", scripts.FLUSH, 2, *keys, sid, self.name, number)
+        return self._large.submit(sid, "EVAL", scripts.FLUSH, 2, *keys, sid, self.name, number)
 
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
@@ -273,17 +276,20 @@ class GatewayBroker(BrokerConnection):
             else:
                 batch.answer(reply if isinstance(reply, Exception) else Unavailable(*_NOT_APPENDED[reply]))
 
+        if batch.size > PART_BYTES and len(batch.data) == 1:
+            self._large.append(sid, batch, replied)
+            return
         before = b"" if batch.before is None else b"%d" % batch.before
         data = batch.data[0] if len(batch.data) == 1 else b"".join(batch.data)
         arguments = (b"%d" % batch.index, before, data, b"%.6f" % batch.received, b"%d" % len(batch.data))
         keys = encode(session_key(sid).encode(), audio_key(sid).encode())
-        call = ScriptCall(scripts.APPEND, keys, self.name, len(arguments), encode(*arguments))
+        call = ScriptCall(audio_scripts.APPEND, keys, self.name, len(arguments), encode(*arguments))
         self.pipeline.call(replied, call, size=batch.size + 100)
 
     @property
     def bytes_on_their_way(self) -> int:
         """Bytes that wait for the replies of Redis. Those that wait for their batch are bounded by the batcher."""
-        return self.pipeline.bytes
+        return self.pipeline.bytes + self._large.bytes
 
     # -- events ------------------------------------------------------------------------------------------------------
 

@@ -22,13 +22,15 @@ asr_finished                       sorted set, session id → when its final    
                                    by the clock of Redis)
 asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       gateway, worker,   TTL once the session
                                    owner, created, options; first, last        supervisor         is stored
-                                   (chunk indexes), flushes (number), end                         (session_ttl)
+                                   (chunk indexes), part (the last one of a                       (session_ttl)
+                                   large chunk), flushes (number), end
                                    (status), detached, deleted; state (where a next worker continues),
                                    charged (seconds charged without an
                                    event), strike:<entry>
 asr_audio:{sid}                    stream, ids <index+1>-0: the bytes of one   gateway            trimmed behind what
                                    chunk, or of `n` consecutive ones under                        durable events cover;
-                                   the index of the last; control entries at                      TTL as above
+                                   the index of the last; control entries, and                    TTL as above
+                                   the first parts of a large chunk, at
                                    <last>-<k>
 asr_events:{sid}                   stream, ids <epoch>-<n>: claims of workers  worker             trimmed once stored
                                    and durable events, fenced by the epoch                        and delivered; TTL as

@@ -53,7 +53,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a session's audio: consecutive chunks, a flush, or the end.
+    """One entry of a session's audio: consecutive chunks, a part of a large one, a flush, or the end.
 
     Attributes:
         id: The id of the stream entry.
@@ -62,6 +62,8 @@ class Entry:
         received: When the gateway had the first chunk, in seconds since the epoch.
         chunks: The number of chunks.
         flush: The number of the flush; 0 for the others.
+        part: Of a part of a chunk: its number, from 0. None for the others.
+        parts: Of a large chunk, whose last part this is: how many were before it.
     """
 
     id: str
@@ -70,6 +72,8 @@ class Entry:
     received: float | None = None
     chunks: int = 1
     flush: int = 0
+    part: int | None = None
+    parts: int = 0
 
     @property
     def index(self) -> int:
@@ -134,6 +138,7 @@ def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     """Decode an entry of a session's audio."""
     status = fields.get(b"s")
     received = fields.get(b"at")
+    number = int(fields.get(b"p", 0))
     return Entry(
         entry_id.decode(),
         fields.get(b"d"),
@@ -141,4 +146,6 @@ def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         float(received) if received else None,
         int(fields.get(b"n", 1)),
         int(fields.get(b"f", 0)),
+        part=number if fields.get(b"t") == b"part" else None,
+        parts=0 if fields.get(b"t") == b"part" else number,
     )

@@ -1,9 +1,11 @@
 """The Lua scripts: commands that must be atomic. Each may be sent again after a lost reply, and then changes nothing.
 
-Above each stand its KEYS, its ARGV and its reply.
+Above each stand its KEYS, its ARGV and its reply. Those that append audio are in audio_scripts.py.
 """
 
 from __future__ import annotations
+
+from asrserver.broker.audio_scripts import CONTROL
 
 # KEYS session audio events asr_open tasks asr_offered · ARGV sid deadline nonce model field value … → 1; 0 if the id is
 # taken; or -1 if nobody has offered the model (empty: none is named) lately, so that there is no stream of its tasks
@@ -31,43 +33,6 @@ local function move(sid, from, to, ended)
     redis.call('PUBLISH', 'asr_results:' .. from, cjson.encode(news))
   end
 end
-"""
-
-# Appends entries of any number of sessions. KEYS session audio … · ARGV gateway, then index before data received chunks
-# … → for each entry: 1, the stream has it (perhaps since an earlier try whose reply was lost); 0, another gateway holds
-# the session; -1, the chunk before it is missing; -2, the session is gone; or an error. `index` is the index of the
-# last chunk of the entry, `before` that of the chunk before the first one, empty if there is none: after a chunk that
-# could not be written, none of the next may be.
-APPEND = """
-local function append(session, audio, index, before, data, received, chunks)
-  local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end')
-  if fields.err then return fields end
-  if not fields[1] then return -2 end
-  if fields[1] ~= ARGV[1] then return 0 end
-  if fields[2] and fields[2] ~= before then return tonumber(index) <= tonumber(fields[2]) and 1 or -1 end
-  if fields[3] then return -2 end
-  local id = string.format('%.0f-0', index + 1)
-  local added
-  if chunks == '1' then
-    added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received)
-  else
-    added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received, 'n', chunks)
-  end
-  if not added then return -2 end
-  if type(added) == 'table' then return added end
-  if before == '' then
-    redis.call('HSET', session, 'last', index, 'first', index)
-  else
-    redis.call('HSET', session, 'last', index)
-  end
-  return 1
-end
-local answers, at = {}, 2
-for i = 1, #KEYS, 2 do
-  answers[#answers + 1] = append(KEYS[i], KEYS[i + 1], unpack(ARGV, at, at + 4))
-  at = at + 5
-end
-return answers
 """
 
 # KEYS session · ARGV gateway. Notes that no client is connected to a session that this gateway holds.
@@ -108,23 +73,10 @@ end
 return lost
 """
 
-# Appends an entry that is no chunk, whose id follows that of the last chunk, whatever that is.
-_CONTROL = """
-local function control(audio, ...)
-  local info = redis.call('XINFO', 'STREAM', audio)
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      local ms, n = string.match(info[i + 1], '(%d+)-(%d+)')
-      redis.call('XADD', audio, 'NOMKSTREAM', ms .. '-' .. string.format('%d', n + 1), ...)
-    end
-  end
-end
-"""
-
 # KEYS session audio · ARGV sid gateway number → 1, or 0 if the session takes no more audio here. Published to the
 # workers as an end is: see END. The number tells a command that is sent again.
 FLUSH = (
-    _CONTROL
+    CONTROL
     + """
 local fields = redis.call('HMGET', KEYS[1], 'gateway', 'end', 'flushes')
 if fields[1] ~= ARGV[2] or fields[2] then return 0 end
@@ -144,7 +96,7 @@ return 1
 # closes the stream: a chunk of a gateway that slept while its session was adopted would be acknowledged and never read.
 END = (
     _MOVE
-    + _CONTROL
+    + CONTROL
     + """
 local holder = redis.call('HGET', KEYS[1], 'gateway')
 local ended = redis.call('HEXISTS', KEYS[1], 'end') == 1

@@ -5,12 +5,14 @@ What a connection is besides stands in connection.py.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable
 from typing import Any
 
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.intake import Accepted
+from asrserver.gateway.session import Session
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.protocol import native
 from asrserver.protocol.events import SessionEvent, Started
@@ -118,12 +120,28 @@ class NativeWebSocketHandler(WebSocketConnection):
 
     def _chunk(self, action: native.ChunkAction) -> Awaitable[Any] | None:
         session = self.sessions.lookup(action.session_id, action.chunk_index)
+        if action.is_large:
+            return self._large_chunk(session, action)
         try:
             audio = action.audio()
         except BadRequest as exc:
             exc.details |= session.where(action.chunk_index)
             raise
         return self.gateway.offer(session, audio, action.chunk_index).wait
+
+    async def _large_chunk(self, session: Session, action: native.ChunkAction) -> None:
+        """Take a chunk of megabytes, with turns for others while it is decoded."""
+        try:
+            pieces = []
+            for piece in action.audio_slices():
+                pieces.append(piece)
+                await asyncio.sleep(0)
+            wait = self.gateway.offer(session, b"".join(pieces), action.chunk_index).wait
+            if wait is not None:
+                await wait
+        except AsrError as exc:
+            exc.details = session.where(action.chunk_index) | exc.details
+            self.refuse_message(exc)
 
     async def _start(self, action: native.StartAction) -> None:
         start = action.start

@@ -51,9 +51,10 @@ IDLE_BLOCK_SECONDS = 1.0
 MIN_CLAIM = 4
 CLAIM_SHARE = 8
 
-#: Entries of a session read at a time: of one that sends small pieces; and of one whose chunks are large or unknown.
+#: Entries of a session read at a time: of one that sends small pieces; and of one whose chunks are large or unknown: an
+#: entry has a megabyte at most (broker/large_chunks.py).
 READ_ENTRIES = 16
-READ_LARGE_ENTRIES = 1
+READ_LARGE_ENTRIES = 4
 
 #: A larger chunk, in bytes, is large.
 LARGE_CHUNK_BYTES = 1 << 16

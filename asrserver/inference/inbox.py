@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from asrserver.broker.replies import Entry
+
+log = logging.getLogger("asrserver.consumer")
 
 #: Unread bytes from which a session's audio is read no further until some of it is processed.
 MAX_UNREAD_BYTES = 8 * 2**20
@@ -35,6 +38,7 @@ class Inbox:
         self.largest_chunk = MAX_UNREAD_BYTES
         self._arrived = arrived
         self._entries = deque[Entry]()
+        self._parts = list[Entry]()  # of a large chunk that is not whole yet
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -61,12 +65,29 @@ class Inbox:
     def put(self, entries: list[Entry]) -> None:
         """Add entries, which follow those put in before."""
         self.cursor = entries[-1].id
-        self._entries.extend(entries)
-        self.unread += sum(len(entry.data or b"") for entry in entries)
         sizes = [len(entry.data or b"") // max(1, entry.chunks) for entry in entries]
         known = 0 if self.largest_chunk == MAX_UNREAD_BYTES else self.largest_chunk
         self.largest_chunk = max(known, *sizes)
-        self._arrived()
+        whole = [entry for entry in entries if self._complete(entry)]
+        self._entries.extend(whole)
+        self.unread += sum(len(entry.data or b"") for entry in whole)
+        if whole:
+            self._arrived()
+
+    def _complete(self, entry: Entry) -> bool:
+        """Join a large chunk with its parts; return whether the entry is whole. Parts of no whole chunk are dropped."""
+        if entry.part == 0:
+            self._parts = [entry]
+        elif entry.part is not None:
+            self._parts.append(entry)
+        elif entry.parts:
+            parts, self._parts = self._parts, []
+            if [(part.part, part.received) for part in parts] != [(n, entry.received) for n in range(entry.parts)]:
+                log.error("entry %s is incomplete: it has %d of %d parts", entry.id, len(parts), entry.parts)
+            entry.data = b"".join(part.data or b"" for part in (*parts, entry))
+        else:
+            self._parts = []
+        return entry.part is None
 
     def pop(self, count: int = 1) -> None:
         """Remove the first entries, which are processed."""

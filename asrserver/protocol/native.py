@@ -20,7 +20,7 @@ A further protocol is a module like this one, over the same events and the same 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +43,7 @@ from asrserver.protocol.events import (
     SpeechStarted,
     Started,
 )
-from asrserver.protocol.json_messages import from_base64, parse_object
+from asrserver.protocol.json_messages import LARGE_TEXT, base64_slices, from_base64, parse_bulky
 from asrserver.protocol.options import Options, Resume, Start, seconds, unknown_option, valid_id, whole_number
 
 #: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
@@ -146,6 +146,15 @@ class ChunkAction:
         """Decode the audio; raises BadRequest."""
         return from_base64(self.audio_data, "audio_data")
 
+    @property
+    def is_large(self) -> bool:
+        """Whether `audio` takes long: `audio_slices` gives the same piece by piece."""
+        return isinstance(self.audio_data, str) and len(self.audio_data) > LARGE_TEXT
+
+    def audio_slices(self) -> Iterator[bytes]:
+        """Decode the audio piece by piece; raises BadRequest."""
+        return base64_slices(self.audio_data, "audio_data")
+
 
 @dataclass(frozen=True, slots=True)
 class FinishAction:
@@ -173,7 +182,7 @@ def parse(text: str) -> Action:
     Raises:
         BadRequest: It is none that the protocol has; the details say which session and which field, where it is known.
     """
-    message = parse_object(text)
+    message = parse_bulky(text, "audio_data")
     action = message.get("action")
     if action == "chunk":
         return ChunkAction(message.get("session_id"), message.get("chunk_index"), message.get("audio_data"))

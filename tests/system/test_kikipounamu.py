@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -12,12 +13,13 @@ import httpx
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from asrserver.text.wer import word_errors
 from tests.program import System
 from tests.recordings import Utterance
 from tests.servers import Servers, drop_database
 from tests.system.support import overdue
 from tests.waiting import until
-from tests.ws_client import look
+from tests.ws_client import WsClient, chunk, look
 
 pytestmark = pytest.mark.gen_test(timeout=120)
 
@@ -78,3 +80,26 @@ async def test_a_file_is_submitted_asked_for_and_heard(
             except (httpx.TransportError, KeyError):
                 await asyncio.sleep(0.1)
         assert (found["status"], found["text"]) == ("done", files[0].text)
+
+
+async def test_ten_minutes_in_one_message_stop_no_live_stream(served: System, utterances: list[Utterance]) -> None:
+    """A live stream beside it is acknowledged while it is on its way; the whole file has its text."""
+    words = list(itertools.islice(itertools.cycle(utterances[:8]), 240))
+    spoken = b"".join(utterance.pcm + bytes(32_000) for utterance in words)
+    recording = Utterance("long", " ".join(utterance.text for utterance in words), spoken)
+    assert len(spoken) > 600 * 32_000
+    url = f"ws://127.0.0.1:{served.port}/ws/asr"
+    async with await WsClient.open(url) as live, await WsClient.open(url) as ws:
+        await live.start("live", mode="stream", format="pcm_s16le")
+        await ws.start("long")
+        await ws.send(chunk("long", 0, recording.wav))
+        beside = 0
+        while len(ws.of("long", "ack")) == 1:  # that of the start
+            await live.chunk("live", beside, utterances[0].pcm[:3200])
+            beside += 1
+        assert beside > 2
+        final = await ws.finish("long")
+        assert (final["status"], final["chunk_count"]) == ("done", 1)
+        assert final["duration"] == pytest.approx(len(spoken) / 32_000, abs=0.1)
+        assert word_errors(recording.text, final["text"]) < 0.02 * len(recording.text.split())
+        assert (await live.finish("live"))["status"] == "done"
