@@ -52,7 +52,7 @@ class FakeWorker:
 
     async def flush(self, sid: str, number: int = 1) -> None:
         """Wait until a flush has come."""
-        while not any(entry.flush == number for entry in await self._entries(sid)):
+        while not any(entry.flush == number for entry in await self.entries(sid)):
             pass
 
     async def chunk(self, sid: str, index: int, text: str = "word") -> None:
@@ -66,7 +66,7 @@ class FakeWorker:
     async def ended(self, sid: str) -> str:
         """Wait for the session's end; return its status."""
         while True:
-            for entry in await self._entries(sid):
+            for entry in await self.entries(sid):
                 if entry.status is not None:
                     return entry.status
 
@@ -74,10 +74,10 @@ class FakeWorker:
         """The session's chunks by entry id, once there are `count`."""
         found: dict[str, bytes] = {}
         while len(found) < count:
-            found = {entry.id: entry.data for entry in await self._entries(sid) if entry.data is not None}
+            found = {entry.id: entry.data for entry in await self.entries(sid) if entry.data is not None}
         return found
 
-    async def _entries(self, sid: str) -> list[Entry]:
+    async def entries(self, sid: str) -> list[Entry]:
         return (await self.broker.read_audio({sid: "0-1"}, 10_000)).get(sid, [])
 
     async def close(self) -> None:

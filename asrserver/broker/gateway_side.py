@@ -179,6 +179,19 @@ class GatewayBroker(BrokerConnection):
         keys = (session_key(sid), audio_key(sid))
         return self._large.submit(sid, "EVAL", scripts.FLUSH, 2, *keys, sid, self.name, number)
 
+    async def change_options(self, sid: str, options: str) -> None:
+        """Have the audio behind the chunks that were appended before recognised with other options.
+
+        Args:
+            sid: The id of the session. Of one that takes no more audio here, nothing is changed.
+            options: As the session's hash has them.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        self._batcher.flush(sid)
+        await self.pipeline.submit("EVAL", scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options)
+
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
 

@@ -53,7 +53,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Entry:
-    """One entry of a session's audio: consecutive chunks, a part of a large one, a flush, or the end.
+    """One entry of a session's audio: consecutive chunks, a part of a large one, a flush, other options, or the end.
 
     Attributes:
         id: The id of the stream entry.
@@ -64,6 +64,7 @@ class Entry:
         flush: The number of the flush; 0 for the others.
         part: Of a part of a chunk: its number, from 0. None for the others.
         parts: Of a large chunk, whose last part this is: how many were before it.
+        options: How the audio after it is recognised, as the session's hash has it; None for the others.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Entry:
     flush: int = 0
     part: int | None = None
     parts: int = 0
+    options: str | None = None
 
     @property
     def index(self) -> int:
@@ -136,7 +138,7 @@ def texts(items: Iterable[bytes]) -> list[tuple[str, str]]:
 
 def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
     """Decode an entry of a session's audio."""
-    status = fields.get(b"s")
+    status, options = fields.get(b"s"), fields.get(b"o")
     received = fields.get(b"at")
     number = int(fields.get(b"p", 0))
     return Entry(
@@ -148,4 +150,5 @@ def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
         int(fields.get(b"f", 0)),
         part=number if fields.get(b"t") == b"part" else None,
         parts=0 if fields.get(b"t") == b"part" else number,
+        options=options.decode() if options else None,
     )

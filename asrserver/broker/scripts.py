@@ -89,6 +89,19 @@ return 1
 """
 )
 
+# KEYS session audio · ARGV gateway options → 1, or 0 if the session takes no more audio here. The next owner has them
+# from the session. Sent again, the command changes nothing.
+CHANGE = (
+    CONTROL
+    + """
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'end')
+if fields[1] ~= ARGV[1] or fields[2] then return 0 end
+control(KEYS[2], 't', 'options', 'o', ARGV[2])
+redis.call('HSET', KEYS[1], 'options', ARGV[2])
+return 1
+"""
+)
+
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue last → 1, or 0 if another gateway
 # holds the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed
 # it. With `last` (an index), -1 if the session's last chunk is another: what its client sent is not all here. The

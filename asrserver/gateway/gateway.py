@@ -36,6 +36,7 @@ from asrserver.gateway.session import Send, Session
 from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
 from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
+from asrserver.protocol import codec
 from asrserver.protocol.events import Refusal, Result
 from asrserver.protocol.options import Normalise, Options, Resume, Start
 from asrserver.storage.errors import StorageError, StorageUnavailable
@@ -239,10 +240,6 @@ class Gateway:
         self._refuse_when_closing()
         return await self.sessions.resume(asked, send, owner)
 
-    async def replay(self, session: Session, events: list[Result], read: Callable[[], Awaitable[None]]) -> None:
-        """Deliver the events that `resume` returned; see Sessions.replay."""
-        await self.sessions.replay(session, events, read)
-
     async def queue_position(self, options: Options) -> int:
         """How many sessions wait for a worker before one that was started just now; 0 if it need not wait."""
         return max(0, await self.broker.status.waiting(options.model) - 1)
@@ -258,6 +255,13 @@ class Gateway:
     def room_for(self, session: Session) -> Awaitable[bool] | None:
         """Return what to wait for before more of a session's audio is offered; see RoomGate.for_audio."""
         return self.room.for_audio(session)
+
+    def change_hotwords(self, session: Session, hotwords: str) -> None:
+        """Give a session other hot words, beside those of the setting hotwords-file, for the segments that follow."""
+        joined = self._hotwords.join(hotwords, self.access.key(session.owner))
+        session.options = session.options.with_hotwords(joined)
+        change = self.broker.change_options(session.id, codec.encode_options(session.options))
+        self._tasks.spawn(change, f"options {session.id}")
 
     def finish(self, session: Session) -> None:
         """End a session as its client asks; see Sessions.finish."""

@@ -10,7 +10,7 @@ from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.protocol import assemblyai, model_names
 from asrserver.protocol.events import Refusal, SessionEvent
 from asrserver.protocol.json_messages import parse_object
-from asrserver.protocol.options import Options
+from asrserver.protocol.options import Options, hotwords_of, join_hotwords
 
 #: Seconds that clients are told a session may last, where there is no limit.
 UNLIMITED_SECONDS = 86_400.0
@@ -61,6 +61,9 @@ class AssemblyAiHandler(LiveSessionConnection):
             case "Terminate":
                 self.end_audio()
             case "UpdateConfiguration":
+                keyterms = hotwords_of(message.get("keyterms_prompt"), "keyterms_prompt")
+                if keyterms is not None:
+                    self.change_hotwords(join_hotwords(keyterms))
                 self._send(self._turns.configured(message))
         return None
 

@@ -18,6 +18,7 @@ from asrserver.protocol import deepgram, deepgram_recorded, model_names
 from asrserver.protocol.deepgram_recorded import RecordedRequest
 from asrserver.protocol.events import Final, Flushed, SegmentResult, SessionEvent
 from asrserver.protocol.frames import SERVER_ERROR
+from asrserver.protocol.options import hotwords_of, join_hotwords
 
 #: Seconds without a message after which a client counts as gone.
 SILENT_SECONDS = 10.0
@@ -101,9 +102,19 @@ class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
             case "CloseStream":
                 self.end_audio()
             case "Configure":
-                self._send(self.results.configured(message))
+                self._configure(message)
             case other:
                 raise BadRequest("unknown_action", f"there is no message of the type {other[:50]!r}")
+
+    def _configure(self, message: dict[str, Any]) -> None:
+        try:
+            keyterms = hotwords_of(message.get("keyterms"), "keyterms")
+        except BadRequest as exc:
+            self.send(self.results.not_configured(exc))
+            return
+        if keyterms is not None:
+            self.change_hotwords(join_hotwords(keyterms))
+        self.send(self.results.configured(keyterms))
 
     def tell(self, event: SessionEvent) -> None:
         self._send(self.results.messages(event))

@@ -77,6 +77,11 @@ class LiveSessionConnection(WebSocketConnection):
         session = self.session
         return self.gateway.sessions.flush(session) if session is not None and session.state == "recording" else None
 
+    def change_hotwords(self, hotwords: str) -> None:
+        """Give the session other hot words from its next segment on. Nothing happens where it is over."""
+        if self.session is not None and self.session.state == "recording":
+            self.gateway.change_hotwords(self.session, hotwords)
+
     def end_audio(self) -> None:
         """End the audio of the session; its last events follow, and `ended`. Nothing happens where it is over."""
         if self.session is not None and self.session.state == "recording":

@@ -159,6 +159,8 @@ class Transcriber:
             await self._finish(entry, entry.status)
         elif entry.flush > self._event_log.flushed:
             await self._flush(entry)
+        elif entry.options is not None:
+            self._options = codec.decode_options(entry.options)
         self.inbox.pop()
         return True
 

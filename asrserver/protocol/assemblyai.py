@@ -51,7 +51,7 @@ MAX_SILENCE = 5000
 _SILENCES = ("min_turn_silence", "min_end_of_turn_silence_when_confident", "max_turn_silence")
 
 #: Settings that UpdateConfiguration may name and that hold for a whole session here.
-_FIXED = (*_SILENCES, "keyterms_prompt", "prompt", "language_codes")
+_FIXED = (*_SILENCES, "prompt", "language_codes")
 
 #: Error codes → AssemblyAI's.
 _CODES = {

@@ -273,13 +273,15 @@ class LiveResults:
         """Make the message that an utterance is over, unless speech has come since its last word."""
         return map(_encode, self._utterance_end() if self._last_word == last_word else ())
 
-    def configured(self, message: Mapping[str, Any]) -> Iterator[bytes]:
-        """Answer `Configure`. Features do not change anything here, and hot words are those of the session."""
-        answer = {"type": "ConfigureSuccess", "request_id": self._request_id}
-        if message.get("keyterms") is not None:
-            answer |= {"type": "ConfigureFailure", "code": "CONFIGURE_KEYTERMS_NOT_SUPPORTED"}
-            answer["description"] = "keyterms can be given when the connection is opened, and not changed"
-        yield _encode(answer)
+    def configured(self, keyterms: Sequence[str] | None) -> bytes:
+        """The answer to a `Configure` that was carried out; features do not change anything here."""
+        answer: dict[str, Any] = {"type": "ConfigureSuccess", "request_id": self._request_id}
+        return _encode(answer if keyterms is None else answer | {"keyterms": keyterms})
+
+    def not_configured(self, error: BadRequest) -> bytes:
+        """The answer to a `Configure` that was not."""
+        answer = {"type": "ConfigureFailure", "request_id": self._request_id, "code": "INVALID_KEYTERMS"}
+        return _encode(answer | {"description": error.message})
 
     def _messages(self, event: SessionEvent) -> Iterator[dict[str, Any]]:
         match event:

@@ -194,6 +194,10 @@ class Options(msgspec.Struct, frozen=True):
         """Code of the language of the texts; None: that of what is spoken, which is detected."""
         return "en" if self.task == "translate" else self.language
 
+    def with_hotwords(self, hotwords: str) -> Options:
+        """The same with other hot words."""
+        return msgspec.structs.replace(self, hotwords=hotwords)
+
     @property
     def bytes_per_second(self) -> int:
         """Of headerless audio."""
@@ -245,6 +249,15 @@ class Resume:
 def join_hotwords(words: Iterable[str]) -> str:
     """Hot words as one text, of MAX_TEXT characters at most."""
     return WORD_SEPARATOR.join(words)[:MAX_TEXT]
+
+
+def hotwords_of(value: Any, name: str) -> list[str] | None:
+    """The hot words of a message that changes them; None: it does not. Raises BadRequest, which names the field."""
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(one, str) and "\x00" not in one for one in value):
+        raise BadRequest("bad_request", f"{name} must be a list of texts")
+    return [word for one in value if (word := one.strip())]
 
 
 def valid_id(value: Any, name: str) -> str:

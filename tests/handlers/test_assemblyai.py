@@ -68,6 +68,10 @@ async def test_a_bad_message_is_a_warning(url: str, gateway: Gateway) -> None:
         found = await ws.call("hello")
         assert (found["type"], found["warning_code"]) == ("Warning", 4100)
         assert (await ws.call({"type": "UpdateConfiguration", "prompt": "x"}))["type"] == "Warning"
+        assert "keyterms_prompt" in (await ws.call({"type": "UpdateConfiguration", "keyterms_prompt": 1}))["warning"]
+        await ws.send({"type": "UpdateConfiguration", "keyterms_prompt": ["Rome"]})
+        [session] = gateway.sessions.values()
+        await until(lambda: session.options.hotwords == "Rome")
         assert not ws.closed
 
 

@@ -16,13 +16,14 @@ from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.app import AsrApplication
 from asrserver.handlers.deepgram import SILENT_SECONDS
+from asrserver.protocol import codec
 from tests.api_keys import GIVEN
 from tests.events import segment
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO, only_socket
 from tests.handlers.uploads import FILE, Http, answer
 from tests.waiting import until
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, look
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -76,6 +77,28 @@ async def test_a_live_session(http_server: HTTPServer, base_url: str, gateway: G
         assert (await ws.next())["sha256"] == hashlib.sha256(AUDIO).hexdigest()
         await until(lambda: ws.closed)
         assert ws.connection.close_code == 1000
+
+
+async def test_other_hot_words(http_server: HTTPServer, base_url: str, gateway: Gateway, worker: FakeWorker) -> None:
+    """The worker reads of them between the audio; the next owner of the session has them too."""
+    async with await listen(http_server, base_url, "&keyterm=Tokyo", **KEY) as ws:
+        [sid] = gateway.sessions
+        await worker.take(sid)
+        await ws.send(AUDIO)
+        done = await ws.call({"type": "Configure", "keyterms": [" Madrid ", "", "Rome"]})
+        assert (done["type"], done["keyterms"]) == (CONFIGURED, ["Madrid", "Rome"])
+        for bad in ("Rome", [1]):
+            failed = await ws.call({"type": "Configure", "keyterms": bad})
+            assert (failed["type"], failed["code"]) == ("ConfigureFailure", "INVALID_KEYTERMS")
+        await ws.send(AUDIO)
+        await worker.audio(sid, 2)
+        entries = await worker.entries(sid)
+        assert [entry.data for entry in entries] == [AUDIO, None, AUDIO]
+        changed = entries[1].options
+        assert changed is not None
+        assert codec.decode_options(changed).hotwords == "Madrid, Rome"
+        with look(gateway.settings.redis_url) as client:
+            assert client.hget(f"asr_session:{{{sid}}}", "options") == changed
 
 
 async def test_a_client_that_says_nothing(

@@ -10,8 +10,12 @@ import numpy as np
 import orjson
 import pytest
 
+from asrserver.broker.replies import Entry
 from asrserver.inference import event_log
 from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.whisper import Request
+from asrserver.protocol import codec
+from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors
 from tests.audio.streams import packets_of
 from tests.recordings import Utterance
@@ -201,6 +205,26 @@ async def test_the_silence_that_ends_a_segment_is_the_sessions(
     short = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=0.3).run_owner()
     long = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=2.0).run_owner()
     assert (len(segments(short)), len(segments(long))) == (3, 1)
+
+
+async def test_other_hot_words(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the next segment on, and no text is lost by it."""
+    asked: list[str] = []
+
+    def request(*args: Any, **kwargs: Any) -> Request:
+        asked.append(args[3])
+        return Request(*args, **kwargs)
+
+    monkeypatch.setattr("asrserver.inference.transcriber.Request", request)
+    said = utterances[:2]
+    session = Session(recogniser, [one.pcm + bytes(64000) for one in said], mode="stream")
+    options = codec.encode_options(Options(mode="stream", hotwords="timer, lamp"))
+    session.entries.insert(1, Entry("1-1", None, None, options=options))
+    events = await session.run_live()
+    assert events[-1]["text"] == " ".join(one.text for one in said)
+    assert (asked[0], asked[-1]) == ("", "timer, lamp")
 
 
 async def test_a_segment_that_is_cut_says_so(recogniser: Recogniser, utterances: list[Utterance]) -> None:
