@@ -13,7 +13,7 @@ from collections.abc import Callable
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 
 #: Chunks a second, of all sessions, up to which none waits.
-FREE_RATE = 1000
+FREE_RATE = 1500
 
 #: Seconds of delay for every further chunk a second, and the longest delay in seconds.
 DELAY_PER_RATE = 250e-6

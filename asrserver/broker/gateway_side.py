@@ -25,9 +25,10 @@ from asrserver.broker.keys import (
     transcript_key,
 )
 from asrserver.broker.large_chunks import PART_BYTES, LargeChunks
-from asrserver.broker.pipeline import ScriptCall, encode
+from asrserver.broker.pipeline import ScriptCall
 from asrserver.broker.quota import Quota
 from asrserver.broker.subscription import listen
+from asrserver.broker.wire import encode
 from asrserver.errors import BadRequest, Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Published, Result

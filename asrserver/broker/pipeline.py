@@ -15,6 +15,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from asrserver.broker.wire import EncodedCommand, Wire, encode
 from asrserver.errors import Unavailable
 
 log = logging.getLogger("asrserver.broker")
@@ -22,16 +23,17 @@ log = logging.getLogger("asrserver.broker")
 #: Seconds for which commands are retried while Redis is away; then their callers get an error.
 RETRY_SECONDS = 30.0
 
-#: Seconds that all replies to one pipeline may take. There is one timeout for all of them: redis-py's own is set again
-#: for each reply, which is a tenth of the cost of a chunk here.
+#: Seconds that all replies to one pipeline may take, and the connection before it.
 REPLY_SECONDS = 5.0
 
 #: Seconds that Redis may take to answer where a client waits for it.
 ASK_SECONDS = 3.0
 
-#: Seconds between pipelines, at least and at most: a pipeline costs as much as ten commands. The pause grows with the
-#: number of commands in the last pipeline: at 5,000 chunks a second a hundred of them share one.
-MIN_LINGER_SECONDS = 0.004
+#: Commands that a pipeline carries without a pause after it, seconds of pause for each further one, and the longest
+#: pause. While few come, each goes when the replies to those before are there; at 5,000 chunks a second a hundred share
+#: a pipeline, and one write and sync of Redis.
+FREE_COMMANDS = 4
+LINGER_SECONDS_EACH = 0.0002
 MAX_LINGER_SECONDS = 0.02
 
 #: Commands in one pipeline at most, so that one flush never blocks the event loop for long.
@@ -42,8 +44,8 @@ MAX_BATCH = 500
 MAX_MERGED_CALLS = 64
 MAX_MERGED_BYTES = 1 << 20
 
-#: Errors that mean "Redis cannot be reached now". BusyLoadingError: it is reading its append-only file.
-CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError)
+#: Errors that mean "Redis cannot be reached now", or is still reading its append-only file.
+CONNECTION_ERRORS = (redis.ConnectionError, redis.TimeoutError, OSError)
 
 
 class ScriptCall(NamedTuple):
@@ -62,34 +64,6 @@ class ScriptCall(NamedTuple):
     common: str
     argument_count: int
     arguments: bytes
-
-
-class EncodedCommand(tuple[bytes, ...]):
-    """A whole command in the Redis protocol. For a chunk's command redis-py 8 takes 20 µs to encode it, hiredis 40."""
-
-    __slots__ = ()
-
-
-def encode(*arguments: bytes) -> bytes:
-    """Return arguments in the Redis protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
-    return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
-
-
-class _EncodedConnection:
-    """Mixin of a redis-py connection: it sends an EncodedCommand, given as the last argument, as it is.
-
-    The pipelines of redis-py 7 and 8 let the connection pack their commands with `pack_commands`. Where a later version
-    does not, redis-py refuses the type of the argument with a DataError: nothing wrong is ever sent.
-    """
-
-    def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
-        output: list[bytes] = []
-        for command in commands:
-            if isinstance(command[-1], EncodedCommand):
-                output += command[-1]
-            else:
-                output += super().pack_commands([command])  # type: ignore[misc]
-        return output
 
 
 def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyncio.Redis:
@@ -111,10 +85,6 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
         health_check_interval=0,
         retry=Retry(NoBackoff(), 0),
     )
-    kind = pool.connection_class  # the URL decides: TCP, TLS, Unix socket
-    if not hasattr(kind, "pack_commands"):
-        raise RuntimeError(f"redis-py {redis.__version__} is not supported: its connections have no pack_commands")
-    pool.connection_class = type(kind.__name__, (_EncodedConnection, kind), {})
     return redis.asyncio.Redis.from_pool(pool)
 
 
@@ -138,12 +108,13 @@ class Pipeline:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._wire: Wire | None = None
         self._pending: list[_Pending] = []
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
         self._closed = False
         self._sent = 0.0
-        self._linger = MIN_LINGER_SECONDS
+        self._linger = 0.0
         self.back_at = 0.0
         self.bytes = 0
         self.on_replies: Callable[[], None] = _nothing
@@ -200,6 +171,8 @@ class Pipeline:
         """Wait as `drain` does; from then on no command is taken, and callers get Unavailable."""
         await self.drain()
         self._closed = True
+        if self._wire is not None:
+            await self._wire.close()
 
     async def _run(self) -> None:
         try:
@@ -211,7 +184,7 @@ class Pipeline:
                 self._sent = time.monotonic()
                 batch = self._pending[:MAX_BATCH]
                 del self._pending[:MAX_BATCH]
-                self._linger = min(MIN_LINGER_SECONDS * (1 + len(batch) // 4), MAX_LINGER_SECONDS)
+                self._linger = min(LINGER_SECONDS_EACH * max(0, len(batch) - FREE_COMMANDS), MAX_LINGER_SECONDS)
                 groups = list(_merged(batch))
                 replies = await self._execute([command for command, _ in groups])
                 for (_, members), reply in zip(groups, replies, strict=True):
@@ -237,18 +210,14 @@ class Pipeline:
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         delay = 0.05
         while True:
-            pipe = self._client.pipeline(transaction=False)
-            for command in _abbreviated(commands):
-                pipe.execute_command(*command)
             try:
                 async with asyncio.timeout(REPLY_SECONDS):
-                    replies = await pipe.execute(raise_on_error=False)
-                loading = next((reply for reply in replies if isinstance(reply, redis.BusyLoadingError)), None)
-                if loading is None:
-                    if self._away_since is not None:
-                        self._away_since, self.back_at = None, time.monotonic()
-                    return replies
-                reason: BaseException = loading
+                    if self._wire is None or self._wire.lost:
+                        self._wire = await Wire.connect(self._client)
+                    replies = await self._wire.execute(list(_abbreviated(commands)))
+                if self._away_since is not None:
+                    self._away_since, self.back_at = None, time.monotonic()
+                return replies
             except CONNECTION_ERRORS as exc:
                 reason = exc
             except Exception as exc:

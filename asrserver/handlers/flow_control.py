@@ -30,7 +30,7 @@ GIVEN_UP_BYTES = 1 << 16
 #: Messages a second, of all connections, up to which reading is not paused; for each further one, the seconds of the
 #: pause after each read of a connection; and the longest pause. Every read costs as much as handling the message in it,
 #: and the longer the pause, the more messages a read has.
-FREE_MESSAGES_PER_SECOND = 1000
+FREE_MESSAGES_PER_SECOND = 1500
 PAUSE_SECONDS_EACH = 125e-6
 MAX_PAUSE_SECONDS = 0.5
 

@@ -15,7 +15,6 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker import pipeline as pipeline_module
 from asrserver.broker.gateway_side import GatewayBroker
-from asrserver.broker.pipeline import EncodedCommand, connect, encode
 from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
@@ -144,20 +143,6 @@ async def test_a_silent_subscription_is_asked(
     assert len(subscribed) == 1
     task.cancel()
     await asyncio.wait([task])
-
-
-@pytest.mark.gen_test
-async def test_redis_py_sends_an_encoded_command_as_it_is(redis_url: str, db: redis.Redis) -> None:
-    """A redis-py that packs commands in another way must fail here, and not later."""
-    async with connect(redis_url, timeout=5.0) as client:
-        pipe = client.pipeline(transaction=False)
-        pipe.execute_command("SET", "before", "1")
-        pipe.execute_command("SET", EncodedCommand((b"*3\r\n" + encode(b"SET"), encode(b"key\r\n", b"\x00\r\n"))))
-        pipe.execute_command("GET", "before")
-        assert await pipe.execute() == [True, True, b"1"]
-        assert db.get("key\r\n") == "\x00\r\n"
-        with pytest.raises(redis.DataError):  # what it does where it does not know such a command: nothing is sent
-            await client.execute_command("SET", EncodedCommand((b"",)))
 
 
 @pytest.mark.gen_test

@@ -1,0 +1,140 @@
+"""The connection of a pipeline: redis-py connects it, hiredis reads it, and nothing is between them and the socket.
+
+redis-py 8.1 spends 80 µs on each pipeline and 8 µs on each command in it: on streams, locks, a pool, and arguments that
+are packed one by one. This takes 11 µs, and 0.6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import hiredis
+import redis
+import redis.asyncio
+
+_MORE = object()  # what hiredis returns while a reply is not whole
+
+
+class EncodedCommand(tuple[bytes, ...]):
+    """A whole command in the Redis protocol, in pieces. For a chunk's command hiredis takes 40 µs to encode it."""
+
+    __slots__ = ()
+
+
+def encode(*arguments: bytes) -> bytes:
+    """Return arguments in the Redis protocol: https://redis.io/docs/latest/develop/reference/protocol-spec/"""
+    return b"".join([piece for argument in arguments for piece in (b"$%d\r\n" % len(argument), argument, b"\r\n")])
+
+
+class Wire(asyncio.Protocol):
+    """An open connection, for one batch of commands at a time.
+
+    Attributes:
+        lost: It cannot be used any more.
+    """
+
+    def __init__(self, connection: Any, callbacks: Any) -> None:
+        """Take a connection over; see `connect`."""
+        self.lost = False
+        self._connection = connection
+        self._callbacks = callbacks
+        self._reader = hiredis.Reader(
+            protocolError=redis.InvalidResponse, replyError=connection._parser.parse_error, notEnoughData=_MORE
+        )
+        self._replies: list[Any] = []
+        self._wanted = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._transport = connection._writer.transport
+        self._before = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+
+    @classmethod
+    async def connect(cls, client: redis.asyncio.Redis) -> Wire:
+        """Connect as a client does: with its address, TLS, password and database.
+
+        Raises:
+            redis.RedisError, OSError: Redis cannot be reached, or refuses.
+        """
+        connection = client.connection_pool.make_connection()
+        try:
+            await connection.connect()
+            return cls(connection, client.response_callbacks)
+        except BaseException:
+            connection._close()
+            raise
+
+    async def execute(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands in one write, and wait for all replies. Whoever gives up waiting closes the connection.
+
+        Args:
+            commands: Each is its name and arguments, or ends with an EncodedCommand, which is sent instead.
+
+        Returns:
+            The replies as redis-py's methods return them; the errors among them are redis.ResponseErrors.
+
+        Raises:
+            redis.ConnectionError: The connection is lost, or Redis is not ready.
+        """
+        if self.lost:
+            raise redis.ConnectionError("the connection to Redis is lost")
+        self._replies, self._wanted = [], len(commands)
+        self._waiter = asyncio.get_running_loop().create_future()
+        self._transport.writelines([piece for command in commands for piece in _pieces(command)])
+        try:
+            await self._waiter
+            refused = next((reply for reply in self._replies if isinstance(reply, redis.ConnectionError)), None)
+            if refused is not None:  # it is loading, for example
+                raise refused
+        except BaseException:  # a reply that came later would be taken for that to another command
+            self.abort()
+            raise
+        finally:
+            self._waiter = None
+        return [self._parsed(command, reply) for command, reply in zip(commands, self._replies, strict=True)]
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        self._fail(redis.ConnectionError("the connection to Redis was given up"))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self.lost = True
+        await self._connection.disconnect()
+
+    # -- asyncio.Protocol --------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Some bytes of replies have come."""
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not _MORE:
+                self._replies.append(reply)
+        except redis.InvalidResponse as exc:
+            self._fail(redis.ConnectionError(f"Redis does not speak its protocol: {exc}"))
+            return
+        if self._waiter is None or len(self._replies) > self._wanted:
+            self._fail(redis.ConnectionError("Redis sent what nobody asked for"))
+        elif len(self._replies) == self._wanted and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        self._fail(exc or redis.ConnectionError("Redis closed the connection"))
+        self._before.connection_lost(exc)  # redis-py waits for it when it disconnects
+
+    def _fail(self, error: Exception) -> None:
+        self.lost = True
+        self._transport.abort()
+        self._connection._close()  # it warns of connections that are not
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    def _parsed(self, command: tuple[Any, ...], reply: Any) -> Any:
+        callback = self._callbacks.get(command[0])
+        return reply if callback is None or isinstance(reply, Exception) else callback(reply)
+
+
+def _pieces(command: tuple[Any, ...]) -> Sequence[bytes]:
+    return command[-1] if isinstance(command[-1], EncodedCommand) else (hiredis.pack_command(command),)
