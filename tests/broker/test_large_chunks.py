@@ -66,7 +66,7 @@ async def test_what_follows_a_large_chunk_in_its_session_waits_and_others_do_not
     assert not db.hexists(keys.session_key("s"), "part")
 
 
-@pytest.mark.gen_test
+@pytest.mark.gen_test(timeout=30)
 async def test_no_part_is_there_twice_whatever_replies_are_lost(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
 ) -> None:
@@ -76,7 +76,7 @@ async def test_no_part_is_there_twice_whatever_replies_are_lost(
     async def cut() -> None:
         while not stop:
             drop_connections(db)
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.015)
 
     cutting = asyncio.create_task(cut())
     for index in range(4):
