@@ -89,7 +89,7 @@ LIVE = [kind for kind in DIALECTS if issubclass(kind, WebSocketDialect) and kind
 async def test_a_gateway_is_killed(start: Start, redis_url: str, said: list[Utterance]) -> None:
     """All connections end, and what was said is in the history."""
     port = free_port()
-    system = start("run", "--workers", "1", "--wyoming-port", str(port)).wait_ready()
+    system = start("run", "--workers", "1", "--resume-timeout", "1", "--wyoming-port", str(port)).wait_ready()
     async with streams(system, port, DIALECTS) as clients:
         await say(clients, said[:2])
         await until_heard(redis_url, len(clients), 2)
