@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -220,7 +221,7 @@ class Whisper:
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
             attempt = self._attempt(result, encoded, number, row, language)
-            if language[1] < self.profile.sure_language and not row[1].draft:
+            if language[1] < self.profile.sure_language and not (row[1].draft or attempt.silence):
                 attempt, language = self._surest(attempt, row, detected[number])
                 languages[number] = language
             if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
@@ -350,7 +351,9 @@ class Whisper:
     def _surest(
         self, first: Attempt, row: tuple[Features, Request, float], detected: list[tuple[str, float]]
     ) -> tuple[Attempt, tuple[str, float]]:
-        """Decode a window in its most probable languages where none is certain: the text that is most probable decides.
+        """Decode a window in its most probable languages where none is certain.
+
+        Language and text together decide: the mean log-probability of a token, the language's being one of them.
 
         Args:
             first: The decoding in the most probable one.
@@ -368,7 +371,12 @@ class Whisper:
                 result = self._generate(encoded, [row], [language], 0.0)[0]
                 attempts.append((self._attempt(result, encoded, 0, row, language), language))
         self.wasted_seconds += time.monotonic() - began
-        return max(attempts, key=lambda one: (one[0].good, one[0].logprob))
+
+        def likelihood(one: tuple[Attempt, tuple[str, float]]) -> tuple[bool, float]:
+            attempt, (_, probability) = one
+            return attempt.good, attempt.logprob + math.log(max(probability, 1e-9)) / max(1, len(attempt.tokens))
+
+        return max(attempts, key=likelihood)
 
     def _detect_languages(self, encoded: Any, rows: int) -> list[list[tuple[str, float]]]:
         if self._model.is_multilingual:

@@ -300,6 +300,21 @@ async def test_the_most_probable_text_decides_where_no_language_is_certain(
     assert own_model.wasted_seconds == wasted
 
 
+async def test_silence_is_decoded_in_no_other_language(
+    own_model: Whisper, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would become a word in one of them."""
+    own_model.profile = replace(own_model.profile, sure_language=0.8)
+    monkeypatch.setattr(own_model, "_detect", lambda encoded, requests: [[("zh", 0.5), ("en", 0.4)]])
+    own_model._model = trouble = Trouble(
+        own_model._model,
+        lambda frames, options, result: (
+            result if trouble.calls[1:] else Result(result, scores=[-3.0], no_speech_prob=0.9)
+        ),
+    )
+    assert recognise(own_model, utterances[0], Request()).text == ""
+
+
 async def test_prompts(model: Whisper) -> None:
     """Hot words, then the prompt, then the start tokens; cut from the front to half of the decoder's context."""
     plain = model.prompt(Request(), "en")
