@@ -171,7 +171,9 @@ class Supervisor:
                 self._kill_all()
         elif number == signal.SIGHUP and self._stage == "running":
             if self._replacing is None and not self._to_replace:
-                self._to_replace.extend(slot for slot in self._slots if not slot.retired)
+                # Workers first: what a gateway of the next release writes, a worker of this one may not know.
+                slots = [slot for slot in self._slots if not slot.retired]
+                self._to_replace.extend(sorted(slots, key=lambda slot: slot.kind, reverse=True))
                 log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
             else:
                 log.warning("%s ignored: a rolling restart is in progress", name)

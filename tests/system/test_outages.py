@@ -238,12 +238,15 @@ def test_a_rolling_restart_that_cannot_work_is_given_up(start: Start, tmp_path: 
     system.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "rolling restart aborted" in system.output(), 60)
     assert worker in system.children("worker")
-    assert gateway not in system.children("gateway")  # it came first
+    assert gateway in system.children("gateway")  # its turn comes after the workers'
     assert system.get("/health")["status"] == "ok"
     (model / "away.bin").rename(model / "model.bin")
     system.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "rolling restart finished" in system.output(), 60)
     assert worker not in system.children("worker")
+    assert gateway not in system.children("gateway")
+    order = re.findall(r"(\w+) \S+ is ready and replaces", system.output())
+    assert order == ["worker", "gateway"]
     assert system.stop() == 0
 
 
