@@ -70,12 +70,15 @@ docs: .venv/test ## build the documentation into build/site/; warnings are error
 docs-update: .venv/test ## rewrite the generated parts of the documentation
 	$(BIN)/python tools/generate_docs.py
 
-browser: ## install Chromium for the browser test, if run as root on Debian
-	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
-		if command -v $$name >/dev/null; then exit 0; fi; done; \
+browser: ## install Chromium and Firefox for the tests of the page, if run as root on Debian
+	@missing=; \
+	for names in "chromium chromium-browser google-chrome google-chrome-stable" "firefox-esr firefox"; do \
+		found=; for name in $$names; do if command -v $$name >/dev/null; then found=$$name; break; fi; done; \
+		test -n "$$found" || missing="$$missing $${names%% *}"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; \
-	else echo "Chromium not found, and cannot be installed (not root on Debian): skipping the browser test" >&2; fi
+		apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $$missing; \
+	else echo "not found:$$missing; it cannot be installed (not root on Debian): skipping its tests" >&2; fi
 
 voices: .venv/test ## download recordings of people from Debian's packages into build/, for the test with real models
 	@$(BIN)/python tools/real_voices.py || { test -z "$$CI" && echo "SKIPPING THE TEST WITH REAL VOICES (see above)" >&2; }

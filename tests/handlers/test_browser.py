@@ -57,15 +57,19 @@ navigator.mediaDevices.getUserMedia({audio: {echoCancellation: false, noiseSuppr
 </script>"""
 
 
+def installed(name: str, found: str | None) -> str:
+    """The path of a browser. It must exist in CI, and where `make test` can install it (as root on Debian)."""
+    if found is None:
+        assert not os.environ.get("CI"), f"{name} is not installed"
+        assert os.geteuid() != 0 or not shutil.which("apt-get"), f"no {name}: `make browser` installs it"
+        pytest.skip(f"no {name}: as root on Debian `make test` installs it; else install it, then run again")
+    return found
+
+
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    """The browser's path. It must exist in CI, and where `make test` can install it (as root on Debian)."""
-    found = find()
-    if found is None:
-        assert not os.environ.get("CI"), "no browser is installed"
-        assert os.geteuid() != 0 or not shutil.which("apt-get"), "no browser: `make browser` installs Chromium"
-        pytest.skip("no browser: as root on Debian `make test` installs Chromium; else install it, then run again")
-    return found
+    """The browser's path."""
+    return installed("Chromium", find())
 
 
 @pytest.fixture

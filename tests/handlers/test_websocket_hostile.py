@@ -197,8 +197,8 @@ async def test_connections_that_cannot_be_taken_over_cost_a_line_each(
     with monkeypatch.context() as none_left:
         none_left.setattr(socket.socket, "dup", dup)
         for _ in range(3):
-            client = await WsClient.open(url)
-            await until(lambda client=client: client.closed)
+            async with await WsClient.open(url) as client:
+                await until(lambda client=client: client.closed)
     await until(lambda: not gateway.connections)
     lines = [record for record in caplog.records if record.name == "asrserver.frames"]
     assert len(lines) == 3

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from chromium import Browser, DevTools
+from firefox import Firefox
+from firefox import find as find_firefox
 
 from tests.api_keys import GIVEN
-from tests.handlers.test_browser import chromium  # noqa: F401  # a fixture
+from tests.handlers.test_browser import chromium, installed  # noqa: F401  # the first one is a fixture
 from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until
@@ -153,3 +155,26 @@ async def test_the_page(
             assert page.problems == []
             await page.open(f"http://elsewhere:{system.port}/")  # neither https nor localhost
             assert "localhost" in await page.run("document.getElementById('notices').textContent")
+
+
+@pytest.mark.gen_test(timeout=150)
+async def test_the_page_in_firefox(start: Callable[..., System]) -> None:
+    """A file; and the microphone, which hears nothing: without a sound card Firefox 153 runs no AudioContext."""
+    program = installed("Firefox", find_firefox())
+    system = start("run")
+    async with Firefox.started(program) as page:
+        await asyncio.to_thread(system.wait_ready)
+        await page.open(f"http://127.0.0.1:{system.port}/")
+        await page.until("document.querySelectorAll('#language option').length > 2")
+        assert await page.run(UNITS) == []
+        await page.run("document.getElementById('record').click()")
+        await page.until(f"{VIEW} === 'live' && document.body.dataset.state === 'open'")
+        await page.run("document.getElementById('record').click()")
+        await page.until(f"{VIEW} === 'result'")
+        assert await page.run(LINES) == []
+        await page.choose("document.getElementById('file')", RECORDINGS / "english-1.wav")
+        await page.until(f"{VIEW} === 'result' && {LINES}.length", 60)
+        assert await page.run(LINES) == [SAID["english-1.wav"]]
+        await page.run("document.querySelector('.brand').click()")
+        await page.until(f"{RECORDS}.includes({json.dumps(SAID['english-1.wav'])})")
+        assert page.problems == []
