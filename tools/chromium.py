@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
@@ -81,6 +81,30 @@ class Browser:
         self._folder.cleanup()
 
 
+class Page(Protocol):
+    """A page of a browser.
+
+    Attributes:
+        problems: What its console says of errors, in words.
+    """
+
+    problems: list[str]
+
+    async def run(self, script: str) -> Any:
+        """The value of an expression in the page."""
+
+
+async def wait_until(page: Page, condition: str, seconds: float) -> Any:
+    """Wait until an expression in a page is true; returns its value, or raises TimeoutError with what it shows."""
+    deadline = time.monotonic() + seconds
+    while not (value := await page.run(condition)):
+        if time.monotonic() > deadline:
+            shown = await page.run("document.body.innerText")
+            raise TimeoutError(f"not within {seconds:g} s: {condition}\n{page.problems}\n{shown}")
+        await asyncio.sleep(0.05)
+    return value
+
+
 class DevTools:
     """The first page of a browser that was started with --remote-debugging-port=0.
 
@@ -137,13 +161,7 @@ class DevTools:
 
     async def until(self, condition: str, seconds: float = 30.0) -> Any:
         """Wait until an expression is true; returns its value."""
-        deadline = time.monotonic() + seconds
-        while not (value := await self.run(condition)):
-            if time.monotonic() > deadline:
-                shown = await self.run("document.body.innerText")
-                raise TimeoutError(f"not within {seconds:g} s: {condition}\n{self.problems}\n{shown}")
-            await asyncio.sleep(0.05)
-        return value
+        return await wait_until(self, condition, seconds)
 
     async def open(self, url: str) -> None:
         """Go to a page."""

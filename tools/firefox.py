@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from chromium import wait_until
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 #: Names of the program.
@@ -101,13 +102,7 @@ class Firefox:
 
     async def until(self, condition: str, seconds: float = 30.0) -> Any:
         """Wait until an expression is true; returns its value."""
-        deadline = time.monotonic() + seconds
-        while not (value := await self.run(condition)):
-            if time.monotonic() > deadline:
-                shown = await self.run("document.body.innerText")
-                raise TimeoutError(f"not within {seconds:g} s: {condition}\n{self.problems}\n{shown}")
-            await asyncio.sleep(0.05)
-        return value
+        return await wait_until(self, condition, seconds)
 
     async def choose(self, element: str, file: Path) -> None:
         """Choose a file in the input that an expression gives."""
