@@ -4,7 +4,8 @@
     .venv/bin/python tools/screenshots.py
 
 Runs the server with Whisper base and a reader's voice (tools/real_voices.py), in headless Chromium. What the page then
-shows is what was recognised. Inter, Debian's fonts-inter, makes the pictures look as on most desktops.
+shows is what was recognised. Debian's fonts-inter makes the pictures look as on most
+desktops, and fonts-noto-cjk has the Chinese signs.
 """
 
 from __future__ import annotations
