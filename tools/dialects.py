@@ -223,13 +223,12 @@ class Realtime(WebSocketDialect):
 
     async def finish(self) -> str:
         await self.end()
+        await self.end()  # the answer to this one is an error: nothing is left. So all items are known then
 
         def done() -> bool:
-            """Each item has its text; there is an error where nothing was left to commit."""
-            items = len(self.of("input_audio_buffer.committed"))
-            return items == len(self._completed()) and bool(self.of("error") or items > before)
+            items = self.of("input_audio_buffer.committed")
+            return bool(self.of("error")) and len(items) == len(self._completed())
 
-        before = len(self.of("input_audio_buffer.committed"))
         await self.until(done)
         await self.close()
         return self.text()
