@@ -29,10 +29,9 @@ REPLY_SECONDS = 5.0
 #: Seconds that Redis may take to answer where a client waits for it.
 ASK_SECONDS = 3.0
 
-#: Commands that a pipeline carries without a pause after it, seconds of pause for each further one, and the longest
-#: pause. While few come, each goes when the replies to those before are there; at 5,000 chunks a second a hundred share
-#: a pipeline, and one write and sync of Redis.
-FREE_COMMANDS = 4
+#: Seconds from one pipeline to the next, at least and at most, and for each command that the one before carried. At
+#: 1,000 chunks a second two share a pipeline, and one write and sync of Redis; at 5,000 a hundred do.
+MIN_LINGER_SECONDS = 0.002
 LINGER_SECONDS_EACH = 0.0002
 MAX_LINGER_SECONDS = 0.02
 
@@ -114,7 +113,7 @@ class Pipeline:
         self._away_since: float | None = None
         self._closed = False
         self._sent = 0.0
-        self._linger = 0.0
+        self._linger = MIN_LINGER_SECONDS
         self.back_at = 0.0
         self.bytes = 0
         self.on_replies: Callable[[], None] = _nothing
@@ -184,7 +183,7 @@ class Pipeline:
                 self._sent = time.monotonic()
                 batch = self._pending[:MAX_BATCH]
                 del self._pending[:MAX_BATCH]
-                self._linger = min(LINGER_SECONDS_EACH * max(0, len(batch) - FREE_COMMANDS), MAX_LINGER_SECONDS)
+                self._linger = min(max(MIN_LINGER_SECONDS, LINGER_SECONDS_EACH * len(batch)), MAX_LINGER_SECONDS)
                 groups = list(_merged(batch))
                 replies = await self._execute([command for command, _ in groups])
                 for (_, members), reply in zip(groups, replies, strict=True):
