@@ -191,7 +191,7 @@ class GatewayBroker(BrokerConnection):
             Unavailable: Redis does not answer.
         """
         self._batcher.flush(sid)
-        await self.pipeline.submit("EVAL", scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options)
+        await self._large.submit(sid, "EVAL", scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options)
 
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.

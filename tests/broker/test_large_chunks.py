@@ -66,6 +66,16 @@ async def test_what_follows_a_large_chunk_in_its_session_waits_and_others_do_not
     assert not db.hexists(keys.session_key("s"), "part")
 
 
+@pytest.mark.gen_test
+async def test_other_options_are_for_what_follows_a_large_chunk(g: GatewayBroker, db: redis.Redis) -> None:
+    await opened(g)
+    appended = asyncio.ensure_future(append(g, 0, DATA))
+    await asyncio.sleep(0)
+    await g.change_options("s", "{}")
+    assert await appended is None
+    assert ids(db, keys.audio_key("s"))[-2:] == ["1-0", "1-1"]
+
+
 @pytest.mark.gen_test(timeout=30)
 async def test_no_part_is_there_twice_whatever_replies_are_lost(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
