@@ -15,15 +15,25 @@ local function control(audio, ...)
 end
 """
 
-# Appends an entry of audio, as APPEND describes it.
-_APPEND = """
-local function append(session, audio, index, before, data, received, chunks, parts)
-  local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end', 'part')
-  if fields.err then return fields end
+# Why a chunk is not appended, as APPEND answers; nil: it is. `fields` are the session's gateway, last and end.
+_REFUSAL = """
+local function refusal(fields, index, before)
   if not fields[1] then return -2 end
   if fields[1] ~= ARGV[1] then return 0 end
   if fields[2] and fields[2] ~= before then return tonumber(index) <= tonumber(fields[2]) and 1 or -1 end
   if fields[3] then return -2 end
+end
+"""
+
+# Appends an entry of audio, as APPEND describes it.
+_APPEND = (
+    _REFUSAL
+    + """
+local function append(session, audio, index, before, data, received, chunks, parts)
+  local fields = redis.pcall('HMGET', session, 'gateway', 'last', 'end', 'part')
+  if fields.err then return fields end
+  local refused = refusal(fields, index, before)
+  if refused then return refused end
   local id = string.format('%.0f-0', index + 1)
   local added
   if parts then
@@ -45,6 +55,7 @@ local function append(session, audio, index, before, data, received, chunks, par
   return 1
 end
 """
+)
 
 # Appends entries of any number of sessions. KEYS session audio … · ARGV gateway, then index before data received chunks
 # … → for each entry: 1, the stream has it (perhaps since an earlier try whose reply was lost); 0, another gateway holds
@@ -69,12 +80,11 @@ return answers
 # the chunk before, and the chunk's own entry follows them.
 APPEND_PART = (
     CONTROL
+    + _REFUSAL
     + """
 local fields = redis.call('HMGET', KEYS[1], 'gateway', 'last', 'end', 'part')
-if not fields[1] then return -2 end
-if fields[1] ~= ARGV[1] then return 0 end
-if fields[2] and fields[2] ~= ARGV[3] then return tonumber(ARGV[2]) <= tonumber(fields[2]) and 1 or -1 end
-if fields[3] then return -2 end
+local refused = refusal(fields, ARGV[2], ARGV[3])
+if refused then return refused end
 local attempt, part = string.match(fields[4] or '', '(%S+) (%d+)')
 if attempt == ARGV[4] then
   if tonumber(ARGV[5]) <= tonumber(part) then return 1 end

@@ -241,18 +241,23 @@ end
 return found
 """
 
+# Whether a consumer of a stream of tasks is a line of sessions that wait for a worker, see CLAIM.
+_IN_LINE = """
+local function in_line(consumer) return string.sub(consumer, 1, 8) == 'waiting:' end
+"""
+
 # KEYS tasks · ARGV group worker idle count key … → entries that this worker holds now: in turn of each API key whose
 # sessions stand in line, then those whose lease expired (not with an idle time of -1), then new ones. With keys, only
 # sessions of others: those of these keys and all that are expired or new are put in line, which is a consumer of the
 # group for each key, `waiting:<key>`. So a worker finds the sessions of one key behind any number of another's.
 # XAUTOCLAIM does not do: it looks at ten entries for each that it may return, so it would see the same living ones at
 # each call.
-CLAIM = """
+CLAIM = (
+    _IN_LINE
+    + """
 local stream, group, worker, idle, count = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local passed = {}
 for i = 5, #ARGV do passed[ARGV[i]] = true end
-
-local function in_line(consumer) return string.sub(consumer, 1, 8) == 'waiting:' end
 
 local function expired(most)
   local ids = {}
@@ -312,6 +317,7 @@ if #ARGV == 4 and #found < count then
 end
 return found
 """
+)
 
 # KEYS tasks · ARGV group worker id … → the ids that this worker still holds; only those are renewed. It is one
 # script: a worker that slept between XPENDING and XCLAIM would steal the entry back from its new owner.
@@ -398,18 +404,23 @@ return redis.error_reply(made.err)
 """
 
 # KEYS tasks · ARGV group → (entries, entries that a worker holds); the stream may have been deleted just now
-COUNT = """
+COUNT = (
+    _IN_LINE
+    + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, 0} end
 local pending = redis.pcall('XPENDING', KEYS[1], ARGV[1])
 local held = 0
 for _, consumer in ipairs(not pending.err and pending[4] or {}) do
-  if string.sub(consumer[1], 1, 8) ~= 'waiting:' then held = held + consumer[2] end
+  if not in_line(consumer[1]) then held = held + consumer[2] end
 end
 return {redis.call('XLEN', KEYS[1]), held}
 """
+)
 
 # KEYS tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
-OLDEST = """
+OLDEST = (
+    _IN_LINE
+    + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local firsts = {}
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -419,7 +430,7 @@ for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local first = redis.call('XRANGE', KEYS[1], '(' .. named['last-delivered-id'], '+', 'COUNT', 1)
     if #first > 0 then firsts[1] = first[1][1] end
     for _, consumer in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
-      if string.sub(consumer[1], 1, 8) == 'waiting:' then
+      if in_line(consumer[1]) then
         firsts[#firsts + 1] = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, consumer[1])[1][1]
       end
     end
@@ -430,3 +441,4 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for _, id in ipairs(firsts) do oldest = math.max(oldest, now - string.match(id, '(%d+)-')) end
 return oldest
 """
+)
