@@ -55,8 +55,8 @@ soak: .venv/test ## run the slow tests (up to an hour)
 clients: .venv/test voices build/clients/installed ## test with the official clients of other protocols (Python, Node, agents)
 	$(BIN)/python -m pytest tests/clients tests/system/*client*.py tests/system/test_openai_faults.py
 
-fuzz: .venv/test ## feed 20,000 damaged recordings to the decoders (a few minutes)
-	$(BIN)/python tools/fuzz_audio.py
+fuzz: .venv/test ## feed damaged recordings to the decoders: make fuzz [MUTANTS=20000 SEED=1], 200 a second on one core
+	$(BIN)/python tools/fuzz_audio.py --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),1)
 
 lint: .venv/test ## check style and types
 	$(BIN)/ruff check .

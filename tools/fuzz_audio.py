@@ -1,54 +1,60 @@
 #!/usr/bin/env python3
 """Feed damaged recordings to the decoders, and fail on crash, hang, memory or time.
 
-    python tools/fuzz_audio.py [--mutants 20000] [--seed 1] [--only NAME]
+    python tools/fuzz_audio.py [--mutants 20000] [--seed 1] [--jobs N] [--only NAME] [--folder build/fuzz]
+    python tools/fuzz_audio.py --seed 1 --show NUMBER
 
-Short recordings in every format are damaged: bytes and runs are overwritten, removed, repeated, or taken from another
-format. Each mutant is decoded as a stream cut anywhere and as a whole file. Anything but samples or an AudioError is a
-failure, as are more than 2 s of CPU (beside the audio's own cost), 20 s without an end, and 50 MB of growth. The mutant
-that is in hand when the process dies is left in the file that --keep names.
+Short recordings in every format are damaged: bits, bytes, lengths and runs are changed, removed, repeated, or taken
+from another format. Each mutant is decoded as a stream cut anywhere, sometimes with another decoder taking over in the
+middle, and as a whole file. Anything but samples or an AudioError is a failure, as are more than 2 s of CPU (beside the
+audio's own cost), 30 s without an end, and 50 MB of growth.
+
+A mutant follows from the seed and its number. They are decoded in blocks, each in a process of its own, so that one
+that dies takes no others with it. FOLDER keeps the recordings, the mutants that failed, and a journal for each seed, in
+which a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
+import json
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from asrserver.audio import SAMPLE_RATE, files
-from asrserver.audio.stream import StreamDecoder
+from asrserver.audio.decoders import open_decoder, resume_decoder
+from asrserver.audio.recording import ResumePoint
 from asrserver.errors import AudioError
-from tests.audio.signals import encode, tone
-from tests.audio.streams import STREAMS
+from tests.audio.signals import encode, encode_file, tone
+from tests.audio.streams import FILES, STREAMS
 
-#: Formats that only whole files have, and that ffmpeg can write to a pipe.
-WHOLE = {
-    "aiff": ("-f aiff", "aiff"),
-    "caf": ("-f caf", "caf"),
-    "au": ("-f au", "au"),
-    "w64": ("-f w64", "w64"),
-    "mpegts": ("-c:a aac -f mpegts", "mpegts"),
-    "avi": ("-c:a libmp3lame -f avi", "avi"),
-    "asf": ("-c:a wmav2 -f asf", "asf"),
-    "flv": ("-c:a libmp3lame -ar 44100 -f flv", "flv"),
-    "mp2": ("-c:a mp2 -f mp2", "mp2"),
-    "ac3": ("-c:a ac3 -ar 48000 -f ac3", "ac3"),
-    "wav-adpcm": ("-c:a adpcm_ima_wav -f wav", "wav"),
-}
+#: Most seconds of CPU, beside so many for each second of audio; and most MB of growth, beside so many.
+CPU, CPU_PER_SECOND = 2.0, 0.01
+MEMORY, MEMORY_PER_SECOND = 50.0, 0.2
 
-#: Most seconds of CPU, beside so many for each second of audio; and most MB of growth.
-CPU, CPU_PER_SECOND, MEMORY = 2.0, 0.01, 50.0
+#: Seconds after which a mutant hangs, and bytes of memory that none may exceed.
+HANG = 30
+ADDRESS_SPACE = 6 << 30
 
-#: Seconds after which a mutant hangs.
-HANG = 20.0
+#: Mutants of a block.
+BLOCK = 1000
+
+Finding = dict[str, Any]
 
 
 def mutant(random: np.random.Generator, data: bytes, other: bytes) -> bytes:
@@ -57,7 +63,7 @@ def mutant(random: np.random.Generator, data: bytes, other: bytes) -> bytes:
     for _ in range(int(random.integers(1, 8))):
         reach = len(changed) if random.random() < 0.5 else min(len(changed), 600)
         at, length = int(random.integers(0, max(1, reach))), int(random.geometric(0.1))
-        match int(random.integers(0, 6)):
+        match int(random.integers(0, 9)):
             case 0:
                 changed[at : at + 1] = random.bytes(1)
             case 1:
@@ -67,7 +73,14 @@ def mutant(random: np.random.Generator, data: bytes, other: bytes) -> bytes:
             case 3:
                 changed[at:at] = changed[at : at + length * 10] * int(random.integers(1, 20))
             case 4:
-                changed[at : at + 4] = int(random.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])).to_bytes(4, "big")
+                edge = (0, 1, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)[int(random.integers(0, 7))]
+                changed[at : at + 4] = edge.to_bytes(4, ("big", "little")[int(random.integers(0, 2))])
+            case 5 if at < len(changed):
+                changed[at] ^= 1 << int(random.integers(0, 8))
+            case 6 if at < len(changed):
+                changed[at] = changed[at] + int(random.integers(-4, 5)) & 0xFF
+            case 7:
+                del changed[len(changed) - length * 100 :]
             case _:
                 begin = int(random.integers(0, len(other)))
                 changed[at : at + length] = other[begin : begin + length * 10]
@@ -83,68 +96,203 @@ def pieces(random: np.random.Generator, data: bytes) -> Iterator[bytes]:
         at += size
 
 
-def decode(random: np.random.Generator, data: bytes, kind: str) -> float:
-    """Decode a mutant in both ways; return its seconds of audio."""
-    samples = 0
-    try:
-        decoder = StreamDecoder(kind)
-        for piece in pieces(random, data):
-            try:
-                samples += len(decoder.feed(piece))
-            except AudioError:
-                continue
+def stream(random: np.random.Generator, data: bytes, kind: str, point: ResumePoint | None = None) -> int:
+    """Decode a mutant as a stream, from a point on or from the beginning; return the number of samples."""
+    decoder, samples, offset = open_decoder(kind, SAMPLE_RATE, 1), 0, 0
+    if point is not None:
+        decoder, offset = resume_decoder(point), point.offset
+    handed_over = offset + int(random.integers(0, len(data) + 1)) if point is None and random.random() < 0.3 else -1
+    for piece in pieces(random, data[offset:]):
+        with contextlib.suppress(AudioError):
+            samples += len(decoder.feed(piece))
+        offset += len(piece)
+        if 0 <= handed_over < offset:
+            point = decoder.resume_point(max(0, decoder.position - int(random.integers(0, SAMPLE_RATE))))
+            point = msgspec.json.decode(msgspec.json.encode(point), type=ResumePoint)
+            if not 0 <= point.offset <= offset:
+                raise ValueError(f"a resume point at byte {point.offset} of {offset}")
+            return samples + stream(random, data, kind, point)
+    with contextlib.suppress(AudioError):
         samples += len(decoder.flush())
-    except AudioError:
-        pass
-    try:
+    return samples
+
+
+def decode(random: np.random.Generator, data: bytes, kind: str) -> float:
+    """Decode a mutant in all ways; return its seconds of audio."""
+    found = np.zeros(0, np.float32)
+    with contextlib.suppress(AudioError):
         found = files.decode_file(data, kind, 600).samples
-    except AudioError:
-        found = np.zeros(0, np.float32)
     if not np.isfinite(found).all():
         raise ValueError("samples that are no numbers")
-    return (samples + len(found)) / SAMPLE_RATE
+    return (stream(random, data, kind) + len(found)) / SAMPLE_RATE
 
 
-def peak() -> float:
-    """The most memory that the process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory(field: str) -> float:
+    """Resident memory of the process in MB: VmRSS, or VmHWM, the most since `forget_peak`."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def recordings(folder: Path) -> dict[str, tuple[bytes, str]]:
+    """Name → (bytes, container) of the intact recordings; they are encoded once."""
+    found = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, row in (STREAMS | FILES).items():
+        path = folder / f"{name}.{row[1]}"
+        if not path.exists():
+            partly = path.with_suffix(".part")
+            if name in FILES:
+                with tempfile.TemporaryDirectory() as here:
+                    partly.write_bytes(encode_file(tone(0.6), row[0], Path(here)))
+            else:
+                partly.write_bytes(encode(tone(0.6), row[0]))
+            partly.rename(path)
+        found[name] = (path.read_bytes(), row[1])
+    return found
+
+
+class Mutants:
+    """The mutants of a seed."""
+
+    def __init__(self, seed: int, folder: Path, only: str | None) -> None:
+        self._seed = seed
+        self._all = recordings(folder / "recordings")
+        self._names = [only] if only else list(self._all)
+
+    def make(self, number: int) -> tuple[np.random.Generator, str, bytes, str]:
+        """(random numbers for the rest, name, bytes, container) of a mutant."""
+        random = np.random.default_rng((self._seed, number))
+        name = self._names[number % len(self._names)]
+        data, kind = self._all[name]
+        others = list(self._all)
+        return random, name, mutant(random, data, self._all[others[int(random.integers(0, len(others)))]][0]), kind
+
+    def warm_up(self) -> None:
+        """Load what is loaded once."""
+        for data, kind in self._all.values():
+            decode(np.random.default_rng(0), data, kind)
+
+
+def run_block(mutants: Mutants, begin: int, end: int) -> None:
+    """Decode mutants; print the findings as lines of JSON. The one in hand is the last line that names a number."""
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
+    mutants.warm_up()
+    hand = os.open(os.environ["FUZZ_IN_HAND"], os.O_WRONLY | os.O_CREAT)
+    for number in range(begin, end):
+        os.pwrite(hand, b"%12d" % number, 0)
+        random, name, data, kind = mutants.make(number)
+        faulthandler.dump_traceback_later(HANG, exit=True)
+        forget_peak()
+        before, cpu, seconds, error = memory("VmRSS"), time.process_time(), 0.0, ""
+        try:
+            seconds = decode(random, data, kind)
+        except BaseException as exc:
+            error = f"{type(exc).__name__}: {exc}"
+        cpu, grown = time.process_time() - cpu, memory("VmHWM") - before
+        if error or cpu > CPU + CPU_PER_SECOND * seconds or grown > MEMORY + MEMORY_PER_SECOND * seconds:
+            what = error or f"{cpu:.2f} s of CPU, {grown:.0f} MB"
+            print(json.dumps({"number": number, "name": name, "what": what, "seconds": seconds}), flush=True)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def block(arguments: argparse.Namespace, begin: int, end: int) -> list[Finding]:
+    """Decode mutants in processes of their own, as many as die; return the findings."""
+    findings: list[Finding] = []
+    hand = arguments.folder / f"in-hand-{begin}"
+    command = [sys.executable, __file__, "--seed", str(arguments.seed), "--folder", str(arguments.folder)]
+    command += ["--only", arguments.only] if arguments.only else []
+    at = begin
+    while at < end:
+        hand.write_text(str(at))
+        done = subprocess.run(
+            [*command, "--block", str(at), str(end)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"FUZZ_IN_HAND": str(hand), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        findings += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        if done.returncode == 0:
+            break
+        at = int(hand.read_text()) + 1
+        what = f"the process ended with {done.returncode}"
+        findings.append({"number": at - 1, "name": "", "what": what, "log": done.stderr[-4000:]})
+    hand.unlink(missing_ok=True)
+    return findings
+
+
+def run_all(arguments: argparse.Namespace) -> int:
+    """Decode all mutants that the journal does not have yet; return the number of findings."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    mutants = Mutants(arguments.seed, arguments.folder, arguments.only)
+    named = f"{arguments.seed}-{arguments.only}" if arguments.only else str(arguments.seed)
+    journal = arguments.folder / f"seed-{named}.jsonl"
+    lines = journal.read_text().splitlines() if journal.exists() and not arguments.anew else []
+    done = {row["begin"]: row for row in map(json.loads, lines)}
+    begun, total = time.monotonic(), 0
+    due = [(at, min(at + BLOCK, arguments.mutants)) for at in range(0, arguments.mutants, BLOCK)]
+    with journal.open("a" if done else "w") as file, ThreadPoolExecutor(arguments.jobs) as pool:
+        running = [
+            (at, end, pool.submit(block, arguments, at, end))
+            for at, end in due
+            if at not in done or done[at]["end"] < end
+        ]
+        for at, end, future in running:
+            row = done[at] = {"begin": at, "end": end, "findings": future.result()}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            for finding in row["findings"]:
+                _, name, data, kind = mutants.make(finding["number"])
+                path = arguments.folder / f"mutant-{arguments.seed}-{finding['number']}.{kind}"
+                path.write_bytes(data)
+                print(f"mutant {finding['number']} of {name} ({path}): {finding['what']}", flush=True)
+                print(finding.get("log", ""), end="", flush=True)
+    rows = [done[at] for at, _ in due]
+    total = sum(len(row["findings"]) for row in rows)
+    count = sum(row["end"] - row["begin"] for row in rows)
+    print(
+        f"{count} mutants in {time.monotonic() - begun:.0f} s ({len(due) - len(running)} blocks done before): ", end=""
+    )
+    print(f"{total} failed")
+    return total
+
+
+def show(mutants: Mutants, number: int) -> None:
+    """Decode one mutant here, with its traceback."""
+    mutants.warm_up()
+    random, name, data, kind = mutants.make(number)
+    forget_peak()
+    before, cpu = memory("VmRSS"), time.process_time()
+    print(f"mutant {number} of {name}: {len(data)} bytes", flush=True)
+    seconds = decode(random, data, kind)
+    grown = memory("VmHWM") - before
+    print(f"{time.process_time() - cpu:.2f} s of CPU, {grown:.0f} MB, {seconds:.0f} s of audio")
 
 
 def main() -> None:
-    """Run the mutants; the exit status is 1 if one costs too much."""
+    """Run the mutants; the exit status is 1 if one fails."""
     parser = argparse.ArgumentParser(description="Feed damaged recordings to the decoders.")
     parser.add_argument("--mutants", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--only", help="a format")
-    parser.add_argument("--keep", type=Path, default=Path("build/fuzz-mutant"), help="where the last mutant is left")
+    parser.add_argument("--folder", type=Path, default=Path("build/fuzz"))
+    parser.add_argument("--anew", action="store_true", help="forget what an earlier run did")
+    parser.add_argument("--show", type=int, metavar="NUMBER", help="decode this mutant alone")
+    parser.add_argument("--block", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    formats = {name: (encode(tone(0.6), row[0]), row[1]) for name, row in (STREAMS | WHOLE).items()}
-    if arguments.only:
-        formats = {arguments.only: formats[arguments.only]}
-    arguments.keep.parent.mkdir(parents=True, exist_ok=True)
-    for data, kind in formats.values():  # what is loaded once
-        decode(np.random.default_rng(0), data, kind)
-    names, failures, highest, begun = list(formats), 0, peak(), time.monotonic()
-    for number in range(arguments.mutants):
-        random = np.random.default_rng((arguments.seed, number))
-        name = names[number % len(names)]
-        data, kind = formats[name]
-        data = mutant(random, data, formats[names[int(random.integers(0, len(names)))]][0])
-        arguments.keep.write_bytes(data)
-        faulthandler.dump_traceback_later(HANG, exit=True)
-        cpu = time.process_time()
-        seconds = decode(random, data, kind)
-        cpu = time.process_time() - cpu
-        if cpu > CPU + CPU_PER_SECOND * seconds or peak() - highest > MEMORY + 0.2 * seconds:
-            failures += 1
-            grown = peak() - highest
-            print(f"mutant {number} of {name}: {cpu:.2f} s of CPU, {grown:.0f} MB, {seconds:.0f} s of audio")
-        highest = max(highest, peak())
-    faulthandler.cancel_dump_traceback_later()
-    arguments.keep.unlink()
-    elapsed = time.monotonic() - begun
-    print(f"{arguments.mutants} mutants of {len(names)} formats in {elapsed:.0f} s: {failures} cost too much")
-    sys.exit(failures > 0)
+    if arguments.show is not None:
+        show(Mutants(arguments.seed, arguments.folder, arguments.only), arguments.show)
+    elif arguments.block:
+        run_block(Mutants(arguments.seed, arguments.folder, arguments.only), *arguments.block)
+    else:
+        sys.exit(run_all(arguments) > 0)
 
 
 if __name__ == "__main__":

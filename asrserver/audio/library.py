@@ -8,7 +8,7 @@ because it opens decoders already to find out what a file contains.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 import av
@@ -122,7 +122,7 @@ class Reader:
         """
         timeline, spoiled = Timeline(), 0
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
-        for packet in self._source.demux(self._track):
+        for packet in self._packets():
             try:
                 frames = [(mixed(frame), frame.sample_rate, frame.time) for frame in packet.decode()]
             except (av.InvalidDataError, ImplausibleAudio):
@@ -135,6 +135,11 @@ class Reader:
             for samples, rate, time in frames:
                 yield samples, rate, timeline.gap(time if timed else None)
                 timeline.advance(len(samples) / rate)
+
+    def _packets(self) -> Iterator[Any]:
+        """The track's packets, and an empty one at the end."""
+        with suppress(IndexError):  # PyAV (18.1) at last flushes tracks that FFmpeg found on the way and it has not
+            yield from self._source.demux(self._track)
 
     def _note(self, packet: Any) -> None:
         """Note that a packet is damaged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import Path
 
 import imageio_ffmpeg
 import numpy as np
@@ -25,6 +26,27 @@ def encode(samples: Samples, arguments: str) -> bytes:
     return subprocess.run(
         [*command, *arguments.split(), "-"], input=s16(samples), stdout=subprocess.PIPE, check=True
     ).stdout
+
+
+def encode_file(samples: Samples, arguments: str, folder: Path) -> bytes:
+    """As `encode`, for files in which ffmpeg must be able to seek; a folder takes the file."""
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-v",
+        "error",
+        "-y",
+        "-f",
+        "s16le",
+        "-ar",
+        "16000",
+        "-ac",
+        "1",
+        "-i",
+        "-",
+    ]
+    path = folder / "file"
+    subprocess.run([*command, *arguments.split(), str(path)], input=s16(samples), check=True)
+    return path.read_bytes()
 
 
 def decoded_by_ffmpeg(data: bytes, container: str) -> Samples:

@@ -58,6 +58,45 @@ STREAMS = {
     "mp4-flac": (f"-c:a flac -strict -2 {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 1.0),
 }
 
+#: Files that are not decoded as streams: ffmpeg's arguments, and what `container` says.
+WHOLE = {
+    "aiff": ("-f aiff", "aiff"),
+    "aifc": ("-c:a pcm_mulaw -f aiff", "aiff"),
+    "caf": ("-f caf", "caf"),
+    "au": ("-f au", "au"),
+    "au-mulaw": ("-c:a pcm_mulaw -f au", "au"),
+    "w64": ("-f w64", "w64"),
+    "rf64": ("-rf64 always -f wav", "rf64"),
+    "mpegts": ("-c:a aac -f mpegts", "mpegts"),
+    "avi": ("-c:a libmp3lame -f avi", "avi"),
+    "wma": ("-c:a wmav2 -f asf", "asf"),
+    "flv": ("-c:a libmp3lame -ar 44100 -f flv", "flv"),
+    "mp2": ("-c:a mp2 -f mp2", "mp2"),
+    "mp2-24k": ("-c:a mp2 -ar 24000 -f mp2", "mp2"),
+    "mpeg": ("-c:a mp2 -f mpeg", "mpeg"),
+    "ac3": ("-c:a ac3 -ar 48000 -f ac3", "ac3"),
+    "wavpack": ("-f wv", "wavpack"),
+    "amr": ("-c:a libopencore_amrnb -ar 8000 -b:a 12.2k -f amr", "amr"),
+}
+
+#: Files of which only the codec is not decoded as a stream.
+OTHER_CODECS = {
+    "m4a-alac": ("-c:a alac -f mp4", "mp4"),
+    "mov-pcm": ("-c:a pcm_s16be -f mov", "mp4"),
+    "wav-adpcm": ("-c:a adpcm_ima_wav -f wav", "wav"),
+    "wav-adpcm-ms": ("-c:a adpcm_ms -f wav", "wav"),
+    "wav-g726": ("-c:a g726 -ar 8000 -f wav", "wav"),
+}
+
+#: Whole files in containers that are decoded as streams too.
+INDEXED = {
+    "m4a": (f"{AAC} -f mp4", "mp4"),
+    "m4a-faststart": (f"{AAC} -movflags faststart -f mp4", "mp4"),
+    "webm-file": ("-c:a libopus -f webm", "matroska"),
+}
+
+FILES = WHOLE | OTHER_CODECS | INDEXED
+
 
 @functools.cache
 def speech() -> Samples:

@@ -11,9 +11,8 @@ from asrserver.audio import SAMPLE_RATE, files, pcm, sniff
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.stream import StreamDecoder
 from asrserver.inference.vad import Endpointer, SegmentEnded
-from tests.audio.signals import frequency, s16, tone
+from tests.audio.signals import encode_file, frequency, s16, tone
 from tests.audio.streams import AAC, correlation, decoded, slices, speech
-from tests.audio.test_formats import made
 
 OPPOSED = "-af pan=stereo|c0=c0|c1=-1*c0"
 
@@ -23,7 +22,7 @@ OPPOSED = "-af pan=stereo|c0=c0|c1=-1*c0"
     [f"{OPPOSED} {AAC} -f mp4", f"{OPPOSED} -f wav", f"{OPPOSED} -f flac", f"{OPPOSED} -c:a libopus -f webm"],
 )
 def test_opposed_channels_do_not_cancel(arguments: str, tmp_path: Path) -> None:
-    data = made(speech(), arguments, tmp_path)
+    data = encode_file(speech(), arguments, tmp_path)
     kind = sniff.container(data) or ""
     found = files.decode(data, kind, 60)
     streamed = decoded(StreamDecoder(kind), slices(data, 1, 3000))

@@ -13,9 +13,8 @@ import pytest
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.stream import StreamDecoder
 from asrserver.audio.timeline import MAX_GAP, MAX_GAPS, Timeline
-from tests.audio.signals import encode, frequency, s16, tone
+from tests.audio.signals import encode, encode_file, frequency, s16, tone
 from tests.audio.streams import AAC, FRAGMENTS, decoded, slices
-from tests.audio.test_formats import made
 
 
 def everywhere(data: bytes, kind: str) -> np.ndarray:
@@ -50,7 +49,7 @@ def steps() -> np.ndarray:
 
 def test_an_edit_list_is_obeyed(tmp_path: Path) -> None:
     """What the owner of a memo cut off is not heard."""
-    memo = made(steps(), f"{AAC} -f mp4", tmp_path)
+    memo = encode_file(steps(), f"{AAC} -f mp4", tmp_path)
     for first, last in ((0, 10), (4, 10), (2, 5), (9, 10), (0, 1)):
         edits = [(1000 * (last - first), 1024 + first * SAMPLE_RATE)]
         found = everywhere(edited(memo, edits), "mp4")
@@ -62,7 +61,7 @@ def test_an_edit_list_is_obeyed(tmp_path: Path) -> None:
 
 
 def test_edits_that_leave_the_middle_out(tmp_path: Path) -> None:
-    memo = made(steps(), f"{AAC} -f mp4", tmp_path)
+    memo = encode_file(steps(), f"{AAC} -f mp4", tmp_path)
     found = everywhere(edited(memo, [(2000, 1024 + SAMPLE_RATE), (3000, 1024 + 6 * SAMPLE_RATE)]), "mp4")
     assert len(found) == pytest.approx(5 * SAMPLE_RATE, abs=20)
     heard = [frequency(found[n * SAMPLE_RATE : (n + 1) * SAMPLE_RATE]) for n in range(5)]
@@ -70,7 +69,7 @@ def test_edits_that_leave_the_middle_out(tmp_path: Path) -> None:
 
 
 def test_an_edit_list_that_repeats_is_left_to_the_library(tmp_path: Path) -> None:
-    memo = made(steps(), f"{AAC} -f mp4", tmp_path)
+    memo = encode_file(steps(), f"{AAC} -f mp4", tmp_path)
     found = files.decode(edited(memo, [(2000, 1024 + 5 * SAMPLE_RATE), (2000, 1024)]), "mp4", 60)
     assert len(found) == pytest.approx(4 * SAMPLE_RATE, abs=3000)
 
@@ -78,14 +77,14 @@ def test_an_edit_list_that_repeats_is_left_to_the_library(tmp_path: Path) -> Non
 @pytest.mark.parametrize("arguments", [f"{AAC} -f mp4", "-c:a libopus -f mp4", "-c:a libmp3lame -f mp4"])
 def test_padding_is_not_heard(arguments: str, tmp_path: Path) -> None:
     """Every encoder adds samples before and after; the container says how many."""
-    found = everywhere(made(tone(3.217), arguments, tmp_path), "mp4")
+    found = everywhere(encode_file(tone(3.217), arguments, tmp_path), "mp4")
     assert len(found) == pytest.approx(3.217 * SAMPLE_RATE, abs=80)
 
 
 def gapped(arguments: str, seconds: float, folder: Path) -> bytes:
     """Two seconds of sound, a gap in the time stamps, and three seconds."""
     shift = f"-af asetpts=PTS+gte(T\\,2)*{seconds}/TB"
-    return made(tone(5.0), f"{shift} {arguments}", folder)
+    return encode_file(tone(5.0), f"{shift} {arguments}", folder)
 
 
 @pytest.mark.parametrize("arguments", ["-c:a libopus -f webm", f"{AAC} -f mp4", f"{AAC} {FRAGMENTS} -f mp4"])
