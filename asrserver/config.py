@@ -381,7 +381,7 @@ class Settings:
         300.0,
         "worker",
         _SECONDS,
-        "Seconds after which a call of the audio decoder or the model counts as hung.",
+        "Seconds after which a call of the model counts as hung. For a step on audio it is 10.",
     )
     max_backlog: float = setting(
         30.0, "worker", _SECONDS, "Seconds of unrecognised audio at which a worker claims no more sessions."

@@ -1,4 +1,4 @@
-"""The program, with an audio decoder that dies of one recording: `python tests/poison.py run …`.
+"""The program, with an audio decoder that dies of one recording and hangs in another: `python tests/poison.py run …`.
 
 Its spawned children import this file too, so they have the same decoder.
 """
@@ -6,22 +6,37 @@ Its spawned children import this file too, so they have the same decoder.
 from __future__ import annotations
 
 import os
+import threading
+from typing import Any
 
-from asrserver.audio import files
+from asrserver.audio import codec, files
+from asrserver.inference import poison
 
 #: What the deadly recording contains.
 MARK = b"this recording kills"
 
-_decode = files.decode_file
+#: What the recording contains in which the decoder hangs, as native code would, without the interpreter's lock.
+ENDLESS = b"\0this never ends\xff "
+
+_decode_file = files.decode_file
+_decode = codec.Codec.decode
 
 
-def decode(data: bytes, kind: str, max_seconds: float) -> files.Decoded:
+def decode_file(data: bytes, kind: str, *arguments: Any) -> files.Decoded:
     if MARK in data:
         os.abort()
-    return _decode(data, kind, max_seconds)
+    return _decode_file(data, kind, *arguments)
 
 
-files.decode_file = decode
+def decode(self: codec.Codec, data: bytes | None) -> Any:
+    if data is not None and ENDLESS in data:
+        threading.Event().wait()
+    return _decode(self, data)
+
+
+files.decode_file = decode_file  # type: ignore[assignment]
+codec.Codec.decode = decode  # type: ignore[method-assign]
+poison.AUDIO_STEP_TIMEOUT = 1.0
 
 if __name__ == "__main__":
     from asrserver.cli.main import main

@@ -7,7 +7,7 @@ left to FFmpeg (library.py).
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     return decode_file(data, kind, max_seconds).samples
 
 
-def decode_file(data: bytes, kind: str, max_seconds: float) -> Decoded:
+def decode_file(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None] = lambda: None) -> Decoded:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
     Of several audio tracks, the default one is decoded; or if it is silent, the first with sound.
@@ -52,6 +52,7 @@ def decode_file(data: bytes, kind: str, max_seconds: float) -> Decoded:
         data: The file.
         kind: Its container, as `sniff.container` names it.
         max_seconds: Most seconds of audio.
+        progress: Called every few seconds of audio.
 
     Raises:
         AudioError: It cannot be decoded, has no audio, or has more than `max_seconds` of it.
@@ -59,25 +60,25 @@ def decode_file(data: bytes, kind: str, max_seconds: float) -> Decoded:
     if kind == "wav" and (plain := _plain_wav(data, max_seconds)) is not None:
         return Decoded(plain, None)
     try:
-        return _streamed(data, kind, max_seconds)
+        return _streamed(data, kind, max_seconds, progress)
     except AudioError as exc:
         if exc.code == "utterance_too_long" or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
         refusal = exc
     try:
-        return _by_library(data, kind, max_seconds)
+        return _by_library(data, kind, max_seconds, progress)
     except AudioError as exc:
         if kind in demux.CONTAINERS and refusal.code == "undecodable_audio" and exc.code == "undecodable_audio":
             raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
         raise
 
 
-def _streamed(data: bytes, kind: str, max_seconds: float) -> Decoded:
+def _streamed(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None]) -> Decoded:
     """Decode a file by the streaming decoder."""
-    found, tracks = _track(data, kind, max_seconds, None)
+    found, tracks = _track(data, kind, max_seconds, progress, None)
     for number in range(tracks if tracks > 1 and _is_silent(found.samples) else 0):
         try:
-            other, _ = _track(data, kind, max_seconds, number)
+            other, _ = _track(data, kind, max_seconds, progress, number)
         except AudioError:  # of a codec that is not streamed
             continue
         if not _is_silent(other.samples):
@@ -85,7 +86,9 @@ def _streamed(data: bytes, kind: str, max_seconds: float) -> Decoded:
     return found
 
 
-def _track(data: bytes, kind: str, max_seconds: float, track: int | None) -> tuple[Decoded, int]:
+def _track(
+    data: bytes, kind: str, max_seconds: float, progress: Callable[[], None], track: int | None
+) -> tuple[Decoded, int]:
     """(a track of a file, the number of its audio tracks)."""
     decoder = StreamDecoder(kind, track=track)
     pieces: list[Samples] = []
@@ -95,6 +98,7 @@ def _track(data: bytes, kind: str, max_seconds: float, track: int | None) -> tup
         try:
             for piece in decoder.pieces(data[at : at + _STEP]):
                 pieces.append(piece)
+                progress()
                 if decoder.position > max_seconds * SAMPLE_RATE:
                     raise _too_long(max_seconds)
         except AudioError as exc:
@@ -102,6 +106,7 @@ def _track(data: bytes, kind: str, max_seconds: float, track: int | None) -> tup
                 raise
             damage.append(exc)
         tracks = max(tracks, decoder.tracks)
+        progress()
     pieces.append(decoder.flush())
     if decoder.tail is not None:
         damage.append(decoder.tail)
@@ -120,23 +125,23 @@ def _merged(damage: list[AudioError]) -> AudioError | None:
     return AudioError("undecodable_audio", f"{damage[0].message}; and {len(damage) - 1} more places")
 
 
-def _by_library(data: bytes, kind: str, max_seconds: float) -> Decoded:
+def _by_library(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None]) -> Decoded:
     """Decode a file by FFmpeg."""
     try:
         with library.opened(io.BytesIO(data), kind) as source:
             reader = library.Reader(source)
-            found, tracks = _read(reader, max_seconds), reader.tracks
+            found, tracks = _read(reader, max_seconds, progress), reader.tracks
         for number in range(tracks if tracks > 1 else 0):
             if not _is_silent(found.samples):
                 break
             with library.opened(io.BytesIO(data), kind) as source:
-                found = _read(library.Reader(source, number), max_seconds)
+                found = _read(library.Reader(source, number), max_seconds, progress)
         return found
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
 
 
-def _read(reader: library.Reader, max_seconds: float) -> Decoded:
+def _read(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> Decoded:
     """Decode a track. What comes before damage of the container itself is kept."""
     pieces: list[Samples] = []
     count, left = 0, int(max_seconds * SAMPLE_RATE)
@@ -145,6 +150,7 @@ def _read(reader: library.Reader, max_seconds: float) -> Decoded:
         for piece in _resampled(reader.frames()):
             pieces.append(piece)
             count += len(piece)
+            progress()
             if count > left:
                 raise _too_long(max_seconds)
     except (av.FFmpegError, ImplausibleAudio):

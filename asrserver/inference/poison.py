@@ -16,6 +16,13 @@ from contextlib import asynccontextmanager
 
 from asrserver.broker.worker_side import MAX_STRIKES
 
+#: Seconds after which a step on audio counts as stuck: decoding and the search for speech go by steps of milliseconds,
+#: and the dearest that a client's bytes can cause takes a second. Whole files report their progress (`hold` again).
+AUDIO_STEP_TIMEOUT = 10.0
+
+#: How the names of the threads begin that work on audio; those of others call the model.
+AUDIO_THREADS = ("audio", "prepare")
+
 
 class InFlight:
     """What native code works on at the moment, for crash attribution. Thread-safe."""
@@ -30,12 +37,26 @@ class InFlight:
         self._lock = threading.Lock()
         self._labels: dict[str, list[str]] = {}  # by thread
         self._since: dict[str, float] = {}
+        self._stuck: list[str] = []  # threads that have made no progress for too long
 
-    @property
-    def longest(self) -> float:
-        """Duration in seconds of the longest native call under way; 0 if there is none."""
+    def find_stuck(self, call_timeout: float) -> list[str]:
+        """The threads that have made no progress for too long. While there are any, only what they hold is stored.
+
+        They are alone to blame when the process is killed for it.
+
+        Args:
+            call_timeout: Seconds that a call of the model may take. For work on audio it is AUDIO_STEP_TIMEOUT.
+        """
+        now = time.monotonic()
         with self._lock:
-            return max((time.monotonic() - since for since in self._since.values()), default=0.0)
+            self._stuck = [
+                thread
+                for thread, since in self._since.items()
+                if now - since > (AUDIO_STEP_TIMEOUT if thread.startswith(AUDIO_THREADS) else call_timeout)
+            ]
+            if self._stuck:
+                self._store()
+            return self._stuck
 
     def hold(self, thread: str, labels: list[str]) -> None:
         """Note what a thread's native code works on. Call it before each native call, and without labels after it.
@@ -50,8 +71,13 @@ class InFlight:
                 self._since[thread] = time.monotonic()
             else:
                 self._since.pop(thread, None)
-            held = [label for labels in self._labels.values() for label in labels]
-            self._write("\n".join(held).encode())
+            if thread in self._stuck:
+                self._stuck.remove(thread)
+            self._store()
+
+    def _store(self) -> None:
+        threads = self._stuck or self._labels
+        self._write("\n".join(label for thread in threads for label in self._labels[thread]).encode())
 
 
 class PoisonTracker:

@@ -136,6 +136,10 @@ class Recogniser:
 
         return await self._pool.run(run, label.partition(" ")[0], seconds)
 
+    def progress(self, label: str) -> None:
+        """Long work of `prepare` goes on; it says so itself, in its thread."""
+        self._hold(threading.current_thread().name, [label])
+
     def close(self) -> None:
         """Start no more work in the threads."""
         self._pool.close()

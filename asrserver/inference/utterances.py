@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from functools import partial
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
@@ -75,8 +76,10 @@ class UtteranceRecogniser:
         """
         async with self._recogniser.isolation.hold(alone):
             cost = len(data) / COMPRESSED_BYTES_PER_SECOND
-            limit = self._recogniser.max_seconds
-            samples, damage = await self._recogniser.prepare(label, cost, files.decode_file, data, kind, limit)
+            limit, progress = self._recogniser.max_seconds, partial(self._recogniser.progress, label)
+            samples, damage = await self._recogniser.prepare(
+                label, cost, files.decode_file, data, kind, limit, progress
+            )
             return len(samples) / SAMPLE_RATE, await self._recognise(samples, request, label, alone), damage
 
     async def recognise_samples(

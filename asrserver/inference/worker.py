@@ -110,7 +110,7 @@ async def run_worker(
         settings: The server's settings.
         name: The worker's name in Redis.
         model: The loaded model.
-        alive: Called regularly as long as the event loop runs and no native call hangs.
+        alive: Called regularly as long as the event loop runs and every thread makes progress.
         ready: Called once, when the worker accepts sessions.
         in_hand: Stores what native code works on; see InFlight.
     """
@@ -149,10 +149,18 @@ async def run_worker(
 
 
 async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable[[], None]) -> None:
-    """Report to the supervisor; the heartbeat in Redis is no substitute, because it waits while Redis is away."""
+    """Report to the supervisor as long as all threads make progress.
+
+    The heartbeat in Redis is no substitute, because it waits while Redis is away.
+    """
+    reported: list[str] = []
     while True:
-        if in_flight.longest < settings.call_timeout:
+        stuck = in_flight.find_stuck(settings.call_timeout)
+        if not stuck:
             alive()
+        elif stuck != reported:
+            log.error("no progress in %s: the worker will be replaced", ", ".join(stuck))
+        reported = list(stuck)
         await asyncio.sleep(min(HEARTBEAT_EVERY, settings.hang_timeout / 4))
 
 

@@ -231,3 +231,40 @@ async def test_a_recording_that_kills_its_worker(
     await until(lambda: stored(database_url, "deadly"))
     rows = query(database_url, "SELECT chunk_index, error_code FROM asr_chunks WHERE session_id = 'deadly' ORDER BY 1")
     assert rows == [(0, None), (1, "audio_rejected"), (2, None)]
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_decoder_that_hangs(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    redis_url: str,
+    database_url: str,
+    utterances: list[Utterance],
+) -> None:
+    """The event loop goes on, but the thread that decodes does not: the worker is replaced, a piece of a live stream
+    gets its error, what comes before and after it is recognised, and nobody else loses anything."""
+    monkeypatch.setattr(System, "program", (poison.__file__,))
+    system = start("run", "--workers", "1", "--hang-timeout", "2").wait_ready()
+    said = script(utterances, 4, 4)
+    endless = poison.ENDLESS * 1000
+
+    async def fault() -> None:
+        async with await WsClient.open(system.url) as ws:
+            await ws.start("endless", mode="stream")
+            wav = utterances[1].wav + bytes(32000)
+            await ws.chunk("endless", 0, wav[:4] + b"\xff\xff\xff\x7f" + wav[8:40] + b"\xff\xff\xff\x7f" + wav[44:])
+            await ws.find("endless", "segment_result")
+            await ws.chunk("endless", 1, endless)
+            await ws.chunk("endless", 2, bytes(32000) + utterances[2].pcm)
+            error = await ws.find("endless", "error")
+            assert (error["code"], error["chunk_index"]) == ("audio_rejected", 1)
+            final = await ws.finish("endless")
+            assert final["text"] == f"{utterances[1].text} {utterances[2].text}"
+
+    async with connections(system.url, 2) as clients:
+        await everything(clients, said, fault)
+    await check_rows(database_url, said)
+    assert system.output().count("no progress in audio: the worker will be replaced") == 3
+    with look(redis_url) as client:
+        fields = {sid: client.hgetall(f"asr_session:{{{sid}}}") for sid in said}
+    assert not [name for known in fields.values() for name in known if name.startswith("strike:")]
