@@ -12,7 +12,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
 .PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz lint browser voices docs docs-update \
-	dist-check format bench promtool constraints model model-eval clean
+	dist-check format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,7 @@ mic: .venv/mic ## install microphone support for transcribe --live (PortAudio is
 test: .venv/test ## run all checks and all tests except the slow ones
 	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check
 	$(MAKE) --no-print-directory -j2 --output-sync=target tests-inside tests-of-program
+	$(MAKE) --no-print-directory bench-check
 
 # The two halves of the tests, side by side: most of the time both wait.
 tests-inside: .venv/test
@@ -90,18 +91,11 @@ format: .venv/test ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/test ## measure the overhead over the bare libraries
-	$(BIN)/python tools/bench_gateway.py
-	$(BIN)/python tools/bench_worker.py
-	$(BIN)/python tools/bench_vad.py
-	$(BIN)/python tools/bench_rest.py
-	$(BIN)/python tools/bench_broker.py
-	$(BIN)/python tools/bench_storage.py
-	$(BIN)/python tools/bench_events.py
-	$(BIN)/python tools/bench_limits.py
-	$(BIN)/python tools/bench_streams.py
-	$(BIN)/python tools/bench_protocols.py
-	$(BIN)/python tools/bench_growth.py all --quick
+bench: .venv/whisper .venv/test ## measure ratios to the bare libraries (ten minutes; nothing else should run)
+	$(BIN)/python tools/bench.py
+
+bench-check: .venv/test ## fail if a ratio is a quarter worse than the recorded one
+	$(BIN)/python tools/bench.py --check
 
 promtool: .venv/installed ## check metrics and alert rules with promtool (Debian: prometheus)
 	promtool check rules conf/prometheus-rules.yml

@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Callable
 import psutil
 import uvloop
 from bench_storage import event
-from benching import cpu, server_process, servers
+from benching import add_json, cpu, server_process, servers, write_ratios
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.keys import audio_key, events_key, results_channel
@@ -165,6 +165,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=400)
     parser.add_argument("--together", type=int, default=50, help="commands per turn, at most the number of sessions")
     parser.add_argument("--rounds", type=int, default=3)
+    add_json(parser)
     options = parser.parse_args()
     with servers() as own:
         found = uvloop.run(Bench(own.redis.url, server_process(own.redis), options).run())
@@ -172,13 +173,16 @@ def main() -> None:
     print(f"{options.turns * options.together} times each operation, {options.together} together")
     print("microseconds per operation, broker / raw")
     print(f"{'':8}{'client CPU':>24}{'Redis CPU':>24}{'both':>7}{'time':>24}")
+    ratios = {}
     for what, rounds in found.items():
         figures = []
         for place in range(3):
             a, b = (scale * statistics.median(each[way][place] for each in rounds) for way in (0, 1))
             figures.append(f"{a:8.1f} /{b:6.1f} = {a / b if b else 0:4.2f}")
-        both = statistics.median((a[0] + a[1]) / (b[0] + b[1]) for a, b in rounds)
-        print(f"{what:8}{figures[0]:>24}{figures[1]:>24}{both:7.2f}{figures[2]:>24}")
+        both = [(a[0] + a[1]) / (b[0] + b[1]) for a, b in rounds]
+        ratios[f"broker's {what} to raw pipelines, client and Redis CPU"] = both
+        print(f"{what:8}{figures[0]:>24}{figures[1]:>24}{statistics.median(both):7.2f}{figures[2]:>24}")
+    write_ratios(options, ratios)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import orjson
+from benching import add_json, write_ratios
 
 from asrserver.protocol import codec, native
 from asrserver.protocol.events import (
@@ -141,7 +142,9 @@ def show(name: str, what: str, times: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
+    add_json(parser)
+    options = parser.parse_args()
+    rounds = options.rounds
     print(f"{'microseconds':20}{'typed':>10}{'dict':>10}{'ratio':>8}")
     total = [0.0, 0.0]
     for name, (kind, fields) in KINDS.items():
@@ -151,6 +154,7 @@ def main() -> None:
             show(name, what, times)
             total = [sum(both) for both in zip(total, times, strict=True)]
     show("together", "", total)
+    write_ratios(options, {"typed events to dicts, time": [total[0] / total[1]]})
     events: dict[str, SessionEvent] = {
         "ack": Received(BASE["session_id"], 16),
         "chunk": ChunkResult(**KINDS["chunk"][1]),

@@ -34,6 +34,7 @@ from typing import Any
 
 import psutil
 import uvloop
+from benching import add_json, write_ratios
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
@@ -320,6 +321,7 @@ def main() -> None:
     parser.add_argument("--client", action="store_true", help="send the chunks with the Python client")
     parser.add_argument("--results", action="store_true", help="also answer every chunk with a result")
     parser.add_argument("--fsync", choices=["always", "no"], default="always", help="of Redis, as of asrserver run")
+    add_json(parser)
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 
@@ -335,6 +337,8 @@ def main() -> None:
             redis.stop(10)
     kind = "acknowledgements and results" if options.results else "acknowledgements"
     print(f"gateway / echo, {kind}: {statistics.median(ratios):.2f} (of {', '.join(f'{r:.2f}' for r in ratios)})")
+    name = f"gateway to a Tornado echo, {options.connections} connections at {options.rate:g} chunks/s, CPU"
+    write_ratios(options, {name: ratios})
 
 
 def one_round(options: argparse.Namespace, redis: EmbeddedRedis, postgres: EmbeddedPostgres) -> float:

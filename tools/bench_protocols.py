@@ -20,7 +20,7 @@ import time
 from collections import defaultdict
 
 import uvloop
-from benching import about, about_line, cpu, servers, system
+from benching import about, about_line, add_json, cpu, servers, system, write_ratios
 from dialects import DIALECTS, Dialect, Native, NativePartials
 from live import Recording, load, make
 
@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="names of protocols, separated by commas; the native one is added")
+    add_json(parser)
     options = parser.parse_args()
     named = [name for name in options.only.split(",") if name]
     kinds = [kind for kind in DIALECTS if not named or kind.name in (Native.name, NativePartials.name, *named)]
@@ -86,12 +87,17 @@ def main() -> None:
                 cost[kind.name].append((gateway, worker))
     print("                            CPU, ms per second     ratio to     wrong")
     print("protocol                    gateway     worker       native     words")
+    found = {}
     for kind in kinds:
         native = cost[NativePartials.name if kind.partials else Native.name]
-        ratio = statistics.median(sum(mine) / sum(other) for mine, other in zip(cost[kind.name], native, strict=True))
+        ratios = [sum(mine) / sum(other) for mine, other in zip(cost[kind.name], native, strict=True)]
+        ratio = statistics.median(ratios)
+        if kind not in (Native, NativePartials):
+            found[f"{kind.name} to the native protocol, gateway and worker CPU"] = ratios
         gateway, worker = (statistics.median(values) for values in zip(*cost[kind.name], strict=True))
         share = 100 * wrong[kind.name] / words / options.rounds
         print(f"{kind.name:26} {gateway:8.2f} {worker:10.2f} {ratio:12.2f} {share:7.1f} %")
+    write_ratios(options, found)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+from benching import add_json, write_ratios
 
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
@@ -75,7 +76,8 @@ ROUTES: dict[str, list[Statement]] = {
 }
 
 
-def measure(port: int, dsn: str, requests: int) -> None:
+def measure(port: int, dsn: str, requests: int) -> dict[str, list[float]]:
+    """Measure all routes; return the ratio of each, by medians."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     database = psycopg2.connect(dsn)
     database.autocommit = True
@@ -92,6 +94,7 @@ def measure(port: int, dsn: str, requests: int) -> None:
                 cursor.execute(text, values)
                 cursor.fetchall()
 
+    ratios = {}
     print(f"{'p95 of':<56} {'REST':>9} {'bare SQL':>9} {'ratio':>6}   (medians)")
     for path, statements in ROUTES.items():
         rest, sql = [], []
@@ -99,12 +102,14 @@ def measure(port: int, dsn: str, requests: int) -> None:
             rest.append(timed(lambda path=path: ask(path)))  # type: ignore[misc]
             sql.append(timed(lambda statements=statements: bare(statements)))  # type: ignore[misc]
         (rest_95, rest_50), (sql_95, sql_50) = ((quantile(t, 0.95), statistics.median(t)) for t in (rest, sql))
+        ratios[f"{path} to bare SQL, time"] = [rest_50 / sql_50]
         print(
             f"{path:<56} {1000 * rest_95:6.2f} ms {1000 * sql_95:6.2f} ms {rest_95 / sql_95:6.1f}   "
             f"{1000 * rest_50:.2f} / {1000 * sql_50:.2f} ms = {rest_50 / sql_50:.1f}"
         )
     database.close()
     connection.close()
+    return ratios
 
 
 def timed(work: Callable[[], None]) -> float:
@@ -121,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=400)
+    add_json(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as place:
         os.chmod(place, 0o755)
@@ -141,7 +147,7 @@ def main() -> None:
                 cursor.execute("VACUUM ANALYZE")
             database.close()
             print(f"{arguments.sessions} sessions, {arguments.requests} requests per route")
-            measure(int(found[1]), postgres.dsn, arguments.requests)
+            write_ratios(arguments, measure(int(found[1]), postgres.dsn, arguments.requests))
         finally:
             gateway.terminate()
             gateway.wait(60)

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 
 import psutil
 import uvloop
-from benching import Servers, cpu, family, server_process, servers
+from benching import Servers, add_json, cpu, family, server_process, servers, write_ratios
 from psycopg2.extras import Json
 
 from asrserver.broker.gateway_side import GatewayBroker
@@ -177,16 +177,22 @@ def report(options: argparse.Namespace, used: dict[str, list[dict[str, float]]])
     rows = options.sessions * options.batches * (1 + 2 * options.results)
     print(f"{rows} rows per round in {options.batches} batches of {options.sessions} sessions; microseconds per row")
     print(f"{'':10}{'client':>9}{'postgres':>10}{'redis':>8}{'wall':>8}   ratios: {'client':>7}{'both':>7}{'wall':>7}")
+    found = {}
     for way, rounds in used.items():
         median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
         figures = "".join(f"{1e6 * median[name] / rows:{width}.1f}" for name, width in
                           (("client", 9), ("postgres", 10), ("redis", 8), ("wall", 8)))  # fmt: skip
         pairs = list(zip(rounds, used["raw"], strict=True))
         ratios = [
-            statistics.median(sum(a[name] for name in names) / sum(b[name] for name in names) for a, b in pairs)
+            [sum(a[name] for name in names) / sum(b[name] for name in names) for a, b in pairs]
             for names in (("client",), ("client", "postgres"), ("wall",))
         ]
-        print(f"{way:10}{figures}           {''.join(f'{ratio:7.2f}' for ratio in ratios)}")
+        print(f"{way:10}{figures}           {''.join(f'{statistics.median(each):7.2f}' for each in ratios)}")
+        found[way] = ratios[1]
+    names = {"storage": "storage", "flush": "persistence with reading back"}
+    write_ratios(
+        options, {f"{name} to raw INSERT, client and PostgreSQL CPU": found[way] for way, name in names.items()}
+    )
 
 
 def main() -> None:
@@ -195,6 +201,7 @@ def main() -> None:
     parser.add_argument("--results", type=int, default=4, help="results per session and batch")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    add_json(parser)
     options = parser.parse_args()
     with servers() as own:
         report(options, uvloop.run(Bench(own, options).run()))

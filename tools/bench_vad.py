@@ -23,6 +23,7 @@ from pathlib import Path
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy, as in a worker: products this small lose by more threads
 
 import numpy as np
+from benching import add_json, write_ratios
 from faster_whisper.vad import VadOptions, get_speech_timestamps, get_vad_model
 
 from asrserver.audio import SAMPLE_RATE, files
@@ -85,19 +86,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=5)
+    add_json(parser)
     options = parser.parse_args()
     bare(np.zeros(SAMPLE_RATE, np.float32))
     heads = "".join(f"{f'{int(1000 * seconds)} ms':>17}" for seconds in SLICES)
     print(f"ms of CPU per second of audio, ratio to bare\n{'':26}{'bare':>8}{heads}")
+    found = {}
     for name, recording in recordings(options.minutes).items():
         works = [partial(bare, recording), *(partial(ours, recording, seconds) for seconds in SLICES)]
         rounds = [[cost(work) for work in works] for _ in range(options.rounds)]
         scale = 1000 / (options.minutes * 60)
         medians = [scale * statistics.median(column) for column in zip(*rounds, strict=True)]
-        ratios = [statistics.median(row[n] / row[0] for row in rounds) for n in range(1, len(SLICES) + 1)]
+        by_slice = [[row[n] / row[0] for row in rounds] for n in range(1, len(SLICES) + 1)]
+        ratios = [statistics.median(each) for each in by_slice]
+        found[f"speech detection of {name} in 100 ms to faster-whisper's, CPU"] = by_slice[SLICES.index(0.1)]
         figures = "".join(f"{own:9.2f} ({ratio:5.3f})" for own, ratio in zip(medians[1:], ratios, strict=True))
         print(f"{name:26}{medians[0]:8.2f}{figures}")
     calls(options.rounds)
+    write_ratios(options, found)
 
 
 def calls(rounds: int) -> None:

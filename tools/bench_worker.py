@@ -36,6 +36,7 @@ import numpy as np
 import tokenizers
 import uvloop
 from bench_gateway import own_cpu, report_cpu
+from benching import add_json, write_ratios
 
 from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio import files as audio
@@ -245,8 +246,8 @@ class Worker(Side):
         return [event.text for event in events if isinstance(event, ChunkResult)]
 
 
-def compare(name: str, side: Side, bare: Side, items: list[Any], options: argparse.Namespace) -> None:
-    """Measure both sides, and print the ratio of their CPU."""
+def compare(name: str, side: Side, bare: Side, items: list[Any], options: argparse.Namespace) -> list[float]:
+    """Measure both sides, print the ratio of their CPU, and return those of the rounds."""
     for each in (side, bare):
         each.take(items[:20], 0.0)  # warm
     cost, _ = bare.take(items[:50], 0.0)
@@ -267,6 +268,7 @@ def compare(name: str, side: Side, bare: Side, items: list[Any], options: argpar
     )
     side.end()
     bare.end()
+    return ratios
 
 
 def main() -> None:
@@ -274,23 +276,26 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--load", type=float, default=0.6)
+    add_json(parser)
     options = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the spawned processes import numpy
     said = recordings(options.utterances)
     segments = [segment for samples in said for segment in speech(samples)]
     print(f"{'ms of CPU per item, medians':32}{'ours':>10}{'bare':>10}{'ratio':>10}")
+    found = {}
     for language, name in (("en", "engine, segments"), (None, "engine, language detected")):
-        compare(name, Side(run_engine, language), Side(run_bare, language), segments, options)
+        found[name] = compare(name, Side(run_engine, language), Side(run_bare, language), segments, options)
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as directory:
         redis = EmbeddedRedis(Path(directory), appendfsync="no")
         redis.start()
         try:
             settings = Settings(redis_url=redis.url, device="cpu", model="demo", max_backlog=1e9, silence=SILENCE)
-            compare(
+            found["worker"] = compare(
                 "worker, WAV files", Worker(settings), Side(run_bare, "en"), [wav_file(one) for one in said], options
             )
         finally:
             redis.stop(10)
+    write_ratios(options, {f"{name} to a bare loop, CPU": ratios for name, ratios in found.items()})
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,6 +37,10 @@ class Servers:
     @property
     def environment(self) -> dict[str, str]:
         return {"REDIS_URL": self.redis.url, "DATABASE_URL": self.postgres.dsn}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"redis_url": self.redis.url, "database_url": self.postgres.dsn}
 
 
 @contextmanager
@@ -171,3 +177,14 @@ def about_line(about: dict[str, Any]) -> str:
         f"{about['at']}, commit {about['commit']}, {about['cores']} cores of {about['cpu']}, "
         f"{about['memory_bytes'] / 2**30:.0f} GiB, load before {about['load_before']:.1f}"
     )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the option by which bench.py gets the ratios of a benchmark."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the ratios of each round there")
+
+
+def write_ratios(options: argparse.Namespace, ratios: Mapping[str, Sequence[float]]) -> None:
+    """Write the ratios of each round, by what is compared with what, if the options say where."""
+    if options.json is not None:
+        options.json.write_text(json.dumps(ratios))

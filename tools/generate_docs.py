@@ -11,6 +11,7 @@ written by hand. `make docs-update` writes, `make docs` and a test compare.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -255,6 +256,26 @@ def _read_line(one: _Table, line: str) -> None:
         one.comment += f" Primary key: `{line[line.index('(') + 1 : line.index(')')]}`."
 
 
+# -- ratios of the benchmarks --------------------------------------------------------------------------------------
+
+#: Records of which the table has a column.
+COLUMNS = 6
+
+
+def ratio_table() -> str:
+    """The medians that tools/bench.py recorded, a column for each of the last records."""
+    records = json.loads((DOCS / "inside" / "ratios.json").read_text(encoding="utf-8"))[-COLUMNS:]
+    head = ["Ratio", *(f"{each['commit']}, {each['at'][:10]}, {each['cpu']}" for each in records)]
+    names = {name: None for each in reversed(records) for name in each["ratios"]}
+    return table(
+        head,
+        [
+            [name, *(f"{each['ratios'][name][0]:.2f}" if name in each["ratios"] else "" for each in records)]
+            for name in names
+        ],
+    )
+
+
 # -- pages -----------------------------------------------------------------------------------------------------------
 
 #: The functions that generate parts, by page and name.
@@ -263,6 +284,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "reference/cli.md": {"commands": commands},
     "reference/metrics.md": {"metrics": metric_table},
     "reference/database.md": {"tables": schema_tables},
+    "inside/performance.md": {"ratios": ratio_table},
 }
 
 
