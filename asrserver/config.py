@@ -64,7 +64,11 @@ class Settings:
         10.0, "server", _SECONDS, "Seconds that sessions may take to finish after SIGTERM; then they are interrupted."
     )
     hang_timeout: float = setting(
-        30.0, "server", _SECONDS, "Seconds without a heartbeat after which a child process is killed and replaced."
+        30.0,
+        "server",
+        _SECONDS,
+        "Seconds without a heartbeat after which a child process is killed and replaced, not counting those that it "
+        "waited for a CPU.",
     )
     redis_url: str = setting(
         "", "redis", str, "URL of a Redis 6.2 or later: redis://, rediss:// or unix://.", "REDIS_URL"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
@@ -38,17 +37,19 @@ class InFlight:
         self._labels: dict[str, list[str]] = {}  # by thread
         self._since: dict[str, float] = {}
         self._stuck: list[str] = []  # threads that have made no progress for too long
+        self._now = 0.0
 
-    def find_stuck(self, call_timeout: float) -> list[str]:
+    def find_stuck(self, call_timeout: float, now: float) -> list[str]:
         """The threads that have made no progress for too long. While there are any, only what they hold is stored.
 
         They are alone to blame when the process is killed for it.
 
         Args:
             call_timeout: Seconds that a call of the model may take. For work on audio it is AUDIO_STEP_TIMEOUT.
+            now: Seconds for which this process could run so far. What begins until the next call counts from here.
         """
-        now = time.monotonic()
         with self._lock:
+            self._now = now
             self._stuck = [
                 thread
                 for thread, since in self._since.items()
@@ -68,7 +69,7 @@ class InFlight:
         with self._lock:
             self._labels[thread] = labels
             if labels:
-                self._since[thread] = time.monotonic()
+                self._since[thread] = self._now
             else:
                 self._since.pop(thread, None)
             if thread in self._stuck:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 from asrserver.broker.connection import HEARTBEAT_EVERY
@@ -25,6 +26,7 @@ from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Whisper
 from asrserver.models import find_model
 from asrserver.process.aio import cancelled
+from asrserver.process.scheduling import RunTime
 from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.telemetry import metrics
 
@@ -154,8 +156,9 @@ async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable
     The heartbeat in Redis is no substitute, because it waits while Redis is away.
     """
     reported: list[str] = []
+    could_run = RunTime(os.getpid(), time.monotonic())
     while True:
-        stuck = in_flight.find_stuck(settings.call_timeout)
+        stuck = in_flight.find_stuck(settings.call_timeout, could_run.look(time.monotonic()))
         if not stuck:
             alive()
         elif stuck != reported:

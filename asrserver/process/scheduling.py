@@ -1,8 +1,16 @@
-"""How long the threads of another process wait for a CPU, as Linux counts it."""
+"""Tells a process that hangs from one that gets no CPU, or was stopped, as Linux counts it."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+#: Seconds between two looks that count at most: whoever looks later was stopped or starved itself, and so perhaps was
+#: the process.
+MAX_STEP = 3.0
+
+#: How many times longer than a process that hangs one may take that gets no CPU: to kill it would make it start again
+#: on the same busy machine. It must end some time, because a thread may hang while another one waits to run.
+STARVED_FACTOR = 10
 
 
 def waits(pid: int) -> dict[str, float]:
@@ -20,20 +28,86 @@ def waits(pid: int) -> dict[str, float]:
     return found
 
 
-class StarvationMeter:
-    """Tells a process that gets no CPU from one that hangs: a thread that hangs does not wait to run.
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by a signal or a debugger."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state in "Tt"
+
+
+class RunTime:
+    """Measures for how long a process could run: not while a thread of it waited for a CPU, nor while nobody looked.
 
     Args:
         pid: The process.
-        now: time.monotonic() of the beginning of the measurement.
+        now: time.monotonic().
     """
 
     def __init__(self, pid: int, now: float) -> None:
         self._pid = pid
-        self._since = now
+        self._looked = now
         self._before = waits(pid)
+        self._watched = 0.0
+        self.waited = 0.0
 
-    def is_starved(self, now: float) -> bool:
-        """Whether one of its threads waited for a CPU for half of the time since the beginning."""
-        most = max((after - self._before.get(name, 0.0) for name, after in waits(self._pid).items()), default=0.0)
-        return most > (now - self._since) / 2
+    def look(self, now: float) -> float:
+        """Look again, and return the seconds so far."""
+        step, self._looked = min(now - self._looked, MAX_STEP), now
+        before, self._before = self._before, waits(self._pid)
+        longest = max((seconds - before.get(name, 0.0) for name, seconds in self._before.items()), default=0.0)
+        self._watched += step
+        self.waited += longest
+        return self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """Seconds for which it could run, at least a STARVED_FACTORth of those in which somebody looked."""
+        return max(self._watched - self.waited, self._watched / STARVED_FACTOR)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether it could run for less than that."""
+        return self._watched - self.waited < self._watched / STARVED_FACTOR
+
+
+class StallMeter:
+    """Measures for how long a process has not moved on, though it could have run.
+
+    Attributes:
+        since: time.monotonic() when it was last seen to move on.
+        waited: Seconds since then for which it waited for a CPU.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._mark: float | None = None
+        self._time: RunTime | None = None  # made when it is needed: mostly the process has moved on
+        self.since = 0.0
+
+    def look(self, mark: float, now: float) -> float:
+        """Look again.
+
+        Args:
+            mark: Changes when the process moves on.
+            now: time.monotonic().
+
+        Returns:
+            Seconds for which it has not moved on, though it could have run.
+        """
+        if mark != self._mark:
+            self._mark, self._time, self.since = mark, None, now
+            return 0.0
+        if self._time is None:
+            self._time = RunTime(self._pid, now)
+        return self._time.look(now)
+
+    @property
+    def waited(self) -> float:
+        return self._time.waited if self._time is not None else 0.0
+
+    @property
+    def is_innocent(self) -> bool:
+        """Whether it does not move on because it starves or is stopped, and not because of what it does."""
+        return is_stopped(self._pid) or (self._time is not None and self._time.is_starved)

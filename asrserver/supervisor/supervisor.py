@@ -25,17 +25,13 @@ from typing import Any
 
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
-from asrserver.process.scheduling import StarvationMeter
+from asrserver.process.scheduling import StallMeter
 from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
 from asrserver.supervisor.devices import gpu_indexes, worker_count
 from asrserver.telemetry import multiprocess
 
 log = logging.getLogger("asrserver.supervisor")
-
-#: How many times longer than hang_timeout a child may be silent that other programs keep from running: killing it would
-#: make it start again on the same busy machine, and count a strike against audio that is not to blame.
-STARVED_FACTOR = 5
 
 #: Seconds between health checks of the children; the supervisor notices their deaths at once. Until all of them are
 #: ready, it checks more often.
@@ -75,8 +71,8 @@ class Slot:
     due: float = 0.0  # time.monotonic() of the next start
     aborted: float = 0.0  # time.monotonic() of its SIGABRT; 0 if it was sent none
     retired: bool = False  # it was asked to stop and is not restarted
-    overran: bool = False  # it was killed because its drain took too long, which no audio is to blame for
-    meter: StarvationMeter | None = None  # measures it while it is silent
+    blameless: bool = False  # it was killed for what no audio is to blame for: a slow drain, a CPU that it did not get
+    meter: StallMeter | None = None
     gpu: str | None = None  # as CUDA_VISIBLE_DEVICES names it
 
     @property
@@ -281,7 +277,7 @@ class Supervisor:
         for slot in self._slots:
             if not slot.running and not slot.retired and now >= slot.due and self._stage in ("running", "gateways"):
                 slot.vitals = _spawn.RawValue(Vitals)
-                slot.started, slot.ready, slot.aborted = now, False, 0.0
+                slot.started, slot.ready, slot.aborted, slot.blameless, slot.meter = now, False, 0.0, False, None
                 os.environ[multiprocess.SLOT] = slot.name
                 slot.process = slot.start(slot)
                 slot.process.start()
@@ -298,7 +294,7 @@ class Supervisor:
         process.join()
         multiprocess.forget_gauges(slot.name)
         if slot.kind == "worker":
-            self._release_sessions(slot, crashed=code != 0 and not slot.overran)
+            self._release_sessions(slot, crashed=code != 0 and not slot.blameless)
         if slot.retired:
             self._slots.remove(slot)
             log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
@@ -355,11 +351,8 @@ class Supervisor:
                 self._were_ready.add(slot.kind)
             if slot.aborted and now - slot.aborted > ABORT_GRACE:
                 self._kill(slot)
-            elif slot.ready and not slot.aborted and self._hangs(slot, now):
-                silent = now - slot.vitals.beat
-                log.error("%s %s has not responded for %.0f s (hang_timeout): killed", slot.kind, slot.name, silent)
-                slot.aborted = now
-                os.kill(slot.process.pid or 0, signal.SIGABRT)
+            elif slot.ready and not slot.aborted:
+                self._check_beat(slot, slot.process.pid or 0, now)
         if self._stage == "running" and not self._announced and all(slot.ready for slot in self._slots):
             self._announced = True
             self._announce()
@@ -367,16 +360,19 @@ class Supervisor:
         for server in self._servers:
             self._check_server(server, now)
 
-    def _hangs(self, slot: Slot, now: float) -> bool:
-        """Whether a child was silent for hang_timeout; one that waits for a CPU may be for longer."""
-        silent, limit = now - slot.vitals.beat, self._settings.hang_timeout
-        if silent < limit / 3 or slot.process is None:
-            slot.meter = None
-        elif slot.meter is None:
-            slot.meter = StarvationMeter(slot.process.pid or 0, now)
-        return silent > limit and (
-            silent > STARVED_FACTOR * limit or slot.meter is None or not slot.meter.is_starved(now)
-        )
+    def _check_beat(self, slot: Slot, pid: int, now: float) -> None:
+        """Abort a child that hangs, or starves for too long; audio is innocent of that, and of a stopped process."""
+        limit = self._settings.hang_timeout
+        meter = slot.meter = slot.meter or StallMeter(pid)
+        stalled, silent = meter.look(slot.vitals.beat, now), now - meter.since
+        if stalled > limit:
+            slot.aborted, slot.blameless = now, meter.is_innocent
+            log.error("%s %s has not responded for %.0f s (hang_timeout): killed", slot.kind, slot.name, silent)
+            if slot.blameless:
+                log.warning("%s was stopped, or waited %.0f s for a CPU: no audio is to blame", slot.name, meter.waited)
+            os.kill(pid, signal.SIGABRT)
+        elif limit < silent < limit + CHECK_INTERVAL and stalled < limit / 2:
+            log.warning("%s: no response for %.0f s, for %.0f s no CPU was free", slot.name, silent, meter.waited)
 
     def _check_server(self, server: Any, now: float) -> None:
         """Restart an embedded server that died; gateways and workers wait for it as for any other server."""
@@ -424,7 +420,7 @@ class Supervisor:
             slot.process.terminate()
 
     def _kill_overrun(self, slot: Slot) -> None:
-        slot.overran = True
+        slot.blameless = True
         self._kill(slot)
 
     def _kill(self, slot: Slot) -> None:

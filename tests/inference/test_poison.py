@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,20 +25,21 @@ def test_what_is_in_flight_is_written() -> None:
     assert written[-1] == b""
 
 
-def test_a_thread_without_progress_is_found_and_alone_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_without_progress_is_found_and_alone_to_blame() -> None:
     """Steps on audio have seconds, the model's calls as much as the settings say; what makes progress says so."""
     written: list[bytes] = []
     in_flight = InFlight(written.append)
     now = 100.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    in_flight.find_stuck(300, now)
     in_flight.hold("engine", ["one 1-0"])
     in_flight.hold("prepare-1", ["two 1-0"])
     in_flight.hold("audio", ["three 1-0"])
     now += AUDIO_STEP_TIMEOUT - 1
+    in_flight.find_stuck(300, now)
     in_flight.hold("prepare-1", ["two 1-0"])
-    assert in_flight.find_stuck(300) == []
+    assert in_flight.find_stuck(300, now) == []
     now += 2
-    assert in_flight.find_stuck(300) == ["audio"]
+    assert in_flight.find_stuck(300, now) == ["audio"]
     assert written[-1] == b"three 1-0"
     in_flight.hold("engine", ["four 1-0"])
     assert written[-1] == b"three 1-0"
@@ -48,11 +48,11 @@ def test_a_thread_without_progress_is_found_and_alone_to_blame(monkeypatch: pyte
     in_flight.hold("audio", [])
     in_flight.hold("prepare-1", [])
     now += 299
-    assert in_flight.find_stuck(300) == []
+    assert in_flight.find_stuck(300, now) == []
     now += 2
-    assert in_flight.find_stuck(300) == ["engine"]
+    assert in_flight.find_stuck(300, now) == ["engine"]
     in_flight.hold("engine", [])
-    assert in_flight.find_stuck(300) == []
+    assert in_flight.find_stuck(300, now) == []
 
 
 def test_strikes_of_a_session() -> None:

@@ -330,10 +330,10 @@ def test_no_redis_there(start: Start) -> None:
 
 
 @pytest.mark.usefixtures("processes")
-@pytest.mark.parametrize(("overran", "strikes"), [(False, "1"), (True, None)])
-def test_a_worker_killed_for_its_slow_drain_gives_no_strike(redis_url: str, overran: bool, strikes: str | None) -> None:
-    """A crash blames the audio in hand; a drain that took too long does not."""
-    supervisor = Supervisor(Settings(redis_url=redis_url), {}, workers=False, servers=[])
+@pytest.mark.parametrize(("why", "strikes"), [("crash", "1"), ("slow drain", None), ("hangs", "1"), ("stopped", None)])
+def test_only_what_audio_is_to_blame_for_gives_a_strike(redis_url: str, why: str, strikes: str | None) -> None:
+    """A crash and a hang are; a drain that took too long, and a stopped process, are not."""
+    supervisor = Supervisor(Settings(redis_url=redis_url, hang_timeout=0.2), {}, workers=False, servers=[])
     slot = Slot("worker", "w", lambda slot: _spawn.Process(target=signal.pause))
     slot.vitals, slot.process, slot.retired = _spawn.RawValue(Vitals), slot.start(slot), True
     slot.vitals.in_hand = b"s 1-0"
@@ -341,10 +341,17 @@ def test_a_worker_killed_for_its_slow_drain_gives_no_strike(redis_url: str, over
     supervisor._slots.append(slot)
     with look(redis_url) as client:
         client.hset(session_key("s"), "user_id", "")
-        if overran:
+        if why == "crash":
+            supervisor._kill(slot)
+        elif why == "slow drain":
             supervisor._kill_overrun(slot)
         else:
-            supervisor._kill(slot)
+            slot.ready = True
+            if why == "stopped":
+                psutil.Process(slot.process.pid).suspend()
+            while slot.process.is_alive():
+                supervisor._check_health()
+                slot.process.join(0.05)
         slot.process.join(30)
         supervisor._reap()
         assert slot.process is None
