@@ -46,7 +46,7 @@ class Codec:
         Raises:
             AudioError: The track's header is damaged.
         """
-        self.memoryless = track.codec.startswith("pcm") or track.codec == "flac"
+        self.memoryless = track.codec.startswith(("pcm", "adpcm")) or track.codec in ("flac", "alac")
         self.reason = ""
         self._track = track
         self._context: Any = None
@@ -66,7 +66,7 @@ class Codec:
             (mono samples, samples per second) of each frame; None if the packet cannot be decoded.
         """
         if self._context is None:
-            block = wav.pair_block(self._track.rate, self._track.channels)
+            block = wav.block(self._track.codec, self._track.rate, self._track.channels)
             samples = pcm.samples(data or b"", self._track.codec, self._track.channels, block)
             return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
@@ -97,7 +97,9 @@ def _context(track: Track) -> Any:
         context.extradata = extradata
     if track.codec == "flac":
         context.options = {"err_detect": "crccheck+explode"}  # else damaged frames become noise
-    if track.codec.startswith("pcm"):
+    if track.codec.startswith("adpcm"):
+        context.options = {"bits_per_coded_sample": "4"}
+    if track.codec.startswith(("pcm", "adpcm")):
         context.sample_rate = track.rate
         context.layout = f"{track.channels}C"
     context.open()

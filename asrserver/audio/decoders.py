@@ -47,7 +47,7 @@ def resume_decoder(point: ResumePoint) -> Decoder:
 
 
 class PcmStreamDecoder:
-    """Decodes headerless PCM at 16 kHz, as nine of ten streams are. Every sample of one channel is a resume point.
+    """Decodes headerless PCM at 16 kHz, as nine of ten streams are. Every block (wav.block) is a resume point.
 
     Attributes:
         position: Number of the next sample.
@@ -82,7 +82,7 @@ class PcmStreamDecoder:
         """The point at a sample, or at the nearest one that this decoder has."""
         first = self._first
         sample = max(first.sample, min(sample, self.position))
-        sample -= (sample - first.sample) % wav.pair_block(SAMPLE_RATE, first.channels)
+        sample -= (sample - first.sample) % wav.block(first.kind, SAMPLE_RATE, first.channels)
         track = Track(first.kind, rate=SAMPLE_RATE, channels=first.channels, frame=self._frame)
         offset = first.offset + (sample - first.sample) * self._frame
         return ResumePoint(

@@ -107,7 +107,7 @@ class PcmDecoder:
         self._codec = codec
         self._channels = channels
         self._frame = wav.WIDTHS[codec] * channels
-        self._block = self._frame * wav.pair_block(sample_rate, channels)
+        self._block = self._frame * wav.block(codec, sample_rate, channels)
         self._resampler = Resampler(sample_rate)
         self.rest = b""  # of a sample, or of a block of two channels, whose remaining bytes have not come
 
@@ -152,7 +152,7 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
         data: The bytes; an incomplete frame at their end is ignored.
         codec: One of CODECS or TABLES.
         channels: Number of channels, which are mixed: two by `pair`, more to their mean.
-        block: Samples of each channel for which `pair` decides.
+        block: Samples of each channel for which `pair` and `divided` decide.
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
     if codec in TABLES:
@@ -166,13 +166,33 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
     else:
         raw = np.frombuffer(data, CODECS[codec], count)
     if raw.dtype.kind == "f":
-        found = np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1).astype(np.float32)
+        found = divided(np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0), channels * block)
+        found = found.clip(-1, 1).astype(np.float32)
     else:
         found = raw.astype(np.float32)
         if codec == "pcm_u8":
             found -= 128
         found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
     return _mono(found, channels, block)
+
+
+def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
+    """Divide floating-point samples that are 16-bit integers which nobody divided: full scale is ±1, not ±32768.
+
+    Args:
+        found: The samples of all channels.
+        block: How many of them are judged together: by their loudest one, or if it might be either, by being integers
+            all of them.
+    """
+    if not len(found) or -1 <= found.min() <= found.max() <= 1:
+        return found
+    starts = np.arange(0, len(found), max(1, block))
+    loudest = np.maximum.reduceat(np.abs(found), starts)
+    whole = np.logical_and.reduceat(found == np.rint(found), starts)
+    undivided = (loudest > _LOUDEST) & (loudest <= 65536) | (loudest > 1) & (loudest <= _LOUDEST) & whole
+    scale = np.repeat(np.where(undivided, 1 / 32768, 1.0), np.diff(np.append(starts, len(found))))
+    scaled: np.ndarray[Any, Any] = found * scale.astype(found.dtype)
+    return scaled
 
 
 def _mono(found: Samples, channels: int, block: int) -> Samples:

@@ -34,6 +34,22 @@ _CODECS = {
     (6, 8): "pcm_alaw",
     (7, 8): "pcm_mulaw",
 }
+#: Formats whose blocks are decoded by themselves: (format tag, bits per sample) → FFmpeg's name of the codec.
+BLOCKS = {(2, 4): "adpcm_ms", (17, 4): "adpcm_ima_wav"}
+
+#: Format tags of what is not decoded as a stream, with their names for messages.
+_OTHERS = {
+    2: "MS ADPCM",
+    0x11: "IMA ADPCM",
+    0x31: "GSM 6.10",
+    0x45: "G.726",
+    0x50: "MPEG audio layer I or II",
+    0x55: "MP3",
+    0xFF: "AAC",
+    0x161: "WMA",
+    0x28F: "G.722",
+}
+
 _TAGS: dict[str | None, tuple[int, int]] = {codec: key for key, codec in _CODECS.items()}
 
 #: Codec → bytes of one sample of one channel. Headerless audio has the same names.
@@ -85,12 +101,13 @@ class Header:
     size: int | None  #: bytes of samples; None: up to the end of the file
 
 
-def pair_block(rate: int, channels: int) -> int:
+def block(codec: str, rate: int, channels: int) -> int:
     """The samples of each channel that must be converted together, counted from the beginning of a recording.
 
-    Two channels are mixed by blocks of 20 ms (pcm.pair), whichever way the bytes are cut.
+    Two channels are mixed by blocks of 20 ms (pcm.pair), and floating-point samples divided by blocks where somebody
+    did not (pcm.divided), whichever way the bytes are cut.
     """
-    return max(1, rate // 50) if channels == 2 else 1
+    return max(1, rate // 50) if channels == 2 or codec.startswith("pcm_f") else 1
 
 
 def is_riff(data: bytes | bytearray) -> bool:
@@ -124,6 +141,19 @@ def parse_format(body: bytes) -> Format:
     whole = -(-bits // 8) * 8  # samples of 12 or 20 bits are the upper bits of whole bytes
     codec = _CODECS.get((tag, whole))
     return Format(codec, channels, rate, whole if codec is not None else bits)
+
+
+def parse_blocks(body: bytes) -> tuple[str, int] | None:
+    """(FFmpeg's name of the codec, bytes of a block) in a `fmt ` chunk of ADPCM; None if it is anything else."""
+    tag, _, _, _, block, bits = struct.unpack_from("<HHIIHH", body)
+    codec = BLOCKS.get((tag, bits))
+    return (codec, block) if codec is not None and block else None
+
+
+def title(body: bytes) -> str:
+    """The name of the format in a `fmt ` chunk, for messages."""
+    (tag,) = struct.unpack_from("<H", body, 24 if body[:2] == b"\xfe\xff" and len(body) >= 26 else 0)
+    return _OTHERS.get(tag, f"of the kind {tag:#x}")
 
 
 def read_format(data: bytes) -> Format | None:

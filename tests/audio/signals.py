@@ -49,11 +49,12 @@ def encode_file(samples: Samples, arguments: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def decoded_by_ffmpeg(data: bytes, container: str) -> Samples:
+def decoded_by_ffmpeg(data: bytes | Path, container: str) -> Samples:
     """A file decoded by the ffmpeg program to mono at 16 kHz. Stereo comes out 3 dB louder than its mean."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", container, "-i", "-"]
+    source, given = (str(data), None) if isinstance(data, Path) else ("-", data)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", container, "-i", source]
     command += ["-ac", "1", "-ar", "16000", "-f", "f32le", "-"]
-    return np.frombuffer(subprocess.run(command, input=data, stdout=subprocess.PIPE, check=True).stdout, "<f4")
+    return np.frombuffer(subprocess.run(command, input=given, stdout=subprocess.PIPE, check=True).stdout, "<f4")
 
 
 def frequency(samples: Samples) -> float:

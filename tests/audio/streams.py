@@ -33,6 +33,8 @@ STREAMS = {
     "wav-s24-44k-stereo": ("-c:a pcm_s24le -ar 44100 -ac 2 -f wav", "wav", 1.0),
     "wav-u8-8k": ("-c:a pcm_u8 -ar 8000 -f wav", "wav", 1.0),
     "wav-mulaw": ("-c:a pcm_mulaw -ar 8000 -f wav", "wav", 1.0),
+    "wav-adpcm-ima": ("-c:a adpcm_ima_wav -f wav", "wav", 1.0),
+    "wav-adpcm-ms-stereo": ("-c:a adpcm_ms -ar 44100 -ac 2 -f wav", "wav", 1.0),
     "webm": ("-c:a libopus -f webm", "matroska", 0.99),
     "webm-live-stereo": ("-c:a libopus -ac 2 -f webm -live 1", "matroska", 0.99),
     "webm-vorbis": ("-c:a libvorbis -f webm", "matroska", 0.99),
@@ -55,6 +57,7 @@ STREAMS = {
         0.99,
     ),
     "mp4-opus": (f"-c:a libopus {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 0.99),
+    "mp4-alac": (f"-c:a alac {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 1.0),
     "mp4-flac": (f"-c:a flac -strict -2 {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4", 1.0),
 }
 
@@ -81,10 +84,9 @@ WHOLE = {
 
 #: Files of which only the codec is not decoded as a stream.
 OTHER_CODECS = {
-    "m4a-alac": ("-c:a alac -f mp4", "mp4"),
-    "mov-pcm": ("-c:a pcm_s16be -f mov", "mp4"),
-    "wav-adpcm": ("-c:a adpcm_ima_wav -f wav", "wav"),
-    "wav-adpcm-ms": ("-c:a adpcm_ms -f wav", "wav"),
+    "mov-ima4": ("-c:a adpcm_ima_qt -f mov", "mp4"),
+    "3gp": ("-c:a libopencore_amrnb -ar 8000 -b:a 12.2k -f 3gp", "mp4"),
+    "wav-mp3": ("-c:a libmp3lame -f wav", "wav"),
     "wav-g726": ("-c:a g726 -ar 8000 -f wav", "wav"),
 }
 
@@ -92,7 +94,26 @@ OTHER_CODECS = {
 INDEXED = {
     "m4a": (f"{AAC} -f mp4", "mp4"),
     "m4a-faststart": (f"{AAC} -movflags faststart -f mp4", "mp4"),
+    "m4a-alac": ("-c:a alac -f mp4", "mp4"),
+    "m4a-opus": ("-c:a libopus -f mp4", "mp4"),
+    "mp4-mp3": ("-c:a libmp3lame -f mp4", "mp4"),
+    "mp4-pcm": ("-c:a pcm_s24be -f mp4", "mp4"),
+    "mov-alac-stereo": ("-c:a alac -ar 44100 -ac 2 -f mov", "mp4"),
+    "mov-twos": ("-c:a pcm_s16be -f mov", "mp4"),
+    "mov-sowt-stereo": ("-c:a pcm_s16le -ar 48000 -ac 2 -movflags faststart -f mov", "mp4"),
+    "mov-s8": ("-c:a pcm_s8 -f mov", "mp4"),
+    "mov-u8": ("-c:a pcm_u8 -f mov", "mp4"),
+    "mov-in24": ("-c:a pcm_s24be -f mov", "mp4"),
+    "mov-in24-little-stereo": ("-c:a pcm_s24le -ar 44100 -ac 2 -f mov", "mp4"),
+    "mov-in32": ("-c:a pcm_s32be -f mov", "mp4"),
+    "mov-fl32": ("-c:a pcm_f32be -f mov", "mp4"),
+    "mov-fl64-little": ("-c:a pcm_f64le -f mov", "mp4"),
+    "mov-ulaw": ("-c:a pcm_mulaw -ar 8000 -f mov", "mp4"),
+    "mov-alaw": ("-c:a pcm_alaw -ar 8000 -f mov", "mp4"),
     "webm-file": ("-c:a libopus -f webm", "matroska"),
+    "flac-file": ("-f flac", "flac"),
+    "wav-file": ("-f wav", "wav"),
+    "wav-adpcm-file": ("-c:a adpcm_ms -f wav", "wav"),
 }
 
 FILES = WHOLE | OTHER_CODECS | INDEXED

@@ -116,7 +116,9 @@ def test_pcm_cut_anywhere(format: str, channels: int, rate: int, size: int) -> N
 
 
 def test_pcm_that_is_no_number() -> None:
-    samples = PcmDecoder("pcm_f32le", SAMPLE_RATE, 1).feed(np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes())
+    decoder = PcmDecoder("pcm_f32le", SAMPLE_RATE, 1)
+    decoder.feed(np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes())
+    samples = decoder.flush()
     assert np.isfinite(samples).all()
     assert np.abs(samples).max() <= 1
     assert samples[-1] == 0.5

@@ -151,4 +151,4 @@ def test_a_resume_point_of_stereo_is_the_beginning_of_a_block() -> None:
 
 def test_pcm_that_is_no_number() -> None:
     data = np.array([np.nan, np.inf, -np.inf, 5, 0.5], "<f4").tobytes()
-    assert np.array_equal(StreamDecoder("pcm_f32le").feed(data), np.array([0, 0, 0, 1, 0.5], np.float32))
+    assert np.array_equal(decoded(StreamDecoder("pcm_f32le"), [data]), np.array([0, 0, 0, 1, 0.5], np.float32))

@@ -43,7 +43,7 @@ def test_what_only_begins_like_a_container(data: bytes, container: str, code: st
 @pytest.mark.parametrize(
     ("arguments", "container", "why"),
     [
-        ("-c:a adpcm_ms -f wav", "wav", "not PCM"),
+        ("-c:a g726 -ar 8000 -f wav", "wav", "G.726"),
         ("-c:a ac3 -ar 48000 -f matroska", "matroska", "A_AC3"),
         ("-c:a ac3 -ar 48000 " + FRAGMENTS + "+delay_moov -f mp4", "mp4", "ac-3"),
     ],

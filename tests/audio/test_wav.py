@@ -11,6 +11,7 @@ import pytest
 
 from asrserver.audio import SAMPLE_RATE, files, pcm, wav
 from asrserver.audio.bounds import ImplausibleAudio
+from asrserver.audio.decoders import open_decoder
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import decoded_by_ffmpeg, encode, s16, tone
@@ -219,3 +220,23 @@ def test_more_than_a_file_holds() -> None:
         wav.write_header(format, most + 100)
     with pytest.raises(KeyError):
         wav.write_header(wav.parse_format(fmt(2, 1, 8000, 4)), 100)
+
+
+@pytest.mark.parametrize("codec", ["pcm_f32le", "pcm_f64le"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_floats_that_nobody_divided(codec: str, channels: int) -> None:
+    """16-bit integers as floating-point numbers, with full scale 32768: as loud as they were meant, however they are
+    cut, and quiet stretches are no noise. Numbers that go a little beyond full scale are clipped."""
+    quiet = np.random.default_rng(1).integers(-3, 4, SAMPLE_RATE // 2)
+    numbers = np.concatenate([quiet, (tone(0.5) * 32768).round(), quiet])
+    interleaved = np.repeat(numbers, channels).astype(pcm.CODECS[codec])
+    data = wav.encode(wav.Format.of(codec, channels, SAMPLE_RATE), interleaved.tobytes())
+    found = files.decode(data, "wav", 10)
+    np.testing.assert_allclose(found, numbers / 32768, atol=1e-6)
+    for seed in (1, 2):
+        np.testing.assert_array_equal(found, decoded(StreamDecoder("wav"), slices(data, seed, 999)))
+        raw = open_decoder(codec, SAMPLE_RATE, channels)
+        np.testing.assert_array_equal(found, decoded(raw, slices(interleaved.tobytes(), seed, 999)))
+    loud = (tone(0.5) * 3).astype(pcm.CODECS[codec])
+    data = wav.encode(wav.Format.of(codec, 1, SAMPLE_RATE), loud.tobytes())
+    np.testing.assert_allclose(files.decode(data, "wav", 10), loud.clip(-1, 1), atol=1e-6)

@@ -42,7 +42,8 @@ class Track:
         channels: Number of channels; 0: the codec knows.
         skip: Samples at the start that the encoder added.
         number: Number of the track in its container.
-        frame: For PCM, bytes of one sample of all channels; for MP4, bytes of every sample if all have the same.
+        frame: For PCM, bytes of one sample of all channels; for ADPCM, of a block; for other codecs in MP4, bytes of
+            every sample if all have the same.
         end: Position in the stream where its audio ends, in bytes; 0: unknown.
     """
 

@@ -1,4 +1,4 @@
-"""MP4 (ISO 14496-12) with AAC, Opus, FLAC or MP3: fragmented, as Safari and Chromium record it, and whole files."""
+"""MP4 and MOV (ISO 14496-12) with AAC, ALAC, Opus, FLAC, MP3 or PCM: fragmented, as browsers record it, or whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from asrserver.audio.demux import mp4_index
+from asrserver.audio import wav
+from asrserver.audio.demux import mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
     MAX_HEADER_BYTES,
     MAX_PACKET_BYTES,
@@ -198,13 +199,20 @@ class Mp4(Demuxer):
     def _plan_track(self, trak: bytes, track: Track, movie_clock: int) -> Track:
         """Open a track, and plan which samples of it are read."""
         stbl = mp4_index.path(trak, b"mdia", b"minf", b"stbl")
-        offsets, sizes = mp4_index.table(stbl)
+        if track.codec.startswith("pcm"):
+            block = wav.block(track.codec, track.rate, track.channels)
+            most = max(1, min(track.rate // 4, MAX_PACKET_BYTES // track.frame))
+            offsets, sizes, ticks = mp4_index.pcm_table(stbl, track.frame, max(1, most // block) * block)
+            if not len(sizes):
+                raise self._unsupported("its samples are PCM without an index")
+        else:
+            offsets, sizes = mp4_index.table(stbl)
+            ticks = mp4_index.durations(stbl, len(sizes))
         self._clock = _clock(mp4_index.path(trak, b"mdia", b"mdhd"))
         edits = mp4_index.edits(trak, self._clock, max(1, movie_clock))
         plan = SampleTable.of(offsets + self.start, sizes)
         self._edits, skip = [], track.skip
         if len(plan):
-            ticks = mp4_index.durations(stbl, len(plan))
             if not ticks.any() and not edits:
                 plan = plan.ordered()
             else:
@@ -238,9 +246,12 @@ class Mp4(Demuxer):
             rate = int(hertz)
         boxes = dict(mp4_index.boxes(entry[28 + (0, 16, 36)[version] :]))
         boxes |= dict(mp4_index.boxes(boxes.get(b"wave", b"")))
-        codec, extradata = self._codec(kind, boxes)
-        skip = opus_skip(extradata) if codec == "opus" else 0
         frame = 0
+        if (bits := mp4_pcm.codec(kind, entry, version, boxes)) is not None:
+            codec, extradata, frame = bits[0], b"", bits[1] * channels
+        else:
+            codec, extradata = self._codec(kind, boxes)
+        skip = opus_skip(extradata) if codec == "opus" else 0
         for name, trex in mp4_index.boxes(mvex):
             if name == b"trex" and struct.unpack_from(">I", trex, 4)[0] == number:
                 self._default_ticks, frame = struct.unpack_from(">II", trex, 12)
@@ -253,6 +264,8 @@ class Mp4(Demuxer):
             return "opus", b"OpusHead" + struct.pack("<BBHIhB", 1, channels, skip, rate, gain, family) + dops[11:]
         if kind == b"fLaC":
             return "flac", boxes[b"dfLa"][8:42]
+        if kind == b"alac":  # FFmpeg's decoder wants the box with its header
+            return "alac", struct.pack(">I4s", 36, b"alac") + boxes[b"alac"][:28]
         if kind == b"mp4a":
             object_type, config = _descriptor(boxes[b"esds"][4:])
             if object_type in (0x40, 0x67):
@@ -354,7 +367,10 @@ def _ranked(sound: list[bytes]) -> list[bytes]:
 def _is_silent(trak: bytes) -> bool:
     """Whether the packets of a track are too small to hold sound; False if the index does not say."""
     try:
-        _, sizes = mp4_index.table(mp4_index.path(trak, b"mdia", b"minf", b"stbl"))
+        stbl = mp4_index.path(trak, b"mdia", b"minf", b"stbl")
+        if any(mp4_index.path(stbl, b"stsz")[4:8]):  # all have the same size
+            return False
+        _, sizes = mp4_index.table(stbl)
     except _DAMAGE:
         return False
     return len(sizes) > 0 and float(np.mean(sizes)) < _SILENT_BYTES

@@ -115,13 +115,47 @@ def path(body: bytes, *kinds: bytes) -> bytes:
 
 def table(stbl: bytes) -> tuple[Array, Array]:
     """(offsets in the file, sizes) of the samples in the main index; that of a fragmented file has none."""
-    stsz, stsc = path(stbl, b"stsz"), path(stbl, b"stsc")
+    stsz = path(stbl, b"stsz")
     size, count = struct.unpack_from(">II", stsz, 4)
     if count > MAX_SAMPLES:
         raise OverflowError
     if not count:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     sizes = np.full(count, size, np.int64) if size else _numbers(stsz, 12, ">u4", count)
+    starts, in_chunk = _chunks(stbl, count)
+    ends = np.cumsum(in_chunk)
+    sizes = sizes[: int(ends[-1])]
+    before = np.cumsum(sizes) - sizes
+    firsts = np.minimum(ends - in_chunk, len(sizes) - 1)
+    return np.repeat(starts - before[firsts], in_chunk) + before, sizes
+
+
+def pcm_table(stbl: bytes, frame: int, most: int) -> tuple[Array, Array, Array]:
+    """(offsets in the file, sizes, ticks) of packets of PCM, each of several samples that lie together.
+
+    Args:
+        stbl: The index, in which each sample of all channels counts as one.
+        frame: Bytes of it.
+        most: Most samples of a packet.
+    """
+    (count,) = struct.unpack_from(">I", path(stbl, b"stsz"), 8)
+    stts = path(stbl, b"stts")
+    entries, _, ticks = struct.unpack_from(">III", stts, 4)
+    if not count or entries != 1:
+        return (np.zeros(0, np.int64),) * 3
+    starts, in_chunk = _chunks(stbl, count)
+    pieces = -(-in_chunk // most)
+    total = int(pieces.sum())
+    if total > MAX_SAMPLES:
+        raise OverflowError
+    done = (np.arange(total) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * most
+    samples = np.minimum(np.repeat(in_chunk, pieces) - done, most)
+    return np.repeat(starts, pieces) + done * frame, samples * frame, samples * ticks
+
+
+def _chunks(stbl: bytes, count: int) -> tuple[Array, Array]:
+    """(offset in the file, number of samples) of each chunk of an index with so many samples."""
+    stsc = path(stbl, b"stsc")
     found = dict(boxes(stbl))
     wide = b"co64" in found
     offsets = found[b"co64" if wide else b"stco"]
@@ -134,12 +168,8 @@ def table(stbl: bytes) -> tuple[Array, Array]:
     in_chunk = np.minimum(runs[run, 1], count)
     ends = np.cumsum(in_chunk)
     used = int(np.searchsorted(ends, count)) + 1
-    in_chunk, ends = in_chunk[:used], np.minimum(ends[:used], count)
-    in_chunk = np.diff(ends, prepend=0)
-    sizes = sizes[: int(ends[-1])]
-    before = np.cumsum(sizes) - sizes
-    firsts = np.minimum(ends - in_chunk, len(sizes) - 1)
-    return np.repeat(starts[: len(in_chunk)] - before[firsts], in_chunk) + before, sizes
+    in_chunk = np.diff(np.minimum(ends[:used], count), prepend=0)
+    return starts[: len(in_chunk)], in_chunk
 
 
 def durations(stbl: bytes, count: int) -> Array:

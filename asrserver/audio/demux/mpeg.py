@@ -39,11 +39,16 @@ class _Frames(Demuxer):
             self._drop(tag)
             return None
         length = self._length(0)
-        if not length or (self._like and self._signature(0) != self._like):
+        if not length:
             self._like = b""
             raise self._damaged("no frame begins here")
-        if not self._like and not self._confirmed(0, length):
-            return None
+        if self._signature(0) != self._like:
+            other, self._like = self._like, b""
+            if not self._confirmed(0, length):
+                self._like = other
+                return None
+            if other:  # of another rate or version: two files were joined
+                self.start, self.track = self.offset, None
         if len(self._buffer) < length:
             return None
         self._like = self._signature(0)

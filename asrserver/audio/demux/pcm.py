@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from asrserver.audio import bounds, wav
 from asrserver.audio.demux.base import MAX_HEADER_BYTES, MAX_SKIP_BYTES, Demuxer, Packet, Track
 from asrserver.errors import AudioError
@@ -32,9 +34,13 @@ class Pcm(Demuxer):
                 channels does not depend on how the stream is cut.
         """
         assert self.track is not None
-        unit = self.track.frame * wav.pair_block(self.track.rate, self.track.channels)
-        length = min(available, max(unit, self.track.frame * self.track.rate))
-        length -= length % (self.track.frame if last and available < unit else unit)
+        plain, frame = self.track.codec in wav.WIDTHS, self.track.frame
+        unit = frame * wav.block(self.track.codec, self.track.rate, self.track.channels) if plain else frame
+        length = min(available, max(unit, frame * self.track.rate) if plain else unit)
+        if length >= unit or not last:
+            length -= length % unit
+        elif plain:  # while the last block of ADPCM may be a short one
+            length -= length % frame
         if not length:
             return None
         packet = Packet(bytes(self._buffer[:length]), self.offset)
@@ -49,7 +55,7 @@ class Wav(Pcm):
 
     def __init__(self) -> None:
         Demuxer.__init__(self)
-        self._format: wav.Format | None = None
+        self._format: Track | None = None
         self._in_data = False
 
     def resume(self, track: Track, offset: int, start: int) -> None:
@@ -92,22 +98,25 @@ class Wav(Pcm):
         self._lost = True  # unless the format is accepted: what follows belongs to no recording
         try:
             found = wav.parse_format(body)
-            if found.codec is None:
-                raise self._unsupported("its samples are not PCM; send the whole file as one chunk")
+            if found.codec is not None:
+                self._format = Track(found.codec, rate=found.rate, channels=found.channels, frame=found.frame)
+            elif (blocks := wav.parse_blocks(body)) is not None:
+                self._format = Track(blocks[0], rate=found.rate, channels=found.channels, frame=blocks[1])
+            else:
+                raise self._unsupported(f"its audio is {wav.title(body)}; send the whole file as one chunk")
         except AudioError:
             self._drop(length)
             raise
         self._lost = False
-        self._format = found
 
     def _begin(self, size: int) -> Track:
         found = self._format
-        if found is None or found.codec is None:
+        if found is None:
             raise self._damaged("its samples come before its format (fmt)")
         self._drop(wav.CHUNK_HEADER)
         known = wav.data_size(size)
         end = 0 if known is None else self.offset + known
-        self.track = Track(found.codec, rate=found.rate, channels=found.channels, frame=found.frame, end=end)
+        self.track = replace(found, end=end)
         self._in_data = True
         return self.track
 
@@ -116,7 +125,7 @@ class Wav(Pcm):
         if not self.track.end:
             return self._samples(len(self._buffer), self._ended)
         left = self.track.end - self.offset
-        if left >= self.track.frame:
+        if left >= self.track.frame or (left > 0 and self.track.codec not in wav.WIDTHS):
             return self._samples(min(left, len(self._buffer)), self._ended or left <= len(self._buffer))
         self._in_data = False
         self._drop(left + (self.track.end - self.start) % 2)
