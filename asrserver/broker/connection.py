@@ -14,6 +14,7 @@ import orjson
 import redis
 
 from asrserver.broker import scripts
+from asrserver.broker.clock import BrokerClock
 from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
 from asrserver.broker.pipeline import Pipeline, connect
 from asrserver.broker.status import BrokerStatus
@@ -38,6 +39,7 @@ class BrokerConnection:
     Attributes:
         name: The name of this gateway or worker.
         pipeline: Sends the commands.
+        clock: The time that deadlines and everything else that processes compare are told by.
         status: What Redis knows of all processes and of itself.
     """
 
@@ -48,11 +50,14 @@ class BrokerConnection:
         self.name = name
         self._client = connect(url, timeout=None)
         self.pipeline = Pipeline(self._client)
-        self.status = BrokerStatus(self.pipeline, self._client.connection_pool.connection_kwargs.get("db") or 0)
+        self.clock = BrokerClock()
+        database = self._client.connection_pool.connection_kwargs.get("db") or 0
+        self.status = BrokerStatus(self.pipeline, database, self.clock)
 
     async def open(self) -> None:
         """Wait for Redis, and create the group of workers if it is missing; raises Unavailable."""
         await self.pipeline.submit("EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
+        self.clock.read(await self.pipeline.submit("TIME"))
 
     async def close(self) -> None:
         """Wait until all commands have their replies, and disconnect."""
@@ -72,13 +77,18 @@ class BrokerConnection:
     def heartbeat(self, state: Mapping[str, Any]) -> None:
         """Write that this process lives, with its state for operators and for the other processes.
 
-        The group of workers is made again with it: Redis may have come back empty.
+        The group of workers is made again with it: Redis may have come back empty. And its clock is read.
         """
         payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
         key, ttl = heartbeat_key(self.KIND, self.name), int(HEARTBEAT_TTL * 1000)
         self.pipeline.call(ignore_reply, "SET", key, payload, "PX", ttl)
-        self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), time.time(), self.name)
+        self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), self.clock.now(), self.name)
         self.pipeline.call(ignore_reply, "EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
+        self.pipeline.call(self._read_clock, "TIME")
+
+    def _read_clock(self, reply: Any) -> None:
+        if not isinstance(reply, Exception):
+            self.clock.read(reply)
 
     async def deregister(self) -> None:
         """Remove the heartbeat of this process, which stops as it was asked to."""

@@ -101,7 +101,6 @@ class Pipeline:
 
     Attributes:
         bytes: The sizes of all commands without a reply, for callers that can slow their source down.
-        back_at: The time (time.monotonic()) at which Redis answered again after it had been away; 0 if it never was.
         on_replies: Called after the replies to each pipeline, when `bytes` has become less.
     """
 
@@ -114,7 +113,6 @@ class Pipeline:
         self._closed = False
         self._sent = 0.0
         self._linger = MIN_LINGER_SECONDS
-        self.back_at = 0.0
         self.bytes = 0
         self.on_replies: Callable[[], None] = _nothing
 
@@ -215,7 +213,7 @@ class Pipeline:
                         self._wire = await Wire.connect(self._client)
                     replies = await self._wire.execute(list(_abbreviated(commands)))
                 if self._away_since is not None:
-                    self._away_since, self.back_at = None, time.monotonic()
+                    self._away_since = None
                 return replies
             except CONNECTION_ERRORS as exc:
                 reason = exc

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import math
 from typing import Any
 
 import orjson
 
 from asrserver.broker import scripts
+from asrserver.broker.clock import BrokerClock
 from asrserver.broker.keys import (
     DEAD,
     GROUP,
@@ -22,22 +23,22 @@ from asrserver.broker.keys import (
 )
 from asrserver.broker.pipeline import Pipeline
 
-#: Seconds without a heartbeat after which a name leaves the index; clocks of machines differ by less.
+#: Seconds without a heartbeat after which a name leaves the index.
 HEARTBEAT_INDEX_TTL = 3600.0
 
 
 class BrokerStatus:
     """Reads states and numbers; `database` is the number of the Redis database in use."""
 
-    def __init__(self, pipeline: Pipeline, database: int) -> None:
+    def __init__(self, pipeline: Pipeline, database: int, clock: BrokerClock) -> None:
         self._pipeline = pipeline
         self._database = database
+        self._clock = clock
 
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
         """Return the heartbeats of all living processes of a kind (gateway or worker), by name."""
-        # The index saves a SCAN over the keys of all sessions. Whether a process lives is told by its heartbeat alone,
-        # however the clocks differ.
-        long_ago = time.time() - HEARTBEAT_INDEX_TTL
+        # The index saves a SCAN over the keys of all sessions. Whether a process lives is told by its heartbeat alone.
+        long_ago = self._clock.now() - HEARTBEAT_INDEX_TTL
         _, names = await asyncio.gather(
             self._pipeline.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
             self._pipeline.submit("ZRANGEBYSCORE", alive_key(kind), long_ago, "+inf"),
@@ -95,13 +96,13 @@ class BrokerStatus:
         waits = (self._pipeline.submit("EVAL", scripts.OLDEST, 1, stream, GROUP) for stream in streams)
         return float(max(await asyncio.gather(*waits))) / 1000
 
-    async def offered(self, since: float) -> set[str]:
-        """Return the models that some worker has offered since a time in epoch seconds."""
-        found = await self._pipeline.submit("ZRANGEBYSCORE", OFFERED, since, "+inf")
+    async def offered(self, within: float) -> set[str]:
+        """Return the models that some worker has offered in the last `within` seconds."""
+        found = await self._pipeline.submit("ZRANGEBYSCORE", OFFERED, self._clock.now() - within, "+inf")
         return {model.decode() for model in found}
 
     async def _streams(self) -> list[str]:
-        return [TASKS, *(tasks_key(model) for model in await self.offered(0.0))]
+        return [TASKS, *(tasks_key(model) for model in await self.offered(math.inf))]
 
     async def fullness(self) -> float:
         """Return the used memory of Redis over its maxmemory; 0 if it has no limit."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -80,7 +79,7 @@ class WorkerBroker(BrokerConnection):
             self.pipeline.call(ignore_reply, *command)
 
     def _offers(self) -> list[tuple[Any, ...]]:
-        now = time.time()
+        now = self.clock.now()
         return [("EVAL", scripts.OFFER, 2, OFFERED, tasks_key(name), name, now, GROUP) for name in self._models]
 
     async def close(self) -> None:
@@ -138,7 +137,7 @@ class WorkerBroker(BrokerConnection):
 
     async def _abandoned(self, idle: int, count: int) -> list[tuple[str, Any]]:
         """Take sessions whose model nobody offers any more: (stream, entries)."""
-        since = time.time() - ABANDONED_AFTER
+        since = self.clock.now() - ABANDONED_AFTER
         reply = await self.pipeline.submit("EVAL", scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since)
         return [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
 

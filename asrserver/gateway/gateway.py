@@ -45,8 +45,7 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.gateway")
 
-#: Seconds between sweeps for sessions of dead gateways. There is none until Redis has been back for as long: while it
-#: was away, no gateway could renew the deadlines of its sessions.
+#: Seconds between sweeps for sessions of dead gateways: a living one renews its deadlines more often.
 SWEEP_EVERY = 5.0
 
 #: Seconds between two rounds of housekeeping, and seconds for which a deleted session is remembered.
@@ -412,7 +411,7 @@ class Gateway:
         await self.admission.watch(waiting)
 
     async def _sweep(self) -> None:
-        if not self.closing and time.monotonic() - self.broker.pipeline.back_at >= SWEEP_EVERY:
+        if not self.closing:
             # Clients of a gateway that died, perhaps with all others, try in vain until connections are accepted: they
             # get as long as if they had lost theirs just then.
             spare = time.monotonic() < self.accepting_since + self.settings.resume_timeout

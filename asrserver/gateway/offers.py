@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 from asrserver.broker.status import BrokerStatus
@@ -35,7 +34,7 @@ class Offers:
     async def refresh(self) -> None:
         """Read them; raises Unavailable."""
         workers = await self._status.heartbeats("worker")
-        self._recent = await self._status.offered(time.time() - OFFERED_FOR)
+        self._recent = await self._status.offered(OFFERED_FOR)
         self.models = {model["name"]: model for model in summary(workers)}
         self._defaults = {
             worker["model"]: frozenset(worker.get("languages", ())) for worker in workers if "model" in worker

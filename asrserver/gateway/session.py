@@ -62,7 +62,7 @@ class Session:
         opened: When this gateway got it, by time.monotonic().
         heard: When its last event was delivered, by time.monotonic().
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
-        resume_by: Until when (epoch seconds) its client may resume; None while it is connected.
+        resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
         incomplete: Whether audio was refused that its client cannot send again as it is.
         flushes: How often it was flushed.
@@ -240,6 +240,10 @@ class Session:
     def in_flight(self) -> int:
         """Accepted chunks that are not acknowledged yet."""
         return len(self._unacknowledged)
+
+    def patience(self, connected: float) -> float:
+        """Seconds for which its client may resume; `connected` if it need not."""
+        return connected if self.resume_by is None else self.resume_by - time.monotonic()
 
     def require_recording(self) -> None:
         """Raise BadRequest if the session was ended."""

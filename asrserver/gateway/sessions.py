@@ -26,16 +26,7 @@ from asrserver.gateway.tasks import TaskRunner
 from asrserver.gateway.waiting import WaitingAudio
 from asrserver.process.aio import until
 from asrserver.protocol import codec
-from asrserver.protocol.events import (
-    ErrorEvent,
-    Final,
-    Moved,
-    Partial,
-    Progress,
-    Published,
-    Result,
-    SpeechStarted,
-)
+from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progress, Published, Result, SpeechStarted
 from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
@@ -85,6 +76,7 @@ class Sessions(Mapping[str, Session]):
         self.keeping = 0
         self._settings = settings
         self._broker = broker
+        self._now = broker.clock.now
         self._storage = storage
         self._write_behind = write_behind
         self._recordings = recordings
@@ -94,6 +86,7 @@ class Sessions(Mapping[str, Session]):
         self._starting: set[str] = set()  # ids of sessions that were admitted and are not open yet
         self._audio = metrics.BufferedCounter(metrics.audio_seconds)
         self._grace = max(GRACE_SECONDS, settings.resume_timeout)
+        self._overdue: set[str] = set()  # sessions that `adopt` found to be overdue
 
     def __getitem__(self, sid: str) -> Session:
         return self._open[sid]
@@ -175,7 +168,7 @@ class Sessions(Mapping[str, Session]):
             "created": f"{time.time():.3f}",
             "options": codec.encode_options(session.options),
         }
-        nonce, deadline = secrets.token_hex(8), time.time() + self._grace
+        nonce, deadline = secrets.token_hex(8), self._now() + self._grace
         return await self._broker.open_session(session.id, nonce, fields, deadline, session.options.model)
 
     async def _stored(self, sid: str) -> bool:
@@ -208,7 +201,7 @@ class Sessions(Mapping[str, Session]):
                 raise unknown
             last_seq = here.sent
         detached = asked.adopted and here is None  # of one that is here, it is known
-        fields = await self._broker.resume_session(sid, time.time() + self._grace, owner, detached)
+        fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
         if fields is None:
             raise unknown
         events = await self._broker.read_events(sid)
@@ -290,7 +283,7 @@ class Sessions(Mapping[str, Session]):
         """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""
         session.send = None
         if session.state == "recording" and session.resume_by is None:
-            session.resume_by = time.time() + self._settings.resume_timeout
+            session.resume_by = time.monotonic() + self._settings.resume_timeout
             log.info("session=%s waits for its client to resume", session.id)
             self._broker.detach_session(session.id)
             self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
@@ -365,7 +358,7 @@ class Sessions(Mapping[str, Session]):
         """Renew the deadlines of all sessions, end those that were not resumed in time, read what Pub/Sub lost."""
         await self._refresh(dict(self._open))
         for session in list(self._open.values()):
-            if session.state == "recording" and session.resume_by is not None and session.resume_by < time.time():
+            if session.state == "recording" and session.resume_by is not None and session.resume_by < time.monotonic():
                 log.info("session=%s was not resumed in time", session.id)
                 self.end(session, "interrupted")
         now = time.monotonic()
@@ -374,7 +367,9 @@ class Sessions(Mapping[str, Session]):
 
     async def adopt(self, spare: bool) -> None:
         """Take over sessions whose gateway is dead: end those that were not resumed (with `spare` none), store them."""
-        sids = [sid for sid in await self._broker.overdue(time.time(), ADOPT_BATCH) if sid not in self._open]
+        overdue = set(await self._broker.overdue(self._now(), ADOPT_BATCH))
+        # At two sweeps: when Redis was away, or its clock was set, gateways have the time between to renew theirs.
+        sids, self._overdue = (overdue & self._overdue) - self._open.keys(), overdue
         found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
         for sid, (fields, events) in found.items():
             if not fields:
@@ -382,10 +377,9 @@ class Sessions(Mapping[str, Session]):
                 continue
             if spare and "end" not in fields:
                 continue
-            now = time.time()
-            if not await self._broker.end_session(
-                sid, "interrupted", now + self._grace, seen=fields["gateway"], overdue=now
-            ):
+            now = self._now()
+            holder = fields["gateway"]
+            if not await self._broker.end_session(sid, "interrupted", now + self._grace, seen=holder, overdue=now):
                 continue  # it was resumed meanwhile
             if events and isinstance(events[-1], Final):
                 self._write_behind.mark_dirty(sid)
@@ -394,7 +388,7 @@ class Sessions(Mapping[str, Session]):
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
                 session.state = "finishing"
                 self._open[sid] = session
-                log.info("session=%s adopted from gateway %s", sid, fields["gateway"])
+                log.info("session=%s adopted from gateway %s", sid, holder)
 
     async def hand_over(self, timeout: float) -> None:
         """Leave the open sessions to other gateways, or to the next start of this one; no client is connected any more.
@@ -402,8 +396,8 @@ class Sessions(Mapping[str, Session]):
         Sessions whose clients may resume keep their deadlines. Those that only wait for their last results may be
         adopted at once.
         """
-        now = time.time()
-        deadlines = {sid: session.resume_by or now for sid, session in self._open.items()}
+        now = self._now()
+        deadlines = {sid: now + session.patience(0.0) for sid, session in self._open.items()}
         left, self._open = self._open, {}
         try:
             async with asyncio.timeout(timeout):
@@ -416,8 +410,8 @@ class Sessions(Mapping[str, Session]):
 
     async def _refresh(self, sessions: dict[str, Session]) -> None:
         """Renew the deadlines of these sessions, and give up those that another gateway holds."""
-        deadline = time.time() + self._grace
-        deadlines = {sid: session.resume_by or deadline for sid, session in sessions.items()}
+        now = self._now()
+        deadlines = {sid: now + session.patience(self._grace) for sid, session in sessions.items()}
         for sid, state in (await self._broker.refresh(deadlines)).items():
             if self._open.get(sid) is sessions[sid]:
                 self._lost(sessions[sid], state)
@@ -445,10 +439,10 @@ class Sessions(Mapping[str, Session]):
 
     async def _end_in_order(self, session: Session, status: str) -> None:
         # It travels in one pipeline with the session's chunks, and so comes after them.
-        overdue = session.resume_by and time.time()
+        overdue = None if session.resume_by is None else self._now()
         while True:
             try:
-                deadline = time.time() + self._grace
+                deadline = self._now() + self._grace
                 last = session.last if status == "done" else None
                 if await self._broker.end_session(session.id, status, deadline, overdue=overdue, last=last):
                     session.resume_by = None

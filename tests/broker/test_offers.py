@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 
@@ -107,8 +108,19 @@ async def test_a_model_that_nobody_offers_is_refused(g: GatewayBroker, t: Worker
         await opened(g, "s", model="large")
     assert error.value.code == "unknown_model"
     assert set(db.keys()) == before
-    assert await g.status.offered(time.time() - 60) == {"base", "tiny.en"}
-    assert await g.status.offered(time.time() + 60) == set()
+    assert await g.status.offered(60.0) == {"base", "tiny.en"}
+    assert await g.status.offered(-60.0) == set()
+
+
+@pytest.mark.gen_test
+async def test_the_clock_of_a_worker_is_wrong(
+    g: GatewayBroker, t: WorkerBroker, w: WorkerBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour ahead, it does not take sessions of models that it does not have as those that nobody offers."""
+    await opened(g, "s", model="tiny.en")
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    assert await claimed(w, 0.0) == set()
 
 
 @pytest.mark.gen_test
@@ -125,7 +137,7 @@ async def test_any_worker_takes_a_session_whose_model_is_offered_no_more(
     await v.append_event(claim, event(claim, 1, 1, "final"), "0-1")
     assert await claimed(v, 0.0) == set()
     assert not db.exists(TINY)
-    assert await g.status.offered(0.0) == {"base"}
+    assert await g.status.offered(math.inf) == {"base"}
     t.heartbeat({})
     await t.pipeline.drain()
     assert await opened(g, "again", model="tiny.en")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 import redis
@@ -67,7 +68,8 @@ async def test_after_a_restart_of_everything_sessions_wait_for_their_clients(
     await worker.final("finished", "words", 0)
 
     async def swept() -> list[str]:
-        await asyncio.gather(*(server.gateway._sweep() for server in gateways))
+        for _ in range(2):
+            await asyncio.gather(*(server.gateway._sweep() for server in gateways))
         with redis.Redis.from_url(redis_url, decode_responses=True) as client:
             return [sid for sid in ("tries", "gone") if client.hexists(keys.session_key(sid), "end")]
 
@@ -101,6 +103,7 @@ async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeW
         for sid in sids:
             with redis.Redis.from_url(redis_url) as client:
                 client.zadd(keys.OPEN, {sid: 1}, xx=True)
+            await asyncio.gather(*(server.gateway._sweep() for server in gateways))  # one is not enough
             await asyncio.gather(gateways[0].gateway._sweep(), gateways[1].gateway._sweep(), resumed(ws, sid))
             [ack] = ws.of(sid, "ack")
             if ack["state"] == "recording":
@@ -115,23 +118,51 @@ async def test_resume_and_interruption_at_once(gateways: Gateways, worker: FakeW
     await until(lambda: not any(server.gateway.sessions for server in gateways))
 
 
+def swept_by_hand(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Awaitable[None]]:
+    """Let no gateway look for sessions of dead ones by itself; return what lets the second one look once."""
+
+    async def nothing(spare: bool) -> None:
+        pass
+
+    adopt = gateways[1].gateway.sessions.adopt
+    for server in gateways:
+        monkeypatch.setattr(server.gateway.sessions, "adopt", nothing)
+    return lambda: adopt(spare=False)
+
+
 async def test_redis_was_away_for_longer_than_deadlines(
     gateways: Gateways, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Afterwards the gateways have time to extend their deadlines before others end their sessions."""
-    monkeypatch.setattr("asrserver.gateway.gateway.SWEEP_EVERY", 60.0)
+    sweep = swept_by_hand(gateways, monkeypatch)
     async with await WsClient.open(gateways[0].url) as ws:
         await ws.start("s")
         with redis.Redis.from_url(redis_url) as client:
-            pipeline = gateways[1].gateway.broker.pipeline
-            pipeline._away_since = 1.0  # it has not answered the other gateway
             client.zadd(keys.OPEN, {"s": 1})
-            await gateways[1].gateway.broker.ping()
-            await pipeline.submit("PING")
-            assert pipeline.back_at > 0
-            await gateways[1].gateway._sweep()
+            await sweep()
             await until(lambda: client.zscore(keys.OPEN, "s") > 1)
+            await sweep()
         await ws.chunk("s", 0, AUDIO)
+
+
+async def test_the_clock_of_one_gateway_is_wrong(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour ahead, it neither ends the sessions of the other, nor those of its own that wait for their clients."""
+    sweep = swept_by_hand(gateways, monkeypatch)
+    patience(gateways, 60.0)
+    lost = await WsClient.open(gateways[1].url)
+    await lost.start("waits")
+    await drop(lost)
+    await until(lambda: gateways[1].gateway.sessions["waits"].resume_by)
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
+        clock = time.time
+        monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+        for _ in range(2):
+            await sweep()
+        await gateways[1].gateway.sessions.repair()
+        monkeypatch.setattr(time, "time", clock)
+        await ws.chunk("s", 0, AUDIO)
+        assert (await resumed(ws, "waits"))["state"] == "recording"
 
 
 async def test_a_chunk_that_cannot_be_written_is_sent_again_after_a_resume(
