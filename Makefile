@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults lint browser voices docs docs-update \
 	dist-check format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -58,6 +58,9 @@ clients: .venv/test voices build/clients/installed ## test with the official cli
 
 fuzz: .venv/test ## feed damaged recordings to the decoders: make fuzz [MUTANTS=20000 SEED=1], 200 a second on one core
 	$(BIN)/python tools/fuzz_audio.py --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),1)
+
+faults: .venv/test ## kill, stop, fill and cut every part of the system under load: make faults [SEEDS=1-5], two minutes each
+	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),1-5)
 
 lint: .venv/test ## check style and types
 	$(BIN)/ruff check .
