@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from asrserver.audio import files
@@ -32,7 +33,7 @@ _decode = files.decode_file
 _time = time.time
 
 
-def decode(data: bytes, kind: str, max_seconds: float) -> files.Decoded:
+def decode(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None] = lambda: None) -> files.Decoded:
     """Decode as the program does, unless the recording is marked."""
     if KILLS in data:
         os.abort()
@@ -45,7 +46,7 @@ def decode(data: bytes, kind: str, max_seconds: float) -> files.Decoded:
                 continue
             while True:
                 library(None).pause()
-    return _decode(data, kind, max_seconds)
+    return _decode(data, kind, max_seconds, progress)
 
 
 files.decode_file = decode
