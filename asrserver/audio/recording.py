@@ -41,6 +41,7 @@ class ResumePoint:
         packets: Packets after `offset` whose samples are dropped: they only bring the decoder into its state.
         position: Position in the recording after those packets, in samples at the codec's rate.
         rate: The codec's samples per second.
+        time: When the first of those packets begins, in seconds of the container's clock; None: unknown.
     """
 
     offset: int
@@ -53,6 +54,7 @@ class ResumePoint:
     packets: int = 0
     position: int = 0
     rate: int = 0
+    time: float | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +63,7 @@ class PendingPoint:
 
     offset: int
     position: int
+    time: float | None
     packets: int = 0
     sample: int = 0
 
@@ -95,9 +98,19 @@ class TrackDecoder:
         self._last = 0  # samples of the last packet
         self._waiting: list[Samples] = []
         self._done: list[Samples] = []
-        self._timeline = Timeline()
+        self._timeline = Timeline(point.time if point is not None else None)
         if point is not None:
             self._resume(point)
+        elif track.delay:
+            self._delay(round(track.delay * SAMPLE_RATE))
+
+    def _delay(self, samples: int) -> None:
+        """The recording begins with silence."""
+        self._anchor += samples
+        self.produced += samples
+        whole, rest = divmod(samples, PIECE_SECONDS * SAMPLE_RATE)
+        piece = np.zeros(PIECE_SECONDS * SAMPLE_RATE, np.float32)
+        self._done += [piece] * whole + [piece[:rest]]
 
     def _resume(self, point: ResumePoint) -> None:
         self._set_rate(point.rate)
@@ -128,7 +141,7 @@ class TrackDecoder:
             self._advance(sum(len(samples) for samples, _ in decoded or ()))
             return True
         if packet.restart is not None and self._pending is None and not self._skip:
-            self._pending = PendingPoint(packet.restart, self._position)
+            self._pending = PendingPoint(packet.restart, self._position, self._timeline.now)
             if self._codec.memoryless:
                 self._complete_point()
         decoded = self._codec.decode(packet.data)
@@ -162,7 +175,9 @@ class TrackDecoder:
 
     def fill(self, time: float | None) -> Iterator[Samples]:
         """Put silence where a packet is later than the end of the one before it; return what gets ready."""
-        if not self._preroll and self.rate:
+        if not self.rate:
+            self._timeline.gap(time)  # where the clock begins
+        elif not self._preroll:
             left = round(self._timeline.gap(time) * self.rate)
             while left > 0:
                 count = min(left, PIECE_SECONDS * self.rate)

@@ -14,8 +14,7 @@ Vorbis. So nothing of the stream before `point.offset` need be kept.
 
 Where a packet is later than the end of the one before it, silence takes the place of what is missing (timeline.py).
 
-Known limits: the end of an Ogg stream that was resumed in its last page may be a packet longer. A gap is not filled at
-the first cluster (WebM) after a point, nor after a point in an MP4 file whose clock does not count samples.
+Known limit: the end of an Ogg stream that was resumed in its last page may be a packet longer.
 """
 
 from __future__ import annotations
@@ -87,7 +86,7 @@ class StreamDecoder:
         if point.track is None:
             decoder._demuxer.offset = point.offset
         else:
-            decoder._demuxer.resume(point.track, point.offset, point.start)
+            decoder._demuxer.resume(point.track, point.offset, point.start, point.time)
             decoder._recording = TrackDecoder(point.track, point.sample, point)
             decoder._silent = False
         return decoder
@@ -251,6 +250,7 @@ class StreamDecoder:
                         pending.packets,
                         pending.position,
                         recording.rate,
+                        pending.time,
                     )
                 )
 

@@ -21,9 +21,15 @@ GAPS_PER_AUDIO = 10.0
 class Timeline:
     """Compares the time stamps of packets with the audio in them."""
 
-    def __init__(self) -> None:
-        self._next: float | None = None  # where the next packet is expected
+    def __init__(self, time: float | None = None) -> None:
+        """Expect the next packet at `time`, in seconds; None: wherever it is."""
+        self._next = time
         self._allowance = MAX_GAPS
+
+    @property
+    def now(self) -> float | None:
+        """Where the next packet is expected, in seconds of the container's clock; None: unknown."""
+        return self._next
 
     def gap(self, time: float | None) -> float:
         """Return the seconds that are missing before a packet.

@@ -14,7 +14,7 @@ from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.stream import StreamDecoder
 from asrserver.audio.timeline import MAX_GAP, MAX_GAPS, Timeline
 from tests.audio.signals import encode, encode_file, frequency, s16, tone
-from tests.audio.streams import AAC, FRAGMENTS, decoded, slices
+from tests.audio.streams import AAC, FRAGMENTS, decoded, handed_on, slices
 
 
 def everywhere(data: bytes, kind: str) -> np.ndarray:
@@ -94,6 +94,54 @@ def test_a_gap_is_silence(arguments: str, tmp_path: Path) -> None:
     assert len(found) / SAMPLE_RATE == pytest.approx(25, abs=0.15)
     assert np.abs(found[3 * SAMPLE_RATE : 21 * SAMPLE_RATE]).max() < 0.01
     assert frequency(found[-2 * SAMPLE_RATE :]) == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "-c:a libopus -f webm",
+        "-c:a libopus -f webm -cluster_time_limit 400",
+        f"{AAC} -f matroska -cluster_time_limit 30000",
+        f"{AAC} {FRAGMENTS} -frag_duration 300000 -f mp4",
+        f"-c:a libopus {FRAGMENTS}+default_base_moof -frag_duration 500000 -f mp4",
+        f"{AAC} -ar 44100 {FRAGMENTS} -frag_duration 300000 -video_track_timescale 90000 -f mp4",
+    ],
+)
+def test_a_gap_after_a_takeover(arguments: str, tmp_path: Path) -> None:
+    """Another worker that goes on before the gap, or right at it, puts the sound behind it at the same time."""
+    kind = "mp4" if arguments.endswith("mp4") else "matroska"
+    data = gapped(arguments, 20, tmp_path)
+    wanted = decoded(StreamDecoder(kind), [data])
+    decoder, points = StreamDecoder(kind), {}
+    for piece in slices(data, 1, 2000):
+        decoder.feed(piece)
+        for sample in range(0, min(decoder.position, 21 * SAMPLE_RATE), SAMPLE_RATE // 5):
+            point = handed_on(decoder.resume_point(sample))
+            points[point.offset] = point
+    assert len(points) >= 4
+    for point in points.values():
+        found = decoded(StreamDecoder.resume(point), slices(data[point.offset :], 2, 3000))
+        assert point.sample + len(found) == pytest.approx(len(wanted), abs=0.02 * SAMPLE_RATE)
+        loud, other = (np.flatnonzero(np.abs(samples[-6 * SAMPLE_RATE :]) > 0.1) for samples in (wanted, found))
+        assert loud[0] == pytest.approx(other[0], abs=0.02 * SAMPLE_RATE)
+
+
+def test_silence_before_a_recording(tmp_path: Path) -> None:
+    """An empty edit: the sound begins later than the file, as a track that was moved in an editor does."""
+    for arguments in (f"{AAC} -f mp4", f"{AAC} {FRAGMENTS}+delay_moov+default_base_moof -f mp4", "-c:a alac -f mp4"):
+        file = encode_file(tone(3.0), arguments, tmp_path)
+        if "frag" in arguments:
+            at = file.index(b"moof") - 4
+            file = edited(file[:at], [(7000, -1), (0, 1024)]) + file[at:]
+        else:
+            clock = 0 if "alac" in arguments else 1024
+            file = edited(file, [(7000, -1), (3000, clock)])
+        found = everywhere(file, "mp4")
+        assert len(found) / SAMPLE_RATE == pytest.approx(10.0, abs=0.1)
+        assert np.abs(found[: int(6.9 * SAMPLE_RATE)]).max() < 0.01
+        assert frequency(found[-2 * SAMPLE_RATE :]) == pytest.approx(440, abs=2)
+    hours = edited(encode_file(tone(3.0), f"{AAC} -f mp4", tmp_path), [(4_000_000, -1), (3000, 1024)])
+    assert len(everywhere(hours, "mp4")) / SAMPLE_RATE == pytest.approx(3.0, abs=0.1)  # a clock that was set
 
 
 def test_a_gap_in_a_file_that_the_library_decodes(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ T = TypeVar("T")
 #: and FLAC may be longer.
 MAX_PACKET_BYTES = 1 << 18
 
+#: Most seconds of silence before a recording, as an edit list claims them.
+MAX_DELAY = 3600.0
+
 #: Longest header element that is read as a whole, in bytes: a list of tracks, the index of a fragment.
 MAX_HEADER_BYTES = 1 << 20
 
@@ -45,6 +48,9 @@ class Track:
         frame: For PCM, bytes of one sample of all channels; for ADPCM, of a block; for other codecs in MP4, bytes of
             every sample if all have the same.
         end: Position in the stream where its audio ends, in bytes; 0: unknown.
+        clock: Ticks per second of the container's clock; 0: it has none.
+        ticks: For MP4, ticks of every sample if all have the same.
+        delay: Seconds of silence before its first sample.
     """
 
     codec: str
@@ -55,6 +61,9 @@ class Track:
     number: int = 0
     frame: int = 0
     end: int = 0
+    clock: float = 0.0
+    ticks: int = 0
+    delay: float = 0.0
 
 
 @dataclass(slots=True)
@@ -108,8 +117,15 @@ class Demuxer(ABC):
         self._spent = 0  # times that these were too many
         self._heard = 0  # position after the last packet
 
-    def resume(self, track: Track, offset: int, start: int) -> None:
-        """Continue a recording: the next bytes pushed are those from `offset` on, which was a packet's `restart`."""
+    def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
+        """Continue a recording.
+
+        Args:
+            track: Its track.
+            offset: Position in the stream of the next bytes pushed, in bytes: it was a packet's `restart`.
+            start: Where the recording begins.
+            time: The packet's; None: unknown.
+        """
         self.track = track
         self.offset = self._heard = offset
         self.start = start
@@ -212,6 +228,9 @@ class Demuxer(ABC):
             0 <= track.skip <= 480_000
             and track.number < 1 << 32
             and track.frame <= MAX_PACKET_BYTES
+            and 0 <= track.ticks < 1 << 32
+            and 0 <= track.clock <= 1e10
+            and 0 <= track.delay <= MAX_DELAY
             and len(track.extradata) <= MAX_HEADER_BYTES
         ):
             raise self._unsupported("its header is damaged")

@@ -11,6 +11,7 @@ import numpy as np
 from asrserver.audio import wav
 from asrserver.audio.demux import mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
+    MAX_DELAY,
     MAX_HEADER_BYTES,
     MAX_PACKET_BYTES,
     MAX_SKIP_BYTES,
@@ -50,12 +51,15 @@ class Mp4(Demuxer):
         self._plan = SampleTable.empty()
         self._at = 0  # the next sample of the plan
         self._clock = 0  # ticks per second of the track; 0: unknown
-        self._default_ticks = 0  # of a fragment's samples
         self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
         self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
         self._keep_end = 0
+
+    def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
+        super().resume(track, offset, start, time)
+        self._clock = round(track.clock)
 
     def _next(self) -> Track | Packet | None:
         if self._kept and self.offset < self._keep_end:
@@ -212,6 +216,7 @@ class Mp4(Demuxer):
         edits = mp4_index.edits(trak, self._clock, max(1, movie_clock))
         plan = SampleTable.of(offsets + self.start, sizes)
         self._edits, skip = [], track.skip
+        delay = edits[0].start if edits and edits[0].start <= MAX_DELAY else 0.0
         if len(plan):
             if not ticks.any() and not edits:
                 plan = plan.ordered()
@@ -228,7 +233,7 @@ class Mp4(Demuxer):
                 skip = skip or first
             else:
                 self._edits = edits
-        track = self._begin_track(replace(track, skip=skip))
+        track = self._begin_track(replace(track, skip=skip, clock=float(self._clock), delay=delay))
         self._plan, self._at = plan, 0
         return track
 
@@ -246,7 +251,7 @@ class Mp4(Demuxer):
             rate = int(hertz)
         boxes = dict(mp4_index.boxes(entry[28 + (0, 16, 36)[version] :]))
         boxes |= dict(mp4_index.boxes(boxes.get(b"wave", b"")))
-        frame = 0
+        frame = ticks = 0
         if (bits := mp4_pcm.codec(kind, entry, version, boxes)) is not None:
             codec, extradata, frame = bits[0], b"", bits[1] * channels
         else:
@@ -254,8 +259,8 @@ class Mp4(Demuxer):
         skip = opus_skip(extradata) if codec == "opus" else 0
         for name, trex in mp4_index.boxes(mvex):
             if name == b"trex" and struct.unpack_from(">I", trex, 4)[0] == number:
-                self._default_ticks, frame = struct.unpack_from(">II", trex, 12)
-        return Track(codec, extradata, 48000 if codec == "opus" else rate, channels, skip, number, frame)
+                ticks, frame = struct.unpack_from(">II", trex, 12)
+        return Track(codec, extradata, 48000 if codec == "opus" else rate, channels, skip, number, frame, ticks=ticks)
 
     def _codec(self, kind: bytes, boxes: dict[bytes, bytes]) -> tuple[str, bytes]:
         if kind == b"Opus":
@@ -330,7 +335,7 @@ class Mp4(Demuxer):
         """(track, defaults) of a track fragment."""
         assert self.track is not None
         (flags, number), position = struct.unpack_from(">II", tfhd), 8
-        size, ticks = self.track.frame, self._default_ticks
+        size, ticks = self.track.frame, self.track.ticks
         if flags & 0x20000:
             base = moof
         if flags & 0x1:

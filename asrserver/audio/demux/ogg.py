@@ -30,8 +30,8 @@ class Ogg(Demuxer):
         self._serial = -1
         self._granule: int | None = None  # of the previous page
 
-    def resume(self, track: Track, offset: int, start: int) -> None:
-        super().resume(track, offset, start)
+    def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
+        super().resume(track, offset, start, time)
         self._codec, self._serial = track.codec, track.number
 
     def _next(self) -> Track | Packet | None:

@@ -58,8 +58,8 @@ class Wav(Pcm):
         self._format: Track | None = None
         self._in_data = False
 
-    def resume(self, track: Track, offset: int, start: int) -> None:
-        super().resume(track, offset, start)
+    def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
+        super().resume(track, offset, start, time)
         self._in_data = True
 
     def _next(self) -> Track | Packet | None:

@@ -72,6 +72,12 @@ class WebM(Demuxer):
         self._held: Packet | None = None  # a packet of that group, whose padding may follow
         self._tick = 1e-3  # seconds
         self._cluster: int | None = None  # the tick at which the cluster begins; None: not known yet
+        self._resumed: float | None = None  # when the next block begins, in seconds, if the cluster's time has passed
+
+    def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
+        super().resume(track, offset, start, time)
+        if track.clock:
+            self._tick, self._resumed = 1 / track.clock, time
 
     def _next(self) -> Track | Packet | None:
         if self._held is not None and (self.offset >= self._group_end or self._ended):
@@ -150,7 +156,8 @@ class WebM(Demuxer):
         delay = int.from_bytes(entry.get(_CODEC_DELAY, b""), "big") * rate // 10**9
         # Vorbis tracks have a delay too, but their decoder does not return those samples.
         skip = opus_skip(private) if codec == "opus" else delay if codec == "aac" else 0
-        return Track(codec, private, rate, channels, skip, int.from_bytes(entry.get(_NUMBER, b""), "big"), frame)
+        number = int.from_bytes(entry.get(_NUMBER, b""), "big")
+        return Track(codec, private, rate, channels, skip, number, frame, clock=1 / self._tick)
 
     def _block(self, ident: int, length: int, size: int) -> Packet | None:
         available = len(self._buffer) - length
@@ -171,9 +178,12 @@ class WebM(Demuxer):
         data = bytes(self._buffer[length + width + 3 : length + size])
         in_group = ident == _BLOCK and self._group_at < self.offset < self._group_end
         packet = Packet(data, self._group_at if in_group else self.offset)
+        ticks = int.from_bytes(self._buffer[length + width : length + width + 2], "big", signed=True)
+        if self._cluster is None and self._resumed is not None:
+            self._cluster = round(self._resumed / self._tick) - ticks
         if self._cluster is not None:
-            ticks = int.from_bytes(self._buffer[length + width : length + width + 2], "big", signed=True)
             packet.time = (self._cluster + ticks) * self._tick
+        self._resumed = None
         self._drop(length + size)
         if not in_group:
             return packet
