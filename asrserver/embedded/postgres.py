@@ -57,7 +57,7 @@ class EmbeddedPostgres(EmbeddedServer):
         (self.socket_path.parent / f"{self.socket_name}.lock").unlink(missing_ok=True)
         settings = {
             "listen_addresses": "", "unix_socket_directories": sockets, "unix_socket_permissions": "0700",
-            "port": POSTGRES_PORT, "max_connections": 50, "shared_buffers": "64MB", "fsync": "on",
+            "port": POSTGRES_PORT, "max_connections": 100, "shared_buffers": "64MB", "fsync": "on",
             "synchronous_commit": "on", "dynamic_shared_memory_type": "posix", "log_checkpoints": "off",
             # Statements and DETAIL quote rows, and rows are transcripts.
             "log_min_error_statement": "panic", "log_error_verbosity": "terse",

@@ -41,13 +41,12 @@ async def find(gateway: Gateway, sid: str, owner: str | None) -> Submission | No
         Unavailable: Redis cannot be asked.
     """
     await gateway.wait_stored(sid)
-    found = await gateway.storage.session(sid, owner=owner)
+    found = await gateway.storage.record(sid, owner=owner)
     if found is None or found["status"] == "recording":
         stage = await gateway.broker.status.stage(sid, owner)
         created = None if found is None else found["created_at"]
         return None if stage is None else Submission(stage, created_at=created)
-    errors = [found["error_message"], *(chunk["error_message"] for chunk in found["chunks"])]
-    error = next(filter(None, errors), None)
+    error = found["error_message"] or await _chunk_error(gateway, sid, owner)
     failed = found["status"] == "error" or (error is not None and not found["text"])
     return Submission(
         "failed" if failed else "done",
@@ -56,3 +55,12 @@ async def find(gateway: Gateway, sid: str, owner: str | None) -> Submission | No
         found["created_at"],
         error if failed else None,
     )
+
+
+async def _chunk_error(gateway: Gateway, sid: str, owner: str | None) -> str | None:
+    """The first error of its chunks."""
+    async for part in gateway.storage.chunks(sid, owner=owner):
+        for chunk in part:
+            if chunk["error_message"]:
+                return str(chunk["error_message"])
+    return None

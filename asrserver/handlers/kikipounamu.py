@@ -122,7 +122,7 @@ class SubmittedAudioHandler(KikipounamuHandler, RecordingHandler):
     async def _may_come(self, session_id: str) -> bool:
         if not self.gateway.settings.save_audio:
             return False
-        found = await self.gateway.storage.session(session_id, owner=self.owner)
+        found = await self.gateway.storage.record(session_id, owner=self.owner)
         if found is None or found["completed_at"] is None:
             return False
         age = datetime.now(UTC) - datetime.fromisoformat(found["completed_at"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+import orjson
 from tornado.web import HTTPError
 
 from asrserver.gateway import health
 from asrserver.handlers.base import BadParameter, RestHandler
+from asrserver.handlers.long_answer import LongAnswerHandler
 from asrserver.handlers.proxy import ProxyHandler
 from asrserver.storage.queries import Filter
 from asrserver.text.subtitles import plain, srt, vtt
@@ -20,6 +23,9 @@ MAX_LIMIT = 1000
 #: Characters of a search, and of a user id, at most.
 MAX_SEARCH = 200
 MAX_USER_ID = 128
+
+#: Bytes of a session's JSON that are sent at a time.
+SEND_BYTES = 1 << 18
 
 STATUSES = ("recording", "done", "interrupted", "error")
 
@@ -97,7 +103,7 @@ class HistoryHandler(RestHandler):
         self.answer({"total": page.total, "records": page.records, "cursor": page.cursor})
 
 
-class SessionHandler(RestHandler):
+class SessionHandler(LongAnswerHandler):
     """GET and DELETE /api/v1/session/:id."""
 
     query_parameters = frozenset(("format",))
@@ -105,15 +111,34 @@ class SessionHandler(RestHandler):
     async def get(self, session_id: str) -> None:
         kind = self.choice("format", ("json", *FORMATS)) or "json"
         await self.gateway.wait_stored(session_id)
-        session = await self.gateway.storage.session(session_id, owner=self.owner)
-        if session is None:
+        record = await self.gateway.storage.record(session_id, owner=self.owner)
+        if record is None:
             raise HTTPError(404, "there is no such session")
         if kind == "json":
-            self.answer(session)
+            await self._send_json(record)
             return
         media_type, make = FORMATS[kind]
+        segments = self.gateway.storage.segments(session_id, owner=self.owner)
+        record["segments"] = [segment async for part in segments for segment in part]
         self.set_header("Content-Type", f"{media_type}; charset=utf-8")
-        self.finish(make(session))
+        self.finish(make(record))
+
+    async def _send_json(self, record: dict[str, Any]) -> None:
+        """Send the record with its chunks and segments, as they are read: there may be 100,000 of them."""
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        storage, sid = self.gateway.storage, record["session_id"]
+        begun = orjson.dumps(record)[:-1]
+        for name, parts in (("chunks", storage.chunks), ("segments", storage.segments)):
+            begun += b',"%s":[' % name.encode()
+            separator = b""
+            async for rows in parts(sid, owner=self.owner):
+                begun += separator + orjson.dumps(rows)[1:-1]
+                separator = b","
+                if len(begun) > SEND_BYTES:
+                    await self.send(begun)
+                    begun = b""
+            begun += b"]"
+        self.finish(begun + b"}")
 
     async def delete(self, session_id: str) -> None:
         if not await self.gateway.delete(session_id, owner=self.owner):

@@ -22,6 +22,9 @@ from asrserver.storage.errors import REOPEN, StorageUnavailable, translated
 #: Seconds to wait for a free connection, and for the result of one statement.
 STATEMENT_TIMEOUT = 5.0
 
+#: Why a statement was ended.
+TOO_SLOW = "statement timeout: PostgreSQL is too slow for it, or it asks for too much"
+
 #: Seconds that a ping may take in all.
 PING_TIMEOUT = 2.0
 
@@ -109,7 +112,7 @@ class Pool:
             # aiopg 1.4.0 raises the server's statement_timeout as a cancellation (Connection._poll), which would end
             # the background writer silently
             if isinstance(exc.__context__, QueryCanceledError):
-                raise StorageUnavailable("statement timeout") from None
+                raise StorageUnavailable(TOO_SLOW) from None
             raise
         except Exception as exc:
             self._stale = self._stale or getattr(exc, "pgcode", None) in REOPEN

@@ -18,6 +18,12 @@ from asrserver.storage.tables import chunks, clean, segments, sessions, tally, t
 #: A cursor of the history: a session's creation time in microseconds since 1970, and its id in hexadecimal digits.
 CURSOR = re.compile(r"[0-9]{1,16}-(?:[0-9a-f]{2}){1,512}")
 
+#: Bytes of text on a page of the history at most, but for one session that has more by itself.
+PAGE_BYTES = 4 << 20
+
+#: Chunks, and segments, of a session that are read at a time. A session of hours may have 100,000 chunks.
+PART_ROWS = 1000
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -40,9 +46,15 @@ class Filter:
 
 
 class Page(NamedTuple):
-    """A page of the history: the number of matching sessions, the records of the page, the cursor of the next page."""
+    """A page of the history.
 
-    total: int
+    Attributes:
+        total: The number of matching sessions on all pages; None where that is not known without counting them.
+        records: The sessions.
+        cursor: The cursor of the next page; None if this is the last.
+    """
+
+    total: int | None
     records: list[dict[str, Any]]
     cursor: str | None
 
@@ -102,6 +114,7 @@ _RECORD = sa.select(
 )  # fmt: skip
 
 _ID = sa.bindparam("id", type_=sa.Text)
+_AFTER = sa.bindparam("after", type_=sa.BigInteger)
 
 _CONDITIONS = {
     "owner": sessions.c.owner == sa.bindparam("owner", type_=sa.Text),
@@ -119,22 +132,33 @@ _CONDITIONS = {
 
 @lru_cache
 def history(names: frozenset[str]) -> Compiled:
-    """The newest sessions that match the conditions with these names; `limit` is a parameter."""
-    newest = _RECORD.order_by(sessions.c.created_at.desc(), sessions.c.id.desc()).limit(sa.bindparam("limit"))
-    return compiled(newest.where(*(_CONDITIONS[name] for name in sorted(names & _CONDITIONS.keys()))))
+    """The newest sessions that match the conditions with these names, up to `limit` and PAGE_BYTES of text.
+
+    Each row has as `found` how many rows there are up to the limit. The sizes are read without the texts.
+    """
+    conditions = [_CONDITIONS[name] for name in sorted(names & _CONDITIONS.keys())]
+    order = sessions.c.created_at.desc(), sessions.c.id.desc()
+    newest = _RECORD.add_columns(sa.func.octet_length(sessions.c.final_text).label("bytes"))
+    page = newest.where(*conditions).order_by(*order).limit(sa.bindparam("limit")).subquery("page")
+    order = page.c.created_at.desc(), page.c.session_id.desc()
+    size = sa.func.coalesce(page.c.bytes, 0)
+    running = sa.select(
+        page, sa.func.sum(size).over(order_by=order).label("running"), sa.func.count().over().label("found"),
+        sa.func.row_number().over(order_by=order).label("place"),
+    ).subquery("sized")  # fmt: skip
+    columns = [running.c[column.name] for column in _RECORD.selected_columns]
+    fits = sa.or_(running.c.running <= PAGE_BYTES, running.c.place == 1)
+    return compiled(sa.select(*columns, running.c.found).where(fits).order_by(running.c.place))
 
 
 @lru_cache
 def total(names: frozenset[str]) -> Compiled:
-    """The number of matching sessions: by owner and status from the tally, else counted through the filter's index."""
+    """The number of matching sessions: by owner and status from the tally, else counted. Not for searches."""
     if names <= {"owner", "status"}:
         query = sa.select(sa.cast(sa.func.coalesce(sa.func.sum(tally.c.sessions), 0), sa.BigInteger))
         return compiled(query.where(*(tally.c[name] == sa.bindparam(name, type_=sa.Text) for name in sorted(names))))
-    counted = sa.select(sa.func.count()).select_from(sessions).where(*(_CONDITIONS[name] for name in sorted(names)))
-    made = compiled(counted)
-    # The index alone decides what matches. PostgreSQL 18 estimates its cost as if asr_words() were called for each
-    # match and, for a common word, scans all sessions instead: 465 ms for 10,000, against 4. Local to this statement.
-    return made._replace(text=f"SET LOCAL enable_seqscan = off; {made.text}") if "search" in names else made
+    counted = sa.select(sa.func.count()).select_from(sessions)
+    return compiled(counted.where(*(_CONDITIONS[name] for name in sorted(names))))
 
 
 @lru_cache
@@ -149,16 +173,18 @@ KNOWN = compiled(
 )
 CHUNKS = compiled(
     sa.select(chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:])
-    .where(chunks.c.session_id == _ID)
+    .where(chunks.c.session_id == _ID, chunks.c.chunk_index > _AFTER)
     .order_by(chunks.c.chunk_index)
+    .limit(PART_ROWS)
 )
 SEGMENTS = compiled(
     sa.select(
         segments.c.number, segments.c.chunk_index, segments.c.start_time.label("start"),
         segments.c.end_time.label("end"), *list(segments.c)[5:],
     )
-    .where(segments.c.session_id == _ID)
+    .where(segments.c.session_id == _ID, segments.c.number > _AFTER)
     .order_by(segments.c.number)
+    .limit(PART_ROWS)
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ creates the database, tables.py has the writing statements, queries.py the readi
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from asrserver.storage import queries
 from asrserver.storage.errors import StorageError, StorageRejected, StorageUnavailable
 from asrserver.storage.pool import Pool
 from asrserver.storage.queries import CURSOR, Filter, Page
+from asrserver.storage.reading import ReadingPool
 from asrserver.storage.tables import UPSERTS, Record, as_json, clean, metadata, pieces, rows, sessions, tombstones
 
 __all__ = [
@@ -50,11 +51,24 @@ class Storage(Pool):
 
     Args:
         dsn: libpq keywords or a postgresql:// URL, with one host or several.
-        pool_size: Number of connections.
+        pool_size: Number of connections for storing; those for reading are opened when they are needed.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int = 4) -> None:
+    def __init__(self, dsn: str, *, pool_size: int = 2) -> None:
         super().__init__(dsn, pool_size)
+        self._dsn = dsn
+        self._reading = ReadingPool(dsn)
+
+    async def open(self) -> None:
+        """Open as a Pool does."""
+        await self._reading.close()
+        self._reading = ReadingPool(self._dsn)
+        await super().open()
+
+    async def close(self) -> None:
+        """Close as a Pool does."""
+        await self._reading.close()
+        await super().close()
 
     async def save(self, records: Sequence[Record]) -> list[tuple[str, str]]:
         """Store the records in one transaction. Idempotent; deleted sessions are skipped.
@@ -82,11 +96,16 @@ class Storage(Pool):
         Each record is {session_id, user_id, status, text, duration (seconds), chunk_count, language, mode, model,
         error_code, error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC.
 
+        A page may have fewer than `limit` records though more follow: if these have more than PAGE_BYTES of text.
+
         Args:
             limit: Maximum number of records.
             which: The filter.
             cursor: The cursor of the page before. It is a position between two sessions, so that no session is seen
                 twice or left out when others are added or deleted meanwhile.
+
+        Returns:
+            The page; its total is None for a search that has further pages.
 
         Raises:
             ValueError: `cursor` is not a cursor.
@@ -94,26 +113,56 @@ class Storage(Pool):
         values = which.values()
         place = queries.read_cursor(cursor) if cursor is not None else {}
         names = frozenset(values)
-        async with self.connection() as conn:
-            count = queries.total(names)
-            total = await conn.scalar(count.text, {**count.parameters, **values})
+        async with self._reading.lend(which.owner) as conn:
+            total = None
+            if which.search is None:
+                count = queries.total(names)
+                total = await conn.scalar(count.text, {**count.parameters, **values})
             page = queries.history(names.union(place))
             records = await queries.fetch(conn, page, **values, **place, limit=limit + 1)
-        following = queries.make_cursor(records[limit - 1]) if len(records) > limit else None
-        return Page(total, records[:limit], following)
+        found = max((record.pop("found") for record in records), default=0)
+        records = records[:limit]
+        more = found > len(records)
+        if which.search is not None and cursor is None and not more:
+            total = len(records)
+        return Page(total, records, queries.make_cursor(records[-1]) if more else None)
+
+    async def record(self, session_id: str, *, owner: str | None = None) -> dict[str, Any] | None:
+        """One session as in `history`; None if it is not stored."""
+        async with self._reading.lend(owner) as conn:
+            found = await queries.fetch(conn, queries.one(owner is not None), id=clean(session_id), owner=owner)
+        return found[0] if found else None
+
+    async def chunks(self, session_id: str, *, owner: str | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+        """The chunks of a session in order, PART_ROWS at a time. Whose it is was asked before: see `record`."""
+        async for part in self._parts(queries.CHUNKS, "chunk_index", session_id, owner):
+            yield part
+
+    async def segments(self, session_id: str, *, owner: str | None = None) -> AsyncIterator[list[dict[str, Any]]]:
+        """Its segments, likewise."""
+        async for part in self._parts(queries.SEGMENTS, "number", session_id, owner):
+            yield part
+
+    async def _parts(
+        self, statement: queries.Compiled, order: str, session_id: str, owner: str | None
+    ) -> AsyncIterator[list[dict[str, Any]]]:
+        after, size = -1, queries.PART_ROWS
+        while size == queries.PART_ROWS:
+            async with self._reading.lend(owner) as conn:  # given back in between: who reads it may be slow
+                part = await queries.fetch(conn, statement, id=clean(session_id), after=after)
+            if part:
+                yield part
+                after = part[-1][order]
+            size = len(part)
 
     async def session(self, session_id: str, *, owner: str | None = None) -> dict[str, Any] | None:
-        """One session as in `history`, with its `chunks` and `segments` in order; None if it is not stored."""
-        name = clean(session_id)
-        async with self.connection() as conn:
-            found = await queries.fetch(conn, queries.one(owner is not None), id=name, owner=owner)
-            if not found:
-                return None
-            return {
-                **found[0],
-                "chunks": await queries.fetch(conn, queries.CHUNKS, id=name),
-                "segments": await queries.fetch(conn, queries.SEGMENTS, id=name),
-            }
+        """One session as in `history`, with all its `chunks` and `segments` in order; None if it is not stored."""
+        found = await self.record(session_id, owner=owner)
+        if found is None:
+            return None
+        found["chunks"] = [row async for part in self.chunks(session_id, owner=owner) for row in part]
+        found["segments"] = [row async for part in self.segments(session_id, owner=owner) for row in part]
+        return found
 
     async def delete(self, session_id: str, *, pending: bool = False, owner: str | None = None) -> bool:
         """Delete a session permanently: later saves of it are ignored.
@@ -137,13 +186,13 @@ class Storage(Pool):
 
     async def stats(self, *, owner: str | None = None) -> dict[str, dict[str, int]]:
         """The numbers of sessions, milliseconds of audio and bytes of recordings, by status."""
-        async with self.connection() as conn:
+        async with self._reading.lend(owner) as conn:
             found = await queries.fetch(conn, queries.sums(owner is not None), owner=owner)
         return {row.pop("status"): row for row in found}
 
     async def size(self) -> int:
         """The size of the tables and their indexes in bytes."""
-        async with self.connection() as conn:
+        async with self._reading.lend(None) as conn:
             return int(await conn.scalar(_SIZE, {"names": list(metadata.tables)}))
 
     # -- recordings ----------------------------------------------------------------------------------------------
@@ -158,7 +207,7 @@ class Storage(Pool):
         """Whether the session has a recording."""
         mine = [] if owner is None else [sessions.c.owner == owner]
         noted = sa.exists().where(sessions.c.id == clean(session_id), sessions.c.audio_path.isnot(None), *mine)
-        async with self.connection() as conn:
+        async with self._reading.lend(owner) as conn:
             return bool(await conn.scalar(sa.select(noted)))
 
     async def expired_audio(self, days: float, per_user: int, limit: int) -> list[str]:

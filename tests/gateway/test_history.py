@@ -115,21 +115,6 @@ async def test_every_filter_has_its_index(filled: str, which: Filter, index: str
     assert "Seq Scan" not in found
 
 
-async def test_a_common_word_is_counted_by_the_index(filled: str) -> None:
-    """The settings for it do not apply to other statements."""
-    which = Filter(search="kitchen")
-    text, parameters = queries.total(frozenset(which.values()))
-    rows = sql(filled, text.replace("SELECT", "EXPLAIN SELECT"), {**parameters, **which.values()})
-    found = "\n".join(row[0] for row in rows)
-    assert "asr_sessions_search" in found
-    assert "Seq Scan" not in found
-    with contextlib.closing(psycopg2.connect(filled)) as connection, connection.cursor() as cursor:
-        connection.autocommit = True
-        cursor.execute(text, {**parameters, **which.values()})
-        cursor.execute("SHOW enable_seqscan")
-        assert cursor.fetchone() == ("on",)
-
-
 async def test_a_page_far_down_reads_no_page_before_it(many: Storage, filled: str) -> None:
     place = queries.read_cursor((await many.history(9000)).cursor or "")
     found = plan(filled, Filter(), **place)
@@ -180,7 +165,7 @@ async def test_every_place_of_the_form_is_one(many: Storage, cursor: str) -> Non
 
 
 async def test_filters(many: Storage) -> None:
-    async def found(**which: Any) -> tuple[int, list[str]]:
+    async def found(**which: Any) -> tuple[int | None, list[str]]:
         page = await many.history(3, Filter(**which))
         return page.total, [record["session_id"] for record in page.records]
 
@@ -190,8 +175,8 @@ async def test_filters(many: Storage) -> None:
     assert await found(owner="key1", status="interrupted") == (200, ["s9951", "s9901", "s9851"])
     assert await found(since=BEGAN, until=BEGAN + timedelta(minutes=2)) == (2, ["s1", "s0"])
     assert await found(search="zeppelin", status="done") == (0, [])
-    assert await found(search="zeppelin", status="error") == (100, ["s9900", "s9800", "s9700"])
-    assert await found(search="北京", user_id="user1") == (100, ["s9901", "s9801", "s9701"])
+    assert await found(search="zeppelin", status="error") == (None, ["s9900", "s9800", "s9700"])
+    assert await found(search="北京", user_id="user1") == (None, ["s9901", "s9801", "s9701"])
     assert await found(user_id="x\x00", search="\x00") == (0, [])
 
 

@@ -8,6 +8,8 @@ import contextlib
 import psycopg2
 import pytest
 
+from asrserver.storage import queries
+from asrserver.storage.queries import Filter
 from asrserver.storage.storage import Storage
 from tests.storage.postgres import Postgres, backends
 from tests.storage.records import DONE, record, stored
@@ -25,6 +27,26 @@ async def test_history_is_newest_first(store: Storage) -> None:
         "chunk_count": 0, "language": None, "mode": None, "model": None, "error_code": None, "error_message": None,
         "audio_path": None, "created_at": "2023-11-14T22:13:22+00:00", "completed_at": None,
     }  # fmt: skip
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_page_has_a_bounded_size(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts come on more pages; of a search with several, the number of matches is not counted."""
+    monkeypatch.setattr(queries, "PAGE_BYTES", 1000)
+    queries.history.cache_clear()
+    for number, size in enumerate((400, 2000, 400, 400, 400)):
+        text = f"word {'x' * size}"
+        await store.save([record(f"s{number}", created_at=1.7e9 + number, status="done", final_text=text)])
+    for which in (Filter(), Filter(search="word")):
+        pages: list[list[str]] = []
+        cursor = None
+        while not pages or cursor is not None:
+            total, records, cursor = await store.history(10, which, cursor)
+            assert total == (None if which.search else 5)
+            pages.append([each["session_id"] for each in records])
+        assert pages == [["s4", "s3"], ["s2"], ["s1"], ["s0"]]
+    assert (await store.history(1, Filter(search="nothing"))).total == 0
+    queries.history.cache_clear()
 
 
 @pytest.mark.gen_test(timeout=20)

@@ -13,6 +13,8 @@ import tornado.ioloop
 from asrserver.storage import pool as pool_module
 from asrserver.storage import schema as server_module
 from asrserver.storage.errors import StorageUnavailable
+from asrserver.storage.queries import Filter
+from asrserver.storage.reading import MAX_WAITING, READER_CONNECTIONS
 from asrserver.storage.storage import Storage
 from tests.storage.postgres import Postgres, backends, locked
 from tests.storage.records import record
@@ -129,11 +131,38 @@ async def test_full_pool_and_slow_answer_are_unavailable(
     monkeypatch.setattr(pool_module, "PING_TIMEOUT", 0.1)
     await store.open()
     with locked(postgres, database):
-        calls = [store.history(1) for _ in range(6)]
+        calls = [store.known("a") for _ in range(6)]
         results = await asyncio.gather(*calls, store.ping(), return_exceptions=True)
     assert {type(each) for each in results} == {StorageUnavailable}
     assert all(str(each) for each in results)
     assert await store.history(1) == (0, [], None)
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_slow_readers_hinder_neither_others_nor_storing(store: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One key has what it may; the next request of it waits, and has an end; of those that wait there is a number."""
+    monkeypatch.setattr(pool_module, "STATEMENT_TIMEOUT", 0.3)
+    slow = asyncio.Event()
+
+    async def read_slowly() -> None:
+        async with store._reading.lend("a"):
+            await slow.wait()
+
+    reading = [asyncio.create_task(read_slowly()) for _ in range(READER_CONNECTIONS)]
+    await until(lambda: store._reading._engine is not None and store._reading._engine.freesize == 1)
+    waiting = [asyncio.create_task(store.history(1, Filter(owner="a"))) for _ in range(MAX_WAITING)]
+    await asyncio.sleep(0)
+    with pytest.raises(StorageUnavailable, match="too many requests"):
+        await store.history(1, Filter(owner="a"))
+    assert await store.history(1, Filter(owner="b")) == (0, [], None)
+    assert await store.save([record()]) == []
+    assert await store.ping() < 1
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(result) for result in results} == {StorageUnavailable}
+    slow.set()
+    await asyncio.gather(*reading)
+    assert (await store.history(1, Filter(owner="a"))).total == 0
+    assert not store._reading._turns
 
 
 @pytest.mark.gen_test(timeout=30)

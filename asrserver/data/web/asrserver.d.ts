@@ -264,7 +264,7 @@ export class Client {
   history(
     query?: HistoryQuery,
     options?: Signalled,
-  ): Promise<{ total: number; records: SessionRecord[]; cursor: string | null }>;
+  ): Promise<{ total: number | null; records: SessionRecord[]; cursor: string | null }>;
   session(id: string, options?: Signalled): Promise<SessionRecord & { segments: Segment[] }>;
   text(id: string, format?: "txt" | "srt" | "vtt", options?: Signalled): Promise<string>;
   recording(id: string, options?: Signalled): Promise<Blob>;
