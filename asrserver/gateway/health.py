@@ -20,14 +20,14 @@ HEALTH_TIMEOUT = 2.0
 
 
 async def not_ready(gateway: Gateway) -> str:
-    """Return why this gateway accepts no sessions now; '' if it does.
+    """Return why this gateway accepts no sessions now, in words that anybody may read; '' if it does.
 
     PostgreSQL does not matter for that: sessions are stored later.
     """
     if gateway.closing:
         return "shutting down"
     state = await _probe(gateway.broker.ping())
-    return "" if state["ready"] else f"Redis: {state['error']}"
+    return "" if state["ready"] else "Redis does not answer"
 
 
 async def health(gateway: Gateway) -> dict[str, Any]:

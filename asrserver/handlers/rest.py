@@ -59,8 +59,12 @@ class LivenessHandler(RestHandler):
 
 
 class ReadinessHandler(RestHandler):
-    """GET /readyz: 200 while this gateway accepts sessions; 503 before and after."""
+    """GET /readyz: 200 while this gateway accepts sessions; 503 before and after.
 
+    It needs no key: Kubernetes and load balancers can show none. So it tells no more than what is not ready.
+    """
+
+    public = True
     query_parameters = None
 
     async def get(self) -> None:

@@ -79,10 +79,10 @@ def paths(app: AsrApplication) -> list[str]:
 
 
 #: What answers without a key, and with which status.
-PUBLIC = {"/livez": 200, **dict.fromkeys(PAGES, 200), f"{FOLDER}x": 404}
+PUBLIC = {"/livez": 200, "/readyz": 200, **dict.fromkeys(PAGES, 200), f"{FOLDER}x": 404}
 
 
-async def test_without_a_key_nothing_opens_but_livez_and_the_pages(
+async def test_without_a_key_nothing_opens_but_probes_and_the_pages(
     app: AsrApplication, fetch: Callable[..., Any], keys: Keys
 ) -> None:
     """Every route, by every method, without a key and with a wrong one."""
