@@ -25,6 +25,7 @@ from typing import Any
 
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
+from asrserver.process.notify import notify
 from asrserver.process.scheduling import StallMeter
 from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
@@ -161,6 +162,7 @@ class Supervisor:
         if number in (signal.SIGTERM, signal.SIGINT):
             if self._stage == "running":
                 log.info("%s: draining", name)
+                notify("draining", "STOPPING=1")
                 self._enter("gateways")
             else:
                 log.warning("%s again: stopping at once", name)
@@ -171,6 +173,7 @@ class Supervisor:
                 slots = [slot for slot in self._slots if not slot.retired]
                 self._to_replace.extend(sorted(slots, key=lambda slot: slot.kind, reverse=True))
                 log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
+                notify("rolling restart")
             else:
                 log.warning("%s ignored: a rolling restart is in progress", name)
         elif number == signal.SIGTTIN and self._workers():
@@ -229,6 +232,7 @@ class Supervisor:
             self._replacing = None
             if not self._to_replace:
                 log.info("rolling restart finished")
+                notify("rolling restart finished")
         while self._to_replace:
             old = self._to_replace.popleft()
             if old in self._slots and not old.retired:
@@ -240,6 +244,7 @@ class Supervisor:
         self._replacing = None
         self._to_replace.clear()
         log.error("rolling restart aborted, the old processes keep running: the new %s %s", new.kind, why)
+        notify(f"rolling restart aborted, the old processes keep running: the new {new.kind} {why}")
 
     # -- children ------------------------------------------------------------------------------------------------
 
@@ -409,6 +414,7 @@ class Supervisor:
         else:
             print(f"asrserver: {workers} workers ready", flush=True)
         self._on_ready()
+        notify("serving", "READY=1")
 
     # -- endings -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -227,27 +228,43 @@ async def test_rolling_restart_under_fifty_streams(
 
 
 def test_a_rolling_restart_that_cannot_work_is_given_up(start: Start, tmp_path: Path) -> None:
-    """The new worker cannot load its model: the old processes continue, and another SIGHUP may succeed."""
+    """The new worker cannot load its model: the old processes continue, and another SIGHUP may succeed.
+
+    systemd is told each time; without it, `systemctl start` and upgrades would not know when they have ended.
+    """
     from asrserver.models import find_model
 
     model = tmp_path / "model"
     shutil.copytree(find_model("demo").path, model)
-    system = start("run", "--workers", "1", "--model", str(model)).wait_ready()
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(tmp_path / "notify"))
+    systemd.settimeout(60)
+    told = partial(systemd.recv, 4096)
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    system = start("run", "--workers", "1", "--model", str(model), env=env).wait_ready()
+    assert told() == b"READY=1\nSTATUS=serving"
     (gateway,), (worker,) = system.children("gateway"), system.children("worker")
     (model / "model.bin").rename(model / "away.bin")
     system.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "rolling restart aborted" in system.output(), 60)
+    assert told() == b"STATUS=rolling restart"
+    assert told().startswith(
+        b"STATUS=rolling restart aborted, the old processes keep running: the new worker could not"
+    )
     assert worker in system.children("worker")
     assert gateway in system.children("gateway")  # its turn comes after the workers'
     assert system.get("/health")["status"] == "ok"
     (model / "away.bin").rename(model / "model.bin")
     system.process.send_signal(signal.SIGHUP)
     wait_until(lambda: "rolling restart finished" in system.output(), 60)
+    assert (told(), told()) == (b"STATUS=rolling restart", b"STATUS=rolling restart finished")
     assert worker not in system.children("worker")
     assert gateway not in system.children("gateway")
     order = re.findall(r"(\w+) \S+ is ready and replaces", system.output())
     assert order == ["worker", "gateway"]
     assert system.stop() == 0
+    assert told() == b"STOPPING=1\nSTATUS=draining"
+    systemd.close()
 
 
 # -- deaf clients ----------------------------------------------------------------------------------------------------
