@@ -12,7 +12,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
 .PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults lint browser voices docs docs-update \
-	dist-check format bench bench-check promtool constraints model model-eval clean
+	dist-check deployment format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ run: .venv/whisper ## run the server on port 8080 with the Whisper model base
 mic: .venv/mic ## install microphone support for transcribe --live (PortAudio is separate: libportaudio2 on Debian)
 
 test: .venv/test ## run all checks and all tests except the slow ones
-	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check
+	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check deployment
 	$(MAKE) --no-print-directory -j2 --output-sync=target tests-inside tests-of-program
 	$(MAKE) --no-print-directory bench-check
 
@@ -90,6 +90,9 @@ voices: .venv/test ## download recordings of people from Debian's packages into 
 dist-check: .venv/test ## build sdist and wheel, and test both outside the checkout
 	$(BIN)/python tools/check_dist.py
 
+deployment: build/deployment/installed ## check installer, Dockerfile, compose files and Helm chart; WRITE=--write writes the manifests
+	build/deployment/bin/python tools/check_deployment.py $(WRITE)
+
 format: .venv/test ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -152,6 +155,11 @@ build/clients/installed: tests/clients/requirements.txt tests/clients/package.js
 	build/clients/bin/pip install --quiet --disable-pip-version-check --no-deps whisper-live==0.10.0
 	cp tests/clients/node.mjs tests/clients/package*.json build/clients
 	cd build/clients && npm ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
+build/deployment/installed: tools/deployment-requirements.txt
+	$(PYTHON) -m venv build/deployment
+	build/deployment/bin/pip install --quiet --disable-pip-version-check -r tools/deployment-requirements.txt
 	@touch $@
 
 .venv/mic: $(REQUIREMENTS) | .venv/bin/pip

@@ -1,6 +1,6 @@
 """The markers unit, service, system and slow: what a test needs, derived from its fixtures.
 
-unit      nothing but this process, and programs that convert or check a file (FFmpeg, promtool)
+unit      nothing but this process, and programs that convert or check a file (FFmpeg, promtool, systemd-analyze)
 service   a real Redis or PostgreSQL
 system    the program as processes: signals, several gateways, workers
 slow      a soak that takes minutes: the only marker that is set by hand
@@ -30,7 +30,7 @@ KINDS = ("unit", "service", "system", "slow")
 NEEDS = {"real_servers": "service", "http_server": "service", "processes": "system"}
 
 #: Beginnings of the names of programs that a test of any kind may run.
-TOOLS = ("ffmpeg", "promtool")
+TOOLS = ("ffmpeg", "promtool", "systemd-analyze")
 
 
 class NeedsProcessesError(Exception):

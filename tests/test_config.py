@@ -169,7 +169,7 @@ def test_the_units_name_commands_and_settings_that_there_are() -> None:
     assert len(units) == 3
     for unit in units:
         text = unit.read_text()
-        command, *arguments = re.findall(r"^ExecStart=\S+/asrserver (.*)$", text, re.M)[0].split()
+        command, *arguments = re.findall(r"^ExecStart=\S+/python -m asrserver (.*)$", text, re.M)[0].split()
         flags = {row.flag for row in setting_rows() if row.group in COMMANDS[command]} | {"--config"}
         assert {argument for argument in arguments if argument.startswith("-")} <= flags
         assert "ExecReload=/bin/kill -HUP $MAINPID" in text

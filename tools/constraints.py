@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "constraints.txt"
 
 #: Extras that are not resolved: the model can be trained with any build of torch.
-UNPINNED = {"model"}
+UNPINNED = {"cuda", "model"}
 
 #: Packages that build dependencies without a wheel, such as SQLAlchemy for Python 3.13.
 BUILD = ("setuptools", "wheel")
