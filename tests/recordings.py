@@ -47,7 +47,8 @@ def understood(utterances: list[Utterance]) -> list[Utterance]:
     """
     from asrserver.inference import vad
     from asrserver.inference.features import log_mel
-    from asrserver.inference.whisper import Request, Whisper, window_for
+    from asrserver.inference.whisper import Request, Whisper
+    from asrserver.inference.windows import window_for
 
     model = Whisper("demo", "cpu", "default", 1, 1)
     random = np.random.default_rng(1)

@@ -60,7 +60,8 @@ from asrserver.inference.features import GrowingLogMel
 from asrserver.inference.profiles import DEMO
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
-from asrserver.inference.whisper import Request, window_for
+from asrserver.inference.whisper import Request
+from asrserver.inference.windows import window_for
 from asrserver.inference.worker import load_model
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import run

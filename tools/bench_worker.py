@@ -50,7 +50,8 @@ from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.utterances import VAD_SLICE
-from asrserver.inference.whisper import Request, Whisper, length_limit, window_for
+from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.windows import length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol import codec
 from asrserver.protocol.events import ChunkResult, ErrorEvent, Final

@@ -14,7 +14,7 @@ from asrserver.inference.fair import FairPool, Shares
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import IsolationLock
 from asrserver.inference.profiles import Profile
-from asrserver.inference.whisper import window_for
+from asrserver.inference.windows import window_for
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Recogniser:
         Args:
             engine: Runs the model.
             partials: Schedules partial results.
-            window: Policy of `whisper.window_for`.
+            window: Policy of `windows.window_for`.
             silence: Seconds of silence that end a segment; 0: what suits the model.
             max_seconds: See the attributes.
             threads: Threads of the pool that decodes utterances.

@@ -12,7 +12,7 @@ from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.pcm import PcmDecoder
 from asrserver.errors import AudioError
 from asrserver.inference.features import HOP, log_mel
-from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, window_for
+from asrserver.inference.windows import FULL_WINDOW, WINDOWS, window_for
 from tests.audio.signals import encode, frequency, s16, tone
 from tests.recordings import Utterance
 

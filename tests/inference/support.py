@@ -6,7 +6,7 @@ import itertools
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import PcmDecoder, Samples
-from asrserver.inference.whisper import window_for
+from asrserver.inference.windows import window_for
 from tests.recordings import Utterance
 
 #: Mel bands of the packaged model.

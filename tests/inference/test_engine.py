@@ -18,13 +18,8 @@ from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.profiles import DEMO
 from asrserver.inference.utterances import UtteranceRecogniser
-from asrserver.inference.whisper import (
-    FULL_WINDOW,
-    Hypothesis,
-    Request,
-    Whisper,
-    window_for,
-)
+from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.windows import FULL_WINDOW, window_for
 from tests.inference.support import MELS, same_length, samples
 from tests.recordings import Utterance
 from tests.waiting import until

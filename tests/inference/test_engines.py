@@ -18,7 +18,8 @@ from asrserver.inference.features import log_mel
 from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.turns import Turns
-from asrserver.inference.whisper import Request, Whisper, window_for
+from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.windows import window_for
 from asrserver.models import Model, find_model
 from tests.inference.support import MELS, samples
 from tests.recordings import Utterance

@@ -10,7 +10,8 @@ import pytest
 from asrserver.config import Settings
 from asrserver.errors import ModelError
 from asrserver.inference.profiles import DEMO, PROFILE_FILE, TRAINED_ON_30_S, profile_of
-from asrserver.inference.whisper import FULL_WINDOW, WINDOWS, Whisper, window_for
+from asrserver.inference.whisper import Whisper
+from asrserver.inference.windows import FULL_WINDOW, WINDOWS, window_for
 from asrserver.supervisor.devices import worker_count
 
 

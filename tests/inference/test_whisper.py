@@ -17,15 +17,8 @@ from asrserver.errors import ModelError
 from asrserver.inference import whisper
 from asrserver.inference.features import log_mel
 from asrserver.inference.vad import segments
-from asrserver.inference.whisper import (
-    FULL_WINDOW,
-    TOKENS_PER_SECOND,
-    Hypothesis,
-    Request,
-    Whisper,
-    length_limit,
-    window_for,
-)
+from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.windows import FULL_WINDOW, TOKENS_PER_SECOND, length_limit, window_for
 from tests.inference.support import MELS, same_length, samples
 from tests.recordings import Utterance
 

@@ -18,7 +18,8 @@ from asrserver.config import Settings
 from asrserver.inference import vad
 from asrserver.inference.features import log_mel
 from asrserver.inference.profiles import DEMO
-from asrserver.inference.whisper import Whisper, window_for
+from asrserver.inference.whisper import Whisper
+from asrserver.inference.windows import window_for
 from asrserver.loadtest.host import Cost
 from asrserver.loadtest.plan import Plan
 from asrserver.loadtest.runner import Outcome, Sample

@@ -20,7 +20,7 @@ from mel import FLOOR, MELS, log_power, normalised
 from vocabulary import Vocabulary
 
 from asrserver.inference.features import FRAMES_PER_SECOND, mel_filters
-from asrserver.inference.whisper import WINDOWS
+from asrserver.inference.windows import WINDOWS
 
 LONGEST = 28 * FRAMES_PER_SECOND
 

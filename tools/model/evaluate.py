@@ -39,7 +39,8 @@ from vocabulary import Vocabulary, build
 from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.features import FRAMES_PER_SECOND, log_mel
 from asrserver.inference.vad import segments
-from asrserver.inference.whisper import Request, Whisper, window_for
+from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.windows import window_for
 from asrserver.text.wer import word_errors
 
 SEED = 20261125
