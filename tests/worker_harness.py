@@ -113,14 +113,14 @@ class Session:
         return sink.events
 
     async def run_live(self) -> list[Event]:
-        """The events of an owner whose entries come one by one, each after the one before is processed."""
+        """The events of an owner whose entries come one by one, each after the one before is processed and decoded."""
         sink = MemorySink(self)
         transcriber = Transcriber(Claim("s", Task(TASKS, "1-0"), 1, self.fields, []), self.recogniser, sink)
         run = asyncio.ensure_future(transcriber.run())
         for entry in self.entries:
             transcriber.inbox.put([entry])
             await until(lambda: not transcriber.inbox.unread or run.done())
-            await until(lambda: not self.recogniser.engine.waiting)
+            await until(lambda: not _decoding())
         await run
         return sink.events
 
@@ -145,6 +145,11 @@ class Session:
         numbers = [segment["number"] for event in whole for segment in event["segments"]]
         assert numbers == list(range(len(numbers)))
         return whole
+
+
+def _decoding() -> bool:
+    """Whether a segment or a partial result is being decoded."""
+    return any(task.get_name().startswith(("segment-", "draft-")) for task in asyncio.all_tasks())
 
 
 def key(entry: str) -> tuple[int, ...]:

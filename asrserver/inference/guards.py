@@ -31,6 +31,10 @@ MAX_COPY_WORDS = 24
 #: aligned with the last frame of the speech (base: 0.00 to 0.02 s a word, against 0.2 s and more for the first copy).
 MIN_WORD_SECONDS = 0.06
 
+#: Marks at the end of a text after which its sentence goes on, and those that end a sentence.
+CONTINUING = ("...", "\u2026", ",", ";", ":", "-", "\uff0c", "\u3001", "\uff1b", "\uff1a")
+ENDING = (".", "?", "!", "\u3002", "\uff1f", "\uff01")
+
 
 class Attempt:
     """One decoding of one window, and whether it can be trusted.
@@ -108,6 +112,17 @@ class Attempt:
         self.tokens, self.text = tokens, text
         if probabilities:
             self.logprob = sum(math.log(max(p, 1e-9)) for p in probabilities) / len(probabilities)
+
+
+def breaks_off(text: str, probability: float, sure: float) -> bool:
+    """Whether a text ends as if its sentence went on. Without a mark at its end it does not: some texts have none.
+
+    Args:
+        text: The text.
+        probability: Of its last token.
+        sure: Probability from which on a mark that ends a sentence is believed; 0: marks say nothing.
+    """
+    return sure > 0 and (text.endswith(CONTINUING) or (text.endswith(ENDING) and probability < sure))
 
 
 def find_copy(words: Sequence[str], start: int = 0) -> tuple[int, int] | None:

@@ -39,6 +39,9 @@ class Profile:
         hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.
         look_back: Seconds before speech in which sound as loud as it belongs to its segment: speech may be missed, over
             telephones above all.
+        sure_end: Probability of the mark at the end of a text from which on a sentence has ended there. A live segment
+            whose text breaks off, with a comma or a less probable full stop, waits longer for its end, see
+            `vad.HOLD_FACTOR`. 0: none does.
         pause_seconds: Silence after which a live segment is decoded although its end is not certain: at least the
             padding behind its speech. Where speech goes on the decoding was for nothing, and others waited for it.
         draft_share: Share of the engine's time for drafts and finals together; the rest is left for bursts of finals.
@@ -60,6 +63,7 @@ class Profile:
     pack_seconds: float
     hold_seconds: float
     look_back: float
+    sure_end: float
     pause_seconds: float
     draft_share: float
     cpu_call_seconds: float
@@ -83,6 +87,7 @@ DEMO = Profile(
     pack_seconds=0.0,
     hold_seconds=0.0,
     look_back=0.0,
+    sure_end=0.0,
     pause_seconds=0.2,
     draft_share=0.6,
     cpu_call_seconds=0.05,
@@ -111,6 +116,7 @@ TRAINED_ON_30_S = Profile(
     pack_seconds=28.0,
     hold_seconds=1.2,
     look_back=3.0,
+    sure_end=0.85,
     pause_seconds=0.4,
     draft_share=0.85,
     cpu_call_seconds=2.0,

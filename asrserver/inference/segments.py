@@ -220,6 +220,13 @@ class SegmentRecogniser:
                 task = self._recognise(speech, label, alone, prefix, priority=priority)
             self._waiting.append((speech, task))
 
+    def breaks_off(self, speech: SpeechSegment | None) -> bool:
+        """Whether the growing segment was decoded in the pause in which it is, and its text breaks off."""
+        if speech is None or self._speculation is None or self._speculation[0].end != speech.end:
+            return False
+        task = self._speculation[1]
+        return task.done() and not task.cancelled() and task.exception() is None and task.result().breaks_off
+
     def expedite(self) -> None:
         """The session is finished: move its audio and segments forward, because its client waits for them."""
         if not self.closing:
@@ -352,11 +359,14 @@ class SegmentRecogniser:
         final waits, and where streams are read so often that this gains time. With timed words it is a draft too, and
         takes the place of one that waits.
         """
-        if not growing.paused:
+        if not growing.paused or (self._speculation is not None and self._speculation[0].end != speech.end):
             self._cancel_speculation()
-        elif self._speculation is None and self._partials.may_speculate and not self._recogniser.engine.finals_waiting:
+        if not growing.paused:
+            return
+        if self._speculation is None and self._partials.may_speculate and not self._recogniser.engine.finals_waiting:
             is_draft = self._speculation_is_draft
-            task = self._recognise(speech, label, False, self._prefix(growing), timed=is_draft)
+            timed = is_draft or self._recogniser.profile.sure_end > 0
+            task = self._recognise(speech, label, False, self._prefix(growing), timed=timed)
             self._speculation = (speech, task)
             if is_draft:
                 if self._draft is not None and self._draft_job is not None and not self._draft_job.begun:

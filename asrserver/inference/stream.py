@@ -171,6 +171,7 @@ class LiveStream:
         """
         if closing:
             self.segments.expedite()
+        self._endpointer.expect_more(self.segments.breaks_off(self._growing))
         async with self._recogniser.isolation.hold(self._is_suspect()):
             outcomes, ended = await self._recogniser.audio_thread.run(
                 labels, self._process(pieces, opening, last), urgent=self.segments.closing

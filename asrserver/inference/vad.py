@@ -56,8 +56,8 @@ QUIET_SHARE = 0.03
 #: Shorter speech, in seconds, is no segment.
 MIN_SPEECH_SECONDS = 0.1
 
-#: A segment with little speech ends after so many times the silence that ends others: a word or two are mostly the
-#: beginning of a sentence, and recognised badly without it.
+#: A segment with little speech, or one whose sentence goes on, ends after so many times the silence that ends others: a
+#: word or two are mostly the beginning of a sentence, and recognised badly without it.
 HOLD_FACTOR = 1.5
 
 #: Probability at which speech begins, and how far below it the probability must fall for speech to end: Silero's own
@@ -173,6 +173,7 @@ class Endpointer:
         self._onset: int | None = None  # where speech began, without padding
         self._quiet: int | None = None  # where speech paused, while it does
         self._started = False  # the speech is long enough to be a segment
+        self._goes_on = False  # so does the sentence, where speech paused
         self._scores: list[tuple[float, float]] = []  # (probability, energy) of the frames since the onset
         self._look_back = int(look_back * SAMPLE_RATE) // FRAME * FRAME
         self._passed = deque[float](maxlen=self._look_back // FRAME)  # energies of the frames before the onset
@@ -225,6 +226,10 @@ class Endpointer:
         quiet = self._at if self._quiet is None else self._quiet
         return OpenSegment(self._start(), min(quiet + self._pad, self.position), self._at - quiet)
 
+    def expect_more(self, expected: bool) -> None:
+        """Say whether the growing segment's sentence is likely to go on after the pause in which it is."""
+        self._goes_on = expected and self._started and self._quiet is not None
+
     @property
     def needed(self) -> int:
         """First sample that a later segment may contain."""
@@ -246,7 +251,7 @@ class Endpointer:
             self._onset = at
         self._scores.append((probability, energy))
         if probability >= self._threshold:
-            self._quiet = None
+            self._quiet, self._goes_on = None, False
         elif probability < self._threshold - _HYSTERESIS and self._quiet is None:
             self._quiet = at
         spoken = self._at if self._quiet is None else self._quiet
@@ -254,7 +259,7 @@ class Endpointer:
             self._started = True
             self._missed = self._missed_before()
             yield SegmentStarted(self._start())
-        held = spoken - self._onset < self._hold
+        held = self._goes_on or spoken - self._onset < self._hold
         if self._at - spoken >= self._silence * (HOLD_FACTOR if held else 1):
             if self._started:
                 yield self._ended(min(spoken + self._pad, self._at))
@@ -287,7 +292,7 @@ class Endpointer:
             del self._scores[: max(0, self._floor - self._onset) // FRAME]
             self._passed.clear()
         self._passed.extend(energy for _, energy in self._scores)
-        self._onset, self._quiet, self._started, self._missed = None, None, False, 0
+        self._onset, self._quiet, self._started, self._goes_on, self._missed = None, None, False, False, 0
         self._scores = []
 
     def _cut(self) -> Iterator[Event]:

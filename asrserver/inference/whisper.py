@@ -17,7 +17,7 @@ import tokenizers
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
-from asrserver.inference.guards import Attempt, find_copy, spoken
+from asrserver.inference.guards import Attempt, breaks_off, find_copy, spoken
 from asrserver.inference.languages import language_tokens
 from asrserver.inference.profiles import profile_of
 from asrserver.inference.skipped import fill, find_skipped
@@ -76,6 +76,7 @@ class Hypothesis:
         language_probability: 0 to 1; 1 if the language was requested.
         confidence: Mean probability of a token, 0 to 1.
         words: The words, if requested. Their times are seconds from the start of the window.
+        breaks_off: The text ends as if its sentence went on. Only known if the words are.
         took: Seconds of the engine's time, without retries. Set by the engine.
     """
 
@@ -84,6 +85,7 @@ class Hypothesis:
     language_probability: float
     confidence: float
     words: list[Word] = field(default_factory=list)
+    breaks_off: bool = False
     took: float = 0.0
 
 
@@ -189,7 +191,7 @@ class Whisper:
             attempts.append(self._continued(attempt, row, language))
         words = self._align(attempts, rows, languages)
         found = [
-            Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, words.get(number, []))
+            Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, *words.get(number, ()))
             for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
         ]
         return [self._filled(*one) for one in zip(found, rows, strict=True)]
@@ -253,8 +255,11 @@ class Whisper:
         attempts: list[Attempt],
         rows: list[tuple[Features, Request, float]],
         languages: list[tuple[str, float]],
-    ) -> dict[int, list[Word]]:
-        """Row number → its words, for rows that ask for them. align() takes one start sequence: a call per language."""
+    ) -> dict[int, tuple[list[Word], bool]]:
+        """Row number → its words and whether they break off, for rows that ask for words.
+
+        align() takes one start sequence: a call per language.
+        """
         calls: dict[tuple[int, str, str], list[int]] = {}
         for number, (attempt, (_, request, _)) in enumerate(zip(attempts, rows, strict=True)):
             # Never for an empty text: CTranslate2 before 4.8.1 divided by zero there (#2065).
@@ -265,7 +270,9 @@ class Whisper:
             together = [attempts[number] for number in numbers]
             alignments = self._alignments(together, task, language, [rows[number][2] for number in numbers])
             for number, alignment in zip(numbers, alignments, strict=True):
-                found[number] = timed_words(attempts[number].tokens, alignment, self._decode, language)
+                attempt, last = attempts[number], next(reversed(alignment.text_token_probs), 0.0)
+                words = timed_words(attempt.tokens, alignment, self._decode, language)
+                found[number] = words, breaks_off(attempt.text, last, self.profile.sure_end)
         return found
 
     def _alignments(self, attempts: list[Attempt], task: str, language: str, seconds: list[float]) -> list[Any]:

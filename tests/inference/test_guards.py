@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asrserver.inference.guards import find_copy, loops, spoken
+from asrserver.inference.guards import breaks_off, find_copy, loops, spoken
 from asrserver.protocol.events import Word
 
 
@@ -37,6 +37,24 @@ def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], is_loop: bool) 
 )
 def test_a_phrase_that_is_repeated_at_once_is_found(text: str, copy: tuple[int, int] | None) -> None:
     assert find_copy(text.split()) == copy
+
+
+@pytest.mark.parametrize(
+    ("text", "probability", "expected"),
+    [
+        ("Good morning.", 0.95, False),
+        ("And so, my fellow Americans.", 0.6, True),
+        ("Thomas Piketty in his book,", 0.95, True),
+        ("takes no account of...", 0.95, True),
+        ("\u4eca\u5929\u5929\u6c14\u600e\u4e48\u6837\uff1f", 0.9, False),
+        ("\u8857\u9053\u65c1\u7684\u94f6\u674f\u6811\uff0c", 0.9, True),
+        ("turn on the light", 0.3, False),  # models that write no marks say nothing by that
+        ("", 0.0, False),
+    ],
+)
+def test_a_text_breaks_off_where_its_last_mark_says_so(text: str, probability: float, expected: bool) -> None:
+    assert breaks_off(text, probability, 0.85) is expected
+    assert not breaks_off(text, probability, 0.0)
 
 
 def timed(*words: tuple[str, float]) -> list[Word]:

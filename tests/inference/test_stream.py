@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from asrserver.broker.replies import Entry
-from asrserver.inference import event_log
+from asrserver.inference import event_log, whisper
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
@@ -205,6 +205,18 @@ async def test_the_silence_that_ends_a_segment_is_the_sessions(
     short = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=0.3).run_owner()
     long = await Session(recogniser, pieces(pcm, 3200), mode="stream", silence=2.0).run_owner()
     assert (len(segments(short)), len(segments(long))) == (3, 1)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_segment_that_breaks_off_waits_longer_for_its_end(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """What was said up to the pause, as it is decoded in the pause, decides whether the pause ends the segment."""
+    model, recogniser.silence = recogniser.engine.model, 1.0
+    monkeypatch.setattr(model, "profile", dataclasses.replace(model.profile, sure_end=0.85))
+    monkeypatch.setattr(whisper, "breaks_off", lambda text, probability, sure: goes_on and 0 < probability <= 1 > sure)
+    session = Session(recogniser, pieces(spoken(utterances[:2], 0.8) + bytes(64000), 3200), mode="stream")
+    assert len(segments(await session.run_live())) == (1 if goes_on else 2)
 
 
 async def test_other_hot_words(

@@ -184,6 +184,24 @@ def test_little_speech_waits_longer_for_its_end(said: list[Samples]) -> None:
     assert found(1.0) == 2
 
 
+def test_a_sentence_that_goes_on_waits_longer_for_its_end(said: list[Samples]) -> None:
+    """For the pause of which it is said, and for no later one."""
+    pad, half = int(0.2 * SAMPLE_RATE), np.zeros(int(0.6 * SILENCE * SAMPLE_RATE), np.float32)
+    spoken = [one[begin + pad : end - pad] for one in said[:3] for begin, end in segments(one, SILENCE)[:1]]
+
+    def found(*expected: bool) -> int:
+        endpointer, events = Endpointer(SILENCE), list[Event]()
+        for one, expects in zip(spoken, expected, strict=True):
+            events += endpointer.feed(np.concatenate([one, half]))
+            endpointer.expect_more(expects)
+            events += endpointer.feed(half)
+        return sum(isinstance(event, SegmentEnded) for event in events)
+
+    assert found(False, False, False) == 3
+    assert found(True, False, False) == 2
+    assert found(True, True, False) == 1
+
+
 @pytest.mark.parametrize("longest", [10.0, 20.0, 28.0])
 def test_a_long_segment_is_cut_at_a_pause(said: list[Samples], longest: float) -> None:
     """Each cut is far quieter than speech; nothing spoken is lost or doubled."""

@@ -30,9 +30,10 @@ from asrserver.protocol.options import Options
 from evaluation.corpus import Take
 from evaluation.recognition import Recognition
 
-#: Seconds of audio that are fed at a time; with partial results there is one for each step.
-STEP_SECONDS = 0.5
-PARTIAL_STEP_SECONDS = 1.0
+#: Seconds of audio that are fed at a time: no pause is missed that is decoded before its end is certain. With partial
+#: results there is one for each step.
+STEP_SECONDS = 0.3
+PARTIAL_STEP_SECONDS = 0.6
 
 #: Seconds between two looks at whether a step is done.
 POLL_SECONDS = 0.001
@@ -75,8 +76,6 @@ class InProcess:
         self._recogniser = make_recogniser(settings, model, lambda thread, labels: None)
         # Drafts never wait for the engine's time here.
         self._recogniser.partials = PartialScheduler(math.inf)
-        # A pause is over at once: what is decoded in it before its end is certain would be for nothing.
-        self._recogniser.partials.read_every(1.0)
         self._language_given = language_given
         self._partials = partials
         self._sessions = itertools.count()
@@ -108,7 +107,7 @@ class InProcess:
         step = round((PARTIAL_STEP_SECONDS if self._partials else STEP_SECONDS) / CHUNK_SECONDS)
         for at in range(0, len(entries), step):
             transcriber.inbox.put(entries[at : at + step])
-            while (transcriber.is_busy or _is_drafting(claim.sid)) and not running.done():
+            while (transcriber.is_busy or _is_decoding(claim.sid)) and not running.done():
                 await asyncio.sleep(POLL_SECONDS)
         if not running.done():
             transcriber.inbox.put([Entry(f"{len(entries) + 1}-0", None, "done")])
@@ -119,9 +118,9 @@ class InProcess:
         return Recognition(final.text, languages)
 
 
-def _is_drafting(session: str) -> bool:
-    """Whether a partial result of the session is being made."""
-    return any(task.get_name() == f"draft-{session}" for task in asyncio.all_tasks())
+def _is_decoding(session: str) -> bool:
+    """Whether a partial result of the session is being made, or a segment that has paused."""
+    return any(task.get_name() in (f"draft-{session}", f"segment-{session}") for task in asyncio.all_tasks())
 
 
 def pcm_of(samples: Samples) -> bytes:
