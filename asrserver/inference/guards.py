@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from asrserver.inference.profiles import Profile
@@ -27,8 +29,9 @@ MAX_PHRASE_TOKENS = 8
 MIN_COPY_WORDS = 2
 MAX_COPY_WORDS = 24
 
-#: Seconds that a spoken word takes at least, as a mean over a phrase. A copied phrase takes none: its tokens are all
-#: aligned with the last frame of the speech (base: 0.00 to 0.02 s a word, against 0.2 s and more for the first copy).
+#: Seconds that a spoken word takes at least, as the median over a phrase. In a copied phrase most words take none: they
+#: are aligned with one frame of the speech (base: 0.00 to 0.02 s a word, 0.2 s and more for the first copy). Not the
+#: mean: in noise the last words of a copy get some of the first one's time.
 MIN_WORD_SECONDS = 0.06
 
 #: Marks at the end of a text after which its sentence goes on, and those that end a sentence.
@@ -152,13 +155,16 @@ def spoken(words: Sequence[Word]) -> list[int]:
     start = 0
     while (copy := find_copy([words[number].word for number in kept], start)) is not None:
         begin, size = copy
-        # Without the last word: it gets what is left of the window.
-        seconds = words[kept[begin + size - 1]].start - words[kept[begin]].start
-        if seconds < MIN_WORD_SECONDS * (size - 1):
+        if _word_seconds(words, kept[begin : begin + size]) < MIN_WORD_SECONDS:
             del kept[begin : begin + size]
         else:
             start = begin
     return kept
+
+
+def _word_seconds(words: Sequence[Word], numbers: Sequence[int]) -> float:
+    """The median word of a phrase, without the last word: it gets what is left of the window."""
+    return median(words[later].start - words[number].start for number, later in pairwise(numbers))
 
 
 def _compresses(text: str) -> bool:
