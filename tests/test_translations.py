@@ -1,0 +1,102 @@
+"""The Chinese pages say what the English ones say: the same sections, commands, code, tables and links.
+
+Whoever changes a command, an option or a section in one language is told to change it in the other. The words between
+them are for a reader of both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+#: Each Chinese page and the English one that it translates.
+PAGES = {
+    ROOT / "README.zh-CN.md": ROOT / "README.md",
+    DOCS / "zh" / "start.md": DOCS / "start.md",
+    DOCS / "zh" / "install.md": DOCS / "run" / "install.md",
+    DOCS / "zh" / "python.md": DOCS / "guides" / "python.md",
+}
+
+_FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def headings(text: str) -> list[str]:
+    """The level of each heading, with its anchor if it is given."""
+    return [len(found) * "#" for found in re.findall(r"^(#+) .*$", _FENCE.sub("", text), re.M)]
+
+
+def code(text: str) -> list[str]:
+    """Code blocks without comments and docstrings, which are translated; indented ones line by line."""
+    blocks = [language + "\n" + body for _, language, body in _FENCE.findall(text)]
+    prose = re.sub(r"^!!! .*\n(?:(?: {4}.*)?\n)*", "", _FENCE.sub("", text), flags=re.M)
+    blocks += re.findall(r"^    (\S.*)$", prose, re.M)
+    return [
+        re.sub(r'[ \t]*(?<!\S)#.*$|""".*?"""', "", block, flags=re.M | re.S if "```" in block else 0)
+        for block in blocks
+    ]
+
+
+def tables(text: str) -> list[tuple[int, list[str]]]:
+    """Each row of a table: its number of cells, and what stands in them as code."""
+    rows = [line for line in _FENCE.sub("", text).splitlines() if line.startswith("|")]
+    return [(len(re.split(r"(?<!\\)\|", row)), sorted(re.findall(r"`([^`]+)`", row))) for row in rows]
+
+
+def links(page: Path) -> list[str]:
+    """Where the links of a page lead, a translation taken for its original; without those to the other language."""
+    text = _FENCE.sub("", page.read_text())
+    found = []
+    for target in _LINK.findall(text):
+        path, _, anchor = target.partition("#")
+        if path and "://" not in path:
+            resolved = Path(os.path.normpath(page.parent / path))
+            path = str(PAGES.get(resolved, resolved).relative_to(ROOT))
+        if path not in ("README.md", "README.zh-CN.md"):
+            found.append(f"{path}#{anchor}")
+    return sorted(found)
+
+
+def test_every_chinese_page_has_an_original() -> None:
+    assert set(PAGES) == {ROOT / "README.zh-CN.md", *(DOCS / "zh").glob("*.md")}
+    assert all(original.exists() for original in PAGES.values())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_code_tables_and_links_are_the_same(page: Path) -> None:
+    text, original = page.read_text(), PAGES[page].read_text()
+    assert headings(text) == headings(original)
+    assert code(text) == code(original)
+    assert tables(text) == tables(original)
+    assert links(page) == links(PAGES[page])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_chinese_is_punctuated_as_chinese(page: Path) -> None:
+    """Full-width marks after Chinese characters, and no space between two of them, but for a line's end."""
+    for number, line in enumerate(_FENCE.sub("", page.read_text()).splitlines(), 1):
+        if not line.startswith("    "):
+            assert not re.search(r"[\u4e00-\u9fff][,;:?!(]|[\u4e00-\u9fff] [\u4e00-\u9fff]", line), (
+                f"{page.name}:{number}: {line}"
+            )
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (("asyncio.sleep(0.1)", "asyncio.sleep(0.2)"), code),
+        (("## A live stream", "### A live stream"), headings),
+        (("| `window` | 32 |", "| `window` | `64` |"), tables),
+    ],
+)
+def test_a_difference_is_noticed(change: tuple[str, str], what: object) -> None:
+    text = (DOCS / "guides" / "python.md").read_text()
+    assert change[0] in text
+    assert callable(what)
+    assert what(text) != what(text.replace(*change))
