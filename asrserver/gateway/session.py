@@ -6,7 +6,8 @@ It knows neither Tornado nor Redis. It gives its events to `send`, in the order 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import AsrError, BadRequest, Refused
@@ -244,6 +245,16 @@ class Session:
     def patience(self, connected: float) -> float:
         """Seconds for which its client may resume; `connected` if it need not."""
         return connected if self.resume_by is None else self.resume_by - time.monotonic()
+
+    @contextmanager
+    def returning(self) -> Iterator[None]:
+        """While its client resumes it, the session is not ended because its client was away for too long."""
+        before, self.resume_by = self.resume_by, None
+        try:
+            yield
+        except BaseException:
+            self.resume_by = before
+            raise
 
     def require_recording(self) -> None:
         """Raise BadRequest if the session was ended."""

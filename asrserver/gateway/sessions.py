@@ -12,6 +12,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import nullcontext
 
 from asrserver.auth import Access
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
@@ -201,12 +202,14 @@ class Sessions(Mapping[str, Session]):
                 raise unknown
             last_seq = here.sent
         detached = asked.adopted and here is None  # of one that is here, it is known
-        fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
-        if fields is None:
-            raise unknown
-        events = await self._broker.read_events(sid)
-        # Until here the session stays as it was: it must be left so if the client is refused.
-        session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
+        before = self._open.get(sid)
+        with nullcontext() if before is None else before.returning():
+            fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
+            if fields is None:
+                raise unknown
+            events = await self._broker.read_events(sid)
+            # Until here the session stays as it was: it must be left so if the client is refused.
+            session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
         before = self._open.get(sid)
         if before is not None:
             if before.send == send:

@@ -12,6 +12,7 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.errors import Unavailable
+from asrserver.protocol.events import Result
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, patience, resumed
 from tests.gateways import Gateways
@@ -128,6 +129,30 @@ def swept_by_hand(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> Callab
     for server in gateways:
         monkeypatch.setattr(server.gateway.sessions, "adopt", nothing)
     return lambda: adopt(spare=False)
+
+
+async def test_a_client_that_comes_in_the_last_moment(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it resumes, its time ends: it is not told that it may go on, and then that the session is over."""
+    patience(gateways, 60.0)
+    gateway = gateways[0].gateway
+    lost = await WsClient.open(gateways[0].url)
+    await lost.start("s")
+    await drop(lost)
+    await until(lambda: gateway.sessions["s"].resume_by)
+    read = gateway.broker.read_events
+
+    async def slowly(sid: str, *after: str) -> list[Result]:
+        session = gateway.sessions["s"]
+        session.resume_by = session.resume_by and 1.0
+        await gateway.sessions.repair()
+        for _ in range(3):
+            await gateway.broker.pipeline.submit("PING")  # whatever it sent, Redis has it
+        return await read(sid, *after)
+
+    monkeypatch.setattr(gateway.broker, "read_events", slowly)
+    async with await WsClient.open(gateways[0].url) as ws:
+        assert (await resumed(ws))["state"] == "recording"
+        await ws.chunk("s", 0, AUDIO)
 
 
 async def test_redis_was_away_for_longer_than_deadlines(
