@@ -2,6 +2,7 @@
 """Measure the CPU of storing sessions' results, against a raw multi-row INSERT of the same rows in the same run.
 
     python tools/bench_storage.py [--sessions 200] [--results 4] [--batches 10] [--rounds 3]
+                                  [--backlog 2000]
 
 SESSIONS sessions run at the same time; a batch contains RESULTS new results of each: a chunk with one segment, as in
 mode stream. Three ways to store the same batches alternate, each for its own sessions, all through aiopg on uvloop,
@@ -12,11 +13,14 @@ with one transaction per batch:
     flush     WriteBehind: reads the workers' results back from Redis, makes rows of them, and saves them
 
 CPU is user and system time of this process, and of the processes of PostgreSQL and Redis. Ratios are to raw.
+
+At the end, BACKLOG finished sessions wait, as after an outage of PostgreSQL, and are stored as a gateway stores them.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import statistics
 import time
 from collections.abc import Iterator
@@ -91,6 +95,7 @@ class Bench:
                 cost = await store([f"{way}-{number}-{n}" for n in range(self._options.sessions)])
                 if number >= 0:
                     used[way].append(cost)
+        await self._caught_up()
         await self._storage.close()
         await self._broker.close()
         return used
@@ -141,6 +146,28 @@ class Bench:
                 await self._write_behind._write()
         assert not self._write_behind.waiting
         return cost.total
+
+    async def _caught_up(self) -> None:
+        """Store a backlog, and print how fast that was."""
+        count, results = self._options.backlog, self._options.results
+        sids = [f"backlog-{number}" for number in range(count)]
+        pipeline = self._broker.pipeline
+        for sid in sids:
+            await self._broker.open_session(sid, sid, fields(), time.time() + 600)
+            for each in (event(sid, number) for number in range(results)):
+                data = codec.encode(each)
+                pipeline.call(lambda _: None, "XADD", events_key(sid), each.id, "seq", each.seq, "data", data)
+            self._write_behind.mark_dirty(sid)
+        await pipeline.drain()
+        cost = Cost(self._processes)
+        with cost:
+            writing = asyncio.ensure_future(self._write_behind.run())
+            while not self._write_behind.is_flushed():
+                await asyncio.sleep(0.005)
+        writing.cancel()
+        rows, seconds = count * (1 + 2 * results), cost.total["wall"]
+        used = ", ".join(f"{name} {cost.total[name]:.2f}" for name in ("client", "postgres", "redis"))
+        print(f"backlog of {count}: {rows} rows in {seconds:.1f} s, {rows / seconds:.0f} a second (CPU s: {used})")
 
     def _batches(self) -> list[range]:
         """The chunks of each batch."""
@@ -201,6 +228,7 @@ def main() -> None:
     parser.add_argument("--results", type=int, default=4, help="results per session and batch")
     parser.add_argument("--batches", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--backlog", type=int, default=2000, help="sessions that wait at the end")
     add_json(parser)
     options = parser.parse_args()
     with servers() as own:

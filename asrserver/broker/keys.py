@@ -38,8 +38,9 @@ asr_events:{sid}                   stream, ids <epoch>-<n>: claims of workers  w
 asr_said:{sid}                     list of JSON: text and language of every    worker             TTL as above
                                    segment
 asr_results:<gateway>              Pub/Sub channel: events of its sessions     worker, gateway    none
-asr_ended                          Pub/Sub channel: ids of sessions that end   gateway            none
-                                   or are flushed
+asr_ended                          Pub/Sub channel: ids of sessions that end   gateway, worker,   none
+                                   or are flushed; that a worker has left      supervisor
+                                   sessions
 worker:<name>:heartbeat            string: JSON                                worker             HEARTBEAT_TTL
 gateway:<name>:heartbeat           string: JSON                                gateway            HEARTBEAT_TTL
 asr_alive:worker                   sorted set, name → last heartbeat (epoch    worker             names leave after

@@ -23,6 +23,9 @@ log = logging.getLogger("asrserver.broker")
 #: Seconds for which commands are retried while Redis is away; then their callers get an error.
 RETRY_SECONDS = 30.0
 
+#: Seconds after which clients are told to try again while Redis is away or full.
+RETRY_AFTER = 3.0
+
 #: Seconds that all replies to one pipeline may take, and the connection before it.
 REPLY_SECONDS = 5.0
 
@@ -198,7 +201,7 @@ class Pipeline:
         for (callback, _, size), answer in zip(members, answers, strict=True):
             self.bytes -= size
             if isinstance(answer, redis.ResponseError) and _is_full(answer):
-                answer = Unavailable("broker_full", f"Redis accepts no data now: {answer}", 10.0)
+                answer = Unavailable("broker_full", f"Redis accepts no data now: {answer}", RETRY_AFTER)
             try:
                 callback(answer)
             except Exception:
@@ -226,7 +229,7 @@ class Pipeline:
                 self._away_since = time.monotonic()
             if time.monotonic() - self._away_since > RETRY_SECONDS:
                 log.error("Redis has been unreachable for %.0f s: %s", RETRY_SECONDS, reason)
-                return [Unavailable("broker_unavailable", "Redis cannot be reached", 10.0)] * len(commands)
+                return [Unavailable("broker_unavailable", "Redis cannot be reached", RETRY_AFTER)] * len(commands)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 1.0)
 

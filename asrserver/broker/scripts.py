@@ -333,7 +333,8 @@ return mine
 """
 
 # KEYS tasks · ARGV group worker id … → the number of released entries; without ids, all of the worker's. Their idle
-# time becomes an hour, so that the next CLAIM takes them whatever its lease time is.
+# time becomes an hour, so that the next CLAIM takes them whatever its lease time is. Of a worker that is gone, the
+# others are told: they look at once.
 RELEASE = """
 local entries = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])
 if entries.err then return 0 end
@@ -344,6 +345,9 @@ for _, entry in ipairs(entries) do
     redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, entry[1], 'IDLE', 3600000, 'JUSTID')
     released = released + 1
   end
+end
+if #ARGV == 2 and released > 0 then
+  redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = '', released = true}))
 end
 return released
 """

@@ -220,15 +220,25 @@ class WorkerBroker(BrokerConnection):
             for key, entries in reply or ()
         }
 
-    async def listen_for_ends(self, on_end: Callable[[str], None], on_flush: Callable[[str], None]) -> None:
-        """Call `on_end` with the id of every session that ends, and `on_flush` with that of every one that is flushed.
+    async def listen_for_ends(
+        self, on_end: Callable[[str], None], on_flush: Callable[[str], None], on_release: Callable[[], None]
+    ) -> None:
+        """Listen to what sessions must be read, or can be claimed, at once. What is missed is seen somewhat later.
 
-        Runs forever. What is missed is seen when it is read.
+        Runs forever.
+
+        Args:
+            on_end: Called with the id of every session that ends.
+            on_flush: Called with the id of every session that is flushed.
+            on_release: Called when a worker has gone and left sessions.
         """
 
         def heard(data: bytes) -> None:
             news = orjson.loads(data)
-            (on_flush if news.get("flush") else on_end)(news["session_id"])
+            if news.get("released"):
+                on_release()
+            else:
+                (on_flush if news.get("flush") else on_end)(news["session_id"])
 
         await listen(self._client, ENDED, heard, lambda: None)
 

@@ -30,7 +30,7 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.persistence")
 
-#: Seconds between batches: several results of one session become one write.
+#: Seconds between batches, unless a whole one waits already: several results of one session become one write.
 BATCH_INTERVAL_SECONDS = 0.25
 
 #: Sessions in one batch.
@@ -149,11 +149,12 @@ class WriteBehind:
             self._wake.clear()
             try:
                 await self._write()
-                pause, self._failing = BATCH_INTERVAL_SECONDS, False
+                # None while there is a backlog, such as after PostgreSQL was away.
+                pause, self._failing = BATCH_INTERVAL_SECONDS * (len(self._dirty) < BATCH_SESSIONS), False
             except (StorageUnavailable, Unavailable) as exc:
-                if pause == BATCH_INTERVAL_SECONDS:
+                if not self._failing:
                     log.warning("%d sessions wait to be stored: %s", len(self._dirty), exc)
-                pause, self._failing = min(pause * 2, MAX_RETRY_SECONDS), True
+                pause, self._failing = min(max(pause, BATCH_INTERVAL_SECONDS) * 2, MAX_RETRY_SECONDS), True
             except Exception:
                 log.exception("a batch could not be stored: %d sessions wait", len(self._dirty))
                 pause, self._failing = MAX_RETRY_SECONDS, True

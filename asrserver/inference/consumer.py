@@ -42,8 +42,9 @@ MAX_GROUPS = 8
 #: Seconds of audio of each live stream that are in transit and no backlog: what a read brings, and speech in progress.
 IN_TRANSIT_SECONDS = 1.9
 
-#: Seconds that a worker without sessions blocks in Redis, waiting for one.
-IDLE_BLOCK_SECONDS = 1.0
+#: Seconds that a worker without sessions blocks in Redis, waiting for a new one: for so long it does not look for those
+#: that a dead worker has left.
+IDLE_BLOCK_SECONDS = 0.25
 
 #: Sessions claimed at a time: few, so that workers that start together share what waits; but at least one per
 #: CLAIM_SHARE of the sessions that the worker has. A claim takes two round trips, during which the worker reads
@@ -165,6 +166,11 @@ class SessionConsumer:
         if sid in self.sessions:
             self._read_next.add(sid)
             self._wake.set()
+
+    def on_release(self) -> None:
+        """A worker has gone: claim its sessions now, because their clients wait."""
+        self._stale_at = 0.0
+        self._wake.set()
 
     async def stop(self, timeout: float) -> None:
         """Claim and read nothing more, finish what has been read, and release all sessions.

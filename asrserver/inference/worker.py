@@ -130,7 +130,9 @@ async def run_worker(
     )
     tasks = [
         loop.create_task(consumer.run(), name="consumer"),
-        loop.create_task(broker.listen_for_ends(consumer.on_end, consumer.on_flush), name="session-ends"),
+        loop.create_task(
+            broker.listen_for_ends(consumer.on_end, consumer.on_flush, consumer.on_release), name="session-ends"
+        ),
         loop.create_task(_send_heartbeats(broker, recogniser, engines, consumer), name="heartbeats"),
         loop.create_task(_report_alive(settings, in_flight, alive), name="alive"),
     ]

@@ -1,4 +1,4 @@
-"""Limits of a process on Linux: its end with its parent (prctl(2)), its open files, its CPUs."""
+"""Limits of a process on Linux: its end with its parent (prctl(2)), its open files, its priority, its CPUs."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def raise_file_limit() -> float:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return math.inf if hard == resource.RLIM_INFINITY else hard
+
+
+def set_niceness(value: int) -> None:
+    """Set the niceness of all threads of this process; those that they start inherit it."""
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(ProcessLookupError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, int(thread), value)
 
 
 def available_cpus(root: Path = Path("/")) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import logging
-import os
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError
-from asrserver.process.limits import die_with_parent
+from asrserver.process.limits import die_with_parent, set_niceness
 from asrserver.process.memory import retain_freed_memory, tune_collector
 from asrserver.telemetry.logs import configure_logging
 
@@ -30,7 +29,8 @@ log = logging.getLogger("asrserver.child")
 EXIT_BOOT = 3
 
 #: Niceness of workers that compute on CPUs, so that gateways and servers run first: they need little CPU, but at once.
-#: Without it, a backlog on two cores made acknowledgements 10 times slower.
+#: Without it, a backlog on two cores made acknowledgements 10 times slower. They have it once they are ready: on a busy
+#: machine a worker that starts with it took ten seconds to replace a dead one, with half a second of CPU.
 WORKER_NICENESS = 10
 
 #: Size in bytes of the record of audio in hand: a batch of the audio thread (32 sessions with some entries each) and
@@ -104,17 +104,20 @@ def gateway(settings: Settings, listeners: dict[str, socket.socket], vitals: Any
 def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     """The main function of a worker process."""
     _begin(settings, parent)
-    if settings.device == "cpu":
-        os.nice(WORKER_NICENESS)  # before there are threads: they inherit it
     retain_freed_memory(WORKER_KEPT_MEMORY)
     from asrserver.inference.worker import load_model, run_worker
+
+    def ready() -> None:
+        if settings.device == "cpu":
+            set_niceness(WORKER_NICENESS)
+        writer.ready()
 
     writer = _VitalsWriter(vitals)
     try:
         model = load_model(settings)
     except ModelError as exc:
         writer.refuse(str(exc))
-    _run(run_worker(settings, name, model, writer.alive, writer.ready, writer.in_hand))
+    _run(run_worker(settings, name, model, writer.alive, ready, writer.in_hand))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

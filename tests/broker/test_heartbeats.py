@@ -48,7 +48,9 @@ async def test_workers_hear_of_a_session_that_ends_or_is_flushed_and_once(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
 ) -> None:
     heard: list[str] = []
-    listening = asyncio.ensure_future(w.listen_for_ends(heard.append, lambda sid: heard.append(f"flush {sid}")))
+    listening = asyncio.ensure_future(
+        w.listen_for_ends(heard.append, lambda sid: heard.append(f"flush {sid}"), lambda: heard.append("released"))
+    )
     await until(lambda: db.pubsub_numsub(keys.ENDED) == [(keys.ENDED, 1)])
     await opened(g)
     for _ in range(2):  # its reply was lost
@@ -57,9 +59,12 @@ async def test_workers_hear_of_a_session_that_ends_or_is_flushed_and_once(
     for _ in range(2):
         assert await g.end_session("s", "done", time.time() + 60)
     assert await g.flush_session("s", 3) == 0
+    await w.claim(None, 1, 0)
+    assert await w.release() == 1
+    assert await w.release([]) == 1
     db.publish(keys.ENDED, '{"session_id": "the last"}')
     await until(lambda: heard[-1:] == ["the last"])
-    assert heard == ["flush s", "flush s", "s", "the last"]
+    assert heard == ["flush s", "flush s", "s", "released", "released", "the last"]
     entries = (await w.read_audio({"s": "0-1"}, 10))["s"]
     assert [(entry.id, entry.flush) for entry in entries] == [("0-2", 1), ("0-3", 2), ("0-4", 0)]
     listening.cancel()

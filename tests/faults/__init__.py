@@ -13,4 +13,5 @@ schedule.py   which fault comes when: a function of the seed
 account.py    what the book, PostgreSQL, Redis and the operating system say at the end
 harness.py    one run
 report.py     its page
+recovery.py   how long clients wait after single faults, under light load
 """

@@ -111,7 +111,7 @@ class Cluster:
         seen: Processes of the system that were seen, by pid; and what they shared.
     """
 
-    def __init__(self, place: Path, *options: str) -> None:
+    def __init__(self, place: Path, *options: str, machines: int = 2) -> None:
         """Give each machine these options of `asrserver run`."""
         self.place = place
         self.redis_disk, self.postgres_disk, self.audio_disk = (place / name for name in ("redis", "pg", "audio"))
@@ -124,6 +124,7 @@ class Cluster:
         self.seen: dict[int, psutil.Process] = {}
         self.shared: set[str] = set()
         self._options = options
+        self._count = machines
         self._starter = ThreadPoolExecutor(1, "starter")
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -151,7 +152,7 @@ class Cluster:
         }
         options = ["--drain-timeout", "5", "--hang-timeout", "10", "--call-timeout", "5"]
         options += ["--save-audio", str(self.audio_disk), *self._options]
-        for name in ("a", "b"):
+        for name in "abcdef"[: self._count]:
             machine = Machine(name, self.place, environment, options)
             self.machines.append(machine)
             proxy = Proxy(machine.port)

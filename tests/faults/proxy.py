@@ -79,7 +79,7 @@ class Proxy:
         self._tasks.add(task)
         try:
             await self._forward(reader, writer)
-        except OSError:
+        except (OSError, asyncio.CancelledError):  # cancelled by `close` alone: asyncio would log it
             pass
         finally:
             writer.transport.abort()

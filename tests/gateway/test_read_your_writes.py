@@ -69,6 +69,25 @@ async def test_nobody_waits_for_what_is_not_stored_anyway(
         assert time.monotonic() - began < persistence.FINISHED_TIMEOUT / 2
 
 
+async def test_a_backlog_is_stored_without_pauses(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL was away: ten batches wait."""
+    server = gateways[0]
+    async with await WsClient.open(server.url) as ws:
+        with monkeypatch.context() as away:
+            away.setattr(server.gateway.storage, "save", unavailable)
+            for number in range(20):
+                await finished(ws, worker, f"s{number}", "text")
+            await until(lambda: server.gateway.write_behind._failing)
+        monkeypatch.setattr(persistence, "BATCH_SESSIONS", 2)
+        monkeypatch.setattr(persistence, "BATCH_INTERVAL_SECONDS", 2.0)
+        began = time.monotonic()
+        await until(server.gateway.write_behind.is_flushed, 30)
+        assert time.monotonic() - began < 10.0
+        assert (await get(server, "/api/v1/history"))[1]["total"] == 20
+
+
 async def test_the_wait_has_a_bound(gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gateway that stores a session may be gone."""
     monkeypatch.setattr(persistence, "FINISHED_TIMEOUT", 0.3)

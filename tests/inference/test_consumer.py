@@ -23,8 +23,10 @@ from asrserver.inference.consumer import (
 )
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.partials import PartialScheduler
+from asrserver.process.aio import cancelled
 from asrserver.shares import Share
 from tests.servers import Servers
+from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test
 
@@ -205,6 +207,25 @@ async def test_a_session_is_recognised_with_its_model_or_ended() -> None:
         await consumer._recognise(session)  # type: ignore[arg-type]
     assert (good.done, unknown.done, killer.done) == (["with tiny.en", "run"], ["unknown_model"], ["model_unavailable"])
     assert engines.using == 0
+
+
+async def test_what_a_dead_worker_has_left_is_looked_for_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asrserver.inference.consumer.STALE_CHECK_SECONDS", 60.0)
+    consumer, shelf = consumer_of(1)
+    leases: list[float | None] = []
+
+    async def claim(lease: float | None, count: int, block: float, passed: object) -> list[object]:
+        leases.append(lease)
+        return []
+
+    shelf.claim = claim  # type: ignore[attr-defined]
+    running = asyncio.ensure_future(consumer.run())
+    await until(lambda: len(leases) > 3)
+    assert leases.count(10) == 1
+    consumer.on_release()
+    await until(lambda: leases.count(10) == 2)
+    consumer._stop_renewing.set()
+    await cancelled([running])
 
 
 async def test_a_session_is_handed_back_only_where_another_worker_offers_its_model() -> None:

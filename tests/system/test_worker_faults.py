@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import psutil
 import pytest
 
+from asrserver.supervisor.children import WORKER_NICENESS
 from asrserver.text.wer import word_errors
 from tests import poison
 from tests.program import System
@@ -31,6 +32,7 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
         for count in (15, 50):
             await until(lambda count=count: results(clients) >= count, 60)
             (worker,) = await until(lambda: system.children("worker"), 30)
+            await until(lambda ready=worker: ready.nice() == WORKER_NICENESS, 30, "it is ready: others go first")
             worker.kill()
             await until(lambda dead=worker: not dead.is_running() or dead.status() == psutil.STATUS_ZOMBIE)
 
