@@ -62,6 +62,13 @@ fuzz: .venv/test ## feed damaged recordings to the decoders: make fuzz [MUTANTS=
 faults: .venv/test ## kill, stop, fill and cut every part of the system under load: make faults [SEEDS=1-5], two minutes each
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),1-5)
 
+fuzz-wire: .venv/test ## send a server messages, frames, requests and Redis entries that nobody should (half an hour)
+	$(BIN)/python tools/fuzz_wire.py --messages $(MESSAGES) --only messages,frames,rest
+	$(BIN)/python tools/fuzz_wire.py --messages 20000
+
+# How many; a million take some hours.
+MESSAGES ?= 200000
+
 lint: .venv/test ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -95,7 +95,12 @@ class GatewayBroker(BrokerConnection):
         """
         keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN, tasks_key(model), OFFERED)
         arguments = (sid, deadline, nonce, model or "", *flattened(fields))
-        reply = await self.pipeline.submit("EVAL", scripts.OPEN, 6, *keys, *arguments)
+        try:
+            reply = await self.pipeline.submit("EVAL", scripts.OPEN, 6, *keys, *arguments)
+        except redis.ResponseError as exc:
+            if "equal or smaller" in str(exc) or "WRONGTYPE" in str(exc):  # another program has keys of this name
+                return False
+            raise
         if reply < 0:
             raise BadRequest("unknown_model", f"no worker offers the model {model!r}", option="model")
         return bool(reply)

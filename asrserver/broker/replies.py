@@ -84,8 +84,8 @@ class Entry:
 
 
 def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
-    """Decode a hash."""
-    return {key.decode(): value.decode() for key, value in fields.items()}
+    """Decode a hash. What another program wrote into it may be no text."""
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in fields.items()}
 
 
 def tasks(stream: str, entries: Any) -> list[tuple[Task, str]]:
@@ -116,8 +116,12 @@ def pairs(entries: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 
 
 def events(entries: Any) -> list[Result]:
-    """Decode the durable events among entries of an event stream."""
-    return [_event(entry_id, fields) for entry_id, fields in pairs(entries) if b"data" in fields]
+    """Decode the durable events among entries of an event stream; another program's entries are passed over."""
+    return [
+        _event(entry_id, fields)
+        for entry_id, fields in pairs(entries)
+        if b"data" in fields and fields.get(b"seq", b"").isdigit()
+    ]
 
 
 def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Result:
@@ -137,18 +141,30 @@ def texts(items: Iterable[bytes]) -> list[tuple[str, str]]:
 
 
 def entry(entry_id: bytes, fields: dict[bytes, bytes]) -> Entry:
-    """Decode an entry of a session's audio."""
+    """Decode an entry of a session's audio. One of another program has nothing that counts."""
     status, options = fields.get(b"s"), fields.get(b"o")
     received = fields.get(b"at")
-    number = int(fields.get(b"p", 0))
+    number = _whole(fields, b"p", 0)
     return Entry(
         entry_id.decode(),
         fields.get(b"d"),
-        status.decode() if status else None,
-        float(received) if received else None,
-        int(fields.get(b"n", 1)),
-        int(fields.get(b"f", 0)),
+        status.decode(errors="replace") if status else None,
+        _seconds(received),
+        _whole(fields, b"n", 1),
+        _whole(fields, b"f", 0),
         part=number if fields.get(b"t") == b"part" else None,
         parts=0 if fields.get(b"t") == b"part" else number,
-        options=options.decode() if options else None,
+        options=options.decode(errors="replace") if options else None,
     )
+
+
+def _whole(fields: dict[bytes, bytes], name: bytes, default: int) -> int:
+    value = fields.get(name, b"")
+    return int(value) if value.isdigit() and len(value) < 18 else default
+
+
+def _seconds(value: bytes | None) -> float | None:
+    try:
+        return float(value) if value else None
+    except ValueError:
+        return None

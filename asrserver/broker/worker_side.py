@@ -41,6 +41,9 @@ MAX_PARTIAL_BYTES = 1 << 20
 #: Deaths of workers with a piece of audio in hand after which that piece becomes a dead letter.
 MAX_STRIKES = 3
 
+#: Seconds for which the keys of a session are kept that another program has damaged.
+DAMAGED_TTL = 3600
+
 #: Seconds without an offer of a model after which any worker takes the sessions that name it, to end them.
 ABANDONED_AFTER = 600.0
 
@@ -159,8 +162,27 @@ class WorkerBroker(BrokerConnection):
         """Become the owner of a claimed session: fence off every earlier owner, and read what it has done.
 
         Returns:
-            None if the session is over or gone; its task is then deleted.
+            None if the session is over or gone, or its keys are damaged; its task is then deleted.
         """
+        try:
+            return await self._acquire(task, sid)
+        except (ValueError, KeyError, TypeError) as exc:
+            await self.give_up(task, sid, f"{type(exc).__name__}: {exc}")
+        except redis.ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            await self.give_up(task, sid, str(exc))
+        return None
+
+    async def give_up(self, task: Task, sid: str, why: str) -> None:
+        """Let nobody claim a session any more whose keys another program has damaged. They expire soon."""
+        log.error("session=%s its keys in Redis are damaged, it is given up: %s", sid, why)
+        await self.dead_letter(sid, "", f"damaged keys: {why}")
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid))
+        await asyncio.gather(*(self.pipeline.submit("EXPIRE", key, DAMAGED_TTL) for key in keys))
+        await self._delete([task])
+
+    async def _acquire(self, task: Task, sid: str) -> Claim | None:
         epoch, fields, entries, transcript = await asyncio.gather(
             self.pipeline.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
             self.pipeline.submit("HGETALL", session_key(sid)),
@@ -214,11 +236,25 @@ class WorkerBroker(BrokerConnection):
         if not cursors:
             return {}
         keys = {audio_key(sid): sid for sid in cursors}
-        reply = await self.pipeline.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
+        try:
+            reply = await self.pipeline.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
+        except redis.ResponseError as exc:
+            if "WRONGTYPE" not in str(exc):
+                raise
+            await self._delete_foreign(keys)
+            return {}
         return {
             keys[key.decode()]: [replies.entry(*pair) for pair in replies.pairs(entries)]
             for key, entries in reply or ()
         }
+
+    async def _delete_foreign(self, keys: Iterable[str]) -> None:
+        """Delete those of the keys that are no streams: one of them would keep all sessions from being read."""
+        for key in keys:
+            kind = await self.pipeline.submit("TYPE", key)
+            if kind not in (b"stream", b"none"):
+                log.error("%s is not of this program: deleted; two programs use this Redis", key)
+                await self.pipeline.submit("DEL", key)
 
     async def listen_for_ends(
         self, on_end: Callable[[str], None], on_flush: Callable[[str], None], on_release: Callable[[], None]
@@ -234,11 +270,16 @@ class WorkerBroker(BrokerConnection):
         """
 
         def heard(data: bytes) -> None:
-            news = orjson.loads(data)
-            if news.get("released"):
+            try:
+                news = orjson.loads(data)
+                released, flush, sid = news.get("released"), news.get("flush"), news.get("session_id", "")
+            except (ValueError, AttributeError):
+                log.warning("a message in %s is not of this program: two programs use this Redis", ENDED)
+                return
+            if released:
                 on_release()
             else:
-                (on_flush if news.get("flush") else on_end)(news["session_id"])
+                (on_flush if flush else on_end)(str(sid))
 
         await listen(self._client, ENDED, heard, lambda: None)
 

@@ -182,7 +182,8 @@ class WriteBehind:
                     session = batch[sid].session
                     records += [record(session, events)] if session and (fields or events) else []
                 except Exception as exc:  # one session that cannot be stored must not hold up the others
-                    log.exception("session=%s cannot be stored", sid)
+                    unexpected = not isinstance(exc, (ValueError, KeyError, OverflowError))  # not its keys' damage
+                    log.error("session=%s cannot be stored: %s: %s", sid, type(exc).__name__, exc, exc_info=unexpected)
                     await self._broker.dead_letter(sid, "", f"not stored: {type(exc).__name__}: {exc}")
             for sid, reason in await self._storage.save(records):
                 await self._broker.dead_letter(sid, "", f"not stored: {reason}")

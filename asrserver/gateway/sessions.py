@@ -142,7 +142,7 @@ class Sessions(Mapping[str, Session]):
         try:
             created = await self._create(session)
         finally:
-            if not created:
+            if not created and self._open.get(sid) is session:  # or it was resumed here meanwhile
                 del self._open[sid]
                 self._admission.ended(sid, owner)
         if not created:
@@ -203,13 +203,17 @@ class Sessions(Mapping[str, Session]):
             last_seq = here.sent
         detached = asked.adopted and here is None  # of one that is here, it is known
         before = self._open.get(sid)
-        with nullcontext() if before is None else before.returning():
-            fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
-            if fields is None:
-                raise unknown
-            events = await self._broker.read_events(sid)
-            # Until here the session stays as it was: it must be left so if the client is refused.
-            session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
+        try:
+            with nullcontext() if before is None else before.returning():
+                fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
+                if fields is None:
+                    raise unknown
+                events = await self._broker.read_events(sid)
+                # Until here the session stays as it was: it must be left so if the client is refused.
+                session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
+        except (ValueError, KeyError) as exc:  # another program wrote there
+            log.error("session=%s its keys in Redis are damaged: %s: %s", sid, type(exc).__name__, exc)
+            raise BadRequest("session_gone", "the session's data is damaged", session_id=sid) from None
         before = self._open.get(sid)
         if before is not None:
             if before.send == send:

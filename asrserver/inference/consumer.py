@@ -228,7 +228,7 @@ class SessionConsumer:
             found = await self._broker.claim(lease, count, block, self._full)
             for claim in await asyncio.gather(*(self._broker.acquire(task, sid) for task, sid in found)):
                 if claim is not None:
-                    self._take(claim)
+                    await self._take(claim)
             if len(found) < count or self._full or self._stopping:
                 return len(found) >= count
 
@@ -245,12 +245,12 @@ class SessionConsumer:
                 held[session.share].append(session)
             self._full = crowded({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
 
-    def _take(self, claim: Claim) -> None:
+    async def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # it may be our own, if its lease ran out unnoticed: the new epoch counts
         try:
             session = Transcriber(claim, self._recogniser, self._broker)
-        except Exception:  # its keys are malformed: it must not stop every worker that claims it
-            log.exception("session=%s: its keys in Redis cannot be read", claim.sid)
+        except (ValueError, KeyError, TypeError) as exc:  # it must not stop every worker that claims it
+            await self._broker.give_up(claim.task, claim.sid, f"{type(exc).__name__}: {exc}")
             return
         session.number = next(self._numbers)
         self.sessions[claim.sid] = session

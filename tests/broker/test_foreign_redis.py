@@ -11,7 +11,7 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import WorkerJanitor
-from asrserver.broker.worker_side import WorkerBroker
+from asrserver.broker.worker_side import DAMAGED_TTL, WorkerBroker
 from tests.broker.support import opened, taken
 
 pytestmark = pytest.mark.gen_test
@@ -73,3 +73,76 @@ async def test_a_foreign_entry_is_removed_and_said(
         assert (await taken(w)).sid == "s"
     assert "no session of this program" in caplog.text
     assert await g.status.queue() == {"waiting": 0, "processing": 1, "dead": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "value"),
+    [
+        (keys.session_key("s"), "charged", "much"),
+        (keys.transcript_key("s"), "", "no JSON"),
+        (keys.transcript_key("s"), "", "[1]"),
+        (keys.audio_key("s"), None, "of another type"),
+        (keys.transcript_key("s"), None, "of another type"),
+    ],
+)
+async def test_a_session_with_damaged_keys_ends_no_worker(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis, key: str, field: str | None, value: str
+) -> None:
+    """It is given up: nobody claims it again, an operator can look at it, and then it goes by itself."""
+    await opened(g)
+    if field is None:
+        db.delete(key)
+        db.set(key, value)
+    elif field:
+        db.hset(key, field, value)
+    else:
+        db.rpush(key, value)
+    [(task, sid)] = await w.claim(10.0, 10, 0)
+    claim = await w.acquire(task, sid)
+    if key == keys.audio_key("s"):
+        assert claim is not None
+        assert await w.read_audio({"s": "0-0", "other": "0-0"}, 10) == {}
+        assert not db.exists(key)
+        return
+    assert claim is None
+    assert await g.status.queue() == {"waiting": 0, "processing": 0, "dead": 1}
+    assert 0 < db.ttl(keys.session_key("s")) <= DAMAGED_TTL
+
+
+async def test_foreign_entries_among_audio_and_events_are_passed_over(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
+    await opened(g)
+    await taken(w)
+    db.xadd(keys.audio_key("s"), {"n": "x", "f": b"\xff", "p": "-", "at": "now", "s": b"\xff"})
+    db.xadd(keys.events_key("s"), {"data": b"\xff"})
+    db.xadd(keys.events_key("s"), {"data": "{}", "seq": "first"})
+    db.hset(keys.session_key("s"), "what", b"\xff\xfe")
+    entry = (await w.read_audio({"s": "0-0"}, 10))["s"][-1]
+    assert (entry.data, entry.chunks, entry.flush, entry.received) == (None, 1, 0, None)
+    fields, events = (await g.read_sessions({"s": "0-0"}))["s"]
+    assert fields["what"] == "\ufffd\ufffd"
+    assert events == []
+
+
+async def test_a_foreign_message_is_no_session_s_end(
+    w: WorkerBroker, db: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[str] = []
+    listening = asyncio.ensure_future(w.listen_for_ends(ended.append, ended.append, lambda: None))
+    while not db.pubsub_numsub(keys.ENDED)[0][1]:
+        await asyncio.sleep(0.001)
+    for message in ("", "[1]", "7", "{}", b"\xff", '{"session_id": "s"}'):
+        db.publish(keys.ENDED, message)
+    while "s" not in ended:
+        await asyncio.sleep(0.001)
+    listening.cancel()
+    assert set(ended) == {"", "s"}
+    assert "Traceback" not in caplog.text
+
+
+async def test_an_id_of_which_another_program_has_keys_is_in_use(g: GatewayBroker, db: redis.Redis) -> None:
+    db.xadd(keys.audio_key("s"), {"x": "y"}, id="99-0")
+    assert not await g.open_session("s", "n", {"options": "{}"}, 1e12)
+    db.set(keys.session_key("t"), "")
+    assert not await g.open_session("t", "n", {"options": "{}"}, 1e12)

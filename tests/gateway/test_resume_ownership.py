@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from asrserver.gateway.session import Session
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, resumed
 from tests.gateways import Gateways
@@ -40,6 +41,29 @@ async def test_resume_takes_the_session_from_a_half_open_connection(
         assert (await worker.audio("s", 1))["2-0"] == AUDIO
         assert "s" not in gateways[1 - where].gateway.sessions
         assert "s" in gateways[where].gateway.sessions
+
+
+async def test_a_start_that_is_refused_leaves_what_was_resumed_meanwhile(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody starts a session whose id is in use, while its client resumes it on the same gateway."""
+    there, here = gateways[0], gateways[1].gateway
+    async with await WsClient.open(there.url) as lost, await WsClient.open(gateways[1].url) as new:
+        await lost.start("s")
+        await drop(lost)
+        create = here.sessions._create
+
+        async def slowly(session: Session) -> bool:
+            await resumed(new)
+            return await create(session)
+
+        monkeypatch.setattr(here.sessions, "_create", slowly)
+        async with await WsClient.open(gateways[1].url) as other:
+            await other.send({"action": "start", "session_id": "s"})
+            await until(lambda: any(m.get("code") == "session_exists" for m in other.messages))
+            await new.chunk("s", 0, AUDIO)
+            assert "s" in here.sessions
+            assert {m["code"] for m in other.of("s", "error")} <= {"session_exists", "session_moved"}
 
 
 async def test_the_news_of_a_move_are_lost(
