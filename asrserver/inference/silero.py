@@ -69,7 +69,7 @@ def score(runs: Sequence[FrameRun]) -> None:
     if not runs:
         return
     net = _network()
-    inputs = net.encode(_without_offset(np.concatenate([run.frames for run in runs])))
+    inputs = net.encode(np.concatenate([run.frames for run in runs]))
     lengths = np.array([len(run.frames) for run in runs])
     firsts = np.cumsum(lengths) - lengths
     state = np.stack([run.state for run in runs])
@@ -84,20 +84,6 @@ def score(runs: Sequence[FrameRun]) -> None:
     for number, (run, first) in enumerate(zip(runs, firsts.tolist(), strict=True)):
         run.probabilities = probabilities[first : first + len(run.frames)]
         run.state = np.concatenate([hidden[number], cell[number]])
-
-
-def _without_offset(frames: Samples) -> Samples:
-    """Remove the mean of frames where it is above -50 dBFS and has most of the power: it hides quiet speech.
-
-    The mean of 36 ms of speech alone has a fraction of that. So frames of recordings without an offset, as
-    nearly all are, stay as they are.
-    """
-    means = frames.mean(axis=1)
-    power = np.einsum("ij,ij->i", frames, frames) / np.float32(frames.shape[1])
-    offset = means * means > np.maximum(np.float32(0.8) * power, np.float32(1e-5))
-    if offset.any():
-        frames = frames - np.where(offset, means, np.float32(0))[:, None]
-    return frames
 
 
 class _Network:

@@ -28,6 +28,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.inference import silero
+from asrserver.inference.highpass import HighPass
 from asrserver.inference.silero import FRAME, FRAME_CONTEXT, FrameRun
 
 #: Energy gate: frames with a lower RMS (-60 dBFS) count as silence without asking the network. Silero costs as much
@@ -329,7 +330,8 @@ class _FrameScorer:
         self.at = -(-start // FRAME) * FRAME  # first sample of the next frame
         self._ahead = self.at - start  # samples to skip: they belong to a frame that began before `start`
         self._kept = np.zeros(_WARM_UP_FRAMES * FRAME + FRAME_CONTEXT, np.float32)  # the audio before the next frame
-        self._rest = np.zeros(0, np.float32)  # the beginning of the next frame
+        self._rest = np.zeros(0, np.float32)  # the beginning of the next frame, not filtered yet
+        self._high_pass = HighPass()
         self._hold = 0  # frames for which the gate stays open
         self._closed = True
         self._state: Samples | None = None  # the network's
@@ -347,14 +349,15 @@ class _FrameScorer:
         self.position += len(samples)
         skipped = min(self._ahead, len(samples))
         self._ahead -= skipped
-        audio = np.concatenate([self._kept, self._rest, samples[skipped:]])
-        before = len(self._kept)
-        count = (len(audio) - before) // FRAME
-        end = before + count * FRAME
-        frames = audio[before:end].reshape(count, FRAME)
+        samples = np.concatenate([self._rest, samples[skipped:]])
+        count = len(samples) // FRAME
+        self._rest = samples[count * FRAME :].copy()
+        heard = self._high_pass.filter(samples[: count * FRAME])
+        frames = heard.reshape(count, FRAME)
         self._energies = np.vecdot(frames, frames) / FRAME
+        audio = np.concatenate([self._kept, heard])
         self._runs = self._loud_runs(audio)
-        self._kept, self._rest = audio[end - before : end].copy(), audio[end:].copy()
+        self._kept = audio[len(heard) :].copy()
         self.at += count * FRAME
         return [run for _, _, run in self._runs]
 

@@ -60,18 +60,34 @@ def test_other_channels_are_their_mean() -> None:
     np.testing.assert_allclose(pcm.pair(one, half, 320), one, atol=1e-7)
 
 
+def found(samples: np.ndarray) -> list[tuple[int, int]]:
+    endpointer = Endpointer(0.5)
+    events = endpointer.feed(samples) + endpointer.flush()
+    return [(event.start, event.end) for event in events if isinstance(event, SegmentEnded)]
+
+
+def quiet_speech() -> np.ndarray:
+    """As of someone far from the microphone."""
+    quiet: np.ndarray = speech() * np.float32(0.006 / np.sqrt(np.mean(speech() ** 2)))
+    return quiet
+
+
 def test_an_offset_does_not_hide_quiet_speech() -> None:
     """A sound card's constant voltage is louder than who speaks far from the microphone."""
-
-    def found(samples: np.ndarray) -> list[tuple[int, int]]:
-        endpointer = Endpointer(0.5)
-        events = endpointer.feed(samples) + endpointer.flush()
-        return [(event.start, event.end) for event in events if isinstance(event, SegmentEnded)]
-
-    quiet = speech() * np.float32(0.006 / np.sqrt(np.mean(speech() ** 2)))
-    wanted = found(quiet)
+    wanted = found(quiet_speech())
     assert wanted
     for offset in (0.02, -0.05, 0.2):
-        segments = found(quiet + np.float32(offset))
+        segments = found(quiet_speech() + np.float32(offset))
         assert len(segments) == len(wanted)
         np.testing.assert_allclose(segments, wanted, atol=0.2 * SAMPLE_RATE)
+
+
+@pytest.mark.parametrize("hertz", [20, 30, 50])
+def test_rumble_neither_hides_speech_nor_becomes_it(hertz: int) -> None:
+    """Traffic, wind or mains hum, 10 dB louder than the speech of someone far from the microphone."""
+    times = np.arange(len(speech())) / SAMPLE_RATE
+    rumble = (0.027 * np.sin(2 * np.pi * hertz * times)).astype(np.float32)
+    assert found(rumble) == []
+    segments, wanted = found(quiet_speech() + rumble), found(quiet_speech())
+    assert len(segments) == len(wanted)
+    np.testing.assert_allclose(segments, wanted, atol=0.2 * SAMPLE_RATE)
