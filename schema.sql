@@ -157,3 +157,5 @@ CREATE TABLE IF NOT EXISTS asr_migrations (
     oldest     integer NOT NULL,                        -- programs that know no migration of this number must not go on
     applied_at timestamptz NOT NULL DEFAULT now()
 );
+
+ALTER TABLE asr_segments ADD COLUMN IF NOT EXISTS channel integer;    -- from 0; null where channels are mixed

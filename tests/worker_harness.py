@@ -174,7 +174,10 @@ def check_alike(whole: Sequence[Event], other: Sequence[Event]) -> None:
     """
     one, two = ([segment for event in events for segment in event["segments"]] for events in (whole, other))
     assert [segment["number"] for segment in two] == list(range(len(one)))
+    for segments in (one, two):  # those of two channels come in the order in which they end
+        segments.sort(key=lambda segment: (segment.get("channel", 0), segment["start"]))
     for wanted, found in zip(one, two, strict=True):
+        assert wanted.get("channel") == found.get("channel")
         assert abs(wanted["start"] - found["start"]) < 0.15
         assert abs(wanted["end"] - found["end"]) < 0.15
     answers = [
@@ -196,7 +199,8 @@ def pieces(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
-def encode(pcm: bytes, *options: str) -> bytes:
+def encode(pcm: bytes, *options: str, channels: int = 1) -> bytes:
     """Encode audio with ffmpeg."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", "1", "-i", "-"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "s16le", "-ar", "16000", "-ac", str(channels)]
+    command += ["-i", "-"]
     return subprocess.run([*command, *options, "-"], input=pcm, stdout=subprocess.PIPE, check=True).stdout

@@ -1,4 +1,4 @@
-"""Packets to mono samples at the codec's own rate: FFmpeg's decoders without FFmpeg's demuxers."""
+"""Packets to samples at the codec's own rate: FFmpeg's decoders without FFmpeg's demuxers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from av.audio.plane import AudioPlane
 
 from asrserver.audio import bounds, pcm, wav
-from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import Samples
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.errors import AudioError
 
 #: FFmpeg's sample formats, without the p of the planar ones.
@@ -40,15 +40,17 @@ class Codec:
         reason: Why the last packet could not be decoded; empty if that is not known.
     """
 
-    def __init__(self, track: Track) -> None:
+    def __init__(self, track: Track, selection: Selection = MIXED) -> None:
         """Open a decoder; PCM needs none.
 
         Raises:
-            AudioError: The track's header is damaged.
+            AudioError: The track's header is damaged, or it has too many channels.
         """
+        selection.check_channels(track.channels)
         self.memoryless = track.codec.startswith(("pcm", "adpcm")) or track.codec in ("flac", "alac")
         self.reason = ""
         self._track = track
+        self._selection = selection
         self._context: Any = None
         if track.codec not in wav.WIDTHS:
             try:
@@ -63,21 +65,23 @@ class Codec:
             data: The packet; None at the end of the track, for what the decoder still holds.
 
         Returns:
-            (mono samples, samples per second) of each frame; None if the packet cannot be decoded.
+            (samples, samples per second) of each frame; None if the packet cannot be decoded.
         """
         if self._context is None:
             block = wav.block(self._track.codec, self._track.rate, self._track.channels)
-            samples = pcm.samples(data or b"", self._track.codec, self._track.channels, block)
+            channels, separate = self._track.channels, self._selection.separate
+            samples = pcm.samples(data or b"", self._track.codec, channels, block, separate)
             return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
             return []  # FFmpeg would take it for the end
         try:
-            return [(mixed(frame), frame.sample_rate) for frame in self._context.decode(data and av.Packet(data))]
+            frames = self._context.decode(data and av.Packet(data))
+            return [(samples_of(frame, self._selection), frame.sample_rate) for frame in frames]
         except av.EOFError:
             return []
         except av.FFmpegError:
             self.reason = ""
-        except ImplausibleAudio as exc:
+        except AudioError as exc:
             self.reason = exc.message
         return None
 
@@ -106,8 +110,8 @@ def _context(track: Track) -> Any:
     return context
 
 
-def mixed(frame: av.AudioFrame) -> Samples:
-    """Mix a frame's channels to mono.
+def samples_of(frame: av.AudioFrame, selection: Selection) -> Samples:
+    """The samples of a frame, with its channels mixed to mono or kept apart.
 
     Two channels are mixed by `pcm.pair`. Channels of no known layout become their mean; those of more than two
     loudspeakers (5.1) their sum with the gains of `_GAINS`.
@@ -116,16 +120,19 @@ def mixed(frame: av.AudioFrame) -> Samples:
         Samples at the frame's own rate.
 
     Raises:
-        ImplausibleAudio: The number of channels or the sample rate is outside the limits.
+        AudioError: The number of channels or the sample rate is outside the limits.
     """
     layout = frame.layout
     channels = layout.nb_channels
     bounds.check(channels, frame.sample_rate)
+    selection.check_channels(channels)
     with np.errstate(all="ignore"):  # damaged floats overflow: see pcm.repaired
         if frame.format.is_planar:
             planes = [_floats(frame, number, frame.samples) for number in range(channels)]
         else:
             planes = list(_floats(frame, 0, frame.samples * channels).reshape(-1, channels).T)
+        if selection.separate:
+            return np.stack(planes, axis=1)
         if channels == 1:
             return planes[0]
         if channels == 2:

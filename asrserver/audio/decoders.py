@@ -1,7 +1,7 @@
 """The decoder of a live stream: the general one, or a simple one for headerless PCM that needs no resampling.
 
-    decoder = open_decoder(kind, sample_rate, channels)
-    decoder = resume_decoder(point)
+    decoder = open_decoder(kind, sample_rate, channels, selection)
+    decoder = resume_decoder(point, selection)
 
 Both are used like stream.StreamDecoder.
 """
@@ -15,6 +15,7 @@ from asrserver.audio import SAMPLE_RATE, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.audio.recording import ResumePoint
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 
@@ -34,16 +35,16 @@ class Decoder(Protocol):
     def resume_point(self, sample: int) -> ResumePoint: ...
 
 
-def open_decoder(kind: str, sample_rate: int, channels: int) -> Decoder:
+def open_decoder(kind: str, sample_rate: int, channels: int, selection: Selection = MIXED) -> Decoder:
     """Make the decoder of a new stream; the arguments are those of StreamDecoder."""
-    return resume_decoder(ResumePoint(0, 0, kind, sample_rate, channels))
+    return resume_decoder(ResumePoint(0, 0, kind, sample_rate, channels), selection)
 
 
-def resume_decoder(point: ResumePoint) -> Decoder:
-    """Make a decoder that continues at a point, whichever decoder made the point."""
-    if point.kind in wav.WIDTHS and point.sample_rate == SAMPLE_RATE:
-        return PcmStreamDecoder(point)
-    return StreamDecoder.resume(point)
+def resume_decoder(point: ResumePoint, selection: Selection = MIXED) -> Decoder:
+    """Make a decoder that continues at a point, whichever decoder made the point; see StreamDecoder.resume."""
+    if point.kind in wav.WIDTHS and point.sample_rate == SAMPLE_RATE and not selection.track:
+        return PcmStreamDecoder(point, selection)
+    return StreamDecoder.resume(point, selection)
 
 
 class PcmStreamDecoder:
@@ -56,8 +57,8 @@ class PcmStreamDecoder:
 
     tail: AudioError | None = None
 
-    def __init__(self, point: ResumePoint) -> None:
-        self._pcm = PcmDecoder(point.kind, SAMPLE_RATE, point.channels)
+    def __init__(self, point: ResumePoint, selection: Selection = MIXED) -> None:
+        self._pcm = PcmDecoder(point.kind, SAMPLE_RATE, point.channels, selection.separate)
         self._frame = wav.WIDTHS[point.kind] * point.channels
         self._first = point
         self.position = point.sample

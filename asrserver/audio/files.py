@@ -1,4 +1,4 @@
-"""Whole files: decoded to 16 kHz mono samples, and PCM encoded as FLAC.
+"""Whole files: decoded to 16 kHz samples, and PCM encoded as FLAC.
 
 A file is decoded as a stream that comes at once, so that all modes hear the same; what cannot be decoded as a stream is
 left to FFmpeg (library.py).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
-from asrserver.audio.pcm import Resampler, Samples, repaired
+from asrserver.audio.pcm import Resampler, Samples, joined, repaired
+from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 
@@ -43,42 +45,52 @@ def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     return decode_file(data, kind, max_seconds).samples
 
 
-def decode_file(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None] = lambda: None) -> Decoded:
+def decode_file(
+    data: bytes,
+    kind: str,
+    max_seconds: float,
+    selection: Selection = MIXED,
+    progress: Callable[[], None] = lambda: None,
+) -> Decoded:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
-    Of several audio tracks, the default one is decoded; or if it is silent, the first with sound.
+    Of several audio tracks of which none is named, the default one is decoded; or if it is silent, the first with
+    sound.
 
     Args:
         data: The file.
         kind: Its container, as `sniff.container` names it.
-        max_seconds: Most seconds of audio.
+        max_seconds: Most seconds of audio, counting each channel that is decoded by itself.
+        selection: What of it is decoded.
         progress: Called every few seconds of audio.
 
     Raises:
-        AudioError: It cannot be decoded, has no audio, or has more than `max_seconds` of it.
+        AudioError: It cannot be decoded, has no audio or not what is selected, or has more than `max_seconds` of it.
     """
-    if kind == "wav" and (plain := _plain_wav(data, max_seconds)) is not None:
+    if kind == "wav" and not selection.track and (plain := _plain_wav(data, max_seconds, selection)) is not None:
         return Decoded(plain, None)
     try:
-        return _streamed(data, kind, max_seconds, progress)
+        return _streamed(data, kind, max_seconds, selection, progress)
     except AudioError as exc:
-        if exc.code == "utterance_too_long" or isinstance(exc, ImplausibleAudio | TooMuchWork):
+        if exc.code in ("utterance_too_long", *NOT_THERE) or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
         refusal = exc
     try:
-        return _by_library(data, kind, max_seconds, progress)
+        return _by_library(data, kind, max_seconds, selection, progress)
     except AudioError as exc:
         if kind in demux.CONTAINERS and refusal.code == "undecodable_audio" and exc.code == "undecodable_audio":
             raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
         raise
 
 
-def _streamed(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None]) -> Decoded:
+def _streamed(
+    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
+) -> Decoded:
     """Decode a file by the streaming decoder."""
-    found, tracks = _track(data, kind, max_seconds, progress, None)
-    for number in range(tracks if tracks > 1 and _is_silent(found.samples) else 0):
+    found, tracks = _track(data, kind, max_seconds, selection, progress)
+    for number in _others(found, tracks, selection):
         try:
-            other, _ = _track(data, kind, max_seconds, progress, number)
+            other, _ = _track(data, kind, max_seconds, replace(selection, track=number), progress)
         except AudioError:  # of a codec that is not streamed
             continue
         if not _is_silent(other.samples):
@@ -86,11 +98,16 @@ def _streamed(data: bytes, kind: str, max_seconds: float, progress: Callable[[],
     return found
 
 
+def _others(found: Decoded, tracks: int, selection: Selection) -> range:
+    """The audio tracks in which sound is looked for, if the default one has none."""
+    return range(tracks if tracks > 1 and selection.track is None and _is_silent(found.samples) else 0)
+
+
 def _track(
-    data: bytes, kind: str, max_seconds: float, progress: Callable[[], None], track: int | None
+    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
 ) -> tuple[Decoded, int]:
     """(a track of a file, the number of its audio tracks)."""
-    decoder = StreamDecoder(kind, track=track)
+    decoder = StreamDecoder(kind, selection=selection)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
     tracks = 1
@@ -99,7 +116,7 @@ def _track(
             for piece in decoder.pieces(data[at : at + _STEP]):
                 pieces.append(piece)
                 progress()
-                if decoder.position > max_seconds * SAMPLE_RATE:
+                if decoder.position * _channels(piece) > max_seconds * SAMPLE_RATE:
                     raise _too_long(max_seconds)
         except AudioError as exc:
             if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
@@ -110,9 +127,13 @@ def _track(
     pieces.append(decoder.flush())
     if decoder.tail is not None:
         damage.append(decoder.tail)
-    if decoder.position > max_seconds * SAMPLE_RATE:
+    if decoder.position * _channels(pieces[-1]) > max_seconds * SAMPLE_RATE:
         raise _too_long(max_seconds)
-    return Decoded(np.concatenate(pieces), _merged(damage)), tracks
+    return Decoded(joined(pieces), _merged(damage)), tracks
+
+
+def _channels(samples: Samples) -> int:
+    return samples.shape[1] if samples.ndim == 2 else 1
 
 
 def _is_silent(samples: Samples) -> bool:
@@ -125,17 +146,19 @@ def _merged(damage: list[AudioError]) -> AudioError | None:
     return AudioError("undecodable_audio", f"{damage[0].message}; and {len(damage) - 1} more places")
 
 
-def _by_library(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None]) -> Decoded:
+def _by_library(
+    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
+) -> Decoded:
     """Decode a file by FFmpeg."""
     try:
         with library.opened(io.BytesIO(data), kind) as source:
-            reader = library.Reader(source)
+            reader = library.Reader(source, selection)
             found, tracks = _read(reader, max_seconds, progress), reader.tracks
-        for number in range(tracks if tracks > 1 else 0):
+        for number in _others(found, tracks, selection):
             if not _is_silent(found.samples):
                 break
             with library.opened(io.BytesIO(data), kind) as source:
-                found = _read(library.Reader(source, number), max_seconds, progress)
+                found = _read(library.Reader(source, replace(selection, track=number)), max_seconds, progress)
         return found
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
@@ -149,33 +172,38 @@ def _read(reader: library.Reader, max_seconds: float, progress: Callable[[], Non
     try:
         for piece in _resampled(reader.frames()):
             pieces.append(piece)
-            count += len(piece)
+            count += len(piece) * _channels(piece)
             progress()
             if count > left:
                 raise _too_long(max_seconds)
     except (av.FFmpegError, ImplausibleAudio):
         if not count:
             raise
-        message = f"the audio cannot be decoded from {count / SAMPLE_RATE:.2f} s on"
+        message = f"the audio cannot be decoded from {sum(map(len, pieces)) / SAMPLE_RATE:.2f} s on"
         damage = AudioError("undecodable_audio", message)
     if damage is None and reader.damage is not None:
         since, until = reader.damage
         message = f"the audio from {since:.2f} s to {until:.2f} s is damaged"
         damage = AudioError("undecodable_audio", message)
-    return Decoded(np.concatenate(pieces) if pieces else np.zeros(0, np.float32), damage)
+    return Decoded(joined(pieces), damage)
 
 
-def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
-    """Decode a file to 16-bit mono PCM at SAMPLE_RATE, in pieces of `seconds`, each when it is asked for.
+def read_s16(path: Path, seconds: float, selection: Selection = MIXED) -> Iterator[bytes]:
+    """Decode a file to 16-bit PCM at SAMPLE_RATE, in pieces of `seconds`, each when it is asked for.
+
+    Where channels are kept apart they are interleaved, as many as `probe` says; later ones are left out.
 
     Raises:
         AudioError: The file cannot be decoded.
         OSError: It cannot be read.
     """
-    size = 2 * int(seconds * SAMPLE_RATE)
     waiting = bytearray()
     with _opened(path) as source:
-        for piece in _resampled(library.Reader(source).frames()):
+        reader = library.Reader(source, selection)
+        size = 2 * int(seconds * SAMPLE_RATE) * reader.channels
+        for piece in _resampled(reader.frames()):
+            if piece.ndim == 2 and piece.shape[1] != reader.channels:
+                piece = np.pad(piece, ((0, 0), (0, max(0, reader.channels - piece.shape[1]))))[:, : reader.channels]
             waiting += np.clip(np.rint(piece * 32768), -32768, 32767).astype("<i2").tobytes()
             while len(waiting) >= size:
                 yield bytes(waiting[:size])
@@ -184,10 +212,18 @@ def read_s16(path: Path, seconds: float) -> Iterator[bytes]:
         yield bytes(waiting)
 
 
-def duration(path: Path) -> float:
-    """Seconds of audio in a file as its header says; 0 if it does not say. Raises AudioError, OSError."""
+class Probe(NamedTuple):
+    """What a file's header says: seconds of audio, 0 if it does not say; and the channels that `read_s16` gives."""
+
+    seconds: float
+    channels: int
+
+
+def probe(path: Path, selection: Selection = MIXED) -> Probe:
+    """Look at the header of a file. Raises AudioError, OSError."""
     with _opened(path) as source:
-        return float((source.duration or 0) / av.time_base)
+        seconds = float((source.duration or 0) / av.time_base)
+        return Probe(seconds, library.Reader(source, selection).channels if selection != MIXED else 1)
 
 
 def write_flac(path: Path, format: wav.Format, pieces: Iterable[bytes]) -> None:
@@ -256,27 +292,28 @@ def _resampled(frames: Iterable[tuple[Samples, int, float]]) -> Iterator[Samples
     resampler = Resampler(SAMPLE_RATE)
     waiting: list[Samples] = []
     count = 0
+    shape: tuple[int, ...] = ()
     for samples, rate, gap in frames:
-        if rate != resampler.rate or gap:
-            yield np.concatenate([resampler.feed(_joined(waiting)), resampler.flush()])
-            resampler, count = Resampler(rate), 0
+        if rate != resampler.rate or gap or samples.shape[1:] != shape:
+            yield joined([resampler.feed(_joined(waiting)), resampler.flush()])
+            resampler, count, shape = Resampler(rate), 0, samples.shape[1:]
             waiting.clear()
         for begin in range(0, round(gap * SAMPLE_RATE), 10 * SAMPLE_RATE):
-            yield np.zeros(min(10 * SAMPLE_RATE, round(gap * SAMPLE_RATE) - begin), np.float32)
+            yield np.zeros((min(10 * SAMPLE_RATE, round(gap * SAMPLE_RATE) - begin), *shape), np.float32)
         waiting.append(samples)
         count += len(samples)
         if count >= rate:
             yield resampler.feed(_joined(waiting))
             waiting.clear()
             count = 0
-    yield np.concatenate([resampler.feed(_joined(waiting)), resampler.flush()])
+    yield joined([resampler.feed(_joined(waiting)), resampler.flush()])
 
 
 def _joined(pieces: list[Samples]) -> Samples:
-    return repaired(np.concatenate(pieces)) if pieces else np.zeros(0, np.float32)
+    return repaired(joined(pieces))
 
 
-def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:
+def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Samples | None:
     """Decode a WAV file of PCM, by far the most frequent kind of file; None for any other.
 
     Opening such a file with FFmpeg would take half as long as recognising it.
@@ -288,14 +325,15 @@ def _plain_wav(data: bytes, max_seconds: float) -> Samples | None:
     end = len(data) if header.size is None else min(len(data), begin + header.size)
     if data.find(b"RIFF", end, end + _STEP) >= 0:
         return None  # another file follows
-    if end - begin > max_seconds * format.bytes_per_second:
+    selection.check_channels(format.channels)
+    if (end - begin) * (format.channels if selection.separate else 1) > max_seconds * format.bytes_per_second:
         raise _too_long(max_seconds)
-    decoder = pcm.PcmDecoder(header.format.codec, format.rate, format.channels)
+    decoder = pcm.PcmDecoder(header.format.codec, format.rate, format.channels, selection.separate)
     step = (
         format.bytes_per_second
     )  # all at once would take three times as long, because each step then needs new memory
     pieces = [decoder.feed(data[at : min(at + step, end)]) for at in range(begin, end, step)]
-    return np.concatenate([*pieces, decoder.flush()])
+    return joined([*pieces, decoder.flush()])
 
 
 def _too_long(max_seconds: float) -> AudioError:

@@ -15,8 +15,9 @@ import av
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio
-from asrserver.audio.codec import is_list, mixed
+from asrserver.audio.codec import is_list, samples_of
 from asrserver.audio.pcm import Samples
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
 from asrserver.errors import AudioError
 
@@ -74,17 +75,18 @@ class Reader:
     Attributes:
         damage: From when to when packets could not be decoded, in seconds of the container's clock; None: all could.
         tracks: The number of audio tracks.
+        channels: The number of channels of the samples, as the header says.
     """
 
-    def __init__(self, source: Any, track: int | None = None) -> None:
+    def __init__(self, source: Any, selection: Selection = MIXED) -> None:
         """Choose a track.
 
         Args:
             source: A container of PyAV.
-            track: The number of the audio track, from 0; None: the default one.
+            selection: What of it is decoded.
 
         Raises:
-            AudioError: There is no such track, or none that may be decoded.
+            AudioError: There is no such track, or none that may be decoded, or it has too many channels.
         """
         self.damage: tuple[float, float] | None = None
         self._source = source
@@ -92,12 +94,12 @@ class Reader:
         self.tracks = len(audio)
         if not audio:
             raise AudioError("not_audio", f"the {source.format.name} file has no audio track")
-        if track is None:
+        self._selection = selection
+        selection.check_track(self.tracks)
+        if selection.track is None:
             self._track = next((one for one in audio if one.disposition & one.disposition.default), audio[0])
-        elif track < len(audio):
-            self._track = audio[track]
         else:
-            raise AudioError("not_audio", f"the file has {len(audio)} audio tracks")
+            self._track = audio[selection.track]
         context = self._track.codec_context
         if context is None:
             raise AudioError("undecodable_audio", f"no decoder for the audio track of the {source.format.name} file")
@@ -105,15 +107,17 @@ class Reader:
             raise AudioError("undecodable_audio", f"audio of the codec {context.codec.name} is not accepted")
         layout = context.layout
         bounds.check_claim(layout.nb_channels, context.sample_rate)
+        selection.check_channels(layout.nb_channels)
         if layout.nb_channels:
             # FFmpeg allocates a list for a layout that is not one of its own (an MP4's `chan` can say right before
             # left). PyAV (18.1) shares it between objects that each free it, frame by frame, until the process dies.
             # Reading the layout here made this object its owner; the decoder gets a layout without a list.
             context.layout = f"{layout.nb_channels}C" if is_list(layout.name) else layout.name
         context.thread_count = 1
+        self.channels = max(1, layout.nb_channels) if selection.separate else 1
 
     def frames(self) -> Iterator[tuple[Samples, int, float]]:
-        """(mono samples, samples per second, seconds of silence before them) of each frame.
+        """(samples, samples per second, seconds of silence before them) of each frame.
 
         A packet that cannot be decoded costs itself only.
 
@@ -124,7 +128,9 @@ class Reader:
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
             try:
-                frames = [(mixed(frame), frame.sample_rate, frame.time) for frame in packet.decode()]
+                frames = [
+                    (samples_of(frame, self._selection), frame.sample_rate, frame.time) for frame in packet.decode()
+                ]
             except (av.InvalidDataError, ImplausibleAudio):
                 spoiled += 1
                 self._note(packet)

@@ -11,7 +11,8 @@ from av.audio.resampler import AudioResampler
 
 from asrserver.audio import SAMPLE_RATE, bounds, wav
 
-#: Audio as the server passes it on: float32 [samples], mono, at SAMPLE_RATE unless said otherwise, full scale ±1.
+#: Audio as the server passes it on: float32 [samples], mono, at SAMPLE_RATE unless said otherwise, full scale ±1. Where
+#: channels are kept apart (selection.py) it is [samples, channels].
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 
 #: Codecs whose bytes are numbers and need no decoder → the type of the numbers. For 24 bits numpy has none: see
@@ -52,11 +53,11 @@ _LOUDEST = np.float32(8.0)
 
 
 class Resampler:
-    """Converts mono samples of one rate to SAMPLE_RATE, with FFmpeg's swresample. Slicing does not change the result.
+    """Converts samples of one rate to SAMPLE_RATE, with FFmpeg's swresample. Slicing does not change the result.
 
-    Everything that is resampled goes through this class, as one channel of floats. A resampler that gets decoded frames
-    directly builds its filters from channel layouts that a file chose, and PyAV 18.1's reads freed or missing memory
-    when it is used again after it has rejected one.
+    Everything that is resampled goes through this class, each channel of floats by itself. A resampler that gets
+    decoded frames directly builds its filters from channel layouts that a file chose, and PyAV 18.1's reads freed or
+    missing memory when it is used again after it has rejected one.
     """
 
     def __init__(self, rate: int) -> None:
@@ -67,38 +68,46 @@ class Resampler:
         """
         bounds.check(1, rate)
         self.rate = rate
-        self._inner = self._new()
-
-    def _new(self) -> AudioResampler | None:
-        return None if self.rate == SAMPLE_RATE else AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        self._inner: list[AudioResampler] = []  # of each channel, once samples have come
+        self._separate = False
 
     def feed(self, samples: Samples) -> Samples:
-        """Return the samples available so far; the rest comes with the next samples, or with `flush`."""
-        if self._inner is None or not len(samples):
+        """Return the samples available so far; the rest comes with the next samples, or with `flush`.
+
+        All samples until then must have the same number of channels.
+        """
+        if self.rate == SAMPLE_RATE or not len(samples):
             return samples
-        frame = av.AudioFrame.from_ndarray(samples[np.newaxis], format="flt", layout="mono")
-        frame.sample_rate = self.rate
-        return _joined(self._inner.resample(frame))
+        self._separate = samples.ndim == 2
+        channels = samples.T if self._separate else samples[np.newaxis]
+        if not self._inner:
+            self._inner = [AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE) for _ in channels]
+        return self._merged(
+            [_resampled(inner, one, self.rate) for inner, one in zip(self._inner, channels, strict=True)]
+        )
 
     def flush(self) -> Samples:
         """Return the rest. The next samples begin a new recording."""
-        if self._inner is None:
+        inner, self._inner = self._inner, []
+        return self._merged([_converted(one.resample(None)) for one in inner])
+
+    def _merged(self, channels: list[Samples]) -> Samples:
+        if not channels:
             return np.zeros(0, np.float32)
-        tail = _joined(self._inner.resample(None))
-        self._inner = self._new()
-        return tail
+        return np.stack(channels, axis=1) if self._separate else channels[0]
 
 
 class PcmDecoder:
     """Converts headerless PCM of one format to 16 kHz mono. It keeps incomplete samples for the next call."""
 
-    def __init__(self, codec: str, sample_rate: int, channels: int) -> None:
+    def __init__(self, codec: str, sample_rate: int, channels: int, separate: bool = False) -> None:
         """Convert from a format.
 
         Args:
             codec: One of CODECS or TABLES.
             sample_rate: Samples per second of each channel.
-            channels: Number of interleaved channels, which are mixed to one.
+            channels: Number of interleaved channels.
+            separate: Keep them apart; otherwise they are mixed to one.
 
         Raises:
             ImplausibleAudio: The rate or the channels are outside the limits.
@@ -106,6 +115,7 @@ class PcmDecoder:
         bounds.check(channels, sample_rate)
         self._codec = codec
         self._channels = channels
+        self._separate = separate
         self._frame = wav.WIDTHS[codec] * channels
         self._block = self._frame * wav.block(codec, sample_rate, channels)
         self._resampler = Resampler(sample_rate)
@@ -128,10 +138,10 @@ class PcmDecoder:
         """Return what is still held; an incomplete sample is dropped. A new recording may follow."""
         last, self.rest = self._resampler.feed(self._samples(self.rest)), b""
         tail = self._resampler.flush()
-        return np.concatenate([last, tail]) if len(last) else tail
+        return joined([last, tail])
 
     def _samples(self, data: bytes) -> Samples:
-        return samples(data, self._codec, self._channels, self._block // self._frame)
+        return samples(data, self._codec, self._channels, self._block // self._frame, self._separate)
 
 
 def repaired(samples: Samples) -> Samples:
@@ -145,19 +155,20 @@ def repaired(samples: Samples) -> Samples:
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
 
-def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
-    """Convert interleaved PCM to mono samples within ±1 at its own rate.
+def samples(data: bytes, codec: str, channels: int, block: int = 1, separate: bool = False) -> Samples:
+    """Convert interleaved PCM to samples within ±1 at its own rate.
 
     Args:
         data: The bytes; an incomplete frame at their end is ignored.
         codec: One of CODECS or TABLES.
-        channels: Number of channels, which are mixed: two by `pair`, more to their mean.
+        channels: Number of channels. They are mixed: two by `pair`, more to their mean.
         block: Samples of each channel for which `pair` and `divided` decide.
+        separate: Keep the channels apart: [samples, channels].
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
     if codec in TABLES:
         found: Samples = TABLES[codec][np.frombuffer(data, np.uint8, count)]
-        return _mono(found, channels, block)
+        return found.reshape(-1, channels) if separate else _mono(found, channels, block)
     if codec == "pcm_s24le":  # to the upper three bytes of 32 bits
         wide = np.zeros((count, 4), np.uint8)
         for byte, column in enumerate(np.frombuffer(data, np.uint8, 3 * count).reshape(-1, 3).T, 1):
@@ -173,7 +184,7 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1) -> Samples:
         if codec == "pcm_u8":
             found -= 128
         found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
-    return _mono(found, channels, block)
+    return found.reshape(-1, channels) if separate else _mono(found, channels, block)
 
 
 def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
@@ -234,5 +245,22 @@ def mean(channels: Sequence[Samples] | Samples) -> Samples:
     return total
 
 
-def _joined(frames: list[av.AudioFrame]) -> Samples:
+def joined(pieces: Sequence[Samples]) -> Samples:
+    """Pieces of audio as one. Those with fewer channels than others are silent in the rest."""
+    found = [piece for piece in pieces if len(piece)]
+    if len(found) < 2:
+        return found[0] if found else np.zeros(0, np.float32)
+    if found[0].ndim == 2 and len({piece.shape[1] for piece in found}) > 1:
+        channels = max(piece.shape[1] for piece in found)
+        found = [np.pad(piece, ((0, 0), (0, channels - piece.shape[1]))) for piece in found]
+    return np.concatenate(found)
+
+
+def _resampled(resampler: AudioResampler, samples: Samples, rate: int) -> Samples:
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[np.newaxis], format="flt", layout="mono")
+    frame.sample_rate = rate
+    return _converted(resampler.resample(frame))
+
+
+def _converted(frames: list[av.AudioFrame]) -> Samples:
     return np.concatenate([frame.to_ndarray()[0] for frame in frames]) if frames else np.zeros(0, np.float32)

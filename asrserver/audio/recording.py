@@ -11,7 +11,8 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.codec import Codec
 from asrserver.audio.demux.base import Packet, Track, opus_samples
-from asrserver.audio.pcm import Resampler, Samples, repaired
+from asrserver.audio.pcm import Resampler, Samples, joined, repaired
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
 
 #: Codec → (seconds, packets) after which a decoder that started in the middle returns what one from the start returns.
@@ -81,13 +82,15 @@ class TrackDecoder:
         waiting: Samples at the codec's rate that wait to be resampled.
     """
 
-    def __init__(self, track: Track, sample: int, point: ResumePoint | None = None) -> None:
+    def __init__(
+        self, track: Track, sample: int, point: ResumePoint | None = None, selection: Selection = MIXED
+    ) -> None:
         self.track = track
         self.rate = 0
         self.ready: PendingPoint | None = None
         self.produced = sample
         self.waiting = 0
-        self._codec = Codec(track)
+        self._codec = Codec(track, selection)
         self._resampler = Resampler(SAMPLE_RATE)
         self._pending: PendingPoint | None = None  # a point whose packets are still to be decoded
         self._anchor = sample
@@ -96,6 +99,8 @@ class TrackDecoder:
         self._skip = track.skip  # samples at the codec's rate before the first that counts
         self._drop = 0  # samples of the resampler, until it is exact
         self._last = 0  # samples of the last packet
+        self._shape: tuple[int, ...] | None = None if selection.separate else ()  # of a sample; None: not known yet
+        self._late = 0  # samples of silence before the first, until its channels are known
         self._waiting: list[Samples] = []
         self._done: list[Samples] = []
         self._timeline = Timeline(point.time if point is not None else None)
@@ -108,9 +113,7 @@ class TrackDecoder:
         """The recording begins with silence."""
         self._anchor += samples
         self.produced += samples
-        whole, rest = divmod(samples, PIECE_SECONDS * SAMPLE_RATE)
-        piece = np.zeros(PIECE_SECONDS * SAMPLE_RATE, np.float32)
-        self._done += [piece] * whole + [piece[:rest]]
+        self._late = samples
 
     def _resume(self, point: ResumePoint) -> None:
         self._set_rate(point.rate)
@@ -126,6 +129,11 @@ class TrackDecoder:
         return self._anchor / SAMPLE_RATE + (self._position / self.rate if self.rate else 0.0)
 
     @property
+    def channels(self) -> int:
+        """The channels of its samples."""
+        return self._shape[0] if self._shape else 1
+
+    @property
     def reason(self) -> str:
         """Why the last packet could not be decoded; empty if that is not known."""
         return self._codec.reason
@@ -137,6 +145,7 @@ class TrackDecoder:
         if self._preroll:
             self._preroll -= 1
             decoded = self._codec.decode(packet.data)
+            self._shape = decoded[0][0].shape[1:] if decoded else self._shape
             self._timeline.gap(packet.time)
             self._advance(sum(len(samples) for samples, _ in decoded or ()))
             return True
@@ -148,7 +157,7 @@ class TrackDecoder:
         spoiled = decoded is None
         if decoded is None:
             size = opus_samples(packet.data) if self.track.codec == "opus" else self._last
-            decoded = [(np.zeros(size, np.float32), self.rate)] if self.rate else []
+            decoded = [(self._silence(size), self.rate)] if self.rate and self._shape is not None else []
         self._last = sum(len(samples) for samples, _ in decoded)
         skip, left = self._kept(packet, decoded[0][1] if decoded else 0)
         kept = max(0, left - skip)
@@ -177,14 +186,18 @@ class TrackDecoder:
         """Put silence where a packet is later than the end of the one before it; return what gets ready."""
         if not self.rate:
             self._timeline.gap(time)  # where the clock begins
-        elif not self._preroll:
+        elif not self._preroll and self._shape is not None:
             left = round(self._timeline.gap(time) * self.rate)
             while left > 0:
                 count = min(left, PIECE_SECONDS * self.rate)
-                self._push(np.zeros(count, np.float32), self.rate)
+                self._push(self._silence(count), self.rate)
                 left -= count
                 if left:
                     yield from self.take()
+
+    def _silence(self, samples: int) -> Samples:
+        assert self._shape is not None
+        return np.zeros((samples, *self._shape), np.float32)
 
     def _advance(self, samples: int) -> None:
         if self.rate:
@@ -204,10 +217,12 @@ class TrackDecoder:
         return -(-position // step) * step
 
     def _push(self, samples: Samples, rate: int) -> None:
-        if rate != self.rate:
+        shape = samples.shape[1:]
+        if rate != self.rate or (self._shape is not None and shape != self._shape):
             self._convert(last=True)
             self._set_rate(rate)
             self._anchor, self._position, self._pending, self.ready = self.produced, 0, None, None
+        self._shape = shape
         skipped = min(self._skip, len(samples))
         self._skip -= skipped
         self._position += len(samples) - skipped
@@ -228,6 +243,10 @@ class TrackDecoder:
         """Return the samples available so far."""
         self._convert()
         done, self._done = self._done, []
+        if self._late and self._shape is not None:
+            whole, rest = divmod(self._late, PIECE_SECONDS * SAMPLE_RATE)
+            piece = self._silence(PIECE_SECONDS * SAMPLE_RATE)
+            self._late, done = 0, [piece] * whole + [piece[:rest]] + done
         return done
 
     def flush(self) -> list[Samples]:
@@ -239,12 +258,12 @@ class TrackDecoder:
 
     def _convert(self, last: bool = False) -> None:
         """Resample what waits, in one go: swr's output is bit-identical however its input is cut."""
-        samples = repaired(np.concatenate([np.zeros(0, np.float32), *self._waiting]))
+        samples = repaired(joined(self._waiting))
         self._waiting.clear()
         self.waiting = 0
         samples = self._resampler.feed(samples)
         if last:
-            samples = np.concatenate([samples, self._resampler.flush()])
+            samples = joined([samples, self._resampler.flush()])
         dropped = min(self._drop, len(samples))
         self._drop -= dropped
         samples = samples[dropped:]

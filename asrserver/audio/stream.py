@@ -23,14 +23,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 
-import numpy as np
-
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage, described
 from asrserver.audio.demux import demuxer
 from asrserver.audio.demux.base import Packet, Track
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.recording import PIECE_SECONDS, ResumePoint, TrackDecoder
+from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.errors import AudioError
 
 #: Samples between two resume points.
@@ -56,17 +55,20 @@ class StreamDecoder:
 
     tail: AudioError | None = None
 
-    def __init__(self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1, track: int | None = None) -> None:
+    def __init__(
+        self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1, selection: Selection = MIXED
+    ) -> None:
         """Begin a stream.
 
         Args:
             kind: As `demuxer` takes it.
             sample_rate: Samples per second of headerless PCM.
             channels: Channels of headerless PCM.
-            track: Number of the audio track to decode, from 0; None: the default one.
+            selection: What of it is decoded.
         """
         self._start = ResumePoint(0, 0, kind, sample_rate, channels)
-        self._demuxer = demuxer(kind, sample_rate, channels, track)
+        self._selection = selection
+        self._demuxer = demuxer(kind, sample_rate, channels, selection.track)
         self._recording: TrackDecoder | None = None
         self._points = deque([self._start])
         self._spacing = _POINT_SPACING
@@ -75,19 +77,23 @@ class StreamDecoder:
         self._reports: list[Damage] = []  # not reported yet
         self._finished = 0  # samples of earlier recordings in the stream
         self._silent = True  # no recording has begun
+        self._refused = False  # because what is selected is not there
         self.position = 0
 
     @classmethod
-    def resume(cls, point: ResumePoint) -> StreamDecoder:
-        """Continue at a point: the next bytes fed must be those of the stream from `point.offset` on."""
-        decoder = cls(point.kind, point.sample_rate, point.channels)
+    def resume(cls, point: ResumePoint, selection: Selection = MIXED) -> StreamDecoder:
+        """Continue at a point: the next bytes fed must be those of the stream from `point.offset` on.
+
+        The selection must be that of the decoder that made the point.
+        """
+        decoder = cls(point.kind, point.sample_rate, point.channels, selection)
         decoder._points = deque([point])
         decoder.position = decoder._finished = point.sample
         if point.track is None:
             decoder._demuxer.offset = point.offset
         else:
             decoder._demuxer.resume(point.track, point.offset, point.start, point.time)
-            decoder._recording = TrackDecoder(point.track, point.sample, point)
+            decoder._recording = TrackDecoder(point.track, point.sample, point, selection)
             decoder._silent = False
         return decoder
 
@@ -105,7 +111,7 @@ class StreamDecoder:
         for samples in self.pieces(data):
             self._held.append(samples)
         held, self._held = self._held, []
-        return _joined(held)
+        return joined(held)
 
     def pieces(self, data: bytes) -> Iterator[Samples]:
         """Return the samples that these bytes complete, in pieces of about PIECE_SECONDS at most.
@@ -127,20 +133,21 @@ class StreamDecoder:
         """End the stream and return the rest. The decoder cannot be used after it.
 
         Raises:
-            AudioError: The stream never held audio.
+            AudioError: The stream never held audio, and nobody was told that what is selected is not there.
         """
         self._demuxer.end()
         samples, self._held = self._held, []
+        refused = self._refused
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
             samples.extend(self._drain())
-        if self._silent:
+        if self._silent and not refused:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
         if self._damage is not None:
             self._report()
         samples.extend(self._counted(self._close()))
         if self._reports:
             self.tail = AudioError("undecodable_audio", described(self._reports))
-        return _joined(samples)
+        return joined(samples)
 
     def resume_point(self, sample: int) -> ResumePoint:
         """Return the last point from which all samples from `sample` on can be decoded. Earlier points are dropped."""
@@ -166,11 +173,14 @@ class StreamDecoder:
                 break
             if isinstance(item, Track):
                 yield from self._counted(self._close())
-                self._open(item)
+                try:
+                    self._open(item)
+                except AudioError as exc:  # its packets are passed over
+                    refusal = refusal or exc
             elif self._recording is not None:
                 for samples in self._decode(self._recording, item):
                     yield from self._counted([samples])
-                if self.position - first > _MAX_FEED_SECONDS * SAMPLE_RATE:
+                if (self.position - first) * self._recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
                     self._demuxer.discard()
                     raise AudioError(
                         "utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio"
@@ -178,6 +188,7 @@ class StreamDecoder:
         if self._recording is not None:
             yield from self._counted(self._recording.take())
         if refusal is not None:
+            self._refused |= refusal.code in NOT_THERE
             raise refusal
 
     def _decode(self, recording: TrackDecoder, packet: Packet) -> Iterator[Samples]:
@@ -215,7 +226,8 @@ class StreamDecoder:
                 yield samples
 
     def _open(self, track: Track) -> None:
-        self._recording = TrackDecoder(track, self._finished)
+        self._selection.check_track(self._demuxer.tracks)
+        self._recording = TrackDecoder(track, self._finished, selection=self._selection)
         if not self._silent:
             self._add(ResumePoint(self._demuxer.start, self._finished, *self._identity))
         self._silent = False
@@ -261,16 +273,12 @@ class StreamDecoder:
             self._spacing *= 2
 
 
-def _joined(pieces: list[Samples]) -> Samples:
-    return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
-
-
-def is_beginning(kind: str, data: bytes) -> bool:
+def is_beginning(kind: str, data: bytes, selection: Selection = MIXED) -> bool:
     """Whether bytes may be the beginning of a recorder's container of a kind, even if they hold no audio yet."""
     if kind == "mp4" and b"mdat" in data and b"moov" not in data:
         return False  # recorders write the index first: this is a truncated file, and its sender must know
     try:
-        StreamDecoder(kind).feed(data)
+        StreamDecoder(kind, selection=selection).feed(data)
     except AudioError:
         return False
     return True

@@ -194,7 +194,7 @@ class WorkerBroker(BrokerConnection):
             await self._delete([task])
             return None
         session = replies.strings(fields)
-        charged = max(events[-1].total if events else 0.0, float(session.get("charged", 0.0)))
+        charged = max(events[-1].cost if events else 0.0, float(session.get("charged", 0.0)))
         return Claim(sid, task, epoch, session, events, replies.texts(transcript), charged)
 
     async def release(self, tasks: Iterable[Task] = ()) -> int:
@@ -290,7 +290,7 @@ class WorkerBroker(BrokerConnection):
     ) -> bool:
         """Make an event durable and publish it. A final event gives the lease back.
 
-        The audio that is new in the event's `total` is charged to the session's API key.
+        The audio that is new in the event's `cost` is charged to the session's API key.
 
         Args:
             claim: The session, which this worker owns.
@@ -307,7 +307,7 @@ class WorkerBroker(BrokerConnection):
         sid = claim.sid
         owner = claim.fields.get("owner", "")
         texts = [(segment.text, segment.language) for segment in event.segments]
-        charge = max(0.0, event.total - claim.charged) if owner else 0.0
+        charge = max(0.0, event.cost - claim.charged) if owner else 0.0
         keys = (
             events_key(sid),
             session_key(sid),
@@ -342,7 +342,8 @@ class WorkerBroker(BrokerConnection):
         Args:
             claim: The session, which this worker owns.
             after: Audio up to and including the entry of this id is not needed again, and is trimmed.
-            total: Seconds of audio of the session by then; those that are new are charged to its API key.
+            total: Seconds of audio of the session by then, of all channels; those that are new are charged to its API
+                key.
             fields: Fields of the session's hash that change with it.
 
         Returns:

@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.files import duration, read_s16
+from asrserver.audio.files import probe, read_s16
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.cli.outputs import Outputs
 from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
 from asrserver.errors import AsrError
@@ -49,6 +50,16 @@ async def connect(urls: list[str], key: str) -> Client:
         raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
 
 
+def channel_options(selection: Selection, channels: int) -> dict[str, Any]:
+    """The options of a session that gets audio of a selection with so many channels."""
+    return {"channel_mode": "separate", "channels": channels} if selection.separate else {}
+
+
+def said_on(event: dict[str, Any]) -> dict[str, Any]:
+    """The channel of a result, if it says one."""
+    return {"channel": event["channel"]} if "channel" in event else {}
+
+
 def report_failure(source: Path | str, exc: Exception) -> None:
     """Print on standard error why one source could not be transcribed."""
     reason = getattr(exc, "strerror", None) or str(exc) or "the connection ended"
@@ -62,6 +73,7 @@ class FileTranscriber:
         urls: The servers' WebSocket URLs.
         key: The API key, if the servers require one.
         options: Options of the protocol's `start` message.
+        selection: What of each file is sent.
         realtime: Send the audio in real time, not as fast as possible.
         as_json: Print every event as a line of JSON.
         progress: Show a progress bar on standard error.
@@ -73,6 +85,7 @@ class FileTranscriber:
         key: str,
         options: dict[str, Any],
         *,
+        selection: Selection = MIXED,
         realtime: bool = False,
         as_json: bool = False,
         progress: bool = False,
@@ -81,6 +94,7 @@ class FileTranscriber:
         self._urls = urls
         self._key = key
         self._options = options
+        self._selection = selection
         self._realtime = realtime
         self._progress = progress
 
@@ -98,10 +112,11 @@ class FileTranscriber:
             AsrError, OSError: The file cannot be read or decoded, or its session was interrupted.
             ServerError, ConnectionLost: The server refuses it, or is gone.
         """
-        length = await asyncio.get_running_loop().run_in_executor(None, duration, path)
-        session = await client.start(mode="stream", format="pcm_s16le", **self._options)
+        length, channels = await asyncio.get_running_loop().run_in_executor(None, probe, path, self._selection)
+        asked = {"mode": "stream", "format": "pcm_s16le", **channel_options(self._selection, channels)}
+        session = await client.start(**asked, **self._options)
         warn_of_toy(session.model)
-        sending = asyncio.create_task(self._send(session, path), name=f"send-{path.name}")
+        sending = asyncio.create_task(self._send(session, path, channels), name=f"send-{path.name}")
         try:
             with self._bar(path.name, length) as bar:
                 return await self._receive(session, sending, bar)
@@ -122,7 +137,7 @@ class FileTranscriber:
                 click.echo(json.dumps(event, ensure_ascii=False))
             match event["type"]:
                 case "segment_result":
-                    segments.append({name: event.get(name, []) for name in SEGMENT_FIELDS})
+                    segments.append({name: event.get(name, []) for name in SEGMENT_FIELDS} | said_on(event))
                     bar.update(max(0, min(round(event["end"] * 100), bar.length) - bar.pos))
                 case "error":
                     raise ServerError(event)
@@ -133,17 +148,18 @@ class FileTranscriber:
         bar.update(bar.length - bar.pos)
         if final["status"] != "done":
             raise AsrError("session_gone", "the session was interrupted: some of the text is missing")
+        segments.sort(key=lambda segment: segment["start"])  # those of two channels come as they end
         return {name: final[name] for name in ("session_id", "text", "duration", "language")} | {"segments": segments}
 
-    async def _send(self, session: ClientSession, path: Path) -> None:
+    async def _send(self, session: ClientSession, path: Path, channels: int) -> None:
         started = time.monotonic()
         loop = asyncio.get_running_loop()
-        chunks = read_s16(path, CHUNK_SECONDS)
+        chunks = read_s16(path, CHUNK_SECONDS, self._selection)
         sent = 0
         try:
             while (chunk := await loop.run_in_executor(None, next_chunk, chunks)) is not None:
                 if self._realtime:
-                    pause = started + (sent + len(chunk)) / BYTES_PER_SECOND - time.monotonic()
+                    pause = started + (sent + len(chunk)) / BYTES_PER_SECOND / channels - time.monotonic()
                     await asyncio.sleep(max(0.0, pause))
                 sent += len(chunk)
                 await session.send(chunk)

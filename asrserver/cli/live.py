@@ -14,8 +14,17 @@ from typing import Any, TextIO
 import click
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.files import read_s16
-from asrserver.cli.files import BYTES_PER_SECOND, SOURCE_ERRORS, connect, next_chunk, report_failure, warn_of_toy
+from asrserver.audio.files import probe, read_s16
+from asrserver.audio.selection import Selection
+from asrserver.cli.files import (
+    BYTES_PER_SECOND,
+    SOURCE_ERRORS,
+    channel_options,
+    connect,
+    next_chunk,
+    report_failure,
+    warn_of_toy,
+)
 from asrserver.client import Client, ClientSession, ServerError
 
 #: Seconds of audio in a chunk.
@@ -45,6 +54,9 @@ class Screen:
     def show(self, event: dict[str, Any]) -> None:
         """Print a `partial_result` or `segment_result`."""
         stable, text = event.get("stable", ""), event["text"]
+        if "channel" in event and text:  # whichever spoke last is shown
+            speaker = f"Channel {event['channel'] + 1}: "
+            stable, text = speaker + stable, speaker + text
         if event["type"] == "segment_result":
             self._write(f"[{_clock(event['start'])}] {text}\n")
         elif self._terminal:
@@ -74,13 +86,16 @@ def _fitting(stable: str, guess: str, width: int) -> tuple[str, str]:
     return stable[over:], guess[max(0, over - len(stable)) :]
 
 
-async def transcribe_live(files: list[Path], url: str, options: dict[str, Any], *, key: str, as_json: bool) -> bool:
+async def transcribe_live(
+    files: list[Path], url: str, options: dict[str, Any], *, selection: Selection, key: str, as_json: bool
+) -> bool:
     """Transcribe files one after another in real time, or the microphone, and print the text while it forms.
 
     Args:
         files: Audio or video files; without any, the microphone is used.
         url: The server's WebSocket URL.
         options: Options of the protocol's `start` message.
+        selection: What of each file is sent.
         key: The API key, if the server requires one.
         as_json: Print every event as a line of JSON instead.
 
@@ -96,9 +111,10 @@ async def transcribe_live(files: list[Path], url: str, options: dict[str, Any], 
     async with await connect([url], key) as client:
         sources: list[Path | None] = [*files] or [None]
         for path in sources:
-            source = microphone() if path is None else read_realtime(path)
             try:
-                await _transcribe(client, source, options, as_json)
+                channels = 1 if path is None else probe(path, selection).channels
+                source = microphone() if path is None else read_realtime(path, selection, channels)
+                await _transcribe(client, source, channel_options(selection, channels) | options, as_json)
             except SOURCE_ERRORS as exc:
                 report_failure(path or "microphone", exc)
                 ok = False
@@ -135,19 +151,19 @@ async def _send(session: ClientSession, source: AsyncIterator[bytes]) -> None:
         await session.end()  # after an error too: otherwise the session would wait for more audio
 
 
-async def read_realtime(path: Path) -> AsyncIterator[bytes]:
-    """Yield a file's audio in chunks of CHUNK_SECONDS, each when its last sample would have been spoken.
+async def read_realtime(path: Path, selection: Selection, channels: int) -> AsyncIterator[bytes]:
+    """Yield what is selected of a file in chunks of CHUNK_SECONDS, each when its last sample would have been spoken.
 
     Raises:
         AudioError: The file contains no audio that can be decoded.
         OSError: The file cannot be read.
     """
     loop = asyncio.get_running_loop()
-    chunks = read_s16(path, CHUNK_SECONDS)
+    chunks = read_s16(path, CHUNK_SECONDS, selection)
     begun, sent = time.monotonic(), 0
     while (chunk := await loop.run_in_executor(None, next_chunk, chunks)) is not None:
         sent += len(chunk)
-        await asyncio.sleep(max(0.0, begun + sent / BYTES_PER_SECOND - time.monotonic()))
+        await asyncio.sleep(max(0.0, begun + sent / BYTES_PER_SECOND / channels - time.monotonic()))
         yield chunk
 
 

@@ -10,7 +10,7 @@ import click
 
 from asrserver.cli.options import key_option, server_option, server_url
 from asrserver.cli.outputs import FORMATS, Outputs
-from asrserver.protocol.options import TASKS
+from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 
 
 @click.command()
@@ -43,7 +43,14 @@ from asrserver.protocol.options import TASKS
 @click.option("--prompt", help="Text that is taken to precede the audio: it sets the style.")
 @click.option("--hotwords", help="Words and names that are likely, separated by commas.")
 @click.option("--normalise", help="How the text is written, such as script=hans,numerals=digits [as the model writes].")
-@click.option("--words", is_flag=True, help="Times of words too, in JSON.")
+@click.option(
+    "--channels",
+    type=click.Choice(CHANNEL_MODES),
+    default="mix",
+    help="separate: each channel is recognised by itself, as of a call with a party on each.",
+)
+@click.option("--track", type=click.IntRange(0, MAX_TRACK), help="Number of the audio track, from 0 [the default one].")
+@click.option("--words", "word_timestamps", is_flag=True, help="Times of words too, in JSON.")
 @click.option("--model", help="Name of a model that the server offers [the server's choice].")
 @click.option("--user", "user_id", default="", help="User id of the stored sessions.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON instead of the result.")
@@ -61,8 +68,9 @@ def transcribe(
     live: bool,
     as_json: bool,
     progress: bool | None,
-    words: bool,
-    **given: str | None,
+    channels: str,
+    track: int | None,
+    **given: Any,
 ) -> None:
     """Stream audio or video files to a server and print their transcripts.
 
@@ -77,9 +85,10 @@ def transcribe(
     """
     import asyncio
 
+    from asrserver.audio.selection import Selection
+
+    selection = Selection(track, channels == "separate")
     options: dict[str, Any] = {name: value for name, value in given.items() if value}
-    if words:
-        options["word_timestamps"] = True
     if (live or as_json) and (format or output or watch):
         raise click.UsageError(f"--{'live' if live else 'json'} prints as it goes: no --format, --output or --watch.")
     if watch and files:
@@ -88,7 +97,7 @@ def transcribe(
         from asrserver.cli.live import transcribe_live
 
         url = server_url(server, "ws", "/ws/asr")
-        ok = asyncio.run(transcribe_live(list(files), url, options, key=key, as_json=as_json))
+        ok = asyncio.run(transcribe_live(list(files), url, options, selection=selection, key=key, as_json=as_json))
         sys.exit(0 if ok else 1)
     if not files and not watch:
         raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
@@ -100,6 +109,7 @@ def transcribe(
         [server_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
         key,
         options | outputs.options,
+        selection=selection,
         realtime=realtime,
         as_json=as_json,
         progress=sys.stderr.isatty() if progress is None else progress,

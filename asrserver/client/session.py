@@ -40,7 +40,8 @@ SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
 
 
 class ClientSession:
-    """One session. Its events wait until they are read; of consecutive partial results only the newest is kept.
+    """One session. Its events wait until they are read; of consecutive partial results only the newest is kept, of each
+    channel where channels are recognised separately.
 
     Attributes:
         id: The session's id.
@@ -296,10 +297,20 @@ class ClientSession:
             self._window_opened.set()
 
     def _add_event(self, event: Event) -> None:
-        if event["type"] == "partial_result" and self._events and self._events[-1]["type"] == "partial_result":
-            self._events.pop()
+        if event["type"] == "partial_result":
+            self._drop_partial(event.get("channel"))
         self._events.append(event)
         self._event_arrived.set()
+
+    def _drop_partial(self, channel: int | None) -> None:
+        """Drop the partial result of a channel that no other result follows: the next one replaces it."""
+        for place in range(len(self._events) - 1, -1, -1):
+            event = self._events[place]
+            if event["type"] != "partial_result":
+                return
+            if event.get("channel") == channel:
+                del self._events[place]
+                return
 
     def _receive_error(self, event: Event) -> None:
         """Process an error that is no result: of a start, a resume, a chunk, or the whole session."""

@@ -1,6 +1,7 @@
 """The backlog of a gateway: how much accepted audio has no result yet, and since when.
 
-It is an operator's first question under load.
+It is an operator's first question under load. A second of a recording whose channels are recognised each by itself
+counts once for each of them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,17 @@ class Backlog:
         """Start to count a session that begins here: none of its audio was recognised before."""
         self._heard[sid] = 0.0
 
-    def taken(self, sid: str, index: int, head: bytes, size: int, pcm_rate: float, live: bool, owner: str = "") -> None:
+    def taken(
+        self,
+        sid: str,
+        index: int,
+        head: bytes,
+        size: int,
+        pcm_rate: float,
+        live: bool,
+        owner: str = "",
+        separate: bool = False,
+    ) -> None:
         """Count chunks that came together.
 
         Args:
@@ -77,10 +88,11 @@ class Backlog:
             pcm_rate: Bytes a second of the session's headerless audio.
             live: Whether they are pieces of a stream.
             owner: The id of the session's API key; empty if there is none.
+            separate: Whether each of its channels is recognised by itself, and costs as much as a recording.
         """
         account = self._accounts.get(sid)
         if account is None:
-            rate = _rate(head, pcm_rate)
+            rate = _rate(head, pcm_rate, separate)
             account = _Account(rate, live, owner, compressed=rate == COMPRESSED_BYTES_PER_SECOND)
             self._accounts[sid] = account
         account.chunks[index] = (time.monotonic(), size, size / account.rate)
@@ -146,12 +158,12 @@ class Backlog:
         self._heard.pop(sid, None)
         self.on_answer(sid)
 
-    def measure(self, sid: str, head: bytes, size: int, pcm_rate: float) -> tuple[float, float]:
+    def measure(self, sid: str, head: bytes, size: int, pcm_rate: float, separate: bool = False) -> tuple[float, float]:
         """Estimate seconds of audio: in the next `size` bytes of a session, which begin like `head`; and in the session
         so far, answered or not."""
         account = self._accounts.get(sid)
         if account is None:
-            return size / _rate(head, pcm_rate), 0.0
+            return size / _rate(head, pcm_rate, separate), 0.0
         return size / account.rate, account.total + account.waiting / account.rate
 
     def waiting(self, sid: str) -> float:
@@ -180,12 +192,12 @@ class Backlog:
         return time.monotonic() - min(firsts) if firsts else 0.0
 
 
-def _rate(data: bytes, pcm_rate: float) -> float:
-    """Estimate the bytes a second of audio that begins with `data`."""
+def _rate(data: bytes, pcm_rate: float, separate: bool) -> float:
+    """Estimate the bytes that cost as much as a second of one channel, of audio that begins with `data`."""
     try:
         format = wav.read_format(data)
     except ImplausibleAudio:  # the worker will say so
         return COMPRESSED_BYTES_PER_SECOND
     if format is not None and format.bytes_per_second:
-        return float(format.bytes_per_second)
+        return format.bytes_per_second / (format.channels if separate else 1)
     return pcm_rate if sniff.container(data, first=False) is None else COMPRESSED_BYTES_PER_SECOND

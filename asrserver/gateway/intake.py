@@ -121,7 +121,9 @@ class Intake:
         """
         if not all(pieces) or not session.follows(index, len(pieces)):
             return None
-        seconds, length = self._backlog.measure(session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate)
+        seconds, length = self._backlog.measure(
+            session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate, session.options.separate
+        )
         try:
             self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
         except Refused:
@@ -135,7 +137,7 @@ class Intake:
 
     def _admit(self, session: Session, index: int, data: bytes) -> None:
         """Check the limits for a chunk; a session that is too long is ended. Raises Refused."""
-        seconds, length = self._backlog.measure(session.id, data, len(data), session.pcm_rate)
+        seconds, length = self._backlog.measure(session.id, data, len(data), session.pcm_rate, session.options.separate)
         try:
             self._admission.chunk(session, len(data), seconds, length)
         except Refused as exc:
@@ -149,7 +151,14 @@ class Intake:
         before, count, size = session.last, len(pieces), sum(map(len, pieces))
         session.appending(index, count, size)
         self._backlog.taken(
-            session.id, index + count - 1, pieces[0], size, session.pcm_rate, session.live, session.owner
+            session.id,
+            index + count - 1,
+            pieces[0],
+            size,
+            session.pcm_rate,
+            session.live,
+            session.owner,
+            session.options.separate,
         )
         done = partial(self._appended, session, index, pieces, size, time.monotonic())
         self._broker.append(session.id, index, before, pieces, session.borderless, done)

@@ -311,4 +311,5 @@ def _segment(sid: str, worker: str, segment: Segment) -> dict[str, Any]:
         "confidence": segment.confidence,
         "words": [word.asdict() for word in segment.words] or None,
         "worker": worker,
+        "channel": segment.channel,
     }

@@ -54,7 +54,7 @@ class Session:
         options: What the client asked for.
         state: recording (it accepts audio), finishing (its results are awaited), or over.
         send: Sends its events to its client; None while there is none.
-        pcm_rate: Bytes a second of its headerless audio.
+        pcm_rate: Bytes of its headerless audio that cost as much as a second of one channel.
         borderless: Whether it means nothing where one chunk ends and the next begins.
         live: Whether its chunks are pieces of a stream, which have no results of their own.
         rate_meter: Measures its audio against the clock; None until its first chunk.
@@ -133,7 +133,7 @@ class Session:
         self.user_id = user_id
         self.owner = owner
         self.options = options
-        self.pcm_rate = options.bytes_per_second
+        self.pcm_rate = options.cost_rate
         self.borderless = options.borderless
         self.live = options.mode == "stream"
         self.rate_meter: RateMeter | None = None

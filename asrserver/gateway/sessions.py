@@ -225,7 +225,7 @@ class Sessions(Mapping[str, Session]):
         if session.state != "over":
             self._open[sid] = session
             if events:
-                self.backlog.restore(sid, events[-1].total, session.pcm_rate, session.live, owner)
+                self.backlog.restore(sid, events[-1].cost, session.pcm_rate, session.live, owner)
         elif before is not None:  # its final event was not delivered here, and need not be any more
             self._delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)
@@ -312,7 +312,7 @@ class Sessions(Mapping[str, Session]):
             if event.move > session.move:  # else it is from before the session came back
                 self._lost(session, "ended" if event.ended else "moved")
         elif isinstance(event, Progress):
-            self.backlog.progressed(session.id, event.taken, event.total)
+            self.backlog.progressed(session.id, event.taken, event.cost)
         elif session.replaying:
             pass  # `replay` reads it, in its order
         elif isinstance(event, Partial | SpeechStarted):
@@ -335,12 +335,12 @@ class Sessions(Mapping[str, Session]):
     def _measure(self, session: Session, event: Result) -> None:
         waited = None
         if event.chunk_index is not None:
-            waited = self.backlog.answered(session.id, event.chunk_index, event.total)
+            waited = self.backlog.answered(session.id, event.chunk_index, event.cost)
         if waited is not None:
             metrics.answer_seconds.observe(waited)
             metrics.publish_seconds.observe(max(0.0, time.time() - event.time))
         if waited is not None or isinstance(event, Final):
-            self._audio.value += self.backlog.heard(session.id, event.total)
+            self._audio.value += self.backlog.heard(session.id, event.cost)
         if isinstance(event, ErrorEvent):
             metrics.count_refusal(event.code)
 

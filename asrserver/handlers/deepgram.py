@@ -1,4 +1,4 @@
-"""/v1/listen: Deepgram's interface, for clients that were written for it (protocol/deepgram.py and _recorded.py)."""
+"""/v1/listen: Deepgram's interface, for clients that were written for it (protocol/deepgram*.py)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from asrserver.handlers.base import JsonHandler
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.live_session import LiveSessionConnection
 from asrserver.handlers.upload import UploadHandler
-from asrserver.protocol import deepgram, deepgram_recorded, model_names
+from asrserver.protocol import deepgram, deepgram_live, deepgram_recorded, model_names
 from asrserver.protocol.deepgram_recorded import RecordedRequest
 from asrserver.protocol.events import Final, Flushed, SegmentResult, SessionEvent
 from asrserver.protocol.frames import SERVER_ERROR
@@ -48,13 +48,13 @@ class DeepgramHandler(JsonHandler):
 class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
     """WebSocket /v1/listen: one session, which lasts as long as the connection."""
 
-    results: deepgram.LiveResults
+    results: deepgram_live.LiveResults
 
     async def admit(self) -> None:
         asked = deepgram.parse_live(self.query())
         options = asked.options.of_model(self.resolve(asked.model))
         session = await self.start(options)
-        self.results = deepgram.LiveResults(asked, session.id, self.gateway.offers.expected(options))
+        self.results = deepgram_live.LiveResults(asked, session.id, self.gateway.offers.expected(options))
         self.set_header("dg-request-id", session.id)
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
@@ -87,7 +87,7 @@ class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
 
     def take_text(self, text: str) -> Awaitable[Any] | None:
         try:
-            self._take(deepgram.parse_message(text))
+            self._take(deepgram_live.parse_message(text))
         except BadRequest:
             self.results.unreadable = text
             raise
@@ -118,12 +118,12 @@ class DeepgramLiveHandler(DeepgramHandler, LiveSessionConnection):
 
     def tell(self, event: SessionEvent) -> None:
         self._send(self.results.messages(event))
-        wait = self.results.utterance_wait(event.total) if isinstance(event, SegmentResult | Flushed) else None
-        if wait is not None:
-            asyncio.get_running_loop().call_later(wait[0], self._utterance_over, wait[1])
+        waits = self.results.utterance_waits(event.total) if isinstance(event, SegmentResult | Flushed) else ()
+        for seconds, channel, last_word in waits:
+            asyncio.get_running_loop().call_later(seconds, self._utterance_over, channel, last_word)
 
-    def _utterance_over(self, last_word: float) -> None:
-        self._send(self.results.utterance_over(last_word))
+    def _utterance_over(self, channel: int, last_word: float) -> None:
+        self._send(self.results.utterance_over(channel, last_word))
 
     def _send(self, messages: Any) -> None:
         for data in messages:
@@ -158,6 +158,6 @@ class DeepgramRecordedHandler(DeepgramHandler, UploadHandler):
 
     async def respond(self, asked: RecordedRequest, session: FileSession, job: asyncio.Task[Final]) -> None:
         def body() -> dict[str, Any]:
-            return deepgram_recorded.answer(asked, session.segments, job.result(), self._sha256.hexdigest())
+            return deepgram_recorded.answer(asked, session.in_order, job.result(), self._sha256.hexdigest())
 
         await self.finish_json(job, body)

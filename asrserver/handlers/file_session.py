@@ -147,8 +147,15 @@ class FileSession:
 
     def record(self) -> dict[str, Any]:
         """Return the text so far with its segments, as text/subtitles.py takes a session."""
-        text = join([(one.text, one.language) for one in self.segments])
-        return {"text": text, "segments": [segment.asdict() for segment in self.segments]}
+        segments = self.in_order
+        text = join([(one.text, one.language) for one in segments])
+        return {"text": text, "segments": [segment.asdict() for segment in segments]}
+
+    @property
+    def in_order(self) -> list[Segment]:
+        """The segments in the order in which they begin: those of a channel may be final before earlier ones of
+        another."""
+        return sorted(self.segments, key=lambda segment: segment.start)
 
     async def _feed(self, session: Session, pieces: AsyncIterator[bytes]) -> None:
         try:

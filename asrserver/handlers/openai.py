@@ -94,7 +94,7 @@ class TranscriptionsHandler(OpenAIHandler, UploadHandler):
             media_type, make = TEXTS[asked.format]
             await self.finish_text(job, media_type, lambda: make(session.record()))
         else:
-            await self.finish_json(job, lambda: openai.answer(asked, session.segments, job.result()))
+            await self.finish_json(job, lambda: openai.answer(asked, session.in_order, job.result()))
 
     async def _stream(self, asked: TranscriptionRequest, session: FileSession, job: asyncio.Task[Final]) -> None:
         """Answer with server-sent events. What goes wrong before the first one is an ordinary error."""
@@ -109,7 +109,7 @@ class TranscriptionsHandler(OpenAIHandler, UploadHandler):
                 else:
                     await self._send(openai.delta(segment, first))
                     first = False
-            await self._send(openai.done(asked, session.segments, job.result()))
+            await self._send(openai.done(asked, session.in_order, job.result()))
             await self.send(b"data: [DONE]\n\n")
         except AsrError as exc:
             if not self._headers_written:

@@ -34,7 +34,19 @@ ACCEPTED = {
 }
 
 #: What may be asked for, in the query or in the form.
-PARAMETERS = ("format", "hotwords", "language", "model", "normalise", "prompt", "task", "user_id", "words")
+PARAMETERS = (
+    "channel_mode",
+    "format",
+    "hotwords",
+    "language",
+    "model",
+    "normalise",
+    "prompt",
+    "task",
+    "track",
+    "user_id",
+    "words",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +80,13 @@ class TranscribeHandler(UploadHandler):
         if words not in ("true", "false"):
             raise _bad("words", "must be true or false")
         user_id = given.pop("user_id", "")
+        track = given.pop("track", "")
+        if track and not (track.isascii() and track.isdigit()):
+            raise _bad("track", "must be the number of an audio track, from 0")
         options = Options.parse(
             {
                 **{name: value for name, value in given.items() if value},
+                "track": int(track[:9]) if track else None,
                 "mode": "stream",
                 "format": "file",
                 # With times of words, long segments become several subtitles.

@@ -26,6 +26,7 @@ class StreamState(msgspec.Struct, frozen=True):
         sample: The first sample, at 16 kHz, that may be part of a segment still to come.
         skip: Bytes of that entry that lie before the point.
         border: Where the decoder continues: at `sample`, or before it.
+        floors: Where each channel is recognised by itself, what `sample` is for each; `sample` is the least of them.
     """
 
     after: str
@@ -33,6 +34,7 @@ class StreamState(msgspec.Struct, frozen=True):
     sample: int
     skip: int
     border: ResumePoint
+    floors: list[int] = []
 
 
 class Checkpoint(NamedTuple):
@@ -59,6 +61,8 @@ class SessionState(msgspec.Struct, frozen=True):
         taken: Index of the last chunk that was counted; -1: none.
         chunks: Chunks counted.
         damaged: Index of the last chunk whose damage was reported, before its answer; -1: none.
+        further: What `total` is, for the channels beside the first where each is recognised by itself.
+        languages: What `language` is, of each such channel.
     """
 
     after: str = BEGINNING
@@ -69,6 +73,8 @@ class SessionState(msgspec.Struct, frozen=True):
     taken: int = -1
     chunks: int = 0
     damaged: int = -1
+    further: float = 0.0
+    languages: list[str | None] = []
 
     @property
     def checkpoint(self) -> Checkpoint:

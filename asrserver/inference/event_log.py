@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.broker.replies import Claim
@@ -71,10 +71,22 @@ class Coverage:
     Attributes:
         open_seconds: Seconds of the file or live stream that is still open.
         checkpoint: Where a next owner continues.
+        further: What `open_seconds` is, for the channels beside the first where each is recognised by itself.
     """
 
     open_seconds: float
     checkpoint: Checkpoint
+    further: float = 0.0
+
+
+class _Said(NamedTuple):
+    """The text of a segment: where it starts and ends is not known once Redis keeps no event of it."""
+
+    text: str
+    language: str
+    start: float = 0.0
+    end: float = 0.0
+    channel: int | None = None
 
 
 class EventLog:
@@ -85,9 +97,9 @@ class EventLog:
 
     Attributes:
         checkpoint: Where a next owner would continue now.
-        language: The session's language code; None: not known yet.
+        channels: Channels that are recognised, each by itself; 0 where they are mixed.
         closed_seconds: Seconds of the utterances and live streams that are over: where the next one begins.
-        spoken_until: End of the last segment, in seconds of the session.
+        closed_further: The same for the channels beside the first.
         answered: Index of the last chunk that was answered.
         taken: Index of the last chunk that was counted.
         chunks: Chunks counted.
@@ -110,9 +122,9 @@ class EventLog:
         events = claim.events
         state = checkpoint.decode(claim.fields.get("state"))
         self.checkpoint = state.checkpoint
-        self.language = state.language or options.language
+        self.channels = len(state.languages)
         self.closed_seconds = state.total
-        self.spoken_until = max((segment.end for event in events for segment in event.segments), default=0.0)
+        self.closed_further = state.further
         self.answered = state.answered
         self.taken = state.taken
         self.chunks = state.chunks
@@ -120,19 +132,40 @@ class EventLog:
         self._damaged = state.damaged
         self._normalising = Normalising(options)
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
-        self._transcript = list(claim.transcript)
-        self._heard: defaultdict[str, float] = defaultdict(float)  # seconds of speech in each language detected
+        self._separate = options.separate
+        self._transcript = [_Said(*said) for said in claim.transcript]
+        for segment in (segment for event in events for segment in event.segments):
+            if segment.number < len(self._transcript):
+                self._transcript[segment.number] = _said(segment)
+        self._last = {said.channel: said for said in self._transcript}  # of each channel
+        self._language = options.language  # what the client says
+        self._languages: dict[int | None, str | None] = dict(enumerate(state.languages))  # detected, of each channel
+        if not self._separate:
+            self._languages = {None: state.language}
+        # Seconds of speech of each channel in each language that was detected in it.
+        self._heard: defaultdict[tuple[int | None, str], float] = defaultdict(float)
         self._seq = events[-1].seq if events else 0
         self._number = 0  # of this owner's events
         self._progress = 0.0  # seconds of the session's audio that are taken
+        self._further = 0.0  # the same for the channels beside the first
         self._reported = 0.0  # and of which that was published
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def previous_text(self) -> str:
-        """The text of the last segment if it is in the session's language, else empty."""
-        text, language = self._transcript[-1] if self._transcript else ("", None)
-        return text if language == self.language else ""
+    def language(self) -> str | None:
+        """The session's language code: that of the first channel of which it is known; None: of none yet."""
+        return self._language or next(filter(None, self._languages.values()), None)
+
+    def language_of(self, channel: int | None) -> str | None:
+        """The language code of a channel; None: not known yet."""
+        return self._language or self._languages.get(channel)
+
+    def previous(self, channel: int | None) -> tuple[str, float]:
+        """The text of a channel's last segment, empty if it is not in its language; and its end, in seconds."""
+        said = self._last.get(channel)
+        if said is None:
+            return "", 0.0
+        return said.text if said.language == self.language_of(channel) else "", said.end
 
     @property
     def has_pending(self) -> bool:
@@ -149,6 +182,15 @@ class EventLog:
         if index > self.taken:
             self.taken = index
             self.chunks += chunks
+
+    def heard(self, channels: int) -> None:
+        """So many channels are recognised, each by itself."""
+        self.channels = max(self.channels, channels)
+
+    def close(self, seconds: float, further: float) -> None:
+        """An utterance or live stream is over: its seconds, and those of its channels beside the first."""
+        self.closed_seconds += seconds
+        self.closed_further += further
 
     def may_answer(self, index: int) -> bool:
         """Mark a chunk as answered; False if an earlier owner answered it."""
@@ -169,9 +211,10 @@ class EventLog:
     def _join(self, segments: Sequence[RecognisedSegment]) -> str:
         for segment in segments:
             if segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
-                self._heard[segment.language] += segment.end - segment.start
-                if self.language is None and self._heard[segment.language] >= MIN_LANGUAGE_SECONDS:
-                    self.language = segment.language
+                channel, heard = segment.channel, (segment.channel, segment.language)
+                self._heard[heard] += segment.end - segment.start
+                if self.language_of(channel) is None and self._heard[heard] >= MIN_LANGUAGE_SECONDS:
+                    self._languages[channel] = segment.language
         return _text(segments)
 
     def add(self, segments: Sequence[RecognisedSegment]) -> str:
@@ -234,11 +277,13 @@ class EventLog:
     async def append_final(self, status: str, coverage: Coverage) -> None:
         """Append the end of the session with its whole text."""
         common = self._common_fields(coverage)
-        await self._append(Final(**common, status=status, text=join(self._transcript)), coverage)
+        said = sorted(self._transcript, key=lambda one: one.start) if self._separate else self._transcript
+        text = join([(one.text, one.language) for one in said])
+        await self._append(Final(**common, status=status, text=text), coverage)
 
     async def append_checkpoint(self, coverage: Coverage) -> None:
         """Release audio that gave no event."""
-        total = self.closed_seconds + coverage.open_seconds
+        total = self.closed_seconds + coverage.open_seconds + self.closed_further + coverage.further
         after, state = coverage.checkpoint.after, self._state(coverage.checkpoint)
         if not await self._broker.checkpoint(self._claim, after, total, state):
             raise Fenced(self._claim.sid)
@@ -249,8 +294,9 @@ class EventLog:
         self._number += 1
         segments, self._pending = self._pending, []
         rows = [_row(len(self._transcript) + n, segment) for n, segment in enumerate(segments)]
-        self._transcript += [(segment.text, segment.language) for segment in segments]
-        self.spoken_until = max([self.spoken_until, *(segment.end for segment in segments)])
+        for row in rows:
+            self._transcript.append(_said(row))
+            self._last[row.channel] = self._transcript[-1]
         return {
             "session_id": self._claim.sid,
             "seq": self._seq,
@@ -260,8 +306,10 @@ class EventLog:
             "model": self.model,
             "chunk_count": self.chunks,
             "total": round(self.closed_seconds + coverage.open_seconds, 3),
-            "language": self.language or (self._transcript[-1][1] if self._transcript else None),
+            "language": self.language or (self._transcript[-1].language if self._transcript else None),
             "segments": rows,
+            "channels": self.channels,
+            "further": round(self.closed_further + coverage.further, 3),
         }
 
     async def _append(self, event: Result, coverage: Coverage) -> None:
@@ -272,16 +320,23 @@ class EventLog:
     def _state(self, now: Checkpoint) -> dict[str, str]:
         self.checkpoint = now
         state = SessionState(
-            *now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks, self._damaged
-        )
+            *now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks, self._damaged,
+            self.closed_further, [self._languages.get(n) for n in range(self.channels)] if self._separate else [],
+        )  # fmt: skip
         return {"state": checkpoint.encode(state)}
 
     # -- events that are published and not kept ------------------------------------------------------------------
 
-    def publish_speech(self, start: int) -> None:
-        """Publish that speech begins, at sample `start` of the live stream."""
-        seconds = round(self.closed_seconds + start / SAMPLE_RATE, 3)
-        self._broker.publish(self._claim, SpeechStarted(session_id=self._claim.sid, start=seconds, follows=self._seq))
+    def publish_speech(self, channel: int | None, start: int) -> None:
+        """Publish that speech begins on a channel, at sample `start` of the live stream."""
+        event = SpeechStarted(
+            session_id=self._claim.sid,
+            start=round(self.closed_seconds + start / SAMPLE_RATE, 3),
+            follows=self._seq,
+            channel=channel,
+            channels=self.channels,
+        )
+        self._broker.publish(self._claim, event)
 
     def publish_partial(self, partial: PartialHypothesis) -> None:
         """Publish the text so far of a growing segment of the live stream."""
@@ -294,12 +349,20 @@ class EventLog:
             stable=partial.stable,
             language=partial.language,
             follows=self._seq,
+            channel=partial.channel,
+            channels=self.channels,
         )
         self._broker.publish(self._claim, event)
 
-    def report_progress(self, open_seconds: float) -> None:
-        """Report the chunks taken of a live stream, which have no results of their own; not at every call."""
+    def report_progress(self, open_seconds: float, further: float) -> None:
+        """Report the chunks taken of a live stream, which have no results of their own; not at every call.
+
+        Args:
+            open_seconds: Seconds of the stream.
+            further: The same for the channels beside the first.
+        """
         self._progress = self.closed_seconds + open_seconds
+        self._further = self.closed_further + further
         if self._progress - self._reported >= PROGRESS_AUDIO_SECONDS:
             self._publish_progress()
         elif self._timer is None:
@@ -310,11 +373,19 @@ class EventLog:
             self._timer.cancel()
             self._timer = None
         self._reported = self._progress
-        event = Progress(session_id=self._claim.sid, taken=self.taken, total=round(self._progress, 3))
+        event = Progress(
+            session_id=self._claim.sid,
+            taken=self.taken,
+            total=round(self._progress, 3),
+            further=round(self._further, 3),
+        )
         self._broker.publish(self._claim, event)
 
 
 def _text(segments: Sequence[RecognisedSegment]) -> str:
+    """The text of segments: of several channels, in the order in which they began."""
+    if any(segment.channel is not None for segment in segments):
+        segments = sorted(segments, key=lambda segment: segment.start)
     return join([(segment.text, segment.language) for segment in segments])
 
 
@@ -328,4 +399,9 @@ def _row(number: int, segment: RecognisedSegment) -> Segment:
         confidence=segment.confidence,
         chunk_index=segment.chunk_index,
         words=segment.words,
+        channel=segment.channel,
     )
+
+
+def _said(segment: Segment) -> _Said:
+    return _Said(segment.text, segment.language, segment.start, segment.end, segment.channel)

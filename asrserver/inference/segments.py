@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from asrserver.audio import SAMPLE_RATE
@@ -34,6 +34,7 @@ class RecognisedSegment:
         confidence: Mean probability of a token, 0 to 1.
         words: Its words, if the client asked for them, with times like its own.
         chunk_index: The chunk that it lies in, where chunks are utterances of their own.
+        channel: The channel that it was said on, where each is recognised by itself.
     """
 
     start: float
@@ -44,9 +45,10 @@ class RecognisedSegment:
     confidence: float
     words: list[Word] = field(default_factory=list)
     chunk_index: int | None = None
+    channel: int | None = None
 
     @classmethod
-    def of(cls, start: int, end: int, hypothesis: Hypothesis) -> RecognisedSegment:
+    def of(cls, start: int, end: int, hypothesis: Hypothesis, channel: int | None = None) -> RecognisedSegment:
         """Make it from what was recognised in samples `start` to `end`."""
         begin = start / SAMPLE_RATE
         return cls(
@@ -57,6 +59,7 @@ class RecognisedSegment:
             hypothesis.language_probability,
             hypothesis.confidence,
             [shifted(word, begin) for word in hypothesis.words],
+            channel=channel,
         )
 
     def shifted(self, seconds: float) -> RecognisedSegment:
@@ -97,6 +100,7 @@ class PartialHypothesis:
         text: The whole text.
         stable: The beginning of `text` that will not change.
         language: Language code.
+        channel: As RecognisedSegment has it.
     """
 
     start: int
@@ -104,6 +108,7 @@ class PartialHypothesis:
     text: str
     stable: str
     language: str
+    channel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +120,14 @@ class SegmentOutcome:
         recognised: Its text; None if there are no words in it, or after an error.
         error: Why it could not be recognised.
         had_partials: Partial hypotheses of it were published.
+        channel: As RecognisedSegment has it.
     """
 
     speech: SpeechSegment
     recognised: RecognisedSegment | None
     error: BaseException | None
     had_partials: bool
+    channel: int | None = None
 
 
 @dataclass(slots=True)
@@ -134,7 +141,7 @@ class _Growing:
 
 
 class SegmentRecogniser:
-    """Recognises the segments of one live stream.
+    """Recognises the segments of one live stream, or of one channel of it.
 
     Attributes:
         closing: The session is finished and its client waits for the final result.
@@ -151,6 +158,7 @@ class SegmentRecogniser:
         publish: Callable[[PartialHypothesis], None] | None,
         started: Callable[[int], None] | None,
         interval: float,
+        channel: int | None = None,
     ) -> None:
         """Start without segments.
 
@@ -163,6 +171,7 @@ class SegmentRecogniser:
             publish: Gets the partial hypotheses; None: there are none.
             started: Called with the first sample of speech that was found; None: nobody wants to know.
             interval: Seconds between partial hypotheses that the client asked for.
+            channel: The channel, where each is recognised by itself.
         """
         self.closing = False
         self._recogniser = recogniser
@@ -173,12 +182,19 @@ class SegmentRecogniser:
         self._publish = publish
         self._started = started
         self._interval = interval
+        self._channel = channel
+        self._name = session if channel is None else f"{session} {channel}"  # to the scheduler
         self._waiting = deque[tuple[SpeechSegment, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
         self._draft: asyncio.Task[None] | None = None
         self._draft_job: DecodeJob | None = None  # what it waits for
         self._speculation: tuple[SpeechSegment, asyncio.Task[Hypothesis]] | None = None
         self._agreements: dict[int, Agreement] = {}  # of waiting segments, by their start
+
+    @property
+    def next_start(self) -> int | None:
+        """The first sample of the segment whose outcome can be taken; None: there is none."""
+        return self._waiting[0][0].start if self._waiting and self._waiting[0][1].done() else None
 
     @property
     def first_waiting(self) -> SpeechSegment | None:
@@ -243,7 +259,7 @@ class SegmentRecogniser:
         """
         if speech is None:
             self._growing = None
-            self._partials.closed(self._session)
+            self._partials.closed(self._name)
             return
         if self._growing is None or self._growing.start != speech.start:
             self._growing = _Growing(speech.start)
@@ -254,7 +270,7 @@ class SegmentRecogniser:
         self._speculate(self._growing, speech, label)
         if self._publish is None:
             return
-        self._partials.opened(self._session)
+        self._partials.opened(self._name)
         growing = self._growing
         now = asyncio.get_running_loop().time()
         first = growing.last_draft is None
@@ -278,7 +294,7 @@ class SegmentRecogniser:
         had_partials = agreement is not None and bool(agreement.text)
         error = task.exception()
         if error is not None:
-            return SegmentOutcome(speech, None, error, had_partials)
+            return SegmentOutcome(speech, None, error, had_partials, self._channel)
         found = task.result()
         if agreement is not None:
             revised, stable = agreement.revised(found.text, found.language)
@@ -286,15 +302,8 @@ class SegmentRecogniser:
             self._recogniser.words.revised += revised
         if not self._request(None).words:
             found = replace(found, words=[])
-        recognised = RecognisedSegment.of(speech.start, speech.end, found) if found.text else None
-        return SegmentOutcome(speech, recognised, None, had_partials)
-
-    async def outcomes(self) -> AsyncIterator[SegmentOutcome]:
-        """Yield the outcomes of all ended segments, as they become available."""
-        while self._waiting:
-            await self.wait()
-            while (outcome := self.take_outcome()) is not None:
-                yield outcome
+        recognised = RecognisedSegment.of(speech.start, speech.end, found, self._channel) if found.text else None
+        return SegmentOutcome(speech, recognised, None, had_partials, self._channel)
 
     async def wait(self) -> None:
         """Wait until the outcomes of all ended segments are available."""
@@ -303,7 +312,7 @@ class SegmentRecogniser:
 
     def close(self) -> None:
         """Cancel everything under way."""
-        self._partials.closed(self._session)
+        self._partials.closed(self._name)
         self._cancel_speculation()
         for task in (self._draft, *(task for _, task in self._waiting)):
             if task is not None:
@@ -425,7 +434,9 @@ class SegmentRecogniser:
         else:
             changed = agreement.update(found.text, found.language, found.confidence, seconds)
         if changed:
-            self._publish(PartialHypothesis(growing.start, end, agreement.text, agreement.stable, found.language))
+            self._publish(
+                PartialHypothesis(growing.start, end, agreement.text, agreement.stable, found.language, self._channel)
+            )
 
     def _prefix(self, growing: _Growing) -> str:
         """What the decoder is made to continue: the growing segment's stable words, if the model's profile says so."""

@@ -9,7 +9,7 @@ still needed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,14 +17,15 @@ import numpy as np
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.decoders import Decoder, resume_decoder
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Samples, joined
+from asrserver.audio.selection import Selection
 from asrserver.errors import AudioError
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.checkpoint import Checkpoint, StreamState
-from asrserver.inference.features import FFT, GrowingLogMel
+from asrserver.inference.listening import Channel
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
-from asrserver.inference.vad import CONTEXT_SAMPLES, Endpointer, Event, SegmentEnded
+from asrserver.inference.segments import SegmentOutcome, SegmentRecogniser, SpeechSegment
+from asrserver.inference.vad import CONTEXT_SAMPLES
 
 #: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
 #: stream that has more keeps its beginning in Redis instead.
@@ -48,6 +49,10 @@ class PieceOutcome(NamedTuple):
     error: AudioError | None
 
 
+#: Segments that ended, each with its channel.
+Ended = list[tuple[Channel, SpeechSegment]]
+
+
 @dataclass(slots=True)
 class _Entry:
     before: str  # the id of the entry before it
@@ -59,7 +64,7 @@ class LiveStream:
 
     Attributes:
         kind: Its container; None for headerless PCM.
-        segments: Recognises its segments.
+        channels: Its channels: one where they are mixed; else as many as have been heard, each recognised by itself.
         over: Its end has been processed.
         checkpointed: Sample up to which durable events cover it.
     """
@@ -67,64 +72,67 @@ class LiveStream:
     def __init__(
         self,
         recogniser: Recogniser,
-        segments: SegmentRecogniser,
+        segments: Callable[[int | None], SegmentRecogniser],
         kind: str | None,
         decoder: Decoder,
+        selection: Selection,
         *,
         silence: float,
         is_suspect: Callable[[], bool],
-        floor: int = 0,
+        floors: Sequence[int] = (),
     ) -> None:
         """Begin a stream.
 
         Args:
             recogniser: What all sessions share.
-            segments: Gets the stream's segments.
+            segments: Makes what gets the segments of a channel; None: of all, mixed.
             kind: Its container; None for headerless PCM.
             decoder: Decodes its bytes.
+            selection: What of them it decodes.
             silence: Seconds of silence that end a segment.
             is_suspect: Says whether the audio in hand is suspected of killing workers: then it runs alone.
-            floor: No segment begins before this sample.
+            floors: Of each channel, the sample before which no segment begins.
         """
         self.kind = kind
-        self.segments = segments
+        self.channels: list[Channel] = []
         self.over = False
         self.checkpointed = 0
         self._recogniser = recogniser
+        self._segments = segments
         self._decoder = decoder
+        self._separate = selection.separate
         self._is_suspect = is_suspect
         self._silence = silence
+        self._closing = False
         self._beginning = decoder.resume_point(0)
-        self._growing: SpeechSegment | None = None
-        self._paused = False  # the growing segment has been quiet for so long that it may have ended
         self._entries = deque[_Entry]()
         self._received = 0  # bytes
         self._skip = 0  # bytes of the first entry that lie before the resume point
         self._resumed: StreamState | None = None  # the state from which this owner continued
-        self._audio = np.zeros(0, np.float32)  # what a segment may still need
-        self._audio_start = max(decoder.position, floor - CONTEXT_SAMPLES)  # its first sample
-        self._endpointer = self._listen_from(self._audio_start, floor)
+        for floor in floors if self._separate else (floors or (0,))[:1]:
+            self._add_channel(decoder.position, floor)
 
     @classmethod
     def resume(
         cls,
         recogniser: Recogniser,
-        segments: SegmentRecogniser,
+        segments: Callable[[int | None], SegmentRecogniser],
         state: StreamState,
+        selection: Selection,
         *,
         silence: float,
         is_suspect: Callable[[], bool],
     ) -> LiveStream:
         """Continue a stream of another worker from the state in its checkpoint."""
-        decoder = resume_decoder(state.border)
         stream = cls(
             recogniser,
             segments,
             state.kind,
-            decoder,
+            resume_decoder(state.border, selection),
+            selection,
             silence=silence,
             is_suspect=is_suspect,
-            floor=state.sample,
+            floors=state.floors if selection.separate else [state.sample],
         )
         stream._resumed = state
         stream._received = state.border.offset - state.skip
@@ -142,6 +150,11 @@ class LiveStream:
         return self.position / SAMPLE_RATE
 
     @property
+    def further(self) -> float:
+        """Seconds decoded so far in the channels beside the first."""
+        return self.seconds * max(0, len(self.channels) - 1)
+
+    @property
     def tail(self) -> AudioError | None:
         """After its end: what of its last bytes could not be decoded; None: nothing."""
         return self._decoder.tail
@@ -149,7 +162,64 @@ class LiveStream:
     @property
     def needed(self) -> int:
         """The first sample that a segment still to come may contain."""
-        return self._endpointer.needed
+        return min((channel.needed for channel in self.channels), default=self.position)
+
+    # -- segments ------------------------------------------------------------------------------------------------
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether ended segments wait whose outcome has not been taken."""
+        return any(channel.segments.first_waiting is not None for channel in self.channels)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many segments wait that no more audio should be processed."""
+        return any(channel.segments.is_full for channel in self.channels)
+
+    @property
+    def backlog(self) -> float:
+        """Seconds of speech in ended segments that wait for their text."""
+        return sum(channel.segments.backlog for channel in self.channels)
+
+    def take_outcome(self) -> SegmentOutcome | None:
+        """Take the outcome of an ended segment, the earliest of those that are available; of a channel in order."""
+        ready = [(start, channel) for channel in self.channels if (start := channel.segments.next_start) is not None]
+        return min(ready, key=lambda one: one[0])[1].segments.take_outcome() if ready else None
+
+    async def outcomes(self) -> AsyncIterator[SegmentOutcome]:
+        """Yield the outcomes of all ended segments, once they are available, in the order of their starts."""
+        while self.is_waiting:
+            await self._wait()
+            while (outcome := self.take_outcome()) is not None:
+                yield outcome
+
+    def expedite(self) -> None:
+        """The session is finished: move its audio and segments forward, because its client waits for them."""
+        self._closing = True
+        for channel in self.channels:
+            channel.segments.expedite()
+
+    def close(self) -> None:
+        """Cancel everything under way."""
+        for channel in self.channels:
+            channel.segments.close()
+
+    async def _wait(self) -> None:
+        for channel in self.channels:
+            await channel.segments.wait()
+
+    def _add_ended(self, ended: Ended, label: str, flushed: bool = False) -> None:
+        for channel, speech in ended:
+            channel.segments.add_ended([speech], label, self._is_suspect(), flushed)
+
+    def _add_channel(self, position: int, floor: int) -> None:
+        number = len(self.channels) if self._separate else None
+        segments = self._segments(number)
+        if self._closing:
+            segments.expedite()
+        self.channels.append(Channel(self._recogniser, segments, self._silence, position, floor))
+
+    # -- audio ---------------------------------------------------------------------------------------------------
 
     async def feed(
         self, pieces: list[Piece], labels: list[str], opening: Piece | None, closing: bool = False, last: bool = False
@@ -170,17 +240,19 @@ class LiveStream:
             AudioError: `opening` is not the beginning of a stream.
         """
         if closing:
-            self.segments.expedite()
-        self._endpointer.expect_more(self.segments.breaks_off(self._growing))
+            self.expedite()
+        for channel in self.channels:
+            channel.expect_more()
         async with self._recogniser.isolation.hold(self._is_suspect()):
             outcomes, ended = await self._recogniser.audio_thread.run(
-                labels, self._process(pieces, opening, last), urgent=self.segments.closing
+                labels, self._process(pieces, opening, last), urgent=self._closing
             )
-            self.segments.add_ended(ended, labels[-1], self._is_suspect())
+            self._add_ended(ended, labels[-1])
             if self._is_suspect():
-                await self.segments.wait()
+                await self._wait()
             else:
-                self.segments.update_growing(self._growing, self._paused, labels[-1])
+                for channel in self.channels:
+                    channel.segments.update_growing(channel.growing, channel.paused, labels[-1])
         return outcomes
 
     async def finish(self, label: str) -> None:
@@ -192,17 +264,16 @@ class LiveStream:
         Raises:
             AudioError: The stream never held audio.
         """
-        self.segments.expedite()
+        self.expedite()
         if self.over:
             return
         async with self._recogniser.isolation.hold(self._is_suspect()):
-            ended = await self._recogniser.audio_thread.run([label], self._process_end(), urgent=True)
-            self.segments.add_ended(ended, label, self._is_suspect())
+            self._add_ended(await self._recogniser.audio_thread.run([label], self._process_end(), urgent=True), label)
             if self._is_suspect():
-                await self.segments.wait()
+                await self._wait()
 
     async def flush(self, label: str) -> None:
-        """End the growing segment here, as the end of the stream would, and wait for the text of all that have ended.
+        """End the growing segments here, as the end of the stream would, and wait for the text of all that have ended.
 
         What the decoder holds back of the last samples stays there: in headerless audio a few milliseconds at most, in
         a container the last packet.
@@ -212,14 +283,15 @@ class LiveStream:
         """
         async with self._recogniser.isolation.hold(self._is_suspect()):
             ended = await self._recogniser.audio_thread.run([label], self._process_flush(), urgent=True)
-            self.segments.add_ended(ended, label, self._is_suspect(), flushed=True)
-            self.segments.update_growing(None, False, label)
+            self._add_ended(ended, label, flushed=True)
+            for channel in self.channels:
+                channel.segments.update_growing(None, False, label)
             if self._is_suspect():
-                await self.segments.wait()
-        await self.segments.wait()
+                await self._wait()
+        await self._wait()
 
     def skip(self, before: str, size: int) -> None:
-        """Drop the growing segment and pass over an entry that killed its workers.
+        """Drop the growing segments and pass over an entry that killed its workers.
 
         In headerless audio silence takes its place, or what follows might begin in the middle of a sample; a
         container's decoder finds the next place where it can continue by itself.
@@ -241,10 +313,10 @@ class LiveStream:
 
     def _process(
         self, pieces: list[Piece], opening: Piece | None, last: bool
-    ) -> AudioWork[tuple[list[PieceOutcome], list[SpeechSegment]]]:
+    ) -> AudioWork[tuple[list[PieceOutcome], Ended]]:
         """(outcome of each piece, segments that ended in them); see `feed`."""
         decoded: list[Samples] = []
-        ended: list[SpeechSegment] = []
+        ended: Ended = []
         outcomes: list[PieceOutcome] = []
         if opening is not None:
             decoded += self._decode(opening)
@@ -264,33 +336,23 @@ class LiveStream:
             ended += yield from self._process_end()
         return outcomes, ended
 
-    def _process_end(self) -> AudioWork[list[SpeechSegment]]:
+    def _process_end(self) -> AudioWork[Ended]:
         """The last segments; raises AudioError if there never was any audio."""
         ended = yield from self._detect([self._decoder.flush()])
-        ended += self._ended_segments(self._endpointer.flush())
-        self._growing = None
+        ended += [(channel, speech) for channel in self.channels for speech in channel.end()]
         self.over = True
         return ended
 
-    def _process_flush(self) -> AudioWork[list[SpeechSegment]]:
+    def _process_flush(self) -> AudioWork[Ended]:
         """The segments up to here."""
         ended = yield from self._detect([])
-        ended += self._ended_segments(self._endpointer.flush())
+        ended += [(channel, speech) for channel in self.channels for speech in channel.end()]
         self._listen_anew()
         return ended
 
     def _listen_anew(self) -> None:
-        """Look for speech from here on, as if nothing had come before."""
-        self._growing = None
-        self._audio_start = self.position
-        self._audio = np.zeros(0, np.float32)
-        self._endpointer = self._listen_from(self.position)
-
-    def _listen_from(self, start: int, floor: int = 0) -> Endpointer:
-        profile = self._recogniser.profile
-        return Endpointer(
-            self._silence, start=start, floor=floor, hold=profile.hold_seconds, look_back=profile.look_back
-        )
+        for channel in self.channels:
+            channel.listen_anew(self.position)
 
     def _decode(self, piece: Piece) -> Iterator[Samples]:
         """The samples that the bytes of an entry complete, in pieces."""
@@ -299,54 +361,31 @@ class LiveStream:
         data, self._skip = piece.data[self._skip :], 0
         yield from self._decoder.pieces(data)
 
-    def _detect(self, decoded: list[Samples]) -> AudioWork[list[SpeechSegment]]:
+    def _detect(self, decoded: list[Samples]) -> AudioWork[Ended]:
         """The segments that end in new samples."""
-        samples = decoded[0] if len(decoded) == 1 else np.concatenate([np.zeros(0, np.float32), *decoded])
-        known = self._audio_start + len(self._audio)
+        samples = joined(decoded)
         first = self.position - len(samples)
-        samples = samples[max(0, known - first) :]  # without those that an earlier owner's events cover
-        self._audio = np.concatenate([self._audio, samples])
-        yield self._endpointer.push(samples)
-        ended = self._ended_segments(self._endpointer.pull())
-        self._update_growing()
-        keep = min(self._endpointer.needed, self.position)
-        if keep > self._audio_start:
-            self._audio = self._audio[keep - self._audio_start :].copy()
-            self._audio_start = keep
-        return ended
+        columns = self._columns(samples, first)
+        runs = [channel.push(column, first) for channel, column in zip(self.channels, columns, strict=True)]
+        yield [run for channel in runs for run in channel]
+        return [(channel, speech) for channel in self.channels for speech in channel.pull(self.position)]
 
-    def _ended_segments(self, events: list[Event]) -> list[SpeechSegment]:
-        ended = []
-        for event in events:
-            if isinstance(event, SegmentEnded):
-                segment = self._segment(event.start, event.end, event.end + FFT, last=True)
-                segment.cut = event.cut
-                ended.append(segment)
-                self._growing = None
-        return ended
-
-    def _update_growing(self) -> None:
-        segment = self._endpointer.open
-        self._growing = None if segment is None else self._segment(segment.start, segment.end, self.position)
-        self._paused = segment is not None and segment.paused >= self._recogniser.profile.pause_seconds * SAMPLE_RATE
-
-    def _segment(self, start: int, end: int, upto: int, last: bool = False) -> SpeechSegment:
-        """A segment with its features up to sample `upto`; it keeps those of the growing segment if it is the same."""
-        if self._growing is not None and self._growing.start == start:
-            mel = self._growing.mel
-        else:
-            mel = GrowingLogMel(self._recogniser.engine.model.n_mels)
-        mel.feed(self._audio[start + mel.samples - self._audio_start : max(0, upto - self._audio_start)], last)
-        return SpeechSegment(start, end, mel)
+    def _columns(self, samples: Samples, first: int) -> list[Samples]:
+        """The samples of each channel. One that was not heard before begins here; one that is missing is silent."""
+        if not self._separate:
+            return [samples]
+        columns = list(np.ascontiguousarray(samples.T)) if samples.ndim == 2 else []
+        while len(self.channels) < len(columns):
+            floor = self._resumed.sample if self._resumed is not None and not self._resumed.floors else 0
+            self._add_channel(first, floor)
+        return columns + [np.zeros(len(samples), np.float32)] * (len(self.channels) - len(columns))
 
     # -- for the next owner --------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
         """Where a next owner continues once everything final is durable."""
-        waiting = self.segments.first_waiting
-        return self._checkpoint_at(waiting.start if waiting is not None else self.needed)
-
-    def _checkpoint_at(self, sample: int) -> Checkpoint:
+        floors = [channel.floor for channel in self.channels]
+        sample = min(floors, default=self.position)
         point = self._decoder.resume_point(sample - CONTEXT_SAMPLES)  # the endpointer needs the audio before the sample
         if point.track is not None and len(point.track.extradata) > MAX_CODEC_PARAMETERS:
             point = self._beginning
@@ -355,5 +394,6 @@ class LiveStream:
         if not self._entries and self._resumed is not None:  # nothing has come since this owner continued
             return Checkpoint(self._resumed.after, self._resumed)
         first = self._entries[0]
-        state = StreamState(first.before, self.kind, sample, point.offset - first.offset, point)
+        skip = point.offset - first.offset
+        state = StreamState(first.before, self.kind, sample, skip, point, floors if self._separate else [])
         return Checkpoint(first.before, state)

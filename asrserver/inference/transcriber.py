@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
-
-import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, sniff
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND, Chunking, Role
 from asrserver.audio.decoders import open_decoder
-from asrserver.audio.pcm import PcmDecoder
+from asrserver.audio.selection import Selection
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
@@ -27,7 +26,7 @@ from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import PartialHypothesis, SegmentOutcome, SegmentRecogniser
 from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
-from asrserver.inference.utterances import OpenFile, UtteranceRecogniser
+from asrserver.inference.utterances import OpenFile, RecognisedFile, UtteranceRecogniser
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 from asrserver.shares import Share
@@ -76,9 +75,9 @@ class Transcriber:
         self.share = Share(claim.fields.get("owner", ""), float(claim.fields.get("weight", 1.0)))
         self._poison = PoisonTracker(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, options)
+        self._selection = Selection(options.track, options.separate)
         self.recognise_with(recogniser)
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
-        self._pcm = PcmDecoder(self._chunking.codec, options.sample_rate, options.channels)
         self._wake = asyncio.Event()
         after, self._resume_state = self._event_log.checkpoint
         self.inbox = Inbox(after, self._wake.set)
@@ -91,7 +90,7 @@ class Transcriber:
         """Use another recogniser, that of the model that the session names. Only before `run`."""
         self._recogniser = recogniser
         self._silence = float(self._options.silence or recogniser.silence)
-        self._utterances = UtteranceRecogniser(recogniser, self._silence)
+        self._utterances = UtteranceRecogniser(recogniser, self._silence, self._selection)
         self._event_log.model = recogniser.model_name
 
     @property
@@ -107,18 +106,18 @@ class Transcriber:
     @property
     def is_busy(self) -> bool:
         """Whether audio that was read is still to be recognised."""
-        return bool(self.inbox) or (self._stream is not None and self._stream.segments.first_waiting is not None)
+        return bool(self.inbox) or (self._stream is not None and self._stream.is_waiting)
 
     @property
     def backlog(self) -> float:
-        """Seconds of audio that wait, estimated from their bytes."""
-        rate = COMPRESSED_BYTES_PER_SECOND if self._in_container else self._pcm.bytes_per_second
-        return self.inbox.unread / rate + (self._stream.segments.backlog if self._stream is not None else 0.0)
+        """Seconds of audio that wait, of all channels, estimated from their bytes."""
+        rate = COMPRESSED_BYTES_PER_SECOND if self._in_container else self._options.cost_rate
+        return self.inbox.unread / rate + (self._stream.backlog if self._stream is not None else 0.0)
 
     def expedite(self) -> None:
         """The session is finished: no more audio comes, and its client waits for the final result."""
         if self._stream is not None:
-            self._stream.segments.expedite()
+            self._stream.expedite()
 
     async def run(self) -> None:
         """Work until the session is over.
@@ -135,7 +134,7 @@ class Transcriber:
                     await self._wake.wait()
         finally:
             if self._stream is not None:
-                self._stream.segments.close()
+                self._stream.close()
 
     async def fail(self, error: AsrError) -> None:
         """End the session with an error, instead of `run`: it cannot be recognised. Raises as `run`."""
@@ -145,11 +144,11 @@ class Transcriber:
 
     async def _advance(self) -> bool:
         """Do the next thing that can be done now; False if there is nothing."""
-        segments = self._stream.segments if self._stream is not None else None
-        if segments is not None and (outcome := segments.take_outcome()):
+        stream = self._stream
+        if stream is not None and (outcome := stream.take_outcome()):
             await self._deliver(outcome)
             return True
-        if not self.inbox or (segments is not None and segments.is_full):
+        if not self.inbox or (stream is not None and stream.is_full):
             return False
         entry = self.inbox.first
         if entry.data is not None:
@@ -206,34 +205,29 @@ class Transcriber:
         stays_open = kind is not None and self._options.mode == "auto"
         label = _label(self.sid, entry)
         if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
-            self._file = OpenFile(self.inbox.processed, index, kind, data, 0.0, None)
+            self._file = OpenFile(self.inbox.processed, index, kind, data, None)
             return
-        damage: AudioError | None = None
         if kind is not None:
             try:
-                seconds, segments, damage = await self._utterances.recognise_file(
-                    data, kind, self._request(), label, self._is_suspect
-                )
+                found = await self._utterances.recognise_file(data, kind, self._request, label, self._is_suspect)
             except AudioError:
                 if not stays_open or not await self._utterances.begins_stream(data, kind, label, self._is_suspect):
                     raise
-                seconds, segments = 0.0, []  # a recorder's first slice is often only a header
+                found = RecognisedFile()  # a recorder's first slice is often only a header
         else:
-            samples = np.concatenate([self._pcm.feed(data), self._pcm.flush()])
-            seconds = len(samples) / SAMPLE_RATE
-            segments = await self._utterances.recognise_samples(samples, self._request(), label, self._is_suspect)
-        if damage is not None:
-            log.info("session=%s chunk=%d error=%s", self.sid, index, damage.code)
-            await self._event_log.append_damage(damage, self._coverage(), index)
-        for segment in segments:
-            segment.chunk_index = index
+            found = await self._utterances.recognise_pcm(data, self._chunking, self._request, label, self._is_suspect)
+        if found.damage is not None:
+            log.info("session=%s chunk=%d error=%s", self.sid, index, found.damage.code)
+            await self._event_log.append_damage(found.damage, self._coverage(), index)
+        found.lies_in(index)
+        self._event_log.heard(found.channels)
         if stays_open and kind is not None:
-            self._file = OpenFile(self.inbox.processed, index, kind, data, seconds, segments)
-            text = self._event_log.join(segments)
+            self._file = OpenFile(self.inbox.processed, index, kind, data, found)
+            text = self._event_log.join(found.segments)
         else:
-            text = self._event_log.add(segments)
-            self._event_log.closed_seconds += seconds
-        await self._answer(entry, text, seconds)
+            text = self._event_log.add(found.segments)
+            self._event_log.close(found.seconds, found.further)
+        await self._answer(entry, text, found.seconds)
 
     # -- live streams --------------------------------------------------------------------------------------------
 
@@ -258,6 +252,7 @@ class Transcriber:
             self._file, self._stream = file, None
             raise
         self._resume_state = None
+        self._event_log.heard(len(stream.channels) if self._selection.separate else 0)
         for entry in entries:
             self._event_log.count(entry.index, entry.chunks)
             if self._poison.is_suspect(entry.id):
@@ -286,26 +281,31 @@ class Transcriber:
 
     def _open_stream(self, kind: str | None) -> LiveStream:
         """Begin a live stream, or continue an earlier owner's, or turn the open file into one."""
-        options, chunking = self._options, self._chunking
-        segments = SegmentRecogniser(
-            self._recogniser,
-            self._recogniser.partials,
-            self.sid,
-            request=self._request,
-            changed=self._wake.set,
-            publish=self._event_log.publish_partial if options.partials else None,
-            started=self._event_log.publish_speech if options.speech_events else None,
-            interval=options.partial_interval,
-        )
+        options, event_log = self._options, self._event_log
+
+        def segments_of(channel: int | None) -> SegmentRecogniser:
+            return SegmentRecogniser(
+                self._recogniser,
+                self._recogniser.partials,
+                self.sid,
+                request=partial(self._request, channel),
+                changed=self._wake.set,
+                publish=event_log.publish_partial if options.partials else None,
+                started=partial(event_log.publish_speech, channel) if options.speech_events else None,
+                interval=options.partial_interval,
+                channel=channel,
+            )
+
         how: dict[str, Any] = {"silence": self._silence, "is_suspect": lambda: self._is_suspect}
-        file, self._file = self._file, None
-        if self._resume_state is not None:
-            self._stream = LiveStream.resume(self._recogniser, segments, self._resume_state, **how)
+        state, file, self._file = self._resume_state, self._file, None
+        if state is not None:
+            self._stream = LiveStream.resume(self._recogniser, segments_of, state, self._selection, **how)
             return self._stream
         if file is not None:
             kind = file.kind
-        decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels)
-        self._stream = LiveStream(self._recogniser, segments, kind, decoder, **how)
+        chunking = self._chunking
+        decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels, self._selection)
+        self._stream = LiveStream(self._recogniser, segments_of, kind, decoder, self._selection, **how)
         return self._stream
 
     async def _answer_pieces(
@@ -320,9 +320,9 @@ class Transcriber:
                 await self._answer(entry, self._event_log.pending_text, seconds)
             position = outcome.position
         if self._options.mode == "stream":
-            self._event_log.report_progress(stream.seconds)
+            self._event_log.report_progress(stream.seconds, stream.further)
         uncovered = (stream.needed - stream.checkpointed) / SAMPLE_RATE
-        waits = stream.segments.first_waiting is not None or self._event_log.has_pending
+        waits = stream.is_waiting or self._event_log.has_pending
         if uncovered >= CHECKPOINT_SECONDS and not waits:
             await self._event_log.append_checkpoint(self._coverage())
 
@@ -339,9 +339,9 @@ class Transcriber:
                 language = outcome.recognised.language
                 await self._event_log.append_segment(text, language, self._coverage(), outcome.speech.cut)
         elif self._options.partials and (outcome.had_partials or self._options.speech_events):  # take them back
-            speech = outcome.speech
-            language = self._event_log.language or ""
-            self._event_log.publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language))
+            speech, channel = outcome.speech, outcome.channel
+            language = self._event_log.language_of(channel) or ""
+            self._event_log.publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language, channel))
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
@@ -350,13 +350,12 @@ class Transcriber:
         try:
             file = self._file
             if file is not None:
-                if file.segments is None:
-                    file.seconds, file.segments, _ = await self._utterances.recognise_file(
-                        file.data, file.kind, self._request(), _label(self.sid, entry), self._is_suspect
+                if file.found is None:
+                    file.found = await self._utterances.recognise_file(
+                        file.data, file.kind, self._request, _label(self.sid, entry), self._is_suspect
                     )
-                    for segment in file.segments:
-                        segment.chunk_index = file.index
-                self._event_log.add(file.segments)
+                    file.found.lies_in(file.index)
+                self._event_log.add(file.found.segments)
                 self._forget_open()
             elif self._stream is not None or self._resume_state is not None:
                 await self._close_stream(entry)
@@ -373,7 +372,7 @@ class Transcriber:
     async def _close_stream(self, entry: Entry) -> None:
         stream = self._stream or self._open_stream(None)
         await stream.finish(_label(self.sid, entry))
-        async for outcome in stream.segments.outcomes():
+        async for outcome in stream.outcomes():
             await self._deliver(outcome)
         self._forget_open()
         if stream.tail is not None:
@@ -382,10 +381,10 @@ class Transcriber:
     def _forget_open(self) -> None:
         """The open file or live stream is over."""
         if self._stream is not None:
-            self._event_log.closed_seconds += self._stream.seconds
-            self._stream.segments.close()
-        if self._file is not None:
-            self._event_log.closed_seconds += self._file.seconds
+            self._event_log.close(self._stream.seconds, self._stream.further)
+            self._stream.close()
+        if self._file is not None and self._file.found is not None:
+            self._event_log.close(self._file.found.seconds, self._file.found.further)
         self._file, self._stream, self._resume_state = None, None, None
 
     async def _flush(self, entry: Entry) -> None:
@@ -396,7 +395,7 @@ class Transcriber:
             if stream is not None:
                 self._resume_state = None
                 await stream.flush(_label(self.sid, entry))
-                async for outcome in stream.segments.outcomes():
+                async for outcome in stream.outcomes():
                     await self._deliver(outcome)
         except AudioError as exc:
             await self._event_log.append_error(exc, self._coverage())
@@ -436,12 +435,13 @@ class Transcriber:
         checkpoint = Checkpoint(answered or self.inbox.processed, None)
         if self._stream is not None:
             self._stream.checkpointed = self._stream.needed
-            return Coverage(self._stream.seconds, self._stream.checkpoint())
+            return Coverage(self._stream.seconds, self._stream.checkpoint(), self._stream.further)
         if self._resume_state is not None:
             checkpoint = self._event_log.checkpoint
         elif self._file is not None:
             checkpoint = Checkpoint(self._file.before, None)
-        return Coverage(self._file.seconds if self._file is not None else 0.0, checkpoint)
+        found = self._file.found if self._file is not None and self._file.found is not None else RecognisedFile()
+        return Coverage(found.seconds, checkpoint, found.further)
 
     # -- small things --------------------------------------------------------------------------------------------
 
@@ -457,18 +457,19 @@ class Transcriber:
             return True
         return self._stream is not None and self._stream.needed < self._poison.suspect_until
 
-    def _request(self, start: int | None = None) -> Request:
-        """How to recognise an utterance, or a segment of the live stream that begins at sample `start`.
+    def _request(self, channel: int | None, start: int | None = None) -> Request:
+        """How to recognise an utterance of a channel, or a segment of its live stream that begins at sample `start`.
 
         A segment gets the previous text as context if it follows it closely.
         """
         options, event_log = self._options, self._event_log
         previous = ""
         if start is not None and self._recogniser.context:
-            gap = event_log.closed_seconds + start / SAMPLE_RATE - event_log.spoken_until
-            previous = event_log.previous_text if gap <= MAX_CONTEXT_GAP else ""
+            text, end = event_log.previous(channel)
+            gap = event_log.closed_seconds + start / SAMPLE_RATE - end
+            previous = text if gap <= MAX_CONTEXT_GAP else ""
         return Request(
-            event_log.language,
+            event_log.language_of(channel),
             options.task,
             options.prompt,
             options.hotwords,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from asrserver.audio import SAMPLE_RATE, files
-from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
-from asrserver.audio.pcm import Samples
+from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND, Chunking
+from asrserver.audio.pcm import PcmDecoder, Samples, joined
+from asrserver.audio.selection import Selection
 from asrserver.audio.stream import is_beginning
 from asrserver.errors import AudioError
 from asrserver.inference import vad
@@ -28,6 +32,33 @@ VAD_SLICE = 10 * SAMPLE_RATE
 
 
 @dataclass(slots=True)
+class RecognisedFile:
+    """What is in a file, or in an utterance without a header.
+
+    Attributes:
+        seconds: Of audio.
+        segments: In the order in which they begin.
+        channels: Channels that were recognised, each by itself; 0 where they are mixed.
+        damage: What of it could not be decoded.
+    """
+
+    seconds: float = 0.0
+    segments: list[RecognisedSegment] = field(default_factory=list)
+    channels: int = 0
+    damage: AudioError | None = None
+
+    @property
+    def further(self) -> float:
+        """Seconds of audio in the channels beside the first."""
+        return self.seconds * max(0, self.channels - 1)
+
+    def lies_in(self, index: int) -> None:
+        """Say of the segments in which chunk they lie."""
+        for segment in self.segments:
+            segment.chunk_index = index
+
+
+@dataclass(slots=True)
 class OpenFile:
     """A file that is answered and may continue with the next chunk: a recorder's first slice is a file too.
 
@@ -36,40 +67,42 @@ class OpenFile:
         index: The chunk that it is.
         kind: Its container.
         data: Its bytes.
-        seconds: Of audio in it.
-        segments: Its segments; None if an earlier owner answered it.
+        found: What is in it; None if an earlier owner answered it.
     """
 
     before: str
     index: int
     kind: str
     data: bytes
-    seconds: float
-    segments: list[RecognisedSegment] | None
+    found: RecognisedFile | None
 
 
 class UtteranceRecogniser:
     """Recognises the utterances of one session."""
 
-    def __init__(self, recogniser: Recogniser, silence: float) -> None:
-        """`silence` seconds of silence end a segment."""
+    def __init__(self, recogniser: Recogniser, silence: float, selection: Selection) -> None:
+        """Begin.
+
+        Args:
+            recogniser: What all sessions share.
+            silence: Seconds of silence that end a segment.
+            selection: What of a file is recognised.
+        """
         self._recogniser = recogniser
         self._silence = silence
+        self._selection = selection
 
     async def recognise_file(
-        self, data: bytes, kind: str, request: Request, label: str, alone: bool
-    ) -> tuple[float, list[RecognisedSegment], AudioError | None]:
+        self, data: bytes, kind: str, request: Callable[[int | None], Request], label: str, alone: bool
+    ) -> RecognisedFile:
         """Decode and recognise a whole file.
 
         Args:
             data: The file.
             kind: Its container.
-            request: How to recognise it.
+            request: Says how to recognise a channel; None: all, mixed.
             label: "session entry", for crash attribution.
             alone: Run with nothing else in flight.
-
-        Returns:
-            (seconds of audio, segments, what of it could not be decoded).
 
         Raises:
             AudioError: It cannot be decoded, or holds more audio than an utterance may.
@@ -78,13 +111,24 @@ class UtteranceRecogniser:
             cost = len(data) / COMPRESSED_BYTES_PER_SECOND
             limit, progress = self._recogniser.max_seconds, partial(self._recogniser.progress, label)
             samples, damage = await self._recogniser.prepare(
-                label, cost, files.decode_file, data, kind, limit, progress
+                label, cost, files.decode_file, data, kind, limit, self._selection, progress
             )
-            return len(samples) / SAMPLE_RATE, await self._recognise(samples, request, label, alone), damage
+            found = await self._recognise(samples, request, label, alone)
+            found.damage = damage
+            return found
+
+    async def recognise_pcm(
+        self, data: bytes, chunking: Chunking, request: Callable[[int | None], Request], label: str, alone: bool
+    ) -> RecognisedFile:
+        """Recognise a chunk without a header; see `recognise_file`."""
+        separate = self._selection.separate
+        decoder = PcmDecoder(chunking.codec, chunking.sample_rate, chunking.channels, separate)
+        samples = joined([decoder.feed(data), decoder.flush()])
+        return await self.recognise_samples(samples, request, label, alone)
 
     async def recognise_samples(
-        self, samples: Samples, request: Request, label: str, alone: bool
-    ) -> list[RecognisedSegment]:
+        self, samples: Samples, request: Callable[[int | None], Request], label: str, alone: bool
+    ) -> RecognisedFile:
         """Recognise an utterance that is decoded already; see `recognise_file`."""
         async with self._recogniser.isolation.hold(alone):
             return await self._recognise(samples, request, label, alone)
@@ -94,12 +138,27 @@ class UtteranceRecogniser:
 
         def work() -> AudioWork[bool]:
             yield []
-            return is_beginning(kind, data)
+            return is_beginning(kind, data, self._selection)
 
         async with self._recogniser.isolation.hold(alone):
             return await self._recogniser.audio_thread.run([label], work())
 
-    async def _recognise(self, samples: Samples, request: Request, label: str, alone: bool) -> list[RecognisedSegment]:
+    async def _recognise(
+        self, samples: Samples, request: Callable[[int | None], Request], label: str, alone: bool
+    ) -> RecognisedFile:
+        seconds = len(samples) / SAMPLE_RATE
+        if not self._selection.separate:
+            return RecognisedFile(seconds, await self._recognise_channel(samples, request(None), label, alone))
+        channels: list[Samples] = list(np.ascontiguousarray(samples.T)) if samples.ndim == 2 else []
+        found = []
+        for number, channel in enumerate(channels):
+            segments = await self._recognise_channel(channel, request(number), label, alone)
+            found += [replace(segment, channel=number) for segment in segments]
+        return RecognisedFile(seconds, sorted(found, key=lambda segment: segment.start), len(channels))
+
+    async def _recognise_channel(
+        self, samples: Samples, request: Request, label: str, alone: bool
+    ) -> list[RecognisedSegment]:
         groups, first = await self._find_segments(samples, label)
         session, profile = label.partition(" ")[0], self._recogniser.profile
         segments: list[RecognisedSegment] = []

@@ -80,6 +80,8 @@ CODES: dict[str, ErrorCode] = {
     "not_audio": ErrorCode("The chunk is not audio: text, an image, or a file without an audio track.", (400,)),
     "undecodable_audio": ErrorCode("The audio is damaged, or in a format that cannot be decoded.", (400,)),
     "not_streamable": ErrorCode("The file cannot be decoded piece by piece: send it as one chunk.", (400,)),
+    "no_such_track": ErrorCode("The recording has no audio track of the number that `track` names.", (400,)),
+    "too_many_channels": ErrorCode("The audio has more channels than are recognised separately.", (400,)),
     "utterance_too_long": ErrorCode("The chunk decodes to more than `max_utterance` seconds of audio.", (400,)),
     "audio_rejected": ErrorCode("Three workers died with this audio in hand: it is not tried again.", (400,)),
     "model_unavailable": ErrorCode(

@@ -42,7 +42,7 @@ MAX_SENTENCES = 6
 #: The parameters that are read.
 PARAMETERS = (
     *("model", "language", "detect_language", "keyterm", "keywords", "encoding", "sample_rate", "channels"),
-    *("utterances", "utt_split", "paragraphs", "smart_format"),
+    *("multichannel", "utterances", "utt_split", "paragraphs", "smart_format"),
 )
 
 #: With what a sentence ends.
@@ -94,22 +94,35 @@ def parse(query: Mapping[str, Sequence[str]]) -> RecordedRequest:
 
 def answer(asked: RecordedRequest, segments: Sequence[Segment], final: Final, sha256: str) -> dict[str, Any]:
     """Make the body of the answer."""
-    heard = [word for segment in segments for word in segment.words]
-    best = alternative(final.text, heard, mean(segments))
-    if asked.paragraphs:
-        best["paragraphs"] = _paragraphs(segments)
-    channel: dict[str, Any] = {"alternatives": [best]}
-    if asked.detect_language and final.language:
-        channel["detected_language"] = final.language
-    results: dict[str, Any] = {"channels": [channel]}
+    separate = asked.start.options.separate
+    channels = [[one for one in segments if one.channel == number] for number in range(max(1, final.channels))]
+    texts = [join([(one.text, one.language) for one in said]) for said in channels]
+    if not separate:
+        channels, texts = [list(segments)], [final.text]
+    results: dict[str, Any] = {
+        "channels": [_channel(asked, text, said, final) for text, said in zip(texts, channels, strict=True)]
+    }
     if asked.utterances is not None:
-        results["utterances"] = [_utterance(group) for group in _utterances(segments, asked.utterances)]
+        groups = [group for said in channels for group in _utterances(said, asked.utterances)]
+        results["utterances"] = [_utterance(group) for group in sorted(groups, key=lambda group: group[0].start)]
     model = model_uuid(final.model)
-    about = metadata(final.session_id, sha256, datetime.now(UTC), final.total)
+    about = metadata(final.session_id, sha256, datetime.now(UTC), final.total, len(channels))
     return {
         "metadata": about | {"models": [model], "model_info": {model: model_info(final.model)}},
         "results": results,
     }
+
+
+def _channel(asked: RecordedRequest, text: str, segments: Sequence[Segment], final: Final) -> dict[str, Any]:
+    """What was said on a channel, or on all that are mixed."""
+    best = alternative(text, [word for segment in segments for word in segment.words], mean(segments))
+    if asked.paragraphs:
+        best["paragraphs"] = _paragraphs(segments)
+    channel: dict[str, Any] = {"alternatives": [best]}
+    language = final.language if not asked.start.options.separate or not segments else segments[-1].language
+    if asked.detect_language and language:
+        channel["detected_language"] = language
+    return channel
 
 
 def _utterances(segments: Sequence[Segment], split: float) -> Iterator[list[Segment]]:
@@ -127,7 +140,13 @@ def _utterances(segments: Sequence[Segment], split: float) -> Iterator[list[Segm
 def _utterance(group: list[Segment]) -> dict[str, Any]:
     heard = [word for segment in group for word in segment.words]
     made = alternative(join([(one.text, one.language) for one in group]), heard, mean(group))
-    return {"start": group[0].start, "end": group[-1].end, "channel": 0, "id": str(uuid.uuid4()), **made}
+    return {
+        "start": group[0].start,
+        "end": group[-1].end,
+        "channel": group[0].channel or 0,
+        "id": str(uuid.uuid4()),
+        **made,
+    }
 
 
 def _paragraphs(segments: Sequence[Segment]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         confidence: Mean probability of a token, 0 to 1.
         chunk_index: The chunk that it lies in, where chunks are utterances of their own; else None.
         words: The words with their times, if the client asked for them; else empty.
+        channel: The channel of the audio, from 0, where each is recognised by itself; else None.
     """
 
     number: int
@@ -66,10 +67,13 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     confidence: float
     chunk_index: int | None = None
     words: list[Word] = []
+    channel: int | None = None
 
     def asdict(self) -> dict[str, Any]:
         """The segment as JSON has it."""
+        channel = {} if self.channel is None else {"channel": self.channel}
         return {
+            **channel,
             "number": self.number,
             "start": self.start,
             "end": self.end,
@@ -105,6 +109,8 @@ class Durable(Event, frozen=True, kw_only=True):
         total: Seconds of the session's audio that were recognised by then.
         language: ISO 639 code: the session's, as far as it is known; of a SegmentResult the segment's own.
         segments: The segments that are final by this event, in order: each segment is in exactly one event.
+        channels: Channels of the audio that are recognised, each by itself; 0 where they are mixed.
+        further: Seconds of audio in the channels beside the first, as `total` counts those of one.
     """
 
     seq: int
@@ -116,6 +122,13 @@ class Durable(Event, frozen=True, kw_only=True):
     total: float
     language: str | None
     segments: list[Segment]
+    channels: int = 0
+    further: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Seconds of audio that were recognised by then, of all channels."""
+        return self.total + self.further
 
     @property
     def chunk_index(self) -> int | None:
@@ -220,10 +233,14 @@ class SpeechStarted(Event, frozen=True, kw_only=True, tag="speech_started"):
     Attributes:
         start: Where it begins, in seconds from the beginning of the session's audio.
         follows: As Partial has it.
+        channel: As Segment has it.
+        channels: As Durable has it.
     """
 
     start: float
     follows: int
+    channel: int | None = None
+    channels: int = 0
 
 
 class Partial(Event, frozen=True, kw_only=True, tag="partial"):
@@ -236,6 +253,8 @@ class Partial(Event, frozen=True, kw_only=True, tag="partial"):
         stable: The beginning of `text` that is not expected to change.
         language: ISO 639 code, or empty where there is no text.
         follows: `seq` of the durable event before it: whoever has not seen that one has missed something.
+        channel: As Segment has it.
+        channels: As Durable has it.
     """
 
     start: float
@@ -244,6 +263,8 @@ class Partial(Event, frozen=True, kw_only=True, tag="partial"):
     stable: str
     language: str
     follows: int
+    channel: int | None = None
+    channels: int = 0
 
 
 class Progress(Event, frozen=True, kw_only=True, tag="progress"):
@@ -252,10 +273,17 @@ class Progress(Event, frozen=True, kw_only=True, tag="progress"):
     Attributes:
         taken: Index of the last of them.
         total: Seconds of the session's audio by then.
+        further: As Durable has it.
     """
 
     taken: int
     total: float
+    further: float = 0.0
+
+    @property
+    def cost(self) -> float:
+        """Seconds of the session's audio by then, of all channels."""
+        return self.total + self.further
 
 
 class Moved(Event, frozen=True, kw_only=True, tag="moved"):

@@ -30,6 +30,7 @@ import msgspec
 from asrserver.errors import BadRequest
 from asrserver.protocol.events import (
     ChunkResult,
+    Durable,
     ErrorEvent,
     Final,
     Flushed,
@@ -68,7 +69,7 @@ RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_i
 QUERY_FIELDS = START_FIELDS - {"action", "channel"}
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Options)}
 _FLAGS = {"resume", "queue_position", *(name for name, kind in _TYPES.items() if kind is bool)}
-_NUMBERS = {"ack_interval", *(name for name, kind in _TYPES.items() if kind in (int, float, float | None))}
+_NUMBERS = {"ack_interval", *(name for name, kind in _TYPES.items() if kind in (int, float, int | None, float | None))}
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
 #: Unknown fields that are named, and the characters of each name, at most.
@@ -331,6 +332,18 @@ def _received(event: Received) -> dict[str, Any]:
     return message
 
 
+def _channel(channel: int | None) -> dict[str, Any]:
+    """The field of what was said on a channel, where each is recognised by itself."""
+    return {} if channel is None else {"channel": channel}
+
+
+def _by_channel(event: Durable) -> dict[str, Any]:
+    """The field with the segments of an event other than a SegmentResult, where channels are recognised by themselves:
+    its text is that of all."""
+    segments = [segment.asdict() for segment in event.segments if segment.channel is not None]
+    return {"segments": segments} if segments else {}
+
+
 def _chunk_result(event: ChunkResult) -> dict[str, Any]:
     return {
         "type": "chunk_result",
@@ -340,11 +353,12 @@ def _chunk_result(event: ChunkResult) -> dict[str, Any]:
         "duration": event.duration,
         "language": event.language,
         "seq": event.seq,
-    }
+    } | _by_channel(event)
 
 
 def _speech_started(event: SpeechStarted) -> dict[str, Any]:
-    return {"type": "speech_started", "session_id": event.session_id, "start": event.start}
+    message = {"type": "speech_started", "session_id": event.session_id, "start": event.start}
+    return message | _channel(event.channel)
 
 
 def _partial_result(event: Partial) -> dict[str, Any]:
@@ -356,7 +370,7 @@ def _partial_result(event: Partial) -> dict[str, Any]:
         "text": event.text,
         "stable": event.stable,
         "language": event.language,
-    }
+    } | _channel(event.channel)
 
 
 def _segment_result(event: SegmentResult) -> dict[str, Any]:
@@ -371,7 +385,7 @@ def _segment_result(event: SegmentResult) -> dict[str, Any]:
         "language": segment.language,
         "confidence": segment.confidence,
         "seq": event.seq,
-    }
+    } | _channel(segment.channel)
     if segment.words:
         message["words"] = segment.words
     return message
@@ -398,7 +412,7 @@ def _final_result(event: Final) -> dict[str, Any]:
         "language": event.language,
         "status": event.status,
         "seq": event.seq,
-    }
+    } | _by_channel(event)
 
 
 def _error(event: ErrorEvent) -> dict[str, Any]:
@@ -409,7 +423,7 @@ def _error(event: ErrorEvent) -> dict[str, Any]:
         "session_id": event.session_id,
         "chunk_index": event.chunk_index,
         "seq": event.seq,
-    }
+    } | _by_channel(event)
 
 
 def _refusal(event: Refusal) -> dict[str, Any]:

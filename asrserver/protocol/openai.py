@@ -1,6 +1,7 @@
 """OpenAI's interface for audio files: the fields of its forms to options, events to its answers.
 
-POST /v1/audio/transcriptions, /v1/audio/translations; GET /v1/models. Answers have all fields that the types of
+POST /v1/audio/transcriptions, /v1/audio/translations; GET /v1/models. Beside OpenAI's fields, forms may have
+`channel_mode` and `track`, as `start` of the native protocol has them. Answers have all fields that the types of
 OpenAI's clients require. What they never had (tokens, the probability of no speech) is there with a neutral value.
 """
 
@@ -103,6 +104,8 @@ def parse(fields: Mapping[str, Sequence[str]], task: str) -> TranscriptionReques
         "task": task,
         "prompt": single.get("prompt", "")[-MAX_TEXT:],
         "hotwords": join_hotwords(_items(lists.get("keywords", ()))),
+        "channel_mode": single.get("channel_mode") or None,
+        "track": _track(single.get("track", "")),
         # With times of words, long segments become several subtitles.
         "word_timestamps": words or logprobs or format in ("srt", "vtt"),
     }
@@ -138,6 +141,12 @@ def _flag(name: str, value: str) -> bool:
     if value.lower() not in (*TRUE, *_FALSE):
         raise _bad(name, "must be true or false")
     return value.lower() in TRUE
+
+
+def _track(value: str) -> int | None:
+    if value and not (value.isascii() and value.isdigit()):
+        raise _bad("track", "must be the number of an audio track, from 0")
+    return int(value[:9]) if value else None
 
 
 def _check_temperature(value: str) -> None:
@@ -178,7 +187,9 @@ def answer(asked: TranscriptionRequest, segments: Sequence[Segment], final: Fina
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(segments)]
     if asked.words:
         body["words"] = [
-            {"word": word.word, "start": word.start, "end": word.end} for segment in segments for word in segment.words
+            {"word": word.word, "start": word.start, "end": word.end, **_channel(segment)}
+            for segment in segments
+            for word in segment.words
         ]
     return body | {"usage": usage}
 
@@ -197,7 +208,13 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": _log(segment.confidence),
         "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
         "no_speech_prob": 0.0,
+        **_channel(segment),
     }
+
+
+def _channel(segment: Segment) -> dict[str, Any]:
+    """A field that OpenAI's answers do not have, and only sessions that asked for it."""
+    return {} if segment.channel is None else {"channel": segment.channel}
 
 
 def logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:

@@ -43,11 +43,19 @@ MAX_QUOTED_NAME = 64
 MODES = ("auto", "chunk", "stream")
 FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le", "pcm_mulaw", "pcm_alaw", "opus")
 
+#: Highest number of an audio track: more are in no file that is decoded.
+MAX_TRACK = 63
+
 #: Bytes of a sample of headerless audio, where they are not 2.
 _WIDTHS = {"pcm_f32le": 4, "pcm_mulaw": 1, "pcm_alaw": 1}
 
 #: Bytes of a second of Opus, until it is known: as of all compressed audio (audio/chunking.py).
 _OPUS_BYTES = 8000
+CHANNEL_MODES = ("mix", "separate")
+
+#: Most channels of headerless audio of which each is recognised by itself; as audio/selection.py has it for all audio.
+MAX_CHANNELS = 8
+
 TASKS = ("transcribe", "translate")
 
 #: A form that is left to the model, also where the server's setting says another one.
@@ -114,7 +122,9 @@ class Options(msgspec.Struct, frozen=True):
             by their first bytes and takes anything else for `pcm_s16le`. In stream mode also `file`: the session is one
             file, cut anywhere, and only its first bytes are looked at; and `opus`: each chunk is a packet of Opus.
         sample_rate: Of headerless audio, in hertz; 8000 to 48000.
-        channels: Of headerless audio; 1 or 2, interleaved.
+        channels: Of headerless audio, interleaved; 1 or 2, or where they are recognised separately up to MAX_CHANNELS.
+        channel_mode: `mix`: one text of all channels, mixed. `separate`: each channel is recognised by itself.
+        track: Number of the audio track of a container, from 0; None: the default one.
         language: Code of what is spoken, as languages.py has it; None: detected.
         task: `transcribe`, or `translate` into English, where the model can.
         prompt: Text that is taken to precede the audio; at most MAX_TEXT characters.
@@ -132,6 +142,8 @@ class Options(msgspec.Struct, frozen=True):
     format: str = "auto"
     sample_rate: int = 16000
     channels: int = 1
+    channel_mode: str = "mix"
+    track: int | None = None
     language: str | None = None
     task: str = "transcribe"
     prompt: str = ""
@@ -166,7 +178,10 @@ class Options(msgspec.Struct, frozen=True):
             raise _bad("format", f"can be {options.format} only in the mode stream")
         _one_of("task", options.task, TASKS)
         whole_number("sample_rate", options.sample_rate, 8000, 48000)
-        whole_number("channels", options.channels, 1, 2)
+        _one_of("channel_mode", options.channel_mode, CHANNEL_MODES)
+        whole_number("channels", options.channels, 1, MAX_CHANNELS if options.separate else 2)
+        if options.track is not None:
+            whole_number("track", options.track, 0, MAX_TRACK)
         _flag("partials", options.partials)
         _flag("word_timestamps", options.word_timestamps)
         _flag("speech_events", options.speech_events)
@@ -199,9 +214,19 @@ class Options(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, hotwords=hotwords)
 
     @property
+    def separate(self) -> bool:
+        """Whether each channel is recognised by itself."""
+        return self.channel_mode == "separate"
+
+    @property
     def bytes_per_second(self) -> int:
         """Of headerless audio."""
         return _OPUS_BYTES if self.format == "opus" else self.sample_rate * self.channels * _WIDTHS.get(self.format, 2)
+
+    @property
+    def cost_rate(self) -> float:
+        """Bytes of headerless audio that cost as much as a second of one channel."""
+        return self.bytes_per_second / (self.channels if self.separate else 1)
 
     @property
     def borderless(self) -> bool:

@@ -45,6 +45,7 @@ chunks = _table(
 segments = _table(
     "asr_segments", 2, session_id=sa.Text, number=sa.Integer, chunk_index=sa.BigInteger, start_time=_seconds,
     end_time=_seconds, text=sa.Text, language=sa.Text, confidence=_seconds, words=JSONB, worker=sa.Text,
+    channel=sa.Integer,
 )  # fmt: skip
 tombstones = _table("asr_tombstones", 1, session_id=sa.Text, deleted_at=_when)
 tally = _table(

@@ -12,7 +12,7 @@ from asrserver.audio import files
 from asrserver.audio.decoders import Decoder
 from asrserver.audio.demux.base import Packet
 from asrserver.audio.demux.ogg import Ogg
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.recording import ResumePoint
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
@@ -153,7 +153,7 @@ def slices(data: bytes, seed: int, largest: int) -> Iterable[bytes]:
 
 
 def decoded(decoder: Decoder, pieces: Iterable[bytes]) -> Samples:
-    samples = np.concatenate([*(decoder.feed(piece) for piece in pieces), decoder.flush()])
+    samples = joined([*(decoder.feed(piece) for piece in pieces), decoder.flush()])
     assert samples.dtype == np.float32
     return samples
 

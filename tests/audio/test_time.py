@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.selection import Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.audio.timeline import MAX_GAP, MAX_GAPS, Timeline
 from tests.audio.signals import encode, encode_file, frequency, s16, tone
@@ -217,7 +218,7 @@ def test_the_default_track_is_heard(tmp_path: Path) -> None:
 
 def test_a_track_can_be_named(tmp_path: Path) -> None:
     data = two_tracks("-c:a libopus -f matroska", tmp_path, silent=1)
-    first, second = (decoded(StreamDecoder("matroska", track=number), [data]) for number in (0, 1))
+    first, second = (decoded(StreamDecoder("matroska", selection=Selection(number)), [data]) for number in (0, 1))
     assert frequency(first) == pytest.approx(440, abs=2)
     assert np.abs(second).max() < 0.01
     assert s16(first) != s16(second)

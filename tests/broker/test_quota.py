@@ -53,6 +53,9 @@ async def test_audio_is_charged_once(redis_url: str) -> None:
         assert not await v.checkpoint(second, "0-1", 14.0, {"state": "{}"})
         assert await w.append_event(third, event(third, 1, 4, 13.0), "0-1")
         assert charged() == 13.0
+        both = durable("chunk", 5, id=third.event_id(2), total=14.0, channels=2, further=14.0)
+        assert await w.append_event(third, both, "0-1")  # two channels, each recognised by itself
+        assert charged() == 28.0
         assert all(0 < client.ttl(key) <= 300 for key in client.scan_iter("asr_quota:k:*"))
     for broker in (g, w, v):
         await broker.close()

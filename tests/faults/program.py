@@ -11,8 +11,8 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from asrserver.audio import files
 
@@ -33,7 +33,7 @@ _decode = files.decode_file
 _time = time.time
 
 
-def decode(data: bytes, kind: str, max_seconds: float, progress: Callable[[], None] = lambda: None) -> files.Decoded:
+def decode(data: bytes, kind: str, *arguments: Any) -> files.Decoded:
     """Decode as the program does, unless the recording is marked."""
     if KILLS in data:
         os.abort()
@@ -46,10 +46,10 @@ def decode(data: bytes, kind: str, max_seconds: float, progress: Callable[[], No
                 continue
             while True:
                 library(None).pause()
-    return _decode(data, kind, max_seconds, progress)
+    return _decode(data, kind, *arguments)
 
 
-files.decode_file = decode
+files.decode_file = decode  # type: ignore[assignment]
 
 if CLOCK in os.environ:
     with open(os.environ[CLOCK], "rb") as _file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
+from asrserver.audio.wav import Format, encode
 from asrserver.gateway.backlog import TRANSIT_SECONDS, Backlog
 from asrserver.gateway.rate_limits import RateMeter
 from tests.recordings import Utterance
@@ -108,3 +109,13 @@ def test_a_refund_makes_room() -> None:
     meter.refund(740.0)
     assert meter.debt == 0.0
     assert meter.lead < 11
+
+
+def test_each_channel_that_is_recognised_counts() -> None:
+    """A WAV of two channels is twice as much work as its length says, if they are recognised separately."""
+    wav = encode(Format.of("pcm_s16le", 2, 16000), bytes(64000))
+    assert Backlog().measure("s", wav, 64000, 32000)[0] == 1.0
+    assert Backlog().measure("s", wav, 64000, 32000, True)[0] == 2.0
+    backlog = Backlog()
+    backlog.taken("s", 0, wav, 64000, 32000, False, separate=True)
+    assert backlog.waiting("s") == 2.0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tornado.ioloop
 
+from asrserver.audio.selection import MIXED
 from asrserver.errors import ModelError
 from asrserver.inference.engine import DecodeJob, Engine, Priority
 from asrserver.inference.features import log_mel
@@ -308,15 +309,15 @@ async def test_a_job_cancelled_while_it_waits_is_not_run(
 async def test_a_short_utterance_does_not_wait_for_a_backlog(engine: Engine, utterances: list[Utterance]) -> None:
     """Only the part of another's long utterance that is under way goes before it."""
     recogniser = recogniser_of(engine, PartialScheduler())
-    recognise = UtteranceRecogniser(recogniser, 0.4).recognise_samples
+    recognise = UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_samples
     go, looked = threading.Event(), threading.Event()
     prepared: list[str] = []
     recogniser._hold = lambda thread, labels: prepared.extend(labels)
     long = np.concatenate([samples(one) for one in utterances[:12]])
 
     async def say(sid: str, audio: np.ndarray[Any, Any]) -> str:
-        found = await recognise(audio, Request(), f"{sid} 1-0", False)
-        return " ".join(segment.text for segment in found)
+        found = await recognise(audio, lambda channel: Request(), f"{sid} 1-0", False)
+        return " ".join(segment.text for segment in found.segments)
 
     def hold() -> None:
         looked.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -369,3 +370,22 @@ async def test_what_is_no_file_is_refused(recogniser: Recogniser) -> None:
     events = await Session(recogniser, [QUIET, QUIET], mode="stream", format="file").run_owner()
     assert [event.get("code") for event in events] == ["not_audio", "not_audio", None]
     assert (events[-1]["text"], events[-1]["total"]) == ("", 0.0)
+
+
+@pytest.mark.parametrize("mode", ["stream", "auto", "chunk"])
+async def test_a_track_that_the_session_names(
+    recogniser: Recogniser, utterances: list[Utterance], mode: str, tmp_path: Path
+) -> None:
+    """Of an MP4 with two languages the named one is recognised, also by a next owner; a third is an error."""
+    one, two = utterances[:2]
+    (tmp_path / "two.wav").write_bytes(two.wav)
+    data = encode(one.pcm, "-i", str(tmp_path / "two.wav"), "-map", "0:a", "-map", "1:a", *LIVE["mp4"])
+    chunks = pieces(data, len(data) // 5) if mode == "stream" else [data]
+    for track, said in ((None, one), (0, one), (1, two)):
+        session = Session(recogniser, chunks, mode=mode, track=track)
+        assert errors([said], (await session.takeovers(exactly=False))[-1]["text"]) <= 0.2
+    events = await Session(recogniser, chunks, mode=mode, track=2).run_owner()
+    assert [(event["code"], event["message"]) for event in events if event["type"] == "error"] == [
+        ("no_such_track", "there is no audio track 2: there are 2 audio tracks, numbered from 0")
+    ]
+    assert events[-1]["text"] == ""

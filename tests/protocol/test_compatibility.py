@@ -142,7 +142,13 @@ def test_options_are_understood(was: Recorded) -> None:
     text = was["hash"]["options"]
     options = codec.decode_options(text)
     assert Options.parse(json.loads(text)) == options
-    newer: dict[str, Any] = {"model": None, "speech_events": False, "normalise": {}}
+    newer: dict[str, Any] = {
+        "model": None,
+        "speech_events": False,
+        "normalise": {},
+        "channel_mode": "mix",
+        "track": None,
+    }
     assert json.loads(codec.encode_options(options)) == {**newer, **json.loads(text)}
 
 

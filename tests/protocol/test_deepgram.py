@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from asrserver.errors import BadRequest, Refused
-from asrserver.protocol import deepgram, deepgram_recorded, model_names
+from asrserver.protocol import deepgram, deepgram_live, deepgram_recorded, model_names
 from asrserver.protocol.events import Partial, Received, Refusal, SessionEvent, SpeechStarted, Word
 from asrserver.protocol.options import Normalise, Options
 from tests.events import durable, segment
@@ -47,6 +47,7 @@ def asked(query: str = "") -> deepgram.LiveRequest:
         ("encoding=linear16&endpointing=800", {"silence": 0.8}),
         ("encoding=linear16&endpointing=99999", {"silence": 5.0}),
         ("encoding=linear16&endpointing=true&punctuate=x&unknown=1&diarize=", {}),
+        ("encoding=linear16&multichannel=true&channels=4", {"channels": 4, "channel_mode": "separate"}),
         ("encoding=linear16&vad_events=true", {"speech_events": True}),
         ("encoding=linear16&utterance_end_ms=1000", {"speech_events": True}),
     ],
@@ -120,8 +121,8 @@ def test_names_of_no_model(name: str) -> None:
 @pytest.mark.parametrize("text", ["", "x", "[1]", "{}", '{"type": 1}', '{"type":"' + "x" * 99_999 + '"}'])
 def test_messages_that_are_none(text: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        deepgram.parse_message(text)
-    assert caught.value.code in deepgram.SCHEMA_ERRORS
+        deepgram_live.parse_message(text)
+    assert caught.value.code in deepgram_live.SCHEMA_ERRORS
 
 
 # -- live results
@@ -131,7 +132,7 @@ class Live:
     """The messages of a connection, event by event."""
 
     def __init__(self, query: str = "interim_results=true") -> None:
-        self.results = deepgram.LiveResults(asked(query), "request", None)
+        self.results = deepgram_live.LiveResults(asked(query), "request", None)
         self.seq = 0
 
     def take(self, *events: SessionEvent) -> list[dict[str, Any]]:
@@ -239,25 +240,24 @@ def test_the_end_of_an_utterance() -> None:
     """It is told after the final result: when so much time has passed without speech, or speech comes so late."""
     live = Live("utterance_end_ms=1000")
     live.segment(1.0, 3.0)  # whose last word ends at 2.9
-    wait = live.results.utterance_wait(3.5)
-    assert wait is not None
-    assert (round(wait[0], 3), wait[1]) == (0.4, 2.9)
+    (wait,) = live.results.utterance_waits(3.5)
+    assert (round(wait[0], 3), wait[1:]) == (0.4, (0, 2.9))
     end = {"type": "UtteranceEnd", "channel": [0, 1], "last_word_end": 2.9}
-    assert [orjson.loads(data) for data in live.results.utterance_over(2.9)] == [end]
-    assert list(live.results.utterance_over(2.9)) == []
+    assert [orjson.loads(data) for data in live.results.utterance_over(0, 2.9)] == [end]
+    assert list(live.results.utterance_over(0, 2.9)) == []
     assert types(live.segment(3.5, 4.0)) == ["Results"]
     assert live.speech(4.2) == []  # 0.3 s after the last word
-    assert live.results.utterance_wait(9) is None
+    assert live.results.utterance_waits(9) == []
     assert types(live.segment(4.2, 5.0)) == ["Results"]
     assert types(live.partial(7.0, 8.0, "Three")) == ["UtteranceEnd"]
-    assert Live("").results.utterance_wait(9) is None
+    assert Live("").results.utterance_waits(9) == []
 
 
 def test_the_end_of_an_utterance_before_speech_that_is_known_already() -> None:
     live = Live("utterance_end_ms=1000&vad_events=true")
     assert types([*live.speech(1.0), *live.speech(5.0)]) == ["SpeechStarted"] * 2
     assert types(live.segment(1.0, 3.0)) == ["Results", "UtteranceEnd"]
-    assert live.results.utterance_wait(9) is None
+    assert live.results.utterance_waits(9) == []
 
 
 def test_one_result_answers_a_finalize() -> None:
@@ -322,6 +322,50 @@ def test_configure() -> None:
     assert failed == {**done, "type": "ConfigureFailure", "code": "INVALID_KEYTERMS", "description": "no"}
 
 
+def test_channels_have_results_of_their_own() -> None:
+    """Each has ranges, interim results, ends of speech and of utterances by itself, and an answer to a flush."""
+    live = Live(
+        "multichannel=true&encoding=linear16&channels=2&interim_results=true&vad_events=true&utterance_end_ms=900"
+    )
+
+    def segment_on(channel: int, start: float, end: float) -> list[dict[str, Any]]:
+        words = [Word("One", start + 0.1, end - 0.1, 0.8)]
+        made = segment(0, "One", start=start, end=end, words=words, channel=channel)
+        return live.durable("segment", text="One", segments=[made], total=end + 0.5, channels=2)
+
+    def partial_on(channel: int, start: float, end: float) -> list[dict[str, Any]]:
+        event = Partial(
+            session_id="s", start=start, end=end, text="One", stable="", language="en", follows=0, channel=channel,
+            channels=2,
+        )  # fmt: skip
+        return live.take(event)
+
+    first = [*partial_on(1, 0.5, 1.5), *partial_on(0, 1.0, 1.5)]
+    assert types(first) == ["SpeechStarted", "Results"] * 2
+    assert [one.get("channel_index", one["channel"]) for one in first] == [[1, 2], [1, 2], [0, 2], [0, 2]]
+    finals = [*segment_on(0, 1.0, 2.0), *segment_on(1, 0.5, 3.0), *segment_on(0, 2.5, 3.5)]
+    results = [one for one in finals if one["type"] == "Results"]
+    assert [one["channel_index"] for one in results] == [[0, 2], [1, 2], [0, 2]]
+    assert ranges(results) == [(0.0, 2.0), (0.0, 3.0), (2.0, 3.5)]
+    assert [wait[1:] for wait in live.results.utterance_waits(4.0)] == [(0, 3.4), (1, 2.9)]
+    [over] = [orjson.loads(data) for data in live.results.utterance_over(1, 2.9)]
+    assert (over["channel"], over["last_word_end"]) == ([1, 2], 2.9)
+    live.results.flushes = 1
+    assert "Results" not in types(segment_on(1, 4.0, 5.0))  # it waits to become the answer
+    answers = [one for one in live.durable("flushed", number=1, total=5.0, channels=2) if one["type"] == "Results"]
+    assert [(one["channel_index"], one["from_finalize"]) for one in answers] == [([0, 2], True), ([1, 2], True)]
+    [about] = live.durable("final", total=5.0, channels=2)
+    assert (about["type"], about["channels"]) == ("Metadata", 2)
+
+
+def test_the_channels_of_a_container_are_known_when_it_is_heard() -> None:
+    live = Live("multichannel=true")
+    made = segment(0, "One", start=0.0, end=1.0, channel=1)
+    found = [one for one in live.durable("segment", text="One", segments=[made], channels=3) if "channel_index" in one]
+    assert [one["channel_index"] for one in found] == [[1, 3]]
+    assert live.durable("final", channels=3)[-1]["channels"] == 3
+
+
 # -- recordings
 
 
@@ -373,6 +417,28 @@ def test_what_else_may_be_asked_of_a_recording() -> None:
     ]
     assert [one["text"] for one in paragraphs["paragraphs"][0]["sentences"]] == ["One.", "Two three."]
     assert len(answer("utterances=true&utt_split=0.2")["results"]["utterances"]) == 3
+
+
+def test_a_recording_of_two_parties() -> None:
+    """Each channel has its text; utterances are in the order of time, and say their channel."""
+    said = [
+        segment(0, "Hello.", start=0.0, end=1.0, words=[Word("Hello.", 0.1, 0.9, 0.9)], channel=0),
+        segment(1, "Yes?", start=0.5, end=1.5, words=[Word("Yes?", 0.6, 1.4, 0.7)], channel=1),
+        segment(2, "Bye.", start=3.0, end=4.0, words=[Word("Bye.", 3.1, 3.9, 0.5)], channel=0),
+    ]
+    final: Any = durable("final", 4, text="Hello. Yes? Bye.", total=4.5, channels=2)
+    asked = deepgram_recorded.parse(parse_qs("multichannel=true&utterances=true&detect_language=true"))
+    found = deepgram_recorded.answer(asked, said, final, "hash")
+    assert found["metadata"]["channels"] == 2
+    channels = found["results"]["channels"]
+    assert [one["alternatives"][0]["transcript"] for one in channels] == ["Hello. Bye.", "Yes?"]
+    assert [[word["word"] for word in one["alternatives"][0]["words"]] for one in channels] == [
+        ["hello", "bye"],
+        ["yes"],
+    ]
+    assert [one["detected_language"] for one in channels] == ["en", "en"]
+    utterances = found["results"]["utterances"]
+    assert [(one["channel"], one["transcript"]) for one in utterances] == [(0, "Hello."), (1, "Yes?"), (0, "Bye.")]
 
 
 def test_silence() -> None:

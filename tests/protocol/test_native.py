@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from asrserver.errors import BadRequest, Unavailable
@@ -12,11 +13,13 @@ from asrserver.protocol import native
 from asrserver.protocol.events import (
     Lost,
     Moved,
+    Partial,
     Progress,
     Received,
     Refusal,
     Resumed,
     SessionEvent,
+    SpeechStarted,
     Started,
     UnknownEvent,
     Word,
@@ -70,7 +73,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_known_one() -> None:
         ("langauge", "did you mean language?"),
         ("partial", "did you mean partials?"),
         ("word_timestamp", "did you mean word_timestamps?"),
-        ("xyz", "allowed: ack_interval, action, channel, channels,"),
+        ("xyz", "allowed: ack_interval, action, channel, channel_mode, channels,"),
     ):
         error = refused(action="start", session_id="s", **{name: None})
         assert (error.code, error.details) == ("unknown_option", {"session_id": "s", "option": name})
@@ -241,3 +244,46 @@ def test_a_message_of_very_many_values_costs_nothing(values: str, monkeypatch: p
     with pytest.raises(BadRequest, match="10000 values") as caught:
         native.parse(f'{{"action": "start", "x": [{values}]}}')
     assert caught.value.code == "bad_json"
+
+
+def test_results_of_channels() -> None:
+    """Where channels are recognised by themselves each result says its channel, or has segments that do."""
+    on = [segment(0, "a", channel=1), segment(1, "b", channel=0)]
+
+    def told(event: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(native.format(event) or b"")
+        return found
+
+    assert told(durable("segment", 1, segments=on[:1], channels=2))["channel"] == 1
+    for kind in ("chunk", "error", "final"):
+        found = told(durable(kind, 1, segments=on, channels=2))
+        assert [(one["channel"], one["text"]) for one in found["segments"]] == [(1, "a"), (0, "b")]
+        assert "segments" not in told(durable(kind, 1, segments=[segment()]))
+    partial = Partial(session_id="s", start=0.0, end=1.0, text="a", stable="", language="en", follows=0)
+    assert "channel" not in told(partial)
+    assert told(msgspec.structs.replace(partial, channel=1))["channel"] == 1
+    assert told(SpeechStarted(session_id="s", start=0.0, follows=0, channel=0))["channel"] == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "option"),
+    [
+        ({"channel_mode": "both"}, "channel_mode"),
+        ({"channels": 3}, "channels"),
+        ({"channels": 9, "channel_mode": "separate"}, "channels"),
+        ({"track": -1}, "track"),
+        ({"track": "1"}, "track"),
+        ({"track": 64}, "track"),
+    ],
+)
+def test_channels_and_tracks_that_cannot_be(given: dict[str, Any], option: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        native.parse(json.dumps({"action": "start", **given}))
+    assert (caught.value.code, caught.value.details["option"]) == ("bad_option", option)
+
+
+def test_channels_and_a_track_in_a_query() -> None:
+    start = native.start_of_query({"channel_mode": "separate", "channels": "8", "track": "1"})
+    assert start is not None
+    options = start.start.options
+    assert (options.channel_mode, options.channels, options.track, options.cost_rate) == ("separate", 8, 1, 32000)

@@ -13,6 +13,10 @@ def segment(number: int, start: float, end: float, text: str, words: list[Any] |
     return {"number": number, "start": start, "end": end, "text": text, "words": words}
 
 
+def on(channel: int, *values: Any) -> dict[str, Any]:
+    return segment(*values) | {"channel": channel, "language": "en"}
+
+
 def words(*parts: str, step: float = 0.5) -> list[dict[str, Any]]:
     return [{"word": part, "start": n * step, "end": (n + 1) * step} for n, part in enumerate(parts)]
 
@@ -61,3 +65,16 @@ def test_nothing_said_is_an_empty_file() -> None:
     session = {"text": "", "segments": [segment(0, 0, 1, "so far"), segment(1, 3661.5, 3662, "and on")]}
     assert plain(session) == "so far\nand on\n"
     assert "01:01:01,500 --> 01:01:02,000" in srt(session)
+
+
+def test_each_channel_is_a_speaker() -> None:
+    """Parties who talk at once keep their times, and texts say who speaks."""
+    segments = [on(1, 0, 1.0, 3.0, "yes & no"), on(0, 1, 0.0, 4.0, "so it goes"), on(1, 2, 2.5, 5.0, "or not")]
+    session = {"text": "so it goes yes & no or not", "segments": segments}
+    assert plain(session) == "Channel 1: so it goes\nChannel 2: yes & no or not\n"
+    assert vtt(session).splitlines()[2:] == [
+        "00:00:00.000 --> 00:00:04.000", "<v Channel 1>so it goes", "",
+        "00:00:01.000 --> 00:00:03.000", "<v Channel 2>yes &amp; no", "",
+        "00:00:03.000 --> 00:00:05.000", "<v Channel 2>or not",
+    ]  # fmt: skip
+    assert "00:00:01,000 --> 00:00:03,000\nChannel 2: yes & no\n" in srt(session)

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
+from asrserver.audio.selection import Selection
 from asrserver.errors import AudioError
 
 T = TypeVar("T")
@@ -245,8 +246,11 @@ class Demuxer(ABC):
         """
         if self.wanted is None:
             return next((track for track in tracks if is_default(track)), tracks[0])
-        if self.wanted >= len(tracks):
-            raise self._unsupported(f"it has {len(tracks)} audio tracks")
+        try:
+            Selection(self.wanted).check_track(len(tracks))
+        except AudioError:
+            self.track, self._refused = None, True
+            raise
         return tracks[self.wanted]
 
     def _unsupported(self, what: str) -> AudioError:

@@ -45,6 +45,8 @@ export interface Segment {
   confidence: number;
   words?: Word[];
   seq?: number;
+  /** Where each is recognised by itself, from 0. */
+  channel?: number;
 }
 
 export interface Partial {
@@ -54,6 +56,8 @@ export interface Partial {
   /** The beginning of `text` that will not change. */
   stable: string;
   language: string | null;
+  /** Where each is recognised by itself, from 0: it replaces the preview before of this channel. */
+  channel?: number;
 }
 
 export interface ChunkResult {
@@ -62,6 +66,8 @@ export interface ChunkResult {
   duration: number;
   language: string | null;
   seq: number;
+  /** Those that are final by it, where channels are recognised separately. */
+  segments?: Segment[];
 }
 
 export interface Final {
@@ -72,6 +78,8 @@ export interface Final {
   language: string | null;
   status: "done" | "interrupted" | "error";
   seq: number;
+  /** Those that are final by it, where channels are recognised separately. */
+  segments?: Segment[];
 }
 
 export interface Opened {
@@ -98,7 +106,12 @@ export interface SessionOptions {
   format?: "auto" | "file" | "opus" | "pcm_s16le" | "pcm_f32le" | "pcm_mulaw" | "pcm_alaw";
   /** 16000 by default. */
   sample_rate?: number;
-  channels?: 1 | 2;
+  /** Up to 8 where they are recognised separately, else 1 or 2. */
+  channels?: number;
+  /** `separate`: each channel is recognised by itself, and events have `channel`; `mix` by default. */
+  channel_mode?: "mix" | "separate";
+  /** Number of the audio track of a container, from 0. */
+  track?: number;
   language?: string | null;
   task?: "transcribe" | "translate";
   prompt?: string;
@@ -118,7 +131,7 @@ export interface SessionEvents {
   /** The server has the session. */
   open: CustomEvent<Opened>;
   /** Speech was found; its text follows. Only with `speech_events`. */
-  speech: CustomEvent<{ start: number }>;
+  speech: CustomEvent<{ start: number; channel?: number }>;
   /** A preview of what is being said; it replaces the one before. */
   partial: CustomEvent<Partial>;
   /** What was said between two pauses. No preview of it follows. */
@@ -204,6 +217,10 @@ export interface TranscribeOptions {
   hotwords?: string;
   /** As a text: "script=hans,numerals=digits". */
   normalise?: string;
+  /** `separate`: each channel is recognised by itself, and segments have `channel`; `mix` by default. */
+  channel_mode?: "mix" | "separate";
+  /** Number of the audio track of the file, from 0. */
+  track?: number;
   user_id?: string;
   /** Whether segments have their words; true by default. */
   words?: boolean;
