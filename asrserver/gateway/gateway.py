@@ -52,8 +52,12 @@ SWEEP_EVERY = 5.0
 TIDY_EVERY = 60.0
 TOMBSTONE_SECONDS = 30 * 86400.0
 
-#: Tombstones that one round of housekeeping removes at most.
-TOMBSTONE_BATCH = 1000
+#: Seconds without a result after which a session that is not over is looked for in Redis, which may have come back
+#: empty: nobody else would end it.
+DORMANT_SECONDS = 600.0
+
+#: Rows of each kind that one round of housekeeping looks at, at most.
+TIDY_BATCH = 1000
 
 #: Seconds that Redis may take for a REST request, and that such a request waits for a session to be stored.
 DELETE_TIMEOUT = 5.0
@@ -418,9 +422,13 @@ class Gateway:
             await self.sessions.adopt(spare)
 
     async def _tidy(self) -> None:
-        """Keep tables and disk small: sum up counters, forget old tombstones, remove old recordings."""
+        """Keep tables true and small, and the disk: what Redis lost, counters, old tombstones, old recordings."""
         await self.storage.add_up()
-        old = await self.storage.old_tombstones(TOMBSTONE_SECONDS, TOMBSTONE_BATCH)
+        lost = set(await self.storage.dormant(DORMANT_SECONDS, TIDY_BATCH))
+        if lost and (lost := lost - await self.broker.known(lost)):
+            log.error("%d sessions are no longer in Redis: given up, with the results that are stored", len(lost))
+            await self.storage.give_up(lost)
+        old = await self.storage.old_tombstones(TOMBSTONE_SECONDS, TIDY_BATCH)
         if old:
             await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
         await self.recordings.tidy()

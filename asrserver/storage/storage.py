@@ -232,6 +232,21 @@ class Storage(Pool):
             if await conn.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(TALLY_LOCK))):
                 await conn.execute(_ADD_UP)
 
+    async def dormant(self, age: float, limit: int) -> list[str]:
+        """Ids of sessions that are not over, and of which nothing was stored for `age` seconds."""
+        async with self.connection() as conn:
+            before = sa.func.now() - sa.cast(f"{age} s", sa.Interval)
+            query = sa.select(sessions.c.id).where(sessions.c.status == "recording", sessions.c.updated_at < before)
+            found = await conn.execute(query.limit(limit))
+            return [row[0] for row in await found.fetchall()]
+
+    async def give_up(self, session_ids: Iterable[str]) -> None:
+        """End sessions of which nothing more can come: what Redis had of them is lost."""
+        lost = sessions.update().where(sessions.c.id.in_(list(session_ids)), sessions.c.status == "recording")
+        reason = {"error_code": "session_gone", "error_message": "Redis lost the session: its end is not known"}
+        async with self.connection() as conn:
+            await conn.execute(lost.values(status="error", completed_at=sa.func.now(), **reason))
+
     async def old_tombstones(self, age: float, limit: int) -> list[str]:
         """Ids of tombstones older than `age` seconds, oldest first."""
         async with self.connection() as conn:
