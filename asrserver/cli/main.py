@@ -14,6 +14,7 @@ import click
 
 from asrserver import __version__
 from asrserver.auth import is_loopback
+from asrserver.cli.backup import backup, restore
 from asrserver.cli.bench import bench
 from asrserver.cli.db import db
 from asrserver.cli.keys import keys
@@ -226,9 +227,11 @@ def status(server: str, key: str, as_json: bool) -> None:
     sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
 
 
+main.add_command(backup)
 main.add_command(bench)
 main.add_command(db)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)
+main.add_command(restore)
 main.add_command(transcribe)

@@ -40,6 +40,13 @@ class EmbeddedPostgres(EmbeddedServer):
         host = str(self.socket_path.parent)
         return str(psycopg2.extensions.make_dsn(host=host, port=POSTGRES_PORT, user=name, dbname=name))
 
+    def _socket_places(self) -> list[Path]:
+        try:
+            lines = (self.directory / "data" / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
+        return [Path(lines[4])] if len(lines) > 4 and lines[4] else []
+
     def _prepare(self, lock: int) -> list[str]:
         programs = self._choose_identity(locate.postgres(), lock)
         chown_tree(self.directory, self._identity)

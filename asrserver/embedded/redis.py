@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +28,10 @@ KEPT_MEMORY = 1 << 27
 
 #: Seconds to wait for the answer to a PING.
 PING_TIMEOUT = 2.0
+
+#: Seconds that a snapshot may take, and between looks whether it is done.
+SNAPSHOT_TIMEOUT = 600.0
+SNAPSHOT_CHECK_SECONDS = 0.1
 
 
 class EmbeddedRedis(EmbeddedServer):
@@ -109,3 +115,51 @@ class EmbeddedRedis(EmbeddedServer):
             file.truncate(int(found[1]))
             os.fsync(file.fileno())
         log.warning("redis: cut %s damaged bytes off the end of %s", found[2], aof)
+
+
+def snapshot(sockets: Path) -> Path:
+    """Have a running server write all it has into a file in its directory; return the file.
+
+    Args:
+        sockets: The socket of the server.
+
+    Raises:
+        EmbeddedError: It cannot.
+    """
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(SNAPSHOT_TIMEOUT)
+        connection.connect(str(sockets))
+        answers = connection.makefile("rb")
+
+        def ask(command: str) -> bytes:
+            connection.sendall(f"{command}\r\n".encode())
+            head = answers.readline()
+            if head.startswith(b"*"):
+                return b"".join(ask_part() for _ in range(int(head[1:])))
+            return answers.read(int(head[1:]) + 2) if head.startswith(b"$") else head
+
+        def ask_part() -> bytes:
+            return answers.read(int(answers.readline()[1:]) + 2)
+
+        def is_busy() -> bool:
+            return b"rdb_bgsave_in_progress:1" in ask("INFO persistence")
+
+        deadline = time.monotonic() + SNAPSHOT_TIMEOUT
+        begun = ask("BGSAVE SCHEDULE")  # it may be rewriting its append-only file, and begins after that
+        while begun.startswith(b"+") and time.monotonic() < deadline:
+            time.sleep(SNAPSHOT_CHECK_SECONDS)
+            if b"scheduled" in begun and not is_busy():
+                begun = ask("BGSAVE SCHEDULE")
+            elif not is_busy():
+                break
+        if not begun.startswith(b"+") or b"rdb_last_bgsave_status:ok" not in ask("INFO persistence"):
+            raise EmbeddedError(f"redis cannot write a snapshot: {begun.decode(errors='replace').strip()}")
+    return sockets.parent / "dump.rdb"
+
+
+def restore_snapshot(file: Path, directory: Path) -> None:
+    """Make a snapshot the data of a server that has none: the base of its append-only file, as a manifest says."""
+    place = directory / "appendonlydir"
+    place.mkdir(mode=0o700, parents=True)
+    shutil.copyfile(file, place / "appendonly.aof.1.base.rdb")
+    (place / "appendonly.aof.manifest").write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")

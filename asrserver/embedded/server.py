@@ -110,6 +110,19 @@ class EmbeddedServer:
             self.socket_path,
         )
 
+    def find_running(self) -> bool:
+        """Whether another process runs the server of this directory; then `socket_path` is its."""
+        for place in self._socket_places():
+            self._sockets = place
+            if self.socket_path.exists() and self._answers():
+                return True
+        self._sockets = None
+        return False
+
+    def _socket_places(self) -> list[Path]:
+        """Where the socket of a running server may be."""
+        return [self.directory]
+
     def poll(self) -> int | None:
         """The exit code of the process: negative for a signal, None while it runs and before `start()`."""
         return self._process.poll() if self._process else None
