@@ -299,16 +299,17 @@ def _networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
 
 
 def _given(text: str) -> list[Key]:
-    """The keys of the setting api-keys, NAME:KEY each. Errors never quote a key."""
+    """The keys of the setting api-keys, NAME:KEY or NAME:KEY:operator each. Errors never quote a key."""
     keys = []
     for number, item in enumerate(_parts(text), 1):
-        name, _, secret = item.partition(":")
-        if not _ID.fullmatch(name) or not re.fullmatch(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_LENGTH},}}", secret):
+        name, secret, role = (*item.split(":", 2), "", "")[:3]
+        valid = re.fullmatch(rf"[A-Za-z0-9._~+/=-]{{{MIN_KEY_LENGTH},}}", secret) and role in ("", "operator")
+        if not _ID.fullmatch(name) or not valid or item.endswith(":"):
             raise SettingError(
-                f"ASRSERVER_API_KEYS: item {number} must be NAME:KEY with a key of at least {MIN_KEY_LENGTH} "
-                "characters out of A-Z a-z 0-9 . _ ~ + / = -"
+                f"ASRSERVER_API_KEYS: item {number} must be NAME:KEY, or NAME:KEY:operator, with a key of at least "
+                f"{MIN_KEY_LENGTH} characters out of A-Z a-z 0-9 . _ ~ + / = -"
             )
-        keys.append(Key(name, name, hashlib.sha256(secret.encode()).hexdigest()))
+        keys.append(Key(name, name, hashlib.sha256(secret.encode()).hexdigest(), operator=role == "operator"))
     return keys
 
 

@@ -131,7 +131,9 @@ class Settings:
         click.Path(dir_okay=False),
         "File of API keys, created by asrserver keys create; reloaded when it changes.",
     )
-    api_keys: str = setting("", "gateway", str, "API keys as NAME:KEY,NAME:KEY; prefer the environment variable.")
+    api_keys: str = setting(
+        "", "gateway", str, "API keys as NAME:KEY,NAME:KEY:operator; prefer the environment variable."
+    )
     access_control: str = setting(
         "auto",
         "gateway",

@@ -103,7 +103,15 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("given", [GIVEN, "ops:short", f"a b:{GIVEN}", f":{GIVEN}", f"ops:{GIVEN}ü"])
+def test_a_key_of_the_environment_may_be_an_operator_s() -> None:
+    access = Access(api_keys=f"app:{GIVEN},ops:{GIVEN}x:operator")
+    found = [access.authenticate(f"Bearer {text}") for text in (GIVEN, f"{GIVEN}x")]
+    assert [(key.id, key.operator, key.scope) for key in found if key] == [("app", False, "app"), ("ops", True, None)]
+
+
+@pytest.mark.parametrize(
+    "given", [GIVEN, "ops:short", f"a b:{GIVEN}", f":{GIVEN}", f"ops:{GIVEN}ü", f"ops:{GIVEN}:boss", f"ops:{GIVEN}:"]
+)
 def test_bad_keys_of_the_environment_are_not_quoted(given: str) -> None:
     with pytest.raises(SettingError, match="ASRSERVER_API_KEYS") as refused:
         Access(api_keys=f"fine:{GIVEN},{given}")
