@@ -25,6 +25,12 @@ TOKEN_LOOP = 10
 PHRASE_LOOP = 5
 MAX_PHRASE_TOKENS = 8
 
+#: Mean log-probability below which a text is half a guess, and the copies of a token or a phrase that are then a loop:
+#: so a decoder fills time in which it hears speech that it does not understand.
+GUESS_LOGPROB = math.log(0.5)
+GUESSED_TOKEN_LOOP = 4
+GUESSED_PHRASE_LOOP = 3
+
 #: Words of a phrase whose repetition is looked into. Single words are repeated by speakers all the time.
 MIN_COPY_WORDS = 2
 MAX_COPY_WORDS = 24
@@ -78,6 +84,11 @@ class Attempt:
     def unlikely(self) -> bool:
         """Whether the text is a guess."""
         return bool(self.logprob < MIN_LOGPROB)
+
+    @property
+    def guessed(self) -> bool:
+        """Whether half of the text may be a guess."""
+        return bool(self.logprob < GUESS_LOGPROB)
 
     @property
     def confidence(self) -> float:
@@ -165,6 +176,28 @@ def spoken(words: Sequence[Word]) -> list[int]:
 def _word_seconds(words: Sequence[Word], numbers: Sequence[int]) -> float:
     """The median word of a phrase, without the last word: it gets what is left of the window."""
     return median(words[later].start - words[number].start for number, later in pairwise(numbers))
+
+
+def unlooped(tokens: Sequence[int]) -> list[int]:
+    """The places of the tokens of a guessed text that stay: of a token or a phrase that loops, the first copy."""
+    kept, at = list[int](), 0
+    while at < len(tokens):
+        size, end = _loop_at(tokens, at)
+        kept += range(at, at + size)
+        at = end
+    return kept
+
+
+def _loop_at(tokens: Sequence[int], at: int) -> tuple[int, int]:
+    """(tokens of the phrase that begins at a place, the place behind its copies, one that is not complete included)."""
+    for size in range(1, MAX_PHRASE_TOKENS + 1):
+        phrase, end = tokens[at : at + size], at + size
+        while tokens[end : end + size] == phrase:
+            end += size
+        if (end - at) // size >= (GUESSED_TOKEN_LOOP if size == 1 else GUESSED_PHRASE_LOOP):
+            rest = tokens[end:]
+            return size, len(tokens) if rest == phrase[: len(rest)] else end
+    return 1, at + 1
 
 
 def _compresses(text: str) -> bool:

@@ -17,7 +17,7 @@ import tokenizers
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
-from asrserver.inference.guards import Attempt, breaks_off, find_copy, spoken
+from asrserver.inference.guards import Attempt, breaks_off, find_copy, spoken, unlooped
 from asrserver.inference.languages import language_tokens
 from asrserver.inference.profiles import profile_of
 from asrserver.inference.skipped import fill, find_skipped
@@ -188,7 +188,7 @@ class Whisper:
                 languages[number] = language
             if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
                 attempt = self._retry(row, language, attempt)
-            attempts.append(self._continued(attempt, row, language))
+            attempts.append(self._without_loops(self._continued(attempt, row, language)))
         words = self._align(attempts, rows, languages)
         found = [
             Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, *words.get(number, ()))
@@ -207,6 +207,14 @@ class Whisper:
         encoded = _rows_of(attempt.encoded, [attempt.number])
         whole = self._attempt(self._generate(encoded, [row], [language], 0.0)[0], encoded, 0, row, language)
         return whole if whole.good else attempt
+
+    def _without_loops(self, attempt: Attempt) -> Attempt:
+        """Keep one copy of what a decoder repeats that guesses, in a text that is not rejected."""
+        if self.profile.cuts_copies and attempt.guessed and attempt.has_duplicates and attempt.good:
+            tokens = [attempt.tokens[place] for place in unlooped(attempt.tokens)]
+            if len(tokens) < len(attempt.tokens):
+                attempt.shorten(tokens, self._decode(tokens).strip(), ())
+        return attempt
 
     def _filled(self, found: Hypothesis, row: tuple[Features, Request, float]) -> Hypothesis:
         """Recognise what the decoding of a long window skipped. Words that were not asked for are removed."""

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from asrserver.inference.guards import breaks_off, find_copy, loops, spoken
+from asrserver.inference.guards import breaks_off, find_copy, loops, spoken, unlooped
 from asrserver.protocol.events import Word
 
 
@@ -24,6 +24,21 @@ from asrserver.protocol.events import Word
 )
 def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], is_loop: bool) -> None:
     assert loops(tokens) is is_loop
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ([1, 1, 1], [1, 1, 1]),
+        ([9, 1, 1, 1, 1, 7], [9, 1, 7]),
+        ([1, 2, 1, 2, 7], [1, 2, 1, 2, 7]),
+        ([9, 1, 2, 1, 2, 1, 2, 7], [9, 1, 2, 7]),
+        ([9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], [9, 1, 2, 3]),  # the last copy was cut off
+        ([], []),
+    ],
+)
+def test_of_a_loop_in_a_guessed_text_one_copy_stays(tokens: list[int], kept: list[int]) -> None:
+    assert [tokens[place] for place in unlooped(tokens)] == kept
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,23 @@ async def test_a_text_that_repeats_itself_is_rejected(own_model: Whisper, uttera
     assert recognise(own_model, utterances[0]).text == ""
 
 
+async def test_of_what_a_guess_repeats_one_copy_stays(
+    own_model: Whisper, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As base did with a question of 2 s in noise: too short a loop to be rejected, and its copies took time."""
+    monkeypatch.setattr(whisper, "find_copy", lambda words: None)
+    own_model.profile = replace(own_model.profile, cuts_copies=True)
+    word = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
+    real = own_model._model
+
+    def looping(score: float) -> Callable[..., Result]:
+        return lambda frames, options, result: Result(result, sequences_ids=[word * 5], scores=[score])
+
+    for score, expected in ((-0.95, "monday"), (-0.1, " ".join(["monday"] * 5))):
+        own_model._model = Trouble(real, looping(score))
+        assert recognise(own_model, utterances[0]).text == expected
+
+
 async def test_an_improbable_text_with_no_speech_is_silence(own_model: Whisper, utterances: list[Utterance]) -> None:
     """And it is not retried."""
     trouble = Trouble(
