@@ -142,18 +142,21 @@ def breaks_off(text: str, probability: float, sure: float) -> bool:
 def find_copy(words: Sequence[str], start: int = 0) -> tuple[int, int] | None:
     """Find the first phrase that is repeated at once; case and punctuation do not count.
 
+    At the end of the text the repetition need not be complete: a decoder that loops is stopped anywhere.
+
     Args:
         words: The words of a text.
         start: The word from which on to look.
 
     Returns:
-        (number of the first word of the second copy, words of the phrase); None if no phrase is repeated.
+        (number of the first word of the second copy, words in it); None if no phrase is repeated.
     """
     cleaned = [clean(word) for word in words]
     for begin in range(start, len(words)):
-        for size in range(MIN_COPY_WORDS, min(MAX_COPY_WORDS, (len(words) - begin) // 2) + 1):
-            if cleaned[begin : begin + size] == cleaned[begin + size : begin + 2 * size]:
-                return begin + size, size
+        for size in range(MIN_COPY_WORDS, min(MAX_COPY_WORDS, len(words) - begin - MIN_COPY_WORDS) + 1):
+            second = cleaned[begin + size : begin + 2 * size]
+            if cleaned[begin : begin + len(second)] == second:
+                return begin + size, len(second)
     return None
 
 

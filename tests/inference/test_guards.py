@@ -49,6 +49,9 @@ def test_of_a_loop_in_a_guessed_text_one_copy_stays(tokens: list[int], kept: lis
         ("Well, good luck with that. Well, good luck with that.", (5, 5)),
         ("and so and so on", (2, 2)),
         ("good morning Steve good morning Katie", None),  # not at once
+        ("Drop the two when you add. Drop the two", (6, 3)),
+        ("Good morning, Steve. Good morning", (3, 2)),
+        ("Good morning, Steve. Good", None),
         ("", None),
     ],
 )
