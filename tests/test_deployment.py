@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import configparser
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from asrserver.cli.main import main as program
 from asrserver.config import setting_rows
 from asrserver.handlers.app import ROUTES
 from asrserver.telemetry.metrics import REGISTRY
+from tests.program import System, free_port
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -108,6 +112,29 @@ def test_paths_of_probes_are_routes() -> None:
     paths = set(re.findall(r"path: (/\w+)", text)) | set(re.findall(r"127\.0\.0\.1:[^/\s]+(/\w+)", text))
     assert {"/livez", "/readyz", "/metrics"} == paths
     assert paths <= set(ROUTES)
+
+
+def test_a_worker_is_ready_when_its_model_is_loaded(start: Callable[..., System]) -> None:
+    """The readiness probe of the pods, as it stands in the manifests."""
+    (probe,) = [
+        container["readinessProbe"]["exec"]["command"]
+        for pod in pods()
+        for container in pod["containers"]
+        if "exec" in container["readinessProbe"]
+    ]
+    port = free_port()
+    code = probe[2].replace("127.0.0.1:9464", f"127.0.0.1:{port}")
+    assert code != probe[2]
+
+    def ready() -> bool:
+        done = subprocess.run([sys.executable, *probe[1:2], code], capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
+
+    assert not ready()
+    system = start("worker", "--workers", "1", "--metrics-port", str(port)).wait_ready()
+    wait_until(ready, 20, "the probe says that it is ready")
+    assert system.stop() == 0
+    assert not ready()
 
 
 def test_metrics_of_the_chart_exist() -> None:

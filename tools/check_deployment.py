@@ -8,8 +8,11 @@ checkers: that commands, settings, paths and metrics in these files exist in the
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,31 @@ def check_dockerfile() -> None:
     run("hadolint", ROOT / "conf" / "docker" / "Dockerfile")
 
 
+def check_proxies() -> None:
+    """The files for HAProxy and nginx by these programs themselves, where they are installed."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        key, certificate = (ROOT / "tests" / "data" / "tls" / file for file in ("key.pem", "cert.pem"))
+        (folder / "both.pem").write_text(certificate.read_text() + key.read_text())
+        text = (ROOT / "conf" / "haproxy.cfg").read_text()
+        (folder / "haproxy.cfg").write_text(text.replace("/etc/haproxy/asr.example.org.pem", str(folder / "both.pem")))
+        text = (ROOT / "conf" / "nginx.conf").read_text()
+        text = text.replace("/etc/ssl/asr.example.org.pem", str(certificate))
+        text = text.replace("/etc/ssl/private/asr.example.org.key", str(key)).replace("/var/log/nginx", name)
+        head = f"pid {folder}/pid;\nerror_log {folder}/errors;\nevents {{}}\n"
+        (folder / "nginx.conf").write_text(f"{head}http {{\n{text}\n}}\n")
+        for command in (
+            ["haproxy", "-c", "-f", f"{folder}/haproxy.cfg"],
+            ["nginx", "-t", "-c", f"{folder}/nginx.conf"],
+        ):
+            if (program := shutil.which(command[0], path=f"{os.environ['PATH']}:/usr/sbin")) is None:
+                print(f"{command[0]} is not installed: its file is not checked")
+                continue
+            done = subprocess.run([program, *command[1:]], capture_output=True, text=True, timeout=60, check=False)
+            if done.returncode:
+                raise Failed(f"{command[0]}:\n{done.stdout}{done.stderr}")
+
+
 def check_compose() -> None:
     """Each file by the schema of the Compose specification."""
     files = sorted((ROOT / "conf" / "docker").glob("compose*.yaml"))
@@ -130,6 +158,7 @@ def main() -> int:
         "tools/install": check_installer,
         "Dockerfile": check_dockerfile,
         "compose files": check_compose,
+        "proxies": check_proxies,
         "Helm chart": check_chart,
         "manifests": lambda: check_manifests(arguments.write),
     }
