@@ -225,10 +225,28 @@ def check_descriptors(account: Account, cluster: Cluster, fresh: dict[str, int])
         for process in cluster.processes(kind):
             count = process.num_fds()
             if count > fresh[kind] + SPARE_DESCRIPTORS:
-                account.problem("left over", f"{kind} {process.pid} has {count} descriptors, a new one {fresh[kind]}")
+                what = (
+                    f"{kind} {process.pid} has {count} descriptors, a new one {fresh[kind]}: {_open(process, cluster)}"
+                )
+                account.problem("left over", what)
             connected = [c for c in process.net_connections() if c.laddr and c.laddr.port in ports and c.raddr]
             if connected:
                 account.problem("left over", f"{kind} {process.pid} has {len(connected)} connections")
+
+
+def _open(process: psutil.Process, cluster: Cluster) -> str:
+    """What a process has open, by kind, for the report."""
+    names = {cluster.redis_proxy.port: "to Redis", cluster.postgres_proxy.port: "to PostgreSQL"}
+    names |= {machine.port: f"machine {machine.name}" for machine in cluster.machines}
+    found: Counter[str] = Counter()
+    for one in process.net_connections("all"):
+        place = names.get(getattr(one.raddr or one.laddr, "port", 0), str(one.raddr or one.laddr or "unnamed"))
+        found[f"socket {place} {one.status}"] += 1
+    for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+        target = os.readlink(descriptor)
+        if not target.startswith("socket:"):
+            found[re.sub(r"\d+", "N", target)] += 1
+    return ", ".join(f"{count} × {what}" for what, count in found.most_common())
 
 
 def check_system(account: Account, cluster: Cluster) -> None:
