@@ -399,8 +399,12 @@ return 1
 """
 
 # KEYS tasks · ARGV group → 1 if the group had to be made. From id 0 and not from $: sessions that were started before
-# the first worker must be waiting, not lost.
+# the first worker must be waiting, not lost. It looks first: what is there already needs no memory, which may be full.
 MAKE_GROUP = """
+local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
+for _, group in ipairs(groups.err and {} or groups) do
+  if group[2] == ARGV[1] then return 0 end
+end
 local made = redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], '0', 'MKSTREAM')
 if not made.err then return 1 end
 if string.find(made.err, 'BUSYGROUP') then return 0 end

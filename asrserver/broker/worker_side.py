@@ -72,8 +72,13 @@ class WorkerBroker(BrokerConnection):
     async def open(self) -> None:
         """Wait for Redis, and create the group of workers in each stream of tasks; raises Unavailable."""
         await super().open()
-        for command in self._offers():
-            await self.pipeline.submit(*command)
+        try:
+            for command in self._offers():
+                await self.pipeline.submit(*command)
+        except Unavailable as exc:
+            if exc.code != "broker_full":
+                raise
+            log.warning("models are offered with a later heartbeat: %s", exc)  # to end now would not help
 
     def heartbeat(self, state: Mapping[str, Any]) -> None:
         """Write that this worker lives, with its state, and that it still offers its models."""

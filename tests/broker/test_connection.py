@@ -88,6 +88,24 @@ async def test_a_reply_s_callback_that_fails_harms_nobody_else(g: GatewayBroker)
 
 
 @pytest.mark.gen_test
+async def test_a_worker_starts_while_redis_is_full(g: GatewayBroker, db: redis.Redis, redis_url: str) -> None:
+    """It needs nothing new there; its models are offered when there is room."""
+    worker = WorkerBroker(redis_url, "late", ["base"])
+    limit = str(db.config_get("maxmemory")["maxmemory"])
+    db.config_set("maxmemory", "1")
+    try:
+        await worker.open()
+        assert await worker.claim(None, 1, 0) == []
+    finally:
+        db.config_set("maxmemory", limit)
+    worker.heartbeat({})
+    await worker.pipeline.drain()
+    assert await worker.claim(None, 1, 0) == []
+    assert await g.status.offered(60.0) == {"base"}
+    await worker.close()
+
+
+@pytest.mark.gen_test
 async def test_a_full_redis_is_unavailable_and_no_lost_event(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis
 ) -> None:
