@@ -76,6 +76,12 @@ class InFlight:
                 self._stuck.remove(thread)
             self._store()
 
+    def close(self) -> None:
+        """Blame no audio any more: all sessions were given up, whatever a call that goes on does to this process."""
+        with self._lock:
+            self._write(b"")
+            self._write = lambda _text: None
+
     def _store(self) -> None:
         threads = self._stuck or self._labels
         self._write("\n".join(label for thread in threads for label in self._labels[thread]).encode())

@@ -149,6 +149,7 @@ async def run_worker(
     await broker.close()
     for task in failed:
         task.result()
+    in_flight.close()
     log.info("worker %s stopped: %d sessions finished", name, consumer.finished)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import logging
+import os
 import signal
 import socket
 import sys
@@ -118,6 +119,9 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
     except ModelError as exc:
         writer.refuse(str(exc))
     _run(run_worker(settings, name, model, writer.alive, ready, writer.in_hand))
+    # Not by returning: a call of the model that goes on in its thread would end the interpreter by SIGSEGV.
+    logging.shutdown()
+    os._exit(0)
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -55,6 +55,16 @@ def test_a_thread_without_progress_is_found_and_alone_to_blame() -> None:
     assert in_flight.find_stuck(300, now) == []
 
 
+def test_after_the_drain_no_audio_is_to_blame() -> None:
+    """A call that is still under way when the worker ends may write no more."""
+    written: list[bytes] = []
+    in_flight = InFlight(written.append)
+    in_flight.hold("engine", ["one 1-0"])
+    in_flight.close()
+    in_flight.hold("engine", ["one 2-0"])
+    assert written == [b"one 1-0", b""]
+
+
 def test_strikes_of_a_session() -> None:
     fields = {"options": "{}", "strike:9-0": str(MAX_STRIKES - 1), "strike:10-0": str(MAX_STRIKES)}
     poison = PoisonTracker(fields)
