@@ -18,9 +18,11 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
-  runAsUser: 10001
+  {{- with .Values.user }}
+  runAsUser: {{ . | int }}
   runAsGroup: 0
-  fsGroup: 10001
+  fsGroup: {{ . | int }}
+  {{- end }}
   seccompProfile: {type: RuntimeDefault}
 {{- end }}
 
