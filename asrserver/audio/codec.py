@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +11,7 @@ from av.audio.plane import AudioPlane
 
 from asrserver.audio import bounds, pcm, wav
 from asrserver.audio.demux.base import Track
+from asrserver.audio.mixing import mix
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.errors import AudioError
@@ -113,8 +113,8 @@ def _context(track: Track) -> Any:
 def samples_of(frame: av.AudioFrame, selection: Selection) -> Samples:
     """The samples of a frame, with its channels mixed to mono or kept apart.
 
-    Two channels are mixed by `pcm.pair`. Channels of no known layout become their mean; those of more than two
-    loudspeakers (5.1) their sum with the gains of `_GAINS`.
+    Two channels, and those of no known layout, become their mean; those of more than two loudspeakers (5.1) their sum
+    with the gains of `_GAINS`.
 
     Returns:
         Samples at the frame's own rate.
@@ -135,18 +135,7 @@ def samples_of(frame: av.AudioFrame, selection: Selection) -> Samples:
             return np.stack(planes, axis=1)
         if channels == 1:
             return planes[0]
-        if channels == 2:
-            return pcm.pair(planes[0], planes[1], len(planes[0]))
-        gains = _gains(layout.name)
-        return pcm.mean(planes) if gains is None else _weighed(gains, planes)
-
-
-def _weighed(gains: Samples, planes: Sequence[Samples]) -> Samples:
-    """The weighted sum of channels."""
-    total = np.zeros(len(planes[0]), np.float32)
-    for gain, plane in zip(gains, planes, strict=True):
-        total += gain * plane
-    return total
+        return mix(planes, len(planes[0]), None if channels == 2 else _gains(layout.name))
 
 
 def is_list(layout: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from av.audio.resampler import AudioResampler
 
 from asrserver.audio import SAMPLE_RATE, bounds, wav
+from asrserver.audio.mixing import mix
 
 #: Audio as the server passes it on: float32 [samples], mono, at SAMPLE_RATE unless said otherwise, full scale ±1. Where
 #: channels are kept apart (selection.py) it is [samples, channels].
@@ -44,9 +45,6 @@ def _alaw() -> Samples:
 
 #: Codecs of telephony, one byte for a sample → the sample of each byte.
 TABLES: dict[str, Samples] = {"pcm_mulaw": _mulaw(), "pcm_alaw": _alaw()}
-
-#: Channels are opposed if their difference has at least so many times the power of their sum.
-_OPPOSED = np.float32(16)
 
 #: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.
 _LOUDEST = np.float32(8.0)
@@ -161,8 +159,8 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1, separate: bo
     Args:
         data: The bytes; an incomplete frame at their end is ignored.
         codec: One of CODECS or TABLES.
-        channels: Number of channels. They are mixed: two by `pair`, more to their mean.
-        block: Samples of each channel for which `pair` and `divided` decide.
+        channels: Number of channels, which are mixed (mixing.py).
+        block: Samples of each channel for which `mix` and `divided` decide.
         separate: Keep the channels apart: [samples, channels].
     """
     count = len(data) // (wav.WIDTHS[codec] * channels) * channels
@@ -207,42 +205,7 @@ def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
 
 
 def _mono(found: Samples, channels: int, block: int) -> Samples:
-    if channels == 1:
-        return found
-    rows = found.reshape(-1, channels).T
-    return pair(rows[0], rows[1], block) if channels == 2 else mean(rows)
-
-
-def pair(left: Samples, right: Samples, block: int) -> Samples:
-    """Mix two channels to their mean, or to half their difference where they are opposed.
-
-    A microphone with one wire crossed, or a balanced line in a stereo jack, gives a channel that is the other inverted:
-    their mean is silence.
-
-    Args:
-        left: One channel.
-        right: The other.
-        block: Samples for which it is decided. The last may be fewer.
-    """
-    mixed = (left + right) * np.float32(0.5)
-    if not len(left) or (float(np.dot(left, right)) >= 0 and len(left) <= block):
-        return mixed
-    starts = np.arange(0, len(left), max(1, block))
-    both, power = (np.add.reduceat(values, starts) for values in (left * right, left * left + right * right))
-    opposed = power - 2 * both > _OPPOSED * (power + 2 * both) + np.float32(1e-12)
-    if opposed.any():
-        sizes = np.diff(np.append(starts, len(left)))
-        mixed = np.where(np.repeat(opposed, sizes), (left - right) * np.float32(0.5), mixed)
-    return mixed
-
-
-def mean(channels: Sequence[Samples] | Samples) -> Samples:
-    """Mix channels to their mean, one by one: numpy's mean over so short an axis takes ten times as long."""
-    total = channels[0] + channels[1]
-    for channel in channels[2:]:
-        total += channel
-    total *= np.float32(1 / len(channels))
-    return total
+    return found if channels == 1 else mix(found.reshape(-1, channels).T, block)
 
 
 def joined(pieces: Sequence[Samples]) -> Samples:

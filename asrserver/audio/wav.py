@@ -104,10 +104,10 @@ class Header:
 def block(codec: str, rate: int, channels: int) -> int:
     """The samples of each channel that must be converted together, counted from the beginning of a recording.
 
-    Two channels are mixed by blocks of 20 ms (pcm.pair), and floating-point samples divided by blocks where somebody
+    Channels are mixed by blocks of 20 ms (mixing.py), and floating-point samples divided by blocks where somebody
     did not (pcm.divided), whichever way the bytes are cut.
     """
-    return max(1, rate // 50) if channels == 2 or codec.startswith("pcm_f") else 1
+    return max(1, rate // 50) if channels > 1 or codec.startswith("pcm_f") else 1
 
 
 def is_riff(data: bytes | bytearray) -> bool:

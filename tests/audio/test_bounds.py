@@ -211,7 +211,7 @@ def test_channels_become_one(channels: int, format: str) -> None:
     """All channels have the same weight if their loudspeaker positions are unknown."""
     dtype = {"s16": "i2", "flt": "f4", "dbl": "f8", "s32": "i4", "u8": "u1"}[format.removesuffix("p")]
     full = {"i2": 2.0**15, "i4": 2.0**31, "u1": 2.0**7}.get(dtype, 1.0)
-    values = np.arange(channels) / channels / 2
+    values = np.arange(1, channels + 1) / channels / 2
     rows = np.tile(values * full + (128 if dtype == "u1" else 0), (100, 1)).astype(dtype)
     frame = av.AudioFrame(format=format, layout=av.AudioLayout(f"{channels}C"), samples=100)
     frame.sample_rate = 48000

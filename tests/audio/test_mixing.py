@@ -1,4 +1,4 @@
-"""Two channels become one, and cannot cancel each other."""
+"""Channels become one: they cannot cancel each other, and quiet ones do not make others quiet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asrserver.audio import SAMPLE_RATE, files, pcm, sniff
+from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.decoders import open_decoder
+from asrserver.audio.mixing import mix
 from asrserver.audio.stream import StreamDecoder
 from asrserver.inference.vad import Endpointer, SegmentEnded
 from tests.audio.signals import encode_file, frequency, s16, tone
@@ -44,20 +45,40 @@ def test_headerless_pcm_with_opposed_channels(rate: int) -> None:
 
 
 def test_other_channels_are_their_mean() -> None:
-    """Equal, different, or with noise of their own; only what is nearly an inversion is subtracted."""
+    """Equal, different, or with noise of their own; only what nearly cancels is inverted."""
     random = np.random.default_rng(1)
     one, other = tone(1.0), random.uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32)
-    for left, right in (
-        (one, one),
-        (one, other),
-        (one, np.zeros_like(one)),
-        (one, np.float32(-0.5) * one),
-        (other, other),
-    ):
-        np.testing.assert_allclose(pcm.pair(left, right, 320), (left + right) / 2, atol=1e-7)
-    np.testing.assert_allclose(pcm.pair(one, -one, 320), one, atol=1e-7)
+    for left, right in ((one, one), (one, other), (one, np.float32(-0.5) * one), (other, other)):
+        np.testing.assert_allclose(mix([left, right], 320), (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(mix([one, -one], 320), one, atol=1e-7)
     half = np.concatenate([one[:8000], -one[8000:]])
-    np.testing.assert_allclose(pcm.pair(one, half, 320), one, atol=1e-7)
+    np.testing.assert_allclose(mix([one, half], 320), one, atol=1e-7)
+
+
+def test_channels_without_sound_make_nobody_quieter() -> None:
+    """One of six microphones is in use, or one side of a stereo cable is dead: quiet speech would not be found."""
+    one, nothing = tone(1.0), np.zeros(SAMPLE_RATE, np.float32)
+    noise = np.random.default_rng(1).normal(0, 1e-5, SAMPLE_RATE).astype(np.float32)
+    for channels in ([one, nothing], [nothing, one], [nothing, noise, one, nothing, noise, nothing]):
+        np.testing.assert_allclose(mix(channels, 320), one, atol=1e-7)
+    assert not mix([nothing, nothing], 320).any()
+
+
+def test_more_than_two_channels_do_not_cancel() -> None:
+    """In 5.1, and in the microphones of a conference, some may be inverted too."""
+    one, nothing = tone(1.0), np.zeros(SAMPLE_RATE, np.float32)
+    surround = np.array([0.5, 0.5, 0.7, 0.0, 0.35, 0.35], np.float32)
+    for channels, gains, wanted in (
+        ([one, -one, one, -one], None, 1.0),
+        ([one, nothing, -one, nothing], None, 1.0),
+        ([one, -one, nothing, nothing, nothing, nothing], surround, 1.0),
+        ([one, one, one, nothing, nothing, nothing], surround, 1.7),
+    ):
+        np.testing.assert_allclose(mix(channels, 320, gains), np.float32(wanted) * one, atol=1e-6)
+    data = s16(np.stack([one, -one, nothing, nothing], axis=1).reshape(-1))
+    whole = decoded(open_decoder("pcm_s16le", 16000, 4), [data])
+    assert np.array_equal(decoded(open_decoder("pcm_s16le", 16000, 4), slices(data, 1, 900)), whole)
+    assert np.sqrt(np.mean(whole**2)) > 0.9 * np.sqrt(np.mean(one**2))
 
 
 def found(samples: np.ndarray) -> list[tuple[int, int]]:
@@ -91,3 +112,13 @@ def test_rumble_neither_hides_speech_nor_becomes_it(hertz: int) -> None:
     segments, wanted = found(quiet_speech() + rumble), found(quiet_speech())
     assert len(segments) == len(wanted)
     np.testing.assert_allclose(segments, wanted, atol=0.2 * SAMPLE_RATE)
+
+
+def test_a_frame_is_mixed_as_blocks_are() -> None:
+    """Frames of a codec go another way, which is quicker for few samples."""
+    one, nothing = tone(0.02), np.zeros(320, np.float32)
+    other = np.random.default_rng(1).normal(0, 0.1, 320).astype(np.float32)
+    for channels in ([one, -one], [one, other], [one, nothing], [nothing, nothing], [one, other, -one, nothing]):
+        for gains in (None, np.array([0.5, 0.5, 0.7, 0.0][: len(channels)], np.float32)):
+            whole = mix([np.concatenate([channel, channel]) for channel in channels], 320, gains)
+            np.testing.assert_allclose(np.tile(mix(channels, 320, gains), 2), whole, atol=1e-6)
