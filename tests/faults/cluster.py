@@ -111,11 +111,13 @@ class Cluster:
         seen: Processes of the system that were seen, by pid; and what they shared.
     """
 
-    def __init__(self, place: Path, *options: str, machines: int = 2) -> None:
-        """Give each machine these options of `asrserver run`."""
+    def __init__(self, place: Path, *options: str, machines: int = 2, disks: bool = False) -> None:
+        """Give each machine these options of `asrserver run`; with `disks`, mount disks of their own where possible."""
         self.place = place
         self.redis_disk, self.postgres_disk, self.audio_disk = (place / name for name in ("redis", "pg", "audio"))
-        self.disks = self._mount()
+        for disk in (self.redis_disk, self.postgres_disk, self.audio_disk):
+            disk.mkdir(parents=True)
+        self.disks = disks and self._mount()
         self.redis = EmbeddedRedis(self.redis_disk)
         self.postgres = EmbeddedPostgres(self.postgres_disk)
         self.machines: list[Machine] = []
@@ -223,9 +225,10 @@ class Cluster:
 
     def _mount(self) -> bool:
         """Mount the disks, where this user may."""
-        mounted = []
+        mounted: list[Path] = []
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            return False
         for disk in (self.redis_disk, self.postgres_disk, self.audio_disk):
-            disk.mkdir(parents=True)
             done = subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "faults", str(disk)],
                 capture_output=True,
@@ -238,8 +241,6 @@ class Cluster:
             return True
         for disk in mounted:
             subprocess.run(["umount", str(disk)], check=True)
-        for disk in (self.redis_disk, self.postgres_disk, self.audio_disk):
-            disk.mkdir(parents=True, exist_ok=True)
         return False
 
     def _unmount(self) -> None:

@@ -90,7 +90,8 @@ async def run(options: Options, utterances: Sequence[Utterance]) -> Run:
     place = tempfile.mkdtemp(prefix=f"asrserver-faults-{options.seed}-")
     os.chmod(place, 0o755)  # PostgreSQL runs as another user where we are root
     counts = ("--gateways", str(options.gateways), "--workers", str(options.workers))
-    cluster = Cluster(Path(place), *counts, "--resume-timeout", str(options.resume_timeout))
+    disks = any(fault.needs_disks for fault in options.faults)
+    cluster = Cluster(Path(place), *counts, "--resume-timeout", str(options.resume_timeout), disks=disks)
     made = Run(options, Account(), place=place)
     began = time.monotonic()
     try:

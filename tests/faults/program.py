@@ -1,7 +1,8 @@
 """The program, as the harness starts it: `python tests/faults/program.py run …`. Its spawned children import it too.
 
 Some recordings end with a mark, behind which decoders look at nothing: such a recording kills its decoder, or hangs it
-once. And the clock of the process (`time.time`) can be stepped by a file: CLOCK_REALTIME belongs to the whole machine.
+once. And the clock of the process (`time.time`) can be stepped by a file: CLOCK_REALTIME belongs to the whole machine,
+and libfaketime is not everywhere. The clocks of Redis and PostgreSQL stay as they are.
 """
 
 from __future__ import annotations
