@@ -91,6 +91,7 @@ class StreamDecoder:
         decoder.position = decoder._finished = point.sample
         if point.track is None:
             decoder._demuxer.offset = point.offset
+            decoder._silent = not point.sample
         else:
             decoder._demuxer.resume(point.track, point.offset, point.start, point.time)
             decoder._recording = TrackDecoder(point.track, point.sample, point, selection)
@@ -122,7 +123,10 @@ class StreamDecoder:
                 be decoded); or utterance_too_long.
         """
         self._demuxer.push(data)
-        yield from self._drain()
+        try:
+            yield from self._drain()
+        finally:
+            self._forget_refused()
         if self._damage is not None and self._demuxer.offset - self._damage.offset > _MAX_LOST:
             self._report()
         if self._reports:
@@ -157,6 +161,14 @@ class StreamDecoder:
             self._spacing = _POINT_SPACING
         return self._points[0]
 
+    def _forget_refused(self) -> None:
+        """While what comes is passed over, up to the next recording's header, nothing of it need be kept."""
+        if self._demuxer.is_passing:
+            last = self._points[-1]
+            if last.track is None and last.sample == self.position and len(self._points) > 1:
+                self._points.pop()
+            self._add(ResumePoint(self._demuxer.offset, self.position, *self._identity))
+
     def _drain(self) -> Iterator[Samples]:
         """Decode what is at hand. Raises AudioError where nothing of the recording can be decoded."""
         first, refusal = self.position, None
@@ -166,6 +178,8 @@ class StreamDecoder:
             except AudioError as exc:
                 if exc.code != "undecodable_audio" or self._recording is None:
                     refusal = refusal or exc
+                    if exc.code == "not_streamable":
+                        yield from self._counted(self._close())
                 else:
                     self._note(exc.message)
                 continue

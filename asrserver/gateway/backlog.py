@@ -14,6 +14,11 @@ from asrserver.audio import sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 
+#: Bytes without a result, of a session and of all sessions of a key on a gateway, at which no more is read: a few
+#: seconds of audio may have any number of them. A session may have one chunk more, and `max_chunk` is 48 MiB.
+MAX_SESSION_BYTES = 64 << 20
+MAX_KEY_BYTES = 256 << 20
+
 #: Seconds of a live stream that are in transit and no backlog. Under load they are batched for up to a second and read
 #: once in another, and a worker reports its progress every two.
 TRANSIT_SECONDS = 4.0
@@ -62,6 +67,7 @@ class Backlog:
         self.on_shorter: Callable[[str, float], None] = lambda sid, seconds: None
         self._accounts: dict[str, _Account] = {}
         self._heard: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}  # by key
 
     def started(self, sid: str) -> None:
         """Start to count a session that begins here: none of its audio was recognised before."""
@@ -96,7 +102,14 @@ class Backlog:
             account = _Account(rate, live, owner, compressed=rate == COMPRESSED_BYTES_PER_SECOND)
             self._accounts[sid] = account
         account.chunks[index] = (time.monotonic(), size, size / account.rate)
+        self._add(account, size)
+
+    def _add(self, account: _Account, size: int) -> None:
+        """Count bytes that wait, or with a negative number no longer do."""
         account.waiting += size
+        total = self._bytes.pop(account.owner, 0) + size
+        if total:
+            self._bytes[account.owner] = total
 
     def restore(self, sid: str, total: float, pcm_rate: float, live: bool, owner: str = "") -> None:
         """Count a session that came from another gateway with `total` seconds answered; what waits of it is unknown."""
@@ -120,7 +133,7 @@ class Backlog:
         if account is None or found is None:
             return None
         at, size, seconds = found
-        account.waiting -= size
+        self._add(account, -size)
         account.answered += size
         surplus = seconds - max(0.0, total - account.total)
         account.total = total
@@ -154,7 +167,9 @@ class Backlog:
 
     def over(self, sid: str) -> None:
         """The session is over, or another gateway's."""
-        self._accounts.pop(sid, None)
+        account = self._accounts.pop(sid, None)
+        if account is not None:
+            self._add(account, -account.waiting)
         self._heard.pop(sid, None)
         self.on_answer(sid)
 
@@ -170,6 +185,13 @@ class Backlog:
         """Return the seconds of a session's audio that wait."""
         account = self._accounts.get(sid)
         return account.waiting / account.rate if account is not None else 0.0
+
+    def is_heavy(self, sid: str) -> bool:
+        """Whether so many bytes of a session, or of all sessions of its key, wait that no more should be read."""
+        account = self._accounts.get(sid)
+        if account is None:
+            return False
+        return account.waiting > MAX_SESSION_BYTES or self._bytes.get(account.owner, 0) > MAX_KEY_BYTES
 
     @property
     def seconds(self) -> float:

@@ -1,9 +1,9 @@
 """Back-pressure: connections wait here, unread, until there is room for more of their audio.
 
 There is none while Redis is nearly full, while too many bytes are on their way to it, while a session is too far ahead
-of the clock or of its results, or while its key uses what others need. Waiting costs nothing: a waiter is woken by what
-it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the session), or at the time at which
-the clock alone makes room.
+of the clock or of its results, in seconds or in bytes, or while its key uses what others need. Waiting costs nothing: a
+waiter is woken by what it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the session),
+or at the time at which the clock alone makes room.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class RoomGate:
         if session.state != "recording":
             return 0.0
         ahead = self._admission.seconds_ahead(session, self._backlog)
-        return max(ahead, HOLD_SECONDS) if self._waiting.holds_back(session.owner) else ahead
+        held = self._waiting.holds_back(session.owner) or self._backlog.is_heavy(session.id)
+        return max(ahead, HOLD_SECONDS) if held else ahead
 
     def _on_replies(self) -> None:
         if self._redis and self._redis_has_room():

@@ -67,6 +67,7 @@ class LiveStream:
         channels: Its channels: one where they are mixed; else as many as have been heard, each recognised by itself.
         over: Its end has been processed.
         checkpointed: Sample up to which durable events cover it.
+        kept: Bytes that came since the last such event.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class LiveStream:
         self.channels: list[Channel] = []
         self.over = False
         self.checkpointed = 0
+        self.kept = 0
         self._recogniser = recogniser
         self._segments = segments
         self._decoder = decoder
@@ -358,6 +360,7 @@ class LiveStream:
         """The samples that the bytes of an entry complete, in pieces."""
         self._entries.append(_Entry(piece.before, self._received))
         self._received += len(piece.data)
+        self.kept += len(piece.data)
         data, self._skip = piece.data[self._skip :], 0
         yield from self._decoder.pieces(data)
 

@@ -33,8 +33,9 @@ from asrserver.shares import Share
 
 log = logging.getLogger("asrserver.transcriber")
 
-#: Seconds of a live stream without an event after which a checkpoint is written, so that its audio can be released.
+#: Seconds of a live stream, or bytes, without an event, after which a checkpoint lets its audio be released.
 CHECKPOINT_SECONDS = 10.0
+CHECKPOINT_BYTES = 4 << 20
 
 #: Longest gap in seconds across which the previous text is context for the next segment.
 MAX_CONTEXT_GAP = 3.0
@@ -323,7 +324,7 @@ class Transcriber:
             self._event_log.report_progress(stream.seconds, stream.further)
         uncovered = (stream.needed - stream.checkpointed) / SAMPLE_RATE
         waits = stream.is_waiting or self._event_log.has_pending
-        if uncovered >= CHECKPOINT_SECONDS and not waits:
+        if (uncovered >= CHECKPOINT_SECONDS or stream.kept >= CHECKPOINT_BYTES) and not waits:
             await self._event_log.append_checkpoint(self._coverage())
 
     async def _deliver(self, outcome: SegmentOutcome) -> None:
@@ -434,7 +435,7 @@ class Transcriber:
         """
         checkpoint = Checkpoint(answered or self.inbox.processed, None)
         if self._stream is not None:
-            self._stream.checkpointed = self._stream.needed
+            self._stream.checkpointed, self._stream.kept = self._stream.needed, 0
             return Coverage(self._stream.seconds, self._stream.checkpoint(), self._stream.further)
         if self._resume_state is not None:
             checkpoint = self._event_log.checkpoint

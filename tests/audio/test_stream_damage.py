@@ -15,7 +15,7 @@ from asrserver.audio import stream as decoding
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, frequency, s16, tone
-from tests.audio.streams import FRAGMENTS, STREAMS, decoded, kind, slices, speech, stream, tolerant
+from tests.audio.streams import FRAGMENTS, STREAMS, decoded, handed_on, kind, slices, speech, stream, tolerant
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,29 @@ def test_minutes_take_no_memory() -> None:
             begun = process.memory_info().rss
     assert process.memory_info().rss - begun < 8 << 20
     assert decoder.position > 55 * len(speech())
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_what_is_refused_need_not_be_kept(heard: bool) -> None:
+    """A head of 40 MiB without audio, or as much in the middle, is refused. What is passed over then is behind the
+    point where another worker goes on, and the recording after it is decoded."""
+    data = stream("webm")
+    head = data.index(b"\x1fC\xb6u")
+    void = b"\xec\x01" + (1 << 20).to_bytes(7, "big") + bytes(1 << 20)
+    decoder, offset, codes = StreamDecoder("matroska"), 0, []
+    for piece in (data if heard else data[:head], *[void] * 60):
+        try:
+            decoder.feed(piece)
+        except AudioError as exc:
+            codes.append(exc.code)
+        offset += len(piece)
+    assert codes == ["not_streamable"]
+    point = handed_on(decoder.resume_point(decoder.position))
+    assert point.offset > offset - (2 << 20)
+    assert point.sample == decoder.position
+    assert bool(point.sample) == heard
+    for one in (decoder, StreamDecoder.resume(point)):
+        if one is not decoder:
+            offset = point.offset
+        found = np.concatenate([one.feed(data), one.flush()])
+        assert len(found) == pytest.approx(len(speech()), abs=0.02 * SAMPLE_RATE)

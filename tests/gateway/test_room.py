@@ -13,7 +13,7 @@ from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.gateway import room
 from asrserver.gateway.admission import Admission
-from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.backlog import MAX_KEY_BYTES, MAX_SESSION_BYTES, Backlog
 from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
 from asrserver.gateway.session import Session
 from asrserver.gateway.waiting import WaitingAudio
@@ -181,3 +181,35 @@ def test_new_sessions_wait_for_more_room_than_audio() -> None:
         assert await asyncio.wait_for(asyncio.gather(*waits), 1) == [True] * WAITERS
 
     run(test)
+
+
+def test_who_has_sent_many_bytes_waits_for_their_results() -> None:
+    """However few seconds they are: of a session, and of all sessions of a key together."""
+    chunk = 40 << 20
+
+    def taken(backlog: Backlog, made: Session, index: int) -> None:
+        backlog.taken(made.id, index, b"ID3\4" + bytes(100), chunk, 32_000, True, made.owner)
+
+    async def test(gate: RoomGate, backlog: Backlog) -> None:
+        many = [Session(f"s{n}", "key", Options(mode="stream"), None) for n in range(8)]
+        for one in many:
+            taken(backlog, one, 0)
+        assert 8 * chunk > MAX_KEY_BYTES
+        held = [waiter(gate, one) for one in many]
+        await stays(held, 0.01)
+        for one in many[1:]:
+            backlog.progressed(one.id, 0, 0.0)
+        assert all(await asyncio.wait_for(asyncio.gather(*held), 3))  # within HOLD_SECONDS: another session made room
+        assert gate.for_audio(many[0]) is None
+        taken(backlog, many[0], 1)
+        assert 2 * chunk > MAX_SESSION_BYTES
+        waits = [waiter(gate, many[0])]
+        assert gate.for_audio(many[1]) is None
+        await stays(waits, 0.01)
+        backlog.progressed(many[0].id, 1, 0.0)
+        assert await asyncio.wait_for(waits[0], 1)
+        taken(backlog, many[0], 2)
+        backlog.over(many[0].id)
+        assert not backlog._bytes
+
+    run(test, max_speed=0.0)

@@ -118,6 +118,11 @@ class Demuxer(ABC):
         self._spent = 0  # times that these were too many
         self._heard = 0  # position after the last packet
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether what comes is passed over, because the recording is refused, up to the header of another."""
+        return self._refused and self.track is None
+
     def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
         """Continue a recording.
 
@@ -159,6 +164,8 @@ class Demuxer(ABC):
             if item is not None:
                 self._idle = self._spent = 0
                 self._heard = self.offset
+                if isinstance(item, Track):
+                    self._refused = False
                 return item
             if self.offset == before:
                 break
