@@ -357,7 +357,7 @@ class StandInSession:
                 await self._log.append_final(entry.status, Coverage(self._seconds, Checkpoint(entry.id, None)))
         self.cursor = entries[-1].id
         if not self.over:
-            self._log.report_progress(self._seconds, 0.0)
+            self._log.report_progress(self._seconds, 0.0, 0)
 
     async def _hear(self, entry: Entry, frame: bytes) -> None:
         self._seconds += FRAME_SECONDS

@@ -41,7 +41,9 @@ PROGRESS_INTERVAL_SECONDS = 2.0
 
 #: Seconds of audio after which a progress event is published at once. The gateway stops reading a client that is ahead
 #: of real time until its audio is taken; without this limit an idle worker held such a client at five times real time.
+#: And bytes: those that hold no audio seem to be some.
 PROGRESS_AUDIO_SECONDS = 4.0
+PROGRESS_BYTES = 1 << 18
 
 
 class Fenced(Exception):
@@ -149,6 +151,7 @@ class EventLog:
         self._progress = 0.0  # seconds of the session's audio that are taken
         self._further = 0.0  # the same for the channels beside the first
         self._reported = 0.0  # and of which that was published
+        self._received = self._reported_bytes = 0  # bytes of the live stream, and of which that was published
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -354,16 +357,20 @@ class EventLog:
         )
         self._broker.publish(self._claim, event)
 
-    def report_progress(self, open_seconds: float, further: float) -> None:
+    def report_progress(self, open_seconds: float, further: float, received: int) -> None:
         """Report the chunks taken of a live stream, which have no results of their own; not at every call.
 
         Args:
             open_seconds: Seconds of the stream.
             further: The same for the channels beside the first.
+            received: Bytes of the stream. Many that hold no audio are reported too: the gateway counts them as seconds
+                until it knows, and reads no more of them.
         """
         self._progress = self.closed_seconds + open_seconds
         self._further = self.closed_further + further
-        if self._progress - self._reported >= PROGRESS_AUDIO_SECONDS:
+        self._received = received
+        many = abs(received - self._reported_bytes) >= PROGRESS_BYTES
+        if many or self._progress - self._reported >= PROGRESS_AUDIO_SECONDS:
             self._publish_progress()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PROGRESS_INTERVAL_SECONDS, self._publish_progress)
@@ -372,7 +379,7 @@ class EventLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._reported = self._progress
+        self._reported, self._reported_bytes = self._progress, self._received
         event = Progress(
             session_id=self._claim.sid,
             taken=self.taken,

@@ -147,6 +147,11 @@ class LiveStream:
         return self._decoder.position
 
     @property
+    def received(self) -> int:
+        """Bytes of it so far."""
+        return self._received
+
+    @property
     def seconds(self) -> float:
         """Seconds decoded so far."""
         return self.position / SAMPLE_RATE

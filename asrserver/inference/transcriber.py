@@ -321,7 +321,7 @@ class Transcriber:
                 await self._answer(entry, self._event_log.pending_text, seconds)
             position = outcome.position
         if self._options.mode == "stream":
-            self._event_log.report_progress(stream.seconds, stream.further)
+            self._event_log.report_progress(stream.seconds, stream.further, stream.received)
         uncovered = (stream.needed - stream.checkpointed) / SAMPLE_RATE
         waits = stream.is_waiting or self._event_log.has_pending
         if (uncovered >= CHECKPOINT_SECONDS or stream.kept >= CHECKPOINT_BYTES) and not waits:

@@ -144,6 +144,17 @@ async def test_progress_is_reported_by_audio_too(recogniser: Recogniser, monkeyp
     assert session.progress == [(3, 4.0), (7, 8.0), (11, 12.0), (15, 16.0), (19, 20.0)]
 
 
+async def test_progress_is_reported_by_bytes_too(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture in the tags of an MP3 file: the gateway counts it as seconds until it is taken."""
+    monkeypatch.setattr(event_log, "PROGRESS_INTERVAL_SECONDS", 1000.0)
+    picture = b"ID3\4\0\0\x01\0\0\0" + bytes(2 << 20)
+    session = Session(recogniser, pieces(picture, 128_000), mode="stream")
+    await session.run_live()
+    taken = [index for index, _ in session.progress]
+    assert len(taken) >= 5
+    assert taken == sorted(taken)
+
+
 async def test_quiet_is_released_without_an_event(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """A checkpoint comes every ten seconds of it, and the next owner continues there."""
     one, two = utterances[:2]
