@@ -39,7 +39,7 @@ class Attack:
     """What became of the bombs of a kind.
 
     Attributes:
-        code: Of the first answer's error; the type of the answer if it is none.
+        code: Of the first answer's error; the type of the answer if it is none; or that none came in time.
         waits: Seconds until the answer to each.
     """
 
@@ -50,8 +50,11 @@ class Attack:
         """Send the bomb until cancelled."""
         async with await Client.connect(url) as client:
             while True:
-                async with asyncio.timeout(TIMEOUT):
-                    await self._send(client, data, mode)
+                try:
+                    async with asyncio.timeout(TIMEOUT):
+                        await self._send(client, data, mode)
+                except TimeoutError:  # it holds half an hour of audio, say
+                    self.code = self.code or "none in time"
                 await asyncio.sleep(PAUSE)
 
     async def _send(self, client: Client, data: bytes, mode: str) -> None:
