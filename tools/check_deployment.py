@@ -130,7 +130,7 @@ def validate(document: dict[str, Any], variant: str) -> None:
             kubernetes_validate.validate(document, version, strict=True)
         except kubernetes_validate.ValidationError as exc:
             where = f"{variant}, Kubernetes {version}, {document['kind']} {document['metadata']['name']}"
-            raise Failed(f"{where}: {exc}") from None
+            raise Failed(f"{where}: {exc.message}") from None  # the rest of it is the schema
 
 
 def rendered(values: dict[str, Any]) -> str:
