@@ -127,6 +127,8 @@ async def _run(made: Run, cluster: Cluster, utterances: Sequence[Utterance]) -> 
     for outcome in await asyncio.gather(*talking, return_exceptions=True):
         if isinstance(outcome, Exception):
             account.problem("failed", "a client: " + "".join(traceback.format_exception(outcome, limit=-3)))
+    # One that was just started again has no handler of signals yet.
+    await cluster.until(lambda: all(one.children("worker") for one in cluster.machines), 60, "the machines are up")
     await accounts.settle(cluster, options.hurry)
     await cluster.in_thread(accounts.check_redis, account, cluster)
     rows = await cluster.in_thread(accounts.read_rows, cluster)
