@@ -63,7 +63,7 @@ async def test_session_has_chunks_and_segments_in_order(store: Storage) -> None:
     }  # fmt: skip
     assert found["segments"][1] == {
         "number": 1, "chunk_index": None, "start": 1.0, "end": 2.0, "text": "word1", "language": None,
-        "confidence": None, "words": None, "worker": "w",
+        "confidence": None, "words": None, "worker": "w", "channel": None,
     }  # fmt: skip
     assert await store.session("nobody") is None
 
