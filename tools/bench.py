@@ -55,6 +55,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "events": Benchmark("bench_events.py", check="--rounds 5"),
+    "audio": Benchmark("bench_audio.py", check="--minutes 0.5 --rounds 5 wav webm ogg-opus flac-44k-stereo mp3 mp4"),
     "vad": Benchmark("bench_vad.py", "--minutes 1", check="--minutes 0.5 --rounds 3"),
     "worker": Benchmark("bench_worker.py", "--rounds 3", check="--utterances 60 --rounds 3"),
     "broker": Benchmark("bench_broker.py", check="--turns 150"),

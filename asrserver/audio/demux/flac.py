@@ -28,6 +28,7 @@ class Flac(Demuxer):
         self._info = b""
         self._metadata = False  # metadata blocks are still to come
         self._looked = 0  # bytes of the frame at the front that were searched for its end
+        self._front: tuple[int, int] | None = None  # the header of that frame; None: not read yet
 
     def _next(self) -> Track | Packet | None:
         if len(self._buffer) < 4:
@@ -44,19 +45,23 @@ class Flac(Demuxer):
             raise self._damaged("no frame begins here")
         if len(self._buffer) < 16:
             return None
-        header = _header(self._buffer, 0)
-        if header is None:
+        self._front = self._front or _header(self._buffer, 0)
+        if self._front is None:
             raise self._damaged("no frame begins here")
-        end = self._end(*header)
+        end = self._end(*self._front)
         if end is None and self._ended:
-            end = len(self._buffer)
-        return None if end is None else self._frame(end)
+            end = len(self._buffer), None
+        return None if end is None else self._frame(*end)
 
-    def _frame(self, length: int) -> Packet:
+    def _frame(self, length: int, following: tuple[int, int] | None) -> Packet:
         packet = Packet(bytes(self._buffer[:length]), self.offset)
         self._drop(length)
-        self._looked = 0
+        self._front = following
         return packet
+
+    def _drop(self, count: int) -> None:
+        super()._drop(count)
+        self._looked, self._front = 0, None
 
     def _block(self) -> Track | None:
         kind, size = self._buffer[0], int.from_bytes(self._buffer[1:4], "big")
@@ -77,7 +82,7 @@ class Flac(Demuxer):
         self._lost = False
         return track
 
-    def _end(self, number: int, step: int) -> int | None:
+    def _end(self, number: int, step: int) -> tuple[int, tuple[int, int] | None] | None:
         """Find where the frame at the front ends: at the header with the next number, or at the mark of another stream.
 
         Or at the header of a somewhat later number that is otherwise like this one: the frames between are damaged.
@@ -87,7 +92,7 @@ class Flac(Demuxer):
             step: Difference to the next frame's number.
 
         Returns:
-            Its length in bytes; None: more bytes are needed.
+            (its length in bytes, the header of the next frame or None for a mark); None: more bytes are needed.
         """
         at = max(self._looked, 8)
         while (at := self._candidate(at)) >= 0 and at + 16 <= len(self._buffer):
@@ -96,14 +101,13 @@ class Flac(Demuxer):
                 self._spend(1)
                 ahead = (header[0] - number) / step if header is not None else 0
                 if ahead == 1 or (1 < ahead < _MAX_GAP and self._buffer[at + 2] == self._buffer[2]):
-                    return at
+                    return at, header
             at += 1
         mark = self._buffer.find(_MARK + b"\0\0\0\x22", max(self._looked - 8, 8))
         if mark >= 0:
-            return mark
+            return mark, None
         self._looked = max(8, len(self._buffer) - 16 if at < 0 else min(at, len(self._buffer) - 16))
         if len(self._buffer) > MAX_HEADER_BYTES:
-            self._looked = 0
             raise self._damaged("a frame does not end")
         return None
 
@@ -113,7 +117,6 @@ class Flac(Demuxer):
         return -1 if found is None else found.start()
 
     def _find(self) -> bool:
-        self._looked = 0
         at = -1
         while self.track is not None and (at := self._candidate(at + 1)) >= 0 and at + 16 <= len(self._buffer):
             self._spend(1)
