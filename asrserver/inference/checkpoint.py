@@ -2,12 +2,13 @@
 
 The next owner may be a worker of another release, so the rules of protocol/codec.py hold here too: readers ignore
 unknown fields, new fields have defaults, and no field changes its meaning. Release 0.1.0 refuses a `border` with a
-field that it does not know: a ResumePoint gets none as long as that release may run beside this one.
+field that it does not know: new ones of a ResumePoint and its Track are kept beside it.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -82,15 +83,39 @@ class SessionState(msgspec.Struct, frozen=True):
         return Checkpoint(self.after, self.recording)
 
 
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(SessionState)
+#: Fields of a border, and of its track, that are newer than release 0.1.0, which refuses them there. They are kept
+#: beside the border, in `clock`, which it ignores.
+_NEWER_OF_BORDER = ("time",)
+_NEWER_OF_TRACK = ("clock", "ticks", "delay")
 
 
 def encode(state: SessionState) -> str:
     """A state as the session's hash holds it."""
-    return _encoder.encode(state).decode()
+    fields = msgspec.to_builtins(state)
+    if state.recording is not None:
+        clock: dict[str, Any] = {}
+        fields["recording"]["clock"] = clock
+        for part, names in _parts(fields["recording"]):
+            clock |= {name: part.pop(name) for name in names}
+    return msgspec.json.encode(fields).decode()
 
 
 def decode(text: str | None) -> SessionState:
     """A state from a session's hash; None: no owner has written one yet. Raises ValueError."""
-    return SessionState() if text is None else _decoder.decode(text)
+    if text is None:
+        return SessionState()
+    fields = msgspec.json.decode(text, type=dict[str, Any])
+    recording = fields.get("recording")
+    if isinstance(recording, dict) and isinstance(clock := recording.get("clock"), dict):
+        for part, names in _parts(recording):
+            part |= {name: clock[name] for name in names if name in clock}
+    return msgspec.convert(fields, SessionState)
+
+
+def _parts(recording: dict[str, Any]) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
+    """The border of a stream and the track in it, each with the names of its newer fields."""
+    border = recording.get("border")
+    if isinstance(border, dict):
+        yield border, _NEWER_OF_BORDER
+        if isinstance(track := border.get("track"), dict):
+            yield track, _NEWER_OF_TRACK

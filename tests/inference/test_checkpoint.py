@@ -13,6 +13,7 @@ import pytest
 
 from asrserver.audio import wav
 from asrserver.audio.decoders import resume_decoder
+from asrserver.audio.demux.base import Track
 from asrserver.audio.recording import ResumePoint
 from asrserver.inference import checkpoint
 from asrserver.inference.checkpoint import Checkpoint, SessionState, StreamState
@@ -32,13 +33,35 @@ def test_a_session_without_a_state_begins() -> None:
 
 @pytest.mark.parametrize("text", STATES)
 def test_the_states_of_the_last_release_are_the_same_today(text: str) -> None:
-    """In both directions: what is read is written again with the same keys, and no other."""
+    """In both directions: what is read is written again with the same keys, and those that are new since."""
     state = checkpoint.decode(text)
     wrote = json.loads(text)
-    assert json.loads(checkpoint.encode(state)) == wrote | {"damaged": -1}  # new since
+    again = json.loads(checkpoint.encode(state))
+    assert {name: again[name] for name in wrote if name != "recording"} | {"recording": _known(again, wrote)} == wrote
+    assert again.keys() - wrote.keys() == {"damaged", "further", "languages"}
     assert (state.after, state.total, state.chunks) == (wrote["after"], wrote["total"], wrote["chunks"])
     if state.recording is not None:
         resume_decoder(state.recording.border)
+
+
+def _known(again: dict[str, Any], wrote: dict[str, Any]) -> dict[str, Any] | None:
+    """The stream of a state, without the fields that a reader of the last release ignores."""
+    if wrote["recording"] is None:
+        return None
+    assert again["recording"].keys() - wrote["recording"].keys() == {"floors", "clock"}
+    return {name: again["recording"][name] for name in wrote["recording"]}
+
+
+def test_a_clock_lies_beside_the_border() -> None:
+    """Release 0.1.0 refuses a border with a field that it does not know."""
+    track = Track("opus", b"OpusHead", 48000, 1, clock=1000.0, ticks=3, delay=0.5)
+    point = ResumePoint(1, 2, "matroska", 16000, 1, track, 7, time=20.25)
+    state = SessionState("2-0", StreamState("1-0", "matroska", 5, 0, point))
+    recording = json.loads(checkpoint.encode(state))["recording"]
+    assert recording["clock"] == {"time": 20.25, "clock": 1000.0, "ticks": 3, "delay": 0.5}
+    assert not recording["border"].keys() & recording["clock"].keys()
+    assert not recording["border"]["track"].keys() & recording["clock"].keys()
+    assert checkpoint.decode(checkpoint.encode(state)) == state
 
 
 def test_there_are_states_of_streams_in_a_container_and_without() -> None:
@@ -56,7 +79,7 @@ def test_a_state_of_a_newer_release_is_understood() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"after":5}', '{"recording":{}}'])
+@pytest.mark.parametrize("text", ["", "[]", '{"after":5}', '{"recording":{}}', '{"recording":{"border":5,"clock":[]}}'])
 def test_what_is_no_state_raises(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         checkpoint.decode(text)
