@@ -18,6 +18,7 @@ import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
+from asrserver.audio.look_ahead import SILENCE
 from asrserver.audio.pcm import Resampler, Samples, joined, repaired
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.audio.stream import StreamDecoder
@@ -28,9 +29,6 @@ _HEADER_BYTES = 1 << 16
 
 #: Bytes of a file that are decoded at a time.
 _STEP = 1 << 18
-
-#: Loudest sample of a track without sound: half the smallest step of 16 bits.
-_SILENCE = 2.0**-16
 
 
 class Decoded(NamedTuple):
@@ -107,7 +105,7 @@ def _track(
     data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
 ) -> tuple[Decoded, int]:
     """(a track of a file, the number of its audio tracks)."""
-    decoder = StreamDecoder(kind, selection=selection)
+    decoder = StreamDecoder(kind, selection=selection, look_ahead=False)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
     tracks = 1
@@ -137,7 +135,7 @@ def _channels(samples: Samples) -> int:
 
 
 def _is_silent(samples: Samples) -> bool:
-    return len(samples) == 0 or float(np.abs(samples).max()) <= _SILENCE
+    return len(samples) == 0 or float(np.abs(samples).max()) <= SILENCE
 
 
 def _merged(damage: list[AudioError]) -> AudioError | None:

@@ -27,6 +27,7 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage, described
 from asrserver.audio.demux import demuxer
 from asrserver.audio.demux.base import Packet, Track
+from asrserver.audio.look_ahead import Candidate, LookAhead
 from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.recording import PIECE_SECONDS, ResumePoint, TrackDecoder
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
@@ -56,7 +57,12 @@ class StreamDecoder:
     tail: AudioError | None = None
 
     def __init__(
-        self, kind: str, sample_rate: int = SAMPLE_RATE, channels: int = 1, selection: Selection = MIXED
+        self,
+        kind: str,
+        sample_rate: int = SAMPLE_RATE,
+        channels: int = 1,
+        selection: Selection = MIXED,
+        look_ahead: bool = True,
     ) -> None:
         """Begin a stream.
 
@@ -65,11 +71,15 @@ class StreamDecoder:
             sample_rate: Samples per second of headerless PCM.
             channels: Channels of headerless PCM.
             selection: What of it is decoded.
+            look_ahead: Where no track is named and the default one is silent, look for one with sound (look_ahead.py).
         """
         self._start = ResumePoint(0, 0, kind, sample_rate, channels)
         self._selection = selection
         self._demuxer = demuxer(kind, sample_rate, channels, selection.track)
         self._recording: TrackDecoder | None = None
+        self._look_ahead = look_ahead and selection.track is None
+        self._looking: LookAhead | None = None  # while the track is not chosen yet
+        self._item: Track | Packet | None = None  # of the demuxer, to be taken first
         self._points = deque([self._start])
         self._spacing = _POINT_SPACING
         self._held: list[Samples] = []  # decoded by a feed that raised an error; the next call returns it
@@ -123,6 +133,8 @@ class StreamDecoder:
                 be decoded); or utterance_too_long.
         """
         self._demuxer.push(data)
+        if self._looking is not None:
+            self._looking.push(data)
         try:
             yield from self._drain()
         finally:
@@ -140,10 +152,15 @@ class StreamDecoder:
             AudioError: The stream never held audio, and nobody was told that what is selected is not there.
         """
         self._demuxer.end()
+        if self._looking is not None:
+            self._looking.end()
         samples, self._held = self._held, []
         refused = self._refused
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
             samples.extend(self._drain())
+            if self._looking is not None:
+                samples.extend(self._chosen(self._looking.best()))
+                samples.extend(self._drain())
         if self._silent and not refused:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
         if self._damage is not None:
@@ -174,7 +191,12 @@ class StreamDecoder:
         first, refusal = self.position, None
         while True:
             try:
-                item = self._demuxer.pull()
+                if self._looking is not None:
+                    chosen = self._looking.choose()
+                    if chosen is None:
+                        break
+                    yield from self._chosen(chosen)
+                item, self._item = self._item or self._demuxer.pull(), None
             except AudioError as exc:
                 if exc.code != "undecodable_audio" or self._recording is None:
                     refusal = refusal or exc
@@ -199,11 +221,26 @@ class StreamDecoder:
                     raise AudioError(
                         "utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio"
                     )
-        if self._recording is not None:
+        if self._recording is not None and self._looking is None:
             yield from self._counted(self._recording.take())
         if refusal is not None:
             self._refused |= refusal.code in NOT_THERE
             raise refusal
+
+    def _chosen(self, chosen: Candidate) -> Iterator[Samples]:
+        """Go on with a track; return what of it was decoded.
+
+        Raises:
+            AudioError: No more of it can be decoded.
+        """
+        self._looking = None
+        self._demuxer, self._recording, self._item = chosen.demuxer, chosen.recording, chosen.item
+        self._reports += chosen.damage
+        yield from self._counted(chosen.samples)
+        for samples in chosen.rest:
+            yield from self._counted([samples])
+        if chosen.refusal is not None:
+            raise chosen.refusal
 
     def _decode(self, recording: TrackDecoder, packet: Packet) -> Iterator[Samples]:
         """Decode a packet; return samples if enough are ready."""
@@ -242,6 +279,8 @@ class StreamDecoder:
     def _open(self, track: Track) -> None:
         self._selection.check_track(self._demuxer.tracks)
         self._recording = TrackDecoder(track, self._finished, selection=self._selection)
+        if self._look_ahead and self._demuxer.tracks > 1:
+            self._looking = LookAhead(self._demuxer, self._recording, self._finished, self._selection)
         if not self._silent:
             self._add(ResumePoint(self._demuxer.start, self._finished, *self._identity))
         self._silent = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
@@ -182,6 +183,23 @@ class Demuxer(ABC):
             self._spent += 1
             self.discard()
             raise TooMuchWork(f"the {self.name} data has too many elements without audio")
+
+    def others(self, most: int) -> list[Demuxer]:
+        """Demuxers of the other audio tracks, in their order, where a recording of several has just begun.
+
+        Args:
+            most: Most of them.
+
+        Returns:
+            Each continues from here. None if the container has no others, or cannot be read for several at once.
+        """
+        return []
+
+    def _fork(self) -> Self:
+        """A demuxer in the same state, with a buffer of its own."""
+        fork = copy(self)
+        fork._buffer = bytearray(self._buffer)
+        return fork
 
     def end(self) -> None:
         """No more bytes will come: items that only the end completes can be pulled."""

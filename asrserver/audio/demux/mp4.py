@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from asrserver.audio.demux.base import (
     opus_skip,
 )
 from asrserver.audio.demux.mp4_index import Edit, Fragment, SampleTable
+from asrserver.errors import AudioError
 
 #: Most bytes of an index.
 _MAX_INDEX = 8 << 20
@@ -52,6 +54,7 @@ class Mp4(Demuxer):
         self._at = 0  # the next sample of the plan
         self._clock = 0  # ticks per second of the track; 0: unknown
         self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
+        self._moov = b""  # the index of a recording of several audio tracks
         self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
@@ -184,6 +187,20 @@ class Mp4(Demuxer):
             time=None if math.isnan(time) or keep == 0 else time,
         )
 
+    def others(self, most: int) -> list[Demuxer]:
+        """Only of a fragmented file: the index of others says which tracks are silent, see `_ranked`."""
+        moov, self._moov = self._moov, b""
+        found: list[Demuxer] = []
+        for number in range(min(self.tracks, _MAX_TRACKS) if not len(self._plan) and not self._kept else 0):
+            fork = self._fork()
+            fork.wanted, fork._kept = number, []
+            with suppress(AudioError):  # of a codec that is not streamed
+                track = fork._index(moov)
+                fork.wanted, fork._moov = None, b""
+                if self.track is not None and track.number != self.track.number and len(found) < most:
+                    found.append(fork)
+        return found
+
     # -- the index -----------------------------------------------------------------------------------------------
 
     def _index(self, body: bytes) -> Track:
@@ -192,7 +209,7 @@ class Mp4(Demuxer):
             sound = [trak for kind, trak in moov if kind == b"trak" and _is_sound(trak)]
             if not sound:
                 raise self._unsupported("it has no audio track")
-            self.tracks = len(sound)
+            self.tracks, self._moov = len(sound), body if len(sound) > 1 else b""
             trak = self._chosen(_ranked(sound) if self.wanted is None else sound, _is_enabled)
             rest = dict(moov)
             track = self._audio(trak, rest.get(b"mvex", b""))

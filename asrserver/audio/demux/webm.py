@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 
 from asrserver.audio import bounds
 from asrserver.audio.demux.base import (
@@ -15,6 +16,7 @@ from asrserver.audio.demux.base import (
     Track,
     opus_skip,
 )
+from asrserver.errors import AudioError
 
 _EBML = 0x1A45DFA3
 _SEGMENT = 0x18538067
@@ -72,6 +74,7 @@ class WebM(Demuxer):
         self._held: Packet | None = None  # a packet of that group, whose padding may follow
         self._tick = 1e-3  # seconds
         self._cluster: int | None = None  # the tick at which the cluster begins; None: not known yet
+        self._sound: list[dict[int, bytes]] = []  # the entries of the open recording's audio tracks
         self._resumed: float | None = None  # when the next block begins, in seconds, if the cluster's time has passed
 
     def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:
@@ -133,10 +136,20 @@ class WebM(Demuxer):
         self._drop(length + size)
         entries = [dict(_elements(entry)) for ident, entry in _elements(body) if ident == _TRACK_ENTRY][:_MAX_TRACKS]
         sound = [one for one in entries if int.from_bytes(one.get(_TYPE, b""), "big") == _AUDIO_TRACK]
-        self.tracks = len(sound)
+        self.tracks, self._sound = len(sound), sound
         if not sound:
             raise self._unsupported("it has no audio track")
         return self._begin_track(self._audio(self._chosen(sound, lambda one: one.get(_DEFAULT, b"\1") != b"\0")))
+
+    def others(self, most: int) -> list[Demuxer]:
+        found: list[Demuxer] = []
+        for entry in self._sound:
+            fork = self._fork()
+            with suppress(AudioError):  # of a codec that is not streamed
+                track = fork._begin_track(fork._audio(entry))
+                if self.track is not None and track.number != self.track.number and len(found) < most:
+                    found.append(fork)
+        return found
 
     def _audio(self, entry: dict[int, bytes]) -> Track:
         named = entry.get(_CODEC_ID, b"").rstrip(b"\0").decode("ascii", "replace")

@@ -1,0 +1,155 @@
+"""The choice among the audio tracks of a stream: alike however it is cut, and wherever it is continued."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio.look_ahead import LOOK_SECONDS
+from asrserver.audio.pcm import Samples
+from asrserver.audio.selection import Selection
+from asrserver.audio.stream import StreamDecoder
+from tests.audio.bombs import element
+from tests.audio.signals import encode, frequency, tone
+from tests.audio.streams import AAC, FRAGMENTS, decoded, handed_on, slices, tolerant
+
+FORMATS = {
+    "mkv-opus": ("-c:a libopus -f matroska", "matroska"),
+    "webm-live": ("-c:a libopus -f webm -live 1", "matroska"),
+    "mkv-aac": (f"{AAC} -f matroska", "matroska"),
+    "mp4": (f"{AAC} {FRAGMENTS} -frag_duration 500000 -f mp4", "mp4"),
+    "mp4-flac": (f"-c:a flac -strict -2 {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4"),
+}
+WEBM = FORMATS["webm-live"]
+
+
+def silence(seconds: float) -> Samples:
+    return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+
+
+def tracks(samples: Sequence[Samples], arguments: str, folder: Path) -> bytes:
+    """A file with some tracks, of which the first is the default one."""
+    inputs, maps = [], []
+    for number, one in enumerate(samples):
+        path = folder / f"{number}.wav"
+        path.write_bytes(encode(one, "-f wav"))
+        inputs += ["-i", str(path)]
+        maps += ["-map", f"{number}:a"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *inputs, *maps, *arguments.split()]
+    subprocess.run([*command, str(folder / "file")], check=True)
+    return (folder / "file").read_bytes()
+
+
+def named(data: bytes, kind: str, number: int) -> Samples:
+    return decoded(StreamDecoder(kind, selection=Selection(number)), [data])
+
+
+@pytest.mark.parametrize("seconds", [2.0, LOOK_SECONDS + 2])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_stream_whose_default_track_is_silent(name: str, seconds: float, tmp_path: Path) -> None:
+    arguments, kind = FORMATS[name]
+    data = tracks([silence(seconds), silence(seconds), tone(seconds)], arguments, tmp_path)
+    wanted = named(data, kind, 2)
+    assert frequency(wanted) == pytest.approx(440, abs=2)
+    np.testing.assert_array_equal(files.decode(data, kind, 60), wanted)
+    for cut in (slices(data, 5, 3000), slices(data, 6, 50), [data]):
+        found, errors = tolerant(StreamDecoder(kind), cut)
+        assert not errors
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_it_is_continued_anywhere(name: str, tmp_path: Path) -> None:
+    """Before the choice from the beginning, after it with the track that was chosen."""
+    arguments, kind = FORMATS[name]
+    data = tracks([silence(8), tone(8)], arguments, tmp_path)
+    wanted = named(data, kind, 1)
+    decoder = StreamDecoder(kind)
+    points = []
+    for piece in slices(data, 7, len(data) // 12):
+        decoder.feed(piece)
+        points.append(handed_on(decoder.resume_point(decoder.position)))
+    assert points[0].offset == 0
+    assert points[-1].offset > len(data) // 2
+    for point in points:
+        rest = decoded(StreamDecoder.resume(point), slices(data[point.offset :], 8, 5000))
+        assert len(rest) == pytest.approx(len(wanted) - point.sample, abs=SAMPLE_RATE // 20)
+        np.testing.assert_allclose(rest[:-800], wanted[point.sample :][: len(rest)][:-800], atol=0.1)
+
+
+def test_the_default_track_is_given_time(tmp_path: Path) -> None:
+    """It wins if it has sound within the look-ahead, and what came before is kept; a later one has lost."""
+    arguments, kind = WEBM
+    late = np.concatenate([silence(3), tone(5)])
+    data = tracks([late, tone(8) / 2], arguments, tmp_path)
+    np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 0))
+    data = tracks([np.concatenate([silence(6.5), tone(2)]), tone(8) / 2], arguments, tmp_path)
+    np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 1))
+
+
+def test_sound_is_returned_at_once(tmp_path: Path) -> None:
+    arguments, kind = WEBM
+    data = tracks([tone(4), tone(4)], arguments, tmp_path)
+    assert len(StreamDecoder(kind).feed(data[: len(data) // 4])) > SAMPLE_RATE // 2
+
+
+def test_silence_is_returned_where_all_tracks_are_silent(tmp_path: Path) -> None:
+    arguments, kind = WEBM
+    for seconds in (1, 8):
+        data = tracks([silence(seconds), silence(seconds)], arguments, tmp_path)
+        found = decoded(StreamDecoder(kind), slices(data, 1, 500))
+        np.testing.assert_array_equal(found, named(data, kind, 0))
+
+
+def test_a_default_track_without_packets(tmp_path: Path) -> None:
+    """As of a microphone that was never unmuted."""
+    arguments, kind = WEBM
+    data = tracks([silence(0), tone(8)], arguments, tmp_path)
+    assert not len(named(data, kind, 0))
+    np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 500)), named(data, kind, 1))
+
+
+@pytest.mark.parametrize("name", ["webm-live", "mp4"])
+def test_each_recording_of_a_stream_is_looked_at(name: str, tmp_path: Path) -> None:
+    arguments, kind = FORMATS[name]
+    first = tracks([silence(2), tone(2)], arguments, tmp_path)
+    second = tracks([tone(7), silence(7)], arguments, tmp_path)
+    third = tracks([silence(7), tone(7)], arguments, tmp_path)
+    wanted = [named(first, kind, 1), named(second, kind, 0), named(third, kind, 1)]
+    for largest in (400, 4000, 1 << 20):
+        found = decoded(StreamDecoder(kind), slices(first + second + third, 2, largest))
+        np.testing.assert_array_equal(found, np.concatenate(wanted))
+
+
+def test_channels_kept_apart(tmp_path: Path) -> None:
+    arguments, kind = WEBM
+    data = tracks([silence(8), tone(8)], f"-ac 2 {arguments}", tmp_path)
+    found = decoded(StreamDecoder(kind, selection=Selection(separate=True)), slices(data, 1, 2000))
+    assert found.shape == (len(named(data, kind, 1)), 2)
+
+
+def test_damage_in_the_look_ahead_is_reported(tmp_path: Path) -> None:
+    arguments, kind = FORMATS["mkv-aac"]
+    data = bytearray(tracks([silence(8), tone(8)], arguments, tmp_path))
+    for at in range(len(data) // 8, len(data) // 8 + 2000):
+        data[at] ^= 0x5A
+    found, errors = tolerant(StreamDecoder(kind), slices(bytes(data), 3, 2000))
+    assert frequency(found) == pytest.approx(440, abs=2)
+    assert {error.code for error in errors} == {"undecodable_audio"}
+
+
+def test_a_gap_is_not_looked_through(tmp_path: Path) -> None:
+    """A time stamp can claim an hour of silence: it comes in pieces, as without another track."""
+    arguments, kind = WEBM
+    data = tracks([silence(1), silence(1)], arguments, tmp_path)
+    block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))
+    data += b"\x1fC\xb6u\xff" + element(0xE7, (1_800_000).to_bytes(6, "big")) + block
+    pieces = list(StreamDecoder(kind).pieces(data))
+    assert max(len(piece) for piece in pieces) <= 11 * SAMPLE_RATE
+    assert sum(len(piece) for piece in pieces) == pytest.approx(1800 * SAMPLE_RATE, abs=SAMPLE_RATE)
