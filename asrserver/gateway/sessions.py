@@ -415,13 +415,15 @@ class Sessions(Mapping[str, Session]):
         for session in left.values():
             self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
-    async def _refresh(self, sessions: dict[str, Session]) -> None:
-        """Renew the deadlines of these sessions, and give up those that another gateway holds."""
+    async def _refresh(self, sessions: dict[str, Session]) -> dict[str, str]:
+        """Renew the deadlines of these sessions, and give up those that another gateway holds, which are returned."""
         now = self._now()
         deadlines = {sid: now + session.patience(self._grace) for sid, session in sessions.items()}
-        for sid, state in (await self._broker.refresh(deadlines)).items():
+        lost = await self._broker.refresh(deadlines)
+        for sid, state in lost.items():
             if self._open.get(sid) is sessions[sid]:
                 self._lost(sessions[sid], state)
+        return lost
 
     def _lost(self, session: Session, state: str) -> None:
         """Give a session up that this gateway does not hold any more; `state` is moved, ended or gone."""
@@ -446,16 +448,16 @@ class Sessions(Mapping[str, Session]):
 
     async def _end_in_order(self, session: Session, status: str) -> None:
         # It travels in one pipeline with the session's chunks, and so comes after them.
-        overdue = None if session.resume_by is None else self._now()
         while True:
             try:
-                deadline = self._now() + self._grace
-                last = session.last if status == "done" else None
-                if await self._broker.end_session(session.id, status, deadline, overdue=overdue, last=last):
+                now, last = self._now(), session.last if status == "done" else None
+                overdue = None if session.resume_by is None else now
+                if await self._broker.end_session(session.id, status, now + self._grace, overdue=overdue, last=last):
                     session.resume_by = None
-                else:  # this gateway does not hold it: find out why
-                    await self._refresh({session.id: session})
-                return
+                    return
+                # Another gateway holds it, or the clock went back since the deadline was set: then once more.
+                if await self._refresh({session.id: session}) or self._open.get(session.id) is not session:
+                    return
             except ChunksMissing:  # `give_up` has told the client, which may resume and send the rest
                 session.state = "recording"
                 self.abandon(session)
@@ -463,7 +465,7 @@ class Sessions(Mapping[str, Session]):
             except Unavailable as exc:
                 # No other gateway will: every `repair` renews the deadline after which one would.
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
-                await asyncio.sleep(REPAIR_EVERY)
+            await asyncio.sleep(REPAIR_EVERY)
 
     def give_up(self, session: Session, index: int, error: Exception) -> None:
         """Give a session up here: a chunk could not be written, nor can any after it. The client may resume from it."""

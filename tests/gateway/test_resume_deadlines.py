@@ -12,6 +12,7 @@ import redis
 
 from asrserver.broker import keys
 from asrserver.errors import Unavailable
+from asrserver.gateway.gateway import Gateway
 from asrserver.protocol.events import Result
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, patience, resumed
@@ -49,6 +50,28 @@ async def test_a_session_waits_for_its_client_and_then_ends(gateways: Gateways, 
     stored = await gateways[0].gateway.storage.session("s")
     assert stored is not None
     assert (stored["status"], stored["text"]) == ("interrupted", "words")
+
+
+async def test_a_clock_that_goes_back_keeps_no_session_open(
+    gateway: Gateway, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline in Redis was set by a reading of its clock that the next reading corrects. There is one gateway."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
+    ws = await WsClient.open(url)
+    await ws.start("s")
+    await worker.take("s")
+    end = gateway.broker.end_session
+    tries: list[float] = []
+
+    async def end_session(sid: str, status: str, deadline: float, overdue: float, last: int | None) -> bool:
+        tries.append(overdue - 60 * (not tries))  # the clock of the first one is late
+        return await end(sid, status, deadline, overdue=tries[-1], last=last)
+
+    monkeypatch.setattr(gateway.broker, "end_session", end_session)
+    monkeypatch.setattr("asrserver.gateway.sessions.REPAIR_EVERY", 0.1)
+    await drop(ws)
+    assert await worker.ended("s") == "interrupted"
+    assert len(tries) == 2
 
 
 async def test_after_a_restart_of_everything_sessions_wait_for_their_clients(
