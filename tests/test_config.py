@@ -65,7 +65,7 @@ def file(tmp_path: Path) -> Callable[[str], str]:
 
 def one_line(result: Result) -> str:
     """The one line of the error that the program ended with."""
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == 2, result.output
     [line] = result.output.splitlines()
     assert line.startswith("Error: ")
     return line

@@ -20,7 +20,7 @@ from asrserver.cli.db import db
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
-from asrserver.cli.options import key_option, server_option, server_url, settings_options
+from asrserver.cli.options import BadSetting, key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
 from asrserver.cli.transcribe import transcribe
 from asrserver.config import Settings
@@ -90,7 +90,7 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
     try:
         settings = with_device(check_settings(Settings(**options), command))
     except SettingError as exc:
-        raise click.ClickException(str(exc)) from None
+        raise BadSetting(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
     files = raise_file_limit()
     if gateways and settings.max_connections + OTHER_FILES > files:

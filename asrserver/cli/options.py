@@ -32,6 +32,12 @@ key_option = click.option(
 )
 
 
+class BadSetting(click.ClickException):
+    """A setting that is refused. As after a wrong option, the same start would fail again: nobody need repeat it."""
+
+    exit_code = click.UsageError.exit_code
+
+
 def server_url(server: str, scheme: str, path: str) -> str:
     """The URL of a path on the server that `--server` names.
 
@@ -58,7 +64,7 @@ class _SettingOption(click.Option):
                 ParameterSource.ENVIRONMENT: str(self.envvar),
                 ParameterSource.DEFAULT_MAP: f"{self.name} in the configuration file",
             }.get(source or ParameterSource.COMMANDLINE, self.opts[0])
-            raise click.ClickException(f"{name}: {exc.message}") from None
+            raise BadSetting(f"{name}: {exc.message}") from None
 
 
 def settings_options(command: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -104,12 +110,12 @@ def _read_config(ctx: click.Context, _param: click.Parameter, path: str | None) 
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise click.ClickException(f"--config: {path}: {exc}") from None
+        raise BadSetting(f"--config: {path}: {exc}") from None
     known = {row.key for row in setting_rows()}
     for key, value in values.items():
         if key not in known:
-            raise click.ClickException(f"--config: {path}: {key} is not a setting")
+            raise BadSetting(f"--config: {path}: {key} is not a setting")
         if isinstance(value, dict | list):
-            raise click.ClickException(f"--config: {path}: {key} must be one value")
+            raise BadSetting(f"--config: {path}: {key} must be one value")
     # As text, like a flag's value, so that click checks it: TOML's 8080.5 and true are not ports.
     ctx.default_map = {**(ctx.default_map or {}), **{key: str(value) for key, value in values.items()}}

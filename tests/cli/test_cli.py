@@ -132,7 +132,7 @@ def test_gateway_and_worker_apart(start: Start, files: list[Path], utterances: l
 def test_gateway_and_worker_need_servers(command: str, env: dict[str, str], missing: str) -> None:
     """Only run starts servers; the others name what is missing, in one line."""
     done = cli(command, env={**NONE, **env})
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert missing in line
@@ -246,7 +246,7 @@ def test_bad_configuration_file(tmp_path: Path, text: str, words: str) -> None:
     config = tmp_path / "asrserver.toml"
     config.write_text(text)
     done = cli("run", env={"ASRSERVER_CONFIG": str(config)})
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert words in line
 

@@ -16,6 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from asrserver.cli.options import BadSetting
+from asrserver.supervisor.children import EXIT_BOOT
+
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 UNITS = sorted(CONF.glob("*.service"))
@@ -192,4 +195,7 @@ def test_units_know_where_the_installer_puts_things() -> None:
         assert "ExecStart=/opt/asrserver/current/bin/python -m asrserver " in text
         assert "EnvironmentFile=-/etc/asrserver/environment" in text
         assert "--config /etc/asrserver/asrserver.toml" in text
+        assert (
+            f"\nRestartPreventExitStatus={BadSetting.exit_code} {EXIT_BOOT}\n" in text
+        )  # the same start would fail again
     assert "home=$prefix/opt/asrserver etc=$prefix/etc/asrserver" in script
