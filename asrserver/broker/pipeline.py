@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -227,6 +228,8 @@ class Pipeline:
             # others do not wait for RETRY_SECONDS again.
             if self._away_since is None:
                 self._away_since = time.monotonic()
+                if _is_refusal(reason):  # waiting does not help: say it now
+                    log.error("Redis cannot be used with this REDIS_URL: %s", reason)
             if time.monotonic() - self._away_since > RETRY_SECONDS:
                 log.error("Redis has been unreachable for %.0f s: %s", RETRY_SECONDS, reason)
                 return [Unavailable("broker_unavailable", "Redis cannot be reached", RETRY_AFTER)] * len(commands)
@@ -296,6 +299,11 @@ def _digest(script: str) -> str:
 def _is_full(error: redis.ResponseError) -> bool:
     full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
     return full or str(error).startswith("MISCONF")  # for example, its disk is full
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether an operator has to act: the password is wrong or missing, or TLS fails. redis-py wraps both."""
+    return any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in (error, error.__context__))
 
 
 def _nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import time
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from asrserver.protocol.events import ChunkResult, Published
+from tests.api_keys import TLS
 from tests.broker.support import append, drop_connections, event, ids, nobody_listens, opened, taken
 from tests.servers import Servers
 from tests.waiting import until
@@ -177,3 +179,47 @@ async def test_who_waits_for_room_hears_of_replies(g: GatewayBroker) -> None:
     assert await waits is None
     await g.pipeline.drain()
     assert heard == [0]
+
+
+@pytest.mark.gen_test(timeout=30)
+@pytest.mark.parametrize(
+    ("given", "reason"), [("", "Authentication required"), ("?password=hidden", "invalid username-password")]
+)
+async def test_a_wrong_password_is_said_at_once(
+    redis_url: str, db: redis.Redis, caplog: pytest.LogCaptureFixture, given: str, reason: str
+) -> None:
+    """Once, and without the password; when Redis has been given that password, the broker is let in."""
+    db.config_set("requirepass", "right")
+    broker = GatewayBroker(redis_url + given, "g")
+    try:
+        opening = asyncio.ensure_future(broker.open())
+        await until(lambda: reason in caplog.text, 2, "it is said")
+        assert "REDIS_URL" in caplog.text
+        assert "hidden" not in caplog.text
+        db.config_set("requirepass", given.partition("=")[2])
+        await opening
+        assert len(caplog.records) == 1
+    finally:
+        db.config_set("requirepass", "")
+        await broker.close()
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_an_untrusted_certificate_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pipeline_module, "RETRY_SECONDS", 0.2)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(TLS / "cert.pem", TLS / "key.pem")
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    broker = GatewayBroker(f"rediss://127.0.0.1:{port}/0", "g")
+    try:
+        with pytest.raises(Unavailable):
+            await broker.open()
+    finally:
+        await broker.close()
+        server.close()
+    assert "certificate verify failed" in caplog.records[0].getMessage()
+    assert "unreachable" in caplog.records[-1].getMessage()
+    assert len(caplog.records) == 2
