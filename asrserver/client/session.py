@@ -57,6 +57,7 @@ class ClientSession:
         self.next_index = 0
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.opening = True
+        self._unanswered = False  # the connection was lost before a resume was answered: it may be carried out yet
         self._client = client
         self._options = options
         self._channel = next(client.channels)
@@ -167,6 +168,7 @@ class ClientSession:
 
     def connected(self, connection: ClientConnection | None) -> None:
         """Open the session on a new connection."""
+        self._unanswered = self._unanswered or (self.opened.done() and self.opening)
         if connection is not None:
             self._reopen(connection)
 
@@ -324,6 +326,10 @@ class ClientSession:
             # An earlier start arrived, but its answer did not.
             self.opened.set_result(None)
             self.connected(self._client.connection)
+        elif code == "session_moved" and self._unanswered and not opening and self._client.connection is not None:
+            # To our own earlier connection: its resume waited at another gateway, and came after this one's.
+            self._unanswered = False
+            self._reopen(self._client.connection)
         elif opening or code in SESSION_LOST_CODES:
             self.fail(ServerError(event))
         elif index in self._refused_indexes:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -15,7 +16,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 from tornado.websocket import WebSocketHandler
 
-from asrserver.client import Client, ConnectionLost, HandshakeRefused
+from asrserver.client import Client, ConnectionLost, HandshakeRefused, ServerError
 from tests.client.support import cut
 from tests.waiting import until
 
@@ -178,3 +179,42 @@ async def test_events_of_other_types(told: Callable[..., str]) -> None:
         ("speech_started", None),
         ("final_result", "a b"),
     ]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_own_resume_that_comes_late_is_no_other_client(told: Callable[..., str], times: int) -> None:
+    """A resume that waited at one gateway takes the session from the next one, once: then another client has it."""
+    connections: list[WebSocketHandler] = []
+    asked: list[tuple[int, str]] = []  # number of the connection, action
+
+    class Gateways(WebSocketHandler):
+        def open(self) -> None:
+            connections.append(self)
+            self.moves = 0
+
+        def on_message(self, message: str | bytes) -> None:
+            said = orjson.loads(message)
+            number = len(connections)
+            asked.append((number, said["action"]))
+            if number == 1:
+                self.tell(said, "session_started")
+                self.close(1012)
+            elif number == 2:
+                self.close(1012)  # the answer is lost
+            elif said["action"] == "resume":
+                self.tell(said, "session_resumed", state="recording", next_chunk_index=0)
+                if self.moves < times:
+                    self.moves += 1
+                    error = {"code": "session_moved", "message": "the session was resumed elsewhere"}
+                    self.write_message({"type": "error", "session_id": said["session_id"], **error})
+
+        def tell(self, said: dict[str, Any], status: str, **more: Any) -> None:
+            self.write_message({"type": "ack", "session_id": said["session_id"], "status": status, **more})
+
+    async with await Client.connect(told(Gateways)) as client:
+        session = await client.start()
+        await until(lambda: len(asked) == 4)
+        assert asked == [(1, "start"), (2, "resume"), (3, "resume"), (3, "resume")]
+        if times == 2:
+            with pytest.raises(ServerError, match="session_moved"):
+                await session.finish()

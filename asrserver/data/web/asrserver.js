@@ -264,6 +264,8 @@ export class Session extends EventTarget {
   #started = false; // the server has it
   #starts = 0; // messages of `start` that were sent
   #ready = false; // it may be written to
+  #resuming = false; // a resume has no answer yet
+  #unanswered = false; // and will have none, as its connection is lost; it may be carried out yet
   #ended = false; // no more audio comes
   #pause = FIRST_PAUSE;
   #since = Date.now(); // when it was last let in
@@ -354,6 +356,7 @@ export class Session extends EventTarget {
   #open() {
     const link = { session_id: this.id, channel: CHANNEL, ack_interval: 0.5 };
     if (this.#started) {
+      this.#resuming = true;
       this.#say({ action: "resume", last_seq: this.#lastSeq, ...link });
     } else {
       this.#starts++;
@@ -364,6 +367,8 @@ export class Session extends EventTarget {
   async #closed(opened, code, reason) {
     this.#socket = null;
     this.#ready = false;
+    this.#unanswered ||= this.#resuming;
+    this.#resuming = false;
     if (this.state !== "connecting") this.#tell("reconnecting");
     if (FATAL_CLOSES.has(code)) {
       this.#end(new AsrError("connection_closed", reason || `the server closed the connection (${code})`));
@@ -412,6 +417,7 @@ export class Session extends EventTarget {
   #letIn(message) {
     const first = !this.#started;
     this.#started = this.#ready = true;
+    this.#resuming = false;
     this.#pause = FIRST_PAUSE;
     this.#since = Infinity; // from now on it counts from the loss of the connection
     this.#acknowledge(message.next_chunk_index ?? 0);
@@ -432,6 +438,10 @@ export class Session extends EventTarget {
       this.#ready = false;
       this.#since = Math.min(this.#since, Date.now());
       this.#later(() => this.#socket && this.#open(), error);
+    } else if (code === "session_moved" && this.#ready && this.#unanswered) {
+      // to our own earlier connection: its resume waited at another gateway, and came after this one's
+      this.#unanswered = this.#ready = false;
+      this.#open();
     } else if (!this.#started || LOST.has(code)) {
       this.#end(error);
     } else {
