@@ -86,10 +86,10 @@ def test_it_is_continued_anywhere(name: str, tmp_path: Path) -> None:
 def test_the_default_track_is_given_time(tmp_path: Path) -> None:
     """It wins if it has sound within the look-ahead, and what came before is kept; a later one has lost."""
     arguments, kind = WEBM
-    late = np.concatenate([silence(3), tone(5)])
-    data = tracks([late, tone(8) / 2], arguments, tmp_path)
+    late, quiet = np.concatenate([silence(3), tone(5)]), np.float32(0.5) * tone(8)
+    data = tracks([late, quiet], arguments, tmp_path)
     np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 0))
-    data = tracks([np.concatenate([silence(6.5), tone(2)]), tone(8) / 2], arguments, tmp_path)
+    data = tracks([np.concatenate([silence(6.5), tone(2)]), quiet], arguments, tmp_path)
     np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 1))
 
 
