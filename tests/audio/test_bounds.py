@@ -156,6 +156,14 @@ def mp4(channels: int) -> bytes:
     return bytes(data)
 
 
+def quicktime(channels: int) -> bytes:
+    """PCM in QuickTime whose sample entry claims this format."""
+    data = bytearray(encode(tone(1.0), "-c:a pcm_u8 -movflags frag_keyframe+empty_moov -f mov"))
+    at = data.index(b"raw ") + 4 + 16
+    data[at : at + 2] = struct.pack(">H", channels)
+    return bytes(data)
+
+
 def opus(channels: int) -> bytes:
     """WebM whose OpusHead claims this format, but whose track entry does not."""
     data = bytearray(encode(tone(1.0), "-c:a libopus -f webm"))
@@ -169,6 +177,8 @@ CLAIMS = [
     (matroska(255), "255 channels"),
     (mp4(178), "178 channels"),
     (mp4(65535), "65535 channels"),
+    (quicktime(0), "0 channels"),
+    (quicktime(300), "300 channels"),
 ]
 
 

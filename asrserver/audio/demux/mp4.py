@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from asrserver.audio import wav
+from asrserver.audio import bounds, wav
 from asrserver.audio.demux import mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
     MAX_DELAY,
@@ -221,6 +221,7 @@ class Mp4(Demuxer):
         """Open a track, and plan which samples of it are read."""
         stbl = mp4_index.path(trak, b"mdia", b"minf", b"stbl")
         if track.codec.startswith("pcm"):
+            bounds.check(track.channels, track.rate)  # of other codecs the decoder's head is asked
             block = wav.block(track.codec, track.rate, track.channels)
             most = max(1, min(track.rate // 4, MAX_PACKET_BYTES // track.frame))
             offsets, sizes, ticks = mp4_index.pcm_table(stbl, track.frame, max(1, most // block) * block)
