@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from asrserver.audio import files
+from asrserver.audio.bounds import TooMuchWork
 from tests.audio.bombs import BOMBS
 
 #: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 0.7 s and 40 MB.
@@ -26,6 +28,12 @@ def test_bombs_cost_next_to_nothing() -> None:
         assert cost["cpu"] < CPU + 0.002 * cost["seconds"], cost
         assert cost["memory"] < MEMORY, cost
         assert cost["code"] or cost["name"] == "opus_silence", cost  # which has the audio that it claims
+
+
+def test_an_index_of_too_many_boxes_is_not_read_again() -> None:
+    """FFmpeg, which would read it otherwise, takes most of a second for it."""
+    with pytest.raises(TooMuchWork, match="too many boxes"):
+        files.decode_file(BOMBS["many_boxes"][0](), "mp4", 60)
 
 
 @pytest.mark.usefixtures("processes")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from asrserver.audio import bounds, wav
+from asrserver.audio.bounds import TooMuchWork
 from asrserver.audio.demux import mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
     MAX_DELAY,
@@ -214,6 +215,9 @@ class Mp4(Demuxer):
             rest = dict(moov)
             track = self._audio(trak, rest.get(b"mvex", b""))
             return self._plan_track(trak, track, _clock(rest.get(b"mvhd", b"")))
+        except mp4_index.TooManyBoxes:
+            self.track, self._refused = None, True
+            raise TooMuchWork("the index of the MP4 data has too many boxes") from None
         except _DAMAGE:
             raise self._unsupported("its index is damaged") from None
 

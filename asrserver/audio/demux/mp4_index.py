@@ -25,6 +25,10 @@ _PREROLL = 12
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+class TooManyBoxes(OverflowError):
+    """Raised when a box contains more boxes than any recorder writes: what reads them all takes seconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """A part of the track that is played.
@@ -88,7 +92,7 @@ class SampleTable:
 
 
 def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, content) of each box; raises OverflowError if they are too many."""
+    """(type, content) of each box; raises TooManyBoxes."""
     at = count = 0
     while at + 8 <= len(body):
         size, length = int.from_bytes(body[at : at + 4], "big"), 8
@@ -99,7 +103,7 @@ def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
         if size < length:
             return
         if (count := count + 1) > _MAX_BOXES:
-            raise OverflowError
+            raise TooManyBoxes
         yield body[at + 4 : at + 8], body[at + length : at + size]
         at += size
 
