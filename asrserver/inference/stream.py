@@ -9,7 +9,7 @@ still needed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -326,15 +326,11 @@ class LiveStream:
         ended: Ended = []
         outcomes: list[PieceOutcome] = []
         if opening is not None:
-            decoded += self._decode(opening)
+            yield from self._hear(opening, decoded, ended)
         for piece in pieces:
             error = None
             try:
-                for samples in self._decode(piece):
-                    decoded.append(samples)
-                    if len(samples) > LONG_PIECE:  # more follows: others' work may come between
-                        ended += yield from self._detect(decoded)
-                        decoded = []
+                yield from self._hear(piece, decoded, ended)
             except AudioError as exc:
                 error = exc
             outcomes.append(PieceOutcome(self.position, error))
@@ -342,6 +338,24 @@ class LiveStream:
         if last and self.kind is None and self.position:  # the end of a container may be an error of its own
             ended += yield from self._process_end()
         return outcomes, ended
+
+    def _hear(self, piece: Piece, decoded: list[Samples], ended: Ended) -> AudioWork[None]:
+        """Decode an entry, and add its samples to those decoded; where they are many, find what ended in them.
+
+        So others' work comes between: a few bytes can hold hours.
+        """
+        self._entries.append(_Entry(piece.before, self._received))
+        self._received += len(piece.data)
+        self.kept += len(piece.data)
+        data, self._skip = piece.data[self._skip :], 0
+        count = sum(map(len, decoded))
+        for samples in self._decoder.pieces(data):
+            decoded.append(samples)
+            count += len(samples)
+            if count > LONG_PIECE:
+                ended += yield from self._detect(decoded)
+                decoded.clear()
+                count = 0
 
     def _process_end(self) -> AudioWork[Ended]:
         """The last segments; raises AudioError if there never was any audio."""
@@ -360,14 +374,6 @@ class LiveStream:
     def _listen_anew(self) -> None:
         for channel in self.channels:
             channel.listen_anew(self.position)
-
-    def _decode(self, piece: Piece) -> Iterator[Samples]:
-        """The samples that the bytes of an entry complete, in pieces."""
-        self._entries.append(_Entry(piece.before, self._received))
-        self._received += len(piece.data)
-        self.kept += len(piece.data)
-        data, self._skip = piece.data[self._skip :], 0
-        yield from self._decoder.pieces(data)
 
     def _detect(self, decoded: list[Samples]) -> AudioWork[Ended]:
         """The segments that end in new samples."""

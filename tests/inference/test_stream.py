@@ -11,13 +11,18 @@ import numpy as np
 import orjson
 import pytest
 
+from asrserver.audio.pcm import Samples
 from asrserver.broker.replies import Entry
 from asrserver.inference import event_log, whisper
+from asrserver.inference.listening import Channel
 from asrserver.inference.recogniser import Recogniser
+from asrserver.inference.silero import FrameRun
+from asrserver.inference.stream import LONG_PIECE
 from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors
+from tests.audio.bombs import opus_silence
 from tests.audio.streams import packets_of
 from tests.recordings import Utterance
 from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
@@ -75,6 +80,24 @@ async def test_each_pause_ends_a_segment(recogniser: Recogniser, utterances: lis
     assert events[-1]["total"] == pytest.approx(at - 1.0, abs=0.01)
     assert events[-1]["chunk_count"] == len(session.entries) - 1
     assert not session.partials
+
+
+async def test_few_bytes_of_much_audio_are_listened_to_in_steps(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others' work comes between: an entry of 12 kB can hold three minutes, and one of 120 kB half an hour."""
+    lengths = []
+    push = Channel.push
+
+    def pushed(channel: Channel, samples: Samples, first: int) -> list[FrameRun]:
+        lengths.append(len(samples))
+        return push(channel, samples, first)
+
+    monkeypatch.setattr(Channel, "push", pushed)
+    events = await Session(recogniser, [opus_silence()[:12_000]], mode="stream").run_owner()
+    assert events[-1]["total"] > 150
+    assert sum(lengths) == pytest.approx(events[-1]["total"] * 16000, abs=16)
+    assert max(lengths) < 2 * LONG_PIECE
 
 
 @pytest.mark.parametrize("kind", LIVE)
