@@ -34,9 +34,10 @@ def decode(self: codec.Codec, data: bytes | None) -> Any:
     return _decode(self, data)
 
 
-files.decode_file = decode_file  # type: ignore[assignment]
-codec.Codec.decode = decode  # type: ignore[method-assign]
-poison.AUDIO_STEP_TIMEOUT = 1.0
+if __name__ in ("__main__", "__mp_main__"):  # in the program and its children, not in a test that knows the marks
+    files.decode_file = decode_file  # type: ignore[assignment]
+    codec.Codec.decode = decode  # type: ignore[method-assign]
+    poison.AUDIO_STEP_TIMEOUT = 1.0
 
 if __name__ == "__main__":
     from asrserver.cli.main import main

@@ -179,7 +179,6 @@ async def test_what_an_older_release_reads_is_written(recogniser: Recogniser, ut
             "packets",
             "position",
             "rate",
-            "time",
         )
     }
     assert state["recording"]["sample"] == min(state["recording"]["floors"])
