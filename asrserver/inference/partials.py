@@ -18,6 +18,11 @@ MIN_DRAFT_SHARE = 0.05
 #: with finals has no time for drafts.
 DELAY_FACTOR = 10.0
 
+#: Part of the target share that finals may take while segments still wait for the rest of their sentence. Above it the
+#: wait would be added to the time for which they wait for the engine: with 12 streams of Whisper base on two cores that
+#: made the p95 of segments 2.5 s instead of 1.8 s.
+MAX_WAITING_SHARE = 0.6
+
 #: Seconds over which the finals' share and waits are measured.
 SPAN_SECONDS = 5.0
 
@@ -66,6 +71,12 @@ class PartialScheduler:
         """Whether streams are read so often that decoding a segment before its end is certain gains time."""
         return self._read_interval < MAX_SPECULATION_INTERVAL
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether finals leave the engine so much time that a segment may wait for the rest of its sentence."""
+        since = time.monotonic() - SPAN_SECONDS
+        return self._share_since(since) < MAX_WAITING_SHARE * self._target_share
+
     def call_ended(self, draft_seconds: float, drafts: int, seconds: float, waited: float = 0.0) -> None:
         """Account for a call of the engine.
 
@@ -94,7 +105,11 @@ class PartialScheduler:
     def interval(self, requested: float) -> float:
         """Seconds between drafts of one segment, for a client that requested `requested` seconds."""
         since = time.monotonic() - SPAN_SECONDS
-        finals = [(seconds, waited) for when, seconds, waited in list(self._finals) if when > since]
-        share = max(MIN_DRAFT_SHARE, self._target_share - sum(seconds for seconds, _ in finals) / SPAN_SECONDS)
-        delay = sum(self._delays.values()) + sum(waited for _, waited in finals) / max(1, len(finals))
+        share = max(MIN_DRAFT_SHARE, self._target_share - self._share_since(since))
+        waits = [waited for when, _, waited in list(self._finals) if when > since]
+        delay = sum(self._delays.values()) + sum(waits) / max(1, len(waits))
         return max(requested, len(self._growing) * self._draft_seconds / share, DELAY_FACTOR * delay)
+
+    def _share_since(self, since: float) -> float:
+        """The share of the engine's time that finals took."""
+        return sum(seconds for when, seconds, _ in list(self._finals) if when > since) / SPAN_SECONDS

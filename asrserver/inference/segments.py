@@ -237,8 +237,16 @@ class SegmentRecogniser:
             self._waiting.append((speech, task))
 
     def breaks_off(self, speech: SpeechSegment | None) -> bool:
-        """Whether the growing segment was decoded in the pause in which it is, and its text breaks off."""
-        if speech is None or self._speculation is None or self._speculation[0].end != speech.end:
+        """Whether the growing segment was decoded in the pause in which it is, and its text breaks off.
+
+        False too where the engine is so busy that its end should not wait.
+        """
+        if (
+            not self._partials.may_wait
+            or speech is None
+            or self._speculation is None
+            or self._speculation[0].end != speech.end
+        ):
             return False
         task = self._speculation[1]
         return task.done() and not task.cancelled() and task.exception() is None and task.result().breaks_off

@@ -9,6 +9,7 @@ import pytest
 from asrserver.inference.partials import (
     DELAY_FACTOR,
     MAX_SPECULATION_INTERVAL,
+    MAX_WAITING_SHARE,
     MIN_DRAFT_SHARE,
     SPAN_SECONDS,
     PartialScheduler,
@@ -62,3 +63,14 @@ def test_speculation_stops_where_streams_are_read_rarely() -> None:
     for seconds, allowed in ((0.04, True), (MAX_SPECULATION_INTERVAL, False), (1.5, False), (0.04, True)):
         partials.read_every(seconds)
         assert partials.may_speculate is allowed
+
+
+def test_segments_wait_for_their_sentence_only_where_the_engine_has_time() -> None:
+    partials = PartialScheduler(0.8)
+    assert partials.may_wait
+    partials.call_ended(0.0, 0, 0.7 * MAX_WAITING_SHARE * SPAN_SECONDS)
+    assert partials.may_wait
+    partials.call_ended(2.0, 1, 2.0)  # a draft, which gives way
+    assert partials.may_wait
+    partials.call_ended(0.0, 0, 0.2 * MAX_WAITING_SHARE * SPAN_SECONDS)
+    assert not partials.may_wait
