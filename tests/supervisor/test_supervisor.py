@@ -16,6 +16,7 @@ import pytest
 
 from asrserver.broker.keys import session_key
 from asrserver.config import Settings
+from asrserver.loadtest.host import get
 from asrserver.supervisor.children import Vitals
 from asrserver.supervisor.supervisor import Slot, Supervisor, _spawn
 from tests.program import System
@@ -106,7 +107,8 @@ def test_hung_worker_is_replaced(start: Start, redis_url: str) -> None:
     assert "(hang_timeout): killed" in system.output()
     wait_until(lambda: len(re.findall(r"worker \S+ ready: ", system.output())) == 2, 30, "another one is ready")
     assert not gone(gateway)
-    assert system.get("/health")["status"] == "ok"
+    address = f"http://127.0.0.1:{system.port}"
+    wait_until(lambda: get(address, "/api/v1/health", "")["status"] == "ok", 30, "the gateway knows the new worker")
     # Nobody else was killed for being slow.
     assert system.output().count("has not responded") == 1
 
