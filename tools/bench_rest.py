@@ -49,18 +49,22 @@ Statement = tuple[str, dict[str, Any]]
 
 
 def page(which: Filter, limit: int = 50) -> list[Statement]:
-    """The two statements behind a page of the history."""
+    """The statements behind a page of the history; what a search finds is not counted."""
     values = which.values()
     names = frozenset(values)
-    count, rows = queries.total(names), queries.history(names)
-    return [
-        (count.text, {**count.parameters, **values}),
-        (rows.text, {**rows.parameters, **values, "limit": limit + 1}),
-    ]
+    rows = queries.history(names)
+    statements = [(rows.text, {**rows.parameters, **values, "limit": limit + 1})]
+    if which.search is None:
+        count = queries.total(names)
+        statements.insert(0, (count.text, {**count.parameters, **values}))
+    return statements
 
 
 def detail(sid: str) -> list[Statement]:
-    return [(s.text, {**s.parameters, "id": sid}) for s in (queries.one(False), queries.CHUNKS, queries.SEGMENTS)]
+    return [
+        (s.text, {**s.parameters, "id": sid, "after": -1})
+        for s in (queries.one(False), queries.CHUNKS, queries.SEGMENTS)
+    ]
 
 
 ROUTES: dict[str, list[Statement]] = {
