@@ -48,7 +48,11 @@ Ratios = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A script with the options it is run with; and with those of --check, if it has a part in that."""
+    """A script with the options it is run with; and with those of --check, if it has a part in that.
+
+    Decoding and voice activity detection have none. Where other programs use the same caches their ratios double: they
+    make many small calls, and what they are compared with makes few large ones.
+    """
 
     script: str
     options: str = ""
@@ -57,8 +61,8 @@ class Benchmark:
 
 BENCHMARKS = {
     "events": Benchmark("bench_events.py", check="--rounds 5"),
-    "audio": Benchmark("bench_audio.py", check="--minutes 0.5 --rounds 5 wav webm ogg-opus flac-44k-stereo mp3 mp4"),
-    "vad": Benchmark("bench_vad.py", "--minutes 1", check="--minutes 0.5 --rounds 3"),
+    "audio": Benchmark("bench_audio.py", "--minutes 0.5 --rounds 5 wav webm ogg-opus flac-44k-stereo mp3 mp4"),
+    "vad": Benchmark("bench_vad.py", "--minutes 1"),
     "worker": Benchmark("bench_worker.py", "--rounds 3", check="--utterances 60 --rounds 3"),
     "broker": Benchmark("bench_broker.py", check="--turns 150"),
     "storage": Benchmark("bench_storage.py", check="--batches 5"),
