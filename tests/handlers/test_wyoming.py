@@ -92,6 +92,7 @@ class Port:
 
 @pytest.fixture
 def port(io_loop: IOLoop, gateway: Gateway) -> Iterator[Port]:
+    io_loop.run_sync(gateway.offers.refresh)  # behind one that the gateway has begun, which would overwrite these
     gateway.offers.models = {
         "base": {"name": "base", "languages": ["de", "en"], "default": 0},
         "tiny.en": {"name": "tiny.en", "languages": ["en"], "default": 1},
