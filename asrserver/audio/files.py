@@ -149,6 +149,7 @@ def _by_library(
 ) -> Decoded:
     """Decode a file by FFmpeg."""
     try:
+        data = wav.without_lists(data) if wav.is_riff(data) else data
         with library.opened(io.BytesIO(data), kind) as source:
             reader = library.Reader(source, selection)
             found, tracks = _read(reader, max_seconds, progress), reader.tracks

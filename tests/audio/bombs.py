@@ -147,6 +147,13 @@ def wav_rate() -> bytes:
     return b"RIFF" + struct.pack("<I", len(body)) + body + bytes(8 << 20)
 
 
+def wav_names() -> bytes:
+    """2 kB of WAV with a codec that FFmpeg reads, and with a name that claims 1.4 GB."""
+    names = b"LIST" + struct.pack("<I", 0x58000000) + b"INFOISFT" + struct.pack("<I", 0x57000000)
+    body = b"WAVEfmt " + struct.pack("<IHHIIHHH", 18, 0x45, 1, 8000, 4000, 1, 4, 0) + names + bytes(2000)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
 #: Name → (bytes, their container).
 BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many_samples": (many_samples, "mp4"),
@@ -164,6 +171,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "adts_marks": (adts_marks, "aac"),
     "wav_chunks": (wav_chunks, "wav"),
     "wav_rate": (wav_rate, "wav"),
+    "wav_names": (wav_names, "wav"),
     "ogg_pages": (ogg_pages, "ogg"),
     "opus_silence": (opus_silence, "matroska"),
     "gaps": (gaps, "matroska"),
