@@ -74,8 +74,8 @@ class PartialScheduler:
     @property
     def may_wait(self) -> bool:
         """Whether finals leave the engine so much time that a segment may wait for the rest of its sentence."""
-        since = time.monotonic() - SPAN_SECONDS
-        return self._share_since(since) < MAX_WAITING_SHARE * self._target_share
+        share, _ = self._recent_finals()
+        return share < MAX_WAITING_SHARE * self._target_share
 
     def call_ended(self, draft_seconds: float, drafts: int, seconds: float, waited: float = 0.0) -> None:
         """Account for a call of the engine.
@@ -104,12 +104,14 @@ class PartialScheduler:
 
     def interval(self, requested: float) -> float:
         """Seconds between drafts of one segment, for a client that requested `requested` seconds."""
-        since = time.monotonic() - SPAN_SECONDS
-        share = max(MIN_DRAFT_SHARE, self._target_share - self._share_since(since))
-        waits = [waited for when, _, waited in list(self._finals) if when > since]
-        delay = sum(self._delays.values()) + sum(waits) / max(1, len(waits))
+        share, waited = self._recent_finals()
+        share = max(MIN_DRAFT_SHARE, self._target_share - share)
+        delay = sum(self._delays.values()) + waited
         return max(requested, len(self._growing) * self._draft_seconds / share, DELAY_FACTOR * delay)
 
-    def _share_since(self, since: float) -> float:
-        """The share of the engine's time that finals took."""
-        return sum(seconds for when, seconds, _ in list(self._finals) if when > since) / SPAN_SECONDS
+    def _recent_finals(self) -> tuple[float, float]:
+        """(share of the engine's time that finals took in the last SPAN_SECONDS, their mean wait in seconds)."""
+        since = time.monotonic() - SPAN_SECONDS
+        finals = [(seconds, waited) for when, seconds, waited in list(self._finals) if when > since]
+        waited = sum(waited for _, waited in finals) / max(1, len(finals))
+        return sum(seconds for seconds, _ in finals) / SPAN_SECONDS, waited

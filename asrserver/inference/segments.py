@@ -241,15 +241,12 @@ class SegmentRecogniser:
 
         False too where the engine is so busy that its end should not wait.
         """
-        if (
-            not self._partials.may_wait
-            or speech is None
-            or self._speculation is None
-            or self._speculation[0].end != speech.end
-        ):
+        if speech is None or self._speculation is None or self._speculation[0].end != speech.end:
             return False
         task = self._speculation[1]
-        return task.done() and not task.cancelled() and task.exception() is None and task.result().breaks_off
+        if not task.done() or task.cancelled() or task.exception() is not None:
+            return False
+        return task.result().breaks_off and self._partials.may_wait
 
     def expedite(self) -> None:
         """The session is finished: move its audio and segments forward, because its client waits for them."""
