@@ -25,7 +25,7 @@ from asrserver.broker.keys import (
     transcript_key,
 )
 from asrserver.broker.large_chunks import PART_BYTES, LargeChunks
-from asrserver.broker.pipeline import ScriptCall
+from asrserver.broker.pipeline import ScriptCall, is_foreign
 from asrserver.broker.quota import Quota
 from asrserver.broker.subscription import listen
 from asrserver.broker.wire import encode
@@ -98,7 +98,7 @@ class GatewayBroker(BrokerConnection):
         try:
             reply = await self.pipeline.submit("EVAL", scripts.OPEN, 6, *keys, *arguments)
         except redis.ResponseError as exc:
-            if "equal or smaller" in str(exc) or "WRONGTYPE" in str(exc):  # another program has keys of this name
+            if "equal or smaller" in str(exc) or is_foreign(exc):  # another program has keys of this name
                 return False
             raise
         if reply < 0:

@@ -301,6 +301,11 @@ def _is_full(error: redis.ResponseError) -> bool:
     return full or str(error).startswith("MISCONF")  # for example, its disk is full
 
 
+def is_foreign(error: redis.ResponseError) -> bool:
+    """Whether a key holds something of another type: another program has made it."""
+    return "WRONGTYPE" in str(error)
+
+
 def _is_refusal(error: BaseException) -> bool:
     """Whether an operator has to act: the password is wrong or missing, or TLS fails. redis-py wraps both."""
     return any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in (error, error.__context__))

@@ -25,7 +25,7 @@ from asrserver.broker.keys import (
     tasks_key,
     transcript_key,
 )
-from asrserver.broker.pipeline import CONNECTION_ERRORS, connect
+from asrserver.broker.pipeline import CONNECTION_ERRORS, connect, is_foreign
 from asrserver.broker.quota import minute
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
@@ -174,7 +174,7 @@ class WorkerBroker(BrokerConnection):
         except (ValueError, KeyError, TypeError) as exc:
             await self.give_up(task, sid, f"{type(exc).__name__}: {exc}")
         except redis.ResponseError as exc:
-            if "WRONGTYPE" not in str(exc):
+            if not is_foreign(exc):
                 raise
             await self.give_up(task, sid, str(exc))
         return None
@@ -244,7 +244,7 @@ class WorkerBroker(BrokerConnection):
         try:
             reply = await self.pipeline.submit("XREAD", "COUNT", count, "STREAMS", *keys, *cursors.values())
         except redis.ResponseError as exc:
-            if "WRONGTYPE" not in str(exc):
+            if not is_foreign(exc):
                 raise
             await self._delete_foreign(keys)
             return {}

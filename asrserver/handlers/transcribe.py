@@ -15,7 +15,7 @@ from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
 from asrserver.handlers.rest import FORMATS
 from asrserver.handlers.upload import UploadHandler
 from asrserver.protocol.events import Final
-from asrserver.protocol.options import Options, Start, unknown_option, valid_id
+from asrserver.protocol.options import Options, Start, track_number, unknown_option, valid_id
 
 log = logging.getLogger("asrserver.rest")
 
@@ -80,13 +80,11 @@ class TranscribeHandler(UploadHandler):
         if words not in ("true", "false"):
             raise _bad("words", "must be true or false")
         user_id = given.pop("user_id", "")
-        track = given.pop("track", "")
-        if track and not (track.isascii() and track.isdigit()):
-            raise _bad("track", "must be the number of an audio track, from 0")
+        track = track_number(given.pop("track", ""))
         options = Options.parse(
             {
                 **{name: value for name, value in given.items() if value},
-                "track": int(track[:9]) if track else None,
+                "track": track,
                 "mode": "stream",
                 "format": "file",
                 # With times of words, long segments become several subtitles.

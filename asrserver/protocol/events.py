@@ -44,6 +44,11 @@ class Word(msgspec.Struct, frozen=True, gc=False):
         return {"word": self.word, "start": self.start, "end": self.end, "confidence": self.confidence}
 
 
+def on_channel(channel: int | None) -> dict[str, int]:
+    """The field of what was said on a channel; none where channels are mixed."""
+    return {} if channel is None else {"channel": channel}
+
+
 class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A stretch of speech and its final text: a row of asr_segments.
 
@@ -71,9 +76,8 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
     def asdict(self) -> dict[str, Any]:
         """The segment as JSON has it."""
-        channel = {} if self.channel is None else {"channel": self.channel}
         return {
-            **channel,
+            **on_channel(self.channel),
             "number": self.number,
             "start": self.start,
             "end": self.end,

@@ -43,6 +43,7 @@ from asrserver.protocol.events import (
     SessionEvent,
     SpeechStarted,
     Started,
+    on_channel,
 )
 from asrserver.protocol.json_messages import LARGE_TEXT, base64_slices, from_base64, parse_bulky
 from asrserver.protocol.options import Options, Resume, Start, seconds, unknown_option, valid_id, whole_number
@@ -332,11 +333,6 @@ def _received(event: Received) -> dict[str, Any]:
     return message
 
 
-def _channel(channel: int | None) -> dict[str, Any]:
-    """The field of what was said on a channel, where each is recognised by itself."""
-    return {} if channel is None else {"channel": channel}
-
-
 def _by_channel(event: Durable) -> dict[str, Any]:
     """The field with the segments of an event other than a SegmentResult, where channels are recognised by themselves:
     its text is that of all."""
@@ -358,7 +354,7 @@ def _chunk_result(event: ChunkResult) -> dict[str, Any]:
 
 def _speech_started(event: SpeechStarted) -> dict[str, Any]:
     message = {"type": "speech_started", "session_id": event.session_id, "start": event.start}
-    return message | _channel(event.channel)
+    return message | on_channel(event.channel)
 
 
 def _partial_result(event: Partial) -> dict[str, Any]:
@@ -370,7 +366,7 @@ def _partial_result(event: Partial) -> dict[str, Any]:
         "text": event.text,
         "stable": event.stable,
         "language": event.language,
-    } | _channel(event.channel)
+    } | on_channel(event.channel)
 
 
 def _segment_result(event: SegmentResult) -> dict[str, Any]:
@@ -385,7 +381,7 @@ def _segment_result(event: SegmentResult) -> dict[str, Any]:
         "language": segment.language,
         "confidence": segment.confidence,
         "seq": event.seq,
-    } | _channel(segment.channel)
+    } | on_channel(segment.channel)
     if segment.words:
         message["words"] = segment.words
     return message

@@ -16,8 +16,8 @@ from typing import Any
 
 from asrserver.errors import BadRequest
 from asrserver.protocol import languages
-from asrserver.protocol.events import Final, Segment
-from asrserver.protocol.options import MAX_TEXT, TRUE, Options, Start, join_hotwords
+from asrserver.protocol.events import Final, Segment, on_channel
+from asrserver.protocol.options import MAX_TEXT, TRUE, Options, Start, join_hotwords, track_number
 from asrserver.text.words import UNSPACED_LANGUAGES
 
 RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
@@ -105,7 +105,7 @@ def parse(fields: Mapping[str, Sequence[str]], task: str) -> TranscriptionReques
         "prompt": single.get("prompt", "")[-MAX_TEXT:],
         "hotwords": join_hotwords(_items(lists.get("keywords", ()))),
         "channel_mode": single.get("channel_mode") or None,
-        "track": _track(single.get("track", "")),
+        "track": track_number(single.get("track", "")),
         # With times of words, long segments become several subtitles.
         "word_timestamps": words or logprobs or format in ("srt", "vtt"),
     }
@@ -141,12 +141,6 @@ def _flag(name: str, value: str) -> bool:
     if value.lower() not in (*TRUE, *_FALSE):
         raise _bad(name, "must be true or false")
     return value.lower() in TRUE
-
-
-def _track(value: str) -> int | None:
-    if value and not (value.isascii() and value.isdigit()):
-        raise _bad("track", "must be the number of an audio track, from 0")
-    return int(value[:9]) if value else None
 
 
 def _check_temperature(value: str) -> None:
@@ -187,7 +181,7 @@ def answer(asked: TranscriptionRequest, segments: Sequence[Segment], final: Fina
         body["segments"] = [_segment(number, segment) for number, segment in enumerate(segments)]
     if asked.words:
         body["words"] = [
-            {"word": word.word, "start": word.start, "end": word.end, **_channel(segment)}
+            {"word": word.word, "start": word.start, "end": word.end, **on_channel(segment.channel)}
             for segment in segments
             for word in segment.words
         ]
@@ -208,13 +202,8 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
         "avg_logprob": _log(segment.confidence),
         "compression_ratio": round(len(data) / len(zlib.compress(data)), 3),
         "no_speech_prob": 0.0,
-        **_channel(segment),
+        **on_channel(segment.channel),
     }
-
-
-def _channel(segment: Segment) -> dict[str, Any]:
-    """A field that OpenAI's answers do not have, and only sessions that asked for it."""
-    return {} if segment.channel is None else {"channel": segment.channel}
 
 
 def logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:

@@ -276,6 +276,14 @@ def join_hotwords(words: Iterable[str]) -> str:
     return WORD_SEPARATOR.join(words)[:MAX_TEXT]
 
 
+def track_number(text: str) -> int | None:
+    """The `track` of a form or a query; None: none is named. Raises BadRequest."""
+    if text and not (text.isascii() and text.isdigit()):
+        message = "track must be the number of an audio track, from 0"
+        raise BadRequest("bad_request", message, parameter="track")
+    return int(text[:9]) if text else None
+
+
 def hotwords_of(value: Any, name: str) -> list[str] | None:
     """The hot words of a message that changes them; None: it does not. Raises BadRequest, which names the field."""
     if value is None:
