@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,22 +136,17 @@ def worse(found: Ratios, cpu: str) -> list[str]:
     ]
 
 
-def check(names: Iterable[str], cpu: str) -> tuple[Ratios, list[str]]:
-    """Run the short benchmarks and compare them with the records; returns all ratios, and the names of the worse."""
-    lost: list[str] = []
-    found: Ratios = {}
-    for name in names:
-        benchmark = BENCHMARKS[name]
-        if benchmark.check is None:
-            continue
-        best = run(benchmark, benchmark.check)
-        for _ in range(TRIES - 1):
-            if worse(best, cpu):
-                again = run(benchmark, benchmark.check)
-                best = {key: min(each, again[key], key=statistics.median) for key, each in best.items()}
-        lost += worse(best, cpu)
-        found |= best
-    return found, lost
+def check(name: str, cpu: str) -> tuple[Ratios, list[str]]:
+    """Run a short benchmark and compare it with the records; returns its ratios, and the names of the worse."""
+    benchmark = BENCHMARKS[name]
+    if benchmark.check is None:
+        return {}, []
+    best = run(benchmark, benchmark.check)
+    for _ in range(TRIES - 1):
+        if worse(best, cpu):
+            again = run(benchmark, benchmark.check)
+            best = {key: min(each, again[key], key=statistics.median) for key, each in best.items()}
+    return best, worse(best, cpu)
 
 
 def main() -> None:
@@ -168,7 +163,7 @@ def main() -> None:
     for name in names:
         try:
             if options.check:
-                ratios, lost = check([name], where["cpu"])
+                ratios, lost = check(name, where["cpu"])
                 found |= ratios
                 failures += [f"worse by more than {ALLOWED - 1:.0%}: {each}" for each in lost if not options.record]
             else:

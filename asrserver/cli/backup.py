@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,7 +25,7 @@ def backup(file: Path, data_dir: str, save_audio: str) -> None:
     """Write the embedded servers' data, and the recordings, into a tar FILE. The server may run meanwhile."""
     from asrserver.embedded.backup import backup as write
 
-    _tell("written", file, lambda *where: write(file, *where), data_dir, save_audio)
+    _tell("written", write, file, data_dir, save_audio)
 
 
 @click.command()
@@ -37,15 +36,18 @@ def restore(file: Path, data_dir: str, save_audio: str) -> None:
     """Restore a FILE of asrserver backup into an empty data directory, before the server is started there."""
     from asrserver.embedded.backup import restore as read
 
-    _tell("restored", file, lambda *where: read(file, *where), data_dir, save_audio)
+    _tell("restored", read, file, data_dir, save_audio)
 
 
-def _tell(done: str, file: Path, work: Callable[..., list[str]], data_dir: str, save_audio: str) -> None:
+def _tell(
+    done: str, work: Callable[[Path, Path, Path | None], list[str]], file: Path, data_dir: str, save_audio: str
+) -> None:
+    """Do the work on a file, and print what was done."""
     from asrserver.embedded.locate import EmbeddedError
 
-    recordings: Any = Path(save_audio).absolute() if save_audio else None
+    recordings = Path(save_audio).absolute() if save_audio else None
     try:
-        found = work(Settings(data_dir=data_dir).data_path, recordings)
+        found = work(file, Settings(data_dir=data_dir).data_path, recordings)
     except EmbeddedError as exc:
         raise click.ClickException(str(exc)) from None
     click.echo(f"{file}: {done}: {', '.join(found)}")

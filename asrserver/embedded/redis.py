@@ -134,12 +134,7 @@ def snapshot(sockets: Path) -> Path:
         def ask(command: str) -> bytes:
             connection.sendall(f"{command}\r\n".encode())
             head = answers.readline()
-            if head.startswith(b"*"):
-                return b"".join(ask_part() for _ in range(int(head[1:])))
             return answers.read(int(head[1:]) + 2) if head.startswith(b"$") else head
-
-        def ask_part() -> bytes:
-            return answers.read(int(answers.readline()[1:]) + 2)
 
         def is_busy() -> bool:
             return b"rdb_bgsave_in_progress:1" in ask("INFO persistence")

@@ -150,7 +150,8 @@ class WriteBehind:
             try:
                 await self._write()
                 # None while there is a backlog, such as after PostgreSQL was away.
-                pause, self._failing = BATCH_INTERVAL_SECONDS * (len(self._dirty) < BATCH_SESSIONS), False
+                pause = BATCH_INTERVAL_SECONDS if len(self._dirty) < BATCH_SESSIONS else 0.0
+                self._failing = False
             except (StorageUnavailable, Unavailable) as exc:
                 if not self._failing:
                     log.warning("%d sessions wait to be stored: %s", len(self._dirty), exc)

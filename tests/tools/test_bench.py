@@ -50,7 +50,7 @@ def test_best_of_three_tries_decides(
     bench.record(ABOUT, {NAME: [1.0]})
     runs = iter(values)
     monkeypatch.setattr(bench, "run", lambda *_: {NAME: [next(runs)]})
-    assert bench.check(["events"], "fast")[1] == lost
+    assert bench.check("events", "fast")[1] == lost
     assert next(runs, None) is None
 
 
