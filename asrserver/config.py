@@ -13,9 +13,10 @@ import click
 
 #: The groups of settings that each command takes.
 COMMANDS = {
-    "run": ("server", "redis", "database", "gateway", "worker", "embedded"),
-    "gateway": ("server", "redis", "database", "gateway"),
-    "worker": ("server", "redis", "worker"),
+    "run": ("server", "redis", "leases", "database", "gateway", "worker", "embedded"),
+    "gateway": ("server", "redis", "leases", "database", "gateway"),
+    "worker": ("server", "redis", "leases", "worker"),
+    "drain": ("redis",),
     "bench": ("worker",),
 }
 
@@ -76,12 +77,12 @@ class Settings:
     redis_addr: str = setting("", "redis", str, "Redis as HOST:PORT; redis-url takes precedence.", "REDIS_ADDR")
     lease: float = setting(
         10.0,
-        "redis",
+        "leases",
         click.FloatRange(min=1),
         "Seconds after which another worker takes over a session whose worker stopped renewing its lease.",
     )
     session_ttl: float = setting(
-        600.0, "redis", click.FloatRange(min=1), "Seconds that Redis keeps a session after PostgreSQL has stored it."
+        600.0, "leases", click.FloatRange(min=1), "Seconds that Redis keeps a session after PostgreSQL has stored it."
     )
     database_url: str = setting(
         "", "database", str, "PostgreSQL as a postgresql:// URL or as libpq keywords.", "DATABASE_URL"

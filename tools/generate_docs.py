@@ -47,6 +47,7 @@ GROUPS = {
     "gateway": "Gateway",
     "worker": "Worker",
     "redis": "Redis",
+    "leases": "Sessions in Redis",
     "database": "PostgreSQL",
     "embedded": "Embedded servers",
 }

@@ -42,6 +42,8 @@ asr_ended                          Pub/Sub channel: ids of sessions that end   g
                                    or are flushed; that a worker has left      supervisor
                                    sessions
 worker:<name>:heartbeat            string: JSON                                worker             HEARTBEAT_TTL
+worker:<name>:drain                string: the worker is to hand its           asrserver drain    DRAIN_TTL, renewed
+                                   sessions over, and to claim none                               by the worker
 gateway:<name>:heartbeat           string: JSON                                gateway            HEARTBEAT_TTL
 asr_alive:worker                   sorted set, name → last heartbeat (epoch    worker             names leave after
                                    seconds): the index of the heartbeats                          HEARTBEAT_INDEX_TTL
@@ -132,6 +134,11 @@ def secrets_key(owner: str) -> str:
 def alive_key(kind: str) -> str:
     """Return the key of the index of heartbeats; `kind` is worker or gateway."""
     return f"asr_alive:{kind}"
+
+
+def drain_key(worker: str) -> str:
+    """Return the key that says that a worker is drained."""
+    return f"worker:{worker}:drain"
 
 
 def heartbeat_key(kind: str, name: str) -> str:

@@ -352,6 +352,33 @@ end
 return released
 """
 
+# KEYS tasks · ARGV group worker id key … → the number of entries of this worker that stand in line now for another one,
+# of which the others are told
+HAND_OVER = """
+local handed = 0
+for i = 3, #ARGV, 2 do
+  if #redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1, ARGV[2]) == 1 then
+    redis.call('XCLAIM', KEYS[1], ARGV[1], 'waiting:' .. ARGV[i + 1], 0, ARGV[i], 'JUSTID')
+    handed = handed + 1
+  end
+end
+if handed > 0 then redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = '', released = true})) end
+return handed
+"""
+
+# KEYS tasks · ARGV group id … → those of the entries that stand in line
+IN_LINE = (
+    _IN_LINE
+    + """
+local found = {}
+for i = 2, #ARGV do
+  local entry = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
+  if entry and in_line(entry[2]) then found[#found + 1] = ARGV[i] end
+end
+return found
+"""
+)
+
 # KEYS session · ARGV entry → the strikes of the entry so far, or 0 if the session is gone
 STRIKE = """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
@@ -425,28 +452,28 @@ return {redis.call('XLEN', KEYS[1]), held}
 """
 )
 
-# KEYS tasks · ARGV group → milliseconds for which the first unclaimed entry has waited, by the clock of Redis
+# KEYS tasks · ARGV group → milliseconds for which an unclaimed entry has waited at most, by the clock of Redis. Those
+# in line have waited since they came there: one whose worker died or is drained is as old as its session.
 OLDEST = (
     _IN_LINE
     + """
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local firsts = {}
+local time, oldest = redis.call('TIME'), 0
 for _, info in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local named = {}
   for i = 1, #info, 2 do named[info[i]] = info[i + 1] end
   if named['name'] == ARGV[1] then
     local first = redis.call('XRANGE', KEYS[1], '(' .. named['last-delivered-id'], '+', 'COUNT', 1)
-    if #first > 0 then firsts[1] = first[1][1] end
+    if #first > 0 then oldest = time[1] * 1000 + math.floor(time[2] / 1000) - string.match(first[1][1], '(%d+)-') end
     for _, consumer in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
       if in_line(consumer[1]) then
-        firsts[#firsts + 1] = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, consumer[1])[1][1]
+        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100, consumer[1])) do
+          oldest = math.max(oldest, entry[3])
+        end
       end
     end
   end
 end
-local time, oldest = redis.call('TIME'), 0
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for _, id in ipairs(firsts) do oldest = math.max(oldest, now - string.match(id, '(%d+)-')) end
 return oldest
 """
 )

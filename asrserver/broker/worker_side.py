@@ -12,6 +12,7 @@ import redis
 
 from asrserver.broker import replies, scripts
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
+from asrserver.broker.drains import DRAIN_TTL
 from asrserver.broker.keys import (
     ENDED,
     FINISHED,
@@ -19,6 +20,7 @@ from asrserver.broker.keys import (
     OFFERED,
     TASKS,
     audio_key,
+    drain_key,
     events_key,
     quota_key,
     session_key,
@@ -216,6 +218,32 @@ class WorkerBroker(BrokerConnection):
             )
         )
         return sum(map(int, released))
+
+    # -- drains ------------------------------------------------------------------------------------------------------
+
+    async def is_drained(self) -> bool:
+        """Whether an operator wants this worker drained; that is kept as long as the worker asks."""
+        return bool(await self.pipeline.submit("EXPIRE", drain_key(self.name), DRAIN_TTL))
+
+    async def hand_over(self, claims: Iterable[Claim]) -> None:
+        """Let sessions stand in line for another worker; until one takes them, this one still owns them."""
+        by_stream: dict[str, list[str]] = {}
+        for claim in claims:
+            by_stream.setdefault(claim.task.stream, []).extend((claim.task.id, claim.fields.get("owner", "")))
+        await asyncio.gather(
+            *(
+                self.pipeline.submit("EVAL", scripts.HAND_OVER, 1, stream, GROUP, self.name, *ids)
+                for stream, ids in by_stream.items()
+            )
+        )
+
+    async def in_line(self, tasks: Iterable[Task]) -> set[Task]:
+        """Return those of the tasks that no worker has taken since they were handed over."""
+        found: set[Task] = set()
+        for stream, ids in replies.by_stream(tasks).items():
+            reply = await self.pipeline.submit("EVAL", scripts.IN_LINE, 1, stream, GROUP, *ids)
+            found.update(Task(stream, entry.decode()) for entry in reply)
+        return found
 
     async def _block(self, *command: Any) -> Any:
         """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""

@@ -17,6 +17,7 @@ from asrserver.auth import is_loopback
 from asrserver.cli.backup import backup, restore
 from asrserver.cli.bench import bench
 from asrserver.cli.db import db
+from asrserver.cli.drain import drain
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
@@ -230,6 +231,7 @@ def status(server: str, key: str, as_json: bool) -> None:
 main.add_command(backup)
 main.add_command(bench)
 main.add_command(db)
+main.add_command(drain)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)

@@ -78,6 +78,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
             w["pid"],
             w["model"],
             w["device"],
+            "drained" if w.get("drained") else "serving",
             w["sessions"],
             w["finished"],
             f"{w['backlog']:.1f} s",
@@ -87,7 +88,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
         for w in health["workers"]
     ]
     gateway_head = ("GATEWAY", "PID", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN")
-    worker_head = ("WORKER", "PID", "MODEL", "DEVICE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN")
+    worker_head = ("WORKER", "PID", "MODEL", "DEVICE", "STATE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN")
     result += ["", *(format_table(gateway_head, gateways) if gateways else ["no gateway is alive"])]
     result += ["", *(format_table(worker_head, workers) if workers else ["no worker is alive"])]
     return result + _format_models(health.get("models", []))

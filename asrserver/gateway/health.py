@@ -53,8 +53,9 @@ async def health(gateway: Gateway) -> dict[str, Any]:
             redis_state |= census
             latency = round((time.monotonic() - began) * 1000, 2)
             recognition = {"ready": True, "latency_ms": latency}
-            if not workers:
-                recognition = {"ready": False, "error": "no worker is running"}
+            if all(worker.get("drained") for worker in workers):
+                why = "every worker is drained" if workers else "no worker is running"
+                recognition = {"ready": False, "error": why}
     ready = redis_state["ready"] and postgres_state["ready"] and recognition["ready"]
     return {
         "status": "ok" if ready else "degraded",

@@ -15,6 +15,7 @@ from asrserver.broker.replies import Claim, Task
 from asrserver.broker.worker_side import MAX_STRIKES, WorkerBroker
 from asrserver.errors import AsrError, Unavailable
 from asrserver.inference.checkpoint import BEGINNING
+from asrserver.inference.draining import Drain
 from asrserver.inference.engines import Engines
 from asrserver.inference.event_log import Fenced
 from asrserver.inference.poison import PoisonTracker
@@ -76,6 +77,7 @@ class SessionConsumer:
     Attributes:
         sessions: The sessions owned now, by id.
         finished: Sessions finished so far.
+        drain: Hands the sessions over to other workers while an operator wants that.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class SessionConsumer:
         url: str,
         lease: float,
         max_backlog: float,
+        patience: float,
     ) -> None:
         """Own no sessions yet. Must be called in the event loop.
 
@@ -98,9 +101,11 @@ class SessionConsumer:
             url: Redis URL, for the lease thread's own connection.
             lease: Seconds after which a session that is not renewed may be claimed by others.
             max_backlog: Seconds of unrecognised audio at which no more sessions are claimed.
+            patience: Seconds for which a drain leaves a session here that has audio in hand.
         """
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
+        self.drain = Drain(broker, self.sessions, self._drop, patience)
         self._broker = broker
         self._recogniser = recogniser
         self._engines = engines
@@ -146,13 +151,16 @@ class SessionConsumer:
                 self._partials.delayed("read", max(0.0, now - due))
             stale = now >= self._stale_at
             try:
-                more = await self._claim(stale)
+                await self.drain.step()
+                more = not self.drain.asked and await self._claim(stale)
                 if stale and not more:  # a dead worker may have had hundreds
                     self._stale_at = loop.time() + STALE_CHECK_SECONDS
                 await self._read(now)
             except Unavailable as exc:
                 log.warning("Redis is unavailable: %s", exc)
             due = await self._rest(now) if self.sessions else None
+            if due is None and self.drain.asked:  # no claim has blocked
+                await asyncio.sleep(IDLE_BLOCK_SECONDS)
 
     def on_end(self, sid: str) -> None:
         """A session's client has finished it: read and recognise the rest now, because the client waits for it."""
@@ -189,12 +197,12 @@ class SessionConsumer:
 
     async def hand_back(self) -> None:
         """If this worker is behind and another has room, release the session with the largest backlog."""
-        if self.backlog < self._max_backlog or len(self.sessions) < 2:
+        if self.drain.asked or self.backlog < self._max_backlog or len(self.sessions) < 2:
             return
         others = [w for w in await self._broker.status.heartbeats("worker") if w["name"] != self._broker.name]
         offered: set[str | None] = set()  # by workers with room
         for worker in others:
-            if worker["backlog"] < self._max_backlog / 2:
+            if worker["backlog"] < self._max_backlog / 2 and not worker.get("drained"):
                 offered |= {None, *(model["name"] for model in worker.get("models", ()))}
         # There may be none: all were dropped meanwhile, and other workers own them.
         sessions = [session for session in self.sessions.values() if session.model in offered]
@@ -266,7 +274,8 @@ class SessionConsumer:
             self.finished += 1
             log.info("session=%s finished", session.sid)
         except Fenced:
-            log.warning("session=%s dropped: owned by another worker", session.sid)
+            level = logging.INFO if self.drain.has_handed(session.sid) else logging.WARNING
+            log.log(level, "session=%s dropped: owned by another worker", session.sid)
         except Unavailable as exc:
             log.warning("session=%s dropped: %s", session.sid, exc)
         except Exception:
@@ -343,6 +352,7 @@ class SessionConsumer:
         return now + POLL_SECONDS
 
     def _drop(self, sid: str) -> None:
+        self.drain.forget(sid)
         task = self._tasks.pop(sid, None)
         if task is not None:
             task.cancel()
@@ -354,7 +364,8 @@ class SessionConsumer:
     def _renew(self, renewer: LeaseRenewer, loop: asyncio.AbstractEventLoop) -> None:
         """Renew the leases, in a thread: a native call may block the event loop for seconds, but must cost no lease."""
         while not self._stop_renewing.wait(self._lease / 5):
-            held = {session.claim.task: session.sid for session in list(self.sessions.values())}
+            sessions = list(self.sessions.values())
+            held = {session.claim.task: session.sid for session in sessions if not self.drain.has_handed(session.sid)}
             try:
                 lost = held.keys() - renewer.renew(list(held))
             except Unavailable as exc:
@@ -366,6 +377,8 @@ class SessionConsumer:
 
     def _lost(self, sid: str, task: Task) -> None:
         session = self.sessions.get(sid)
+        if self.drain.has_handed(sid):
+            return
         if session is not None and session.claim.task == task and not session.over:
             log.warning("session=%s dropped: another worker has its lease", sid)
             self._drop(sid)

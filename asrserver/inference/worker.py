@@ -126,7 +126,13 @@ async def run_worker(
     broker = WorkerBroker(settings.redis, name, engines.names)
     await broker.open()
     consumer = SessionConsumer(
-        broker, recogniser, engines, url=settings.redis, lease=settings.lease, max_backlog=settings.max_backlog
+        broker,
+        recogniser,
+        engines,
+        url=settings.redis,
+        lease=settings.lease,
+        max_backlog=settings.max_backlog,
+        patience=settings.drain_timeout,
     )
     tasks = [
         loop.create_task(consumer.run(), name="consumer"),
@@ -186,6 +192,7 @@ async def _send_heartbeats(
                 "device": model.device,
                 "languages": model.languages,
                 "models": engines.describe(),
+                "drained": consumer.drain.asked,
                 "sessions": len(consumer.sessions),
                 "streams": consumer.streams,
                 "finished": consumer.finished,
@@ -203,6 +210,7 @@ async def _send_heartbeats(
         )
         await engines.unload_idle()
         try:
+            consumer.drain.ask(await broker.is_drained())
             await consumer.hand_back()
         except Unavailable as exc:
             log.warning("no session handed back: %s", exc)
@@ -224,6 +232,7 @@ def _flush_metrics(engines: Engines, consumer: SessionConsumer, before: tuple[fl
     now = (engines.busy_seconds, engines.speech_seconds)
     metrics.worker_sessions.set(len(consumer.sessions))
     metrics.worker_backlog.set(consumer.backlog)
+    metrics.drained_workers.set(consumer.drain.asked)
     if now[1] > before[1]:
         metrics.real_time_factor.set((now[0] - before[0]) / (now[1] - before[1]))
     return now

@@ -94,6 +94,7 @@ recordings_lost = _counter("recordings_lost", "Recordings that were given up, by
 
 worker_sessions = _gauge("worker_sessions", "Sessions owned by workers.")
 worker_backlog = _gauge("worker_backlog_seconds", "Seconds of audio that workers have read and not yet recognised.")
+drained_workers = _gauge("drained_workers", "Workers that claim no sessions because they are drained.")
 model_info = _gauge("model_info", "Workers that have a model loaded.", "model", "device", "compute_type")
 queue_seconds = _histogram("queue_seconds", "Time that a window of speech waits for the engine.")
 decode_seconds = _histogram("decode_seconds", "Duration of one call of the model.")

@@ -14,6 +14,7 @@ PLACEHOLDERS = {
     "minute": "<minute>",
     "gateway": "<gateway>",
     "name": "<name>",
+    "worker": "<name>",
     "digest": "<sha256>",
 }
 
@@ -29,4 +30,4 @@ def test_the_table_has_every_key() -> None:
             for kind in kinds:
                 found.add(function(*(kind if name == "kind" else PLACEHOLDERS[name] for name in names)))
     assert found <= rows
-    assert len(found) == len([row for row in rows if row.startswith("asr_") or row.endswith(":heartbeat")])
+    assert len(found) == len([row for row in rows if row.startswith("asr_") or row.endswith((":heartbeat", ":drain"))])

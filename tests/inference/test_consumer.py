@@ -71,6 +71,7 @@ def consumer_of(live: int, others: int = 0, backlog: float = 0.0) -> tuple[Sessi
         url="redis://",
         lease=10,
         max_backlog=30,
+        patience=10,
     )
     consumer.sessions.update({f"live{n}": FakeSession(True, backlog, n) for n in range(live)})  # type: ignore[misc]
     consumer.sessions.update({f"file{n}": FakeSession(False, backlog) for n in range(others)})  # type: ignore[misc]
@@ -274,6 +275,7 @@ async def test_sessions_may_be_lost_while_one_is_handed_back(servers: Servers) -
         url=servers.redis.url,
         lease=10,
         max_backlog=30,
+        patience=10,
     )
     consumer.sessions = {"one": Behind(), "two": Behind()}  # type: ignore[dict-item]
     await consumer.hand_back()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 import pytest
 
 from asrserver.supervisor.children import WORKER_NICENESS
-from asrserver.text.wer import word_errors
 from tests import poison
 from tests.program import System
 from tests.recordings import Utterance
+from tests.system.live_streams import check_live_streams
 from tests.system.support import Start, alive, check_rows, connections, everything, results, script
 from tests.waiting import until
-from tests.worker_harness import LIVE, encode
 from tests.ws_client import WsClient, look, query, stored
 
 
@@ -42,59 +40,19 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
     assert system.output().count("died: SIGKILL") == 2
 
 
-def live_streams(utterances: Sequence[Utterance], count: int, length: int) -> dict[str, tuple[list[Utterance], bytes]]:
-    """The utterances and the bytes of live streams of `length` utterances; half of them are PCM."""
-    voices = itertools.cycle(sorted(utterances, key=lambda one: -len(one.pcm))[:30])
-    streams = {}
-    for number in range(count):
-        said = [next(voices) for _ in range(length)]
-        pcm = bytes(32000).join(one.pcm for one in said)
-        kind = [None, *LIVE][(number // 2) % 3 + 1] if number % 2 else None
-        streams[f"live-{number}"] = (said, pcm if kind is None else encode(pcm, *LIVE[kind]))
-    return streams
-
-
 async def killed_in_live_streams(
     system: System, database_url: str, utterances: list[Utterance], count: int, length: int, kills: Sequence[int]
 ) -> None:
-    """Kill a worker after each number of segments; every sentence must be in one segment, also in the rows."""
-    streams = live_streams(utterances, count, length)
+    """Kill a worker after each number of segments; every sentence must be in one segment."""
 
-    async def stream(ws: WsClient, sid: str, data: bytes) -> None:
-        await ws.start(sid, mode="stream", partials=True)
-        step = -(-len(data) // (length * 12))  # some 300 ms
-        for index, begin in enumerate(range(0, len(data), step)):
-            await ws.chunk(sid, index, data[begin : begin + step])
-            await asyncio.sleep(0.05)  # a live source is as slow as time: here a few times faster
-        await ws.finish(sid)
-
-    def found(ws: WsClient, sid: str) -> list[dict[str, object]]:
-        return ws.of(sid, "segment_result")
-
-    async def fault() -> None:
+    async def fault(segments: Callable[[], int]) -> None:
         for out in kills:
-            await until(lambda out=out: sum(len(found(ws, sid)) for ws, sid in pairs) >= out, 600)
+            await until(lambda out=out: segments() >= out, 600)
             (worker, *_) = await until(lambda: system.children("worker"), 30)
             worker.kill()
             await until(lambda dead=worker: not alive(dead))
 
-    async with connections(system.url, 4) as clients:
-        pairs = list(zip(itertools.cycle(clients), streams, strict=False))
-        await asyncio.gather(*(stream(ws, sid, streams[sid][1]) for ws, sid in pairs), fault())
-        wrong = words = 0
-        for ws, sid in pairs:
-            said, _ = streams[sid]
-            segments = found(ws, sid)
-            (final,) = ws.of(sid, "final_result")
-            assert not ws.of(sid, "error")
-            assert [segment["number"] for segment in segments] == list(range(length)), segments
-            assert final["text"] == " ".join(str(segment["text"]) for segment in segments)
-            wrong += word_errors(" ".join(one.text for one in said), final["text"])
-            words += len(final["text"].split())
-            await until(lambda sid=sid: stored(database_url, sid), 60, "stored")
-            rows = query(database_url, "SELECT number, text FROM asr_segments WHERE session_id = %s ORDER BY 1", sid)
-            assert rows == [(segment["number"], segment["text"]) for segment in segments]
-        assert wrong <= 0.05 * words
+    await check_live_streams(system, database_url, utterances, count, length, fault)
 
 
 @pytest.mark.gen_test(timeout=170)
