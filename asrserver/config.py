@@ -14,11 +14,15 @@ import click
 #: The groups of settings that each command takes.
 COMMANDS = {
     "run": ("server", "redis", "leases", "database", "gateway", "worker", "embedded"),
+    "doctor": ("server", "redis", "leases", "database", "gateway", "worker", "embedded"),
     "gateway": ("server", "redis", "leases", "database", "gateway"),
     "worker": ("server", "redis", "leases", "worker"),
     "drain": ("redis",),
     "bench": ("worker",),
 }
+
+#: Files that a gateway opens besides its clients' connections: libraries, Redis, PostgreSQL, recordings.
+OTHER_FILES = 200
 
 
 def setting(default: Any, group: str, type: Any, help: str, env: str = "") -> Any:
@@ -452,6 +456,11 @@ class Settings:
     def keyless(self) -> frozenset[str]:
         """The protocols of the setting allow-keyless."""
         return frozenset(name for item in self.allow_keyless.split(",") if (name := item.strip()))
+
+    @property
+    def wanted_files(self) -> int:
+        """The open files that a gateway may need."""
+        return self.max_connections + OTHER_FILES
 
     @property
     def data_path(self) -> Path:

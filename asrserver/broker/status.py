@@ -22,6 +22,7 @@ from asrserver.broker.keys import (
     tasks_key,
 )
 from asrserver.broker.pipeline import Pipeline
+from asrserver.broker.requirements import read_fsync, shortcomings
 
 #: Seconds without a heartbeat after which a name leaves the index.
 HEARTBEAT_INDEX_TTL = 3600.0
@@ -103,6 +104,11 @@ class BrokerStatus:
 
     async def _streams(self) -> list[str]:
         return [TASKS, *(tasks_key(model) for model in await self.offered(math.inf))]
+
+    async def shortcomings(self) -> list[str]:
+        """Return what this Redis lacks, a line each; see requirements.py. Raises Unavailable."""
+        info, appendfsync = await asyncio.gather(self._pipeline.ask("INFO"), read_fsync(self._pipeline.ask))
+        return shortcomings(info, appendfsync)
 
     async def fullness(self) -> float:
         """Return the used memory of Redis over its maxmemory; 0 if it has no limit."""

@@ -1,4 +1,4 @@
-"""The command line: run, gateway, worker, transcribe, status, bench, loadtest, keys, models."""
+"""The command line: run, gateway, worker, transcribe, status, doctor, bench, loadtest, keys, models."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from asrserver.auth import is_loopback
 from asrserver.cli.backup import backup, restore
 from asrserver.cli.bench import bench
 from asrserver.cli.db import db
+from asrserver.cli.doctor import doctor
 from asrserver.cli.drain import drain
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
@@ -34,9 +35,6 @@ log = logging.getLogger("asrserver.cli")
 #: Connections that the kernel queues until a gateway accepts them.
 LISTEN_BACKLOG = 1024
 
-#: Files that a gateway opens besides its clients' connections: libraries, Redis, PostgreSQL, recordings.
-OTHER_FILES = 200
-
 
 #: Seconds that an embedded server may take to stop.
 SERVER_STOP_TIMEOUT = 20.0
@@ -51,6 +49,7 @@ def main() -> None:
     asrserver run --port 8080          run everything on this machine, without configuration
     asrserver transcribe FILE          transcribe an audio or video file with that server
     asrserver status                   show its health
+    asrserver doctor                   check this machine and the settings before it is started
     asrserver bench                    measure what a model does on this machine: streams carried, speed, memory
     asrserver loadtest -c 500          measure how many streams it carries, and check every transcript
     asrserver keys create NAME         create an API key, for a server that other machines can reach
@@ -94,13 +93,13 @@ def _supervise(command: str, options: dict[str, Any], gateways: bool, workers: b
         raise BadSetting(str(exc)) from None
     configure_logging(settings.log_level, settings.log_format)
     files = raise_file_limit()
-    if gateways and settings.max_connections + OTHER_FILES > files:
+    if gateways and settings.wanted_files > files:
         log.warning(
             "open file limit %d is too low for --max-connections %d: raise the hard limit (ulimit -Hn, systemd's "
             "LimitNOFILE) to %d",
             files,
             settings.max_connections,
-            settings.max_connections + OTHER_FILES,
+            settings.wanted_files,
         )
     with ExitStack() as stack:
         listeners = _listen_all(settings, stack) if gateways else {}
@@ -231,6 +230,7 @@ def status(server: str, key: str, as_json: bool) -> None:
 main.add_command(backup)
 main.add_command(bench)
 main.add_command(db)
+main.add_command(doctor)
 main.add_command(drain)
 main.add_command(loadtest)
 main.add_command(keys)

@@ -65,6 +65,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
             f"{queue['dead']} dead letters"
         )
     result += [f"warning   {text}" for text in health.get("warnings", ())]
+    result += [f"warning   Redis: {text}" for text in health["redis"].get("warnings", ())]
     if "gateways" not in health:
         return [*result, "", "gateways and workers are shown to an operator's key", *_format_models(health["models"])]
     now = time.time()

@@ -146,6 +146,8 @@ class Gateway:
             StorageError: The database cannot be used, and `strict`.
         """
         await self.broker.open()
+        for problem in await self.broker.status.shortcomings():
+            log.warning("Redis should be set up otherwise: %s", problem)
         tasks = self._tasks
         tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")
         tasks.critical(self.write_behind.run(), "write-behind")

@@ -18,6 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
+from asrserver.cli.status import format_health
 from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
@@ -118,6 +119,21 @@ async def test_health_while_redis_does_not_answer(api: Api, servers: Servers) ->
 
     while not await recovered():
         await asyncio.sleep(0.02)
+
+
+async def test_health_warns_of_a_redis_that_may_lose_audio(api: Api, redis_url: str) -> None:
+    client = redis.Redis.from_url(redis_url)
+    policy = client.config_get("maxmemory-policy")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        _, body = await api.call("/health")
+    finally:
+        client.config_set("maxmemory-policy", policy["maxmemory-policy"] or "noeviction")
+        client.close()
+    assert [text for text in body["redis"]["warnings"] if "set noeviction" in text]
+    assert [line for line in format_health(body) if line.startswith("warning   Redis: maxmemory-policy")]
+    _, body = await api.call("/health")
+    assert not [text for text in body["redis"]["warnings"] if "noeviction" in text]
 
 
 async def test_health_while_postgresql_is_away(api: Api, gateway: Gateway) -> None:

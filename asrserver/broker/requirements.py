@@ -1,0 +1,110 @@
+"""What a Redis must be like: settings that would lose acknowledged audio are told before they do.
+
+The list is that of docs/reference/redis.md#requirements.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from asrserver.broker.pipeline import connect
+from asrserver.errors import Unavailable
+
+#: The oldest version with the commands that are used.
+LEAST_VERSION = (6, 2)
+
+#: Share of maxmemory from which on Redis is nearly full.
+NEARLY_FULL = 0.9
+
+#: Seconds that the answers may take.
+ANSWER_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a Redis says of itself.
+
+    Attributes:
+        version: Its version.
+        latency: Seconds that a PING takes.
+        skew: Seconds by which its clock is ahead of this machine's.
+        shortcomings: What it lacks, a line each.
+    """
+
+    version: str
+    latency: float
+    skew: float
+    shortcomings: list[str]
+
+
+async def inspect(url: str) -> Inspection:
+    """Ask a Redis about itself.
+
+    Raises:
+        Unavailable: It cannot be reached, or refuses; the message says why.
+    """
+    client = connect(url, timeout=ANSWER_TIMEOUT)
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT):
+            await client.ping()
+            began = time.time()
+            await client.ping()
+            latency = time.time() - began
+            seconds, micros = await client.time()
+            info = await client.info()
+            lacking = shortcomings(info, await read_fsync(client.execute_command))
+            skew = seconds + micros / 1e6 - time.time()
+        return Inspection(str(info.get("redis_version", "?")), latency, skew, lacking)
+    except (TimeoutError, redis.RedisError, OSError) as exc:
+        reason = str(exc) or f"no answer in {ANSWER_TIMEOUT:g} s"
+        raise Unavailable("broker_unavailable", reason) from None
+    finally:
+        await client.aclose()
+
+
+async def read_fsync(execute: Callable[..., Awaitable[Any]]) -> str:
+    """Read `appendfsync`; '' where the command CONFIG is forbidden, as it often is where Redis is rented."""
+    try:
+        reply = await execute("CONFIG", "GET", "appendfsync")
+    except redis.ResponseError:
+        return ""
+    value = reply[1] if len(reply) > 1 else b""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def shortcomings(info: Mapping[str, Any], appendfsync: str) -> list[str]:
+    """What a Redis lacks, a line each, each with what to do.
+
+    Args:
+        info: What INFO says, parsed.
+        appendfsync: The setting of that name; '' if it is not known.
+    """
+    found = []
+    version = tuple(int(part) for part in re.findall(r"\d+", str(info.get("redis_version", "")))[:2])
+    if version and version < LEAST_VERSION:
+        found.append(f"it is version {info['redis_version']}: 6.2 or newer is needed")
+    if info.get("cluster_enabled"):
+        found.append("it is a Redis Cluster, which is not supported: use a Redis of its own")
+    if info.get("role") == "slave":
+        found.append("it is a replica, which takes no writes: let REDIS_URL name the primary")
+    if (policy := info.get("maxmemory_policy", "noeviction")) != "noeviction":
+        found.append(f"maxmemory-policy is {policy}, so acknowledged audio can vanish: set noeviction")
+    limit = info.get("maxmemory", 0)
+    if limit == 0:
+        found.append("maxmemory is not set, so the kernel may kill it when memory is short: set it")
+    elif (full := info["used_memory"] / limit) > NEARLY_FULL:
+        found.append(f"its memory is {full:.0%} full: at 100 % audio is refused")
+    if not info.get("aof_enabled", 1):
+        found.append("appendonly is off, so a restart loses acknowledged audio: set appendonly yes")
+    elif appendfsync == "everysec":
+        found.append("appendfsync is everysec, which can lose acknowledged audio when it is killed: set always")
+    if info.get("aof_last_write_status", "ok") != "ok":
+        found.append("it cannot write its append-only file: look at its log and its disk")
+    return found
