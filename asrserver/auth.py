@@ -47,16 +47,20 @@ MIN_KEY_LENGTH = 24
 #: The weights that a key may have.
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
 
+#: The priorities that a key may have: under overload, new sessions of low priority are refused first.
+PRIORITIES = ("low", "normal")
+
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """Limits of one key over all gateways; 0: unlimited. And its weight, beside other keys, where they must share."""
+    """Limits of one key over all gateways; 0: unlimited. And its weight and priority beside other keys."""
 
     connections: int = 0
     sessions: int = 0
     starts_per_minute: int = 0
     audio_per_minute: float = 0.0  # seconds of audio that workers decode per minute
     weight: float = 1.0
+    priority: str = "normal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +425,11 @@ def _key(entry: dict[str, Any]) -> Key:
     if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"key {key_id}: sha256 must be 64 hexadecimal digits")
     limits = entry.get("limits") or {}
+    if limits.get("priority", "normal") not in PRIORITIES:
+        raise ValueError(f"key {key_id}: priority must be one of {', '.join(PRIORITIES)}")
     for name, value in limits.items():
+        if name == "priority":
+            continue
         if name not in KeyLimits.__slots__ or isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"key {key_id}: {name} is not a limit, or its value is not a number")
         if value < 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from asrserver.auth import MAX_WEIGHT, MIN_WEIGHT, KeyLimits, KeysFile
+from asrserver.auth import MAX_WEIGHT, MIN_WEIGHT, PRIORITIES, KeyLimits, KeysFile
 from asrserver.cli.status import format_table
 from asrserver.errors import SettingError
 
@@ -36,6 +36,11 @@ def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.FloatRange(MIN_WEIGHT, MAX_WEIGHT),
             "Its part of busy workers and of waiting audio beside other keys, by weight.  [default: 1]",
         ),
+        (
+            "--priority",
+            click.Choice(PRIORITIES),
+            "low: under overload, its new sessions are refused before those of others.  [default: normal]",
+        ),
         ("--audio-per-minute", click.FloatRange(min=0), "Seconds of audio recognised per minute. 0: no limit."),
         ("--starts-per-minute", click.IntRange(min=0), "Sessions started per minute. 0: no limit."),
         ("--sessions", click.IntRange(min=0), "Open sessions. 0: no limit."),
@@ -50,7 +55,7 @@ def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @_keys_file
 @_limit_options
 @click.option("--operator", is_flag=True, help="Let the key see and delete the sessions of all keys.")
-def create_key(name: str, path: str, operator: bool, **limits: float | None) -> None:
+def create_key(name: str, path: str, operator: bool, **limits: Any) -> None:
     """Create a key called NAME and print it. The file keeps only its hash, so it cannot be printed again."""
     given: dict[str, Any] = {limit: value for limit, value in limits.items() if value is not None}
     with _setting_errors():
@@ -65,13 +70,24 @@ def list_keys(path: str) -> None:
     """List the keys with their limits, without the secrets."""
     with _setting_errors():
         found = KeysFile(path).read()
-    head = ("ID", "NAME", "CREATED", "STATE", "CONNECTIONS", "SESSIONS", "STARTS/MIN", "AUDIO s/MIN", "WEIGHT")
+    head = (
+        "ID",
+        "NAME",
+        "CREATED",
+        "STATE",
+        "CONNECTIONS",
+        "SESSIONS",
+        "STARTS/MIN",
+        "AUDIO s/MIN",
+        "WEIGHT",
+        "PRIORITY",
+    )
     rows = []
     for key in found:
         state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
         limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
         shown = (n or "-" for n in (*limits, key.limits.audio_per_minute))
-        rows.append((key.id, key.name, key.created, state, *shown, f"{key.limits.weight:g}"))
+        rows.append((key.id, key.name, key.created, state, *shown, f"{key.limits.weight:g}", key.limits.priority))
     click.echo("\n".join(format_table(head, rows)) if rows else "no keys")
 
 
@@ -79,7 +95,7 @@ def list_keys(path: str) -> None:
 @click.argument("key_id", metavar="ID")
 @_keys_file
 @_limit_options
-def limit_key(key_id: str, path: str, **limits: float | None) -> None:
+def limit_key(key_id: str, path: str, **limits: Any) -> None:
     """Change limits of the key ID; limits not given stay as they are."""
     with _setting_errors():
         changed = KeysFile(path).limit(key_id, {name: value for name, value in limits.items() if value is not None})

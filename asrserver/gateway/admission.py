@@ -127,17 +127,17 @@ class Admission:
                 self._refuse_spent(session.owner, limits)
         meter.record(seconds)
 
-    def seconds_ahead(self, session: Session, backlog: Backlog) -> float:
+    def seconds_ahead(self, session: Session, backlog: Backlog, strictly: bool = False) -> float:
         """Return for how many seconds no more of a session should be read; 0 if more may be read now.
 
         That is until its audio is no faster than `max_speed`; and until it is no more than `max_ahead` seconds ahead of
-        the clock, unless no more than these are still to be recognised.
+        the clock, unless no more than these are still to be recognised. `strictly` knows no such exception.
         """
         meter, most = session.rate_meter, self._settings.max_ahead
         if meter is None:
             return 0.0
         debt = meter.debt
-        if most and (excess := meter.lead - most) > debt and backlog.waiting(session.id) > most:
+        if most and (excess := meter.lead - most) > debt and (strictly or backlog.waiting(session.id) > most):
             return excess
         return debt
 

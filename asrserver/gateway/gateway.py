@@ -414,6 +414,7 @@ class Gateway:
             if session.owner:
                 waiting[session.owner] = waiting.get(session.owner, 0.0) + self.sessions.backlog.waiting(session.id)
         self.sessions.waiting.review(self.room.fullness)
+        metrics.shedding.set(self.sessions.waiting.step)
         await self.admission.watch(waiting)
 
     async def _sweep(self) -> None:

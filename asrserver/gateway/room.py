@@ -109,7 +109,7 @@ class RoomGate:
         """Seconds until the clock makes room for more of the session; its results may make it earlier."""
         if session.state != "recording":
             return 0.0
-        ahead = self._admission.seconds_ahead(session, self._backlog)
+        ahead = self._admission.seconds_ahead(session, self._backlog, self._waiting.holds_batches)
         held = self._waiting.holds_back(session.owner) or self._backlog.is_heavy(session.id)
         return max(ahead, HOLD_SECONDS) if held else ahead
 

@@ -2,6 +2,10 @@
 
 What may wait is shared out among the keys that have audio waiting, by their weights: a key that is alone may use all of
 it. When another comes, it gets its share at once, and the key that has more than its own is held back until it has not.
+
+What is shed, in this order, as more waits: first audio that comes faster than it is spoken, then new sessions of keys
+of low priority, then those of all keys that have their share. Before all of it, workers make partial results rarer
+(inference/partials.py); what is never shed is live audio of a session that runs.
 """
 
 from __future__ import annotations
@@ -19,16 +23,22 @@ from asrserver.shares import Share, crowded
 #: How full Redis may be before keys that use more than their share of the waiting audio are held back.
 FULL_FOR_GREEDY = 0.7
 
+#: Parts of max_queue from which audio waits that is ahead of real time, new sessions of keys of low priority are
+#: refused, and those of all keys that have their share.
+SHEDDING = (0.5, 0.75, 1.0)
+
 
 class WaitingAudio:
     """The audio that waits, here and on other gateways.
 
     Attributes:
         elsewhere: Seconds that wait on other gateways, by key; set at every heartbeat.
+        step: How many of the steps of SHEDDING are taken, as of the last review.
     """
 
     def __init__(self, settings: Settings, access: Access, backlog: Backlog) -> None:
         self.elsewhere: Mapping[str, float] = {}
+        self.step = 0
         self._limit = settings.max_queue
         self._access = access
         self._backlog = backlog
@@ -43,9 +53,13 @@ class WaitingAudio:
         """Check whether a session of this key may start.
 
         Raises:
-            Refused: `overloaded`: as much audio waits as may, and of this key not less than its share.
+            Refused: `overloaded`: as much audio waits as may, and of this key not less than its share; or nearly as
+                much, and the key is of low priority.
         """
         used = self._used()
+        if self._step(used) >= 2 and self._is_low(owner):
+            message = f"{sum(used.values()):.0f} s of audio wait to be recognised, and this API key is of low priority"
+            raise Refused(503, "overloaded", message, retry_after=RETRY_AFTER)
         if self._limit and owner in crowded(used, self._limit):
             message = f"{sum(used.values()):.0f} s of audio wait to be recognised (max_queue={self._limit:g})"
             if len(used) > 1:
@@ -61,6 +75,7 @@ class WaitingAudio:
             fullness: Used memory of Redis over its maxmemory.
         """
         used = self._used()
+        self.step = self._step(used)
         total = sum(used.values())
         too_much = self._limit and total >= self._limit
         greedy = crowded(used, self._limit if too_much else total) if too_much or fullness >= FULL_FOR_GREEDY else ()
@@ -69,6 +84,19 @@ class WaitingAudio:
     def holds_back(self, owner: str) -> bool:
         """Whether no audio of a key should be read: it has more waiting than its share, and others need room."""
         return owner in self._held_back
+
+    @property
+    def holds_batches(self) -> bool:
+        """Whether no audio should be read before its time: nobody waits for what is not spoken yet."""
+        return self.step >= 1
+
+    def _step(self, used: Mapping[Share, float]) -> int:
+        total = sum(used.values())
+        return sum(total >= part * self._limit for part in SHEDDING) if self._limit else 0
+
+    def _is_low(self, owner: str) -> bool:
+        key = self._access.key(owner) if owner else None
+        return key is not None and key.limits.priority == "low"
 
     def _used(self) -> dict[Share, float]:
         used = Counter(self._backlog.by_owner())

@@ -22,6 +22,7 @@ from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
+from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.shares import Share, crowded
 
 log = logging.getLogger("asrserver.consumer")
@@ -139,6 +140,11 @@ class SessionConsumer:
     def streams(self) -> int:
         """Sessions with an open live stream."""
         return sum(session.is_streaming for session in self.sessions.values())
+
+    @property
+    def partial_interval(self) -> float:
+        """Seconds between two partial results of a segment now, where its client asks for no other time."""
+        return self._partials.interval(PARTIAL_INTERVAL)
 
     async def run(self) -> None:
         """Claim and read until stopped."""

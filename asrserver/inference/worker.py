@@ -27,7 +27,6 @@ from asrserver.inference.whisper import Whisper
 from asrserver.models import find_model
 from asrserver.process.aio import cancelled
 from asrserver.process.scheduling import RunTime
-from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.worker")
@@ -202,7 +201,7 @@ async def _send_heartbeats(
                 "batch_size": recogniser.engine.last_batch,
                 "speech_seconds": round(engines.speech_seconds, 1),
                 "partials": partials.drafts,
-                "partial_interval": round(partials.interval(PARTIAL_INTERVAL), 2),
+                "partial_interval": round(consumer.partial_interval, 2),
                 "stable_words": recogniser.words.stable,
                 "revised_words": recogniser.words.revised,
                 "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
@@ -233,6 +232,7 @@ def _flush_metrics(engines: Engines, consumer: SessionConsumer, before: tuple[fl
     metrics.worker_sessions.set(len(consumer.sessions))
     metrics.worker_backlog.set(consumer.backlog)
     metrics.drained_workers.set(consumer.drain.asked)
+    metrics.partial_interval.set(consumer.partial_interval)
     if now[1] > before[1]:
         metrics.real_time_factor.set((now[0] - before[0]) / (now[1] - before[1]))
     return now

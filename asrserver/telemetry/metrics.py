@@ -83,6 +83,12 @@ backlog = _gauge(
     "backlog_seconds", "Seconds of received audio that have no result yet; of a live stream, only those beyond 4 s."
 )
 oldest_waiting = _gauge("oldest_waiting_seconds", "Age of the oldest chunk without a result.", mode="livemax")
+shedding = _gauge(
+    "shedding_step",
+    "What is shed because audio waits: 0 nothing; 1 audio faster than real time waits; 2 keys of low priority start no "
+    "session; 3 keys that have their share start none.",
+    mode="livemax",
+)
 redis_fullness = _gauge("redis_memory_ratio", "Used memory of Redis over its maxmemory.", mode="livemostrecent")
 queue = _gauge(
     "queue_sessions", "Sessions in asr_tasks, of all machines: waiting, processing.", "state", mode="livemostrecent"
@@ -94,6 +100,9 @@ recordings_lost = _counter("recordings_lost", "Recordings that were given up, by
 
 worker_sessions = _gauge("worker_sessions", "Sessions owned by workers.")
 worker_backlog = _gauge("worker_backlog_seconds", "Seconds of audio that workers have read and not yet recognised.")
+partial_interval = _gauge(
+    "partial_interval_seconds", "Time between two partial results of a segment, of the slowest worker.", mode="livemax"
+)
 drained_workers = _gauge("drained_workers", "Workers that claim no sessions because they are drained.")
 model_info = _gauge("model_info", "Workers that have a model loaded.", "model", "device", "compute_type")
 queue_seconds = _histogram("queue_seconds", "Time that a window of speech waits for the engine.")
