@@ -224,14 +224,21 @@ class Settings:
         256 * 2**20,
         "gateway",
         click.IntRange(min=1024),
-        "Maximum bytes per gateway process of WebSocket messages that are not whole yet; beyond it large ones are "
-        "refused.",
+        "Maximum bytes per gateway process of messages and chunks that cannot be handled yet, shared out among API "
+        "keys; beyond it large ones are refused.",
     )
     max_upload: int = setting(
         2**30,
         "gateway",
         click.IntRange(min=1024),
         "Maximum size of an HTTP upload in bytes. A large one is in a temporary file while it is transcribed.",
+    )
+    upload_space: int = setting(
+        4 * 2**30,
+        "gateway",
+        click.IntRange(min=1024),
+        "Maximum bytes per gateway process of HTTP uploads that are being transcribed, shared out among API keys; "
+        "beyond it they are refused.",
     )
     served_model_names: str = setting(
         "",

@@ -15,7 +15,7 @@ from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.chunking import COMPRESSED_BYTES_PER_SECOND
 
 #: Bytes without a result, of a session and of all sessions of a key on a gateway, at which no more is read: a few
-#: seconds of audio may have any number of them. A session may have one chunk more, and `max_chunk` is 48 MiB.
+#: seconds of audio may have any number of them. Either may have one chunk more, and `max_chunk` is 48 MiB.
 MAX_SESSION_BYTES = 64 << 20
 MAX_KEY_BYTES = 256 << 20
 
@@ -191,7 +191,11 @@ class Backlog:
         account = self._accounts.get(sid)
         if account is None:
             return False
-        return account.waiting > MAX_SESSION_BYTES or self._bytes.get(account.owner, 0) > MAX_KEY_BYTES
+        return account.waiting > MAX_SESSION_BYTES or self.is_full_for(account.owner)
+
+    def is_full_for(self, owner: str) -> bool:
+        """Whether so many bytes of all sessions of a key wait that no more should be read."""
+        return self._bytes.get(owner, 0) > MAX_KEY_BYTES
 
     @property
     def seconds(self) -> float:

@@ -27,6 +27,7 @@ from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.client_secrets import ClientSecrets
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.gateway.hotwords import Hotwords
 from asrserver.gateway.intake import Accepted, Intake
 from asrserver.gateway.offers import Offers
@@ -82,6 +83,8 @@ class Gateway:
         access: API keys, origins and proxies.
         closing: Whether it accepts nothing new, because it shuts down.
         accepting_since: When it began to accept connections, by time.monotonic(); to be set by who does.
+        held: Bytes of memory that wait to be handled.
+        uploads: Bytes of uploads that are not recognised yet.
         broker, storage, write_behind, recordings, admission, offers, sessions, room, intake, client_secrets: Its parts;
             see their modules.
     """
@@ -115,8 +118,10 @@ class Gateway:
             self.admission,
             self._tasks,
         )
-        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.waiting)
-        self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room)
+        self.held = HeldBytes(settings.message_memory, self.sessions.waiting.share)
+        self.uploads = HeldBytes(settings.upload_space, self.sessions.waiting.share)
+        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.waiting, self.held)
+        self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room, self.held)
         self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
         self.closing = False
         self._alive = alive

@@ -20,6 +20,7 @@ from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.errors import BadRequest, Refused
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.held_bytes import LARGE_BYTES, HeldBytes
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Session
 from asrserver.gateway.sessions import Sessions
@@ -55,6 +56,7 @@ class Intake:
         admission: The limits.
         sessions: Ends a session that is too long, or whose chunk could not be written.
         room: The back-pressure.
+        held: Counts the large chunks that are on their way to Redis.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Intake:
         admission: Admission,
         sessions: Sessions,
         room: RoomGate,
+        held: HeldBytes,
     ) -> None:
         self._broker = broker
         self._recordings = recordings
@@ -72,6 +75,7 @@ class Intake:
         self._backlog = sessions.backlog
         self._backlog.on_shorter = self._refund
         self._room = room
+        self._held = held
         self._chunks = metrics.BufferedCounter(metrics.chunks)
         self._copies = metrics.BufferedCounter(metrics.duplicate_chunks)
         self._bytes = metrics.BufferedCounter(metrics.received_bytes)
@@ -119,13 +123,14 @@ class Intake:
             That all are taken; or None, and nothing was done: they are not the next, or they come near a limit. Then
             each must be offered by itself, and as many are taken as possible.
         """
-        if not all(pieces) or not session.follows(index, len(pieces)):
+        largest = max(map(len, pieces))
+        if not all(pieces) or largest > LARGE_BYTES or not session.follows(index, len(pieces)):
             return None
         seconds, length = self._backlog.measure(
             session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate, session.options.separate
         )
         try:
-            self._admission.chunk(session, max(map(len, pieces)), seconds, length + seconds)
+            self._admission.chunk(session, largest, seconds, length + seconds)
         except Refused:
             return None
         self._append(session, session.next_index, pieces)
@@ -139,6 +144,7 @@ class Intake:
         """Check the limits for a chunk; a session that is too long is ended. Raises Refused."""
         seconds, length = self._backlog.measure(session.id, data, len(data), session.pcm_rate, session.options.separate)
         try:
+            self._room.check_large(session.owner, len(data))
             self._admission.chunk(session, len(data), seconds, length)
         except Refused as exc:
             exc.details |= session.where(index)
@@ -150,6 +156,8 @@ class Intake:
         """Write chunks to Redis, in one entry if they are several."""
         before, count, size = session.last, len(pieces), sum(map(len, pieces))
         session.appending(index, count, size)
+        if size > LARGE_BYTES:
+            self._held.add(session.owner, size)
         self._backlog.taken(
             session.id,
             index + count - 1,
@@ -167,6 +175,8 @@ class Intake:
         self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None
     ) -> None:
         """Go on when Redis has the chunks, or has refused them."""
+        if size > LARGE_BYTES:
+            self._held.add(session.owner, -size)
         if error is not None:
             self._sessions.give_up(session, index, error)
             return

@@ -4,6 +4,8 @@ There is none while Redis is nearly full, while too many bytes are on their way 
 of the clock or of its results, in seconds or in bytes, or while its key uses what others need. Waiting costs nothing: a
 waiter is woken by what it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the session),
 or at the time at which the clock alone makes room.
+
+A large chunk would cost memory while it waits, and each of many connections may begin with one: those are refused.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ import time
 from collections.abc import Awaitable
 
 from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.errors import Refused
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.held_bytes import LARGE_BYTES, HeldBytes
+from asrserver.gateway.rate_limits import RETRY_AFTER
 from asrserver.gateway.session import Session
 from asrserver.gateway.waiting import FULL_FOR_GREEDY, WaitingAudio
 from asrserver.process.aio import Notifier
@@ -40,11 +45,14 @@ class RoomGate:
     every heartbeat.
     """
 
-    def __init__(self, broker: GatewayBroker, admission: Admission, backlog: Backlog, waiting: WaitingAudio) -> None:
+    def __init__(
+        self, broker: GatewayBroker, admission: Admission, backlog: Backlog, waiting: WaitingAudio, held: HeldBytes
+    ) -> None:
         self._broker = broker
         self._admission = admission
         self._backlog = backlog
         self._waiting = waiting
+        self._held = held
         self._fullness = 0.0
         self._starts = Notifier()
         self._redis = Notifier()
@@ -71,6 +79,22 @@ class RoomGate:
             return self._fullness < (FULL_FOR_GREEDY if self._waiting.holds_back(owner) else FULL_FOR_SESSIONS)
 
         return await self._starts.wait_for(has_room, MAX_WAIT)
+
+    def check_large(self, owner: str, size: int) -> None:
+        """Check whether a chunk of this many bytes may come from a key, if it is large.
+
+        Raises:
+            Refused: `overloaded`: as many bytes of the key wait as may, to be recognised or on their way to Redis.
+        """
+        if size <= LARGE_BYTES:
+            return
+        if self._backlog.is_full_for(owner):
+            message = "too many bytes of this client's audio wait to be recognised"
+        elif self._held.is_full_for(owner, size) or self._fullness >= FULL_FOR_AUDIO:
+            message = "too many bytes of audio are on their way to Redis"
+        else:
+            return
+        raise Refused(503, "overloaded", f"{message}: send it again later", retry_after=RETRY_AFTER)
 
     def for_audio(self, session: Session) -> Awaitable[bool] | None:
         """Return None if more audio of the session may be read; or else what to wait for before.

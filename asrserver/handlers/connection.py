@@ -82,11 +82,30 @@ class MessageQueue:
         self.task = asyncio.create_task(self._run(wait), name="websocket messages")
 
     def add(self, message: str | bytes, too_large: int) -> None:
-        """Add a message; the arguments are those of WebSocketConnection.take."""
-        self._messages.append((message, too_large))
-        self.size += len(message)
+        """Add a message; the arguments are those of WebSocketConnection.take.
 
-    async def _run(self, wait: Awaitable[Any] | None) -> None:
+        Of one for which there is no room, only the size is kept: it is refused in its turn.
+        """
+        size = len(message)
+        if self._connection.held.grew(self._connection.key_id, 0, size):
+            self._connection.held.add(self._connection.key_id, -size)
+            message, too_large, size = message[:0], max(too_large, size), 0
+        self._messages.append((message, too_large))
+        self.size += size
+
+    def _shrink(self, size: int) -> None:
+        """Count bytes that no longer wait."""
+        self.size -= size
+        self._connection.held.add(self._connection.key_id, -size)
+
+    async def _run(self, wait: Awaitable[Any]) -> None:
+        try:
+            await self._take_all(wait)
+        finally:
+            self._connection.queue = None
+            self._shrink(self.size)
+
+    async def _take_all(self, wait: Awaitable[Any] | None) -> None:
         connection, frames = self._connection, self._connection.ws_connection
         while wait is not None:
             try:
@@ -101,9 +120,8 @@ class MessageQueue:
                 if not self._messages or frames is None or frames.dismissed:
                     break
                 message, too_large = self._messages.popleft()
-                self.size -= len(message)
+                self._shrink(len(message))
                 wait = connection.take(message, too_large)
-        connection.queue = None
 
 
 class WebSocketConnection(JsonHandler, WebSocketHandler):
@@ -111,7 +129,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
 
     Attributes:
         sessions: The sessions.
-        coalescer, unfinished, messages, discarded: As FrameReader has them.
+        coalescer, held, messages, discarded: As FrameReader has them.
         queue: The messages that wait; None while no message takes time.
         due: When to check it next, by the event loop's clock.
         heard_at: When the last message came, by the same clock.
@@ -128,7 +146,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         super().initialize(gateway)
         self.sessions = ConnectionSessions()
         self.coalescer = registry.coalescer
-        self.unfinished = registry.unfinished
+        self.held = gateway.held
         self.messages = 0
         self.discarded = 0
         self.queue: MessageQueue | None = None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Sized
+from collections.abc import Awaitable, Callable, Sized
 from typing import Any, Protocol
 
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 from asrserver.protocol.frames import BINARY, CONTROL, SERVER_ERROR, FrameProtocol, Params
 
@@ -23,9 +24,6 @@ SAVED_SECONDS = 4.0
 
 #: Bytes of a control frame's payload at most: a frame that is no larger is never a chunk of audio.
 CONTROL_BYTES = 125
-
-#: Bytes of an unfinished message at most that is never given up: live audio comes in smaller ones.
-GIVEN_UP_BYTES = 1 << 16
 
 #: Messages a second, of all connections, up to which reading is not paused; for each further one, the seconds of the
 #: pause after each read of a connection; and the longest pause. Every read costs as much as handling the message in it,
@@ -68,28 +66,6 @@ class ReadCoalescer:
             self._paused.popleft()[1].resume_reading()
         if self._paused:
             asyncio.get_running_loop().call_later(max(MIN_TIMER_SECONDS, left), self._resume_due)
-
-
-class UnfinishedMessages:
-    """What the messages of all connections take that have begun to come and are not whole.
-
-    A hundred slow clients with large messages would otherwise fill the memory, each within its own limit.
-
-    Args:
-        limit: Bytes of all of them, beyond which the next large one that grows is given up.
-
-    Attributes:
-        bytes: Bytes of all of them.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.bytes = 0
-        self._limit = limit
-
-    def grew(self, before: int, now: int) -> bool:
-        """Count that a connection's message had `before` bytes and has `now`; return whether it must be given up."""
-        self.bytes += now - before
-        return self.bytes > self._limit and now > max(before, GIVEN_UP_BYTES)
 
 
 class RefusalThrottle:
@@ -141,16 +117,20 @@ class FrameReader(Protocol):
     Attributes:
         sessions: The sessions on the connection.
         coalescer: Is told of each read.
-        unfinished: Counts what is kept of messages that are not whole.
+        key_id: The id of the client's API key; may be empty.
+        held: Counts what is kept of messages that are not whole.
         messages: Messages that were taken so far.
         discarded: Bytes of the current message that were discarded, because it is too large, or there is no room.
     """
 
     sessions: Sized
     coalescer: ReadCoalescer
-    unfinished: UnfinishedMessages
+    held: HeldBytes
     messages: int
     discarded: int
+
+    @property
+    def key_id(self) -> str: ...
 
     @property
     def awaits_ack(self) -> bool:
@@ -196,15 +176,21 @@ class ServerFrameProtocol(FrameProtocol):
     def _count_kept(self) -> None:
         """Count what is kept of an unfinished message, and give it up if there is no room for it."""
         before, self._kept_bytes = self._kept_bytes, self.kept
-        if self.handler.unfinished.grew(before, self._kept_bytes):
-            self.handler.discarded += self.drop()
+        handler = self.handler
+        if handler.held.grew(handler.key_id, before, self._kept_bytes):
+            handler.discarded += self.drop()
             before, self._kept_bytes = self._kept_bytes, self.kept
-            self.handler.unfinished.grew(before, self._kept_bytes)
+            handler.held.add(handler.key_id, self._kept_bytes - before)
 
     def _end(self) -> None:
-        self.handler.unfinished.grew(self._kept_bytes, 0)
+        self.handler.held.add(self.handler.key_id, -self._kept_bytes)
         self._kept_bytes = 0
         super()._end()
+
+    def _call(self, take: Callable[[Any], Awaitable[Any] | None], message: Any) -> Awaitable[Any] | None:
+        if self._kept_bytes:  # the message is whole now: whoever takes it counts it
+            self._count_kept()
+        return super()._call(take, message)
 
     def pause_reading(self) -> bool:
         """Stop reading until `resume_reading`; False if reading is suspended already, or the connection is over."""

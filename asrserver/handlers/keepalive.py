@@ -16,7 +16,7 @@ from tornado.httputil import HTTPServerRequest
 
 from asrserver.auth import Key
 from asrserver.config import Settings
-from asrserver.handlers.flow_control import ReadCoalescer, UnfinishedMessages
+from asrserver.handlers.flow_control import ReadCoalescer
 
 log = logging.getLogger("asrserver.websocket")
 
@@ -54,13 +54,11 @@ class ConnectionRegistry(set[OpenConnection]):
 
     Attributes:
         coalescer: Pauses their reading while many messages come.
-        unfinished: Counts what is kept of messages that are not whole.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.coalescer = ReadCoalescer()
-        self.unfinished = UnfinishedMessages(settings.message_memory)
         self._every = min(MAX_CHECK_SECONDS, settings.ping_interval / 4, (settings.idle_timeout or math.inf) / 4)
         self._timer: asyncio.TimerHandle | None = None
 

@@ -13,12 +13,13 @@ import threading
 from collections.abc import AsyncIterator
 
 from asrserver.errors import Unavailable
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.process.aio import Notifier
 
 #: First bytes of a file by which it is recognised.
 HEAD_BYTES = 4096
 
-#: Bytes of an upload that are kept in memory; a larger one goes to a temporary file.
+#: Bytes of an upload that are kept in memory, if there is room; a larger one goes to a temporary file.
 MEMORY_BYTES = 1 << 19
 
 #: Seconds between checks of a reader that waits for bytes.
@@ -28,16 +29,25 @@ WAIT_SECONDS = 5.0
 class Spool:
     """One upload: `write` what comes, `end` it, and read it with `pieces`, meanwhile or later, as often as needed.
 
+    Args:
+        held: Counts what is in memory.
+        uploads: Counts all of it.
+
     Attributes:
+        owner: The id of the client's API key, or empty; to be set before the first byte.
         size: Bytes so far.
         head: The first bytes, by which a file is recognised.
         ended: Whether all of it is there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: HeldBytes, uploads: HeldBytes) -> None:
+        self.owner = ""
         self.size = 0
         self.head = b""
         self.ended = False
+        self._counted = 0  # bytes among those of all uploads
+        self._held = held
+        self._uploads = uploads
         self._memory = bytearray()
         self._file: TemporaryFile | None = None
         self._written = Notifier()
@@ -47,12 +57,19 @@ class Spool:
         """Append bytes.
 
         Raises:
-            Unavailable: The disk takes no more.
+            Unavailable: The disk, or what is bounded of it, takes no more.
         """
+        if self._closed:
+            return
+        if self._uploads.is_full_for(self.owner, len(data)):
+            raise Unavailable("overloaded", "uploads take as much room as they may (upload_space)", 30.0)
+        self._uploads.add(self.owner, len(data))
+        self._counted += len(data)
         if len(self.head) < HEAD_BYTES:
             self.head = (self.head + data)[:HEAD_BYTES]
         try:
-            if self._file is None and self.size + len(data) <= MEMORY_BYTES:
+            if self._file is None and self._has_memory(len(data)):
+                self._held.add(self.owner, len(data))
                 self._memory += data
             else:
                 await self._write(data)
@@ -88,10 +105,20 @@ class Spool:
     def close(self) -> None:
         """Free the memory and the disk; nothing is read any more, and what is still written is dropped."""
         self._closed = True
-        self._memory = bytearray()
+        self._uploads.add(self.owner, -self._counted)
+        self._counted = 0
+        self._free_memory()
         if self._file is not None:
             # In a thread: it waits for one that reads or writes, and freeing gigabytes of a disk takes time.
             asyncio.get_running_loop().run_in_executor(None, self._file.close)
+
+    def _has_memory(self, size: int) -> bool:
+        """Whether so many bytes more may be kept in memory."""
+        return self.size + size <= MEMORY_BYTES and not self._held.is_full_for(self.owner, size)
+
+    def _free_memory(self) -> None:
+        self._held.add(self.owner, -len(self._memory))
+        self._memory = bytearray()
 
     async def _write(self, data: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -101,7 +128,8 @@ class Spool:
                 loop.run_in_executor(None, file.close)
                 return
             # In the event loop, where `pieces` reads the one or the other.
-            self._file, self._memory = file, bytearray()
+            self._file = file
+            self._free_memory()
         if not self._closed:
             await loop.run_in_executor(None, self._file.write, data)
 

@@ -38,14 +38,16 @@ MAX_NEEDLESS_BYTES = 1 << 20
 DRAIN_BYTES = 1 << 30
 DRAIN_SECONDS = 10.0
 
-#: Seconds without a byte after which the connection of an upload is closed, and seconds between checks.
+#: Seconds in which fewer than so many bytes make a connection's upload stall, which ends it; seconds between checks. A
+#: live stream of any codec has more.
 IDLE_SECONDS = 60.0
+IDLE_BYTES = 4096
 CHECK_SECONDS = 5.0
 
 #: Seconds that an upload may take.
 UPLOAD_SECONDS = 86_400.0
 
-#: Bytes of one form field, and number of parts, at most.
+#: Bytes of all fields of a form, and number of parts, at most.
 MAX_FIELD_BYTES = 1 << 16
 MAX_PARTS = 100
 
@@ -160,17 +162,18 @@ class UploadHandler(DrainingHandler):
     def initialize(self, gateway: Any) -> None:
         super().initialize(gateway)
         self.fields: dict[str, list[str]] = {}
-        self.spool = Spool()
+        self.spool = Spool(gateway.held, gateway.uploads)
         self.session: FileSession | None = None
         self._asked: Any = None  # the request that the session was started for
         self._job: asyncio.Task[Any] | None = None
         self._parser: PushMultipartParser | None = None
         self._part: str | None = None  # the name of the open part
         self._value = b""
+        self._field_bytes = 0  # of all fields
         self._has_file = False
         self._looked_at = False  # whether the file's first bytes were
         self._release: Callable[[], None] | None = None
-        self._heard = time.monotonic()
+        self._paced = time.monotonic(), 0  # when IDLE_BYTES more had come, and how many there were
         self._busy = False
         self._watch: asyncio.TimerHandle | None = None
 
@@ -201,6 +204,7 @@ class UploadHandler(DrainingHandler):
         if self.request.method != "POST":
             return
         self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
+        self.spool.owner = self.key_id
         self.connection.set_body_timeout(UPLOAD_SECONDS)
         if self.stream.closed():  # the client left meanwhile
             self._end()
@@ -234,7 +238,7 @@ class UploadHandler(DrainingHandler):
         except AsrError as exc:
             self._give_up(exc)
         finally:
-            self._busy, self._heard = False, time.monotonic()
+            self._busy = False
 
     @property
     def max_body(self) -> int:
@@ -262,8 +266,9 @@ class UploadHandler(DrainingHandler):
             await self.file_data(bytes(event))
         else:
             self._value += event
-            if len(self._value) > MAX_FIELD_BYTES:
-                message = f"{self._part} is longer than {MAX_FIELD_BYTES} bytes"
+            self._field_bytes += len(event)
+            if self._field_bytes > MAX_FIELD_BYTES:
+                message = f"the fields of a form have at most {MAX_FIELD_BYTES} bytes"
                 raise BadRequest("bad_request", message, parameter=self._part)
 
     def _open_file(self) -> None:
@@ -310,6 +315,7 @@ class UploadHandler(DrainingHandler):
 
     def _give_up(self, error: AsrError) -> None:
         self._stop()
+        self.spool.close()
         self.refuse(error)
 
     # -- the answer ----------------------------------------------------------------------------------------------
@@ -382,8 +388,11 @@ class UploadHandler(DrainingHandler):
             job.cancel()
 
     def _check_client(self) -> None:
-        """End the request if its client sends nothing for too long."""
-        if not self._busy and not self.spool.ended and time.monotonic() - self._heard > IDLE_SECONDS:
+        """End the request if its client sends nothing, or next to nothing, for too long."""
+        since, received = self._paced
+        if self._busy or self.spool.ended or self._received - received >= IDLE_BYTES:
+            self._paced = time.monotonic(), self._received
+        elif time.monotonic() - since > IDLE_SECONDS:
             log.info("the upload from %s stalled for %g s: cut", self.request.remote_ip, IDLE_SECONDS)
             self.stream.close()
             self._end()

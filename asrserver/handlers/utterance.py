@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from asrserver.audio import bounds, wav
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.gateway import Gateway
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.handlers.file_session import FileSession
 from asrserver.process.aio import Notifier
 from asrserver.protocol import model_names, wyoming
@@ -60,32 +61,56 @@ class Speaker(Protocol):
 
 
 class AudioPipe:
-    """Audio on its way from a connection to a session."""
+    """Audio on its way from a connection to a session.
 
-    def __init__(self) -> None:
+    Args:
+        held: Counts it.
+    """
+
+    def __init__(self, held: HeldBytes) -> None:
+        self._held = held
         self._pieces: list[bytes] = []
         self._size = 0
         self._ended = False
+        self._closed = False
         self._changed = Notifier()
 
     async def put(self, data: bytes) -> bool:
         """Add audio; wait while much of it is here. Returns False if none was taken for ANSWER_SECONDS."""
+        if self._closed:
+            return True
         self._pieces.append(data)
-        self._size += len(data)
+        self._count(len(data))
         self._changed.notify()
-        return await self._changed.wait_for(lambda: self._ended or self._size <= MAX_WAITING_BYTES, ANSWER_SECONDS)
+        return await self._changed.wait_for(self._has_room, ANSWER_SECONDS)
 
     def end(self) -> None:
-        """No more follows, or nobody takes it any more."""
+        """No more follows."""
         self._ended = True
         self._changed.notify()
+
+    def close(self) -> None:
+        """Nobody takes it any more."""
+        self._closed = True
+        self._pieces = []
+        self._count(-self._size)
+        self.end()
+
+    def _has_room(self) -> bool:
+        most = 0 if self._held.is_full_for("") else MAX_WAITING_BYTES
+        return self._ended or self._size <= most
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        self._held.add("", size)
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """The audio: at each time what has come by then."""
         while self._pieces or not self._ended:
             if self._pieces:
                 data = b"".join(self._pieces)
-                self._pieces, self._size = [], 0
+                self._pieces = []
+                self._count(-self._size)
                 self._changed.notify()
                 yield data
             else:
@@ -108,7 +133,7 @@ class UtterancePart:
     """
 
     def __init__(self, gateway: Gateway, start: Start, head: bytes, changed: Notifier) -> None:
-        self.audio = AudioPipe()
+        self.audio = AudioPipe(gateway.held)
         session = FileSession(gateway, start, "", changed)
         self.segments = session.segments
         self._head = head
@@ -129,7 +154,7 @@ class UtterancePart:
 
     def _done(self, job: asyncio.Task[Final]) -> None:
         _ = self.failure  # asyncio logs one that nobody has seen, and the connection may be gone
-        self.audio.end()
+        self.audio.close()
         self._changed.notify()
 
 

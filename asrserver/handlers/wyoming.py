@@ -57,6 +57,7 @@ class WyomingConnection:
         self._asked = TranscribeRequest()
         self._utterance: Utterance | None = None
         self._count = 0  # utterances
+        self._kept = 0  # bytes of an event that is not whole
 
     @property
     def is_idle(self) -> bool:
@@ -77,7 +78,7 @@ class WyomingConnection:
             utterance = self._utterance
             if utterance is not None and utterance.stopped and not self._writer.is_closing():
                 await asyncio.wait([utterance.task], timeout=ANSWER_SECONDS)  # a client may end its side, and wait
-        except BadRequest as exc:
+        except (BadRequest, Unavailable) as exc:
             self.refuse(exc)
         except OSError:
             pass  # the client is gone
@@ -89,6 +90,7 @@ class WyomingConnection:
             try:
                 await self._end()
             finally:
+                self.gateway.held.add("", -self._kept)
                 release()
             log.info("connection closed from %s utterances=%d", self._address, self._count)
 
@@ -115,10 +117,17 @@ class WyomingConnection:
             for event in self._parser.feed(data):
                 await self._take(event)
                 due = math.inf
+            self._count_kept()
             if not self._parser.in_event:
                 due = math.inf
             elif due == math.inf:
                 due = time.monotonic() + EVENT_SECONDS
+
+    def _count_kept(self) -> None:
+        """Count what is kept of an event that is not whole; raises Unavailable if there is no room for it."""
+        before, self._kept = self._kept, self._parser.kept
+        if self.gateway.held.grew("", before, self._kept):
+            raise Unavailable("overloaded", "too many large events are coming in: send it again later", 2.0)
 
     async def _take(self, event: WireEvent) -> None:
         match event.type:

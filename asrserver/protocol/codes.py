@@ -90,7 +90,7 @@ CODES: dict[str, ErrorCode] = {
     ),
     "recognition_failed": ErrorCode("The recogniser failed on this audio; the server's log has the reason.", (500,)),
     # -- not now: try again
-    "overloaded": ErrorCode("There is no room for a new session or a large message: too much audio waits.", (503,)),
+    "overloaded": ErrorCode("There is no room for a session, a large message or an upload: too much waits.", (503,)),
     "shutting_down": ErrorCode("The server is shutting down: connect again.", (503,)),
     "broker_unavailable": ErrorCode("Redis does not answer.", (503,)),
     "broker_full": ErrorCode("Redis accepts no more data: its memory or its disk is full.", (503,)),

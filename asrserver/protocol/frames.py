@@ -81,6 +81,9 @@ def _close_error(data: bytes) -> tuple[int, str] | None:
     return None
 
 
+#: Bytes of handled frames that are kept, rather than copying what follows them, while reading is suspended.
+MAX_HANDLED = 1 << 16
+
 #: Bytes before the payload of a frame at most.
 MAX_HEAD = 14
 
@@ -438,7 +441,8 @@ class FrameProtocol(WebSocketProtocol13):
 
     def _hold(self, data: bytes, at: int, wait: Awaitable[Any] | None) -> None:
         """Suspend reading until `wait` is done, or (None) until other connections had their turn."""
-        self._held = data, at
+        # Without the message that it waits for, which may be the most of it.
+        self._held = (data[at:], 0) if at > MAX_HANDLED else (data, at)
         self.stream.pause()
         if wait is None:
             asyncio.get_running_loop().call_soon(self._go_on)

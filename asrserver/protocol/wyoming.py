@@ -78,6 +78,11 @@ class EventParser:
         """Whether the rest of an event is still to come."""
         return bool(self._buffer) or self._line is not None or self._left > 0
 
+    @property
+    def kept(self) -> int:
+        """Bytes that are kept of an event that is not whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes) -> Iterator[WireEvent]:
         """Return the events that these bytes complete.
 

@@ -17,12 +17,14 @@ from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.gateway.intake import ACCEPTED, SUSPICIOUS_COPIES, Intake
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Session
 from asrserver.gateway.sessions import Sessions
 from asrserver.protocol.events import Received, SessionEvent
 from asrserver.protocol.options import Options
+from asrserver.shares import COMMON
 
 #: A tenth of a second of headerless audio.
 PIECE = bytes(3200)
@@ -87,6 +89,9 @@ class FakeGate:
     def __init__(self) -> None:
         self.full = False
 
+    def check_large(self, owner: str, size: int) -> None:
+        pass
+
     def for_audio(self, session: Session) -> Awaitable[bool] | None:
         return asyncio.sleep(0, True) if self.full else None
 
@@ -109,6 +114,7 @@ class Harness:
             Admission(settings, Access(), cast(Quota, None), "gateway"),
             cast(Sessions, self.sessions),
             cast(RoomGate, self.gate),
+            HeldBytes(1 << 30, lambda owner: COMMON),
         )
 
     def code(self, data: bytes, index: Any = None) -> tuple[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from asrserver.config import Settings
 from asrserver.gateway import room
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import MAX_KEY_BYTES, MAX_SESSION_BYTES, Backlog
+from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
 from asrserver.gateway.session import Session
 from asrserver.gateway.waiting import WaitingAudio
@@ -42,7 +43,8 @@ def run(test: Callable[[RoomGate, Backlog], Coroutine[Any, Any, None]], **settin
         broker, backlog = GatewayBroker("redis://127.0.0.1:1", "g"), Backlog()
         access = Access(given.keys_file, given.api_keys, given.allowed_origins, given.trusted_proxies)
         admission, waiting = Admission(given, access, broker.quota, "g"), WaitingAudio(given, access, backlog)
-        await test(RoomGate(broker, admission, backlog, waiting), backlog)
+        held = HeldBytes(given.message_memory, waiting.share)
+        await test(RoomGate(broker, admission, backlog, waiting, held), backlog)
 
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         runner.run(main())

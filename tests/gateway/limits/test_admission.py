@@ -120,9 +120,7 @@ async def test_too_large_a_chunk_costs_that_chunk(url: str, worker: FakeWorker) 
 
 @pytest.mark.parametrize("given", [{"message_memory": 200_000}])
 @pytest.mark.parametrize("fragments", [1, 4])
-async def test_unfinished_messages_take_no_more_memory_than_all_may(
-    url: str, app: AsrApplication, fragments: int
-) -> None:
+async def test_unfinished_messages_take_no_more_memory_than_all_may(url: str, gateway: Gateway, fragments: int) -> None:
     """The one that grows beyond it is refused when its end has come, and may be sent again; no other is."""
     whole = 30 * PIECE
     size = len(whole) // fragments
@@ -133,33 +131,33 @@ async def test_unfinished_messages_take_no_more_memory_than_all_may(
         for one, sid in ((patient, "p"), (client, "c"), (live, "l")):
             await one.start(sid, mode="stream", format="pcm_s16le")
         await patient.write(data[:-1])
-        unfinished = app.connections.unfinished
-        await until(lambda: unfinished.bytes > 90_000)
+        held = gateway.held
+        await until(lambda: held.total > 90_000)
         await client.write(frame(BINARY, bytes(150_000))[:-1])
-        await until(lambda: unfinished.bytes < 100_000)
+        await until(lambda: held.total < 100_000)
         await live.chunk("l", 0, PIECE)
         await client.write(b"\0")
         assert (await error(client, "overloaded"))["retry_after"] > 0
         await patient.write(data[-1:])
         await patient.find("p", "ack", 0)
-        await until(lambda: unfinished.bytes == 0)
+        await until(lambda: held.total == 0)
         await client.chunk("c", 0, PIECE)
 
 
 @pytest.mark.parametrize("given", [{"message_memory": 100_000}])
 @pytest.mark.parametrize("head", [1, 8])
 async def test_a_message_may_be_given_up_within_the_head_of_a_frame(
-    url: str, app: AsrApplication, monkeypatch: pytest.MonkeyPatch, head: int
+    url: str, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, head: int
 ) -> None:
     async with await connect(url) as client:
         await client.start("s", mode="stream", format="pcm_s16le")
         await client.write(frame(BINARY, bytes(80_000), final=False))
-        unfinished = app.connections.unfinished
-        await until(lambda: unfinished.bytes == 80_000)
-        monkeypatch.setattr(unfinished, "_limit", 80_000)  # others have taken the rest
+        held = gateway.held
+        await until(lambda: held.total == 80_000)
+        monkeypatch.setattr(held, "_limit", 80_000)  # others have taken the rest
         last = frame(0, bytes(1000))
         await client.write(last[:head])
-        await until(lambda: unfinished.bytes < 100)
+        await until(lambda: held.total < 100)
         await client.write(last[head:])
         await error(client, "overloaded")
         await client.chunk("s", 0, PIECE)
