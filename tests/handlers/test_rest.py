@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from dataclasses import replace
-from typing import Any
 
 import orjson
 import psycopg2
@@ -19,38 +18,14 @@ from tornado.web import Application, RequestHandler
 from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
-from asrserver.gateway.session import Session
-from asrserver.protocol.events import Final, Segment, SessionEvent
-from asrserver.protocol.options import Options, Start
+from asrserver.protocol.events import Final
 from tests.fakes import FakeWorker
 from tests.gateways import offer
-from tests.handlers.api import Api
+from tests.handlers.api import Api, session, whole_session
 from tests.servers import Servers
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
-
-
-async def session(
-    gateway: Gateway, sid: str = "s", user_id: str = "", **options: Any
-) -> tuple[Session, list[SessionEvent]]:
-    """Open a session; returns it with its client's events."""
-    got: list[SessionEvent] = []
-    return await gateway.start(Start(sid, user_id, Options(**options), False), got.append), got
-
-
-async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
-    """Run a session of one chunk until it is stored."""
-    opened, got = await session(gateway, sid, user_id="somebody")
-    offer(gateway, opened, b"audio", 0)
-    gateway.finish(opened)
-    await worker.take(sid)
-    row = Segment(number=0, start=0.1, end=1.4, text=text, language="en", confidence=0.9, chunk_index=0)
-    await worker.audio(sid, 1)
-    await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[row])
-    await worker.final(sid, text)
-    await until(lambda: got and isinstance(got[-1], Final))
-    await until(gateway.write_behind.is_flushed)
 
 
 # -- history and sessions
