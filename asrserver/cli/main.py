@@ -19,6 +19,7 @@ from asrserver.cli.bench import bench
 from asrserver.cli.db import db
 from asrserver.cli.doctor import doctor
 from asrserver.cli.drain import drain
+from asrserver.cli.imports import import_kikipounamu
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
@@ -232,6 +233,7 @@ main.add_command(bench)
 main.add_command(db)
 main.add_command(doctor)
 main.add_command(drain)
+main.add_command(import_kikipounamu)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)
