@@ -69,8 +69,10 @@ _HYSTERESIS = 0.15
 #: Samples before `needed` at which a continuing endpointer should start: Silero's memory is about a second.
 CONTEXT_SAMPLES = SAMPLE_RATE
 
-#: Frames over which scores are smoothed when an overlong segment is cut at its best pause.
+#: Frames over which scores are smoothed when an overlong segment is cut at its best pause, and the least share of it
+#: before the cut: more text before a word helps. In a reading without long pauses base made 44 errors with a half.
 _CUT_SMOOTHING_FRAMES = 5
+_CUT_FROM = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,15 +299,15 @@ class Endpointer:
         self._scores = []
 
     def _cut(self) -> Iterator[Event]:
-        """End an overlong segment at the best pause of its later half; the frames after the cut are judged again."""
+        """End an overlong segment at the best pause of its last quarter; the frames after the cut are judged again."""
         assert self._onset is not None
         frames = self._scores
-        half = len(frames) // 2
-        later = np.array(frames[half:])
+        first = round(len(frames) * _CUT_FROM)
+        later = np.array(frames[first:])
         levels = 10 * np.log10(later[:, 1] + 1e-10)
         levels = (levels - levels.min()) / max(1e-9, float(np.ptp(levels)))
         scores = np.convolve(later[:, 0] + levels, np.ones(_CUT_SMOOTHING_FRAMES), "valid")
-        place = half + _CUT_SMOOTHING_FRAMES // 2 + int(np.argmin(scores))
+        place = first + _CUT_SMOOTHING_FRAMES // 2 + int(np.argmin(scores))
         cut = self._onset + place * FRAME + FRAME // 2
         spoken = max((n for n in range(place + 1) if frames[n][0] >= self._threshold - _HYSTERESIS), default=place)
         if self._started:

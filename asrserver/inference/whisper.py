@@ -32,6 +32,9 @@ MAX_UNREAD_SECONDS = 1.0
 LANGUAGES_TRIED = 3
 MIN_LANGUAGE = 0.1
 
+#: Beams with which an unsure text is searched again.
+UNSURE_BEAM = 5
+
 #: Most tokens of prompt and hot words: half of the decoder's context less the start tokens.
 MAX_PROMPT_TOKENS = 223
 
@@ -164,7 +167,8 @@ class Whisper:
     def recognise(self, rows: list[tuple[Features, Request, float]]) -> list[Hypothesis]:
         """Recognise windows of one length in one call.
 
-        A window whose text repeats itself or is improbable is retried: at full length, then with temperature.
+        A window whose text repeats itself or is improbable is retried: at full length, then with temperature. One whose
+        text is only unsure is searched with more beams.
 
         Args:
             rows: (features [n_mels, frames], request, seconds of speech) of each window. Their frames, prompt lengths
@@ -179,15 +183,20 @@ class Whisper:
             encoded = self._model.encode(encoded)
         detected = self._detect(encoded, requests)
         languages = [best for best, *_ in detected]
+        began = time.monotonic()
         results = self._generate(encoded, rows, languages, 0.0)
+        took = (time.monotonic() - began) / len(rows)
         attempts = []
         for number, (row, language, result) in enumerate(zip(rows, languages, results, strict=True)):
             attempt = self._attempt(result, encoded, number, row, language)
             if language[1] < self.profile.sure_language and not (row[1].draft or attempt.silence):
                 attempt, language = self._surest(attempt, row, detected[number])
                 languages[number] = language
-            if not row[1].draft and self._deserves_retry(attempt, row[0].shape[1]):
-                attempt = self._retry(row, language, attempt)
+            if not row[1].draft:
+                if self._deserves_retry(attempt, row[0].shape[1]):
+                    attempt = self._retry(row, language, attempt)
+                elif self._is_unsure(attempt):
+                    attempt = self._searched(row, language, attempt, took)
             attempts.append(self._without_loops(self._continued(attempt, row, language)))
         words = self._align(attempts, rows, languages)
         found = [
@@ -231,6 +240,23 @@ class Whisper:
         part = row[0][:, round(begin * FRAMES_PER_SECOND) : round(end * FRAMES_PER_SECOND)][:, :frames]
         found = self.recognise([(padded(part, frames), request, end - begin)])[0]
         return replace(found, words=[shifted(word, begin) for word in found.words])
+
+    def _searched(
+        self, row: tuple[Features, Request, float], language: tuple[str, float], first: Attempt, took: float
+    ) -> Attempt:
+        """Search a text, of which the first decoding `took` seconds, with more beams; the more probable one is kept."""
+        began = time.monotonic()
+        encoded = _rows_of(first.encoded, [first.number])
+        result = self._generate(encoded, [row], [language], 0.0, UNSURE_BEAM)[0]
+        attempt = self._attempt(result, encoded, 0, row, language)
+        better = attempt.good and attempt.logprob > first.logprob
+        self.wasted_seconds += took if better else time.monotonic() - began
+        return attempt if better else first
+
+    def _is_unsure(self, attempt: Attempt) -> bool:
+        """Whether another search may find a better text in the same encoding."""
+        unsure = attempt.confidence < self.profile.sure_text and self._beam < UNSURE_BEAM
+        return unsure and attempt.good and bool(attempt.text)
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
         """Whether a decoding failed, or is about to be dropped as silence though a short window is no proof of it."""
@@ -309,6 +335,7 @@ class Whisper:
             features.shape[2] == FULL_WINDOW
             or detected
             or any(request.words or request.timestamps for request in requests)
+            or (self.profile.sure_text > 0 and not all(request.draft for request in requests))
         )
 
     def _detect(self, encoded: Any, requests: list[Request]) -> list[list[tuple[str, float]]]:
@@ -385,9 +412,10 @@ class Whisper:
         rows: list[tuple[Features, Request, float]],
         languages: list[tuple[str, float]],
         temperature: float,
+        beam: int = 0,
     ) -> list[Any]:
         prompts = [self.prompt(row[1], language) for row, (language, _) in zip(rows, languages, strict=True)]
-        options: dict[str, Any] = {"beam_size": self._beam}
+        options: dict[str, Any] = {"beam_size": beam or self._beam}
         if temperature:
             options = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
         return list(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -157,6 +158,29 @@ async def test_then_with_temperature_and_the_best_attempt_is_taken(
     own_model._model = trouble
     recognise(own_model, utterances[0])
     assert [temperature for _, temperature in trouble.calls] == [0.0, 0.0, *own_model.profile.temperatures]
+
+
+async def test_an_unsure_text_is_searched_with_more_beams(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """And the more probable text is taken. Not for a draft, which must be quick."""
+    own_model.profile = replace(own_model.profile, sure_text=0.7)
+    one, real = utterances[0], own_model._model
+    wrong = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
+    searches: list[int] = []
+
+    def spoiled(score: float, _frames: int, options: dict[str, Any], result: Any) -> Any:
+        searches.append(options["beam_size"])
+        return result if options["beam_size"] > 1 else Result(result, sequences_ids=[wrong], scores=[score])
+
+    for score, request, expected, beams in (
+        (math.log(0.2), Request("en"), one.text, [1, whisper.UNSURE_BEAM]),
+        (math.log(0.2), Request("en", draft=True), "monday", [1]),
+        (math.log(0.95), Request("en"), "monday", [1]),
+    ):
+        searches.clear()
+        own_model._model = Trouble(real, partial(spoiled, score))
+        assert recognise(own_model, one, request).text == expected
+        assert searches == beams
+    assert own_model.wasted_seconds > 0
 
 
 async def test_a_text_that_repeats_itself_is_rejected(own_model: Whisper, utterances: list[Utterance]) -> None:
