@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults attacks lint browser voices docs docs-update \
 	dist-check deployment format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -68,6 +68,9 @@ fuzz-wire: .venv/test ## send a server messages, frames, requests and Redis entr
 
 # How many; a million take some hours.
 MESSAGES ?= 200000
+
+attacks: .venv/test ## attack a server in every way that a client can, beside a bystander (eight minutes; nothing else should run)
+	$(BIN)/python tools/bench_attacks.py
 
 lint: .venv/test ## check style and types
 	$(BIN)/ruff check .

@@ -106,7 +106,8 @@ def main() -> None:
     options = parser.parse_args()
     said = load()
     recordings = [make(said, BEFORE + WINDOW + AFTER, (0.5, 0.8), seed) for seed in range(options.streams)]
-    with server("--workers", "2", "--model", options.model) as (url, http, pid):
+    with server("--workers", "2", "--model", options.model) as running:
+        url, http, pid = running.url, running.http, running.process.pid
         found, at = asyncio.run(streams(url, http, pid, options.how, recordings))
     show("speech between two results, before", [gap(*one, at - WINDOW, at) for one in found])
     show(f"speech between two results, {options.how}", [gap(*one, at, at + WINDOW) for one in found])

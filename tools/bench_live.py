@@ -92,7 +92,8 @@ def main() -> None:
     print("                                  final     slowest/   word    CPU, ms per second    ratio to the first")
     print("streams partials/s interval     p50    p95   fastest  errors   worker gateway redis   partials final p50")
     first: tuple[float, float] | None = None
-    with server("--workers", str(options.workers)) as (url, http, pid):
+    with server("--workers", str(options.workers)) as running:
+        url, http, pid = running.url, running.http, running.process.pid
         for count in map(int, options.streams.split(",")):
             recordings = [make(utterances, options.seconds, (0.5, 2.0), seed) for seed in range(count)]
             seconds = sum(recording.seconds for recording in recordings)

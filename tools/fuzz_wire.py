@@ -23,25 +23,21 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import random
 import re
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
 import redis.asyncio as redis
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from hostile import Peer, open_streams
-from live import load
+from live import Server, load, server
 
 from tests.ws_client import frame
 
@@ -89,12 +85,12 @@ class Fuzzer:
         findings: What must not happen.
     """
 
-    def __init__(self, port: int, store: str, arguments: argparse.Namespace) -> None:
+    def __init__(self, server: Server, arguments: argparse.Namespace) -> None:
         self.sent = Counter[str]()
         self.answers = Counter[str]()
         self.findings: list[str] = []
-        self._port = port
-        self._store = store
+        self._server = server
+        self._port = server.port
         self._arguments = arguments
         self._random = random.Random(arguments.seed)
         self._sids = [f"fuzz-{number}" for number in range(40)]
@@ -108,7 +104,7 @@ class Fuzzer:
         kinds = self._arguments.only.split(",")
         tasks = [asyncio.create_task(self._repeat(kind)) for kind in kinds for _ in range(self._arguments.clients)]
         harmless = asyncio.create_task(self._harmless())
-        begun, gateways, early = time.monotonic(), listening(self._port), 0
+        begun, gateways, early = time.monotonic(), self._server.processes("gateway"), 0
         total = self._arguments.messages
         while (count := self.sent.total()) < total and not harmless.done():
             await asyncio.sleep(1)
@@ -252,7 +248,7 @@ class Fuzzer:
 
     async def _redis(self) -> None:
         dice = self._random
-        client = redis.Redis(unix_socket_path=self._store)
+        client = redis.Redis(unix_socket_path=str(self._server.data / "redis" / "redis.sock"))
         try:
             keys = [key.decode() async for key in client.scan_iter("asr_*fuzz-*", count=500)]
             sid = dice.choice(self._sids)
@@ -339,16 +335,6 @@ class Fuzzer:
         self.findings.append(f"connections or sessions stay: {gateways}")
 
 
-def listening(port: int) -> list[psutil.Process]:
-    """The gateways: the children of a child of this process that listen on the port."""
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp"))
-        and process.ppid() != os.getpid()
-    ]
-
-
 def log_findings(text: str) -> list[str]:
     """What in a log must not be there."""
     found = re.findall(r"^.*(?: died: |Traceback|CRITICAL|could not be stored:|internal error).*$", text, re.M)
@@ -364,34 +350,12 @@ def main() -> None:
     parser.add_argument("--log", default="", help="where to keep the server's log")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server ends, too
-    with tempfile.TemporaryDirectory(prefix="asrserver-fuzz-") as folder:
-        log = Path(arguments.log or f"{folder}/log")
-        command = [
-            sys.executable,
-            "-m",
-            "asrserver",
-            "run",
-            "--port",
-            "0",
-            "--workers",
-            "1",
-            "--data-dir",
-            f"{folder}/data",
-        ]
-        options = ["--model", "demo", "--embedded-fsync", "no", "--resume-timeout", "2", "--max-session", "60"]
-        with log.open("w") as output:
-            server = subprocess.Popen([*command, *options], stdout=output, stderr=subprocess.STDOUT)
-        try:
-            while not (found := re.search(r"listening on http://\S+:(\d+)", log.read_text())):
-                if server.poll() is not None:
-                    sys.exit(log.read_text())
-                time.sleep(0.1)
-            fuzzer = Fuzzer(int(found[1]), f"{folder}/data/redis/redis.sock", arguments)
-            asyncio.run(fuzzer.run())
-        finally:
-            server.send_signal(signal.SIGTERM)
-            server.wait(120)
-        fuzzer.findings += log_findings(log.read_text())
+    options = ("--workers", "1", "--model", "demo", "--resume-timeout", "2", "--max-session", "60")
+    with server(*options, log=arguments.log) as running:
+        fuzzer = Fuzzer(running, arguments)
+        asyncio.run(fuzzer.run())
+        running.stop()
+        fuzzer.findings += log_findings(running.log.read_text())
     waits = sorted(fuzzer.waits) or [float("nan")]
     print(f"sent: {dict(fuzzer.sent)}\nanswers: {dict(fuzzer.answers.most_common())}")
     print(

@@ -1,4 +1,4 @@
-"""Hostile clients for bench_limits.py and the tests: each of ATTACKS reaches one limit of a server and keeps trying.
+"""Hostile clients for bench_attacks.py and the tests: each of ATTACKS reaches one limit of a server and keeps trying.
 
 All limits are those of one server, started with `flags`; refusals are counted by their code.
 """
@@ -45,6 +45,7 @@ KEYS = {
     "connections": KeyLimits(connections=5),
     "sessions": KeyLimits(sessions=5),
     "starts": KeyLimits(starts_per_minute=5),
+    "greedy": KeyLimits(),
 }
 
 
@@ -87,6 +88,15 @@ async def open_streams(port: int, window: int = 0) -> tuple[asyncio.StreamReader
         raise
 
 
+def upgrade(key: str, address: str) -> bytes:
+    """The request for an upgrade, of a client behind a proxy."""
+    return (
+        b"GET /ws/asr HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+        + f"Authorization: Bearer {key}\r\nX-Forwarded-For: {address}\r\n\r\n".encode()
+    )
+
+
 class Peer:
     """A WebSocket client that does only what it is told, including what a library would refuse to do."""
 
@@ -117,11 +127,7 @@ class Peer:
         return peer
 
     async def _upgrade(self, key: str, address: str) -> None:
-        self.writer.write(
-            b"GET /ws/asr HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-            + f"Authorization: Bearer {key}\r\nX-Forwarded-For: {address}\r\n\r\n".encode()
-        )
+        self.writer.write(upgrade(key, address))
         status, _, head = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower().partition("\r\n")
         if " 101 " not in status:
             size = int(head.partition("content-length:")[2].partition("\r\n")[0])
@@ -199,6 +205,8 @@ class Target:
         speech: 24 s of speech as 16 kHz PCM.
         pause: Seconds that a client waits after each refusal.
         tally: The number of refusals by code.
+        waits: Seconds until answers whose time is of interest.
+        wyoming: The port of that protocol.
     """
 
     port: int
@@ -206,6 +214,8 @@ class Target:
     speech: bytes
     pause: float = 0.0
     tally: Counter[str] = field(default_factory=Counter)
+    waits: list[float] = field(default_factory=list)
+    wyoming: int = 0
 
     async def told(self, code: str, message: str = "") -> None:
         """Count a refusal: where one code has several reasons, with the setting that its message names, or the key."""
@@ -396,7 +406,7 @@ async def _never_read(target: Target) -> None:
             await peer.close()
 
 
-def _many(count: int, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Run:
+def many(count: int, run: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> Run:
     async def all_of(target: Target) -> None:
         async with asyncio.TaskGroup() as group:
             for _ in range(count):
@@ -447,11 +457,11 @@ ATTACKS = [
     Attack("length of a session", "session_too_long", 5, _rush(45)),
     Attack("audio faster than real time", "too_fast", 200, _rush(39.9)),
     Attack("audio faster than recognition", "slow", 20, _flood),
-    Attack("a session without audio", "session_idle", 15, _many(3, _idle, 5)),
-    Attack("a connection without messages", "closed", 10, _many(10, _idle, 0)),
-    Attack("backlog", "overloaded", 100, _many(6, _pile_up)),
-    Attack("a client that does not read", "cut", 10, _many(5, _never_read)),
+    Attack("a session without audio", "session_idle", 15, many(3, _idle, 5)),
+    Attack("a connection without messages", "closed", 10, many(10, _idle, 0)),
+    Attack("backlog", "overloaded", 100, many(6, _pile_up)),
+    Attack("a client that does not read", "cut", 10, many(5, _never_read)),
 ]
 
 #: No attack: two clients send 24 s of speech at a time, so that a worker is always busy and no limit is reached.
-WORK = Attack("no limit: a worker that is never idle", "served", 5, _many(2, _work))
+WORK = Attack("no limit: a worker that is never idle", "served", 5, many(2, _work))

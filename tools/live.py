@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.pcm import Samples
@@ -109,27 +110,66 @@ async def speak(client: Client, recording: Recording, speed: float = 1.0, **opti
     return Heard(messages, messages[-1][1])
 
 
+@dataclass
+class Server:
+    """A running server.
+
+    Attributes:
+        port: Its port.
+        process: Its supervisor.
+        log: Its log.
+        data: The directory of its Redis and PostgreSQL.
+    """
+
+    port: int
+    process: subprocess.Popen[bytes]
+    log: Path
+    data: Path
+
+    @property
+    def url(self) -> str:
+        """Of the native WebSocket."""
+        return f"ws://127.0.0.1:{self.port}/ws/asr"
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        """End it as an operator does, and wait for that."""
+        self.process.terminate()
+        self.process.wait(120)
+
+    def processes(self, kind: str) -> list[psutil.Process]:
+        """The living gateways or workers, as the log names them."""
+        pids = map(int, re.findall(rf"{kind} \S+ started: pid (\d+)", self.log.read_text(errors="replace")))
+        return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+
+
 @contextlib.contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, str, int]]:
-    """Run a server; yields its WebSocket URL, its HTTP URL, and its process id."""
-    with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder, open(f"{folder}/log", "w+") as log:
-        command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", f"{folder}/data"]
-        process = subprocess.Popen(
-            [*command, "--embedded-fsync", "no", *arguments],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={"ASRSERVER_MODEL": "demo", **os.environ},
-        )
+def server(*arguments: str, log: str = "") -> Iterator[Server]:
+    """Run a server with these options; `log` is a file for its log that is to stay."""
+    with tempfile.TemporaryDirectory(prefix="asrserver-live-") as folder:
+        kept, data = Path(log or f"{folder}/log"), Path(f"{folder}/data")
+        command = [sys.executable, "-m", "asrserver", "run", "--port", "0", "--data-dir", str(data)]
+        with kept.open("w") as output:
+            process = subprocess.Popen(
+                [*command, "--embedded-fsync", "no", *arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={"ASRSERVER_MODEL": "demo", **os.environ},
+            )
+        running = Server(0, process, kept, data)
         try:
             ready = re.compile(r"^asrserver listening on http://\S+:(\d+)", re.M)
-            while not (found := ready.search(Path(log.name).read_text())):
+            while not (found := ready.search(kept.read_text())):
                 if process.poll() is not None:
-                    raise SystemExit(Path(log.name).read_text())
+                    raise SystemExit(kept.read_text())
                 time.sleep(0.1)
-            yield f"ws://127.0.0.1:{found[1]}/ws/asr", f"http://127.0.0.1:{found[1]}", process.pid
+            running.port = int(found[1])
+            yield running
         finally:
-            process.terminate()
-            process.wait(60)
+            running.stop()
 
 
 def percentile(values: Sequence[float], share: float) -> float:

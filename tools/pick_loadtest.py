@@ -121,7 +121,8 @@ def main() -> int:
     transcripts: dict[str, str] = json.loads((UTTERANCES / "transcripts.json").read_text())
     sentences = load(tuple((str(UTTERANCES / name), text) for name, text in transcripts.items()))
     candidates = dict(zip(transcripts, sentences, strict=True))
-    with server() as (url, _, _):
+    with server() as running:
+        url = running.url
         kept = asyncio.run(good(url, candidates, arguments.repeats))
         chosen, wrong = far_apart(kept, arguments.count), set(kept)
         while wrong:

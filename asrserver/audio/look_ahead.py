@@ -86,11 +86,10 @@ class Candidate:
                 break
 
     def _pieces(self, packet: Packet) -> Iterator[Samples]:
-        yield from self.recording.fill(self.recording.late(packet))
+        yield from self.recording.fill(packet.time)
+        before = self.recording.seconds
         if not self.recording.decode(packet):
-            since = self.recording.seconds
-            self.recording.conceal(packet)
-            self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=since)
+            self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=before)
         yield from self.recording.take()
 
     def _note(self, reason: str, spoiled: bool, since: float | None = None) -> None:

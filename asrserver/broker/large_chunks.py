@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from asrserver.broker import audio_scripts
@@ -26,13 +27,14 @@ class LargeChunks:
 
     Attributes:
         bytes: Bytes of parts that are not sent yet.
+        gateway: Who sends.
     """
 
     def __init__(self, pipeline: Pipeline, gateway: str) -> None:
         """Send by the pipeline, as the gateway of this name."""
         self.bytes = 0
+        self.gateway = gateway
         self._pipeline = pipeline
-        self._gateway = gateway
         self._waiting: dict[str, deque[Callable[[], None]]] = {}  # by session: what follows its large chunk
 
     def in_order(self, sid: str, send: Callable[[], None]) -> None:
@@ -69,31 +71,15 @@ class LargeChunks:
             replied: Gets the reply of audio_scripts.APPEND to the whole, or the exception.
         """
         self._waiting[sid] = deque()
-        data = memoryview(batch.data[0])
-        keys = (session_key(sid), audio_key(sid))
-        before = "" if batch.before is None else str(batch.before)
-        head = (self._gateway, batch.index, before, f"{batch.received:.6f}")
-        count = -(-len(data) // PART_BYTES)
-        self.bytes += len(data)
+        self.bytes += len(batch.data[0])
+        _Parts(self, sid, batch, replied).send(0)
 
-        def send(number: int) -> None:
-            part = data[number * PART_BYTES : (number + 1) * PART_BYTES]
-            self.bytes -= len(part)
-            script = audio_scripts.APPEND_PART if number < count - 1 else audio_scripts.APPEND_LAST_PART
+    def issue(self, command: tuple[Any, ...], size: int, go_on: Callable[[Any], None]) -> None:
+        """Issue the command for a part of this many bytes; `go_on` gets its reply."""
+        self.bytes -= size
+        self._pipeline.call(go_on, *command, size=size + 100)
 
-            def go_on(reply: Any) -> None:
-                if reply == 1 and number < count - 1:
-                    send(number + 1)
-                else:
-                    self.bytes -= max(0, len(data) - (number + 1) * PART_BYTES)
-                    replied(reply)
-                    self._follow(sid)
-
-            self._pipeline.call(go_on, "EVAL", script, 2, *keys, *head, number, bytes(part), size=len(part) + 100)
-
-        send(0)
-
-    def _follow(self, sid: str) -> None:
+    def follow(self, sid: str) -> None:
         """Issue what waited for the large chunk, up to the next one."""
         waiting = self._waiting.pop(sid)
         while waiting:
@@ -101,3 +87,35 @@ class LargeChunks:
             if sid in self._waiting:
                 self._waiting[sid].extend(waiting)
                 return
+
+
+class _Parts:
+    """A chunk on its way, part by part.
+
+    Not a function that refers to itself: its chunk would stay in memory until the garbage collector runs.
+    """
+
+    def __init__(self, chunks: LargeChunks, sid: str, batch: Batch, replied: Callable[[Any], None]) -> None:
+        self._chunks = chunks
+        self._sid = sid
+        self._data = memoryview(batch.data[0])
+        self._replied = replied
+        self._last = -(-len(self._data) // PART_BYTES) - 1
+        before = "" if batch.before is None else str(batch.before)
+        keys = (session_key(sid), audio_key(sid))
+        self._arguments = (2, *keys, chunks.gateway, batch.index, before, f"{batch.received:.6f}")
+
+    def send(self, number: int) -> None:
+        """Send a part, and then those after it."""
+        part = bytes(self._data[number * PART_BYTES : (number + 1) * PART_BYTES])
+        script = audio_scripts.APPEND_PART if number < self._last else audio_scripts.APPEND_LAST_PART
+        command = ("EVAL", script, *self._arguments, number, part)
+        self._chunks.issue(command, len(part), partial(self._go_on, number))
+
+    def _go_on(self, number: int, reply: Any) -> None:
+        if reply == 1 and number < self._last:
+            self.send(number + 1)
+        else:
+            self._chunks.bytes -= max(0, len(self._data) - (number + 1) * PART_BYTES)
+            self._replied(reply)
+            self._chunks.follow(self._sid)

@@ -297,7 +297,8 @@ def _digest(script: str) -> str:
 
 
 def _is_full(error: redis.ResponseError) -> bool:
-    return isinstance(error, redis.OutOfMemoryError) or str(error).startswith("MISCONF")  # its disk is full, say
+    full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
+    return full or str(error).startswith("MISCONF")  # for example, its disk is full
 
 
 def is_foreign(error: redis.ResponseError) -> bool:

@@ -13,8 +13,9 @@ GC_THRESHOLD = 20_000
 #: glibc returns large blocks, and free memory at the end of the heap, to the kernel at once, and gets cleared pages for
 #: the next array or message. That took a tenth of a worker's time, and of Redis's where it has no allocator of its own.
 MMAP_THRESHOLD = 1 << 25
+MMAP = "MALLOC_MMAP_THRESHOLD_"
 _MALLOPT = {
-    "MALLOC_MMAP_THRESHOLD_": (-3, MMAP_THRESHOLD),
+    MMAP: (-3, MMAP_THRESHOLD),
     "MALLOC_TOP_PAD_": (-2, 1 << 22),
 }
 _TRIM_THRESHOLD = ("MALLOC_TRIM_THRESHOLD_", -1)
@@ -30,11 +31,16 @@ def tune_collector() -> None:
     gc.set_threshold(GC_THRESHOLD)
 
 
-def retain_freed_memory(size: int) -> None:
-    """Let this process keep up to `size` bytes of freed memory instead of returning them to the kernel."""
+def retain_freed_memory(size: int, largest: int = MMAP_THRESHOLD) -> None:
+    """Let this process keep freed memory instead of returning it to the kernel.
+
+    Args:
+        size: Bytes that are kept at the end of the heap. In front of what is still in use there may be more.
+        largest: Bytes of a block from which on it is returned at once, wherever it is; at most 32 MiB.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if mallopt is not None:
-        for parameter, value in [*_MALLOPT.values(), (_TRIM_THRESHOLD[1], size)]:
+        for parameter, value in [*_MALLOPT.values(), (_TRIM_THRESHOLD[1], size), (_MALLOPT[MMAP][0], largest)]:
             mallopt(parameter, value)
 
 

@@ -38,8 +38,10 @@ WORKER_NICENESS = 10
 #: a batch of the engine.
 IN_HAND_SIZE = 1 << 15
 
-#: Freed memory in bytes that a gateway and a worker keep for reuse.
+#: Freed memory in bytes that a gateway and a worker keep for reuse. A gateway keeps none of larger messages and uploads
+#: than the last number: after some hundred of them it had 200 MB more for good.
 GATEWAY_KEPT_MEMORY = 1 << 25
+GATEWAY_LARGE_BLOCK = 1 << 17
 WORKER_KEPT_MEMORY = 1 << 28
 
 
@@ -88,7 +90,7 @@ class _VitalsWriter:
 def gateway(settings: Settings, listeners: dict[str, socket.socket], vitals: Any, parent: int, strict: bool) -> None:
     """The main function of a gateway process; with `strict` it ends if it cannot use the database."""
     _begin(settings, parent)
-    retain_freed_memory(GATEWAY_KEPT_MEMORY)
+    retain_freed_memory(GATEWAY_KEPT_MEMORY, GATEWAY_LARGE_BLOCK)
     from asrserver.handlers.app import serve
     from asrserver.storage.errors import StorageError
 

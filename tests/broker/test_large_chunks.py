@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import sys
 import time
 from typing import Any
 
@@ -28,6 +30,23 @@ async def read(w: WorkerBroker, sid: str = "s") -> list[Entry]:
     while (found := (await w.read_audio({sid: inbox.cursor}, 1)).get(sid)) is not None:
         inbox.put(found)
     return [inbox.first, *inbox.following(100)]
+
+
+@pytest.mark.gen_test
+async def test_a_large_chunk_is_freed_when_redis_has_it(g: GatewayBroker) -> None:
+    """And not when garbage is collected next: that took minutes, and gateways grew by hundreds of megabytes."""
+    await opened(g)
+    data = os.urandom(2 * PART_BYTES + 1)
+    before = sys.getrefcount(data)
+    gc.disable()
+    try:
+        done = asyncio.get_running_loop().create_future()
+        g.append("s", 0, None, [data], False, done.set_result)
+        assert await done is None
+        await asyncio.sleep(0)
+        assert sys.getrefcount(data) == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gen_test

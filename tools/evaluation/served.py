@@ -80,5 +80,5 @@ class Served:
 @contextmanager
 def served(arguments: list[str], language_given: bool, speed: float, partials: bool) -> Iterator[Served]:
     """Run a server with these options; see `Served`."""
-    with server(*arguments) as (url, http, _):
-        yield Served(url, http, language_given, speed, partials)
+    with server(*arguments) as running:
+        yield Served(running.url, running.http, language_given, speed, partials)
