@@ -76,7 +76,7 @@ class Settings:
         "waited for a CPU.",
     )
     redis_url: str = setting(
-        "", "redis", str, "URL of a Redis 6.2 or later: redis://, rediss:// or unix://.", "REDIS_URL"
+        "", "redis", str, "URL of a Redis 6.2 or later (redis, rediss or unix), or of several with commas.", "REDIS_URL"
     )
     redis_addr: str = setting("", "redis", str, "Redis as HOST:PORT; redis-url takes precedence.", "REDIS_ADDR")
     lease: float = setting(
@@ -433,7 +433,7 @@ class Settings:
 
     @property
     def redis(self) -> str:
-        """The Redis URL, from redis-url or redis-addr."""
+        """The Redis URL, from redis-url or redis-addr; or several of them."""
         return self.redis_url or f"redis://{self.redis_addr}/0"
 
     @property

@@ -37,6 +37,7 @@ from tests.gateways import Gateways, GatewayServer, accepting, repair_often
 from tests.program import NONE, System
 from tests.recordings import Utterance, recorded, understood
 from tests.servers import Databases, Servers
+from tests.shards import ShardServers, running
 
 if TYPE_CHECKING:
     from asrserver.inference.recogniser import Recogniser
@@ -114,6 +115,19 @@ def redis_url(servers: Servers) -> str:
     client.flushall()
     client.close()
     return servers.redis.url
+
+
+@pytest.fixture(scope="session")
+def all_shards(real_servers: None) -> Iterator[ShardServers]:
+    with running(3) as shards:
+        yield shards
+
+
+@pytest.fixture
+def shards(all_shards: ShardServers) -> ShardServers:
+    """Three Redis servers, empty."""
+    all_shards.clear()
+    return all_shards
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ class BrokerConnection:
 
     Attributes:
         name: The name of this gateway or worker.
+        url: The URL of Redis.
         pipeline: Sends the commands.
         clock: The time that deadlines and everything else that processes compare are told by.
         status: What Redis knows of all processes and of itself.
@@ -48,6 +49,7 @@ class BrokerConnection:
 
     def __init__(self, url: str, name: str) -> None:
         self.name = name
+        self.url = url
         self._client = connect(url, timeout=None)
         self.pipeline = Pipeline(self._client)
         self.clock = BrokerClock()

@@ -6,10 +6,11 @@ The worker does it: inference/draining.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from asrserver.broker.addresses import addresses
 from asrserver.broker.connection import BrokerConnection
 from asrserver.broker.keys import drain_key
 from asrserver.errors import Unavailable
@@ -22,40 +23,44 @@ ANSWER_TIMEOUT = 5.0
 
 
 class Drains:
-    """Asks workers to drain. All methods raise Unavailable where Redis does not answer."""
+    """Asks workers to drain. All methods raise Unavailable where Redis, or one of several, does not answer."""
 
-    def __init__(self, connection: BrokerConnection) -> None:
-        self._connection = connection
+    def __init__(self, connections: Sequence[BrokerConnection]) -> None:
+        self._connections = connections
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return the heartbeats of all living workers."""
         async with _soon():
-            return await self._connection.status.heartbeats("worker")
+            found = await asyncio.gather(*(each.status.heartbeats("worker") for each in self._connections))
+        alive = {worker["name"]: worker for some in found for worker in some}
+        return [alive[name] for name in sorted(alive)]
 
     async def ask(self, workers: Iterable[str]) -> None:
         """Ask workers to drain."""
         async with _soon():
             for name in workers:
-                await self._connection.pipeline.submit("SET", drain_key(name), 1, "EX", DRAIN_TTL)
+                for each in self._connections:
+                    await each.pipeline.submit("SET", drain_key(name), 1, "EX", DRAIN_TTL)
 
     async def undo(self, workers: Iterable[str]) -> None:
         """Let workers claim sessions again."""
         async with _soon():
-            await self._connection.pipeline.submit("DEL", *map(drain_key, workers))
+            names = [drain_key(name) for name in workers]
+            await asyncio.gather(*(each.pipeline.submit("DEL", *names) for each in self._connections))
 
 
 @asynccontextmanager
 async def drains(url: str) -> AsyncIterator[Drains]:
-    """Connect to the Redis of this URL."""
-    connection = BrokerConnection(url, "drain")
+    """Connect to each Redis that a REDIS_URL lists."""
+    connections = [BrokerConnection(each, "drain") for each in addresses(url)]
     try:
         async with _soon():
-            await connection.open()
-        yield Drains(connection)
+            await asyncio.gather(*(connection.open() for connection in connections))
+        yield Drains(connections)
     finally:
         with suppress(TimeoutError):  # it waits for the answers that a Redis which is away owes
             async with asyncio.timeout(1.0):
-                await connection.close()
+                await asyncio.gather(*(connection.close() for connection in connections))
 
 
 @asynccontextmanager

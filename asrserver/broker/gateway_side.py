@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,9 +57,11 @@ class GatewayBroker(BrokerConnection):
     Attributes:
         quota: What API keys use.
         client_secrets: Short-lived keys.
+        fullness: Of one of several Redis servers: its used memory over its maxmemory, when last asked. Else 0.
     """
 
     KIND = "gateway"
+    fullness = 0.0
 
     def __init__(self, url: str, name: str) -> None:
         super().__init__(url, name)
@@ -73,10 +75,31 @@ class GatewayBroker(BrokerConnection):
         self._batcher.flush_all()
         await super().close()
 
+    # -- several Redis servers, see shards.py --------------------------------------------------------------------------
+
+    @property
+    def members(self) -> Sequence[GatewayBroker]:
+        """The broker of each Redis."""
+        return (self,)
+
+    def of(self, sid: str) -> GatewayBroker:
+        """Return the broker of the Redis that has a session of this gateway."""
+        return self
+
+    def shards(self) -> list[dict[str, Any]]:
+        """Describe the shards, for operators; none where there is one Redis only."""
+        return []
+
     # -- sessions ----------------------------------------------------------------------------------------------------
 
     async def open_session(
-        self, sid: str, nonce: str, fields: Mapping[str, str], deadline: float, model: str | None = None
+        self,
+        sid: str,
+        nonce: str,
+        fields: Mapping[str, str],
+        deadline: float,
+        model: str | None = None,
+        chosen: bool = False,
     ) -> bool:
         """Create a session: its keys, and its task for the workers.
 
@@ -86,6 +109,7 @@ class GatewayBroker(BrokerConnection):
             fields: The fields of the session's hash.
             deadline: Until when (epoch seconds) this gateway answers for the session.
             model: The model that the session names: only workers that offer it will claim the session.
+            chosen: Whether a client has chosen the id, so that another one may have it.
 
         Returns:
             False if the id is in use.

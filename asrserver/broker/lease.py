@@ -5,7 +5,7 @@ A worker's lease on a session is its pending entry in the group of a stream of t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from asrserver.broker import keys, replies, scripts
+from asrserver.broker.addresses import addresses
 from asrserver.broker.replies import Task
 from asrserver.errors import Unavailable
 
@@ -59,14 +60,17 @@ class WorkerJanitor:
     """
 
     def __init__(self, url: str) -> None:
-        self._client = _blocking_client(url)
+        """Do it in each Redis that a REDIS_URL lists."""
+        self._clients = [_blocking_client(each) for each in addresses(url)]
 
     def release(self, worker: str) -> int:
         """Make all sessions of a dead worker claimable at once; return their number."""
-        with _errors():
-            released: list[Any] = [
-                self._client.eval(scripts.RELEASE, 1, stream, keys.GROUP, worker) for stream in self._streams()
-            ]
+        return sum(self._each(lambda client: self._release(client, worker)))
+
+    def _release(self, client: redis.Redis, worker: str) -> int:
+        released: list[Any] = [
+            client.eval(scripts.RELEASE, 1, stream, keys.GROUP, worker) for stream in self._streams(client)
+        ]
         return sum(map(int, released))
 
     def retire(self, worker: str) -> None:
@@ -74,28 +78,45 @@ class WorkerJanitor:
 
         XGROUP DELCONSUMER would throw such an entry away.
         """
-        with _errors():
-            for stream in self._streams():
-                if not self._client.exists(stream):
-                    continue  # Redis was emptied
-                pending: Any = self._client.xpending_range(stream, keys.GROUP, "-", "+", 1, consumername=worker)
-                if not pending:
-                    self._client.xgroup_delconsumer(stream, keys.GROUP, worker)
+        self._each(lambda client: self._retire(client, worker))
 
-    def _streams(self) -> list[str]:
+    def _retire(self, client: redis.Redis, worker: str) -> int:
+        for stream in self._streams(client):
+            if not client.exists(stream):
+                continue  # Redis was emptied
+            pending: Any = client.xpending_range(stream, keys.GROUP, "-", "+", 1, consumername=worker)
+            if not pending:
+                client.xgroup_delconsumer(stream, keys.GROUP, worker)
+        return 0
+
+    @staticmethod
+    def _streams(client: redis.Redis) -> list[str]:
         """The streams of tasks: whichever of them the worker read."""
-        offered: Any = self._client.zrange(keys.OFFERED, 0, -1)
+        offered: Any = client.zrange(keys.OFFERED, 0, -1)
         return [keys.TASKS, *(keys.tasks_key(model.decode()) for model in offered)]
 
     def strike(self, sid: str, entry: str) -> int:
         """Count that a worker died while it processed this audio entry; return how often that has happened."""
-        with _errors():
-            reply: Any = self._client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry)
-        return int(reply)
+        found: list[Any] = self._each(lambda client: client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry))
+        return sum(map(int, found))  # 0 where the session is not
+
+    def _each(self, work: Callable[[redis.Redis], Any]) -> list[Any]:
+        """Do it in every Redis that answers; raise for one that does not when it is done in the others."""
+        done, failed = [], None
+        for client in self._clients:
+            try:
+                with _errors():
+                    done.append(work(client))
+            except Unavailable as exc:
+                failed = exc
+        if failed is not None:
+            raise failed
+        return done
 
     def close(self) -> None:
         """Disconnect."""
-        self._client.close()
+        for client in self._clients:
+            client.close()
 
 
 @contextmanager

@@ -120,6 +120,11 @@ class Pipeline:
         self.bytes = 0
         self.on_replies: Callable[[], None] = _nothing
 
+    @property
+    def away(self) -> bool:
+        """Whether Redis did not answer when it was last sent something."""
+        return self._away_since is not None
+
     def call(self, callback: Callable[[Any], None], *command: Any, size: int = 0) -> None:
         """Issue a command.
 
@@ -298,7 +303,8 @@ def _digest(script: str) -> str:
 
 def _is_full(error: redis.ResponseError) -> bool:
     full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
-    return full or str(error).startswith("MISCONF")  # for example, its disk is full
+    # For example its disk is full, or min-replicas-to-write is not met.
+    return full or str(error).startswith(("MISCONF", "NOREPLICAS"))
 
 
 def is_foreign(error: redis.ResponseError) -> bool:

@@ -218,21 +218,30 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
 
         yield from _embedded("Redis", locate.redis)
         return
+    from asrserver.broker.addresses import addresses, label
+
+    urls = addresses(settings.redis)
+    for url in urls:
+        yield from _redis(url, "Redis" if len(urls) == 1 else f"Redis {label(url)}")
+
+
+def _redis(url: str, name: str) -> Iterator[Finding]:
+    """The findings about one Redis."""
     import asyncio
 
     from asrserver.broker.requirements import inspect
 
     try:
-        found = asyncio.run(inspect(settings.redis))
+        found = asyncio.run(inspect(url))
     except Unavailable as exc:
-        yield Finding("fail", "Redis", exc.message)
+        yield Finding("fail", name, exc.message)
         return
-    yield Finding("ok", "Redis", f"version {found.version}, {1000 * found.latency:.1f} ms")
+    yield Finding("ok", name, f"version {found.version}, {1000 * found.latency:.1f} ms")
     if found.latency > SLOW_REDIS:
         text = f"a PING takes {1000 * found.latency:.0f} ms: every acknowledgement takes longer than that"
-        yield Finding("warn", "Redis", text)
+        yield Finding("warn", name, text)
     for lacking in found.shortcomings:
-        yield Finding("warn", "Redis", lacking)
+        yield Finding("warn", name, lacking)
     if abs(found.skew) > CLOCK_SKEW:
         text = f"the clock of Redis differs from this machine's by {found.skew:+.1f} s: synchronise both (NTP)"
         yield Finding("warn", "clock", text)

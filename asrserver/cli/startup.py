@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from asrserver.auth import Access, is_loopback, tls_context
+from asrserver.broker.addresses import addresses, label
 from asrserver.config import Settings
 from asrserver.errors import BadRequest, SettingError
 from asrserver.gateway.hotwords import Hotwords
@@ -40,8 +41,8 @@ def check_settings(settings: Settings, command: str) -> Settings:
             raise SettingError(f"--save-audio {settings.save_audio}: {exc.strerror}") from None
         if not os.access(settings.save_audio, os.R_OK | os.W_OK | os.X_OK):
             raise SettingError(f"--save-audio {settings.save_audio}: not writable")
-    if settings.redis_url and not settings.redis_url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    if settings.redis_url:
+        _check_redis(settings.redis_url)
     if command != "worker":
         _check_access(settings)
         Hotwords(settings.hotwords_file)
@@ -50,6 +51,15 @@ def check_settings(settings: Settings, command: str) -> Settings:
         except BadRequest as exc:
             raise SettingError(f"--normalise {settings.normalise}: {exc.message}") from None
     return settings
+
+
+def _check_redis(url: str) -> None:
+    """Refuse what is no address of a Redis, and two addresses of one."""
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    labels = [label(each) for each in addresses(url)]
+    if twice := next((each for each in labels if labels.count(each) > 1), None):
+        raise SettingError(f"REDIS_URL names {twice} twice: each of several Redis servers is a shard of its own")
 
 
 def _check_access(settings: Settings) -> None:

@@ -59,6 +59,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
         state = health[part]
         latency = f", {state['latency_ms']:.1f} ms" if "latency_ms" in state else ""
         result.append(f"{part:<9} " + (f"ready{latency}" if state["ready"] else state.get("error", "not ready")))
+        result += [f"  {_format_shard(shard)}" for shard in state.get("shards", ())]
     if queue := health["queue"]:
         result.append(
             f"queue     {queue['waiting']} sessions waiting, {queue['processing']} with a worker, "
@@ -93,6 +94,15 @@ def format_health(health: dict[str, Any]) -> list[str]:
     result += ["", *(format_table(gateway_head, gateways) if gateways else ["no gateway is alive"])]
     result += ["", *(format_table(worker_head, workers) if workers else ["no worker is alive"])]
     return result + _format_models(health.get("models", []))
+
+
+def _format_shard(shard: dict[str, Any]) -> str:
+    if not shard["ready"]:
+        return f"{shard['name']}: {shard['error']}"
+    return (
+        f"{shard['name']}: ready, {shard['latency_ms']:.1f} ms, {shard['waiting']} sessions waiting, "
+        f"{shard['processing']} with a worker, {shard['workers']} workers, {shard['memory_ratio']:.0%} of its memory"
+    )
 
 
 def _format_models(models: list[dict[str, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from asrserver.auth import Access, Key
 from asrserver.broker.connection import HEARTBEAT_EVERY
-from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.gateway_shards import gateway_broker
 from asrserver.broker.quota import RENEW_EVERY
 from asrserver.config import Settings
 from asrserver.errors import AsrError, Refused, SettingError, Unavailable
@@ -102,7 +102,7 @@ class Gateway:
         )
         self._hotwords = Hotwords(settings.hotwords_file)
         self._normalise = Normalise.parse(settings.normalise)
-        self.broker = GatewayBroker(settings.redis, self.name)
+        self.broker = gateway_broker(settings.redis, self.name)
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
@@ -368,11 +368,15 @@ class Gateway:
         )
         self._flush_metrics()
         self.room.fullness = await self.broker.status.fullness()
-        metrics.redis_fullness.set(self.room.fullness)
+        metrics.redis_fullness.set(max(self.room.fullness, *(redis.fullness for redis in self.broker.members)))
         queue = await self.broker.status.queue()
         for state in ("waiting", "processing"):
             metrics.queue.labels(state).set(queue[state])
         metrics.dead_letters.set(queue["dead"])
+        for shard in self.broker.shards():
+            metrics.shard_up.labels(shard["name"]).set(shard["ready"])
+            metrics.shard_sessions.labels(shard["name"]).set(shard["waiting"] + shard["processing"])
+            metrics.shard_fullness.labels(shard["name"]).set(shard["memory_ratio"])
         others = [g for g in await self.broker.status.heartbeats("gateway") if g["name"] != self.name]
         elsewhere = Counter[str]()
         for gateway in others:

@@ -57,7 +57,9 @@ async def health(gateway: Gateway) -> dict[str, Any]:
             if all(worker.get("drained") for worker in workers):
                 why = "every worker is drained" if workers else "no worker is running"
                 recognition = {"ready": False, "error": why}
-    ready = redis_state["ready"] and postgres_state["ready"] and recognition["ready"]
+    if shards := gateway.broker.shards():
+        redis_state |= {"shards": shards}
+    ready = all(part["ready"] for part in (redis_state, postgres_state, recognition, *shards))
     return {
         "status": "ok" if ready else "degraded",
         "funasr_ready": recognition["ready"],

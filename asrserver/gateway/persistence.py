@@ -148,9 +148,9 @@ class WriteBehind:
             await asyncio.sleep(pause)
             self._wake.clear()
             try:
-                await self._write()
+                whole = await self._write()
                 # None while there is a backlog, such as after PostgreSQL was away.
-                pause = BATCH_INTERVAL_SECONDS if len(self._dirty) < BATCH_SESSIONS else 0.0
+                pause = 0.0 if whole and len(self._dirty) >= BATCH_SESSIONS else BATCH_INTERVAL_SECONDS
                 self._failing = False
             except (StorageUnavailable, Unavailable) as exc:
                 if not self._failing:
@@ -165,7 +165,8 @@ class WriteBehind:
             if self._dirty:
                 self._wake.set()
 
-    async def _write(self) -> None:
+    async def _write(self) -> bool:
+        """Store a batch; whether all of it could be read: what is in one of several Redis waits while that is away."""
         began = time.monotonic()
         batch = self._writing = dict(list(self._dirty.items())[:BATCH_SESSIONS])
         for sid in batch:
@@ -191,6 +192,8 @@ class WriteBehind:
         except BaseException:
             self._dirty |= batch
             raise
+        for sid in batch.keys() - found.keys():
+            self._dirty.setdefault(sid, batch[sid])
         _measure(began, [event.time for _, events in found.values() for event in events if event.time])
         self._dirty_since = began if self._dirty else None
         over = []
@@ -214,6 +217,7 @@ class WriteBehind:
         await asyncio.gather(*(self._broker.close_session(sid, self._ttl) for sid in over))
         while len(self._clean) > MAX_REMEMBERED:  # mostly those that another gateway has now
             del self._clean[next(iter(self._clean))]
+        return len(found) == len(batch)
 
     async def _report_unknown(self, sid: str, events: Sequence[Result]) -> None:
         for event in events:

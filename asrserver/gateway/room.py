@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable
+from functools import partial
 
+from asrserver.broker import shards
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.errors import Refused
 from asrserver.gateway.admission import Admission
@@ -25,7 +27,7 @@ from asrserver.process.aio import Notifier
 
 #: How full Redis may be before new sessions wait, and before audio does. The rest is for events and heartbeats, without
 #: which nothing could be trimmed.
-FULL_FOR_SESSIONS = 0.8
+FULL_FOR_SESSIONS = shards.FULL_FOR_SESSIONS
 FULL_FOR_AUDIO = 0.9
 
 #: Bytes on their way to Redis at which connections are no longer read.
@@ -41,8 +43,8 @@ MAX_WAIT = 8.0
 class RoomGate:
     """Decides for one gateway whether more audio may be read, and wakes those who wait for that.
 
-    It must be told of every change: `pipeline.on_replies` and `backlog.on_answer` call it, and `fullness` is set at
-    every heartbeat.
+    It must be told of every change: each `pipeline.on_replies` and `backlog.on_answer` call it, and `fullness` is set
+    at every heartbeat.
     """
 
     def __init__(
@@ -55,14 +57,15 @@ class RoomGate:
         self._held = held
         self._fullness = 0.0
         self._starts = Notifier()
-        self._redis = Notifier()
+        self._redis = {redis: Notifier() for redis in broker.members}
         self._sessions: dict[str, Notifier] = {}  # those with waiters
-        broker.pipeline.on_replies = self._on_replies
+        for redis in broker.members:
+            redis.pipeline.on_replies = partial(self._on_replies, redis)
         backlog.on_answer = self._on_answer
 
     @property
     def fullness(self) -> float:
-        """Used memory of Redis over its maxmemory."""
+        """Used memory of Redis over its maxmemory; of several, of the least full one."""
         return self._fullness
 
     @fullness.setter
@@ -70,7 +73,8 @@ class RoomGate:
         self._fullness = value
         if value < FULL_FOR_SESSIONS:
             self._starts.notify()
-        self._on_replies()
+        for redis in self._redis:
+            self._on_replies(redis)
 
     async def for_session(self, owner: str) -> bool:
         """Wait until Redis has room for a new session of a key, for at most MAX_WAIT seconds; return whether it has."""
@@ -109,8 +113,9 @@ class RoomGate:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            if not self._redis_has_room():
-                await self._redis.wait(left)
+            redis = self._broker.of(session.id)
+            if not self._redis_has_room(redis):
+                await self._redis[redis].wait(left)
             else:
                 await self._wait_for_answer(session.id, min(left, self._seconds_ahead(session)))
         return True
@@ -124,10 +129,10 @@ class RoomGate:
                 self._sessions.pop(sid, None)
 
     def _has_room(self, session: Session) -> bool:
-        return self._redis_has_room() and not self._seconds_ahead(session)
+        return self._redis_has_room(self._broker.of(session.id)) and not self._seconds_ahead(session)
 
-    def _redis_has_room(self) -> bool:
-        return self._broker.bytes_on_their_way < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO
+    def _redis_has_room(self, redis: GatewayBroker) -> bool:
+        return redis.bytes_on_their_way < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO > redis.fullness
 
     def _seconds_ahead(self, session: Session) -> float:
         """Seconds until the clock makes room for more of the session; its results may make it earlier."""
@@ -137,9 +142,9 @@ class RoomGate:
         held = self._waiting.holds_back(session.owner) or self._backlog.is_heavy(session.id)
         return max(ahead, HOLD_SECONDS) if held else ahead
 
-    def _on_replies(self) -> None:
-        if self._redis and self._redis_has_room():
-            self._redis.notify()
+    def _on_replies(self, redis: GatewayBroker) -> None:
+        if self._redis[redis] and self._redis_has_room(redis):
+            self._redis[redis].notify()
 
     def _on_answer(self, sid: str) -> None:
         changed = self._sessions.get(sid)

@@ -62,6 +62,7 @@ class Session:
         failed: Why no chunk can be written any more; None while they can.
         opened: When this gateway got it, by time.monotonic().
         heard: When its last event was delivered, by time.monotonic().
+        named: Whether its client has chosen its id.
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
@@ -106,6 +107,7 @@ class Session:
         "live",
         "missed",
         "move",
+        "named",
         "opened",
         "options",
         "owner",
@@ -141,6 +143,7 @@ class Session:
         self.state = "recording"
         self.failed: AsrError | None = None
         self.opened = self.heard = time.monotonic()
+        self.named = False
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None

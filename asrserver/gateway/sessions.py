@@ -134,7 +134,7 @@ class Sessions(Mapping[str, Session]):
                 raise exists
             await self._admission.start(sid, owner)
             session = Session(sid, asked.user_id, asked.options, send, owner)
-            session.resumable = asked.resumable
+            session.named, session.resumable = bool(asked.session_id), asked.resumable
             self._open[sid] = session  # before its first result can come
         finally:
             self._starting.discard(sid)
@@ -169,8 +169,8 @@ class Sessions(Mapping[str, Session]):
             "created": f"{time.time():.3f}",
             "options": codec.encode_options(session.options),
         }
-        nonce, deadline = secrets.token_hex(8), self._now() + self._grace
-        return await self._broker.open_session(session.id, nonce, fields, deadline, session.options.model)
+        nonce, deadline, model = secrets.token_hex(8), self._now() + self._grace, session.options.model
+        return await self._broker.open_session(session.id, nonce, fields, deadline, model, session.named)
 
     async def _stored(self, sid: str) -> bool:
         try:

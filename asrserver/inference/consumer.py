@@ -7,7 +7,7 @@ import itertools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 
 from asrserver.broker.lease import LeaseRenewer
@@ -79,6 +79,7 @@ class SessionConsumer:
         sessions: The sessions owned now, by id.
         finished: Sessions finished so far.
         drain: Hands the sessions over to other workers while an operator wants that.
+        siblings: All consumers of this worker: one for each Redis. Their sessions share its time.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class SessionConsumer:
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
         self.drain = Drain(broker, self.sessions, self._drop, patience)
+        self.siblings: Sequence[SessionConsumer] = (self,)
         self._broker = broker
         self._recogniser = recogniser
         self._engines = engines
@@ -133,13 +135,17 @@ class SessionConsumer:
 
     @property
     def backlog(self) -> float:
-        """Seconds of audio read and not yet recognised, beyond what is always in transit."""
-        return _backlog(self.sessions.values())
+        """Seconds of audio read and not yet recognised by this worker, beyond what is always in transit."""
+        return _backlog(self._of_worker())
 
     @property
     def streams(self) -> int:
-        """Sessions with an open live stream."""
-        return sum(session.is_streaming for session in self.sessions.values())
+        """Sessions of this worker with an open live stream."""
+        return sum(session.is_streaming for session in self._of_worker())
+
+    def _of_worker(self) -> Iterator[Transcriber]:
+        for consumer in self.siblings:
+            yield from consumer.sessions.values()
 
     @property
     def partial_interval(self) -> float:
@@ -255,7 +261,7 @@ class SessionConsumer:
         self._full = ()
         if self.backlog >= self._max_backlog:
             held = defaultdict[Share, list[Transcriber]](list)
-            for session in self.sessions.values():
+            for session in self._of_worker():
                 held[session.share].append(session)
             self._full = crowded({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
 
@@ -309,7 +315,7 @@ class SessionConsumer:
         read_now, self._read_next = self._read_next, set()
         self._wake.clear()
         group, groups = self._next_group(now)
-        full = sum(session.inbox.unread for session in self.sessions.values()) > MAX_UNREAD_BYTES
+        full = sum(session.inbox.unread for session in self._of_worker()) > MAX_UNREAD_BYTES
         small, large = dict[str, str](), dict[str, str]()
         for sid, session in self.sessions.items():
             due = session.number % groups == group or not session.is_streaming or sid in read_now

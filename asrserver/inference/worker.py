@@ -8,9 +8,11 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from asrserver.broker.addresses import addresses
 from asrserver.broker.connection import HEARTBEAT_EVERY
+from asrserver.broker.shards import open_any
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
@@ -122,40 +124,56 @@ async def run_worker(
     turns = Turns()
     recogniser = make_recogniser(settings, model, in_flight.hold, turns)
     engines = make_engines(settings, recogniser, in_flight.hold, turns)
-    broker = WorkerBroker(settings.redis, name, engines.names)
-    await broker.open()
-    consumer = SessionConsumer(
-        broker,
-        recogniser,
-        engines,
-        url=settings.redis,
-        lease=settings.lease,
-        max_backlog=settings.max_backlog,
-        patience=settings.drain_timeout,
-    )
+    brokers = [WorkerBroker(url, name, engines.names) for url in addresses(settings.redis)]
+    await open_any(brokers)
+    consumers = _consumers(settings, brokers, recogniser, engines)
     tasks = [
-        loop.create_task(consumer.run(), name="consumer"),
-        loop.create_task(
-            broker.listen_for_ends(consumer.on_end, consumer.on_flush, consumer.on_release), name="session-ends"
-        ),
-        loop.create_task(_send_heartbeats(broker, recogniser, engines, consumer), name="heartbeats"),
+        loop.create_task(_send_heartbeats(brokers, recogniser, engines, consumers), name="heartbeats"),
         loop.create_task(_report_alive(settings, in_flight, alive), name="alive"),
     ]
+    for broker, consumer in zip(brokers, consumers, strict=True):  # so that a Redis which is away holds up no other
+        hear = broker.listen_for_ends(consumer.on_end, consumer.on_flush, consumer.on_release)
+        tasks += [
+            loop.create_task(consumer.run(), name="consumer"),
+            loop.create_task(hear, name="session-ends"),
+            loop.create_task(_hand_back(broker, consumer), name="hand-back"),
+        ]
     ready()
     log.info("worker %s ready: model=%s device=%s", name, ",".join(engines.names), model.device)
     stopped = loop.create_task(stop.wait(), name="stop-signal")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
-    await consumer.stop(settings.drain_timeout)
+    await asyncio.gather(*(consumer.stop(settings.drain_timeout) for consumer in consumers))
     await cancelled(tasks)
-    await broker.deregister()
+    await asyncio.gather(*(broker.deregister() for broker in brokers))
     engines.stop(1.0)
     recogniser.close()
-    await broker.close()
+    await asyncio.gather(*(broker.close() for broker in brokers))
     for task in failed:
         task.result()
     in_flight.close()
-    log.info("worker %s stopped: %d sessions finished", name, consumer.finished)
+    log.info("worker %s stopped: %d sessions finished", name, sum(consumer.finished for consumer in consumers))
+
+
+def _consumers(
+    settings: Settings, brokers: Sequence[WorkerBroker], recogniser: Recogniser, engines: Engines
+) -> list[SessionConsumer]:
+    """One for each Redis; they share the recogniser and its engines."""
+    made = [
+        SessionConsumer(
+            broker,
+            recogniser,
+            engines,
+            url=broker.url,
+            lease=settings.lease,
+            max_backlog=settings.max_backlog,
+            patience=settings.drain_timeout,
+        )
+        for broker in brokers
+    ]
+    for consumer in made:
+        consumer.siblings = made
+    return made
 
 
 async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable[[], None]) -> None:
@@ -176,38 +194,44 @@ async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable
 
 
 async def _send_heartbeats(
-    broker: WorkerBroker, recogniser: Recogniser, engines: Engines, consumer: SessionConsumer
+    brokers: Sequence[WorkerBroker], recogniser: Recogniser, engines: Engines, consumers: Sequence[SessionConsumer]
 ) -> None:
-    """Publish the worker's state, set its metrics, unload idle models, hand a session back if it is behind."""
+    """Publish the worker's state in each Redis, set its metrics, unload idle models."""
     model, partials = recogniser.engine.model, recogniser.partials
     before = (0.0, 0.0)
     while True:
-        before = _flush_metrics(engines, consumer, before)
-        broker.heartbeat(
-            {
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "model": model.name,
-                "device": model.device,
-                "languages": model.languages,
-                "models": engines.describe(),
-                "drained": consumer.drain.asked,
-                "sessions": len(consumer.sessions),
-                "streams": consumer.streams,
-                "finished": consumer.finished,
-                "backlog": round(consumer.backlog, 1),
-                "queue": engines.waiting,
-                "queue_age": round(engines.queue_age, 3),
-                "batch_size": recogniser.engine.last_batch,
-                "speech_seconds": round(engines.speech_seconds, 1),
-                "partials": partials.drafts,
-                "partial_interval": round(consumer.partial_interval, 2),
-                "stable_words": recogniser.words.stable,
-                "revised_words": recogniser.words.revised,
-                "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
-            },
-        )
+        before = _flush_metrics(engines, consumers, before)
+        state = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "model": model.name,
+            "device": model.device,
+            "languages": model.languages,
+            "models": engines.describe(),
+            "drained": any(consumer.drain.asked for consumer in consumers),
+            "sessions": sum(len(consumer.sessions) for consumer in consumers),
+            "streams": consumers[0].streams,
+            "finished": sum(consumer.finished for consumer in consumers),
+            "backlog": round(consumers[0].backlog, 1),
+            "queue": engines.waiting,
+            "queue_age": round(engines.queue_age, 3),
+            "batch_size": recogniser.engine.last_batch,
+            "speech_seconds": round(engines.speech_seconds, 1),
+            "partials": partials.drafts,
+            "partial_interval": round(consumers[0].partial_interval, 2),
+            "stable_words": recogniser.words.stable,
+            "revised_words": recogniser.words.revised,
+            "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
+        }
+        for broker in brokers:
+            broker.heartbeat(state)
         await engines.unload_idle()
+        await asyncio.sleep(HEARTBEAT_EVERY)
+
+
+async def _hand_back(broker: WorkerBroker, consumer: SessionConsumer) -> None:
+    """Look whether an operator wants the worker drained, and hand a session back if it is behind."""
+    while True:
         try:
             consumer.drain.ask(await broker.is_drained())
             await consumer.hand_back()
@@ -216,12 +240,14 @@ async def _send_heartbeats(
         await asyncio.sleep(HEARTBEAT_EVERY)
 
 
-def _flush_metrics(engines: Engines, consumer: SessionConsumer, before: tuple[float, float]) -> tuple[float, float]:
+def _flush_metrics(
+    engines: Engines, consumers: Sequence[SessionConsumer], before: tuple[float, float]
+) -> tuple[float, float]:
     """Flush the counters and set the gauges.
 
     Args:
         engines: Their counters are flushed.
-        consumer: Its sessions are counted.
+        consumers: Their sessions are counted.
         before: What the last call returned.
 
     Returns:
@@ -229,10 +255,10 @@ def _flush_metrics(engines: Engines, consumer: SessionConsumer, before: tuple[fl
     """
     engines.flush_metrics()
     now = (engines.busy_seconds, engines.speech_seconds)
-    metrics.worker_sessions.set(len(consumer.sessions))
-    metrics.worker_backlog.set(consumer.backlog)
-    metrics.drained_workers.set(consumer.drain.asked)
-    metrics.partial_interval.set(consumer.partial_interval)
+    metrics.worker_sessions.set(sum(len(consumer.sessions) for consumer in consumers))
+    metrics.worker_backlog.set(consumers[0].backlog)
+    metrics.drained_workers.set(any(consumer.drain.asked for consumer in consumers))
+    metrics.partial_interval.set(consumers[0].partial_interval)
     if now[1] > before[1]:
         metrics.real_time_factor.set((now[0] - before[0]) / (now[1] - before[1]))
     return now

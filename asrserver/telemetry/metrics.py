@@ -89,7 +89,22 @@ shedding = _gauge(
     "session; 3 keys that have their share start none.",
     mode="livemax",
 )
-redis_fullness = _gauge("redis_memory_ratio", "Used memory of Redis over its maxmemory.", mode="livemostrecent")
+redis_fullness = _gauge(
+    "redis_memory_ratio", "Used memory of Redis over its maxmemory; of several, of the fullest.", mode="livemostrecent"
+)
+shard_up = _gauge("shard_up", "Whether one of several Redis servers answers.", "redis", mode="livemostrecent")
+shard_sessions = _gauge(
+    "shard_sessions",
+    "Sessions in one of several Redis servers, with and without a worker.",
+    "redis",
+    mode="livemostrecent",
+)
+shard_fullness = _gauge(
+    "shard_memory_ratio",
+    "Used memory of one of several Redis servers over its maxmemory.",
+    "redis",
+    mode="livemostrecent",
+)
 queue = _gauge(
     "queue_sessions", "Sessions in asr_tasks, of all machines: waiting, processing.", "state", mode="livemostrecent"
 )

@@ -1,0 +1,229 @@
+"""Shards: several independent Redis servers, each with whole sessions. REDIS_URL lists them, separated by commas.
+
+Nothing of a session is in two of them, and no Redis knows of another. Which one has a session is known to the gateway
+that holds it; any other finds it by asking all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from asrserver.broker.addresses import label
+from asrserver.broker.connection import BrokerConnection
+from asrserver.broker.pipeline import ASK_SECONDS, RETRY_AFTER
+from asrserver.errors import Unavailable
+
+if TYPE_CHECKING:
+    from asrserver.broker.gateway_side import GatewayBroker
+
+log = logging.getLogger("asrserver.broker")
+
+#: How full a Redis may be before it gets no new sessions: used memory over its maxmemory.
+FULL_FOR_SESSIONS = 0.8
+
+#: Seconds between looks whether a shard that has not answered yet is away by now.
+LOOK_SECONDS = 0.1
+
+#: Sessions that are over, or held elsewhere, whose shard is remembered. That of any other is asked for again.
+MAX_REMEMBERED = 20_000
+
+Answer = TypeVar("Answer")
+
+
+def ranked(names: Iterable[str], key: str) -> list[str]:
+    """Order names by rendezvous hashing: each is first for as many keys; without one, only its keys have another first.
+
+    Thaler and Ravishankar, Using name-based mappings to increase hit rates, 1998.
+    """
+    return sorted(names, key=lambda name: hashlib.blake2b(f"{name}\n{key}".encode(), digest_size=8).digest())
+
+
+@dataclass(eq=False)
+class Shard:
+    """One of several Redis servers, as a gateway sees it.
+
+    Attributes:
+        name: Its label.
+        broker: Its connection.
+        waiting, processing, workers: Sessions without and with a worker, and workers that serve it, when last counted.
+        started: Sessions that this gateway has started there since.
+        latency: Seconds that its last PING took.
+        error: Why it did not answer; empty if it did.
+    """
+
+    name: str
+    broker: GatewayBroker
+    waiting: int = 0
+    processing: int = 0
+    workers: int = 0
+    started: int = 0
+    latency: float = 0.0
+    error: str = ""
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether it answered when it was last sent something."""
+        return not self.broker.pipeline.away
+
+    @property
+    def load(self) -> tuple[bool, bool, int, float]:
+        """What decides between two for a new session; the lesser is the better.
+
+        Fewer waiting sessions than workers are no backlog: they are being claimed.
+        """
+        workers = max(1, self.workers)
+        sessions = self.waiting + self.processing + self.started
+        return (
+            self.broker.fullness >= FULL_FOR_SESSIONS,
+            not self.workers,
+            self.waiting // workers,
+            sessions / workers,
+        )
+
+
+class Shards:
+    """The shards of one gateway. One that cannot be reached costs the others nothing but its answer."""
+
+    def __init__(self, members: Sequence[Shard]) -> None:
+        self.members = members
+
+    def reachable(self, key: str) -> list[Shard]:
+        """Return those that can be reached, ranked for a key.
+
+        Raises:
+            Unavailable: None can.
+        """
+        named = {shard.name: shard for shard in self.members if shard.is_reachable}
+        if not named:
+            raise Unavailable("broker_unavailable", "no Redis can be reached", RETRY_AFTER)
+        return [named[name] for name in ranked(named, key)]
+
+    async def ask(
+        self, question: Callable[[Shard], Awaitable[Answer]], among: Collection[Shard] | None = None
+    ) -> dict[Shard, Answer]:
+        """Ask shards at the same time.
+
+        Args:
+            question: What to ask of each.
+            among: The shards; by default, all.
+
+        Returns:
+            The answers of those that can be reached and answer within ASK_SECONDS.
+
+        Raises:
+            Unavailable: None of them does.
+        """
+        deadline = time.monotonic() + ASK_SECONDS
+        among = self.members if among is None else among
+        asked = {shard: asyncio.ensure_future(question(shard)) for shard in among if shard.is_reachable}
+        try:
+            while left := [task for shard, task in asked.items() if shard.is_reachable and not task.done()]:
+                if time.monotonic() > deadline:
+                    break
+                await asyncio.wait(left, timeout=LOOK_SECONDS)  # or until one of them is found to be away
+        finally:
+            late = [task for task in asked.values() if task.cancel()]
+        errors = {shard: task.exception() for shard, task in asked.items() if task not in late}
+        for error in errors.values():
+            if error is not None and not isinstance(error, Unavailable):
+                raise error
+        answers = {shard: asked[shard].result() for shard, error in errors.items() if error is None}
+        if not answers:
+            raise next(filter(None, errors.values()), Unavailable("broker_unavailable", "Redis cannot be reached", 5.0))
+        return answers
+
+    def require_all(self, answers: Collection[Shard]) -> None:
+        """Check that every shard has answered: what none of them knows is unknown only then. Raises Unavailable."""
+        for shard in self.members:
+            if shard not in answers:
+                raise Unavailable("broker_unavailable", f"the Redis {shard.name} cannot be reached", RETRY_AFTER)
+
+
+class Homes:
+    """Which shard has which session: those that one gateway holds, and of the others those it had to do with last."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._homes: dict[str, Shard] = {}  # by session id, the newest last
+
+    def get(self, sid: str) -> Shard | None:
+        """Return the shard of a session; None if it is not known."""
+        return self._homes.get(sid)
+
+    def any(self, sid: str) -> Shard:
+        """Return the shard of a session, or where it is not known some other, which will say that it is gone."""
+        return self._homes.get(sid, self._shards.members[0])
+
+    def keep(self, sid: str, shard: Shard) -> None:
+        """Note where a session is."""
+        self._homes.pop(sid, None)
+        self._homes[sid] = shard
+
+    def touch(self, sids: Collection[str]) -> None:
+        """Keep the sessions that this gateway holds: MAX_REMEMBERED others are not forgotten, the newest ones."""
+        for sid in sids:
+            if sid in self._homes:
+                self._homes[sid] = self._homes.pop(sid)
+        while len(self._homes) > MAX_REMEMBERED + len(sids):
+            del self._homes[next(iter(self._homes))]
+
+    def forget(self, sid: str) -> None:
+        """Forget a session that is over."""
+        self._homes.pop(sid, None)
+
+    async def locate(self, sids: Iterable[str]) -> set[str]:
+        """Find the shards of sessions that are not known; return those that no shard has."""
+        unknown = [sid for sid in sids if sid not in self._homes]
+        if not unknown:
+            return set()
+        answers = await self._shards.ask(lambda shard: shard.broker.known(unknown))
+        for shard, found in answers.items():
+            for sid in found:
+                self.keep(sid, shard)
+        return set(unknown) - self._homes.keys() if len(answers) == len(self._shards.members) else set()
+
+    async def ask(
+        self, sids: Iterable[str], question: Callable[[Shard, Collection[str]], Awaitable[Answer]]
+    ) -> list[Answer]:
+        """Ask each shard about its sessions; about those whose shard is not known, nobody is asked."""
+        groups: defaultdict[Shard, list[str]] = defaultdict(list)
+        for sid in sids:
+            if (home := self._homes.get(sid)) is not None:
+                groups[home].append(sid)
+        if not groups:
+            return []
+        return list((await self._shards.ask(lambda shard: question(shard, groups[shard]), groups)).values())
+
+
+async def open_any(brokers: Sequence[BrokerConnection]) -> None:
+    """Wait for the shards of a process: until all are open, or some are and the others are late by ASK_SECONDS.
+
+    Heartbeats make those ready that come later.
+
+    Raises:
+        Unavailable: None can be reached.
+    """
+    opening = [asyncio.ensure_future(broker.open()) for broker in brokers]
+    late = set(opening)
+    try:
+        while late and all(task in late or task.exception() for task in opening):
+            _, late = await asyncio.wait(late, return_when=asyncio.FIRST_COMPLETED)
+        if late:
+            await asyncio.wait(late, timeout=ASK_SECONDS)
+    finally:
+        late = {task for task in opening if task.cancel()}
+    errors = [task.exception() for task in opening if task not in late]
+    for broker, task in zip(brokers, opening, strict=True):
+        error = None if task in late else task.exception()
+        nowhere = len(errors) == len(brokers) and all(errors)
+        if error is not None and (nowhere or not isinstance(error, Unavailable)):
+            raise error
+        if task in late or error is not None:
+            log.error("the Redis %s cannot be reached: its sessions wait", label(broker.url))
