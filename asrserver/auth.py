@@ -17,7 +17,7 @@ import re
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,6 +59,7 @@ class KeyLimits:
     sessions: int = 0
     starts_per_minute: int = 0
     audio_per_minute: float = 0.0  # seconds of audio that workers decode per minute
+    keep_days: float = 0.0  # after which its sessions are deleted; 0: as the setting keep-days says
     weight: float = 1.0
     priority: str = "normal"
 
@@ -129,6 +130,11 @@ class Access:
     def key(self, owner: str) -> Key | None:
         """The valid key with this id; None if it is revoked or unknown."""
         return self._keys.get(owner) or self._given.get(owner)
+
+    @property
+    def keys(self) -> Iterable[Key]:
+        """All valid keys."""
+        return [*self._keys.values(), *self._given.values()]
 
     def _find(self, text: str) -> Key | None:
         digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -201,6 +201,18 @@ class Settings:
         click.Choice(["wav", "flac"]),
         "File format for recordings of raw PCM; files in a container are kept as sent.",
     )
+    keep_days: float = setting(
+        0.0,
+        "gateway",
+        click.FloatRange(min=0),
+        "Days after which a session is deleted, with its texts and its recording; a key may have its own. 0: never.",
+    )
+    audit_log: str = setting(
+        "off",
+        "gateway",
+        click.Choice(["off", "on"]),
+        "on: a log line (asrserver.audit) for each time that texts or recordings are read or deleted over REST.",
+    )
     audio_keep_days: float = setting(
         0.0, "gateway", click.FloatRange(min=0), "Days after which a recording is deleted. 0: never."
     )
@@ -261,10 +273,7 @@ class Settings:
         "separated by a comma.",
     )
     unread_timeout: float = setting(
-        30.0,
-        "gateway",
-        _SECONDS,
-        "Seconds after which the connection of a client that does not read is closed.",
+        30.0, "gateway", _SECONDS, "Seconds after which the connection of a client that does not read is closed."
     )
     ping_interval: float = setting(
         20.0, "gateway", _SECONDS, "Seconds between WebSocket pings; a client that does not answer is disconnected."
@@ -276,10 +285,7 @@ class Settings:
         "Seconds that a disconnected session waits for resume; then it is finished as interrupted.",
     )
     max_connections: int = setting(
-        10_000,
-        "gateway",
-        _COUNT_OR_NONE,
-        "Maximum WebSocket connections per gateway process. 0: no limit.",
+        10_000, "gateway", _COUNT_OR_NONE, "Maximum WebSocket connections per gateway process. 0: no limit."
     )
     max_address_connections: int = setting(
         1000,
@@ -315,10 +321,7 @@ class Settings:
         "Maximum speed of a session's audio, as a multiple of real time. 0: unlimited.",
     )
     speed_burst: float = setting(
-        30.0,
-        "gateway",
-        _SECONDS_OR_NONE,
-        "Seconds of audio that a session may send at once before max-speed applies.",
+        30.0, "gateway", _SECONDS_OR_NONE, "Seconds of audio that a session may send at once before max-speed applies."
     )
     max_queue: float = setting(
         3600.0,
@@ -350,10 +353,7 @@ class Settings:
         "Seconds without a session after which a worker unloads a model other than its first. 0: never.",
     )
     device: str = setting(
-        "auto",
-        "worker",
-        click.Choice(["auto", "cpu", "cuda"]),
-        "Device of the model. auto: GPUs if there are any.",
+        "auto", "worker", click.Choice(["auto", "cpu", "cuda"]), "Device of the model. auto: GPUs if there are any."
     )
     compute_type: str = setting(
         "default",

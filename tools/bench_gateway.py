@@ -38,13 +38,12 @@ from benching import add_json, write_ratios
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
+from worker_substitutes import run_consumer
 
-from asrserver.broker.worker_side import WorkerBroker
 from asrserver.client import Client, ConnectionObserver
 from asrserver.config import Settings
 from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
-from asrserver.protocol.events import ChunkResult
 
 CHUNK = bytes(3200)
 
@@ -104,48 +103,6 @@ def run_gateway(listener: socket.socket, settings: Settings, pipe: Connection) -
 
     report_cpu(pipe)
     uvloop.run(serve(settings, {"http": listener}, lambda: None, lambda: None, True))
-
-
-def run_consumer(settings: Settings) -> None:
-    """Do what workers do to Redis and to the gateway, without recognition: every chunk gets a result."""
-    uvloop.run(_consume(settings))
-
-
-async def _consume(settings: Settings) -> None:
-    broker = WorkerBroker(settings.redis, "bench-worker")
-    await broker.open()
-    claims: dict[str, Any] = {}
-    cursors: dict[str, str] = {}
-    counts: dict[str, int] = {}
-
-    async def answer(sid: str, entry_id: str) -> None:
-        counts[sid] += 1
-        event = ChunkResult(
-            session_id=sid,
-            seq=counts[sid],
-            id=claims[sid].event_id(counts[sid]),
-            chunk_index=int(entry_id.partition("-")[0]) - 1,
-            text="",
-            duration=0.1,
-            time=time.time(),
-            worker="bench",
-            model="none",
-            chunk_count=counts[sid],
-            total=counts[sid] / 10,
-            language=None,
-            segments=[],
-        )
-        await broker.append_event(claims[sid], event, entry_id)
-
-    while True:
-        for task, sid in await broker.claim(None, 100, 0.0):
-            claim = await broker.acquire(task, sid)
-            if claim is not None:
-                claims[sid], cursors[sid], counts[sid] = claim, "0-1", 0
-        for sid, entries in (await broker.read_audio(cursors, 16)).items():
-            await asyncio.gather(*(answer(sid, entry.id) for entry in entries if entry.data))
-            cursors[sid] = entries[-1].id
-        await asyncio.sleep(0.04)
 
 
 #: A client awaits this when it is connected: it returns when all clients are connected and the measurement begins.

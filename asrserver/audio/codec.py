@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, groupby
 from typing import Any
 
 import av
@@ -12,7 +15,7 @@ from av.audio.plane import AudioPlane
 from asrserver.audio import bounds, pcm, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.mixing import mix
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Samples, joined, repaired
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.errors import AudioError
 
@@ -26,10 +29,22 @@ _DTYPES: dict[str, Any] = {
     "u8": np.uint8,
 }
 
+#: FFmpeg's names of decoders that are not those of the codec: `mp3` computes with integers, and takes twice as long.
+_DECODERS = {"mp3": "mp3float"}
+
 #: Gain of each loudspeaker's channel in the mono mix: the proportions of ITU-R BS.775, with left and right as their
 #: mean. The bass effects (LFE) are left out; channels beside or behind the listener are half as loud as the centre.
 _GAINS = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
 _SURROUND = 0.5**1.5
+
+
+@dataclass(frozen=True, slots=True)
+class PcmFrame:
+    """What `Codec.decode` returns for PCM: its bytes. The fields are named as those of a frame of PyAV."""
+
+    data: bytes
+    samples: int
+    sample_rate: int
 
 
 class Codec:
@@ -37,6 +52,7 @@ class Codec:
 
     Attributes:
         memoryless: A packet's samples do not depend on the packets before it.
+        channels: Channels of the samples of the frames that were decoded last: 1 if they are mixed; 0: not known yet.
         reason: Why the last packet could not be decoded; empty if that is not known.
     """
 
@@ -52,42 +68,65 @@ class Codec:
         self._track = track
         self._selection = selection
         self._context: Any = None
-        if track.codec not in wav.WIDTHS:
+        self._found = self._rate = 0  # channels and rate of the last frame
+        self._frame = 0  # bytes of a sample of PCM
+        if track.codec in wav.WIDTHS:
+            self._frame = wav.WIDTHS[track.codec] * track.channels
+        else:
             try:
                 self._context = _context(track)
             except (av.FFmpegError, ValueError):
                 raise AudioError("undecodable_audio", f"the header of the {track.codec} audio is damaged") from None
+        self.channels = 0 if selection.separate else 1
 
-    def decode(self, data: bytes | None) -> list[tuple[Samples, int]] | None:
+    def decode(self, data: bytes | None) -> Sequence[Any] | None:
         """Decode a packet.
 
         Args:
             data: The packet; None at the end of the track, for what the decoder still holds.
 
         Returns:
-            (samples, samples per second) of each frame; None if the packet cannot be decoded.
+            Frames, which have `samples` (of each channel) and `sample_rate`; None if the packet cannot be decoded.
         """
-        if self._context is None:
-            block = wav.block(self._track.codec, self._track.rate, self._track.channels)
-            channels, separate = self._track.channels, self._selection.separate
-            samples = pcm.samples(data or b"", self._track.codec, channels, block, separate)
-            return [(samples, self._track.rate)] if len(samples) else []
         if data is not None and not data:
-            return []  # FFmpeg would take it for the end
+            return ()  # FFmpeg would take it for the end
+        if self._frame:
+            if data is None:
+                return ()
+            if self._selection.separate:
+                self.channels = self._track.channels
+            return (PcmFrame(data, len(data) // self._frame, self._track.rate),)
         try:
-            frames = self._context.decode(data and av.Packet(data))
-            return [(samples_of(frame, self._selection), frame.sample_rate) for frame in frames]
+            frames: list[Any] = self._context.decode(data and av.Packet(data))
+            for frame in frames:
+                if frame.layout.nb_channels != self._found or frame.sample_rate != self._rate:
+                    self._check(frame)
+            return frames
         except av.EOFError:
-            return []
+            return ()
         except av.FFmpegError:
             self.reason = ""
         except AudioError as exc:
             self.reason = exc.message
         return None
 
+    def samples(self, frames: Sequence[Any]) -> Samples:
+        """The samples of frames, one after another, at their own rate."""
+        if not self._frame:
+            return samples_of(frames, self._selection)
+        codec, channels, separate = self._track.codec, self._track.channels, self._selection.separate
+        block = wav.block(codec, self._track.rate, channels)
+        return joined([pcm.samples(frame.data, codec, channels, block, separate) for frame in frames])
+
+    def _check(self, frame: av.AudioFrame) -> None:
+        """Raise AudioError if a frame that is unlike the last one has too many channels, or a rate that cannot be."""
+        check_frame(frame, self._selection)
+        self._found, self._rate = frame.layout.nb_channels, frame.sample_rate
+        self.channels = self._found if self._selection.separate else 1
+
 
 def _context(track: Track) -> Any:
-    context = av.CodecContext.create(track.codec, "r")
+    context = av.CodecContext.create(_DECODERS.get(track.codec, track.codec), "r")
     context.thread_count = 1
     extradata = track.extradata
     if track.codec == "opus":
@@ -110,32 +149,46 @@ def _context(track: Track) -> Any:
     return context
 
 
-def samples_of(frame: av.AudioFrame, selection: Selection) -> Samples:
-    """The samples of a frame, with its channels mixed to mono or kept apart.
+def check_frame(frame: av.AudioFrame, selection: Selection) -> None:
+    """Raise AudioError if the number of channels or the sample rate of a frame is outside the limits."""
+    bounds.check(frame.layout.nb_channels, frame.sample_rate)
+    selection.check_channels(frame.layout.nb_channels)
+
+
+def samples_of(frames: Sequence[av.AudioFrame], selection: Selection) -> Samples:
+    """The samples of frames, one after another, with their channels mixed to mono or kept apart.
 
     Two channels, and those of no known layout, become their mean; those of more than two loudspeakers (5.1) their sum
-    with the gains of `_GAINS`.
+    with the gains of `_GAINS`. It is decided for each frame how (mixing.py), so nothing depends on how many are
+    converted together: for one alone, numpy's overhead is what it costs.
+
+    Args:
+        frames: Frames that `check_frame` has checked.
+        selection: Mixed, or apart.
 
     Returns:
-        Samples at the frame's own rate.
-
-    Raises:
-        AudioError: The number of channels or the sample rate is outside the limits.
+        Samples at the frames' own rate.
     """
-    layout = frame.layout
-    channels = layout.nb_channels
-    bounds.check(channels, frame.sample_rate)
-    selection.check_channels(channels)
     with np.errstate(all="ignore"):  # damaged floats overflow: see pcm.repaired
-        if frame.format.is_planar:
-            planes = [_floats(frame, number, frame.samples) for number in range(channels)]
-        else:
-            planes = list(_floats(frame, 0, frame.samples * channels).reshape(-1, channels).T)
-        if selection.separate:
-            return np.stack(planes, axis=1)
-        if channels == 1:
-            return planes[0]
-        return mix(planes, len(planes[0]), None if channels == 2 else _gains(layout.name))
+        return joined([_converted(list(alike), *kind, selection) for kind, alike in groupby(frames, _kind)])
+
+
+def _kind(frame: av.AudioFrame) -> tuple[str, int]:
+    """(sample format, channels)."""
+    return frame.format.name, frame.layout.nb_channels
+
+
+def _converted(frames: list[av.AudioFrame], name: str, channels: int, selection: Selection) -> Samples:
+    """The samples of frames of one kind. Of more than two channels the layout is that of the first."""
+    planes = _floats(frames, name, channels)
+    if selection.separate:
+        found = np.ascontiguousarray(planes.T)
+    elif channels == 1:
+        found = planes[0]
+    else:
+        starts = np.array([0, *accumulate(frame.samples for frame in frames[:-1])])
+        found = mix(planes, starts, _gains(frames[0].layout.name) if channels > 2 else None)
+    return repaired(found) if name.startswith(("flt", "dbl")) else found
 
 
 def is_list(layout: str) -> bool:
@@ -153,18 +206,28 @@ def _gains(layout: str) -> Samples | None:
     return np.array([_GAINS.get(name, _SURROUND) for name in names], np.float32) if known else None
 
 
-def _floats(frame: av.AudioFrame, number: int, count: int) -> Samples:
-    """Copy one plane of a frame as floats with full scale ±1.
+def _floats(frames: list[av.AudioFrame], name: str, channels: int) -> Samples:
+    """Copy frames as floats with full scale ±1: [channels, samples].
 
-    It reads the plane directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes
+    It reads the planes directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes
     up to a null pointer behind the last, which is missing for 8 planes and more.
     """
-    plane: Any = AudioPlane(frame, number)
-    raw = np.frombuffer(plane, _DTYPES[frame.format.name.removesuffix("p")], count)
-    samples = raw.astype(np.float32)
-    if raw.dtype == np.uint8:
+    dtype = _DTYPES[name.removesuffix("p")]
+    samples = np.empty((channels, sum([frame.samples for frame in frames])), np.float32)
+    if name.endswith("p"):
+        for number, row in enumerate(samples):
+            planes: list[Any] = [AudioPlane(frame, number) for frame in frames]
+            parts = [np.frombuffer(plane, dtype, frame.samples) for plane, frame in zip(planes, frames, strict=True)]
+            np.concatenate(parts, out=row, casting="unsafe")
+    else:
+        planes = [AudioPlane(frame, 0) for frame in frames]
+        parts = [
+            np.frombuffer(plane, dtype, frame.samples * channels) for plane, frame in zip(planes, frames, strict=True)
+        ]
+        samples[:] = np.concatenate(parts).reshape(-1, channels).T
+    if dtype is np.uint8:
         samples -= np.float32(128)
         samples *= np.float32(1 / 128)
-    elif raw.dtype.kind == "i":
-        samples *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
+    elif name[0] == "s":
+        samples *= np.float32(2.0 ** (1 - 8 * np.dtype(dtype).itemsize))
     return samples

@@ -19,7 +19,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
 from asrserver.audio.look_ahead import SILENCE
-from asrserver.audio.pcm import Resampler, Samples, joined, repaired
+from asrserver.audio.pcm import Resampler, Samples, joined
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
@@ -294,7 +294,7 @@ def _resampled(frames: Iterable[tuple[Samples, int, float]]) -> Iterator[Samples
     shape: tuple[int, ...] = ()
     for samples, rate, gap in frames:
         if rate != resampler.rate or gap or samples.shape[1:] != shape:
-            yield joined([resampler.feed(_joined(waiting)), resampler.flush()])
+            yield joined([resampler.feed(joined(waiting)), resampler.flush()])
             resampler, count, shape = Resampler(rate), 0, samples.shape[1:]
             waiting.clear()
         for begin in range(0, round(gap * SAMPLE_RATE), 10 * SAMPLE_RATE):
@@ -302,14 +302,10 @@ def _resampled(frames: Iterable[tuple[Samples, int, float]]) -> Iterator[Samples
         waiting.append(samples)
         count += len(samples)
         if count >= rate:
-            yield resampler.feed(_joined(waiting))
+            yield resampler.feed(joined(waiting))
             waiting.clear()
             count = 0
-    yield joined([resampler.feed(_joined(waiting)), resampler.flush()])
-
-
-def _joined(pieces: list[Samples]) -> Samples:
-    return repaired(joined(pieces))
+    yield joined([resampler.feed(joined(waiting)), resampler.flush()])
 
 
 def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Samples | None:

@@ -15,7 +15,7 @@ import av
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio
-from asrserver.audio.codec import is_list, samples_of
+from asrserver.audio.codec import check_frame, is_list, samples_of
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
@@ -128,9 +128,9 @@ class Reader:
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
             try:
-                frames = [
-                    (samples_of(frame, self._selection), frame.sample_rate, frame.time) for frame in packet.decode()
-                ]
+                frames = packet.decode()
+                for frame in frames:
+                    check_frame(frame, self._selection)
             except (av.InvalidDataError, ImplausibleAudio):
                 spoiled += 1
                 self._note(packet)
@@ -138,9 +138,10 @@ class Reader:
                     raise
                 continue
             spoiled = 0
-            for samples, rate, time in frames:
-                yield samples, rate, timeline.gap(time if timed else None)
-                timeline.advance(len(samples) / rate)
+            for frame in frames:
+                gap = timeline.gap(frame.time if timed else None)
+                yield samples_of([frame], self._selection), frame.sample_rate, gap
+                timeline.advance(frame.samples / frame.sample_rate)
 
     def _packets(self) -> Iterator[Any]:
         """The track's packets, and an empty one at the end."""

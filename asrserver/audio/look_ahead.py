@@ -86,10 +86,11 @@ class Candidate:
                 break
 
     def _pieces(self, packet: Packet) -> Iterator[Samples]:
-        yield from self.recording.fill(packet.time)
-        before = self.recording.seconds
+        yield from self.recording.fill(self.recording.late(packet))
         if not self.recording.decode(packet):
-            self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=before)
+            since = self.recording.seconds
+            self.recording.conceal(packet)
+            self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=since)
         yield from self.recording.take()
 
     def _note(self, reason: str, spoiled: bool, since: float | None = None) -> None:

@@ -147,9 +147,10 @@ def repaired(samples: Samples) -> Samples:
 
     Such samples come from damaged data. A resampler would spread them, and features would overflow.
     """
-    with np.errstate(all="ignore"):
-        if not len(samples) or (samples.min() >= -_LOUDEST and samples.max() <= _LOUDEST):
-            return samples
+    if not len(samples) or (
+        np.minimum.reduce(samples, axis=None) >= -_LOUDEST and np.maximum.reduce(samples, axis=None) <= _LOUDEST
+    ):
+        return samples
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
 
@@ -175,14 +176,20 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1, separate: bo
     else:
         raw = np.frombuffer(data, CODECS[codec], count)
     if raw.dtype.kind == "f":
-        found = divided(np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0), channels * block)
-        found = found.clip(-1, 1).astype(np.float32)
+        if not _is_plain(raw):
+            raw = divided(np.nan_to_num(raw, nan=0.0, posinf=0.0, neginf=0.0), channels * block).clip(-1, 1)
+        found = raw.astype(np.float32)
     else:
         found = raw.astype(np.float32)
         if codec == "pcm_u8":
             found -= 128
         found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
     return found.reshape(-1, channels) if separate else _mono(found, channels, block)
+
+
+def _is_plain(found: np.ndarray[Any, Any]) -> bool:
+    """Whether all samples are numbers within full scale."""
+    return not len(found) or bool(found.min() >= -1 and found.max() <= 1)
 
 
 def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
@@ -193,8 +200,6 @@ def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
         block: How many of them are judged together: by their loudest one, or if it might be either, by being integers
             all of them.
     """
-    if not len(found) or -1 <= found.min() <= found.max() <= 1:
-        return found
     starts = np.arange(0, len(found), max(1, block))
     loudest = np.maximum.reduceat(np.abs(found), starts)
     whole = np.logical_and.reduceat(found == np.rint(found), starts)
@@ -205,11 +210,15 @@ def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
 
 
 def _mono(found: Samples, channels: int, block: int) -> Samples:
-    return found if channels == 1 else mix(found.reshape(-1, channels).T, block)
+    if channels == 1 or not len(found):
+        return found
+    return mix(np.ascontiguousarray(found.reshape(-1, channels).T), np.arange(0, len(found) // channels, block))
 
 
 def joined(pieces: Sequence[Samples]) -> Samples:
     """Pieces of audio as one. Those with fewer channels than others are silent in the rest."""
+    if len(pieces) == 1:
+        return pieces[0]
     found = [piece for piece in pieces if len(piece)]
     if len(found) < 2:
         return found[0] if found else np.zeros(0, np.float32)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.codec import Codec
 from asrserver.audio.demux.base import Packet, Track, opus_samples
-from asrserver.audio.pcm import Resampler, Samples, joined, repaired
+from asrserver.audio.pcm import Resampler, Samples, joined
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
 
@@ -91,6 +93,7 @@ class TrackDecoder:
         self.produced = sample
         self.waiting = 0
         self._codec = Codec(track, selection)
+        self._converges = _PREROLL.get(track.codec, _PREROLL_OTHERS)
         self._resampler = Resampler(SAMPLE_RATE)
         self._pending: PendingPoint | None = None  # a point whose packets are still to be decoded
         self._anchor = sample
@@ -99,9 +102,12 @@ class TrackDecoder:
         self._skip = track.skip  # samples at the codec's rate before the first that counts
         self._drop = 0  # samples of the resampler, until it is exact
         self._last = 0  # samples of the last packet
-        self._shape: tuple[int, ...] | None = None if selection.separate else ()  # of a sample; None: not known yet
+        self._separate = selection.separate
+        self._channels = self._codec.channels  # of the samples; 0: not known yet
         self._late = 0  # samples of silence before the first, until its channels are known
-        self._waiting: list[Samples] = []
+        self._frames: list[Any] = []  # of the codec: converted together, which costs as much as for one
+        self._cuts: dict[int, tuple[int, int]] = {}  # number of a frame that is not all audio: first sample, end
+        self._waiting: list[Samples] = []  # from before those frames
         self._done: list[Samples] = []
         self._timeline = Timeline(point.time if point is not None else None)
         if point is not None:
@@ -131,7 +137,7 @@ class TrackDecoder:
     @property
     def channels(self) -> int:
         """The channels of its samples."""
-        return self._shape[0] if self._shape else 1
+        return self._channels or 1
 
     @property
     def reason(self) -> str:
@@ -141,67 +147,87 @@ class TrackDecoder:
     # -- in ------------------------------------------------------------------------------------------------------
 
     def decode(self, packet: Packet) -> bool:
-        """Decode a packet; False if it cannot be decoded. Silence then takes its place."""
+        """Decode a packet; False if it cannot be decoded, and should be concealed."""
+        frames = self._codec.decode(packet.data)
         if self._preroll:
             self._preroll -= 1
-            decoded = self._codec.decode(packet.data)
-            self._shape = decoded[0][0].shape[1:] if decoded else self._shape
+            self._channels = self._codec.channels
             self._timeline.gap(packet.time)
-            self._advance(sum(len(samples) for samples, _ in decoded or ()))
+            self._advance(sum(frame.samples for frame in frames or ()))
             return True
         if packet.restart is not None and self._pending is None and not self._skip:
             self._pending = PendingPoint(packet.restart, self._position, self._timeline.now)
             if self._codec.memoryless:
                 self._complete_point()
-        decoded = self._codec.decode(packet.data)
-        spoiled = decoded is None
-        if decoded is None:
-            size = opus_samples(packet.data) if self.track.codec == "opus" else self._last
-            decoded = [(self._silence(size), self.rate)] if self.rate and self._shape is not None else []
-        self._last = sum(len(samples) for samples, _ in decoded)
-        skip, left = self._kept(packet, decoded[0][1] if decoded else 0)
-        kept = max(0, left - skip)
-        for samples, rate in decoded:
-            self._push(samples[skip:left], rate)
-            skip, left = max(0, skip - len(samples)), max(0, left - len(samples))
+        if frames is None:
+            return False
+        if packet.trim or packet.skip or packet.keep is not None:
+            kept = self._take_part(frames, packet)
+        else:
+            kept = 0
+            for frame in frames:
+                kept += frame.samples
+                self._push(frame, 0, frame.samples)
+            self._last = kept
         self._advance(kept)
-        if self._pending is not None:
-            self._pending.packets += 1
-            seconds, packets = _PREROLL.get(self.track.codec, _PREROLL_OTHERS)
-            enough = self._position - self._pending.position >= seconds * self.rate
-            if enough and self._pending.packets >= packets:
-                self._complete_point()
-        return not spoiled
+        return True
 
-    def _kept(self, packet: Packet, rate: int) -> tuple[int, int]:
-        """(first, end) of the samples of the packet just decoded that are audio."""
-        end = max(0, self._last - packet.trim)
-        if not packet.skip and packet.keep is None:
-            return 0, end
+    def conceal(self, packet: Packet) -> None:
+        """Put silence in the place of a packet that cannot be decoded."""
+        kept = 0
+        if self.rate and self._channels:
+            self._last = opus_samples(packet.data) if self.track.codec == "opus" else self._last
+            first, end = self._kept(packet, self._last, self.rate)
+            kept = max(0, end - first)
+            self._push_silence(kept)
+        self._advance(kept)
+
+    def _take_part(self, frames: Sequence[Any], packet: Packet) -> int:
+        """Take what is audio of a packet; return its samples."""
+        self._last = sum(frame.samples for frame in frames)
+        first, end = self._kept(packet, self._last, frames[0].sample_rate if frames else 0)
+        before = 0
+        for frame in frames:
+            self._push(frame, max(0, first - before), min(frame.samples, end - before))
+            before += frame.samples
+        return max(0, end - first)
+
+    def _kept(self, packet: Packet, samples: int, rate: int) -> tuple[int, int]:
+        """(first, end) of the samples of a packet that are audio."""
         scale = rate / self.track.rate if self.track.rate else 1.0  # HE-AAC has twice the rate that its header claims
-        skip = round(packet.skip * scale)
-        return skip, end if packet.keep is None else min(end, skip + round(packet.keep * scale))
+        first, end = round(packet.skip * scale), max(0, samples - packet.trim)
+        return first, end if packet.keep is None else min(end, first + round(packet.keep * scale))
 
-    def fill(self, time: float | None) -> Iterator[Samples]:
-        """Put silence where a packet is later than the end of the one before it; return what gets ready."""
-        if not self.rate:
-            self._timeline.gap(time)  # where the clock begins
-        elif not self._preroll and self._shape is not None:
-            left = round(self._timeline.gap(time) * self.rate)
-            while left > 0:
-                count = min(left, PIECE_SECONDS * self.rate)
-                self._push(self._silence(count), self.rate)
-                left -= count
-                if left:
-                    yield from self.take()
+    def late(self, packet: Packet) -> float:
+        """The seconds by which a packet is later than the end of the one before it."""
+        if self._preroll:
+            return 0.0  # `decode` counts it
+        gap = self._timeline.gap(packet.time)
+        return gap if self.rate and self._channels else 0.0  # else it says where the clock begins
+
+    def fill(self, seconds: float) -> Iterator[Samples]:
+        """Put silence of `late` seconds before a packet; return what gets ready."""
+        left = round(seconds * self.rate)
+        while left > 0:
+            count = min(left, PIECE_SECONDS * self.rate)
+            self._push_silence(count)
+            left -= count
+            if left:
+                yield from self.take()
 
     def _silence(self, samples: int) -> Samples:
-        assert self._shape is not None
-        return np.zeros((samples, *self._shape), np.float32)
+        return np.zeros((samples, self._channels) if self._separate else samples, np.float32)
 
     def _advance(self, samples: int) -> None:
+        """Count the samples of a packet."""
         if self.rate:
             self._timeline.advance(samples / self.rate)
+        pending = self._pending
+        if pending is not None:
+            pending.packets += 1
+            seconds, packets = self._converges
+            if pending.packets >= packets and self._position - pending.position >= seconds * self.rate:
+                self._complete_point()
 
     def _complete_point(self) -> None:
         """The pending point is ready: a decoder resumed there has converged at this position."""
@@ -216,20 +242,54 @@ class TrackDecoder:
         step = self.rate // math.gcd(self.rate, SAMPLE_RATE)
         return -(-position // step) * step
 
-    def _push(self, samples: Samples, rate: int) -> None:
-        shape = samples.shape[1:]
-        if rate != self.rate or (self._shape is not None and shape != self._shape):
+    def _push(self, frame: Any, first: int, end: int) -> None:
+        """Add the samples of a frame from `first` up to `end`."""
+        if frame.sample_rate != self.rate or (self._channels and self._codec.channels != self._channels):
             self._convert(last=True)
-            self._set_rate(rate)
+            self._set_rate(frame.sample_rate)
             self._anchor, self._position, self._pending, self.ready = self.produced, 0, None, None
-        self._shape = shape
-        skipped = min(self._skip, len(samples))
+        self._channels = self._codec.channels
+        if self._skip:
+            first += self._skipped(end - first)
+        if first >= end:
+            return
+        if first or end < frame.samples:
+            self._cuts[len(self._frames)] = first, end
+        self._frames.append(frame)
+        self._count(end - first)
+
+    def _push_silence(self, samples: int) -> None:
+        samples -= self._skipped(samples)
+        self._collect()
+        self._waiting.append(self._silence(samples))
+        self._count(samples)
+
+    def _skipped(self, samples: int) -> int:
+        """How many of some samples are before the first that counts."""
+        skipped = max(0, min(self._skip, samples))
         self._skip -= skipped
-        self._position += len(samples) - skipped
-        self.waiting += len(samples) - skipped
-        self._waiting.append(samples[skipped:])
+        return skipped
+
+    def _count(self, samples: int) -> None:
+        self._position += samples
+        self.waiting += samples
         if self.waiting > self.rate:  # a second: floats at the codec's rate would take more than the result
             self._convert()
+
+    def _collect(self) -> None:
+        """Convert the frames that wait."""
+        if not self._frames:
+            return
+        frames, self._frames = self._frames, []
+        samples = self._codec.samples(frames)
+        if self._cuts:
+            ends = accumulate(frame.samples for frame in frames)
+            pieces = np.split(samples, list(ends)[:-1])
+            for number, (first, end) in self._cuts.items():
+                pieces[number] = pieces[number][first:end]
+            samples = joined(pieces)
+            self._cuts.clear()
+        self._waiting.append(samples)
 
     def _set_rate(self, rate: int) -> None:
         self.rate = rate
@@ -243,7 +303,7 @@ class TrackDecoder:
         """Return the samples available so far."""
         self._convert()
         done, self._done = self._done, []
-        if self._late and self._shape is not None:
+        if self._late and self._channels:
             whole, rest = divmod(self._late, PIECE_SECONDS * SAMPLE_RATE)
             piece = self._silence(PIECE_SECONDS * SAMPLE_RATE)
             self._late, done = 0, [piece] * whole + [piece[:rest]] + done
@@ -251,21 +311,23 @@ class TrackDecoder:
 
     def flush(self) -> list[Samples]:
         """End the recording and return its rest, including what codec and resampler hold."""
-        for samples, rate in self._codec.decode(None) or ():
-            self._push(samples, rate)
+        for frame in self._codec.decode(None) or ():
+            self._push(frame, 0, frame.samples)
         self._convert(last=True)
         return self.take()
 
     def _convert(self, last: bool = False) -> None:
         """Resample what waits, in one go: swr's output is bit-identical however its input is cut."""
-        samples = repaired(joined(self._waiting))
+        self._collect()
+        samples = self._resampler.feed(joined(self._waiting))
         self._waiting.clear()
         self.waiting = 0
-        samples = self._resampler.feed(samples)
         if last:
             samples = joined([samples, self._resampler.flush()])
-        dropped = min(self._drop, len(samples))
-        self._drop -= dropped
-        samples = samples[dropped:]
-        self.produced += len(samples)
-        self._done.append(samples)
+        if self._drop:
+            dropped = min(self._drop, len(samples))
+            self._drop -= dropped
+            samples = samples[dropped:]
+        if len(samples):
+            self.produced += len(samples)
+            self._done.append(samples)

@@ -20,7 +20,7 @@ Known limit: the end of an Ogg stream that was resumed in its last page may be a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from asrserver.audio import SAMPLE_RATE
@@ -29,7 +29,7 @@ from asrserver.audio.demux import demuxer
 from asrserver.audio.demux.base import Packet, Track
 from asrserver.audio.look_ahead import Candidate, LookAhead
 from asrserver.audio.pcm import Samples, joined
-from asrserver.audio.recording import PIECE_SECONDS, ResumePoint, TrackDecoder
+from asrserver.audio.recording import PIECE_SECONDS, PendingPoint, ResumePoint, TrackDecoder
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.errors import AudioError
 
@@ -213,10 +213,13 @@ class StreamDecoder:
                     self._open(item)
                 except AudioError as exc:  # its packets are passed over
                     refusal = refusal or exc
-            elif self._recording is not None:
-                for samples in self._decode(self._recording, item):
-                    yield from self._counted([samples])
-                if (self.position - first) * self._recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
+            elif (recording := self._recording) is not None:
+                if gap := recording.late(item):
+                    yield from self._counted(recording.fill(gap))
+                self._decode(recording, item)
+                if recording.produced - self.position > PIECE_SECONDS * SAMPLE_RATE:
+                    yield from self._counted(recording.take())
+                if (self.position - first) * recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
                     self._demuxer.discard()
                     raise AudioError(
                         "utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio"
@@ -237,25 +240,22 @@ class StreamDecoder:
         self._demuxer, self._recording, self._item = chosen.demuxer, chosen.recording, chosen.item
         self._reports += chosen.damage
         yield from self._counted(chosen.samples)
-        for samples in chosen.rest:
-            yield from self._counted([samples])
+        yield from self._counted(chosen.rest)
         if chosen.refusal is not None:
             raise chosen.refusal
 
-    def _decode(self, recording: TrackDecoder, packet: Packet) -> Iterator[Samples]:
-        """Decode a packet; return samples if enough are ready."""
-        yield from recording.fill(packet.time)
+    def _decode(self, recording: TrackDecoder, packet: Packet) -> None:
+        """Decode a packet, and note what is damaged."""
         if self._damage is not None and not self._damage.spoiled:
             self._report(recording.seconds)  # what follows may be decoded: the damage ends here
-        before = recording.seconds
-        if recording.decode(packet):
-            if self._damage is not None:
-                self._report(before)
-        else:
-            self._note(recording.reason or "a packet cannot be decoded", before)
-        self._take_point(recording)
-        if recording.produced - self.position > PIECE_SECONDS * SAMPLE_RATE:
-            yield from recording.take()
+        damage, before = self._damage, 0.0 if self._damage is None else recording.seconds
+        if not recording.decode(packet):
+            self._note(recording.reason or "a packet cannot be decoded", recording.seconds)
+            recording.conceal(packet)
+        elif damage is not None:
+            self._report(before)
+        if recording.ready is not None:
+            self._take_point(recording, recording.ready)
 
     def _note(self, reason: str, since: float | None = None) -> None:
         """Note damage; `since` seconds if it is that of a packet."""
@@ -270,7 +270,7 @@ class StreamDecoder:
             damage.until = until
             self._reports.append(damage)
 
-    def _counted(self, pieces: list[Samples]) -> Iterator[Samples]:
+    def _counted(self, pieces: Iterable[Samples]) -> Iterator[Samples]:
         for samples in pieces:
             if len(samples):
                 self.position += len(samples)
@@ -299,25 +299,23 @@ class StreamDecoder:
     def _identity(self) -> tuple[str, int, int]:
         return self._start.kind, self._start.sample_rate, self._start.channels
 
-    def _take_point(self, recording: TrackDecoder) -> None:
+    def _take_point(self, recording: TrackDecoder, pending: PendingPoint) -> None:
         """Add the recording's newest resume point, unless the last one is near."""
-        pending = recording.ready
-        if pending is not None:
-            recording.ready = None
-            if pending.sample - self._points[-1].sample >= self._spacing:
-                self._add(
-                    ResumePoint(
-                        pending.offset,
-                        pending.sample,
-                        *self._identity,
-                        recording.track,
-                        self._demuxer.start,
-                        pending.packets,
-                        pending.position,
-                        recording.rate,
-                        pending.time,
-                    )
+        recording.ready = None
+        if pending.sample - self._points[-1].sample >= self._spacing:
+            self._add(
+                ResumePoint(
+                    pending.offset,
+                    pending.sample,
+                    *self._identity,
+                    recording.track,
+                    self._demuxer.start,
+                    pending.packets,
+                    pending.position,
+                    recording.rate,
+                    pending.time,
                 )
+            )
 
     def _add(self, point: ResumePoint) -> None:
         self._points.append(point)

@@ -19,17 +19,17 @@ GAPS_PER_AUDIO = 10.0
 
 
 class Timeline:
-    """Compares the time stamps of packets with the audio in them."""
+    """Compares the time stamps of packets with the audio in them.
+
+    Attributes:
+        now: Where the next packet is expected, in seconds of the container's clock; None: unknown.
+    """
 
     def __init__(self, time: float | None = None) -> None:
         """Expect the next packet at `time`, in seconds; None: wherever it is."""
-        self._next = time
+        self.now = time
+        self._since = time  # where the audio begins that `_allowance` does not count yet
         self._allowance = MAX_GAPS
-
-    @property
-    def now(self) -> float | None:
-        """Where the next packet is expected, in seconds of the container's clock; None: unknown."""
-        return self._next
 
     def gap(self, time: float | None) -> float:
         """Return the seconds that are missing before a packet.
@@ -39,12 +39,13 @@ class Timeline:
         """
         if time is None:
             return 0.0
-        if self._next is None:
-            self._next = time
-        late = time - self._next
-        if abs(late) <= TOLERANCE:
+        if self.now is None or self._since is None:
+            self.now = self._since = time
+        late = time - self.now
+        if -TOLERANCE <= late <= TOLERANCE:
             return 0.0
-        self._next = time
+        self._allowance = min(MAX_GAPS, self._allowance + GAPS_PER_AUDIO * (self.now - self._since))
+        self.now = self._since = time
         if not 0 < late <= MAX_GAP:
             return 0.0
         late = min(late, self._allowance)
@@ -53,6 +54,5 @@ class Timeline:
 
     def advance(self, seconds: float) -> None:
         """Count the audio of a packet."""
-        if self._next is not None:
-            self._next += seconds
-            self._allowance = min(MAX_GAPS, self._allowance + GAPS_PER_AUDIO * seconds)
+        if self.now is not None:
+            self.now += seconds

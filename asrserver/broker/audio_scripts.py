@@ -45,7 +45,10 @@ local function append(session, audio, index, before, data, received, chunks, par
     added = redis.pcall('XADD', audio, 'NOMKSTREAM', id, 'd', data, 'at', received, 'n', chunks)
   end
   if not added then return -2 end
-  if type(added) == 'table' then return added end
+  if type(added) == 'table' then
+    if string.find(added.err, 'READONLY') then error(added.err) end -- of all entries: it has become a replica
+    return added
+  end
   if before == '' then
     redis.call('HSET', session, 'last', index, 'first', index)
   else

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import orjson
 import redis
 
+from asrserver import __version__
 from asrserver.broker import scripts
 from asrserver.broker.clock import BrokerClock
 from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
@@ -50,6 +51,7 @@ class BrokerConnection:
     def __init__(self, url: str, name: str) -> None:
         self.name = name
         self.url = url
+        self._started = time.time()
         self._client = connect(url, timeout=None)
         self.pipeline = Pipeline(self._client)
         self.clock = BrokerClock()
@@ -81,7 +83,8 @@ class BrokerConnection:
 
         The group of workers is made again with it: Redis may have come back empty. And its clock is read.
         """
-        payload = orjson.dumps({"name": self.name, "time": time.time(), **state})
+        about = {"name": self.name, "time": time.time(), "version": __version__, "started": self._started}
+        payload = orjson.dumps({**about, **state})
         key, ttl = heartbeat_key(self.KIND, self.name), int(HEARTBEAT_TTL * 1000)
         self.pipeline.call(ignore_reply, "SET", key, payload, "PX", ttl)
         self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), self.clock.now(), self.name)

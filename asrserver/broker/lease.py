@@ -42,10 +42,14 @@ class LeaseRenewer:
             Unavailable: Redis did not answer.
         """
         renewed: set[Task] = set()
-        with _errors():
-            for stream, ids in replies.by_stream(tasks).items():
-                reply: Any = self._client.eval(scripts.RENEW, 1, stream, keys.GROUP, self._name, *ids)
-                renewed.update(Task(stream, entry.decode()) for entry in reply)
+        try:
+            with _errors():
+                for stream, ids in replies.by_stream(tasks).items():
+                    reply: Any = self._client.eval(scripts.RENEW, 1, stream, keys.GROUP, self._name, *ids)
+                    renewed.update(Task(stream, entry.decode()) for entry in reply)
+        except Unavailable:
+            self._client.connection_pool.disconnect()  # its address may lead to another Redis now
+            raise
         return renewed
 
     def close(self) -> None:

@@ -302,7 +302,7 @@ def _digest(script: str) -> str:
 
 
 def _is_full(error: redis.ResponseError) -> bool:
-    full = isinstance(error, redis.OutOfMemoryError | redis.ReadOnlyError)
+    full = isinstance(error, redis.OutOfMemoryError)
     # For example its disk is full, or min-replicas-to-write is not met.
     return full or str(error).startswith(("MISCONF", "NOREPLICAS"))
 

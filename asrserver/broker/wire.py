@@ -84,9 +84,8 @@ class Wire(asyncio.Protocol):
         self._transport.writelines([piece for command in commands for piece in _pieces(command)])
         try:
             await self._waiter
-            refused = next((reply for reply in self._replies if isinstance(reply, redis.ConnectionError)), None)
-            if refused is not None:  # it is loading, for example
-                raise refused
+            if refused := next(filter(_is_elsewhere, self._replies), None):
+                raise redis.ConnectionError(str(refused))
         except BaseException:  # a reply that came later would be taken for that to another command
             self.abort()
             raise
@@ -134,6 +133,19 @@ class Wire(asyncio.Protocol):
     def _parsed(self, command: tuple[Any, ...], reply: Any) -> Any:
         callback = self._callbacks.get(command[0])
         return reply if callback is None or isinstance(reply, Exception) else callback(reply)
+
+
+def _is_elsewhere(reply: Any) -> bool:
+    """Whether a reply says that this Redis serves nobody now: it is loading, or another one has become the primary."""
+    return isinstance(reply, redis.ConnectionError) or (isinstance(reply, redis.ResponseError) and is_replica(reply))
+
+
+def is_replica(error: redis.ResponseError) -> bool:
+    """Whether this Redis is a replica, since just now if a command waited in it: the address leads to another one soon.
+
+    In a script, Redis 6.2 has other words before READONLY, which redis-py knows at the beginning only.
+    """
+    return isinstance(error, redis.ReadOnlyError) or any(said in str(error) for said in ("READONLY You", "UNBLOCKED"))
 
 
 def _pieces(command: tuple[Any, ...]) -> Sequence[bytes]:

@@ -31,6 +31,7 @@ from asrserver.broker.pipeline import CONNECTION_ERRORS, connect, is_foreign
 from asrserver.broker.quota import minute
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
+from asrserver.broker.wire import is_replica
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Final, Partial, Progress, Result, SpeechStarted
@@ -249,7 +250,10 @@ class WorkerBroker(BrokerConnection):
         """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
         try:
             return await self._blocking.execute_command(*command)
-        except CONNECTION_ERRORS as exc:
+        except (*CONNECTION_ERRORS, redis.ResponseError) as exc:
+            if isinstance(exc, redis.ResponseError) and not is_replica(exc):
+                raise
+            await self._blocking.connection_pool.disconnect()
             # What was claimed by a command whose reply was lost is found later, by its idle time.
             await asyncio.sleep(RECONNECT_PAUSE)
             raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc

@@ -41,6 +41,11 @@ def _limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.Choice(PRIORITIES),
             "low: under overload, its new sessions are refused before those of others.  [default: normal]",
         ),
+        (
+            "--keep-days",
+            click.FloatRange(min=0),
+            "Days after which its sessions are deleted. 0: as the setting keep-days says.",
+        ),
         ("--audio-per-minute", click.FloatRange(min=0), "Seconds of audio recognised per minute. 0: no limit."),
         ("--starts-per-minute", click.IntRange(min=0), "Sessions started per minute. 0: no limit."),
         ("--sessions", click.IntRange(min=0), "Open sessions. 0: no limit."),
@@ -79,6 +84,7 @@ def list_keys(path: str) -> None:
         "SESSIONS",
         "STARTS/MIN",
         "AUDIO s/MIN",
+        "KEPT DAYS",
         "WEIGHT",
         "PRIORITY",
     )
@@ -86,7 +92,7 @@ def list_keys(path: str) -> None:
     for key in found:
         state = f"revoked {key.revoked}" if key.revoked else "operator" if key.operator else "valid"
         limits = (key.limits.connections, key.limits.sessions, key.limits.starts_per_minute)
-        shown = (n or "-" for n in (*limits, key.limits.audio_per_minute))
+        shown = (n or "-" for n in (*limits, key.limits.audio_per_minute, key.limits.keep_days))
         rows.append((key.id, key.name, key.created, state, *shown, f"{key.limits.weight:g}", key.limits.priority))
     click.echo("\n".join(format_table(head, rows)) if rows else "no keys")
 

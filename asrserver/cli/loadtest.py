@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from asrserver.cli.options import key_option, server_option, server_url
+from asrserver.cli.options import ca_option, key_option, server_option, server_url
 from asrserver.errors import SettingError
 from asrserver.loadtest.plan import LENGTHS, Plan, duration
 from asrserver.process.limits import raise_file_limit
@@ -33,6 +33,7 @@ def _audio_option(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @server_option
 @key_option
+@ca_option
 @click.option(
     "-c",
     "--connections",

@@ -19,10 +19,11 @@ from asrserver.cli.bench import bench
 from asrserver.cli.db import db
 from asrserver.cli.doctor import doctor
 from asrserver.cli.drain import drain
+from asrserver.cli.imports import import_kikipounamu
 from asrserver.cli.keys import keys
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
-from asrserver.cli.options import BadSetting, key_option, server_option, server_url, settings_options
+from asrserver.cli.options import BadSetting, ca_option, key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
 from asrserver.cli.transcribe import transcribe
 from asrserver.config import Settings
@@ -219,6 +220,7 @@ def _listen(host: str, port: int, place: str) -> socket.socket:
 @main.command()
 @server_option
 @key_option
+@ca_option
 @click.option("--json", "as_json", is_flag=True, help="Print the health document as JSON.")
 def status(server: str, key: str, as_json: bool) -> None:
     """Show the gateways, workers, queue and health of a server. The exit status is 1 if a part is not healthy."""
@@ -232,6 +234,7 @@ main.add_command(bench)
 main.add_command(db)
 main.add_command(doctor)
 main.add_command(drain)
+main.add_command(import_kikipounamu)
 main.add_command(loadtest)
 main.add_command(keys)
 main.add_command(models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,26 @@ server_option = click.option(
     show_default=True,
     help="URL of the server: ws://, wss://, http:// or https://HOST:PORT. Of several, separated by commas, the next is "
     "used when a connection is lost.",
+)
+
+
+def _trust(_context: click.Context, _option: click.Parameter, path: str | None) -> None:
+    """Let every TLS connection of this process, and of those that it starts, trust an authority.
+
+    OpenSSL looks at this variable when it is asked for the default authorities.
+    """
+    if path:
+        os.environ["SSL_CERT_FILE"] = path
+
+
+ca_option = click.option(
+    "--ca",
+    envvar="ASRSERVER_CA",
+    show_envvar=True,
+    type=click.Path(exists=True, dir_okay=False),
+    expose_value=False,
+    callback=_trust,
+    help="Authority, or self-signed certificate, of a server with https or wss (PEM) [those of the system].",
 )
 
 key_option = click.option(

@@ -69,15 +69,33 @@ def format_health(health: dict[str, Any]) -> list[str]:
     result += [f"warning   Redis: {text}" for text in health["redis"].get("warnings", ())]
     if "gateways" not in health:
         return [*result, "", "gateways and workers are shown to an operator's key", *_format_models(health["models"])]
-    now = time.time()
-    gateways = [
-        (g["name"], g["pid"], g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
-        for g in health["gateways"]
+    return [
+        *result,
+        "",
+        *_format_gateways(health["gateways"], time.time()),
+        "",
+        *_format_workers(health["workers"], time.time()),
+        *_format_models(health.get("models", [])),
     ]
-    workers = [
+
+
+def _format_gateways(gateways: list[dict[str, Any]], now: float) -> list[str]:
+    head = ("GATEWAY", "PID", "VERSION", "UP", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN")
+    rows = [
+        (g["name"], *_process(g, now), g["connections"], g["sessions"], g["to_store"], f"{now - g['time']:.0f} s ago")
+        for g in gateways
+    ]
+    return format_table(head, rows) if rows else ["no gateway is alive"]
+
+
+def _format_workers(workers: list[dict[str, Any]], now: float) -> list[str]:
+    head = (
+        "WORKER", "PID", "VERSION", "UP", "MODEL", "DEVICE", "STATE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN",
+    )  # fmt: skip
+    rows = [
         (
             w["name"],
-            w["pid"],
+            *_process(w, now),
             w["model"],
             w["device"],
             "drained" if w.get("drained") else "serving",
@@ -87,13 +105,25 @@ def format_health(health: dict[str, Any]) -> list[str]:
             f"{w['real_time_factor']:.3f}",
             f"{now - w['time']:.0f} s ago",
         )
-        for w in health["workers"]
+        for w in workers
     ]
-    gateway_head = ("GATEWAY", "PID", "CONNECTIONS", "SESSIONS", "TO STORE", "SEEN")
-    worker_head = ("WORKER", "PID", "MODEL", "DEVICE", "STATE", "SESSIONS", "FINISHED", "BACKLOG", "RTF", "SEEN")
-    result += ["", *(format_table(gateway_head, gateways) if gateways else ["no gateway is alive"])]
-    result += ["", *(format_table(worker_head, workers) if workers else ["no worker is alive"])]
-    return result + _format_models(health.get("models", []))
+    return format_table(head, rows) if rows else ["no worker is alive"]
+
+
+def _process(state: dict[str, Any], now: float) -> tuple[Any, ...]:
+    """The cells that are the same for every process; one of an earlier version does not say all of them."""
+    return state["pid"], state.get("version", "-"), elapsed(now - state["started"]) if "started" in state else "-"
+
+
+def elapsed(seconds: float) -> str:
+    """A time in its largest two units, such as 3 d 4 h."""
+    seconds = max(0.0, seconds)
+    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
+    if days:
+        return f"{days} d {hours % 24} h"
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min" if minutes else f"{int(seconds)} s"
 
 
 def _format_shard(shard: dict[str, Any]) -> str:

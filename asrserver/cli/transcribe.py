@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from asrserver.cli.options import key_option, server_option, server_url
+from asrserver.cli.options import ca_option, key_option, server_option, server_url
 from asrserver.cli.outputs import FORMATS, Outputs
 from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 
@@ -17,6 +17,7 @@ from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 @click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @server_option
 @key_option
+@ca_option
 @click.option(
     "--format",
     type=click.Choice(FORMATS),

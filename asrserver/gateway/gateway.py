@@ -32,6 +32,7 @@ from asrserver.gateway.hotwords import Hotwords
 from asrserver.gateway.intake import Accepted, Intake
 from asrserver.gateway.offers import Offers
 from asrserver.gateway.persistence import WriteBehind
+from asrserver.gateway.retention import Retention
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Send, Session
 from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
@@ -85,8 +86,8 @@ class Gateway:
         accepting_since: When it began to accept connections, by time.monotonic(); to be set by who does.
         held: Bytes of memory that wait to be handled.
         uploads: Bytes of uploads that are not recognised yet.
-        broker, storage, write_behind, recordings, admission, offers, sessions, room, intake, client_secrets: Its parts;
-            see their modules.
+        broker, storage, write_behind, recordings, retention, admission, offers, sessions, room, intake, client_secrets:
+            Its parts; see their modules.
     """
 
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
@@ -106,6 +107,7 @@ class Gateway:
         self.storage = Storage(settings.database)
         self.write_behind = WriteBehind(self.broker, self.storage, settings.session_ttl)
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
+        self.retention = Retention(settings.keep_days, self.access, self.storage, self.delete)
         self.admission = Admission(settings, self.access, self.broker.quota, self.name)
         self._tasks = TaskRunner()
         self.sessions = Sessions(
@@ -434,7 +436,7 @@ class Gateway:
             await self.sessions.adopt(spare)
 
     async def _tidy(self) -> None:
-        """Keep tables true and small, and the disk: what Redis lost, counters, old tombstones, old recordings."""
+        """Keep tables true and small, and the disk: what Redis lost, counters, whatever is too old."""
         await self.storage.add_up()
         lost = set(await self.storage.dormant(DORMANT_SECONDS, TIDY_BATCH))
         if lost and (lost := lost - await self.broker.known(lost)):
@@ -444,3 +446,4 @@ class Gateway:
         if old:
             await self.storage.forget_tombstones(set(old) - await self.broker.known(old))
         await self.recordings.tidy()
+        await self.retention.tidy()

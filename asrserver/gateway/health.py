@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import Unavailable
@@ -71,10 +71,19 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         "recognition": recognition,
         "queue": queue,
         "models": summary(workers),
-        "warnings": [TOY_NOTICE] if any(worker.get("model") in PACKAGED for worker in workers) else [],
+        "warnings": list(_warnings(gateways, workers)),
         "gateways": gateways,
         "workers": workers,
     }
+
+
+def _warnings(gateways: list[dict[str, Any]], workers: list[dict[str, Any]]) -> Iterator[str]:
+    """What operators should know although everything works."""
+    if any(worker.get("model") in PACKAGED for worker in workers):
+        yield TOY_NOTICE
+    versions = sorted({str(state.get("version", "before 0.2")) for state in (*gateways, *workers)})
+    if len(versions) > 1:
+        yield f"gateways and workers are of different versions: {', '.join(versions)}"
 
 
 def without_details(state: dict[str, Any]) -> dict[str, Any]:

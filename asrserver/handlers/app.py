@@ -51,6 +51,7 @@ from asrserver.handlers.rest import (
     ReadinessHandler,
     SessionHandler,
     StatsHandler,
+    UserHandler,
 )
 from asrserver.handlers.root import RootHandler
 from asrserver.handlers.transcribe import TranscribeHandler
@@ -82,6 +83,7 @@ ROUTES: dict[str, type[RequestHandler]] = {
     "/api/v1/history": HistoryHandler,
     "/api/v1/session/{session_id}": SessionHandler,
     "/api/v1/session/{session_id}/audio": RecordingHandler,
+    "/api/v1/users/{user_id}": UserHandler,
     "/api/v1/stats": StatsHandler,
     "/api/v1/asr/queue/status": QueueStatusHandler,
     "/api/v1/openapi.json": OpenApiHandler,

@@ -63,6 +63,7 @@ class RecordingHandler(RestHandler):
             file = None
         if path is None or file is None:
             raise HTTPError(404, "there is no recording of such a session")
+        self.audit("listen", session_id)
         try:
             await self._answer(file, path)
         except StreamClosedError:

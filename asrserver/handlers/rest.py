@@ -100,6 +100,7 @@ class HistoryHandler(RestHandler):
             search=self.text("q", MAX_SEARCH),
         )
         await self.gateway.wait_stored()
+        self.audit("history", which.user_id or "")
         try:
             page = await self.gateway.storage.history(limit, which, self.raw("cursor"))
         except ValueError as exc:
@@ -118,6 +119,7 @@ class SessionHandler(LongAnswerHandler):
         record = await self.gateway.storage.record(session_id, owner=self.owner)
         if record is None:
             raise HTTPError(404, "there is no such session")
+        self.audit("read", session_id)
         if kind == "json":
             await self._send_json(record)
             return
@@ -148,7 +150,21 @@ class SessionHandler(LongAnswerHandler):
         if not await self.gateway.delete(session_id, owner=self.owner):
             raise HTTPError(404, "there is no such session")
         log.info("session=%s deleted", session_id)
+        self.audit("delete", session_id)
         self.answer({"session_id": session_id, "deleted": True})
+
+
+class UserHandler(RestHandler):
+    """DELETE /api/v1/users/:id: all sessions of a user."""
+
+    async def delete(self, user_id: str) -> None:
+        if not 0 < len(user_id) <= MAX_USER_ID:
+            raise BadParameter("user_id", f"must have 1 to {MAX_USER_ID} characters")
+        await self.gateway.wait_stored()
+        deleted, complete = await self.gateway.retention.erase(user_id, self.owner)
+        log.info("deleted %d sessions of a user complete=%s", deleted, complete)
+        self.audit("erase", user_id)
+        self.answer({"user_id": user_id, "deleted": deleted, "complete": complete})
 
 
 class StatsHandler(ProxyHandler):

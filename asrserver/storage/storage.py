@@ -184,6 +184,30 @@ class Storage(Pool):
                 await conn.execute(insert(tombstones).values(session_id=name).on_conflict_do_nothing())
         return bool(deleted.rowcount)
 
+    async def sessions_of(self, user_id: str, owner: str | None, limit: int) -> list[str]:
+        """Ids of the sessions of a user, newest first."""
+        mine = [sessions.c.user_id == clean(user_id), *([] if owner is None else [sessions.c.owner == owner])]
+        query = sa.select(sessions.c.id).where(*mine).order_by(sessions.c.created_at.desc()).limit(limit)
+        async with self.connection() as conn:
+            return [row[0] for row in await (await conn.execute(query)).fetchall()]
+
+    async def older_than(self, days: float, owner: str | None, others: Sequence[str], limit: int) -> list[str]:
+        """Ids of sessions that are over and began more than `days` ago, oldest first.
+
+        Args:
+            days: How long ago.
+            owner: If given, only its sessions.
+            others: Owners whose sessions are left out.
+            limit: The most to return.
+        """
+        anybody = sa.or_(sessions.c.owner.is_(None), sessions.c.owner.notin_(list(others)))
+        whose = anybody if owner is None else sessions.c.owner == owner
+        before = sa.func.now() - sa.cast(f"{days} days", sa.Interval)
+        query = sa.select(sessions.c.id).where(whose, sessions.c.created_at < before, sessions.c.status != "recording")
+        async with self.connection() as conn:
+            found = await conn.execute(query.order_by(sessions.c.created_at).limit(limit))
+            return [row[0] for row in await found.fetchall()]
+
     async def stats(self, *, owner: str | None = None) -> dict[str, dict[str, int]]:
         """The numbers of sessions, milliseconds of audio and bytes of recordings, by status."""
         async with self._reading.lend(owner) as conn:

@@ -10,9 +10,11 @@ Names follow https://prometheus.io/docs/practices/naming/; no label takes values
 from __future__ import annotations
 
 import os
+import platform
 from bisect import bisect_left
 from typing import Any
 
+from asrserver import __version__
 from asrserver.telemetry.multiprocess import DIRECTORY, SLOT, allocate
 
 _slot = os.environ.get(SLOT, "")
@@ -134,6 +136,11 @@ speech_seconds = _counter(
 real_time_factor = _gauge(
     "real_time_factor", "Recent seconds of work for a second of speech, of the slowest worker.", mode="livemax"
 )
+
+# -- every process
+
+build_info = _gauge("build_info", "1, for the version of the program.", "version", "python", mode="livemax")
+build_info.labels(__version__, platform.python_version()).set(1)
 
 # -- the supervisor
 

@@ -15,7 +15,7 @@ import pytest
 
 from asrserver.audio import SAMPLE_RATE, bounds, files, sniff
 from asrserver.audio.bounds import MAX_CHANNELS, MAX_RATE, MIN_RATE, ImplausibleAudio
-from asrserver.audio.codec import samples_of
+from asrserver.audio.codec import check_frame, samples_of
 from asrserver.audio.pcm import PcmDecoder, Resampler
 from asrserver.audio.selection import MIXED
 from asrserver.audio.stream import StreamDecoder
@@ -207,7 +207,7 @@ def test_a_frame_is_not_believed_either() -> None:
             frame = av.AudioFrame(format=format, layout=av.AudioLayout(layout), samples=100)
             frame.sample_rate = rate
             with pytest.raises(ImplausibleAudio):
-                samples_of(frame, MIXED)
+                check_frame(frame, MIXED)
     for rate in (0, MIN_RATE - 1, MAX_RATE + 1):
         with pytest.raises(ImplausibleAudio):
             Resampler(rate)
@@ -228,7 +228,7 @@ def test_channels_become_one(channels: int, format: str) -> None:
     raw = [np.ascontiguousarray(rows[:, n]) for n in range(channels)] if format.endswith("p") else [rows.reshape(-1)]
     for number, plane in enumerate(raw):
         av.audio.plane.AudioPlane(frame, number).update(_padded(plane.tobytes(), frame, number))
-    np.testing.assert_allclose(samples_of(frame, MIXED), np.full(100, values.mean()), atol=0.01)
+    np.testing.assert_allclose(samples_of([frame], MIXED), np.full(100, values.mean()), atol=0.01)
 
 
 def _padded(data: bytes, frame: av.AudioFrame, number: int) -> bytes:

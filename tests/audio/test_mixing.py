@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,19 @@ import pytest
 from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.decoders import open_decoder
 from asrserver.audio.mixing import mix
+from asrserver.audio.pcm import Samples
 from asrserver.audio.stream import StreamDecoder
 from asrserver.inference.vad import Endpointer, SegmentEnded
 from tests.audio.signals import encode_file, frequency, s16, tone
 from tests.audio.streams import AAC, correlation, decoded, slices, speech
+
+#: Samples of a block.
+BLOCK = 320
+
+
+def mixed(channels: Sequence[Samples], gains: Samples | None = None) -> Samples:
+    return mix(np.stack(channels), np.arange(0, len(channels[0]), BLOCK), gains)
+
 
 OPPOSED = "-af pan=stereo|c0=c0|c1=-1*c0"
 
@@ -49,10 +59,10 @@ def test_other_channels_are_their_mean() -> None:
     random = np.random.default_rng(1)
     one, other = tone(1.0), random.uniform(-0.5, 0.5, SAMPLE_RATE).astype(np.float32)
     for left, right in ((one, one), (one, other), (one, np.float32(-0.5) * one), (other, other)):
-        np.testing.assert_allclose(mix([left, right], 320), (left + right) / 2, atol=1e-7)
-    np.testing.assert_allclose(mix([one, -one], 320), one, atol=1e-7)
+        np.testing.assert_allclose(mixed([left, right]), (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(mixed([one, -one]), one, atol=1e-7)
     half = np.concatenate([one[:8000], -one[8000:]])
-    np.testing.assert_allclose(mix([one, half], 320), one, atol=1e-7)
+    np.testing.assert_allclose(mixed([one, half]), one, atol=1e-7)
 
 
 def test_channels_without_sound_make_nobody_quieter() -> None:
@@ -60,8 +70,8 @@ def test_channels_without_sound_make_nobody_quieter() -> None:
     one, nothing = tone(1.0), np.zeros(SAMPLE_RATE, np.float32)
     noise = np.random.default_rng(1).normal(0, 1e-5, SAMPLE_RATE).astype(np.float32)
     for channels in ([one, nothing], [nothing, one], [nothing, noise, one, nothing, noise, nothing]):
-        np.testing.assert_allclose(mix(channels, 320), one, atol=1e-7)
-    assert not mix([nothing, nothing], 320).any()
+        np.testing.assert_allclose(mixed(channels), one, atol=1e-7)
+    assert not mixed([nothing, nothing]).any()
 
 
 def test_more_than_two_channels_do_not_cancel() -> None:
@@ -74,7 +84,7 @@ def test_more_than_two_channels_do_not_cancel() -> None:
         ([one, -one, nothing, nothing, nothing, nothing], surround, 1.0),
         ([one, one, one, nothing, nothing, nothing], surround, 1.7),
     ):
-        np.testing.assert_allclose(mix(channels, 320, gains), np.float32(wanted) * one, atol=1e-6)
+        np.testing.assert_allclose(mixed(channels, gains), np.float32(wanted) * one, atol=1e-6)
     data = s16(np.stack([one, -one, nothing, nothing], axis=1).reshape(-1))
     whole = decoded(open_decoder("pcm_s16le", 16000, 4), [data])
     assert np.array_equal(decoded(open_decoder("pcm_s16le", 16000, 4), slices(data, 1, 900)), whole)
@@ -114,11 +124,11 @@ def test_rumble_neither_hides_speech_nor_becomes_it(hertz: int) -> None:
     np.testing.assert_allclose(segments, wanted, atol=0.2 * SAMPLE_RATE)
 
 
-def test_a_frame_is_mixed_as_blocks_are() -> None:
-    """Frames of a codec go another way, which is quicker for few samples."""
+def test_blocks_are_mixed_alike_however_many_come_together() -> None:
     one, nothing = tone(0.02), np.zeros(320, np.float32)
     other = np.random.default_rng(1).normal(0, 0.1, 320).astype(np.float32)
-    for channels in ([one, -one], [one, other], [one, nothing], [nothing, nothing], [one, other, -one, nothing]):
-        for gains in (None, np.array([0.5, 0.5, 0.7, 0.0][: len(channels)], np.float32)):
-            whole = mix([np.concatenate([channel, channel]) for channel in channels], 320, gains)
-            np.testing.assert_allclose(np.tile(mix(channels, 320, gains), 2), whole, atol=1e-6)
+    blocks = ([one, -one], [one, other], [one, nothing], [nothing, nothing])
+    together = [np.concatenate(channel) for channel in zip(*blocks, strict=True)]
+    for gains in (None, np.array([0.5, 0.7], np.float32)):
+        apart = np.concatenate([mixed(block, gains) for block in blocks])
+        np.testing.assert_array_equal(mixed(together, gains), apart)

@@ -16,6 +16,7 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker import pipeline as pipeline_module
 from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.subscription import SILENCE_SECONDS
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
@@ -43,6 +44,37 @@ async def test_order_holds_while_connections_are_killed(g: GatewayBroker, w: Wor
     await until(lambda: len(answers) == 2000)
     assert answers == [(index, None) for index in range(2000)]
     assert ids(db, keys.audio_key("s")) == ["0-1", *(f"{index + 1}-0" for index in range(2000))]
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_redis_that_became_a_replica_is_away_until_a_primary_answers(
+    g: GatewayBroker, w: WorkerBroker, redis_url: str, db: redis.Redis
+) -> None:
+    """In a failover its address leads to another one soon: nobody is refused, and nothing is lost or doubled."""
+    await opened(g)
+    assert await append(g, 0) is None
+    claim = await taken(w)
+    blocked = asyncio.ensure_future(w.claim(None, 4, 5.0))
+    await until(lambda: db.info("clients")["blocked_clients"])
+    renewer = LeaseRenewer(redis_url, "w")
+    try:
+        db.replicaof("127.0.0.1", "1")
+        with pytest.raises(Unavailable):
+            await blocked
+        waits = [asyncio.ensure_future(append(g, index)) for index in range(1, 5)]
+        waiting = asyncio.ensure_future(w.append_event(claim, event(claim, 1, 1), "0-1"))
+        await until(lambda: g.pipeline._away_since is not None and w.pipeline._away_since is not None)
+        with pytest.raises(Unavailable):
+            renewer.renew([claim.task])
+    finally:
+        db.replicaof("NO", "ONE")
+    assert await asyncio.gather(*waits) == [None] * 4
+    assert await waiting
+    assert renewer.renew([claim.task]) == {claim.task}
+    renewer.close()
+    assert ids(db, keys.audio_key("s")) == [f"{index + 1}-0" for index in range(5)]
+    await opened(g, "t")
+    assert [sid for _, sid in await w.claim(None, 4, 5.0)] == ["t"]
 
 
 @pytest.mark.gen_test(timeout=60)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from asrserver.cli.status import format_health
+import pytest
+
+from asrserver.cli.status import elapsed, format_health
 from asrserver.gateway.health import without_details
 
 
@@ -20,3 +22,11 @@ def test_what_a_client_s_key_is_not_shown_is_said() -> None:
     lines = format_health(without_details(state))
     assert lines[:3] == ["status    degraded", "redis     ready", "postgres  not ready"]
     assert lines[-1] == "gateways and workers are shown to an operator's key"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-1.0, "0 s"), (59.9, "59 s"), (60.0, "1 min"), (7260.0, "2 h 1 min"), (273600.0, "3 d 4 h")],
+)
+def test_a_time_has_its_largest_two_units(seconds: float, text: str) -> None:
+    assert elapsed(seconds) == text

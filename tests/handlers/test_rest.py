@@ -2,149 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import time
 from dataclasses import replace
-from typing import Any
 
 import orjson
 import psycopg2
 import pytest
 import redis
-from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from asrserver.cli.status import format_health
 from asrserver.config import Settings
 from asrserver.errors import BadRequest
 from asrserver.gateway.gateway import Gateway
-from asrserver.gateway.session import Session
-from asrserver.protocol.events import Final, Segment, SessionEvent
-from asrserver.protocol.options import Options, Start
+from asrserver.protocol.events import Final
 from tests.fakes import FakeWorker
 from tests.gateways import offer
+from tests.handlers.api import Api, session, whole_session
 from tests.servers import Servers
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
-
-
-class Api:
-    """Sends requests and parses the answers."""
-
-    def __init__(self, client: AsyncHTTPClient, url: str) -> None:
-        self._client = client
-        self._url = url
-
-    async def fetch(self, path: str, method: str = "GET", **options: Any) -> HTTPResponse:
-        return await self._client.fetch(
-            self._url + path, method=method, raise_error=False, allow_nonstandard_methods=True, **options
-        )
-
-    async def call(self, path: str, method: str = "GET") -> tuple[int, Any]:
-        """(status, body); every answer is JSON."""
-        response = await self.fetch("/api/v1" + path, method)
-        assert response.headers["Content-Type"].startswith("application/json")
-        return response.code, orjson.loads(response.body)
-
-
-@pytest.fixture
-def api(http_client: AsyncHTTPClient, base_url: str) -> Api:
-    return Api(http_client, base_url)
-
-
-async def session(
-    gateway: Gateway, sid: str = "s", user_id: str = "", **options: Any
-) -> tuple[Session, list[SessionEvent]]:
-    """Open a session; returns it with its client's events."""
-    got: list[SessionEvent] = []
-    return await gateway.start(Start(sid, user_id, Options(**options), False), got.append), got
-
-
-async def whole_session(gateway: Gateway, worker: FakeWorker, sid: str, text: str = "hello world") -> None:
-    """Run a session of one chunk until it is stored."""
-    opened, got = await session(gateway, sid, user_id="somebody")
-    offer(gateway, opened, b"audio", 0)
-    gateway.finish(opened)
-    await worker.take(sid)
-    row = Segment(number=0, start=0.1, end=1.4, text=text, language="en", confidence=0.9, chunk_index=0)
-    await worker.audio(sid, 1)
-    await worker.say(sid, "chunk", "1-0", chunk_index=0, text=text, duration=1.5, segments=[row])
-    await worker.final(sid, text)
-    await until(lambda: got and isinstance(got[-1], Final))
-    await until(gateway.write_behind.is_flushed)
-
-
-# -- health
-
-
-async def test_health_is_true(api: Api, worker: FakeWorker) -> None:
-    """503 until there is a worker; then everything is reported, with figures."""
-    status, body = await api.call("/health")
-    assert (status, body["status"]) == (503, "degraded")
-    ready = {"redis_ready": True, "postgres_ready": True, "workers_ready": False, "funasr_ready": False}
-    assert ready.items() <= body.items()
-    await worker.broker.open()
-    worker.broker.heartbeat({"backlog": 0.0})
-    await worker.broker.pipeline.drain()
-    status, body = await api.call("/health")
-    assert (status, body["status"], body["workers_ready"], body["funasr_ready"]) == (200, "ok", True, True)
-    assert [found["name"] for found in body["workers"]] == ["fake-worker"]
-    assert len(body["gateways"]) == 1
-    assert body["queue"] == {"waiting": 0, "processing": 0, "dead": 0}
-    assert body["redis"]["latency_ms"] > 0
-    assert body["redis"]["keys"] >= body["redis"]["lasting_keys"] > 0
-    assert body["redis"]["memory_bytes"] > 0
-    assert body["postgres"]["latency_ms"] > 0
-
-
-async def test_health_while_redis_does_not_answer(api: Api, servers: Servers) -> None:
-    """Redis is stopped but not gone: the answer says so within seconds, and recovers."""
-    pid = servers.redis.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        status, body = await api.call("/health")
-    finally:
-        os.kill(pid, signal.SIGCONT)
-    assert (status, body["redis_ready"], body["postgres_ready"], body["workers_ready"]) == (503, False, True, False)
-    assert body["redis"]["error"]
-
-    async def recovered() -> bool:
-        return bool((await api.call("/health"))[1]["redis_ready"])
-
-    while not await recovered():
-        await asyncio.sleep(0.02)
-
-
-async def test_health_warns_of_a_redis_that_may_lose_audio(api: Api, redis_url: str) -> None:
-    client = redis.Redis.from_url(redis_url)
-    policy = client.config_get("maxmemory-policy")
-    client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        _, body = await api.call("/health")
-    finally:
-        client.config_set("maxmemory-policy", policy["maxmemory-policy"] or "noeviction")
-        client.close()
-    assert [text for text in body["redis"]["warnings"] if "set noeviction" in text]
-    assert [line for line in format_health(body) if line.startswith("warning   Redis: maxmemory-policy")]
-    _, body = await api.call("/health")
-    assert not [text for text in body["redis"]["warnings"] if "noeviction" in text]
-
-
-async def test_health_while_postgresql_is_away(api: Api, gateway: Gateway) -> None:
-    await gateway.storage.close()
-    status, body = await api.call("/health")
-    assert (status, body["redis_ready"], body["postgres_ready"]) == (503, True, False)
-    assert body["postgres"]["error"]
-    status, body = await api.call("/history")
-    assert (status, body["error"]["code"]) == (503, "storage_unavailable")
-    await gateway.storage.open()
-    assert (await api.call("/health"))[1]["postgres_ready"]
 
 
 # -- history and sessions

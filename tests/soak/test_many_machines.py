@@ -1,7 +1,7 @@
-"""Hosts in network namespaces: two for connections, two for recognition, one for Redis; one of them is lost.
+"""Hosts in network namespaces: gateways, workers, a Redis with a replica, and PostgreSQL. One of them is lost.
 
-Each host has its own network, joined by a bridge, as docs/run/several-machines.md describes it: Redis asks for a
-password, gateways for a key, and clients know both gateways. PostgreSQL is the tests' own. As root only.
+Each host has its own network, joined by a bridge, as docs/run/several-machines.md describes it: Redis and PostgreSQL
+ask for passwords, over TLS, gateways for a key, and clients know both gateways. As root only.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
 import psutil
+import psycopg2
 import pytest
+import real_voices
 import redis
 
 from asrserver.client import Client
@@ -34,17 +38,30 @@ pytestmark = [
 ]
 
 KEY = "k" * 32
-PASSWORD = "of-redis"
+PASSWORD = "of-all-servers"
 
-#: The network of the hosts; nothing else is in it.
-NETWORK = "10.213.77"
-BRIDGE = "asrbridge"
+#: The network of the hosts; nothing else is in it. Another run of the tests has another one.
+NUMBER = os.getpid() % 250
+NETWORK = f"10.213.{NUMBER}"
+BRIDGE = f"asrbridge{NUMBER}"
+
+#: The address of Redis, which moves with it: first the host redis1 has it.
+REDIS = f"{NETWORK}.9"
+
+#: The hosts, which are numbered from 2.
+HOSTS = ("redis1", "redis2", "postgres", "g1", "g2", "w1", "w2")
+
+#: Debian's Redis, which knows TLS: that of the wheel does not.
+PACKAGES = ("redis-tools", "libjemalloc2", "liblua5.1-0", "liblzf1", "libatomic1", "lua-cjson", "lua-bitop")
 
 #: Seconds for which a host is cut off: longer than a lease, than heartbeats and than a client's pings.
 CUT_SECONDS = 25.0
 
 #: Numbers of links: the kernel removes one some time after its namespace, and its name stays taken until then.
 LINKS = itertools.count(os.getpid() * 1000 % 10**9)
+
+#: The user who runs PostgreSQL, which refuses root.
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 STREAMS = 6
 SPOKEN = 8
@@ -100,52 +117,165 @@ class Host:
 
     def mute(self) -> None:
         """What it sends to Redis is lost, what it is sent arrives."""
-        ip("-n", self.name, "route", "add", "blackhole", f"{NETWORK}.2/32")
+        ip("-n", self.name, "route", "add", "blackhole", f"{REDIS}/32")
 
     def unmute(self) -> None:
-        ip("-n", self.name, "route", "del", "blackhole", f"{NETWORK}.2/32")
+        ip("-n", self.name, "route", "del", "blackhole", f"{REDIS}/32")
+
+    def take_address(self, other: Host | None = None) -> None:
+        """Take the address of Redis, from another host, and tell everybody."""
+        if other is not None:
+            ip("-n", other.name, "address", "del", f"{REDIS}/24", "dev", "eth0")
+        ip("netns", "exec", self.name, "sysctl", "-qw", "net.ipv4.conf.eth0.arp_notify=1")
+        ip("-n", self.name, "address", "add", f"{REDIS}/24", "dev", "eth0")
 
     def close(self) -> None:
         for process in self.processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes:
-            process.wait(60)
-        ip("netns", "delete", self.name)
+                process.send_signal(signal.SIGINT)  # on SIGTERM, PostgreSQL waits for clients that are gone
+        try:
+            for process in self.processes:
+                process.wait(60)
+        finally:
+            for pid in subprocess.run(["ip", "netns", "pids", self.name], capture_output=True).stdout.split():
+                os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "delete", self.name)
 
 
-Region = dict[str, Host]
+class Region:
+    """All hosts, serving.
+
+    Attributes:
+        hosts: By name; see HOSTS.
+        database_url: PostgreSQL, for the test.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._certificate = folder / "certificate.pem"
+        self._key = folder / "key.pem"
+        self._numbers = {name: number for number, name in enumerate(HOSTS, 2)}
+        self.hosts: dict[str, Host] = {}
+        trusted = f"ssl_ca_certs={self._certificate}"
+        self._redis_url = f"rediss://:{PASSWORD}@{{}}:6379/0?{trusted}"
+        place = f"postgres:{PASSWORD}@{NETWORK}.{self._numbers['postgres']}/asrserver"
+        self.database_url = f"postgresql://{place}?sslmode=verify-full&sslrootcert={self._certificate}"
+
+    def open(self) -> None:
+        self._make_certificate()
+        ip("link", "add", BRIDGE, "type", "bridge")
+        ip("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        for name, number in self._numbers.items():
+            self.hosts[name] = Host(f"asr{NUMBER}-{name}", number, self._folder)
+        self._start_redis()
+        self._start_postgres()
+        url = self._redis_url.format(REDIS)
+        for name in ("g1", "g2"):
+            keys = {"ASRSERVER_API_KEYS": f"test:{KEY}", "DATABASE_URL": self.database_url}
+            self.hosts[name].run("gateway", "--host", "0.0.0.0", "--port", "8080", REDIS_URL=url, **keys)
+        for name in ("w1", "w2"):
+            self.hosts[name].run("worker", "--workers", "1", "--lease", "5", REDIS_URL=url)
+        for name in ("g1", "g2", "w1", "w2"):
+            ready = "listening on" if name.startswith("g") else "workers ready"
+            output = self.hosts[name].output
+            wait_until(lambda output=output, ready=ready: ready in output(), 90, f"{name} is ready")
+
+    def _make_certificate(self) -> None:
+        names = ",".join(f"IP:{NETWORK}.{number}" for number in (9, *self._numbers.values()))
+        command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=asr"]
+        files = ["-keyout", str(self._key), "-out", str(self._certificate)]
+        subprocess.run([*command, *files, "-addext", f"subjectAltName={names}"], check=True, capture_output=True)
+        os.chown(self._key, 65534, 65534)  # PostgreSQL wants it to be its own; root may read it anyway
+
+    def _start_redis(self) -> None:
+        program, libraries = tls_redis(self._folder)
+        files = {"cert": self._certificate, "key": self._key, "ca-cert": self._certificate}
+        tls = [word for name, file in files.items() for word in (f"--tls-{name}-file", str(file))]
+        tls += ["--port", "0", "--tls-port", "6379", "--tls-auth-clients", "no", "--tls-replication", "yes"]
+        policy = ["--maxmemory", "200mb", "--maxmemory-policy", "noeviction", "--appendonly", "yes", "--save", ""]
+        access = ["--bind", "0.0.0.0", "--requirepass", PASSWORD, "--masterauth", PASSWORD]
+        self.hosts["redis1"].take_address()
+        for name in ("redis1", "redis2"):
+            (folder := self._folder / name).mkdir()
+            following = ["--replicaof", f"{self.hosts['redis1'].address} 6379"] if name == "redis2" else []
+            arguments = [*tls, *policy, *access, *following, "--dir", str(folder)]
+            self.hosts[name].start(program, *arguments, LD_LIBRARY_PATH=libraries)
+        with self.redis("redis2") as replica:
+            wait_until(lambda: answers(replica) and replica.info("replication")["master_link_status"] == "up", 30)
+
+    def redis(self, name: str) -> redis.Redis:
+        """A client of the Redis on a host."""
+        return redis.Redis.from_url(self._redis_url.format(self.hosts[name].address))
+
+    def _start_postgres(self) -> None:
+        programs, data, secret = tls_postgres(), self._folder / "cluster", self._folder / "password"
+        data.mkdir()
+        secret.write_text(PASSWORD)
+        os.chown(data, 65534, 65534)
+        init = [*NOBODY, programs / "initdb", "-D", data, "-U", "postgres", "--auth=scram-sha-256", "--pwfile", secret]
+        subprocess.run([*map(str, init), "--no-instructions", "-E", "UTF8"], check=True, capture_output=True)
+        (data / "pg_hba.conf").write_text("hostssl all all all scram-sha-256\n")
+        settings = {"ssl": "on", "ssl_cert_file": self._certificate, "ssl_key_file": self._key}
+        settings |= {"listen_addresses": "*", "unix_socket_directories": ""}
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        self.hosts["postgres"].start(*NOBODY, programs / "postgres", "-D", data, *options)
+        wait_until(self._postgres_answers, 30, "PostgreSQL answers")
+
+    def _postgres_answers(self) -> bool:
+        try:
+            psycopg2.connect(self.database_url.replace("/asrserver?", "/postgres?"), connect_timeout=2).close()
+        except psycopg2.OperationalError:
+            return False
+        return True
+
+    def move_redis(self) -> None:
+        """The replica becomes the primary, as announced: no write is lost. Then the address follows."""
+        with self.redis("redis1") as primary, self.redis("redis2") as replica:
+            primary.execute_command("FAILOVER", "TO", self.hosts["redis2"].address, 6379, "TIMEOUT", 10_000)
+            wait_until(lambda: replica.info("replication")["role"] == "master", 20, "the replica is the primary")
+        self.hosts["redis2"].take_address(self.hosts["redis1"])
+
+    def close(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(ip, "link", "delete", BRIDGE)
+            for host in self.hosts.values():
+                stack.callback(host.close)
+
+
+def tls_redis(folder: Path) -> tuple[Path, str]:
+    """A Redis with TLS, and where its libraries are: the system's, or that of Debian's packages, not installed."""
+    if found := shutil.which("redis-server"):
+        return Path(found), ""
+    place = real_voices.DIRECTORY.with_name("redis")
+    try:
+        real_voices.fetch(PACKAGES, place)
+    except real_voices.Unavailable as exc:
+        pytest.skip(f"no Redis with TLS: {exc}")
+    program = folder / "redis-server"  # the name makes it one
+    program.symlink_to(place / "redis-tools" / "usr" / "bin" / "redis-check-rdb")
+    return program, ":".join(map(str, place.glob("*/usr/lib/*-linux-gnu")))
+
+
+def tls_postgres() -> Path:
+    """The programs of a PostgreSQL with TLS: the system's, because the wheel's knows none."""
+    found = sorted(locate.SYSTEM_POSTGRES.glob("[1-9][0-9]/bin"))
+    if not found:
+        pytest.skip("no PostgreSQL with TLS: install postgresql")
+    return found[-1]
 
 
 @pytest.fixture
-def region(processes: None, database_url: str, tmp_path: Path) -> Iterator[Region]:
-    """The hosts g1, g2, w1, w2 and redis, all of them serving."""
-    ip("link", "add", BRIDGE, "type", "bridge")
-    hosts: Region = {}
-    try:
-        ip("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
-        ip("link", "set", BRIDGE, "up")
-        for number, name in enumerate(("redis", "g1", "g2", "w1", "w2"), 2):
-            hosts[name] = Host(f"asr-{name}", number, tmp_path)
-        server = ("--bind", "0.0.0.0", "--requirepass", PASSWORD, "--maxmemory", "200mb", "--appendonly", "yes")
-        policy = ("--maxmemory-policy", "noeviction", "--save", "", "--dir", str(tmp_path))
-        hosts["redis"].start(locate.redis(), *server, *policy)
-        url = f"redis://:{PASSWORD}@{hosts['redis'].address}:6379/0"
-        with redis.Redis.from_url(url) as client:
-            wait_until(lambda: answers(client), 30, "Redis answers")
-        for name in ("g1", "g2"):
-            keys = {"ASRSERVER_API_KEYS": f"test:{KEY}", "DATABASE_URL": database_url}
-            hosts[name].run("gateway", "--host", "0.0.0.0", "--port", "8080", REDIS_URL=url, **keys)
-        for name in ("w1", "w2"):
-            hosts[name].run("worker", "--workers", "1", "--lease", "5", REDIS_URL=url)
-        for name in ("g1", "g2", "w1", "w2"):
-            ready = "listening on" if name.startswith("g") else "workers ready"
-            wait_until(partial(lambda host, text: text in host.output(), hosts[name], ready), 90, f"{name} is ready")
-        yield hosts
-    finally:
-        for host in hosts.values():
-            host.close()
-        ip("link", "delete", BRIDGE)
+def region(processes: None) -> Iterator[Region]:
+    """All hosts, serving."""
+    with tempfile.TemporaryDirectory(prefix="asrserver-region-") as folder:
+        os.chmod(folder, 0o755)  # PostgreSQL runs as another user
+        made = Region(Path(folder))
+        try:
+            made.open()
+            yield made
+        finally:
+            made.close()
 
 
 def answers(client: redis.Redis) -> bool:
@@ -158,8 +288,11 @@ def answers(client: redis.Redis) -> bool:
 async def lose(region: Region, loss: str) -> None:
     """Lose a host in one of the ways, and for the ways that end, wait and bring it back."""
     what, _, name = loss.partition(" ")
-    host = region[name]
     loop = asyncio.get_running_loop()
+    if what == "move":
+        await loop.run_in_executor(None, region.move_redis)
+        return
+    host = region.hosts[name]
     if what == "kill":
         await loop.run_in_executor(None, host.kill)
         return
@@ -171,10 +304,13 @@ async def lose(region: Region, loss: str) -> None:
 
 @pytest.mark.timeout(300)
 @pytest.mark.gen_test(timeout=290)
-@pytest.mark.parametrize("loss", ["kill g1", "kill w1", "cut g1", "cut w1", "mute w1", "mute g1"])
-async def test_a_host_is_lost(region: Region, database_url: str, utterances: list[Utterance], loss: str) -> None:
+@pytest.mark.parametrize(
+    "loss", ["kill g1", "kill w1", "cut g1", "cut w1", "mute w1", "mute g1", "cut postgres", "move redis"]
+)
+async def test_a_host_is_lost(region: Region, utterances: list[Utterance], loss: str) -> None:
     """Every utterance that was acknowledged is recognised and stored, once, and with the right words."""
-    urls = [f"ws://{region[name].address}:8080/ws/asr" for name in ("g1", "g2")]
+    hosts = region.hosts
+    urls = [f"ws://{hosts[name].address}:8080/ws/asr" for name in ("g1", "g2")]
     said = {f"s{number}": (utterances * 3)[number : number + SPOKEN] for number in range(STREAMS)}
     lost = asyncio.Event()
 
@@ -190,7 +326,7 @@ async def test_a_host_is_lost(region: Region, database_url: str, utterances: lis
             return await events_of(session)
 
     streams = {sid: asyncio.ensure_future(stream(sid)) for sid in said}
-    opened = partial(lambda: sum(region[name].output().count(" open") for name in ("g1", "g2")) >= STREAMS)
+    opened = partial(lambda: sum(hosts[name].output().count(" open") for name in ("g1", "g2")) >= STREAMS)
     await until(opened, 60, "all sessions are open")
     losing = asyncio.ensure_future(lose(region, loss))
     lost.set()
@@ -198,6 +334,6 @@ async def test_a_host_is_lost(region: Region, database_url: str, utterances: lis
         check_once(events, SPOKEN)
         assert [event["text"] for event in events[:-1]] == [utterance.text for utterance in said[sid]]
     await losing
-    await until(lambda: all(stored(database_url, sid) for sid in said), 60, "all sessions are stored")
+    await until(lambda: all(stored(region.database_url, sid) for sid in said), 60, "all sessions are stored")
     for sid, spoken in said.items():
-        check_stored(database_url, sid, spoken)
+        check_stored(region.database_url, sid, spoken)

@@ -46,6 +46,11 @@ def test_tls_with_a_key(start: Callable[..., System], keys: Keys, utterances: li
     done = run("transcribe", str(wav), "--server", server, env=good)
     assert (done.returncode, done.stdout.strip()) == (0, utterances[0].text), done.stderr
     assert run("status", "--server", server, env=good).returncode == 0
+    distrusting = {"ASRSERVER_KEY": keys.text_a}
+    assert "certificate" in run("status", "--server", server, env=distrusting).stderr
+    assert run("status", "--server", server, "--ca", str(TLS / "cert.pem"), env=distrusting).returncode == 0
+    by_variable = {**distrusting, "ASRSERVER_CA": str(TLS / "cert.pem")}
+    assert run("transcribe", str(wav), "--server", server, env=by_variable).returncode == 0
     for command in (("transcribe", str(wav)), ("status",)):
         done = run(*command, "--server", server, env=trust)
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr

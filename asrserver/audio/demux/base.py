@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
@@ -156,10 +156,13 @@ class Demuxer(ABC):
             AudioError: The data is damaged or not supported. It may be pulled again.
         """
         while not self._skip:
-            self._spend(1)
-            if self._lost and not self._find():
-                break
-            self._lost = False
+            self._idle += 1
+            if self._idle > MAX_IDLE_STEPS:
+                self._spend(0)
+            if self._lost:
+                if not self._find():
+                    break
+                self._lost = False
             before = self.offset
             item = self._next()
             if item is not None:
@@ -193,13 +196,33 @@ class Demuxer(ABC):
         Returns:
             Each continues from here. None if the container has no others, or cannot be read for several at once.
         """
-        return []
+        found: list[Demuxer] = []
+        for number in range(self._alternatives() if self.track is not None else 0):
+            if len(found) == most:
+                break
+            other = copy(self)
+            try:
+                track = other._reopen(number)
+            except AudioError:  # of a codec that is not streamed
+                continue
+            if self.track is not None and track.number != self.track.number:
+                other._buffer = self._buffer.copy()
+                found.append(other)
+        return found
 
-    def _fork(self) -> Self:
-        """A demuxer in the same state, with a buffer of its own."""
-        fork = copy(self)
-        fork._buffer = bytearray(self._buffer)
-        return fork
+    def _alternatives(self) -> int:
+        """The number of audio tracks, if each can be read by a demuxer of its own; otherwise 0."""
+        return 0
+
+    def _reopen(self, number: int) -> Track:
+        """Become the demuxer of another audio track of the recording that has just begun.
+
+        It is a copy that shares the buffer, and everything else that is not replaced here.
+
+        Raises:
+            AudioError: The track cannot be streamed.
+        """
+        raise NotImplementedError
 
     def end(self) -> None:
         """No more bytes will come: items that only the end completes can be pulled."""
@@ -220,10 +243,12 @@ class Demuxer(ABC):
 
     def _drop(self, count: int) -> None:
         """Skip bytes, including bytes that have not come yet."""
-        here = min(count, len(self._buffer))
-        del self._buffer[:here]
-        self.offset += here
-        self._skip += count - here
+        here = len(self._buffer)
+        if count > here:
+            self._skip += count - here
+            count = here
+        del self._buffer[:count]
+        self.offset += count
 
     def _find_any(self, patterns: tuple[bytes, ...], lead: int = 0) -> bool:
         """`_find` for a place with one of some equally long patterns `lead` bytes after its beginning."""

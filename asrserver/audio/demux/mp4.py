@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import struct
-from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +20,7 @@ from asrserver.audio.demux.base import (
     Track,
     opus_skip,
 )
-from asrserver.audio.demux.mp4_index import Edit, Fragment, SampleTable
-from asrserver.errors import AudioError
+from asrserver.audio.demux.mp4_index import Edit, Fragment, Row, SampleTable
 
 #: Most bytes of an index.
 _MAX_INDEX = 8 << 20
@@ -52,10 +49,11 @@ class Mp4(Demuxer):
     def __init__(self) -> None:
         super().__init__()
         self._plan = SampleTable.empty()
-        self._at = 0  # the next sample of the plan
+        self._at = 0  # the first sample of the plan that is not in `_rows` yet
+        self._rows: list[Row] = []  # the next samples of the plan, the last one first
         self._clock = 0  # ticks per second of the track; 0: unknown
         self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
-        self._moov = b""  # the index of a recording of several audio tracks
+        self._moov = b""  # the index of a recording of several audio tracks, until its first fragment
         self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
@@ -66,13 +64,13 @@ class Mp4(Demuxer):
         self._clock = round(track.clock)
 
     def _next(self) -> Track | Packet | None:
+        if self.offset < self._data_end:
+            return self._sample()
         if self._kept and self.offset < self._keep_end:
             self._keep()
             return None
-        if self._kept and self._at < len(self._plan):
+        if self._kept and self._row() is not None:
             return self._kept_sample()
-        if self.offset < self._data_end:
-            return self._sample()
         header = self._header()
         if header is None:
             return None
@@ -88,9 +86,10 @@ class Mp4(Demuxer):
             body = self._body(length, size, MAX_HEADER_BYTES)
             if body is None:
                 return None
-            self._plan, self._at = self._samples(body, at), 0
+            self._follow(self._samples(body, at))
             self._spend(len(self._plan) // 64)
             self._fragment = None if self._edits else at
+            self._moov = b""
             self._drop(size)
         elif kind == b"mdat":
             self._drop(length)
@@ -128,8 +127,18 @@ class Mp4(Demuxer):
             raise self._damaged(f"a box of {size} bytes")
         return kind, size, length
 
+    def _follow(self, plan: SampleTable) -> None:
+        self._plan, self._at, self._rows = plan, 0, []
+
+    def _row(self) -> Row | None:
+        """The next sample of the plan; None at its end."""
+        if not self._rows:
+            self._rows = self._plan.rows(self._at)
+            self._at += len(self._rows)
+        return self._rows[-1] if self._rows else None
+
     def _forget(self) -> None:
-        self._plan, self._at = SampleTable.empty(), 0
+        self._follow(SampleTable.empty())
         self._kept.clear()
         self._data_end = self._keep_end = 0
 
@@ -139,14 +148,14 @@ class Mp4(Demuxer):
         self._kept[-1][1].extend(self._buffer[:count])
         self._drop(count)
 
-    def _kept_sample(self) -> Packet | None:
-        at, size = int(self._plan.offsets[self._at]), int(self._plan.sizes[self._at])
+    def _kept_sample(self) -> Packet:
+        at, size = self._rows[-1][:2]
         data = b""
         for first, kept in self._kept:
             if first <= at < first + len(kept):
                 data = bytes(kept[at - first : at - first + min(size, MAX_PACKET_BYTES)])
         packet = self._packet(data, None)
-        if self._at == len(self._plan):
+        if self._row() is None:
             self._kept.clear()
         return packet
 
@@ -158,10 +167,11 @@ class Mp4(Demuxer):
         return bytes(self._buffer[length:size])
 
     def _sample(self) -> Packet | None:
-        if self._at == len(self._plan) or self._plan.offsets[self._at] >= self._data_end:
+        row = self._rows[-1] if self._rows else self._row()
+        if row is None or row[0] >= self._data_end:
             self._drop(self._data_end - self.offset)
             return None
-        at, size = int(self._plan.offsets[self._at]), int(self._plan.sizes[self._at])
+        at, size = row[:2]
         if at < self.offset or at + size > self._data_end or size > MAX_PACKET_BYTES:
             raise self._damaged("a fragment's index does not fit its data")
         if at > self.offset:
@@ -177,30 +187,25 @@ class Mp4(Demuxer):
     def _packet(self, data: bytes, restart: int | None) -> Packet:
         """The next sample of the plan."""
         assert self.track is not None
-        plan, number, rate = self._plan, self._at, self.track.rate
-        self._at += 1
-        time, keep = float(plan.times[number]), float(plan.keeps[number])
-        return Packet(
-            data,
-            restart,
-            skip=round(float(plan.skips[number]) * rate),
-            keep=None if keep < 0 else round(keep * rate),
-            time=None if math.isnan(time) or keep == 0 else time,
-        )
+        _, _, time, skip, keep = self._rows.pop()
+        packet = Packet(data, restart)
+        if keep and time == time:  # it is a number
+            packet.time = time
+        if skip:
+            packet.skip = round(skip * self.track.rate)
+        if keep >= 0:
+            packet.keep = round(keep * self.track.rate)
+        return packet
 
-    def others(self, most: int) -> list[Demuxer]:
+    def _alternatives(self) -> int:
         """Only of a fragmented file: the index of others says which tracks are silent, see `_ranked`."""
-        moov, self._moov = self._moov, b""
-        found: list[Demuxer] = []
-        for number in range(min(self.tracks, _MAX_TRACKS) if not len(self._plan) and not self._kept else 0):
-            fork = self._fork()
-            fork.wanted, fork._kept = number, []
-            with suppress(AudioError):  # of a codec that is not streamed
-                track = fork._index(moov)
-                fork.wanted, fork._moov = None, b""
-                if self.track is not None and track.number != self.track.number and len(found) < most:
-                    found.append(fork)
-        return found
+        return min(self.tracks, _MAX_TRACKS) if not len(self._plan) and not self._kept else 0
+
+    def _reopen(self, number: int) -> Track:
+        self.wanted, self._kept = number, []
+        track = self._index(self._moov)
+        self.wanted, self._moov = None, b""
+        return track
 
     # -- the index -----------------------------------------------------------------------------------------------
 
@@ -256,7 +261,7 @@ class Mp4(Demuxer):
             else:
                 self._edits = edits
         track = self._begin_track(replace(track, skip=skip, clock=float(self._clock), delay=delay))
-        self._plan, self._at = plan, 0
+        self._follow(plan)
         return track
 
     def _audio(self, trak: bytes, mvex: bytes) -> Track:
@@ -322,9 +327,11 @@ class Mp4(Demuxer):
         for kind, traf in mp4_index.boxes(body):
             if kind != b"traf":
                 continue
-            number, fragment = self._track_fragment(mp4_index.path(traf, b"tfhd"), end, at)
+            boxes = list(mp4_index.boxes(traf))
+            found = dict(boxes)
+            number, fragment = self._track_fragment(found[b"tfhd"], end, at)
             position, runs = fragment.base, []
-            for name, trun in mp4_index.boxes(traf):
+            for name, trun in boxes:
                 if name == b"trun":
                     runs.append(mp4_index.run(trun, fragment, position, left))
                     left -= len(runs[-1][0])
@@ -332,13 +339,9 @@ class Mp4(Demuxer):
                         position = int(runs[-1][0][-1] + runs[-1][1][-1])
             end = position
             if number == self.track.number and runs:
-                offsets, sizes, ticks = (np.concatenate(column) for column in zip(*runs, strict=True))
-                plans.append(
-                    self._timed(SampleTable.of(offsets, sizes), ticks, dict(mp4_index.boxes(traf)).get(b"tfdt", b""))
-                )
-        if not plans:
-            return SampleTable.empty()
-        return SampleTable(*(np.concatenate(arrays) for arrays in zip(*(plan.arrays for plan in plans), strict=True)))
+                offsets, sizes, ticks = mp4_index.concatenated(runs)
+                plans.append(self._timed(SampleTable.of(offsets, sizes), ticks, found.get(b"tfdt", b"")))
+        return SampleTable(*mp4_index.concatenated([plan.arrays for plan in plans])) if plans else SampleTable.empty()
 
     def _timed(self, plan: SampleTable, ticks: mp4_index.Array, tfdt: bytes) -> SampleTable:
         """Give the samples of a fragment their times, if they are known."""
@@ -347,7 +350,7 @@ class Mp4(Demuxer):
                 raise self._unsupported("it has an edit list, and fragments without times")
             return plan
         (start,) = struct.unpack_from(">Q" if tfdt[0] else ">I", tfdt, 4)
-        starts = min(start, 1 << 60) + np.cumsum(ticks) - ticks
+        starts = min(start, 1 << 60) + ticks.cumsum() - ticks
         if self._edits:
             return mp4_index.edited(plan, starts, ticks, self._clock, self._edits)
         plan.times = starts / self._clock

@@ -6,7 +6,7 @@ Everything is computed with arrays: an index has a million entries, and may clai
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,23 @@ import numpy as np
 MAX_SAMPLES = 500_000
 MAX_FRAGMENT_SAMPLES = 100_000
 
+#: The size of a box, and its type.
+_BOX = struct.Struct(">I4s")
+
 #: Most boxes in one box. Files have a few dozen.
 _MAX_BOXES = 4096
 
 #: Samples before the first that an edit keeps, which are decoded and not played: MP3 needs ten.
 _PREROLL = 12
 
+#: Samples of which the numbers are Python's at a time: those of an array take many times as long to read one by one,
+#: and those of a whole index hundreds of megabytes.
+_ROWS = 256
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+#: A sample of a SampleTable: its offset, size, time, skip and keep.
+Row = tuple[int, int, float, float, float]
 
 
 class TooManyBoxes(OverflowError):
@@ -71,7 +81,7 @@ class SampleTable:
     def of(cls, offsets: Array, sizes: Array) -> SampleTable:
         """A plan of samples that are played as a whole, at times that are not known."""
         count = len(offsets)
-        return cls(offsets, sizes, np.full(count, np.nan), np.zeros(count), np.full(count, -1.0))
+        return cls(offsets, sizes, np.full(count, np.nan), np.zeros(count), -np.ones(count))
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -81,12 +91,19 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    def rows(self, at: int) -> list[Row]:
+        """The next samples from one on, the last one first; none at the end."""
+        columns = (array[at : at + _ROWS][::-1].tolist() for array in self.arrays)
+        return list(zip(*columns, strict=True))
+
     def select(self, which: Array) -> SampleTable:
         """The samples at some indexes."""
         return SampleTable(*(array[which] for array in self.arrays))
 
     def ordered(self) -> SampleTable:
         """The samples that have bytes, in the order of these."""
+        if (self.sizes > 0).all() and (self.offsets[1:] >= self.offsets[:-1]).all():
+            return self
         plan = self.select(np.flatnonzero(self.sizes > 0))
         return plan.select(np.argsort(plan.offsets, kind="stable"))
 
@@ -95,7 +112,7 @@ def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """(type, content) of each box; raises TooManyBoxes."""
     at = count = 0
     while at + 8 <= len(body):
-        size, length = int.from_bytes(body[at : at + 4], "big"), 8
+        (size, kind), length = _BOX.unpack_from(body, at), 8
         if size == 1:
             size, length = int.from_bytes(body[at + 8 : at + 16], "big"), 16
         elif size == 0:  # up to the end
@@ -104,7 +121,7 @@ def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
             return
         if (count := count + 1) > _MAX_BOXES:
             raise TooManyBoxes
-        yield body[at + 4 : at + 8], body[at + length : at + size]
+        yield kind, body[at + length : at + size]
         at += size
 
 
@@ -285,14 +302,20 @@ def run(trun: bytes, fragment: Fragment, position: int, most: int) -> tuple[Arra
         at += 4
     at += 4 * bool(flags & 0x4)
     columns = [bit for bit in (0x100, 0x200, 0x400, 0x800) if flags & bit]
-    sizes, ticks = np.full(count, fragment.size, np.int64), np.full(count, fragment.ticks, np.int64)
-    if columns:
-        entries = _numbers(trun, at, ">u4", count * len(columns)).reshape(count, len(columns))
-        if 0x200 in columns:
-            sizes = entries[:, columns.index(0x200)]
-        if 0x100 in columns:
-            ticks = entries[:, columns.index(0x100)]
-    return position + np.cumsum(sizes) - sizes, sizes, ticks
+    entries = dict(
+        zip(columns, _numbers(trun, at, ">u4", count * len(columns)).reshape(count, len(columns)).T, strict=True)
+    )
+    sizes, ticks = entries.get(0x200), entries.get(0x100)
+    if sizes is None:
+        sizes = np.full(count, fragment.size, np.int64)
+    if ticks is None:
+        ticks = np.full(count, fragment.ticks, np.int64)
+    return position + sizes.cumsum() - sizes, sizes, ticks
+
+
+def concatenated(rows: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
+    """Rows of arrays as one row."""
+    return rows[0] if len(rows) == 1 else tuple(map(np.concatenate, zip(*rows, strict=True)))
 
 
 def _numbers(data: bytes, at: int, dtype: str, count: int) -> Array:

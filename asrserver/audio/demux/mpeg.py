@@ -35,14 +35,15 @@ class _Frames(Demuxer):
     def _next(self) -> Track | Packet | None:
         if len(self._buffer) < 10:
             return None
-        if tag := self._tag():
+        if self._buffer[0] != 0xFF and (tag := self._tag()):
             self._drop(tag)
             return None
         length = self._length(0)
         if not length:
             self._like = b""
             raise self._damaged("no frame begins here")
-        if self._signature(0) != self._like:
+        like = self._signature(0)
+        if like != self._like:
             other, self._like = self._like, b""
             if not self._confirmed(0, length):
                 self._like = other
@@ -51,7 +52,7 @@ class _Frames(Demuxer):
                 self.start, self.track = self.offset, None
         if len(self._buffer) < length:
             return None
-        self._like = self._signature(0)
+        self._like = like
         if self.track is None:
             return self._begin(length)
         packet = Packet(bytes(self._buffer[:length]), self.offset)

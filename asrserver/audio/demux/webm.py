@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
 
 from asrserver.audio import bounds
 from asrserver.audio.demux.base import (
@@ -16,7 +15,6 @@ from asrserver.audio.demux.base import (
     Track,
     opus_skip,
 )
-from asrserver.errors import AudioError
 
 _EBML = 0x1A45DFA3
 _SEGMENT = 0x18538067
@@ -46,6 +44,9 @@ _PASSED = frozenset(
 )
 
 _AUDIO_TRACK = 2
+
+#: What follows the number of the track in a block: ticks since the cluster's, and flags.
+_BLOCK_HEAD = struct.Struct(">hB")
 
 #: Most tracks looked at, and elements of one element.
 _MAX_TRACKS = 64
@@ -141,15 +142,11 @@ class WebM(Demuxer):
             raise self._unsupported("it has no audio track")
         return self._begin_track(self._audio(self._chosen(sound, lambda one: one.get(_DEFAULT, b"\1") != b"\0")))
 
-    def others(self, most: int) -> list[Demuxer]:
-        found: list[Demuxer] = []
-        for entry in self._sound:
-            fork = self._fork()
-            with suppress(AudioError):  # of a codec that is not streamed
-                track = fork._begin_track(fork._audio(entry))
-                if self.track is not None and track.number != self.track.number and len(found) < most:
-                    found.append(fork)
-        return found
+    def _alternatives(self) -> int:
+        return len(self._sound)
+
+    def _reopen(self, number: int) -> Track:
+        return self._begin_track(self._audio(self._sound[number]))
 
     def _audio(self, entry: dict[int, bytes]) -> Track:
         named = entry.get(_CODEC_ID, b"").rstrip(b"\0").decode("ascii", "replace")
@@ -173,10 +170,11 @@ class WebM(Demuxer):
         return Track(codec, private, rate, channels, skip, number, frame, clock=1 / self._tick)
 
     def _block(self, ident: int, length: int, size: int) -> Packet | None:
-        available = len(self._buffer) - length
+        buffer = self._buffer
+        available = len(buffer) - length
         if available < min(size, 8):
             return None
-        number, width = _number(self._buffer, length)
+        number, width = _number(buffer, length)
         if not number or size < width + 3:
             raise self._damaged("a block has no track")
         if self.track is None or number != self.track.number:
@@ -186,12 +184,11 @@ class WebM(Demuxer):
             raise self._damaged("a block of audio is too long")
         if available < size:
             return None
-        if self._buffer[length + width + 2] & 0x06:
+        ticks, flags = _BLOCK_HEAD.unpack_from(buffer, length + width)
+        if flags & 0x06:
             raise self._unsupported("its blocks are laced")
-        data = bytes(self._buffer[length + width + 3 : length + size])
         in_group = ident == _BLOCK and self._group_at < self.offset < self._group_end
-        packet = Packet(data, self._group_at if in_group else self.offset)
-        ticks = int.from_bytes(self._buffer[length + width : length + width + 2], "big", signed=True)
+        packet = Packet(bytes(buffer[length + width + 3 : length + size]), self._group_at if in_group else self.offset)
         if self._cluster is None and self._resumed is not None:
             self._cluster = round(self._resumed / self._tick) - ticks
         if self._cluster is not None:
@@ -226,29 +223,32 @@ class WebM(Demuxer):
             self._held.trim = nanoseconds * rate // 10**9
 
 
-def _header(data: bytearray) -> tuple[int, int | None, int] | None:
+def _header(data: bytes | bytearray) -> tuple[int, int | None, int] | None:
     """(id, size or None if unknown, bytes of both) of the element at the front; None if cut; 0 bytes if invalid."""
-    if len(data) < 2:
+    available = len(data)
+    if available < 2:
         return None
     width = 9 - data[0].bit_length()
     if width > 4:
         return 0, None, 0
-    if len(data) <= width:
+    if available <= width:
         return None
-    ident = int.from_bytes(data[:width], "big")
-    size_width = 9 - data[width].bit_length()
-    if size_width > 8:
+    end = width + 9 - data[width].bit_length()
+    if end > width + 8:
         return 0, None, 0
-    if len(data) < width + size_width:
+    if available < end:
         return None
-    size, _ = _number(data, width)
-    unknown = (1 << 7 * size_width) - 1  # all bits set means unknown, as recorders write it
-    return ident, None if size == unknown else size, width + size_width
+    unknown = (1 << 7 * (end - width)) - 1  # all bits set means unknown, as recorders write it
+    size = int.from_bytes(data[width:end], "big") & unknown
+    return int.from_bytes(data[:width], "big"), None if size == unknown else size, end
 
 
 def _number(data: bytes | bytearray, at: int) -> tuple[int, int]:
     """(value, bytes) of the variable-size integer at an offset (RFC 8794, 4); (0, 0) if there is none."""
-    width = 9 - data[at].bit_length()
+    first = data[at]
+    if first > 0x80:
+        return first & 0x7F, 1
+    width = 9 - first.bit_length()
     if width > 8 or len(data) < at + width:
         return 0, 0
     return int.from_bytes(data[at : at + width], "big") & ((1 << 7 * width) - 1), width
@@ -258,7 +258,7 @@ def _elements(body: bytes) -> Iterator[tuple[int, bytes]]:
     """(id, content) of the elements of a master element, up to the first that is invalid or _MAX_ELEMENTS."""
     at = 0
     for _ in range(_MAX_ELEMENTS):
-        header = _header(bytearray(body[at : at + 12]))
+        header = _header(body[at : at + 12])
         if header is None:
             return
         ident, size, length = header
