@@ -30,6 +30,9 @@ _HEADER_BYTES = 1 << 16
 #: Bytes of a file that are decoded at a time.
 _STEP = 1 << 18
 
+#: Bytes of a file on disk that are decoded at a time: few, so that little of the audio is in memory.
+_DISK_STEP = 1 << 14
+
 
 class Decoded(NamedTuple):
     """A decoded file: its samples, and what of it could not be decoded, if anything."""
@@ -196,19 +199,57 @@ def read_s16(path: Path, seconds: float, selection: Selection = MIXED) -> Iterat
         AudioError: The file cannot be decoded.
         OSError: It cannot be read.
     """
+    channels = probe(path, selection).channels
+    size = 2 * int(seconds * SAMPLE_RATE) * channels
     waiting = bytearray()
-    with _opened(path) as source:
-        reader = library.Reader(source, selection)
-        size = 2 * int(seconds * SAMPLE_RATE) * reader.channels
-        for piece in _resampled(reader.frames()):
-            if piece.ndim == 2 and piece.shape[1] != reader.channels:
-                piece = np.pad(piece, ((0, 0), (0, max(0, reader.channels - piece.shape[1]))))[:, : reader.channels]
-            waiting += np.clip(np.rint(piece * 32768), -32768, 32767).astype("<i2").tobytes()
-            while len(waiting) >= size:
-                yield bytes(waiting[:size])
-                del waiting[:size]
+    for piece in _pieces(path, selection):
+        if piece.ndim == 2 and piece.shape[1] != channels:
+            piece = np.pad(piece, ((0, 0), (0, max(0, channels - piece.shape[1]))))[:, :channels]
+        waiting += np.clip(np.rint(piece * 32768), -32768, 32767).astype("<i2").tobytes()
+        while len(waiting) >= size:
+            yield bytes(waiting[:size])
+            del waiting[:size]
     if waiting:
         yield bytes(waiting)
+
+
+def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
+    """Decode a file on disk as a server decodes its bytes; what cannot be decoded as a stream is left to FFmpeg."""
+    streamed = _streamed_pieces(path, selection)
+    first = None
+    try:
+        first = next(streamed, None)
+    except AudioError as exc:
+        if exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
+            raise
+    if first is None:
+        with _opened(path) as source:
+            yield from _resampled(library.Reader(source, selection).frames())
+    else:
+        yield first
+        yield from streamed
+
+
+def _streamed_pieces(path: Path, selection: Selection) -> Iterator[Samples]:
+    """Decode a file on disk by the streaming decoder. Damaged audio is left out.
+
+    Raises:
+        AudioError: It cannot decode the file, or another recording that begins in it.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        kind = sniff.container(file.read(_HEADER_BYTES))
+        if kind not in demux.CONTAINERS:
+            return
+        decoder = StreamDecoder(kind, selection=selection)
+        file.seek(0)
+        while data := file.read(_DISK_STEP):
+            try:
+                yield from decoder.pieces(data)
+            except AudioError as exc:
+                if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
+                    raise
+        yield decoder.flush()
 
 
 class Probe(NamedTuple):

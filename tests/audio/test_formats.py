@@ -125,11 +125,15 @@ def test_damage_names_its_seconds(tmp_path: Path) -> None:
     "arguments",
     ["-c:a libopus -f ogg", "-c:a libvorbis -f ogg", f"{AAC} {FRAGMENTS} -f mp4", "-f flac", "-c:a libopus -f webm"],
 )
-def test_joined_files_are_heard_to_the_end(arguments: str) -> None:
+def test_joined_files_are_heard_to_the_end(arguments: str, tmp_path: Path) -> None:
+    """By a server, and by the command line, which decodes files itself."""
     data = encode(tone(2.0), arguments) + encode(tone(3.0), arguments)
     found = files.decode_file(data, sniff.container(data) or "", 60)
     assert len(found.samples) / SAMPLE_RATE == pytest.approx(5.0, abs=0.25)
     assert found.damage is None
+    path = tmp_path / "joined"
+    path.write_bytes(data)
+    assert sum(map(len, files.read_s16(path, 0.5))) == 2 * len(found.samples)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_a_stream_whose_default_track_is_silent(name: str, seconds: float, tmp_p
     wanted = named(data, kind, 2)
     assert frequency(wanted) == pytest.approx(440, abs=2)
     np.testing.assert_array_equal(files.decode(data, kind, 60), wanted)
+    assert sum(map(len, files.read_s16(tmp_path / "file", 0.5))) == 2 * len(wanted)
     for cut in (slices(data, 5, 3000), slices(data, 6, 50), [data]):
         found, errors = tolerant(StreamDecoder(kind), cut)
         assert not errors
