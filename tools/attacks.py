@@ -44,13 +44,13 @@ ONCE = (
 )
 
 #: Seconds within which a bomb must be answered, and between two of them.
-BOMB_TIMEOUT = 30.0
+BOMB_TIMEOUT = 8.0
 BOMB_PAUSE = 0.2
 
 
-def _request(target: Target, method: str, path: str, *headers: str, length: int = 0) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {target.keys[KEY]}"]
-    return "\r\n".join([*lines, "X-Forwarded-For: 10.9.9.9", f"Content-Length: {length}", *headers, "", ""]).encode()
+def _request(target: Target, method: str, path: str, *, length: int = 0, host: str = "x") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Authorization: Bearer {target.keys[KEY]}"]
+    return "\r\n".join([*lines, "X-Forwarded-For: 10.9.9.9", f"Content-Length: {length}", "", ""]).encode()
 
 
 async def _status(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -60,11 +60,11 @@ async def _status(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(head.split()[1]), await reader.readexactly(size)
 
 
-async def _ask(target: Target, path: str, *headers: str) -> tuple[int, Any]:
+async def _ask(target: Target, path: str, host: str = "x") -> tuple[int, Any]:
     """The status and the JSON that answer a GET."""
     reader, writer = await open_streams(target.port)
     try:
-        writer.write(_request(target, "GET", path, *headers))
+        writer.write(_request(target, "GET", path, host=host))
         status, body = await _status(reader)
         return status, json.loads(body or b"null")
     finally:
@@ -135,7 +135,7 @@ async def _greedy(target: Target) -> None:
     async with target.peer(KEY) as peer:
         while True:
             sid = await peer.session(mode="chunk")
-            await peer.send(target.speech)
+            await peer.send(target.speech[:160_000])
             await peer.finish(sid)
             await peer.answer(sid, "final_result")
             await target.told("served")
@@ -299,10 +299,10 @@ async def _unfinished_events(target: Target) -> None:
     await asyncio.gather(*(one() for _ in range(350)))
 
 
-def _get(path: str, *headers: str) -> Run:
+def _get(path: str, host: str = "x") -> Run:
     async def run(target: Target) -> None:
         while True:
-            _status, body = await _ask(target, path, *headers)
+            _, body = await _ask(target, path, host)
             await target.told(body["error"]["code"] if "error" in body else "!answered")
 
     return run
@@ -372,4 +372,4 @@ ATTACKS = [
 ]
 
 #: On a server without keys.
-KEYLESS = [Attack("a foreign Host header", "host_not_allowed", 1, _get("/api/v1/history", "Host: evil.example"))]
+KEYLESS = [Attack("a foreign Host header", "host_not_allowed", 1, _get("/api/v1/history", "evil.example"))]

@@ -14,9 +14,9 @@ spoken, so that one that an attack delayed counts for the attack. A row shows
     left            connections, sessions, seconds of backlog and descriptors of the attacker that stay
 
 A `!` marks what is against a bound: the expected answer did not come; the ratio of texts is above 1.5, and the texts
-are 0.1 s later; memory rises by more than 512 MB, or after it there is more than 64 MB (and the 256 MB that a worker
-may keep) above what there was before all attacks; anything is left 10 s later; a bomb's error took more than a second.
-Then, and if the bystander got an error or the log has a traceback, the exit status is 1.
+are 0.1 s later; memory rises by more than 512 MB; after it there is more than 192 MB, and what a worker may keep, above
+what there was before all attacks, or 64 MB more than after its first round; anything is left 10 s later; a bomb's
+error took more than a second. Then, and if the bystander got an error or the log a traceback, the exit status is 1.
 
 The attackers are processes of the lowest priority: elsewhere they would take no CPU of the server's machine. Kinds are
 `attacks`, `bombs`, `keyless`, and `limits`: those of hostile.py, on a server whose limits are low. Words select the
@@ -81,7 +81,7 @@ SAMPLE_SECONDS = 0.1
 #: The bounds.
 MOST_RATIO = 1.5
 MOST_LATER = 0.1
-MOST_PEAK, MOST_KEPT = 512 << 20, (64 << 20) + WORKER_KEPT_MEMORY
+MOST_PEAK, MOST_KEPT, MOST_GROWTH = 512 << 20, (192 << 20) + WORKER_KEPT_MEMORY, 64 << 20
 MOST_WAIT = 1.0
 
 #: Descriptors that may stay: those of connections to Redis and PostgreSQL, which are opened when they are needed.
@@ -231,7 +231,8 @@ class Row:
         most = self.tally.most_common(1)[0][0].partition(":")[0] if self.tally else "-"
         wait = statistics.median(self.waits) if self.waits else None
         begun, highest, ended = (max(sizes) / 2**20 for sizes in zip(*self.memory, strict=True))
-        grown, kept = max(peak - before for before, peak, _ in self.memory), self.memory[-1][2] - first
+        risen = max(peak - before for before, peak, _ in self.memory)
+        stays = self.memory[-1][2] - first > MOST_KEPT or self.memory[-1][2] - self.memory[0][2] > MOST_GROWTH
         left = ", ".join(f"{value:g} {name}" for name, value in self.left.items()) or "-"
         wrong = not self.reached or any(code.startswith("!") for code in self.tally)
         cells = [
@@ -247,8 +248,8 @@ class Row:
             marked(f"{ratio:.2f}", 6, not ratio <= MOST_RATIO and beside - alone > MOST_LATER),
             f"{acks:6.1f}",
             f"{begun:5.0f}",
-            marked(f"{highest:.0f}", 6, grown > MOST_PEAK),
-            marked(f"{ended:.0f}", 6, kept > MOST_KEPT),
+            marked(f"{highest:.0f}", 6, risen > MOST_PEAK),
+            marked(f"{ended:.0f}", 6, stays),
             marked(left, 0, bool(self.left)),
         ]
         return "  ".join(cells), broken
@@ -294,7 +295,7 @@ class Arena:
                 row.memory.append((*memory, self.memory()))
                 row.left = await leaving
                 before = after
-                print(f"round {number + 1}: {row.attack.limit}: {dict(row.tally)}", file=sys.stderr)
+                print(f"round {number + 1}: {row.attack.limit}: {dict(row.tally)}, {self._sizes()}", file=sys.stderr)
         await asyncio.sleep(3)  # texts that are late
         for task in (speaking, sampling):
             task.cancel()
@@ -303,6 +304,9 @@ class Arena:
     def memory(self) -> int:
         """Resident bytes of gateway and workers."""
         return sum(process.memory_info().rss for process in self._watched)
+
+    def _sizes(self) -> str:
+        return ", ".join(f"{process.memory_info().rss >> 20} MB" for process in self._watched)
 
     async def _alone(self) -> Span:
         await asyncio.sleep(RECOVERY_SECONDS)
