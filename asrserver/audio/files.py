@@ -55,8 +55,8 @@ def decode_file(
 ) -> Decoded:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
-    Of several audio tracks of which none is named, the default one is decoded; or if it is silent, the first with
-    sound.
+    Of several audio tracks of which none is named, the one is decoded that a stream's decoder chooses (look_ahead.py);
+    or if it is silent throughout, the first with sound.
 
     Args:
         data: The file.
@@ -100,7 +100,7 @@ def _streamed(
 
 
 def _others(found: Decoded, tracks: int, selection: Selection) -> range:
-    """The audio tracks in which sound is looked for, if the default one has none."""
+    """The audio tracks in which sound is looked for, if the chosen one has none."""
     return range(tracks if tracks > 1 and selection.track is None and _is_silent(found.samples) else 0)
 
 
@@ -108,7 +108,7 @@ def _track(
     data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
 ) -> tuple[Decoded, int]:
     """(a track of a file, the number of its audio tracks)."""
-    decoder = StreamDecoder(kind, selection=selection, look_ahead=False)
+    decoder = StreamDecoder(kind, selection=selection)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
     tracks = 1

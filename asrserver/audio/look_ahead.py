@@ -1,8 +1,8 @@
 """The choice among the audio tracks of a stream: the default one, unless it is silent and another is not.
 
-A whole file can be looked through. Of a stream only so much is looked at before anything of it is returned; a default
-track in which there is sound is known at its first sample. All tracks are decoded meanwhile, in the order of their
-bytes, so that the choice does not depend on how the stream is cut.
+Only so much is looked at before anything of it is returned; a default track in which there is sound is known at its
+first sample. All tracks are decoded meanwhile, in the order of their bytes, so that the choice does not depend on how
+the stream is cut: a file, which comes at once, gets the same track.
 """
 
 from __future__ import annotations

@@ -62,7 +62,6 @@ class StreamDecoder:
         sample_rate: int = SAMPLE_RATE,
         channels: int = 1,
         selection: Selection = MIXED,
-        look_ahead: bool = True,
     ) -> None:
         """Begin a stream.
 
@@ -71,13 +70,11 @@ class StreamDecoder:
             sample_rate: Samples per second of headerless PCM.
             channels: Channels of headerless PCM.
             selection: What of it is decoded.
-            look_ahead: Where no track is named and the default one is silent, look for one with sound (look_ahead.py).
         """
         self._start = ResumePoint(0, 0, kind, sample_rate, channels)
         self._selection = selection
         self._demuxer = demuxer(kind, sample_rate, channels, selection.track)
         self._recording: TrackDecoder | None = None
-        self._look_ahead = look_ahead and selection.track is None
         self._looking: LookAhead | None = None  # while the track is not chosen yet
         self._item: Track | Packet | None = None  # of the demuxer, to be taken first
         self._points = deque([self._start])
@@ -279,7 +276,7 @@ class StreamDecoder:
     def _open(self, track: Track) -> None:
         self._selection.check_track(self._demuxer.tracks)
         self._recording = TrackDecoder(track, self._finished, selection=self._selection)
-        if self._look_ahead and self._demuxer.tracks > 1:
+        if self._selection.track is None and self._demuxer.tracks > 1:
             self._looking = LookAhead(self._demuxer, self._recording, self._finished, self._selection)
         if not self._silent:
             self._add(ResumePoint(self._demuxer.start, self._finished, *self._identity))

@@ -92,6 +92,13 @@ def test_the_default_track_is_given_time(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 0))
     data = tracks([np.concatenate([silence(6.5), tone(2)]), quiet], arguments, tmp_path)
     np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 1, 2000)), named(data, kind, 1))
+    np.testing.assert_array_equal(files.decode(data, kind, 60), named(data, kind, 1))
+
+
+def test_a_file_is_looked_through_where_its_track_is_silent(tmp_path: Path) -> None:
+    arguments, kind = WEBM
+    data = tracks([silence(8), np.concatenate([silence(6), tone(2)])], arguments, tmp_path)
+    np.testing.assert_array_equal(files.decode(data, kind, 60), named(data, kind, 1))
 
 
 def test_sound_is_returned_at_once(tmp_path: Path) -> None:

@@ -78,10 +78,34 @@ def test_damage_costs_itself_alone(name: str) -> None:
     if name != "wav":  # whose every byte is a sample
         assert errors
         assert all(error.code == "undecodable_audio" for error in errors)
-    lost = 3.0 if name == "webm" else 1.0  # of a cluster, which is 5 s here; a recorder's are as long as its slices
-    assert len(found) > (8 - lost) * SAMPLE_RATE
+    assert len(found) > 7 * SAMPLE_RATE
     for part in (found[: 3 * SAMPLE_RATE], found[-2 * SAMPLE_RATE :]):
         assert frequency(part) == pytest.approx(440, abs=2)
+
+
+def test_a_block_after_damage_has_its_time() -> None:
+    """What is lost within a cluster is silence, and what follows as late as it was."""
+    data = bytearray(
+        encode(np.concatenate([tone(2.0), np.zeros(SAMPLE_RATE, np.float32), tone(5.0)]), STREAMS["webm"][0])
+    )
+    at = len(data) // 8
+    data[at : at + 2000] = bytes(2000)
+    found, errors = tolerant(StreamDecoder("matroska"), slices(bytes(data), 1, 1500))
+    assert errors
+    assert len(found) == pytest.approx(8 * SAMPLE_RATE, abs=SAMPLE_RATE // 50)
+    assert not np.abs(found[int(2.1 * SAMPLE_RATE) : int(2.9 * SAMPLE_RATE)]).max() > 0.05
+    assert np.abs(found[int(3.1 * SAMPLE_RATE) : int(3.2 * SAMPLE_RATE)]).max() > 0.1
+
+
+def test_a_cluster_whose_beginning_is_damaged() -> None:
+    """Its blocks are heard, though nobody knows when; the next cluster knows."""
+    data = bytearray(encode(tone(16.0), STREAMS["webm"][0]))
+    second = data.index(b"\x1f\x43\xb6\x75", data.index(b"\x1f\x43\xb6\x75") + 4)
+    data[second : second + 20] = bytes(20)
+    found, errors = tolerant(StreamDecoder("matroska"), slices(bytes(data), 1, 1500))
+    assert errors
+    assert len(found) == pytest.approx(16 * SAMPLE_RATE, abs=SAMPLE_RATE // 10)
+    assert np.abs(found[: 15 * SAMPLE_RATE]).reshape(-1, SAMPLE_RATE // 5).max(axis=1).min() > 0.1
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 
@@ -45,6 +46,14 @@ _PASSED = frozenset(
 
 _AUDIO_TRACK = 2
 
+#: Where it may go on after damage: a recording, a cluster, or what may be a block of up to 8 KiB.
+_PLACE = re.compile(
+    rb"\x1a\x45\xdf\xa3|\x1f\x43\xb6\x75|\xa3(?:[\x81-\xfe]|[\x40-\x5f].)[\x81-\xfe]..[\0\x80]", re.DOTALL
+)
+
+#: Elements that follow a block. What seems to be one in damaged bytes is hardly ever followed by any.
+_AFTER_BLOCK = frozenset((_SIMPLE_BLOCK, _BLOCK_GROUP, _CLUSTER, _EBML, 0x1C53BB6B))
+
 #: What follows the number of the track in a block: ticks since the cluster's, and flags.
 _BLOCK_HEAD = struct.Struct(">hB")
 
@@ -75,6 +84,7 @@ class WebM(Demuxer):
         self._held: Packet | None = None  # a packet of that group, whose padding may follow
         self._tick = 1e-3  # seconds
         self._cluster: int | None = None  # the tick at which the cluster begins; None: not known yet
+        self._ticks = 0  # of the last block, from there
         self._sound: list[dict[int, bytes]] = []  # the entries of the open recording's audio tracks
         self._resumed: float | None = None  # when the next block begins, in seconds, if the cluster's time has passed
 
@@ -121,7 +131,35 @@ class WebM(Demuxer):
 
     def _find(self) -> bool:
         self._held = None
-        return self._find_any((_EBML.to_bytes(4, "big"), _CLUSTER.to_bytes(4, "big")))
+        at = 0
+        while (found := _PLACE.search(self._buffer, at)) is not None:
+            self._spend(1)
+            at = found.start()
+            is_place = self._is_block(at) if self._buffer[at] == _SIMPLE_BLOCK else True
+            if is_place is not False:
+                self._drop(at)
+                return bool(is_place)
+            at += 1
+        self._drop(max(0, len(self._buffer) - 6))  # what it looks for has up to seven bytes
+        return False
+
+    def _is_block(self, at: int) -> bool | None:
+        """Whether what may be a block is one of the track; None: more bytes are needed to know."""
+        _, size, length = _header(self._buffer[at : at + 12]) or (0, None, 0)
+        if size is None or self.track is None:
+            return False
+        number, ticks, _ = struct.unpack_from(">BhB", self._buffer, at + length)
+        if number != 0x80 | self.track.number:
+            return False
+        end = at + length + size
+        following = _header(self._buffer[end : end + 12])
+        if following is None:
+            return None
+        if following[0] not in _AFTER_BLOCK:
+            return False
+        if ticks < self._ticks:  # the beginning of its cluster is lost, and with it the time
+            self._cluster = None
+        return True
 
     def _pass(self, length: int, size: int | None) -> None:
         if size is None or size > MAX_SKIP_BYTES:
@@ -193,7 +231,7 @@ class WebM(Demuxer):
             self._cluster = round(self._resumed / self._tick) - ticks
         if self._cluster is not None:
             packet.time = (self._cluster + ticks) * self._tick
-        self._resumed = None
+        self._resumed, self._ticks = None, ticks
         self._drop(length + size)
         if not in_group:
             return packet
