@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
 from typing import Any
 
 import av
@@ -52,7 +51,9 @@ class Codec:
 
     Attributes:
         memoryless: A packet's samples do not depend on the packets before it.
-        channels: Channels of the samples of the frames that were decoded last: 1 if they are mixed; 0: not known yet.
+        kind: Grows whenever frames are unlike those before in sample format, rate or channels.
+        width: Channels of the frames that were decoded last; 0: not known yet.
+        channels: Channels of their samples: 1 if they are mixed; 0: not known yet.
         reason: Why the last packet could not be decoded; empty if that is not known.
     """
 
@@ -68,7 +69,9 @@ class Codec:
         self._track = track
         self._selection = selection
         self._context: Any = None
-        self._found = self._rate = 0  # channels and rate of the last frame
+        self.kind = 0
+        self.width = 0
+        self._format, self._rate = "", 0  # of the last frame
         self._frame = 0  # bytes of a sample of PCM
         if track.codec in wav.WIDTHS:
             self._frame = wav.WIDTHS[track.codec] * track.channels
@@ -93,14 +96,19 @@ class Codec:
         if self._frame:
             if data is None:
                 return ()
-            if self._selection.separate:
-                self.channels = self._track.channels
+            if not self.kind:
+                self.kind, self.width = 1, self._track.channels
+                self.channels = self.width if self._selection.separate else 1
             return (PcmFrame(data, len(data) // self._frame, self._track.rate),)
         try:
             frames: list[Any] = self._context.decode(data and av.Packet(data))
             for frame in frames:
-                if frame.layout.nb_channels != self._found or frame.sample_rate != self._rate:
-                    self._check(frame)
+                if (
+                    frame.sample_rate != self._rate
+                    or frame.layout.nb_channels != self.width
+                    or frame.format.name != self._format
+                ):
+                    self._check(frame, frame is frames[0])
             return frames
         except av.EOFError:
             return ()
@@ -111,18 +119,25 @@ class Codec:
         return None
 
     def samples(self, frames: Sequence[Any]) -> Samples:
-        """The samples of frames, one after another, at their own rate."""
+        """The samples of frames of one kind, one after another, at their own rate."""
         if not self._frame:
             return samples_of(frames, self._selection)
         codec, channels, separate = self._track.codec, self._track.channels, self._selection.separate
         block = wav.block(codec, self._track.rate, channels)
         return joined([pcm.samples(frame.data, codec, channels, block, separate) for frame in frames])
 
-    def _check(self, frame: av.AudioFrame) -> None:
-        """Raise AudioError if a frame that is unlike the last one has too many channels, or a rate that cannot be."""
+    def _check(self, frame: av.AudioFrame, is_first: bool) -> None:
+        """Note of which kind a frame is that is unlike the one before it.
+
+        Raises:
+            AudioError: It has too many channels, or a rate that cannot be, or is not the first of its packet.
+        """
         check_frame(frame, self._selection)
-        self._found, self._rate = frame.layout.nb_channels, frame.sample_rate
-        self.channels = self._found if self._selection.separate else 1
+        self._format, self._rate, self.width = frame.format.name, frame.sample_rate, frame.layout.nb_channels
+        self.kind += 1
+        self.channels = self.width if self._selection.separate else 1
+        if not is_first:
+            raise AudioError("undecodable_audio", "the audio changes within a packet")
 
 
 def _context(track: Track) -> Any:
@@ -163,32 +178,24 @@ def samples_of(frames: Sequence[av.AudioFrame], selection: Selection) -> Samples
     converted together: for one alone, numpy's overhead is what it costs.
 
     Args:
-        frames: Frames that `check_frame` has checked.
+        frames: One or more frames of the same format, rate and channels, which `check_frame` has checked.
         selection: Mixed, or apart.
 
     Returns:
         Samples at the frames' own rate.
     """
+    name, layout = frames[0].format.name, frames[0].layout
+    channels = layout.nb_channels
     with np.errstate(all="ignore"):  # damaged floats overflow: see pcm.repaired
-        return joined([_converted(list(alike), *kind, selection) for kind, alike in groupby(frames, _kind)])
-
-
-def _kind(frame: av.AudioFrame) -> tuple[str, int]:
-    """(sample format, channels)."""
-    return frame.format.name, frame.layout.nb_channels
-
-
-def _converted(frames: list[av.AudioFrame], name: str, channels: int, selection: Selection) -> Samples:
-    """The samples of frames of one kind. Of more than two channels the layout is that of the first."""
-    planes = _floats(frames, name, channels)
-    if selection.separate:
-        found = np.ascontiguousarray(planes.T)
-    elif channels == 1:
-        found = planes[0]
-    else:
-        starts = np.array([0, *accumulate(frame.samples for frame in frames[:-1])])
-        found = mix(planes, starts, _gains(frames[0].layout.name) if channels > 2 else None)
-    return repaired(found) if name.startswith(("flt", "dbl")) else found
+        planes = _floats(frames, name, channels)
+        if selection.separate:
+            found = np.ascontiguousarray(planes.T)
+        elif channels == 1:
+            found = planes[0]
+        else:
+            sizes = [frame.samples for frame in frames]
+            found = mix(planes, sizes, _gains(layout.name) if channels > 2 else None)
+        return repaired(found) if name.startswith(("flt", "dbl")) else found
 
 
 def is_list(layout: str) -> bool:
@@ -206,28 +213,27 @@ def _gains(layout: str) -> Samples | None:
     return np.array([_GAINS.get(name, _SURROUND) for name in names], np.float32) if known else None
 
 
-def _floats(frames: list[av.AudioFrame], name: str, channels: int) -> Samples:
+def _floats(frames: Sequence[av.AudioFrame], name: str, channels: int) -> Samples:
     """Copy frames as floats with full scale ±1: [channels, samples].
 
     It reads the planes directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes
     up to a null pointer behind the last, which is missing for 8 planes and more.
     """
     dtype = _DTYPES[name.removesuffix("p")]
-    samples = np.empty((channels, sum([frame.samples for frame in frames])), np.float32)
     if name.endswith("p"):
-        for number, row in enumerate(samples):
-            planes: list[Any] = [AudioPlane(frame, number) for frame in frames]
-            parts = [np.frombuffer(plane, dtype, frame.samples) for plane, frame in zip(planes, frames, strict=True)]
-            np.concatenate(parts, out=row, casting="unsafe")
+        parts = [_plane(frame, number, dtype, frame.samples) for number in range(channels) for frame in frames]
+        samples = np.concatenate(parts, dtype=np.float32, casting="unsafe").reshape(channels, -1)
     else:
-        planes = [AudioPlane(frame, 0) for frame in frames]
-        parts = [
-            np.frombuffer(plane, dtype, frame.samples * channels) for plane, frame in zip(planes, frames, strict=True)
-        ]
-        samples[:] = np.concatenate(parts).reshape(-1, channels).T
+        parts = [_plane(frame, 0, dtype, frame.samples * channels) for frame in frames]
+        samples = np.ascontiguousarray(np.concatenate(parts).reshape(-1, channels).T, np.float32)
     if dtype is np.uint8:
         samples -= np.float32(128)
         samples *= np.float32(1 / 128)
     elif name[0] == "s":
         samples *= np.float32(2.0 ** (1 - 8 * np.dtype(dtype).itemsize))
     return samples
+
+
+def _plane(frame: av.AudioFrame, number: int, dtype: Any, count: int) -> np.ndarray[Any, Any]:
+    plane: Any = AudioPlane(frame, number)
+    return np.frombuffer(plane, dtype, count)

@@ -128,7 +128,7 @@ class Reader:
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
             try:
-                frames = packet.decode()
+                frames = [frame for frame in packet.decode() if frame.samples]
                 for frame in frames:
                     check_frame(frame, self._selection)
             except (av.InvalidDataError, ImplausibleAudio):

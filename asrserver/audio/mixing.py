@@ -6,15 +6,14 @@ of the recording, so that it does not depend on how a stream is cut.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
 
 #: As pcm.Samples.
 Samples = np.ndarray[Any, np.dtype[np.float32]]
-
-#: Indexes of samples.
-Starts = np.ndarray[Any, np.dtype[np.intp]]
 
 #: A channel that has so little of the power of the loudest one has no sound: a party that is not there, a dead cable.
 #: As one of several in a mean it would only make the others quieter, and quiet speech is not found.
@@ -27,30 +26,46 @@ CANCELLED = 1 / 8
 _TINY = 1e-12
 
 
-def mix(channels: Samples, starts: Starts, gains: Samples | None = None) -> Samples:
+def mix(channels: Samples, sizes: Sequence[int], gains: Samples | None = None) -> Samples:
     """Mix channels to one.
 
     A microphone with one wire crossed, or a balanced line in a stereo jack, gives a channel that is another inverted:
     their mean is silence. So where channels cancel each other, those that oppose the loudest one are inverted.
 
     Args:
-        channels: [channels, samples], and not none.
-        starts: Where the blocks begin for which it is decided.
+        channels: [channels, samples], contiguous, and not none.
+        sizes: Samples of each of the blocks for which it is decided.
         gains: The gain of each channel; None: the mean of those that have sound.
     """
-    scratch = channels * channels
-    powers = np.add.reduceat(scratch, starts, axis=1)
+    powers = _powers(channels, sizes)
     weights = _means(powers) if gains is None else gains[:, None]
-    spread = weights
-    if weights.shape[1] > 1:
-        spread = np.repeat(weights, np.diff(starts, append=channels.shape[1]), axis=1)
-    mixed: Samples = np.add.reduce(np.multiply(channels, spread, out=scratch))
+    spread = weights if weights.shape[1] == 1 else np.repeat(weights, sizes, axis=1)
+    mixed: Samples = channels[0] * spread[0]
+    scratch = np.empty_like(mixed)
+    for channel, weight in zip(channels[1:], spread[1:], strict=True):
+        mixed += np.multiply(channel, weight, out=scratch)
     expected = np.add.reduce(weights * weights * powers)
-    found = np.add.reduceat(np.multiply(mixed, mixed, out=scratch[0]), starts)
-    for number in (found < CANCELLED * expected - _TINY).nonzero()[0]:
-        here = slice(*np.append(starts, len(mixed))[number : number + 2])
-        mixed[here] = _inverted(channels[:, here], np.broadcast_to(weights, powers.shape)[:, number])
+    cancelled = (_powers(mixed[np.newaxis], sizes)[0] < CANCELLED * expected - _TINY).nonzero()[0]
+    if len(cancelled):
+        ends, weights = list(accumulate(sizes)), np.broadcast_to(weights, powers.shape)
+        for number in cancelled:
+            here = slice(ends[number] - sizes[number], ends[number])
+            mixed[here] = _inverted(channels[:, here], weights[:, number])
     return mixed
+
+
+def _powers(channels: Samples, sizes: Sequence[int]) -> Samples:
+    """[channels, blocks]: the power of each.
+
+    By BLAS, which writes nothing for it; each by itself, so that it does not depend on how many come together.
+    """
+    found, begin = [], 0
+    for size, alike in groupby(sizes):
+        end = begin + size * len(list(alike))
+        blocks = channels[:, begin:end].reshape(len(channels), -1, size)
+        found.append(np.vecdot(blocks, blocks))
+        begin = end
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
 
 def _means(powers: Samples) -> Samples:

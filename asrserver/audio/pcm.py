@@ -46,6 +46,9 @@ def _alaw() -> Samples:
 #: Codecs of telephony, one byte for a sample → the sample of each byte.
 TABLES: dict[str, Samples] = {"pcm_mulaw": _mulaw(), "pcm_alaw": _alaw()}
 
+#: Bytes of an integer sample → what makes its full scale ±1.
+_SCALES = {width: np.float32(2.0 ** (1 - 8 * width)) for width in (1, 2, 4)}
+
 #: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.
 _LOUDEST = np.float32(8.0)
 
@@ -129,8 +132,8 @@ class PcmDecoder:
         if self.rest:
             data = self.rest + data
         whole = len(data) - len(data) % self._block
-        self.rest = data[whole:]
-        return self._resampler.feed(self._samples(data[:whole]))
+        data, self.rest = data[:whole], data[whole:]
+        return self._resampler.feed(self._samples(data))
 
     def flush(self) -> Samples:
         """Return what is still held; an incomplete sample is dropped. A new recording may follow."""
@@ -147,9 +150,9 @@ def repaired(samples: Samples) -> Samples:
 
     Such samples come from damaged data. A resampler would spread them, and features would overflow.
     """
-    if not len(samples) or (
-        np.minimum.reduce(samples, axis=None) >= -_LOUDEST and np.maximum.reduce(samples, axis=None) <= _LOUDEST
-    ):
+    if np.vdot(samples, samples) <= _LOUDEST**2:  # what most pieces of speech have, and quick to compute
+        return samples
+    if samples.min() >= -_LOUDEST and samples.max() <= _LOUDEST:
         return samples
     return np.nan_to_num(samples, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
 
@@ -183,7 +186,7 @@ def samples(data: bytes, codec: str, channels: int, block: int = 1, separate: bo
         found = raw.astype(np.float32)
         if codec == "pcm_u8":
             found -= 128
-        found *= np.float32(2.0 ** (1 - 8 * raw.dtype.itemsize))
+        found *= _SCALES[raw.dtype.itemsize]
     return found.reshape(-1, channels) if separate else _mono(found, channels, block)
 
 
@@ -212,7 +215,8 @@ def divided(found: np.ndarray[Any, Any], block: int) -> np.ndarray[Any, Any]:
 def _mono(found: Samples, channels: int, block: int) -> Samples:
     if channels == 1 or not len(found):
         return found
-    return mix(np.ascontiguousarray(found.reshape(-1, channels).T), np.arange(0, len(found) // channels, block))
+    whole, rest = divmod(len(found) // channels, block)
+    return mix(np.ascontiguousarray(found.reshape(-1, channels).T), [block] * whole + [rest] * bool(rest))
 
 
 def joined(pieces: Sequence[Samples]) -> Samples:

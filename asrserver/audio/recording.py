@@ -25,6 +25,9 @@ _PREROLL_OTHERS = (0.1, 3)
 #: Output samples after which a resampler that started in the middle is exact; measured: at most 18 (FFmpeg 8's swr).
 _RESAMPLER_WARM_UP = 32
 
+#: Most values of all channels that wait to be converted: a second of 32 channels at 384 kHz has 50 MB.
+_MAX_VALUES = 1 << 18
+
 #: Seconds of audio after which what is ready is taken out.
 PIECE_SECONDS = 10
 
@@ -105,6 +108,8 @@ class TrackDecoder:
         self._separate = selection.separate
         self._channels = self._codec.channels  # of the samples; 0: not known yet
         self._late = 0  # samples of silence before the first, until its channels are known
+        self._kind = 0  # the codec's, of the frames that wait
+        self._most = 0  # samples that wait at most: a second, whose floats take more than the result, or less
         self._frames: list[Any] = []  # of the codec: converted together, which costs as much as for one
         self._cuts: dict[int, tuple[int, int]] = {}  # number of a frame that is not all audio: first sample, end
         self._waiting: list[Samples] = []  # from before those frames
@@ -244,11 +249,8 @@ class TrackDecoder:
 
     def _push(self, frame: Any, first: int, end: int) -> None:
         """Add the samples of a frame from `first` up to `end`."""
-        if frame.sample_rate != self.rate or (self._channels and self._codec.channels != self._channels):
-            self._convert(last=True)
-            self._set_rate(frame.sample_rate)
-            self._anchor, self._position, self._pending, self.ready = self.produced, 0, None, None
-        self._channels = self._codec.channels
+        if self._codec.kind != self._kind:
+            self._change(frame.sample_rate)
         if self._skip:
             first += self._skipped(end - first)
         if first >= end:
@@ -257,6 +259,17 @@ class TrackDecoder:
             self._cuts[len(self._frames)] = first, end
         self._frames.append(frame)
         self._count(end - first)
+
+    def _change(self, rate: int) -> None:
+        """The frames that follow are of another kind than those that wait."""
+        if rate != self.rate or (self._channels and self._codec.channels != self._channels):
+            self._convert(last=True)
+            self._set_rate(rate)
+            self._anchor, self._position, self._pending, self.ready = self.produced, 0, None, None
+        else:
+            self._collect()
+        self._channels, self._kind = self._codec.channels, self._codec.kind
+        self._most = min(rate, _MAX_VALUES // self._codec.width)
 
     def _push_silence(self, samples: int) -> None:
         samples -= self._skipped(samples)
@@ -273,7 +286,7 @@ class TrackDecoder:
     def _count(self, samples: int) -> None:
         self._position += samples
         self.waiting += samples
-        if self.waiting > self.rate:  # a second: floats at the codec's rate would take more than the result
+        if self.waiting > self._most:
             self._convert()
 
     def _collect(self) -> None:
@@ -292,7 +305,7 @@ class TrackDecoder:
         self._waiting.append(samples)
 
     def _set_rate(self, rate: int) -> None:
-        self.rate = rate
+        self.rate = self._most = rate
         self._warm = 0 if rate == SAMPLE_RATE else _RESAMPLER_WARM_UP
         self._drop = 0
         self._resampler = Resampler(rate)

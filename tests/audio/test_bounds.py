@@ -16,7 +16,10 @@ import pytest
 from asrserver.audio import SAMPLE_RATE, bounds, files, sniff
 from asrserver.audio.bounds import MAX_CHANNELS, MAX_RATE, MIN_RATE, ImplausibleAudio
 from asrserver.audio.codec import check_frame, samples_of
+from asrserver.audio.demux.base import Packet, Track
+from asrserver.audio.demux.flac import Flac
 from asrserver.audio.pcm import PcmDecoder, Resampler
+from asrserver.audio.recording import TrackDecoder
 from asrserver.audio.selection import MIXED
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
@@ -296,3 +299,17 @@ def test_an_archive_of_many_channels_is_wav(channels: int, tmp_path: Path) -> No
     joined = (tmp_path / made.path).read_bytes()
     assert struct.unpack_from("<H", joined, 22) == (channels,)
     assert joined[44:] == data[44:] * 2
+
+
+def test_many_channels_do_not_wait_for_each_other() -> None:
+    """A second of all of them would be many megabytes."""
+    demuxer = Flac()
+    demuxer.push(encode(tone(2.0), "-ar 192000 -ac 8 -f flac"))
+    track = demuxer.pull()
+    assert isinstance(track, Track)
+    recording, most, packets = TrackDecoder(track, 0), 0, 0
+    while isinstance(packet := demuxer.pull(), Packet):
+        assert recording.decode(packet)
+        most, packets = max(most, recording.waiting), packets + 1
+    assert packets > 20
+    assert most * 8 < 1 << 19

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
-from asrserver.audio import SAMPLE_RATE, files, sniff
+from asrserver.audio import SAMPLE_RATE, files, library, sniff
+from asrserver.audio.codec import Codec, samples_of
 from asrserver.audio.decoders import open_decoder
+from asrserver.audio.demux.base import Track
 from asrserver.audio.mixing import mix
 from asrserver.audio.pcm import Samples
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.inference.vad import Endpointer, SegmentEnded
-from tests.audio.signals import encode_file, frequency, s16, tone
+from tests.audio.signals import encode, encode_file, frequency, s16, tone
 from tests.audio.streams import AAC, correlation, decoded, slices, speech
+
+#: Two channels that are not the same, of which one is silent at times.
+SPREAD = "-af pan=stereo|c0=c0|c1=0.5*c0,agate,adelay=0|5"
 
 #: Samples of a block.
 BLOCK = 320
 
 
 def mixed(channels: Sequence[Samples], gains: Samples | None = None) -> Samples:
-    return mix(np.stack(channels), np.arange(0, len(channels[0]), BLOCK), gains)
+    return mix(np.stack(channels), [BLOCK] * (len(channels[0]) // BLOCK), gains)
 
 
 OPPOSED = "-af pan=stereo|c0=c0|c1=-1*c0"
@@ -132,3 +141,26 @@ def test_blocks_are_mixed_alike_however_many_come_together() -> None:
     for gains in (None, np.array([0.5, 0.7], np.float32)):
         apart = np.concatenate([mixed(block, gains) for block in blocks])
         np.testing.assert_array_equal(mixed(together, gains), apart)
+
+
+@pytest.mark.parametrize(
+    "arguments", [f"{AAC} -f adts", "-c:a libvorbis -f ogg", "-f flac", "-c:a libopus -f ogg -ac 6"]
+)
+@pytest.mark.parametrize("selection", [MIXED, Selection(separate=True)])
+def test_frames_are_converted_alike_however_many_come_together(arguments: str, selection: Selection) -> None:
+    data = encode(speech(), f"{SPREAD} {arguments}")
+    with library.opened(io.BytesIO(data)) as source:
+        frames = [frame for packet in source.demux(source.streams.audio[0]) for frame in packet.decode()]
+    apart = np.concatenate([samples_of([frame], selection) for frame in frames])
+    np.testing.assert_array_equal(samples_of(frames, selection), apart)
+
+
+def test_frames_of_a_packet_that_are_unlike_each_other() -> None:
+    """They would be converted as one of them: the packet is damaged."""
+    codec = Codec(Track("aac"))
+    frames = [av.AudioFrame(format=format, layout="mono", samples=100) for format in ("fltp", "s16")]
+    for frame in frames:
+        frame.sample_rate = SAMPLE_RATE
+    codec._context = SimpleNamespace(decode=lambda packet: frames)
+    assert codec.decode(b"packet") is None
+    assert "changes" in codec.reason

@@ -186,15 +186,13 @@ class Mp4(Demuxer):
 
     def _packet(self, data: bytes, restart: int | None) -> Packet:
         """The next sample of the plan."""
-        assert self.track is not None
         _, _, time, skip, keep = self._rows.pop()
         packet = Packet(data, restart)
-        if keep and time == time:  # it is a number
+        if time == time and keep:  # else it is not known, or not that of what is played
             packet.time = time
-        if skip:
-            packet.skip = round(skip * self.track.rate)
-        if keep >= 0:
-            packet.keep = round(keep * self.track.rate)
+        if skip or keep >= 0:
+            rate = self.track.rate if self.track is not None else 0
+            packet.skip, packet.keep = round(skip * rate), None if keep < 0 else round(keep * rate)
         return packet
 
     def _alternatives(self) -> int:
