@@ -143,14 +143,19 @@ async def run_worker(
     stopped = loop.create_task(stop.wait(), name="stop-signal")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
-    await asyncio.gather(*(consumer.stop(settings.drain_timeout) for consumer in consumers))
+    # A Redis that is away must not keep the sessions in others from being released.
+    ends = await asyncio.gather(
+        *(consumer.stop(settings.drain_timeout) for consumer in consumers), return_exceptions=True
+    )
     await cancelled(tasks)
-    await asyncio.gather(*(broker.deregister() for broker in brokers))
+    ends += await asyncio.gather(*(broker.deregister() for broker in brokers), return_exceptions=True)
     engines.stop(1.0)
     recogniser.close()
     await asyncio.gather(*(broker.close() for broker in brokers))
     for task in failed:
         task.result()
+    for error in filter(None, ends):
+        raise error
     in_flight.close()
     log.info("worker %s stopped: %d sessions finished", name, sum(consumer.finished for consumer in consumers))
 
