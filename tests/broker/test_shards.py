@@ -14,11 +14,14 @@ import tornado.ioloop
 
 from asrserver.broker import keys
 from asrserver.broker.addresses import addresses, label
+from asrserver.broker.drains import drains
 from asrserver.broker.gateway_shards import ShardedGatewayBroker, gateway_broker
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import WorkerJanitor
 from asrserver.broker.shards import MAX_REMEMBERED, Homes, ranked
 from asrserver.broker.worker_side import WorkerBroker
+from asrserver.cli.doctor import check_redis
+from asrserver.config import Settings
 from asrserver.errors import BadRequest, Unavailable
 from tests.broker.support import append, event, opened
 from tests.shards import ShardServers
@@ -372,3 +375,24 @@ async def test_a_worker_of_one_shard(
     await until(lambda: len(heard) == 4)
     assert [result.seq for result in await g.read_events(sid)] == [1]
     listening.cancel()
+
+
+async def test_a_worker_is_drained_in_every_shard(shards: ShardServers, workers: list[WorkerBroker]) -> None:
+    for worker in workers:
+        await worker.open()
+        worker.heartbeat({"sessions": 2})
+        await worker.pipeline.drain()
+    async with drains(shards.url) as asked:
+        assert [worker["name"] for worker in await asked.workers()] == ["w"]
+        await asked.ask(["w"])
+        assert [await worker.is_drained() for worker in workers] == [True, True, True]
+        await asked.undo(["w"])
+        assert [await worker.is_drained() for worker in workers] == [False, False, False]
+
+
+def test_the_doctor_looks_at_every_shard(shards: ShardServers) -> None:
+    shards.kill(1)
+    found = {finding.subject: finding.level for finding in check_redis(Settings(redis_url=shards.url))}
+    names = [f"Redis {name}" for name in shards.names()]
+    assert found[names[1]] == "fail"
+    assert "fail" not in (found[names[0]], found[names[2]])
