@@ -33,8 +33,8 @@ REPLY_SECONDS = 5.0
 #: Seconds that Redis may take to answer where a client waits for it.
 ASK_SECONDS = 3.0
 
-#: Seconds from one pipeline to the next, at least and at most, and for each command that the one before carried. At
-#: 1,000 chunks a second two share a pipeline, and one write and sync of Redis; at 5,000 a hundred do.
+#: Seconds from one pipeline to the next, at least and at most, and for each command with data that the one before
+#: carried. At 1,000 chunks a second two share a pipeline, and one write and sync of Redis; at 5,000 a hundred do.
 MIN_LINGER_SECONDS = 0.002
 LINGER_SECONDS_EACH = 0.0002
 MAX_LINGER_SECONDS = 0.02
@@ -131,7 +131,8 @@ class Pipeline:
         Args:
             callback: Gets the reply or the exception, in a later turn of the event loop.
             command: The name and the arguments of the command; or one ScriptCall.
-            size: What the command adds to `bytes` until its reply.
+            size: The bytes of data that it carries: what it adds to `bytes` until its reply. The more commands have
+                some, the longer the next ones wait for each other.
         """
         if self._closed:  # it would make a new connection, which nobody closes
             error = Unavailable("broker_unavailable", "this process shuts down", 2.0)
@@ -190,7 +191,9 @@ class Pipeline:
                 self._sent = time.monotonic()
                 batch = self._pending[:MAX_BATCH]
                 del self._pending[:MAX_BATCH]
-                self._linger = min(max(MIN_LINGER_SECONDS, LINGER_SECONDS_EACH * len(batch)), MAX_LINGER_SECONDS)
+                # Reads do not count: a gateway reads hundreds of sessions at once to store them.
+                load = sum(1 for _, _, size in batch if size)
+                self._linger = min(max(MIN_LINGER_SECONDS, LINGER_SECONDS_EACH * load), MAX_LINGER_SECONDS)
                 groups = list(_merged(batch))
                 replies = await self._execute([command for command, _ in groups])
                 for (_, members), reply in zip(groups, replies, strict=True):

@@ -354,10 +354,11 @@ class WorkerBroker(BrokerConnection):
             transcript_key(sid),
             FINISHED,
         )
+        encoded = codec.encode(event)
         arguments = (
             event.id,
             event.seq,
-            codec.encode(event),
+            encoded,
             next_id(after),
             sid if isinstance(event, Final) else "",
             claim.task.id,
@@ -367,7 +368,8 @@ class WorkerBroker(BrokerConnection):
             *flattened(fields or {}),
         )
         try:
-            accepted = bool(await self.pipeline.submit("EVAL", scripts.EMIT, 7, *keys, *arguments))
+            emitted = self.pipeline.submit("EVAL", scripts.EMIT, 7, *keys, *arguments, size=len(encoded))
+            accepted = bool(await emitted)
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.charged += charge
