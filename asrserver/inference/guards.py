@@ -163,17 +163,26 @@ def find_copy(words: Sequence[str], start: int = 0) -> tuple[int, int] | None:
 def spoken(words: Sequence[Word]) -> list[int]:
     """The numbers of the words that were spoken: all but the copies of phrases in which the audio does not move on.
 
-    A speaker takes time for a phrase that they say again. A decoder that loops stays at the same place of the audio.
+    A speaker takes time for a phrase that they say again. A decoder that loops stays at the same place of the audio:
+    alignment gives that to one of the copies, or to the beginning of the first and the end of the second.
     """
     kept = list(range(len(words)))
     start = 0
     while (copy := find_copy([words[number].word for number in kept], start)) is not None:
         begin, size = copy
-        if _word_seconds(words, kept[begin : begin + size]) < MIN_WORD_SECONDS:
+        first, second = kept[begin - size : begin], kept[begin : begin + size]
+        if _word_seconds(words, second) < MIN_WORD_SECONDS:
             del kept[begin : begin + size]
+        elif _is_same(words, first, second) and _word_seconds(words, first) < MIN_WORD_SECONDS:
+            del kept[begin - size : begin]
         else:
             start = begin
     return kept
+
+
+def _is_same(words: Sequence[Word], first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether two phrases have the same words: the second may be only the beginning of a copy."""
+    return [clean(words[number].word) for number in first] == [clean(words[number].word) for number in second]
 
 
 def _word_seconds(words: Sequence[Word], numbers: Sequence[int]) -> float:
@@ -197,9 +206,11 @@ def _loop_at(tokens: Sequence[int], at: int) -> tuple[int, int]:
         phrase, end = tokens[at : at + size], at + size
         while tokens[end : end + size] == phrase:
             end += size
-        if (end - at) // size >= (GUESSED_TOKEN_LOOP if size == 1 else GUESSED_PHRASE_LOOP):
-            rest = tokens[end:]
-            return size, len(tokens) if rest == phrase[: len(rest)] else end
+        rest = tokens[end:]
+        broken_off = rest == phrase[: len(rest)]
+        copies = (end - at) // size + (broken_off and len(rest) > 0)
+        if copies >= (GUESSED_TOKEN_LOOP if size == 1 else GUESSED_PHRASE_LOOP):
+            return size, len(tokens) if broken_off else end
     return 1, at + 1
 
 

@@ -34,6 +34,8 @@ def test_a_repeated_token_or_phrase_is_a_loop(tokens: list[int], is_loop: bool) 
         ([1, 2, 1, 2, 7], [1, 2, 1, 2, 7]),
         ([9, 1, 2, 1, 2, 1, 2, 7], [9, 1, 2, 7]),
         ([9, 1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2], [9, 1, 2, 3]),  # the last copy was cut off
+        ([9, 1, 2, 3, 1, 2, 3, 1], [9, 1, 2, 3]),  # and it counts
+        ([9, 1, 2, 3, 1, 2, 3], [9, 1, 2, 3, 1, 2, 3]),
         ([], []),
     ],
 )
@@ -107,6 +109,15 @@ def test_in_noise_a_copy_takes_some_of_the_time() -> None:
     texts = ["Ethan's", "stripe", "runs", "down", "the", "middle."] * 2
     words = [Word(text, *times, 0.9) for text, times in zip(texts, pairwise(starts), strict=True)]
     assert kept(words) == "Ethan's stripe runs down the middle."
+
+
+def test_a_sentence_may_be_aligned_with_two_of_its_copies() -> None:
+    """As tiny.en aligned a sentence that it wrote six times: from its fourth word on the second copy has the time."""
+    texts = ["of", "first", "importance", "that", "the", "letter", "be", "fine."]
+    starts = [0.0, 0.36, 0.7, *[0.98] * 8, 1.18, 1.66, 2.24, 2.6, 3.3, *[4.8] * 9]
+    words = [Word(text, *times, 0.9) for text, times in zip(texts * 3, pairwise(starts), strict=True)]
+    assert kept(words) == " ".join(texts)
+    assert kept(words[:20]) == " ".join(texts)  # the last copy was cut off
 
 
 def test_what_a_speaker_says_twice_stays() -> None:
