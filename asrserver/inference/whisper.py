@@ -249,7 +249,8 @@ class Whisper:
         encoded = _rows_of(first.encoded, [first.number])
         result = self._generate(encoded, [row], [language], 0.0, UNSURE_BEAM)[0]
         attempt = self._attempt(result, encoded, 0, row, language)
-        better = attempt.good and attempt.logprob > first.logprob
+        loops = len(unlooped(attempt.tokens)) < len(attempt.tokens)  # more beams find more of these
+        better = attempt.good and not loops and attempt.logprob > first.logprob
         self.wasted_seconds += took if better else time.monotonic() - began
         return attempt if better else first
 

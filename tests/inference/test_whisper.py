@@ -183,6 +183,21 @@ async def test_an_unsure_text_is_searched_with_more_beams(own_model: Whisper, ut
     assert own_model.wasted_seconds > 0
 
 
+async def test_a_search_that_ends_in_a_loop_is_not_taken(own_model: Whisper, utterances: list[Utterance]) -> None:
+    """As that of a question in noise did: a loop is more probable than a guess."""
+    own_model.profile = replace(own_model.profile, sure_text=0.7)
+    word = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
+    own_model._model = Trouble(
+        own_model._model,
+        lambda frames, options, result: (
+            Result(result, sequences_ids=[word * 5], scores=[-0.1])
+            if options["beam_size"] > 1
+            else Result(result, scores=[-0.8])
+        ),
+    )
+    assert recognise(own_model, utterances[0]).text == utterances[0].text
+
+
 async def test_a_text_that_repeats_itself_is_rejected(own_model: Whisper, utterances: list[Utterance]) -> None:
     word = own_model._tokenizer.encode(" monday", add_special_tokens=False).ids
     own_model._model = Trouble(
