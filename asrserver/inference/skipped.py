@@ -23,8 +23,8 @@ LONGEST_WORD_SECONDS = 2.0
 LOUD_SHARE = 0.5
 LOUD_DISTANCE = 0.5
 
-#: What is recognised in a skipped stretch must be this probable.
-MIN_CONFIDENCE = 0.5
+#: What is recognised in a skipped stretch must be this probable: what is less is the long word itself, heard otherwise.
+MIN_CONFIDENCE = 0.7
 
 
 def find_skipped(words: Sequence[Word], features: Features, seconds: float) -> int | None:
