@@ -199,7 +199,7 @@ async def _behind_others(target: Target) -> None:
 async def _large_chunks(target: Target) -> None:
     while True:
         async with target.peer(KEY) as peer:
-            await peer.session(mode="chunk")
+            await peer.session(mode="chunk", sample_rate=48000, channels=2)
             await _write(peer.writer, _begun(30 * MIB, 0))
             message = await peer.read()
             if message["type"] == "error":

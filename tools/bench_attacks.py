@@ -15,8 +15,9 @@ spoken, so that one that an attack delayed counts for the attack. A row shows
 
 A `!` marks what is against a bound: the expected answer did not come; the ratio of texts is above 1.5, and the texts
 are 0.1 s later; memory rises by more than 512 MB; after it there is more than 192 MB, and what a worker may keep, above
-what there was before all attacks, or 64 MB more than after its first round; anything is left 10 s later; a bomb's
-error took more than a second. Then, and if the bystander got an error or the log a traceback, the exit status is 1.
+what there was before all attacks, or 64 MB more than after its first round; anything is left 10 s after the last of the
+audio that was acknowledged is recognised; a bomb's error took more than a second. Then, and if the bystander got an
+error or the log a traceback, the exit status is 1.
 
 The attackers are processes of the lowest priority: elsewhere they would take no CPU of the server's machine. Kinds are
 `attacks`, `bombs`, `keyless`, and `limits`: those of hostile.py, on a server whose limits are low. Words select the
@@ -27,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import multiprocessing
 import os
 import re
@@ -337,10 +339,12 @@ class Arena:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def _left(self) -> dict[str, float]:
-        """What is there beyond the bystander's, once all is gone or LEFT_TIMEOUT is over."""
-        deadline = time.monotonic() + LEFT_TIMEOUT
+        """What is there beyond the bystander's, once all is gone, or LEFT_TIMEOUT after its backlog last shrank."""
+        backlog, deadline = math.inf, 0.0
         while True:
             found = await asyncio.to_thread(self._held)
+            if found["s of backlog"] < backlog:
+                backlog, deadline = found["s of backlog"], time.monotonic() + LEFT_TIMEOUT
             left = {name: value - self._quiet[name] for name, value in found.items() if value > self._quiet[name]}
             if not left or time.monotonic() > deadline:
                 return left

@@ -306,17 +306,20 @@ class Fuzzer:
     async def _harmless(self) -> None:
         while True:
             number = len(self.waits)
-            begun = time.monotonic()
+            begun, waits_for = time.monotonic(), "a connection"
             try:
                 async with asyncio.timeout(PATIENCE), self._peer() as peer:
+                    waits_for = "a session"
                     sid = await peer.session()
+                    waits_for = f"the text of {sid}"
                     await peer.send(self._pcm[number % 3])
                     await peer.finish(sid)
                     final = await peer.answer(sid, "final_result", "error")
                 if final.get("text") != self._texts[number % 3]:
                     self.findings.append(f"the harmless client got {final}")
             except (OSError, EOFError, TimeoutError) as exc:
-                self.findings.append(f"the harmless client got nothing: {exc!r} after {time.monotonic() - begun:.0f} s")
+                waited = time.monotonic() - begun
+                self.findings.append(f"the harmless client waited {waited:.0f} s for {waits_for}: {exc!r}")
             self.waits.append(time.monotonic() - begun)
             await asyncio.sleep(1)
 
