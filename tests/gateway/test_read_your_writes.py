@@ -56,6 +56,16 @@ async def test_the_history_has_a_final_text_that_a_client_was_told(
         ]
 
 
+async def test_a_reader_does_not_wait_for_the_next_batch(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(persistence, "BATCH_INTERVAL_SECONDS", 1000.0)
+    async with await WsClient.open(gateways[0].url) as ws:
+        for number in range(3):
+            await finished(ws, worker, f"s{number}", f"text {number}")
+            assert (await get(gateways[0], f"/api/v1/session/s{number}"))[1]["text"] == f"text {number}"
+
+
 async def test_nobody_waits_for_what_is_not_stored_anyway(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
