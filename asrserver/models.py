@@ -144,6 +144,8 @@ def find_model(name: str, download: bool = True) -> Model:
     if found is not None:
         return found
     repository = _repository(name)
+    if name and Path(name).is_dir() and name not in HUB:
+        raise ModelError(f"model {name!r} cannot be loaded: it has no model.bin; {_at_hand()}")
     if repository is None:
         raise ModelError(f"model {name!r} is neither a directory nor a known name; {_at_hand()}")
     if not download:
@@ -157,6 +159,11 @@ def find_model(name: str, download: bool = True) -> Model:
             f"model {name!r} is not on this machine and cannot be fetched from {repository} on the Hugging Face hub: "
             f"{reason}; {_at_hand()}"
         ) from exc
+
+
+def can_be_fetched(name: str) -> bool:
+    """Whether a name is one that the Hugging Face hub may know."""
+    return _repository(name) is not None and (name in HUB or not Path(name).is_dir())
 
 
 def available() -> list[Model]:
@@ -199,7 +206,7 @@ def remove(name: str) -> list[Path]:
 def _local(name: str) -> Model | None:
     if name in PACKAGED:
         return Model(name, Path(str(files("asrserver").joinpath("data", f"{name}-model"))), "package")
-    if Path(name).is_dir():
+    if name and (Path(name) / "model.bin").is_file():
         return Model(name, Path(name), "directory")
     if name in WHEELS and (path := _from_wheel(name, WHEELS[name])) is not None:
         return Model(name, path, "wheel")

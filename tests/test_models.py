@@ -43,6 +43,9 @@ def test_the_package_has_the_demo_model() -> None:
 
 
 def test_a_directory_is_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot be loaded: it has no model\.bin; at hand: demo"):
+        models.find_model(str(tmp_path))
+    (tmp_path / "model.bin").write_bytes(b"weights")
     assert models.find_model(str(tmp_path)) == models.Model(str(tmp_path), tmp_path, "directory")
 
 
@@ -86,8 +89,11 @@ def test_auto_is_base_where_it_is_installed(machine: Path, monkeypatch: pytest.M
 
 def test_an_unknown_name_lists_what_is_at_hand(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_base(machine, monkeypatch)
-    with pytest.raises(ModelError, match="model 'smol' is neither a directory nor a known name; at hand: demo, base"):
-        models.find_model("smol")
+    for name in "smol", "":
+        with pytest.raises(ModelError, match=f"'{name}' is neither a directory nor a known name; at hand: demo, base"):
+            models.find_model(name)
+    known = ["small", "OWNER/NAME"]
+    assert [name for name in ("smol", "", *known) if models.can_be_fetched(name)] == known
 
 
 @pytest.mark.parametrize("name", ["small", "nobody-has/such-a-model"])

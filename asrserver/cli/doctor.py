@@ -174,7 +174,7 @@ def check_gpus(settings: Settings) -> Iterator[Finding]:
 
 def check_models(settings: Settings) -> Iterator[Finding]:
     """Whether the models are at hand and intact, and fit into memory."""
-    from asrserver.models import PACKAGED, TOY_NOTICE, find_model, verify
+    from asrserver.models import PACKAGED, TOY_NOTICE, can_be_fetched, find_model, verify
     from asrserver.supervisor.devices import with_device, worker_count
 
     weights = 0
@@ -190,7 +190,10 @@ def check_models(settings: Settings) -> Iterator[Finding]:
             else:
                 yield Finding("ok", "model", f"{model.name}, {model.path}, {model.size / 2**20:,.0f} MiB")
         except ModelError as exc:
-            yield Finding("warn", "model", f"{exc}: it is fetched at start, or by asrserver models pull {name}")
+            if can_be_fetched(name):
+                yield Finding("warn", "model", f"{exc}: it is fetched at start, or by asrserver models pull {name}")
+            else:
+                yield Finding("fail", "model", str(exc))
         except OSError as exc:
             yield Finding("fail", "model", f"{name}: {exc.strerror}: {exc.filename}")
     resolved = with_device(settings)

@@ -16,6 +16,7 @@ import click
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.files import probe, read_s16
 from asrserver.audio.selection import MIXED, Selection
+from asrserver.cli.options import advice
 from asrserver.cli.outputs import Outputs
 from asrserver.client import Client, ClientSession, ConnectionLost, HandshakeRefused, ServerError
 from asrserver.errors import AsrError
@@ -47,7 +48,7 @@ async def connect(urls: list[str], key: str) -> Client:
     try:
         return await Client.connect(urls, key=key)
     except (OSError, HandshakeRefused) as exc:
-        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}") from None
+        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}{advice(exc)}") from None
 
 
 def channel_options(selection: Selection, channels: int) -> dict[str, Any]:
@@ -183,6 +184,8 @@ async def transcribe_files(files: Sequence[Path], transcriber: FileTranscriber, 
                 transcript = await transcriber.transcribe(client, path)
                 if not transcriber.as_json:
                     outputs.write(path, transcript)
+                if not transcript["text"]:
+                    click.echo(f"{path}: no speech was found in it", err=True)
             except SOURCE_ERRORS as exc:
                 report_failure(path, exc)
                 ok = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import sys
@@ -211,7 +212,10 @@ def _listen(host: str, port: int, place: str) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as exc:
-        raise click.ClickException(f"cannot listen on {place}: {exc.strerror or exc}") from None
+        reason = exc.strerror or str(exc)
+        if exc.errno == errno.EADDRINUSE:
+            reason += "; stop what listens there, or choose another"
+        raise click.ClickException(f"cannot listen on {place}: {reason}") from None
     listener.listen(LISTEN_BACKLOG)
     listener.setblocking(False)
     return listener

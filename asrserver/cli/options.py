@@ -66,10 +66,17 @@ def server_url(server: str, scheme: str, path: str) -> str:
         ClickException: `server` is not a URL.
     """
     parts = urlsplit(server if "//" in server else f"//{server}")
-    if not parts.netloc:
-        raise click.ClickException(f"--server: {server!r} is not a URL")
+    if not parts.netloc or parts.scheme not in ("", "ws", "wss", "http", "https"):
+        raise click.ClickException(f"--server: {server!r} is not a URL of ws://, wss://, http:// or https://")
     secure = "s" if parts.scheme in ("wss", "https") else ""
     return f"{scheme}{secure}://{parts.netloc}{path}"
+
+
+def advice(exc: object) -> str:
+    """What to do, as the end of a message that says why a server cannot be reached."""
+    if isinstance(exc, ConnectionRefusedError):
+        return "; is it running (asrserver run), and on this port?"
+    return "; set --key or ASRSERVER_KEY" if getattr(exc, "status", None) == 401 else ""
 
 
 class _SettingOption(click.Option):

@@ -35,7 +35,7 @@ class Outputs:
         format: The format of all results.
 
     Raises:
-        ClickException: Two files would have the same result; or the directory cannot be made.
+        ClickException: Two files would have the same result; or the directory is not there, or cannot be made.
     """
 
     def __init__(self, format: str | None, output: str | None, files: Sequence[Path], watch: Path | None) -> None:
@@ -51,6 +51,8 @@ class Outputs:
             self._directory = _made_directory(Path(output))
         else:
             self._file = Path(output)
+            if not self._file.parent.is_dir():
+                raise click.ClickException(f"--output {output}: there is no directory {self._file.parent}")
         taken: dict[Path, Path] = {}
         for file in files if self._directory else ():
             if (other := taken.setdefault(self._in_directory(file), file)) is not file:
@@ -77,6 +79,8 @@ class Outputs:
         try:
             part.write_text(text, encoding="utf-8")
             os.replace(part, path)
+        except OSError as exc:
+            raise OSError(exc.errno, f"{path} cannot be written: {exc.strerror}") from None
         finally:
             part.unlink(missing_ok=True)
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from asrserver.cli.options import advice
+
 #: Seconds to wait for the server's answer; the server checks its parts for two seconds at most.
 ANSWER_TIMEOUT = 5.0
 
@@ -39,7 +41,8 @@ def show_status(url: str, key: str, as_json: bool) -> bool:
             ) from None
         body = exc.read()
     except (OSError, ValueError) as exc:
-        raise click.ClickException(f"{url} does not answer: {getattr(exc, 'reason', exc)}") from None
+        reason = getattr(exc, "reason", exc)
+        raise click.ClickException(f"{url} does not answer: {reason}{advice(reason)}") from None
     try:
         health = json.loads(body)
         ok: bool = health["status"] == "ok"

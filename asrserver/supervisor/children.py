@@ -18,7 +18,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from asrserver.config import Settings
-from asrserver.errors import ModelError, SettingError
+from asrserver.errors import ModelError, SettingError, Unavailable
 from asrserver.process.limits import die_with_parent, set_niceness
 from asrserver.process.memory import retain_freed_memory, tune_collector
 from asrserver.telemetry.logs import configure_logging
@@ -134,6 +134,9 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(main)
+    except Unavailable as exc:  # Redis, whose absence was logged: it needs no traceback
+        log.critical("stopped: %s", exc)
+        sys.exit(1)
     except Exception:
         log.critical("stopped by an error", exc_info=True)
         sys.exit(1)

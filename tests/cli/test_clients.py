@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.resources
 import io
 import json
 import os
@@ -177,6 +178,13 @@ def test_text_as_it_forms_on_a_terminal() -> None:
     assert last == ""
 
 
+def test_transcribe_of_what_has_no_speech(shared: System) -> None:
+    silence = Path(str(importlib.resources.files("asrserver") / "data" / "recordings" / "silence.wav"))
+    done = run(shared, silence)
+    assert (done.exit_code, done.stdout) == (0, "\n")
+    assert done.stderr.replace(NOTICE, "") == f"{silence}: no speech was found in it\n"
+
+
 def test_transcribe_refused_by_the_server(shared: System, files: list[Path]) -> None:
     """The server's error message is printed."""
     done = run(f"ws://127.0.0.1:{shared.port}", "--language", "tlh", files[0])
@@ -191,6 +199,8 @@ def test_transcribe_without_server_or_file(files: list[Path], tmp_path: Path) ->
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert NOBODY in line
+    assert "is it running (asrserver run)" in line
+    assert "'ftp://x' is not a URL of ws://" in run("ftp://x", files[0]).stderr
     done = run(NOBODY, tmp_path / "nowhere.wav")
     assert done.exit_code == 2
     assert "nowhere.wav" in done.stderr
@@ -239,9 +249,16 @@ def test_transcribe_to_a_directory(
 
 
 def test_a_result_that_cannot_be_written(shared: System, files: list[Path], tmp_path: Path) -> None:
-    done = run(shared, "-o", tmp_path / "missing" / "a.txt", files[0])
+    """The message names it, not the recording alone; a directory that is missing is told before anything is sent."""
+    done = run(NOBODY, "-o", tmp_path / "missing" / "a.txt", files[0])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        f"Error: --output {tmp_path}/missing/a.txt: there is no directory {tmp_path}/missing\n",
+    )
+    full = Path("/proc/a.txt")  # no file can be made there
+    done = run(shared, "-o", full, files[0])
     assert done.exit_code == 1
-    assert f"{files[0]}: No such file or directory" in done.stderr
+    assert f"{files[0]}: {full} cannot be written: " in done.stderr
 
 
 @pytest.mark.parametrize(

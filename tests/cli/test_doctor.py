@@ -41,7 +41,7 @@ def test_what_does_not_work_fails_by_name(tmp_path: Path) -> None:
         assert told in text
     assert "s3cret" not in done.stdout
     [(level, text)] = found(done.stdout, "model")
-    assert level == "warn"
+    assert level == "fail"
     assert "/no/such" in text
 
 
