@@ -7,8 +7,9 @@ import itertools
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import Any
 
 from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.replies import Claim, Task
@@ -48,6 +49,9 @@ IN_TRANSIT_SECONDS = 1.9
 #: that a dead worker has left.
 IDLE_BLOCK_SECONDS = 0.25
 
+#: Seconds between looks, of a worker that is about to stop, whether another one could take its sessions.
+SUCCESSOR_CHECK_SECONDS = 0.2
+
 #: Sessions claimed at a time: few, so that workers that start together share what waits; but at least one per
 #: CLAIM_SHARE of the sessions that the worker has. A claim takes two round trips, during which the worker reads
 #: nothing: 500 sessions that ended and began again within five seconds were processed seconds late.
@@ -80,6 +84,7 @@ class SessionConsumer:
         finished: Sessions finished so far.
         drain: Hands the sessions over to other workers while an operator wants that.
         siblings: All consumers of this worker: one for each Redis. Their sessions share its time.
+        leaving: The worker is about to stop.
     """
 
     def __init__(
@@ -107,6 +112,7 @@ class SessionConsumer:
         """
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
+        self.leaving = False
         self.drain = Drain(broker, self.sessions, self._drop, patience)
         self.siblings: Sequence[SessionConsumer] = (self,)
         self._broker = broker
@@ -192,6 +198,23 @@ class SessionConsumer:
         self._stale_at = 0.0
         self._wake.set()
 
+    async def leave(self, timeout: float) -> None:
+        """Hand all sessions over to other workers, as long as one could take them.
+
+        Args:
+            timeout: Most seconds for it.
+        """
+        self.leaving = True
+        self.drain.ask(True)
+        try:
+            async with asyncio.timeout(timeout):
+                while self.sessions:
+                    if not await self._has_successor():
+                        return
+                    await asyncio.sleep(SUCCESSOR_CHECK_SECONDS)
+        except (TimeoutError, Unavailable) as exc:
+            log.warning("%d sessions not handed over: %s", len(self.sessions), str(exc) or "no time left")
+
     async def stop(self, timeout: float) -> None:
         """Claim and read nothing more, finish what has been read, and release all sessions.
 
@@ -211,11 +234,7 @@ class SessionConsumer:
         """If this worker is behind and another has room, release the session with the largest backlog."""
         if self.drain.asked or self.backlog < self._max_backlog or len(self.sessions) < 2:
             return
-        others = [w for w in await self._broker.status.heartbeats("worker") if w["name"] != self._broker.name]
-        offered: set[str | None] = set()  # by workers with room
-        for worker in others:
-            if worker["backlog"] < self._max_backlog / 2 and not worker.get("drained"):
-                offered |= {None, *(model["name"] for model in worker.get("models", ()))}
+        offered = _offered(other for other in await self._others() if other["backlog"] < self._max_backlog / 2)
         # There may be none: all were dropped meanwhile, and other workers own them.
         sessions = [session for session in self.sessions.values() if session.model in offered]
         if not sessions:
@@ -226,6 +245,16 @@ class SessionConsumer:
         # Later than usual, or this worker would be the first to claim it again.
         self._stale_at = asyncio.get_running_loop().time() + 5 * STALE_CHECK_SECONDS
         await self._broker.release([session.claim.task])
+
+    async def _has_successor(self) -> bool:
+        """Whether another worker offers the model of one of the sessions."""
+        offered = _offered(await self._others())
+        return any(session.model in offered for session in self.sessions.values())
+
+    async def _others(self) -> list[dict[str, Any]]:
+        """The heartbeats of the other workers that claim sessions."""
+        found = await self._broker.status.heartbeats("worker")
+        return [worker for worker in found if worker["name"] != self._broker.name and not worker.get("drained")]
 
     # -- in the loop ---------------------------------------------------------------------------------------------
 
@@ -400,6 +429,14 @@ def _backlog(sessions: Iterable[Transcriber]) -> float:
     """Seconds of these sessions' audio that were read and not yet recognised, beyond what is always in transit."""
     seconds = sum(session.backlog - IN_TRANSIT_SECONDS * session.is_streaming for session in sessions)
     return max(0.0, seconds)
+
+
+def _offered(workers: Iterable[Mapping[str, Any]]) -> set[str | None]:
+    """The models that workers offer by their heartbeats; None for sessions that name none."""
+    offered: set[str | None] = set()
+    for worker in workers:
+        offered |= {None, *(model["name"] for model in worker.get("models", ()))}
+    return offered
 
 
 def read_interval(streams: int) -> float:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from asrserver.broker.addresses import addresses
 from asrserver.broker.connection import HEARTBEAT_EVERY
@@ -143,10 +144,11 @@ async def run_worker(
     stopped = loop.create_task(stop.wait(), name="stop-signal")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
+    if not failed:
+        await _leave(brokers, recogniser, engines, consumers, settings.drain_timeout)
     # A Redis that is away must not keep the sessions in others from being released.
-    ends = await asyncio.gather(
-        *(consumer.stop(settings.drain_timeout) for consumer in consumers), return_exceptions=True
-    )
+    stops = [consumer.stop(settings.drain_timeout) for consumer in consumers]
+    ends = await asyncio.gather(*stops, return_exceptions=True)
     await cancelled(tasks)
     ends += await asyncio.gather(*(broker.deregister() for broker in brokers), return_exceptions=True)
     engines.stop(1.0)
@@ -202,32 +204,10 @@ async def _send_heartbeats(
     brokers: Sequence[WorkerBroker], recogniser: Recogniser, engines: Engines, consumers: Sequence[SessionConsumer]
 ) -> None:
     """Publish the worker's state in each Redis, set its metrics, unload idle models."""
-    model, partials = recogniser.engine.model, recogniser.partials
     before = (0.0, 0.0)
     while True:
         before = _flush_metrics(engines, consumers, before)
-        state = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "model": model.name,
-            "device": model.device,
-            "languages": model.languages,
-            "models": engines.describe(),
-            "drained": any(consumer.drain.asked for consumer in consumers),
-            "sessions": sum(len(consumer.sessions) for consumer in consumers),
-            "streams": consumers[0].streams,
-            "finished": sum(consumer.finished for consumer in consumers),
-            "backlog": round(consumers[0].backlog, 1),
-            "queue": engines.waiting,
-            "queue_age": round(engines.queue_age, 3),
-            "batch_size": recogniser.engine.last_batch,
-            "speech_seconds": round(engines.speech_seconds, 1),
-            "partials": partials.drafts,
-            "partial_interval": round(consumers[0].partial_interval, 2),
-            "stable_words": recogniser.words.stable,
-            "revised_words": recogniser.words.revised,
-            "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
-        }
+        state = _state(recogniser, engines, consumers)
         for broker in brokers:
             broker.heartbeat(state)
         await engines.unload_idle()
@@ -238,11 +218,55 @@ async def _hand_back(broker: WorkerBroker, consumer: SessionConsumer) -> None:
     """Look whether an operator wants the worker drained, and hand a session back if it is behind."""
     while True:
         try:
-            consumer.drain.ask(await broker.is_drained())
+            drained = await broker.is_drained()
+            consumer.drain.ask(drained or consumer.leaving)
             await consumer.hand_back()
         except Unavailable as exc:
             log.warning("no session handed back: %s", exc)
         await asyncio.sleep(HEARTBEAT_EVERY)
+
+
+async def _leave(
+    brokers: Sequence[WorkerBroker],
+    recogniser: Recogniser,
+    engines: Engines,
+    consumers: Sequence[SessionConsumer],
+    timeout: float,
+) -> None:
+    """Hand all sessions over to other workers; first tell everybody not to count on this one."""
+    for consumer in consumers:
+        consumer.drain.ask(True)
+    state = _state(recogniser, engines, consumers)
+    for broker in brokers:
+        broker.heartbeat(state)
+    await asyncio.gather(*(consumer.leave(timeout) for consumer in consumers))
+
+
+def _state(recogniser: Recogniser, engines: Engines, consumers: Sequence[SessionConsumer]) -> dict[str, Any]:
+    """What a heartbeat says of the worker."""
+    model, partials = recogniser.engine.model, recogniser.partials
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "model": model.name,
+        "device": model.device,
+        "languages": model.languages,
+        "models": engines.describe(),
+        "drained": any(consumer.drain.asked for consumer in consumers),
+        "sessions": sum(len(consumer.sessions) for consumer in consumers),
+        "streams": consumers[0].streams,
+        "finished": sum(consumer.finished for consumer in consumers),
+        "backlog": round(consumers[0].backlog, 1),
+        "queue": engines.waiting,
+        "queue_age": round(engines.queue_age, 3),
+        "batch_size": recogniser.engine.last_batch,
+        "speech_seconds": round(engines.speech_seconds, 1),
+        "partials": partials.drafts,
+        "partial_interval": round(consumers[0].partial_interval, 2),
+        "stable_words": recogniser.words.stable,
+        "revised_words": recogniser.words.revised,
+        "real_time_factor": round(engines.busy_seconds / max(engines.speech_seconds, 0.001), 4),
+    }
 
 
 def _flush_metrics(

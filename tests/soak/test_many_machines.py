@@ -302,7 +302,7 @@ async def lose(region: Region, loss: str) -> None:
     undo()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.gen_test(timeout=290)
 @pytest.mark.parametrize(
     "loss", ["kill g1", "kill w1", "cut g1", "cut w1", "mute w1", "mute g1", "cut postgres", "move redis"]

@@ -44,15 +44,25 @@ async def check_live_streams(
         utterances: What is said.
         count: Streams.
         length: Utterances in each.
-        fault: What happens meanwhile; called with a function that counts the segments so far.
+        fault: What happens meanwhile; called with a function that counts the segments so far. No stream says its last
+            utterance before it is over.
         pause: Seconds between two pieces of some 300 ms: a live source is as slow as time, here a few times faster.
     """
     streams = live_streams(utterances, count, length)
+    over = asyncio.Event()
+
+    async def disturb() -> None:
+        try:
+            await fault(lambda: sum(len(found(ws, sid)) for ws, sid in pairs))
+        finally:
+            over.set()
 
     async def stream(ws: WsClient, sid: str, data: bytes) -> None:
         await ws.start(sid, mode="stream", partials=True)
         step = -(-len(data) // (length * 12))
         for index, begin in enumerate(range(0, len(data), step)):
+            if index == (length - 1) * 12:
+                await over.wait()
             await ws.chunk(sid, index, data[begin : begin + step])
             await asyncio.sleep(pause)
         await ws.finish(sid)
@@ -63,16 +73,15 @@ async def check_live_streams(
     async with connections(system.url, 4) as clients:
         pairs = list(zip(itertools.cycle(clients), streams, strict=False))
         sending = (stream(ws, sid, streams[sid][1]) for ws, sid in pairs)
-        await asyncio.gather(*sending, fault(lambda: sum(len(found(ws, sid)) for ws, sid in pairs)))
+        await asyncio.gather(*sending, disturb())
         wrong = words = 0
         for ws, sid in pairs:
-            said, _ = streams[sid]
             segments = found(ws, sid)
             (final,) = ws.of(sid, "final_result")
             assert not ws.of(sid, "error")
             assert [segment["number"] for segment in segments] == list(range(length)), segments
             assert final["text"] == " ".join(str(segment["text"]) for segment in segments)
-            wrong += word_errors(" ".join(one.text for one in said), final["text"])
+            wrong += word_errors(" ".join(one.text for one in streams[sid][0]), final["text"])
             words += len(final["text"].split())
             await until(lambda sid=sid: stored(database_url, sid), 60, "stored")
             rows = query(database_url, "SELECT number, text FROM asr_segments WHERE session_id = %s ORDER BY 1", sid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import urllib.request
 from collections.abc import Callable
 from functools import partial
@@ -43,7 +44,8 @@ async def run(*arguments: str, **env: str) -> tuple[int, str]:
 async def test_live_streams_are_moved(
     start: Start, redis_url: str, database_url: str, utterances: list[Utterance]
 ) -> None:
-    """The drained worker is shown as such; the last one cannot be drained; it serves again after --undo."""
+    """The drained worker is shown as such; the last one cannot be drained; it serves again after --undo, and takes the
+    sessions of the other one when that ends."""
     system = start("run", "--workers", "2").wait_ready()
 
     async def drain(segments: Callable[[], int]) -> None:
@@ -52,14 +54,17 @@ async def test_live_streams_are_moved(
         drained, other = (worker["name"] for worker in workers(system))
         status, told = await run("drain", drained, REDIS_URL=redis_url)
         assert (status, told.splitlines()[-1]) == (0, "sessions left: 0"), told
-        found = [(worker["drained"], worker["sessions"]) for worker in workers(system)]
-        assert found == [(True, 0), (False, COUNT)]
+        moved = [(True, 0), (False, COUNT)]
+        await until(lambda: [(worker["drained"], worker["sessions"]) for worker in workers(system)] == moved, 20)
         assert re.search(rf"{drained} .* drained ", (await run("status", "--server", system.url))[1])
         assert "\nasrserver_drained_workers 1.0" in await asyncio.to_thread(metrics, system)
         status, told = await run("drain", other, REDIS_URL=redis_url)
         assert (status, "no other worker could take" in told) == (2, True)
         assert await run("drain", drained, "--undo", REDIS_URL=redis_url) == (0, "workers that claim again: 1\n")
         await until(lambda: not any(worker["drained"] for worker in workers(system)), 20)
+        taken = system.output().count("taken over")
+        system.process.send_signal(signal.SIGTTOU)  # it ends the other one, as a rolling restart would
+        await until(lambda: system.output().count("taken over") == taken + COUNT, 30, "it hands all over")
 
     await check_live_streams(system, database_url, utterances, COUNT, LENGTH, drain, pause=0.1)
     assert "taken over by another worker" in system.output()

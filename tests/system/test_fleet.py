@@ -125,9 +125,9 @@ async def test_workers_with_different_models(
             await ws.find(sid, "chunk_result", 1)
         workers[twin].process.send_signal(signal.SIGHUP)
         await until(
-            lambda: re.search(r"consumer\S* released [12] sessions", workers[twin].output()),
+            lambda: re.search(r"consumer\S* session=t taken over by another worker", workers[twin].output()),
             60,
-            "the worker that is replaced gives it up",
+            "the worker that is replaced hands it over",
         )
         for sid in names:
             await ws.chunk(sid, 2, utterances[2].wav)
