@@ -20,12 +20,21 @@ _MARKS = ("Mn", "Mc", "Me")
 
 
 def join(parts: list[tuple[str, str]]) -> str:
-    """Join texts, given as (text, language), with a space before each text of a language that has spaces."""
+    """Join texts, given as (text, language), with a space before each text of a language that has spaces.
+
+    A detected language may be wrong: what stands between a Latin letter and one, or between a full stop and one, has a
+    space whatever the language.
+    """
     text = ""
     for part, language in parts:
         if part:
-            text += part if not text or language in UNSPACED_LANGUAGES else " " + part
+            text += f" {part}" if text and _is_apart(text[-1], part[0], language) else part
     return text
+
+
+def _is_apart(last: str, first: str, language: str) -> bool:
+    """Whether there is a space between two texts that end and begin with these characters."""
+    return language not in UNSPACED_LANGUAGES or (_is_spaced(first) and (last.isascii() or _is_spaced(last)))
 
 
 def words(text: str, language: str) -> list[str]:
