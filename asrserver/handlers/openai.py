@@ -101,14 +101,14 @@ class TranscriptionsHandler(OpenAIHandler, UploadHandler):
         self.set_header("Content-Type", "text/event-stream; charset=utf-8")
         self.set_header("Cache-Control", "no-cache")
         self.set_header("X-Accel-Buffering", "no")  # or nginx keeps it until it is complete
-        first = True
+        before = ""
         try:
             async for segment in session.follow(job, KEEP_ALIVE_SECONDS):
                 if segment is None:
                     await self.send(b": keep-alive\n\n")
                 else:
-                    await self._send(openai.delta(segment, first))
-                    first = False
+                    await self._send(openai.delta(before, segment))
+                    before = segment.text or before
             await self._send(openai.done(asked, session.in_order, job.result()))
             await self.send(b"data: [DONE]\n\n")
         except AsrError as exc:

@@ -18,7 +18,7 @@ from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.events import Final, Segment, on_channel
 from asrserver.protocol.options import MAX_TEXT, TRUE, Options, Start, join_hotwords, track_number
-from asrserver.text.words import UNSPACED_LANGUAGES
+from asrserver.text.words import UNSPACED_LANGUAGES, appended
 
 RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("word", "segment")
@@ -225,10 +225,9 @@ def _log(probability: float) -> float:
     return round(math.log(max(probability, 1e-5)), 4)
 
 
-def delta(segment: Segment, first: bool) -> dict[str, Any]:
-    """Make the event of a streamed answer for a further segment; the deltas together are the text."""
-    text = segment.text if first else _spaced(segment.text, segment.language)
-    return {"type": "transcript.text.delta", "delta": text}
+def delta(before: str, segment: Segment) -> dict[str, Any]:
+    """Make the event of a streamed answer for a segment after a text; the deltas together are the whole text."""
+    return {"type": "transcript.text.delta", "delta": appended(before, segment.text, segment.language)}
 
 
 def done(asked: TranscriptionRequest, segments: Sequence[Segment], final: Final) -> dict[str, Any]:

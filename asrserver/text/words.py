@@ -28,13 +28,16 @@ def join(parts: list[tuple[str, str]]) -> str:
     text = ""
     for part, language in parts:
         if part:
-            text += f" {part}" if text and _is_apart(text[-1], part[0], language) else part
+            text += appended(text, part, language)
     return text
 
 
-def _is_apart(last: str, first: str, language: str) -> bool:
-    """Whether there is a space between two texts that end and begin with these characters."""
-    return language not in UNSPACED_LANGUAGES or (_is_spaced(first) and (last.isascii() or _is_spaced(last)))
+def appended(before: str, text: str, language: str) -> str:
+    """The text with the space, if any, that is between it and the one before it, as `join` has it."""
+    if not before or not text:
+        return text
+    latin = _is_spaced(text[0]) and (before[-1].isascii() or _is_spaced(before[-1]))
+    return f" {text}" if latin or language not in UNSPACED_LANGUAGES else text
 
 
 def words(text: str, language: str) -> list[str]:

@@ -101,8 +101,9 @@ def test_the_answer_has_what_the_types_require() -> None:
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_deltas_together_are_the_text(language: str) -> None:
-    segments = [segment(n, text, language=language) for n, text in enumerate(("one", "two", "three"))]
-    deltas = [openai.delta(one, n == 0)["delta"] for n, one in enumerate(segments)]
+    segments = [segment(n, text, language=language) for n, text in enumerate(("one", "二。", "three", "四"))]
+    texts = ["", *(one.text for one in segments)]
+    deltas = [openai.delta(before, one)["delta"] for before, one in zip(texts, segments, strict=False)]
     assert "".join(deltas) == join([(one.text, one.language) for one in segments])
 
 
