@@ -24,6 +24,9 @@ log = logging.getLogger("asrserver.broker")
 #: Seconds for which commands are retried while Redis is away; then their callers get an error.
 RETRY_SECONDS = 30.0
 
+#: Seconds for which Redis may be away, as while it is started again, before the log says so.
+QUIET_SECONDS = 3.0
+
 #: Seconds after which clients are told to try again while Redis is away or full.
 RETRY_AFTER = 3.0
 
@@ -114,6 +117,7 @@ class Pipeline:
         self._pending: list[_Pending] = []
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._said = False  # that it is away
         self._closed = False
         self._sent = 0.0
         self._linger = MIN_LINGER_SECONDS
@@ -224,8 +228,9 @@ class Pipeline:
                     if self._wire is None or self._wire.lost:
                         self._wire = await Wire.connect(self._client)
                     replies = await self._wire.execute(list(_abbreviated(commands)))
-                if self._away_since is not None:
-                    self._away_since = None
+                if self._said:
+                    log.warning("Redis answers again")
+                self._away_since, self._said = None, False
                 return replies
             except CONNECTION_ERRORS as exc:
                 reason = exc
@@ -238,6 +243,9 @@ class Pipeline:
                 self._away_since = time.monotonic()
                 if _is_refusal(reason):  # waiting does not help: say it now
                     log.error("Redis cannot be used with this REDIS_URL: %s", reason)
+            elif not self._said and time.monotonic() - self._away_since > QUIET_SECONDS:
+                log.warning("Redis does not answer, what it is asked waits: %s", reason)
+                self._said = True
             if time.monotonic() - self._away_since > RETRY_SECONDS:
                 log.error("Redis has been unreachable for %.0f s: %s", RETRY_SECONDS, reason)
                 return [Unavailable("broker_unavailable", "Redis cannot be reached", RETRY_AFTER)] * len(commands)

@@ -95,10 +95,15 @@ async def test_order_holds_over_a_restart_of_redis(g: GatewayBroker, servers: Se
 
 @pytest.mark.gen_test(timeout=30)
 async def test_callers_are_told_when_redis_stays_away(
-    g: GatewayBroker, servers: Servers, db: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    g: GatewayBroker,
+    servers: Servers,
+    db: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """All get an error after RETRY_SECONDS, also those that waited behind others; later Redis works again."""
     monkeypatch.setattr(pipeline_module, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(pipeline_module, "QUIET_SECONDS", 0.1)
     monkeypatch.setattr(pipeline_module, "MAX_BATCH", 10)
     await opened(g)
     db.ping()  # connects while it can
@@ -112,6 +117,9 @@ async def test_callers_are_told_when_redis_stays_away(
     assert time.monotonic() - started < 3.0  # ten batches: not each its own 0.3 s and more
     assert g.pipeline.bytes == 0
     assert await append(g, 0) is None
+    said = [record.getMessage() for record in caplog.records if record.name == "asrserver.broker"]
+    assert [text for text in said if text.startswith("Redis does not answer")] == said[:1]
+    assert said[-1] == "Redis answers again"
 
 
 @pytest.mark.gen_test
