@@ -103,7 +103,7 @@ def transcribe(
     if not files and not watch:
         raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
     from asrserver.cli.files import FileTranscriber, transcribe_files
-    from asrserver.cli.watch import watch_folder
+    from asrserver.cli.watch import watch_until_interrupted
 
     outputs = Outputs(format, output, files, watch)
     transcriber = FileTranscriber(
@@ -116,5 +116,5 @@ def transcribe(
         progress=sys.stderr.isatty() if progress is None else progress,
     )
     if watch:
-        asyncio.run(watch_folder(watch, transcriber, outputs))
+        watch_until_interrupted(watch, transcriber, outputs)
     sys.exit(0 if asyncio.run(transcribe_files(files, transcriber, outputs)) else 1)

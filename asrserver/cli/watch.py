@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
 import re
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -133,6 +135,13 @@ def is_being_written(file: Path, stamp: Stamp) -> bool:
     except OSError as exc:
         return exc.errno == errno.EAGAIN
     return False
+
+
+def watch_until_interrupted(path: Path, transcriber: FileTranscriber, outputs: Outputs) -> NoReturn:
+    """Watch a folder until somebody presses Ctrl+C, which ends the program."""
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(watch_folder(path, transcriber, outputs))
+    sys.exit(0)
 
 
 async def watch_folder(path: Path, transcriber: FileTranscriber, outputs: Outputs) -> NoReturn:

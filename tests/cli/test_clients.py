@@ -9,6 +9,9 @@ import io
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -323,6 +326,17 @@ async def watching(folder: Path, transcriber: Any, outputs: Outputs) -> Any:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+@pytest.mark.usefixtures("processes")
+def test_ctrl_c_ends_the_watch_without_an_error(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "asrserver", "transcribe", "--watch", str(tmp_path)]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("watching")
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 @pytest.mark.usefixtures("quick")
