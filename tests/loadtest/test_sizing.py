@@ -60,13 +60,22 @@ def test_the_command(tmp_path: Path, utterances: list[Utterance]) -> None:
         (("--audio", __file__), "--audio"),
         (("--model", "base,demo"), "one model is measured at a time"),
         (("--model", "smol"), "model 'smol' is neither a directory nor a known name; at hand: demo"),
-        (("--model", str(Path(__file__).parent)), "the server does not start"),
+        (("--model", str(Path(__file__).parent)), "it has no model.bin"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], words: str) -> None:
     done = cli("bench", *arguments)
     assert done.returncode in (1, 2)
     assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_server_that_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"no weights")
+    done = cli("bench", "--model", str(tmp_path))
+    assert done.returncode == 1
+    assert "the server does not start" in done.stderr
     assert "Traceback" not in done.stderr
 
 
