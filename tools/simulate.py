@@ -7,9 +7,10 @@
             [--prices machine=0.5,gpu=1.5,core=0.03]
 
 measure   times the calls of the model's engines, one per worker of this machine and all at the same time, and the
-          other parts of a stream (tools/bench_streams.py), in CPU time; writes them to the file COSTS. Two minutes.
+          other parts of a stream (tools/bench_streams.py), in CPU time; writes them to the file COSTS. Three minutes.
 check     simulates what `asrserver bench` does on this machine, with the same sentences, levels and limits, and then
-          has it done. The exit status is 0 if the streams that are carried are within a fifth of what was predicted,
+          has it done. What this machine really carries lies between the largest number that it carried and the
+          smallest that it did not: the exit status is 0 if the prediction is within a fifth of their geometric mean,
           without and with partial results. Stop everything else first.
 size      simulates a machine with so many cores for workers only, or one GPU of which `asrserver bench` said so many
           times real time, and prints what numbers of streams need.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -31,7 +33,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench_streams import BESIDE, parts
+from bench_streams import BESIDE, parts, serving
 from benching import about, about_line
 from demo import clean_environment
 from simulation.costs import CallCost, fit, time_calls
@@ -62,6 +64,9 @@ SIMULATED = 120.0
 #: Streams with which the parts are measured first; heavy models carry fewer, the demo model more.
 FIRST_STREAMS = 20
 
+#: Streams with which gateway, Redis and PostgreSQL are measured for fleets, where each process has hundreds.
+CROWD = 300
+
 
 def measure(path: Path, model: str) -> None:
     """Time engine and parts, and write them."""
@@ -75,6 +80,7 @@ def measure(path: Path, model: str) -> None:
         streams = max(FIRST_STREAMS, carried(_here(found), _bench_plan(60.0, partials=False)))
         if streams <= 1.5 * FIRST_STREAMS:
             break
+    found["crowd"] = serving(CROWD)
     path.write_text(json.dumps(found, indent=2) + "\n")
     print(about_line(found["about"]))
     print(
@@ -107,7 +113,8 @@ def check(costs: dict[str, Any], time: str) -> bool:
         plan = _bench_plan(parse_duration(time), found["partials"])
         predicted = carried(machine, plan)
         busy = repeated(machine, replace(plan, connections=found["carried"])).busy
-        ratio = predicted / found["carried"] if found["carried"] else float("inf")
+        between = math.sqrt(max(1, found["carried"]) * (found["too_many"] or found["carried"]))
+        ratio = predicted / between
         near &= abs(ratio - 1) <= TOLERANCE
         kind = "with partial results" if found["partials"] else "without"
         shares = (f"{busy:.0%}", f"{found['busy']:.0%}")
@@ -132,7 +139,7 @@ def size(costs: dict[str, Any], options: argparse.Namespace) -> None:
     sentences = load(())
     length = sum(sentence.seconds for sentence in sentences) / len(sentences)
     prices = dict(part.split("=") for part in options.prices.split(",")) if options.prices else {}
-    needs = [need(int(n), one[True], costs["parts"], length, options.talk_ratio) for n in options.streams.split(",")]
+    needs = [need(int(n), one[True], costs["crowd"], length, options.talk_ratio) for n in options.streams.split(",")]
     print("\n".join(_table(needs, "GPUs" if options.gpu else "machines for workers", prices, bool(options.gpu))))
 
 
