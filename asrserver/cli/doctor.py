@@ -3,10 +3,12 @@ its promises."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -86,6 +88,7 @@ def diagnose(settings: Settings, command: str) -> Iterator[Finding]:
     yield from check_given(settings, command)
     yield from check_cpus()
     if command != "worker":
+        yield from check_port(settings)
         yield from check_files(settings)
         yield from check_disks(settings)
     if command != "gateway":
@@ -118,7 +121,20 @@ def check_given(settings: Settings, command: str) -> Iterator[Finding]:
     except SettingError as exc:
         yield Finding("fail", "settings", str(exc))
     else:
-        yield Finding("ok", "settings", f"port {settings.port} of {settings.host}")
+        yield Finding("ok", "settings", "they go together")
+
+
+def check_port(settings: Settings) -> Iterator[Finding]:
+    """Whether the port can be listened on."""
+    place, family = f"{settings.port} of {settings.host}", socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        socket.create_server((settings.host, settings.port), family=family).close()
+    except OSError as exc:
+        taken = exc.errno == errno.EADDRINUSE
+        why = f"is taken: by this server, if it runs (ss -ltnp 'sport = :{settings.port}')" if taken else exc.strerror
+        yield Finding("warn" if taken else "fail", "port", f"{place}: {why}")
+    else:
+        yield Finding("ok", "port", place)
 
 
 def check_cpus() -> Iterator[Finding]:

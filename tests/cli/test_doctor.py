@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from asrserver import models
-from asrserver.cli.doctor import check_cpus, check_disks, check_files, check_models
+from asrserver.cli.doctor import check_cpus, check_disks, check_files, check_models, check_port
 from asrserver.config import Settings
 from tests.program import NONE, cli
 
@@ -64,6 +65,16 @@ def test_too_few_files_and_too_little_room_are_warnings(tmp_path: Path, monkeypa
     assert [one.level for one in check_disks(Settings(save_audio=str(tmp_path), data_dir=str(tmp_path)))] == [
         "fail"
     ] * 2
+
+
+def test_a_port_that_is_taken_is_a_warning_and_an_address_of_others_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        [finding] = check_port(Settings(port=port))
+        assert finding.level == "warn"
+        assert f"{port} of 127.0.0.1: is taken" in finding.text
+    assert [one.level for one in check_port(Settings(port=port))] == ["ok"]
+    assert [one.level for one in check_port(Settings(host="192.0.2.1", port=port))] == ["fail"]
 
 
 def test_a_quota_below_one_core_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
