@@ -262,6 +262,7 @@ class Engine:
 
     def _recognise(self, batch: list[DecodeJob]) -> list[Hypothesis | Exception]:
         self._hold("engine", [job.label for job in batch])
+        self._model.hurried = self.finals_waiting > 0
         try:
             return list(self._model.recognise([(job.features, job.request, job.seconds) for job in batch]))
         except Exception as exc:

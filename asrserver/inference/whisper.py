@@ -101,6 +101,7 @@ class Whisper:
         n_mels: Mel bands of its features.
         profile: The policy that suits it.
         wasted_seconds: Time spent on decodings that were thrown away for another one.
+        hurried: Whether others wait for this call: then unsure texts are not searched again.
     """
 
     def __init__(self, model: str, device: str, compute_type: str, threads: int, beam_size: int) -> None:
@@ -120,7 +121,7 @@ class Whisper:
         path = found.path
         self.name = found.name
         self.profile = profile_of(self.name, path)
-        self.wasted_seconds = 0.0
+        self.wasted_seconds, self.hurried = 0.0, False
         self._beam = beam_size
         if compute_type == "default" and device == "cpu":
             compute_type = self.profile.cpu_compute_type
@@ -255,8 +256,7 @@ class Whisper:
         return attempt if better else first
 
     def _is_unsure(self, attempt: Attempt) -> bool:
-        """Whether another search may find a better text in the same encoding."""
-        unsure = attempt.confidence < self.profile.sure_text and self._beam < UNSURE_BEAM
+        unsure = attempt.confidence < self.profile.sure_text and self._beam < UNSURE_BEAM and not self.hurried
         return unsure and attempt.good and bool(attempt.text)
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:

@@ -183,6 +183,20 @@ async def test_an_unsure_text_is_searched_with_more_beams(own_model: Whisper, ut
     assert own_model.wasted_seconds > 0
 
 
+async def test_no_unsure_text_is_searched_while_others_wait(own_model: Whisper, utterances: list[Utterance]) -> None:
+    own_model.profile = replace(own_model.profile, sure_text=0.7)
+    own_model.hurried = True
+    searches: list[int] = []
+
+    def unsure(_frames: int, options: dict[str, Any], result: Any) -> Any:
+        searches.append(options["beam_size"])
+        return Result(result, scores=[math.log(0.5)])
+
+    own_model._model = Trouble(own_model._model, unsure)
+    assert recognise(own_model, utterances[0]).text == utterances[0].text
+    assert searches == [1]
+
+
 async def test_a_search_that_ends_in_a_loop_is_not_taken(own_model: Whisper, utterances: list[Utterance]) -> None:
     """As that of a question in noise did: a loop is more probable than a guess."""
     own_model.profile = replace(own_model.profile, sure_text=0.7)
