@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from asrserver.auth import Access
 from asrserver.storage.storage import Storage
@@ -50,14 +50,10 @@ class Retention:
         if self._keep_days:
             await self._expire(self._keep_days, None, list(own), until)
 
-    async def _expire(self, days: float, owner: str | None, others: list[str] | tuple[str, ...], until: float) -> None:
-        deleted = 0
-        while time.monotonic() < until:
-            found = await self._storage.older_than(days, owner, others, BATCH)
-            for sid in found:
-                deleted += await self._delete(sid, None)
-            if len(found) < BATCH:
-                break
+    async def _expire(self, days: float, owner: str | None, others: Sequence[str], until: float) -> None:
+        deleted, _ = await self._delete_all(
+            lambda: self._storage.older_than(days, owner, others, BATCH), owner=None, until=until
+        )
         if deleted:
             log.info("deleted %d sessions older than %g days key=%s", deleted, days, owner or "-")
 
@@ -74,9 +70,17 @@ class Retention:
         Raises:
             StorageError, Unavailable: They cannot be deleted now; the same call again does the rest.
         """
-        deleted, until = 0, time.monotonic() + ROUND_SECONDS
+        return await self._delete_all(
+            lambda: self._storage.sessions_of(user_id, owner, BATCH), owner, time.monotonic() + ROUND_SECONDS
+        )
+
+    async def _delete_all(
+        self, find: Callable[[], Awaitable[list[str]]], owner: str | None, until: float
+    ) -> tuple[int, bool]:
+        """Delete what is found, BATCH sessions at a time; returns (how many, whether all before the time `until`)."""
+        deleted = 0
         while time.monotonic() < until:
-            found = await self._storage.sessions_of(user_id, owner, BATCH)
+            found = await find()
             for sid in found:
                 deleted += await self._delete(sid, owner)
             if len(found) < BATCH:
