@@ -6,8 +6,9 @@ import asyncio
 import base64
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import openai
@@ -18,6 +19,8 @@ from tests.program import System
 from tests.recordings import Utterance
 from tests.waiting import until
 from tests.ws_client import WsClient, check_stored, chunk, look, stored
+
+T = TypeVar("T")
 
 #: Bytes of a message at most in the shared system: to send more than the default takes a test too long.
 MAX_MESSAGE = 16 * 2**20
@@ -83,18 +86,19 @@ def results(clients: Sequence[WsClient]) -> int:
 
 
 async def everything(
-    clients: Sequence[WsClient], said: dict[str, list[Utterance]], fault: Callable[[], object]
-) -> None:
-    """Stream all sessions over all connections while `fault` runs; then check every message."""
+    clients: Sequence[WsClient], said: dict[str, list[Utterance]], fault: Callable[[], Awaitable[T]]
+) -> T:
+    """Stream all sessions over all connections while `fault` runs; then check every message. Return its result."""
 
     async def stream(ws: WsClient, sid: str) -> None:
         await ws.stream(sid, said[sid])
 
     pairs = list(zip(itertools.cycle(clients), said, strict=False))
     async with asyncio.timeout(150):
-        await asyncio.gather(*(stream(ws, sid) for ws, sid in pairs), fault())  # type: ignore[call-overload]
+        _, outcome = await asyncio.gather(asyncio.gather(*(stream(ws, sid) for ws, sid in pairs)), fault())
     for ws, sid in pairs:
         ws.check(sid, said[sid])
+    return outcome
 
 
 async def check_rows(dsn: str, said: dict[str, list[Utterance]]) -> None:

@@ -79,11 +79,17 @@ async def stopped_worker(
 ) -> None:
     """Stop a worker for some seconds with SIGSTOP; if there are others, it must find itself fenced."""
     said = script(utterances, 20, 5)
-    victim = system.children("worker")[0]
 
-    async def fault() -> None:
-        own = rf"consumer\[{victim.pid}\] session=\S+ claimed"
-        await until(lambda: results(clients) >= 10 and len(re.findall(own, system.output())) >= 2, 60)
+    def busy_worker() -> psutil.Process | None:
+        """A worker with two sessions: the first to load its model may have taken them all."""
+        for worker in system.children("worker"):
+            if len(re.findall(rf"consumer\[{worker.pid}\] session=\S+ claimed", system.output())) >= 2:
+                return worker
+        return None
+
+    async def fault() -> psutil.Process:
+        await until(lambda: results(clients) >= 10, 60, "ten results")
+        victim: psutil.Process = await until(busy_worker, 60, "a worker with two sessions")
         victim.suspend()
         try:
             await asyncio.sleep(seconds)  # the fault itself
@@ -91,9 +97,10 @@ async def stopped_worker(
                 await until(lambda: " claimed epoch=2 " in system.output(), 60, "another worker takes over")
         finally:
             victim.resume()
+        return victim
 
     async with connections(system.url, 4) as clients:
-        await everything(clients, said, fault)
+        victim = await everything(clients, said, fault)
         if others:
             dropped = rf"consumer\[{victim.pid}\] session=\S+ dropped"
             await until(lambda: re.search(dropped, system.output()), 20, "the stopped worker drops its sessions")
