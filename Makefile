@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults attacks lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults faults-soak attacks lint browser voices docs docs-update \
 	dist-check deployment format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -61,6 +61,9 @@ fuzz: .venv/test ## feed damaged recordings to the decoders: make fuzz [MUTANTS=
 
 faults: .venv/test ## kill, stop, fill and cut every part of the system under load: make faults [SEEDS=1-5], two minutes each
 	$(BIN)/python -m tests.faults --seeds $(or $(SEEDS),1-5)
+
+faults-soak: .venv/test ## two hours with a fault a minute: memory and delays must stay as they are
+	$(BIN)/python -m tests.faults --seeds 1 --seconds 7200 --between 60
 
 fuzz-wire: .venv/test ## send a server messages, frames, requests and Redis entries that nobody should (half an hour)
 	$(BIN)/python tools/fuzz_wire.py --messages $(MESSAGES) --only messages,frames,rest

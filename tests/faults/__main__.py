@@ -13,6 +13,7 @@ from tests.faults.account import KINDS
 from tests.faults.catalogue import BY_NAME, FAULTS
 from tests.faults.harness import Options, run
 from tests.faults.report import as_json, page
+from tests.faults.schedule import BETWEEN
 from tests.recordings import recorded, understood
 
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120.0, help="in which clients begin sessions")
     parser.add_argument("--clients", type=int, default=40)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds between two chunks, at most")
+    parser.add_argument("--between", type=float, default=BETWEEN, help="seconds between two faults, on average")
     parser.add_argument("--gateways", type=int, default=1, help="of each of the two machines")
     parser.add_argument("--workers", type=int, default=1, help="of each of the two machines")
     parser.add_argument("--only", default="", help=f"comma-separated: {', '.join(BY_NAME)}")
@@ -42,6 +44,7 @@ def main() -> None:
             asked.pause,
             asked.gateways,
             asked.workers,
+            between=asked.between,
             faults=faults,
             keep=asked.keep,
         )

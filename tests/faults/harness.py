@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import tempfile
@@ -19,6 +20,7 @@ from tests.faults.book import Book
 from tests.faults.catalogue import FAULTS, Fault, Scene
 from tests.faults.clients import Plain, Plan, Resuming
 from tests.faults.cluster import Cluster
+from tests.faults.growth import Scales, Tenth, check_flat
 from tests.faults.schedule import BETWEEN, Planned, scheduled
 from tests.recordings import Utterance
 
@@ -78,6 +80,7 @@ class Run:
     options: Options
     account: Account
     happened: list[Happened] = field(default_factory=list)
+    tenths: list[Tenth] = field(default_factory=list)
     tracebacks: list[str] = field(default_factory=list)
     refusals: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -115,6 +118,8 @@ async def _run(made: Run, cluster: Cluster, utterances: Sequence[Utterance]) -> 
     begin = time.monotonic()
     urls = [f"ws://127.0.0.1:{proxy.port}/ws/asr" for proxy in cluster.client_proxies]
     plan = Plan(urls, utterances, book, options.pause, [], begin + options.seconds)
+    scales = Scales(cluster)
+    weighing = asyncio.create_task(scales.weigh())
     talking = [asyncio.create_task(client.run()) for client in _clients(options, plan)]
     faults = [fault for fault in options.faults if cluster.disks or not fault.needs_disks]
     made.skipped = sorted({fault.name for fault in options.faults} - {fault.name for fault in faults})
@@ -127,6 +132,11 @@ async def _run(made: Run, cluster: Cluster, utterances: Sequence[Utterance]) -> 
     for outcome in await asyncio.gather(*talking, return_exceptions=True):
         if isinstance(outcome, Exception):
             account.problem("failed", "a client: " + "".join(traceback.format_exception(outcome, limit=-3)))
+    weighing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await weighing
+    made.tenths = scales.tenths(book, begin, options.seconds)
+    check_flat(account, made.tenths, options.seconds)
     # One that was just started again has no handler of signals yet.
     await cluster.until(lambda: all(one.children("worker") for one in cluster.machines), 60, "the machines are up")
     await accounts.settle(cluster, options.hurry)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from tests.faults.account import KINDS
+from tests.faults.growth import as_rows
+from tests.faults.growth import lines as growth
 from tests.faults.harness import Run
 
 #: Problems that are shown.
@@ -26,6 +28,7 @@ def page(run: Run) -> str:
     for one in sorted(run.happened, key=lambda one: one.began):
         lines.append(f"{one.began:6.1f} {one.ended:6.1f} {one.wait:8.1f} s {one.waiting:4d} {one.name}: {one.what}")
     lines += [""] + [f"{count:7d} {what}" for what, count in sorted(account.counts.items())]
+    lines += ["", *growth(run.tenths), ""]
     if run.refusals:
         lines.append("refused: " + ", ".join(f"{code} {count}" for code, count in sorted(run.refusals.items())))
     if run.skipped:
@@ -50,6 +53,7 @@ def as_json(run: Run) -> str:
         "refusals": run.refusals,
         "faults": [asdict(one) for one in run.happened],
         "problems": run.account.problems,
+        "tenths": as_rows(run.tenths),
         "tracebacks": run.tracebacks,
         "not_possible": run.skipped,
     }
