@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import click
+
+from asrserver.process.places import default_data_dir
 
 #: The groups of settings that each command takes.
 COMMANDS = {
@@ -28,14 +29,6 @@ OTHER_FILES = 200
 def setting(default: Any, group: str, type: Any, help: str, env: str = "") -> Any:
     """A row of the table: default, group, click type, help text and, if not ASRSERVER_<NAME>, environment variable."""
     return field(default=default, metadata={"group": group, "type": type, "help": help, "env": env})
-
-
-def default_data_dir() -> str:
-    """The default directory of the embedded servers' data: system-wide for root, else in the user's home."""
-    if os.geteuid() == 0:
-        return "/var/lib/asrserver"
-    base = os.environ.get("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
-    return os.path.join(base, "asrserver")
 
 
 _SECONDS = click.FloatRange(min=0, min_open=True)
