@@ -84,8 +84,9 @@ docs: .venv/test ## build the documentation into build/site/; warnings are error
 	$(BIN)/python tools/generate_docs.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-docs-update: .venv/test ## rewrite the generated parts of the documentation
+docs-update: .venv/test ## rewrite the generated parts of the documentation, and update the catalogue of the help in Chinese
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python tools/translations.py
 
 browser: ## install Chromium and Firefox for the tests of the page, if run as root on Debian
 	@missing=; \

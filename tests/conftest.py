@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -42,6 +43,10 @@ from tests.shards import ShardServers, running
 if TYPE_CHECKING:
     from asrserver.inference.recogniser import Recogniser
     from asrserver.inference.whisper import Whisper
+
+
+# In whatever language the developer's terminal is: the tests read what the program says in English.
+os.environ["LANGUAGE"] = "en"
 
 
 # -- what a test needs -----------------------------------------------------------------------------------------------

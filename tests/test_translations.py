@@ -1,7 +1,7 @@
 """The Chinese pages say what the English ones say: the same sections, commands, code, tables and links.
 
 Whoever changes a command, an option or a section in one language is told to change it in the other. The words between
-them are for a reader of both.
+them are for a reader of both. The help of the command line is translated whole (tools/translations.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import re
 from pathlib import Path
 
 import pytest
+import translations
+
+from asrserver.cli.chinese import commands, options
+from asrserver.cli.main import main as program
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -100,3 +104,32 @@ def test_a_difference_is_noticed(change: tuple[str, str], what: object) -> None:
     assert change[0] in text
     assert callable(what)
     assert what(text) != what(text.replace(*change))
+
+
+def test_the_command_line_is_translated() -> None:
+    """If this fails: `make docs-update`, and translate what has no translation in the file that is named there."""
+    assert translations.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("Port of PostgreSQL.", "not translated: 'Port of PostgreSQL.'"),
+        ("Prices of tea in China, in shillings.", "not translated: 'Prices of tea in China, in shillings.'"),
+    ],
+    ids=["changed", "new"],
+)
+def test_a_changed_help_is_noticed(monkeypatch: pytest.MonkeyPatch, said: str, fault: str) -> None:
+    for command in commands(program):
+        for option in options(command):
+            if option.help == "PostgreSQL port.":
+                monkeypatch.setattr(option, "help", said)
+    assert fault in translations.faults()
+    assert "no longer said: 'PostgreSQL port.'" in translations.faults()
+
+
+def test_translations_keep_blanks_flags_and_numbers() -> None:
+    said = "Seconds of --lease (8 at {time}, %(prog)s, DB_HOST, ws://)"
+    assert translations.kept("%(prog)s, DB_HOST：ws://，{time} --lease 8 秒") == translations.kept(said)
+    for lost in ("--lease", "8", "{time}", "%(prog)s", "DB_HOST", "ws://"):
+        assert translations.kept(said.replace(lost, "")) != translations.kept(said)

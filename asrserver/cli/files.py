@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
+from gettext import gettext as _
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ async def transcribe_files(files: Sequence[Path], transcriber: FileTranscriber, 
                 if not transcriber.as_json:
                     outputs.write(path, transcript)
                 if not transcript["text"]:
-                    click.echo(f"{path}: no speech was found in it", err=True)
+                    click.echo(_("{file}: no speech was found in it").format(file=path), err=True)
             except SOURCE_ERRORS as exc:
                 report_failure(path, exc)
                 ok = False
@@ -196,7 +197,7 @@ async def transcribe_files(files: Sequence[Path], transcriber: FileTranscriber, 
 def warn_of_toy(model: str | None) -> None:
     """Say on standard error that sessions are recognised by the packaged toy, if they are; once for all sessions."""
     if model in PACKAGED:
-        click.echo(f"Warning: {TOY_NOTICE}.", err=True)
+        click.echo(_("Warning: {notice}.").format(notice=_(TOY_NOTICE)), err=True)
 
 
 def next_chunk(chunks: Iterator[bytes]) -> bytes | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from gettext import gettext as _
 from typing import Any
 
 import click
@@ -65,7 +66,7 @@ def create_key(name: str, path: str, operator: bool, **limits: Any) -> None:
     given: dict[str, Any] = {limit: value for limit, value in limits.items() if value is not None}
     with _setting_errors():
         key, text = KeysFile(path).create(name, KeyLimits(**given), operator)
-    click.echo(f"key {key.id} for {name}; it cannot be printed again:", err=True)
+    click.echo(_("key {id} for {name}; it cannot be printed again:").format(id=key.id, name=name), err=True)
     click.echo(text)
 
 
@@ -118,7 +119,7 @@ def revoke_key(key_id: str, path: str) -> None:
         revoked = KeysFile(path).revoke(key_id)
     if revoked is None:
         raise click.ClickException(f"no key {key_id} in {path}")
-    click.echo(f"key {key_id} revoked", err=True)
+    click.echo(_("key {id} revoked").format(id=key_id), err=True)
 
 
 @contextmanager

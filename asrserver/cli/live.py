@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncIterator
+from gettext import gettext as _
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -192,7 +193,7 @@ async def microphone() -> AsyncIterator[bytes]:
     except sounddevice.PortAudioError as exc:
         raise click.ClickException(f"cannot open the microphone: {exc}") from None
     with stream:
-        click.echo("Speak; press Enter to end.", err=True)
+        click.echo(_("Speak; press Enter to end."), err=True)
         enter = loop.run_in_executor(None, sys.stdin.readline)
         while not enter.done():
             try:

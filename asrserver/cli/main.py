@@ -22,6 +22,7 @@ from asrserver.cli.doctor import doctor
 from asrserver.cli.drain import drain
 from asrserver.cli.imports import import_kikipounamu
 from asrserver.cli.keys import keys
+from asrserver.cli.language import Program
 from asrserver.cli.loadtest import loadtest
 from asrserver.cli.models import models
 from asrserver.cli.options import BadSetting, ca_option, key_option, server_option, server_url, settings_options
@@ -42,7 +43,7 @@ LISTEN_BACKLOG = 1024
 SERVER_STOP_TIMEOUT = 20.0
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "-V", "--version", prog_name="asrserver")
 def main() -> None:
     """Streaming speech recognition: WebSocket in, text out, hundreds of streams on one machine.

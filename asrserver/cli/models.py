@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from gettext import gettext as _
 
 import click
 
@@ -31,8 +32,9 @@ def list_models() -> None:
     rows = [(model.name, model.source, f"{model.size / 2**20:,.0f} MiB", str(model.path)) for model in found]
     click.echo("\n".join(format_table(("NAME", "SOURCE", "WEIGHTS", "DIRECTORY"), rows)))
     others = [name for name in store.HUB if name not in {model.name for model in found}]
-    click.echo(f"\nWithout --model, asrserver run uses {store.resolve('auto')}.")
-    click.echo(f"Fetched from the Hugging Face hub by --model or asrserver models pull: {', '.join(others)}.")
+    click.echo("\n" + _("Without --model, asrserver run uses {model}.").format(model=store.resolve("auto")))
+    fetched = _("Fetched from the Hugging Face hub by --model or asrserver models pull: {names}.")
+    click.echo(fetched.format(names=", ".join(others)))
 
 
 @models.command("pull")

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from gettext import gettext as _
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -147,7 +148,7 @@ def watch_until_interrupted(path: Path, transcriber: FileTranscriber, outputs: O
 async def watch_folder(path: Path, transcriber: FileTranscriber, outputs: Outputs) -> NoReturn:
     """Transcribe the recordings of a folder as they appear, one at a time. Errors are printed, and survived."""
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # for whom a lease stands in the way, in that moment
-    click.echo(f"watching {path}: press Ctrl+C to end", err=True)
+    click.echo(_("watching {path}: press Ctrl+C to end").format(path=path), err=True)
     folder = Folder(path, outputs)
     loop = asyncio.get_running_loop()
     pause = RETRY_SECONDS
