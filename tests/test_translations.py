@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import docs_hooks
 import pytest
 import translations
 
@@ -25,6 +26,11 @@ PAGES = {
     DOCS / "zh" / "start.md": DOCS / "start.md",
     DOCS / "zh" / "install.md": DOCS / "run" / "install.md",
     DOCS / "zh" / "python.md": DOCS / "guides" / "python.md",
+    DOCS / "zh" / "glossary.md": DOCS / "inside" / "glossary.md",
+    DOCS / "zh" / "websocket.md": DOCS / "reference" / "websocket.md",
+    DOCS / "zh" / "browser.md": DOCS / "guides" / "browser.md",
+    DOCS / "zh" / "files.md": DOCS / "guides" / "files.md",
+    DOCS / "zh" / "microphone.md": DOCS / "guides" / "microphone.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
@@ -133,3 +139,8 @@ def test_translations_keep_blanks_flags_and_numbers() -> None:
     assert translations.kept("%(prog)s, DB_HOST：ws://，{time} --lease 8 秒") == translations.kept(said)
     for lost in ("--lease", "8", "{time}", "%(prog)s", "DB_HOST", "ws://"):
         assert translations.kept(said.replace(lost, "")) != translations.kept(said)
+
+
+def test_lines_of_chinese_are_joined_when_the_site_is_built() -> None:
+    page = "识别，\n（分段）\n  会话 API\n密钥\n\n- 网关\n- 进程\n\n```sh\n# 网\n# 关\n网\n关\n```\n| 一 |\n| 二 |\n"
+    assert docs_hooks.joined(page) == page.replace("，\n（", "，（").replace("）\n  会", "）会")

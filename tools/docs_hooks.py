@@ -1,4 +1,5 @@
-"""MkDocs hooks: pages that are files of the top level (CHANGELOG.md and others), with links that are right there.
+"""MkDocs hooks: pages that are files of the top level (CHANGELOG.md and others), with links that are right there; and
+lines of Chinese joined without the space that browsers show for the end of one.
 
 A page names its file in a line of its own:
 
@@ -19,9 +20,19 @@ _INCLUDE = re.compile(r"^<!-- include: (\S+) -->$", re.M)
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)")
 
 
+#: A block of code; or the end of a line between two characters of Chinese, marks included.
+_CHINESE = "[\u2014-\u2026\u3001-\u9fff\uff01-\uff60]"
+_JOINED = re.compile(rf"^( *)```.*?^\1```$|(?<={_CHINESE})\n *(?={_CHINESE})", re.M | re.S)
+
+
 def on_page_markdown(markdown: str, **_kwargs: Any) -> str:
     """MkDocs calls this with the source of every page, and renders what it returns."""
-    return _INCLUDE.sub(lambda found: included(found[1]), markdown)
+    return joined(_INCLUDE.sub(lambda found: included(found[1]), markdown))
+
+
+def joined(markdown: str) -> str:
+    """A page with lines joined that end and go on in Chinese, but for code."""
+    return _JOINED.sub(lambda found: "" if found[0].startswith("\n") else found[0], markdown)
 
 
 def included(name: str) -> str:
