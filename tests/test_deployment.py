@@ -68,7 +68,8 @@ def test_commands_are_such_as_the_program_takes() -> None:
     for where, words, _ in found:
         if not words:  # a file that is laid over another
             continue
-        command = program.commands[words[0]]
+        command = program.get_command(click.Context(program), words[0])
+        assert command is not None, where
         taken = {flag for option in command.params for flag in option.opts}
         assert {word for word in words if word.startswith("--")} <= taken, where
 

@@ -160,8 +160,9 @@ def test_commands_are_such_as_the_program_takes() -> None:
             if isinstance(command, click.Group) and not word.startswith("-"):
                 if word.isupper():
                     break
-                assert word in command.commands, f"{page}: {line}"
-                command = command.commands[word]
+                below = command.get_command(click.Context(command), word)
+                assert below is not None, f"{page}: {line}"
+                command = below
         given = {word.partition("=")[0] for word in words if word.startswith("--")}
         taken = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
         assert given <= taken | {"--help", "--version"}, f"{page}: {line}"

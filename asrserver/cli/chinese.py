@@ -53,7 +53,10 @@ def commands(command: click.Command) -> Iterator[click.Command]:
     """A command, and all below it."""
     yield command
     if isinstance(command, click.Group):
-        for below in command.commands.values():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            below = command.get_command(context, name)
+            assert below is not None
             yield from commands(below)
 
 

@@ -9,25 +9,16 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import click
 
 from asrserver import __version__
 from asrserver.auth import is_loopback
-from asrserver.cli.backup import backup, restore
-from asrserver.cli.bench import bench
-from asrserver.cli.db import db
-from asrserver.cli.doctor import doctor
-from asrserver.cli.drain import drain
-from asrserver.cli.imports import import_kikipounamu
-from asrserver.cli.keys import keys
 from asrserver.cli.language import Program
-from asrserver.cli.loadtest import loadtest
-from asrserver.cli.models import models
 from asrserver.cli.options import BadSetting, ca_option, key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
-from asrserver.cli.transcribe import transcribe
 from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError
 from asrserver.models import PACKAGED, TOY_NOTICE, find_model
@@ -43,7 +34,38 @@ LISTEN_BACKLOG = 1024
 SERVER_STOP_TIMEOUT = 20.0
 
 
-@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+#: The commands that other modules of this package define, by name.
+ELSEWHERE = {
+    "backup": "backup",
+    "bench": "bench",
+    "db": "db",
+    "doctor": "doctor",
+    "drain": "drain",
+    "import-kikipounamu": "imports",
+    "keys": "keys",
+    "loadtest": "loadtest",
+    "models": "models",
+    "restore": "backup",
+    "transcribe": "transcribe",
+}
+
+
+class Commands(Program):
+    """Imports a command's module when it is used: a supervisor runs for months with what it has imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(
+            import_module(f"asrserver.cli.{ELSEWHERE[cmd_name]}"), cmd_name.replace("-", "_")
+        )
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, "-V", "--version", prog_name="asrserver")
 def main() -> None:
     """Streaming speech recognition: WebSocket in, text out, hundreds of streams on one machine.
@@ -232,16 +254,3 @@ def status(server: str, key: str, as_json: bool) -> None:
     from asrserver.cli.status import show_status
 
     sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
-
-
-main.add_command(backup)
-main.add_command(bench)
-main.add_command(db)
-main.add_command(doctor)
-main.add_command(drain)
-main.add_command(import_kikipounamu)
-main.add_command(loadtest)
-main.add_command(keys)
-main.add_command(models)
-main.add_command(restore)
-main.add_command(transcribe)

@@ -25,6 +25,7 @@ from typing import Any
 
 from asrserver.config import Settings
 from asrserver.errors import Unavailable
+from asrserver.process.memory import return_freed_memory
 from asrserver.process.notify import notify
 from asrserver.process.scheduling import StallMeter
 from asrserver.supervisor import children
@@ -414,6 +415,7 @@ class Supervisor:
         else:
             print(f"asrserver: {workers} workers ready", flush=True)
         self._on_ready()
+        return_freed_memory()
         notify("serving", "READY=1")
 
     # -- endings -------------------------------------------------------------------------------------------------
