@@ -31,6 +31,14 @@ PAGES = {
     DOCS / "zh" / "browser.md": DOCS / "guides" / "browser.md",
     DOCS / "zh" / "files.md": DOCS / "guides" / "files.md",
     DOCS / "zh" / "microphone.md": DOCS / "guides" / "microphone.md",
+    DOCS / "zh" / "one-machine.md": DOCS / "run" / "one-machine.md",
+    DOCS / "zh" / "access.md": DOCS / "run" / "access.md",
+    DOCS / "zh" / "limits.md": DOCS / "run" / "limits.md",
+    DOCS / "zh" / "tls.md": DOCS / "run" / "tls.md",
+    DOCS / "zh" / "systemd.md": DOCS / "run" / "systemd.md",
+    DOCS / "zh" / "backup.md": DOCS / "run" / "backup.md",
+    DOCS / "zh" / "upgrade.md": DOCS / "run" / "upgrade.md",
+    DOCS / "zh" / "troubleshooting.md": DOCS / "run" / "troubleshooting.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
@@ -43,9 +51,9 @@ def headings(text: str) -> list[str]:
 
 
 def code(text: str) -> list[str]:
-    """Code blocks without comments and docstrings, which are translated; indented ones line by line."""
+    """Code blocks without comments and docstrings, which are translated; indented ones, but in lists, line by line."""
     blocks = [language + "\n" + body for _, language, body in _FENCE.findall(text)]
-    prose = re.sub(r"^!!! .*\n(?:(?: {4}.*)?\n)*", "", _FENCE.sub("", text), flags=re.M)
+    prose = re.sub(r"^(?:!!!|-|\d+\.) .*\n(?:(?: {2,}.*)?\n)*", "", _FENCE.sub("", text), flags=re.M)
     blocks += re.findall(r"^    (\S.*)$", prose, re.M)
     return [
         re.sub(r'[ \t]*(?<!\S)#.*$|""".*?"""', "", block, flags=re.M | re.S if "```" in block else 0)
