@@ -30,7 +30,7 @@ from asrserver.protocol import languages
 from asrserver.protocol.events import ErrorEvent, Final, Partial, Refusal, Segment, SegmentResult, SessionEvent
 from asrserver.protocol.options import Options, join_hotwords
 from asrserver.protocol.pathless import UrlOptions
-from asrserver.text.words import UNSPACED_LANGUAGES, glue, words
+from asrserver.text.words import gap, glue, words
 
 MODES = ("2pass", "online", "offline")
 
@@ -142,7 +142,7 @@ class FunasrResults:
         self.is_ending = False
         self._segments: list[Segment] = []  # that were not told yet
         self._piece = ""  # of the growing segment, as far as it was told
-        self._has_text = False
+        self._before = ""  # the text of the last segment that was told
         self._damage: str | None = None
 
     def messages(self, event: SessionEvent) -> Iterator[bytes]:
@@ -164,14 +164,14 @@ class FunasrResults:
         """A further piece, if the words that stay have become more."""
         piece = stable[len(self._piece) :]
         if piece and stable.startswith(self._piece) and self.config.mode != "offline":
-            blank = "" if self._piece else self._blank(language)
+            blank = "" if self._piece else gap(self._before, piece, language)
             self._piece = stable
             yield self._online(blank + piece)
 
     def _ended(self, segment: Segment) -> Iterator[bytes]:
         if self.config.mode == "online":
             yield from self._grown(self._kept(segment), segment.language)
-            self._has_text = True
+            self._before = segment.text or self._before
         else:
             if self.config.mode == "2pass" and self._segments:
                 yield self._offline(is_final=False)  # it was not the last
@@ -216,19 +216,17 @@ class FunasrResults:
         signs: list[Sign] = []
         sentences = []
         for segment in told:
-            signs += [Sign(" ", segment.start, segment.start)] if self._blank(segment.language) else []
+            if gap(self._before, segment.text, segment.language):
+                signs.append(Sign(" ", segment.start, segment.start))
             signs += signs_of(segment)
             sentences.append(_sentence(segment))
-            self._has_text = True
+            self._before = segment.text or self._before
         text = "".join(sign.text for sign in signs)
         times = [list(token[1:]) for token in tokens(signs)]
         mode = "offline" if self.config.mode == "offline" else "2pass-offline"
         if not times:
             return self._message(mode, text, is_final)
         return self._message(mode, text, is_final, timestamp=orjson.dumps(times).decode(), stamp_sents=sentences)
-
-    def _blank(self, language: str) -> str:
-        return " " if self._has_text and language not in UNSPACED_LANGUAGES else ""
 
     def _message(self, mode: str, text: str, is_final: bool, **times: Any) -> bytes:
         failure = self._failure() if is_final else {}

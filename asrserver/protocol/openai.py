@@ -18,7 +18,7 @@ from asrserver.errors import BadRequest
 from asrserver.protocol import languages
 from asrserver.protocol.events import Final, Segment, on_channel
 from asrserver.protocol.options import MAX_TEXT, TRUE, Options, Start, join_hotwords, track_number
-from asrserver.text.words import UNSPACED_LANGUAGES, appended
+from asrserver.text.words import UNSPACED_LANGUAGES, gap, spaced
 
 RESPONSE_FORMATS = ("json", "text", "srt", "vtt", "verbose_json")
 GRANULARITIES = ("word", "segment")
@@ -178,7 +178,11 @@ def answer(asked: TranscriptionRequest, segments: Sequence[Segment], final: Fina
         "text": final.text,
     }
     if asked.segments:
-        body["segments"] = [_segment(number, segment) for number, segment in enumerate(segments)]
+        befores = ["", *(segment.text for segment in segments)]
+        body["segments"] = [
+            _segment(number, segment, before)
+            for number, (segment, before) in enumerate(zip(segments, befores, strict=False))
+        ]
     if asked.words:
         body["words"] = [
             {"word": word.word, "start": word.start, "end": word.end, **on_channel(segment.channel)}
@@ -188,8 +192,10 @@ def answer(asked: TranscriptionRequest, segments: Sequence[Segment], final: Fina
     return body | {"usage": usage}
 
 
-def _segment(number: int, segment: Segment) -> dict[str, Any]:
-    text = _spaced(segment.text, segment.language)
+def _segment(number: int, segment: Segment, before: str) -> dict[str, Any]:
+    """A segment behind the text of another one; the first begins with a space too, if its language has any."""
+    first = "" if segment.language in UNSPACED_LANGUAGES else " "
+    text = (gap(before, segment.text, segment.language) if before else first) + segment.text
     data = text.encode()
     return {
         "id": number,
@@ -209,16 +215,16 @@ def _segment(number: int, segment: Segment) -> dict[str, Any]:
 def logprobs(segments: Sequence[Segment]) -> list[dict[str, Any]]:
     """The words, each of which stands for its tokens."""
     found: list[dict[str, Any]] = []
+    before = ""  # the word
     for segment in segments:
-        for word in segment.words:
-            token = _spaced(word.word, segment.language) if found else word.word
+        for number, word in enumerate(segment.words):
+            if number:
+                blank = " " if spaced(before, word.word, segment.language) else ""
+            else:
+                blank = gap(before, word.word, segment.language)
+            token, before = blank + word.word, word.word
             found.append({"token": token, "logprob": _log(word.confidence), "bytes": list(token.encode())})
     return found
-
-
-def _spaced(text: str, language: str) -> str:
-    """A text with the space before it that its language has between words: clients join texts as they are."""
-    return text if language in UNSPACED_LANGUAGES else " " + text
 
 
 def _log(probability: float) -> float:
@@ -227,7 +233,7 @@ def _log(probability: float) -> float:
 
 def delta(before: str, segment: Segment) -> dict[str, Any]:
     """Make the event of a streamed answer for a segment after a text; the deltas together are the whole text."""
-    return {"type": "transcript.text.delta", "delta": appended(before, segment.text, segment.language)}
+    return {"type": "transcript.text.delta", "delta": gap(before, segment.text, segment.language) + segment.text}
 
 
 def done(asked: TranscriptionRequest, segments: Sequence[Segment], final: Final) -> dict[str, Any]:

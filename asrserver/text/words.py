@@ -28,16 +28,16 @@ def join(parts: list[tuple[str, str]]) -> str:
     text = ""
     for part, language in parts:
         if part:
-            text += appended(text, part, language)
+            text += gap(text, part, language) + part
     return text
 
 
-def appended(before: str, text: str, language: str) -> str:
-    """The text with the space, if any, that is between it and the one before it, as `join` has it."""
+def gap(before: str, text: str, language: str) -> str:
+    """The space, if any, between two texts, as `join` has it; nothing if one of them is empty."""
     if not before or not text:
-        return text
+        return ""
     latin = _is_spaced(text[0]) and (before[-1].isascii() or _is_spaced(before[-1]))
-    return f" {text}" if latin or language not in UNSPACED_LANGUAGES else text
+    return " " if latin or language not in UNSPACED_LANGUAGES else ""
 
 
 def words(text: str, language: str) -> list[str]:

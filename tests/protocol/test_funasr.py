@@ -161,6 +161,13 @@ def test_only_pieces() -> None:
     assert (messages[-1]["text"], messages[-1]["is_final"]) == ("", True)
 
 
+@pytest.mark.parametrize("mode", ["2pass", "online", "offline"])
+def test_a_sentence_that_was_taken_for_another_language(mode: str) -> None:
+    made = results(mode)
+    messages = told(made, ended("One."), growing("Two", "zh"), ended("Two.", "zh"), ended("三。", "zh"), ended("Four."))
+    assert shown([*messages, *last(made)]) == "One. Two.三。 Four."
+
+
 def test_one_text_at_the_end() -> None:
     made = results("offline")
     assert told(made, growing("one"), ended("One."), ended("Two.")) == []

@@ -13,6 +13,7 @@ from asrserver.protocol import model_names, openai
 from asrserver.protocol.events import Final, Word
 from asrserver.protocol.options import MAX_TEXT, Options
 from asrserver.text.words import join
+from asrserver.text.words import words as split
 from tests.events import durable, segment
 
 
@@ -105,6 +106,21 @@ def test_deltas_together_are_the_text(language: str) -> None:
     texts = ["", *(one.text for one in segments)]
     deltas = [openai.delta(before, one)["delta"] for before, one in zip(texts, segments, strict=False)]
     assert "".join(deltas) == join([(one.text, one.language) for one in segments])
+
+
+@pytest.mark.parametrize("mistaken", ["en", "zh", "ja"])
+def test_segments_and_tokens_together_are_the_text(mistaken: str) -> None:
+    """Also where a sentence was taken for one of a language without spaces."""
+    said = [("One two.", "en"), ("Three four.", mistaken), ("五六。", "zh"), ("Seven.", "en")]
+    segments = [
+        segment(n, text, language=language, words=[Word(word, n, n, 0.9) for word in split(text, language)])
+        for n, (text, language) in enumerate(said)
+    ]
+    final = durable("final", 5, text=join(said), total=4.0)
+    assert isinstance(final, Final)
+    body = openai.answer(parse(response_format="verbose_json", timestamp_granularities="segment"), segments, final)
+    assert "".join(one["text"] for one in body["segments"]) == " " + join(said)
+    assert "".join(one["token"] for one in openai.logprobs(segments)) == join(said)
 
 
 @pytest.mark.parametrize(
