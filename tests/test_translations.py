@@ -39,6 +39,9 @@ PAGES = {
     DOCS / "zh" / "backup.md": DOCS / "run" / "backup.md",
     DOCS / "zh" / "upgrade.md": DOCS / "run" / "upgrade.md",
     DOCS / "zh" / "troubleshooting.md": DOCS / "run" / "troubleshooting.md",
+    DOCS / "zh" / "containers.md": DOCS / "run" / "containers.md",
+    DOCS / "zh" / "several-machines.md": DOCS / "run" / "several-machines.md",
+    DOCS / "zh" / "sizing.md": DOCS / "run" / "sizing.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
