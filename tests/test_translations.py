@@ -42,6 +42,12 @@ PAGES = {
     DOCS / "zh" / "containers.md": DOCS / "run" / "containers.md",
     DOCS / "zh" / "several-machines.md": DOCS / "run" / "several-machines.md",
     DOCS / "zh" / "sizing.md": DOCS / "run" / "sizing.md",
+    DOCS / "zh" / "javascript.md": DOCS / "guides" / "javascript.md",
+    DOCS / "zh" / "openai.md": DOCS / "guides" / "openai.md",
+    DOCS / "zh" / "telephony.md": DOCS / "guides" / "telephony.md",
+    DOCS / "zh" / "captions.md": DOCS / "guides" / "captions.md",
+    DOCS / "zh" / "prompts.md": DOCS / "guides" / "prompts.md",
+    DOCS / "zh" / "normalise.md": DOCS / "guides" / "normalise.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
