@@ -30,6 +30,9 @@ async def test_captions(
             address = f"http://127.0.0.1:{system.port}/captions?language=en&normalise=numerals=digits&size=60px"
             await page.open(address)
             await page.until("document.getElementById('problem').textContent.includes('#key=')")
+            await page.run("localStorage.setItem('asrserver-language', 'zh')")
+            await page.open(f"{address}&lines=2")
+            await page.until("document.getElementById('problem').textContent.startsWith('服务器要求密钥')")
             page.problems.clear()  # the console tells of the 401
             await page.open(f"{address}&lines=1&background=lime#key={GIVEN}")
             await page.until("document.getElementById('text').textContent === 'add 12 oranges to the list'", 60)

@@ -124,6 +124,10 @@ async def read_docs(page: DevTools, address: str) -> None:
     await page.until("document.querySelectorAll('.operation').length > 10")
     await page.run("location.hash = 'history'")
     await page.until("document.getElementById('history').innerText.includes('Full-text search')")
+    assert "一分钟上手" in await page.run("document.body.innerText")  # the language that was chosen on the other page
+    await page.run("document.getElementById('switch').click()")
+    assert "In a minute" in await page.run("document.body.innerText")
+    assert not await page.run("/[一-鿿]/.test(document.getElementById('main').innerText)")
 
 
 @pytest.mark.gen_test(timeout=150)

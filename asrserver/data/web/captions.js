@@ -3,6 +3,7 @@
 // so in no log.
 
 import { Client } from "../asrserver.js";
+import { has, text, translate } from "./texts.js";
 
 /** Milliseconds without a word after which the captions go, and until a session that failed is tried again. */
 const QUIET = 8000;
@@ -12,11 +13,9 @@ const RETRY = 5000;
 const MOST = 1000;
 
 const LOOKS = ["lines", "size", "background"];
-const ADVICE = {
-  insecure_context: "The microphone is only there on https or localhost.",
-  permission_denied: "No microphone. OBS must be started with --enable-media-stream --use-fake-ui-for-media-stream.",
-  unauthorized: "The server wants a key: end the address with #key=YOUR-KEY.",
-};
+
+/** What to do where it is something else than on the other page: OBS has no address bar, and asks for nothing. */
+const ADVICE = { permission_denied: "captions_permission_denied", unauthorized: "captions_unauthorized" };
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
@@ -28,7 +27,8 @@ if (query.has("background")) style.backgroundColor = document.body.style.backgro
 
 const options = Object.fromEntries([...query].filter(([name, value]) => value && !LOOKS.includes(name)));
 if (options.silence) options.silence = Number(options.silence);
-if (options.language) document.documentElement.lang = options.language;
+translate();
+if (options.language) $("captions").lang = options.language;
 const separator = /^(zh|ja|yue|th)\b/.test(options.language ?? "") ? "" : " ";
 
 let quiet = 0;
@@ -56,7 +56,8 @@ for (;;) {
   try {
     await caption();
   } catch (error) {
-    $("problem").textContent = ADVICE[error.code] ?? error.message;
+    const name = ADVICE[error.code] ?? `error_${error.code}`;
+    $("problem").textContent = has(name) ? text(name) : error.message;
     await new Promise((done) => setTimeout(done, RETRY));
   }
 }

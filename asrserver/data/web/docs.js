@@ -1,6 +1,7 @@
 // /docs: the server's OpenAPI document, to be read by people.
 
 import { client, guard } from "./server.js";
+import { switchLanguage, text, translate } from "./texts.js";
 import { element } from "./transcript.js";
 
 const $ = (id) => document.getElementById(id);
@@ -12,7 +13,13 @@ let spec;
 
 async function load() {
   spec = await (await client.fetch("api/v1/openapi.json")).json();
-  $("version").textContent = `Version ${spec.info.version}.`;
+  show();
+  showTarget();
+}
+
+/** Everything, in the language that was chosen; the document itself is in English. */
+function show() {
+  $("version").textContent = text("docs_version", { version: spec.info.version });
   $("key-hint").hidden = !client.key;
   $("document").hidden = Boolean(client.key); // a link shows no key
   fill();
@@ -26,12 +33,14 @@ async function load() {
   }
   const used = [...groups.values()].filter(({ operations }) => operations.length);
   $("groups").replaceChildren(...used.map(group));
-  $("contents").replaceChildren(link("group", "#quick", "In a minute"), ...used.flatMap(contents));
-  showTarget();
+  $("contents").replaceChildren(link("group", "#quick", text("docs_quick")), ...used.flatMap(contents));
 }
 
-/** Put this server's address into the examples. */
+/** Put this server's address into the examples, and the words between them. */
 function fill() {
+  for (const paragraph of document.querySelectorAll("[data-prose]")) {
+    paragraph.replaceChildren(...prose("p", "", text(paragraph.dataset.prose)).childNodes);
+  }
   const http = client.url.href.replace(/\/$/, "");
   const values = { http, ws: http.replace(/^http/, "ws"), key: keyOption() };
   for (const example of document.querySelectorAll("[data-fill]")) {
@@ -85,17 +94,17 @@ function detail(what) {
   const parts = element("div", "detail");
   if (what.description) parts.append(prose("p", "", what.description));
   const parameters = (what.parameters ?? []).map(resolve);
-  if (parameters.length) parts.append(element("h3", "", "Parameters"), list(parameters.map(parameter)));
+  if (parameters.length) parts.append(element("h3", "", text("docs_parameters")), list(parameters.map(parameter)));
   for (const [type, { schema }] of Object.entries(what.requestBody?.content ?? {})) {
-    parts.append(element("h3", "", `Body: ${type}`), list([value("", schema, "", 0)]));
+    parts.append(element("h3", "", text("docs_body", { type })), list([value("", schema, "", 0)]));
   }
-  parts.append(element("h3", "", "Answers"), list(Object.entries(what.responses).map(answer)));
-  if (!("101" in what.responses)) parts.append(element("h3", "", "Example"), element("pre", "", curl(what)));
+  parts.append(element("h3", "", text("docs_answers")), list(Object.entries(what.responses).map(answer)));
+  if (!("101" in what.responses)) parts.append(element("h3", "", text("docs_example")), element("pre", "", curl(what)));
   return parts;
 }
 
 function parameter({ name, schema, description, required, in: place }) {
-  return value(name, schema, description, 0, [place !== "query" && place, required && place !== "path" && "required"]);
+  return value(name, schema, description, 0, [place !== "query" && place, required && place !== "path" && text("docs_required")]);
 }
 
 function answer([status, response]) {
@@ -140,7 +149,7 @@ function value(name, given, description, depth, notes = []) {
 
 function folded(schema, depth) {
   const box = document.createElement("details");
-  box.append(element("summary", "", "fields"));
+  box.append(element("summary", "", text("docs_fields")));
   box.addEventListener("toggle", () => {
     if (box.children.length > 1) return;
     box.append(list(fieldsOf(schema).map(([name, field]) => value(name, field, "", depth + 1))));
@@ -157,20 +166,20 @@ function fieldsOf(given) {
 
 function typeOf(given) {
   const schema = resolve(given ?? {});
-  if (schema.enum) return schema.enum.length > 8 ? "one of several" : schema.enum.join(" | ");
+  if (schema.enum) return schema.enum.length > 8 ? text("docs_several") : schema.enum.join(" | ");
   if ("const" in schema) return String(schema.const);
-  if (schema.anyOf || schema.oneOf) return [...new Set((schema.anyOf ?? schema.oneOf).map(typeOf))].join(" or ");
+  if (schema.anyOf || schema.oneOf) return [...new Set((schema.anyOf ?? schema.oneOf).map(typeOf))].join(text("docs_or"));
   if (schema.allOf) return "object";
-  const names = [schema.type ?? "any"].flat().map((type) => (type === "array" ? `array of ${typeOf(schema.items)}` : type));
+  const names = [schema.type ?? "any"].flat().map((type) => (type === "array" ? text("docs_array", { type: typeOf(schema.items) }) : type));
   const format = schema.format ? ` (${schema.format})` : "";
-  const limits = [limit(schema), schema.default !== undefined && `default ${schema.default}`].filter(Boolean);
-  return [names.join(" or ") + format, ...limits].join(", ");
+  const limits = [limit(schema), schema.default !== undefined && text("docs_default", { value: schema.default })].filter(Boolean);
+  return [names.join(text("docs_or")) + format, ...limits].join(", ");
 }
 
 function limit({ minimum, maximum, maxLength }) {
-  if (minimum !== undefined && maximum !== undefined) return `${minimum} to ${maximum}`;
-  if (minimum !== undefined) return `from ${minimum}`;
-  return maxLength ? `at most ${maxLength} characters` : "";
+  if (minimum !== undefined && maximum !== undefined) return text("docs_range", { minimum, maximum });
+  if (minimum !== undefined) return text("docs_from", { minimum });
+  return maxLength ? text("docs_length", { maximum: maxLength }) : "";
 }
 
 function list(rows) {
@@ -193,6 +202,9 @@ function showTarget() {
   target?.scrollIntoView();
 }
 
+$("switch").onclick = switchLanguage;
+document.addEventListener("language", () => (spec ? show() : fill()));
 addEventListener("hashchange", showTarget);
+translate();
 fill();
 guard(load);
