@@ -48,6 +48,9 @@ PAGES = {
     DOCS / "zh" / "captions.md": DOCS / "guides" / "captions.md",
     DOCS / "zh" / "prompts.md": DOCS / "guides" / "prompts.md",
     DOCS / "zh" / "normalise.md": DOCS / "guides" / "normalise.md",
+    DOCS / "zh" / "other-clients.md": DOCS / "guides" / "other-clients.md",
+    DOCS / "zh" / "models.md": DOCS / "models.md",
+    DOCS / "zh" / "overload.md": DOCS / "run" / "overload.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
