@@ -10,9 +10,10 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
+import redis.exceptions
 
 from asrserver.broker.pipeline import connect
 from asrserver.errors import Unavailable
@@ -25,6 +26,18 @@ NEARLY_FULL = 0.9
 
 #: Seconds that the answers may take.
 ANSWER_TIMEOUT = 5.0
+
+
+class View(NamedTuple):
+    """What a Redis lets its user see of itself.
+
+    Attributes:
+        info: What INFO says, parsed; empty where it is forbidden.
+        shortcomings: What it lacks, and what could not be looked at, a line each.
+    """
+
+    info: Mapping[str, Any]
+    shortcomings: list[str]
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,9 @@ async def inspect(url: str) -> Inspection:
             await client.ping()
             latency = time.time() - began
             seconds, micros = await client.time()
-            info = await client.info()
-            lacking = shortcomings(info, await read_fsync(client.execute_command))
             skew = seconds + micros / 1e6 - time.time()
-        return Inspection(str(info.get("redis_version", "?")), latency, skew, lacking)
+            info, lacking = await look(client.execute_command)
+        return Inspection(str(info.get("redis_version", "unknown")), latency, skew, lacking)
     except (TimeoutError, redis.RedisError, OSError) as exc:
         reason = str(exc) or f"no answer in {ANSWER_TIMEOUT:g} s"
         raise Unavailable("broker_unavailable", reason) from None
@@ -69,14 +81,37 @@ async def inspect(url: str) -> Inspection:
         await client.aclose()
 
 
-async def read_fsync(execute: Callable[..., Awaitable[Any]]) -> str:
-    """Read `appendfsync`; '' where the command CONFIG is forbidden, as it often is where Redis is rented."""
+async def look(ask: Callable[..., Awaitable[Any]]) -> View:
+    """Ask for what tells whether a Redis is as it must be, as far as its user may: nothing else depends on that.
+
+    Args:
+        ask: Sends a command.
+
+    Raises:
+        Unavailable: From `ask`, as everything that is no answer of Redis.
+    """
+    info, setting = await asyncio.gather(_asked(ask("INFO")), _asked(ask("CONFIG", "GET", "appendfsync")))
+    hidden = []
+    if isinstance(info, redis.ResponseError):
+        hidden.append(("INFO", "+info"))
+        info = {}
+    if isinstance(setting, redis.exceptions.NoPermissionError):
+        hidden.append(("CONFIG GET", "+config|get"))
+    fsync = setting[1] if isinstance(setting, list | tuple) and len(setting) > 1 else b""
+    found = shortcomings(info, fsync.decode() if isinstance(fsync, bytes) else str(fsync)) if info else []
+    if hidden:
+        names, rights = (" and ".join(parts) for parts in zip(*hidden, strict=True))
+        unknown = "its appendfsync is not known" if info else "its memory and settings are not watched"
+        found.append(f"its user may not send {names}, so {unknown}: permit {rights} (ACL SETUSER)")
+    return View(info, found)
+
+
+async def _asked(answer: Awaitable[Any]) -> Any:
+    """An answer, or the error that Redis gives instead: CONFIG often does not exist where Redis is rented."""
     try:
-        reply = await execute("CONFIG", "GET", "appendfsync")
-    except redis.ResponseError:
-        return ""
-    value = reply[1] if len(reply) > 1 else b""
-    return value.decode() if isinstance(value, bytes) else str(value)
+        return await answer
+    except redis.ResponseError as exc:
+        return exc
 
 
 def shortcomings(info: Mapping[str, Any], appendfsync: str) -> list[str]:

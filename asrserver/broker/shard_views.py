@@ -68,11 +68,6 @@ class ShardedStatus(BrokerStatus):
         """Those that are offered in any of them."""
         return set().union(*await self._all(lambda shard: shard.broker.status.offered(within)))
 
-    async def shortcomings(self) -> list[str]:
-        """Those of each, with its name."""
-        answers = await self._shards.ask(lambda shard: shard.broker.status.shortcomings())
-        return [f"{shard.name}: {text}" for shard, texts in answers.items() for text in texts]
-
     async def fullness(self) -> float:
         """That of the least full one, which gets the new sessions."""
 
@@ -82,9 +77,11 @@ class ShardedStatus(BrokerStatus):
 
         return min(await self._all(ask))
 
-    async def keyspace_stats(self) -> dict[str, int]:
-        """The sums."""
-        return _sums(await self._all(lambda shard: shard.broker.status.keyspace_stats()))
+    async def describe(self) -> dict[str, Any]:
+        """The sums, and the warnings of each with its name."""
+        answers = await self._shards.ask(lambda shard: shard.broker.status.describe())
+        warnings = [f"{shard.name}: {text}" for shard, found in answers.items() for text in found.pop("warnings")]
+        return {**_sums(answers.values()), "warnings": warnings}
 
     async def _all(self, question: Callable[[Shard], Awaitable[Answer]]) -> list[Answer]:
         return list((await self._shards.ask(question)).values())

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import orjson
+import redis
 
 from asrserver.broker import scripts
 from asrserver.broker.clock import BrokerClock
@@ -22,7 +23,7 @@ from asrserver.broker.keys import (
     tasks_key,
 )
 from asrserver.broker.pipeline import Pipeline
-from asrserver.broker.requirements import read_fsync, shortcomings
+from asrserver.broker.requirements import look
 
 #: Seconds without a heartbeat after which a name leaves the index.
 HEARTBEAT_INDEX_TTL = 3600.0
@@ -105,28 +106,28 @@ class BrokerStatus:
     async def _streams(self) -> list[str]:
         return [TASKS, *(tasks_key(model) for model in await self.offered(math.inf))]
 
-    async def shortcomings(self) -> list[str]:
-        """Return what this Redis lacks, a line each; see requirements.py. Raises Unavailable."""
-        info, appendfsync = await asyncio.gather(self._pipeline.ask("INFO"), read_fsync(self._pipeline.ask))
-        return shortcomings(info, appendfsync)
-
     async def fullness(self) -> float:
-        """Return the used memory of Redis over its maxmemory; 0 if it has no limit."""
-        info = await self._pipeline.submit("INFO", "memory")
+        """Return the used memory of Redis over its maxmemory; 0 if it has no limit, or its user may not know."""
+        try:
+            info = await self._pipeline.submit("INFO", "memory")
+        except redis.ResponseError:
+            return 0.0
         return info["used_memory"] / info["maxmemory"] if info.get("maxmemory") else 0.0
 
-    async def keyspace_stats(self) -> dict[str, int]:
-        """Count keys and memory.
+    async def describe(self) -> dict[str, Any]:
+        """Describe this Redis; raises Unavailable.
 
         Returns:
-            `keys`: keys of the database; `lasting_keys`: those that do not expire; `memory_bytes`: used memory.
+            `keys`: keys of the database; `lasting_keys`: those that do not expire; `memory_bytes`: used memory: all
+            three missing where INFO is forbidden. `warnings`: what it lacks, a line each; see requirements.py.
         """
-        keyspace, memory = await asyncio.gather(
-            self._pipeline.submit("INFO", "keyspace"), self._pipeline.submit("INFO", "memory")
-        )
-        here = keyspace.get(f"db{self._database}", {"keys": 0, "expires": 0})
+        info, lacking = await look(self._pipeline.ask)
+        if not info:
+            return {"warnings": lacking}
+        here = info.get(f"db{self._database}", {"keys": 0, "expires": 0})
         return {
             "keys": here["keys"],
             "lasting_keys": here["keys"] - here["expires"],
-            "memory_bytes": memory["used_memory"],
+            "memory_bytes": info["used_memory"],
+            "warnings": lacking,
         }

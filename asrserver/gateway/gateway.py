@@ -153,7 +153,7 @@ class Gateway:
             StorageError: The database cannot be used, and `strict`.
         """
         await self.broker.open()
-        for problem in await self.broker.status.shortcomings():
+        for problem in (await self.broker.status.describe())["warnings"]:
             log.warning("Redis should be set up otherwise: %s", problem)
         tasks = self._tasks
         tasks.critical(self.broker.subscribe(self.sessions.on_event, self._on_subscribed), "subscribe")

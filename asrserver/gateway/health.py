@@ -41,17 +41,16 @@ async def health(gateway: Gateway) -> dict[str, Any]:
         began = time.monotonic()
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT):
-                workers, gateways, queue, census, lacking = await asyncio.gather(
+                workers, gateways, queue, described = await asyncio.gather(
                     gateway.broker.status.heartbeats("worker"),
                     gateway.broker.status.heartbeats("gateway"),
                     gateway.broker.status.queue(),
-                    gateway.broker.status.keyspace_stats(),
-                    gateway.broker.status.shortcomings(),
+                    gateway.broker.status.describe(),
                 )
         except (TimeoutError, Unavailable) as exc:
             redis_state = {"ready": False, "error": str(exc) or "too slow"}
         else:
-            redis_state |= {**census, "warnings": lacking}
+            redis_state |= described
             latency = round((time.monotonic() - began) * 1000, 2)
             recognition = {"ready": True, "latency_ms": latency}
             if all(worker.get("drained") for worker in workers):

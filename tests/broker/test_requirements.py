@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
+import redis
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.requirements import inspect, shortcomings
@@ -53,8 +55,48 @@ async def test_a_real_redis_is_read_alike_by_both_ways(redis_url: str) -> None:
     assert abs(found.skew) < 60
     broker = GatewayBroker(redis_url, "requirements")
     await broker.open()
-    assert await broker.status.shortcomings() == found.shortcomings
+    described = await broker.status.describe()
+    assert described.pop("warnings") == found.shortcomings
+    assert described["keys"] >= described["lasting_keys"] > 0 < described["memory_bytes"]
     await broker.close()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("forbidden", "told"),
+    [
+        (["-info"], "may not send INFO, so its memory and settings are not watched: permit +info"),
+        (["-config"], "may not send CONFIG GET, so its appendfsync is not known: permit +config|get"),
+        (["-info", "-config"], "may not send INFO and CONFIG GET, .* permit +info and +config|get"),
+    ],
+)
+async def test_what_may_not_be_looked_at_is_told_once_and_nothing_else_fails(
+    db: redis.Redis, redis_url: str, forbidden: list[str], told: str
+) -> None:
+    """A gateway did not start with such a user."""
+    db.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", "~*", "&*", "+@all", *forbidden)
+    try:
+        url = f"{redis_url}?username=limited&password=secret"
+        seen = (await inspect(url)).shortcomings
+        broker = GatewayBroker(url, "limited")
+        await broker.open()
+        described = await broker.status.describe()
+        assert described["warnings"] == seen
+        [line] = [line for line in seen if "may not" in line]
+        assert re.search(re.escape(told).replace(r"\.\*", ".*"), line)
+        assert ("keys" in described) == ("-info" not in forbidden)
+        assert await broker.status.fullness() >= 0
+        await broker.close()
+    finally:
+        db.execute_command("ACL", "DELUSER", "limited")
+
+
+@pytest.mark.gen_test
+async def test_health_asks_for_everything_at_once(db: redis.Redis, g: GatewayBroker) -> None:
+    """Each INFO takes Redis as long as ten chunks."""
+    db.config_resetstat()
+    await g.status.describe()
+    assert db.info("commandstats")["cmdstat_info"]["calls"] == 1
 
 
 @pytest.mark.gen_test
