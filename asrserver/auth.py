@@ -132,6 +132,11 @@ class Access:
         return self._keys.get(owner) or self._given.get(owner)
 
     @property
+    def count(self) -> int:
+        """The number of valid keys."""
+        return len(self._keys) + len(self._given)
+
+    @property
     def keys(self) -> Iterable[Key]:
         """All valid keys."""
         return [*self._keys.values(), *self._given.values()]

@@ -1,4 +1,4 @@
-"""How what all clients use is shared out among API keys: the workers' time, and the audio that may wait."""
+"""How what all clients use is shared out among API keys: the workers' time, the audio that may wait, connections."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ class Share(NamedTuple):
     key: str
     weight: float
 
+
+#: How many times what is left free one key may hold of what is not taken back from it.
+HELD_TO_FREE = 8.0
 
 #: The share of sessions that nobody entered.
 COMMON = Share("", 1.0)
@@ -34,3 +37,18 @@ def crowded(used: Mapping[Share, float], limit: float) -> set[str]:
         return set()
     weights = sum(share.weight for share, amount in used.items() if amount > 0)
     return {share.key for share, amount in used.items() if amount > 0 and amount >= limit * share.weight / weights}
+
+
+def leaves_room(held: float, free: float, weight: float) -> bool:
+    """Whether a key that holds this much may take one more of what is free, and something is left for others.
+
+    For what is not taken back from who holds it, as connections: a key that comes late finds no share in it. So what
+    each may hold follows what is free (dynamic thresholds: Choudhury and Hahne, 1998). A key that is alone gets eight
+    ninths of all, and the next that comes as much of the rest.
+
+    Args:
+        held: What the key holds.
+        free: What nobody holds.
+        weight: The key's weight: one of weight 2 may hold 16 times what is free.
+    """
+    return held < HELD_TO_FREE * weight * free

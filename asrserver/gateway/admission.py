@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -18,6 +18,7 @@ from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.rate_limits import RETRY_AFTER, Limits, RateMeter
 from asrserver.gateway.session import Session
+from asrserver.shares import leaves_room
 
 #: The limits of an unknown key, and of a client without one: none.
 _UNLIMITED = KeyLimits()
@@ -34,6 +35,7 @@ class Admission:
         self._name = name
         self._serial = itertools.count()
         self._connections: dict[str, str] = {}  # member → owner
+        self._held = Counter[str]()  # connections by owner
         self._spent: dict[str, float] = {}  # owner → seconds of audio in the minute _spent_in
         self._spent_in = 0
 
@@ -53,27 +55,58 @@ class Admission:
             Refused: A limit of this gateway or of the key is reached.
             Unavailable: Redis, which counts for all gateways, does not answer.
         """
+        owner = "" if key is None else key.id
+        self.leave_room("max_connections", owner, self.limits.connections, self._held[owner])
         self.limits.connect(address)
+        self._held[owner] += 1
         if key is None:
-            return partial(self.limits.disconnect, address)
+            return partial(self._disconnect, address, owner)
         try:
-            limits = self._limits(key.id)
+            limits = self._limits(owner)
             if limits.audio_per_minute:
-                self._note(await self._quota.spent([key.id]))
-                self._refuse_spent(key.id, limits)
+                self._note(await self._quota.spent([owner]))
+                self._refuse_spent(owner, limits)
             member = f"{self._name}/{next(self._serial)}"
-            if limits.connections and not await self._quota.hold("connections", key.id, member, limits.connections):
+            if limits.connections and not await self._quota.hold("connections", owner, member, limits.connections):
                 message = f"connection limit of this API key reached ({limits.connections})"
                 raise Refused(429, "too_many_connections", message, retry_after=RETRY_AFTER)
         except BaseException:
-            self.limits.disconnect(address)
+            self._disconnect(address, owner)
             raise
-        self._connections[member] = key.id
-        return partial(self._disconnect, address, member)
+        self._connections[member] = owner
+        return partial(self._disconnect, address, owner, member)
 
-    def _disconnect(self, address: str, member: str) -> None:
-        self._quota.release("connections", self._connections.pop(member), member)
+    def _disconnect(self, address: str, owner: str, member: str = "") -> None:
+        if member:
+            self._quota.release("connections", self._connections.pop(member), member)
+        self._held[owner] -= 1
+        if not self._held[owner]:
+            del self._held[owner]
         self.limits.disconnect(address)
+
+    def leave_room(self, setting: str, owner: str, used: int, held: int) -> None:
+        """Check that one more connection, or session, of a key leaves some to others; see shares.leaves_room.
+
+        Without keys there is nobody to share with: addresses have a limit of their own, and are no identity.
+
+        Args:
+            setting: `max_connections` or `max_sessions`.
+            owner: The id of the key; empty if there is none.
+            used: How many there are on this gateway.
+            held: Those of the key.
+
+        Raises:
+            Refused: It has as many as it may while so few are free.
+        """
+        most: int = getattr(self._settings, setting)
+        if not most or not (self._access.count > 1 or (self._access.count and self._settings.allow_keyless)):
+            return
+        free = most - used
+        if free <= 0 or leaves_room(held, free, self._limits(owner).weight):  # with none everybody is refused elsewhere
+            return
+        what = setting.removeprefix("max_")
+        message = f"{held} {what} are of this API key; the {free} that are free are left to others ({setting}={most})"
+        raise Refused(429, f"too_many_{what}", message, retry_after=RETRY_AFTER)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class Sessions(Mapping[str, Session]):
         self._admission = admission
         self._tasks = tasks
         self._open: dict[str, Session] = {}
-        self._starting: set[str] = set()  # ids of sessions that were admitted and are not open yet
+        self._starting: dict[str, str] = {}  # id → owner of sessions that were admitted and are not open yet
         self._audio = metrics.BufferedCounter(metrics.audio_seconds)
         self._grace = max(GRACE_SECONDS, settings.resume_timeout)
         self._overdue: set[str] = set()  # sessions that `adopt` found to be overdue
@@ -126,9 +126,8 @@ class Sessions(Mapping[str, Session]):
         exists = BadRequest("session_exists", "session_id is already in use", session_id=sid)
         if sid in self._open or sid in self._starting:
             raise exists
-        # First, and synchronously: what this gateway refuses by itself costs no query.
-        self.check_start(siblings, owner)
-        self._starting.add(sid)
+        self.check_start(siblings, owner)  # first, and synchronously: what this gateway refuses costs no query
+        self._starting[sid] = owner
         try:
             if asked.session_id and await self._stored(sid):
                 raise exists
@@ -137,7 +136,7 @@ class Sessions(Mapping[str, Session]):
             session.named, session.resumable = bool(asked.session_id), asked.resumable
             self._open[sid] = session  # before its first result can come
         finally:
-            self._starting.discard(sid)
+            del self._starting[sid]
         created = False
         try:
             created = await self._create(session)
@@ -155,8 +154,9 @@ class Sessions(Mapping[str, Session]):
 
     def check_start(self, siblings: int, owner: str) -> None:
         """Check the limits of this gateway for one more session; see `start`. Those that are being started count."""
-        sessions = len(self._open) + len(self._starting)
-        self._admission.limits.start(siblings, sessions)
+        owners = [*self._starting.values(), *(session.owner for session in self._open.values())]
+        self._admission.limits.start(siblings, len(owners))
+        self._admission.leave_room("max_sessions", owner, len(owners), owners.count(owner))
         self.waiting.check_start(owner)
 
     async def _create(self, session: Session) -> bool:

@@ -304,7 +304,7 @@ def _closing(gateway: Gateway) -> None:
 
 def _full(gateway: Gateway) -> None:
     gateway.admission.limits._settings = replace(gateway.settings, max_sessions=1)
-    gateway.sessions._starting.add("another")
+    gateway.sessions._starting["another"] = ""
 
 
 def _busy(gateway: Gateway) -> None:
