@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Measure each REST route's p95, against that of the bare SQL behind it, in one run.
 
-    python tools/bench_rest.py [--sessions 10000] [--requests 400]
+    python tools/bench_rest.py [--sessions 10000] [--requests 400] [--words 0]
 
 A real gateway process serves REST on a real Redis and PostgreSQL with SESSIONS stored sessions. Requests on one
 persistent connection alternate with the same statements by psycopg2 on another one, so that both meet the same
-disturbances. The bare statements are those of asrserver/storage/queries.py; their rows are fetched and dropped.
+disturbances. The bare statements are those of asrserver/storage/queries.py; their rows are fetched and dropped. For a
+search that is the question to the index of words: what else it takes, such as to look for a phrase in the texts, counts
+for REST. --words makes the sessions as long: 10,000 words are an hour and a half.
 """
 
 from __future__ import annotations
@@ -30,12 +32,15 @@ from asrserver.embedded.postgres import EmbeddedPostgres
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.storage import queries
 from asrserver.storage.queries import Filter
+from asrserver.storage.search import required
 
 FILL = """
     INSERT INTO asr_sessions (id, user_id, status, mode, language, final_text, chunk_count, total_duration, created_at)
     SELECT 's' || n, 'user' || n %% 100, 'done', 'auto', 'en',
            CASE n %% 100 WHEN 0 THEN 'a zeppelin over the kitchen' WHEN 1 THEN '今天北京的天气预报'
-           ELSE 'turn on the light in the kitchen' END || ' ' || n, 3, 4.5, now() - n * interval '1 minute'
+           ELSE 'turn on the light in the kitchen' END || ' ' || n
+           || repeat(' and on the light hall kitchen of then all ', %(words)s / 9)
+           || CASE n WHEN %(count)s - 2 THEN 'hall light' ELSE '' END, 3, 4.5, now() - n * interval '1 minute'
     FROM generate_series(0, %(count)s - 1) AS n;
     INSERT INTO asr_chunks (session_id, chunk_index, text, duration)
     SELECT 's' || n, i, 'turn on the light', 1.5
@@ -53,11 +58,14 @@ def page(which: Filter, limit: int = 50) -> list[Statement]:
     values = which.values()
     names = frozenset(values)
     rows = queries.history(names)
-    statements = [(rows.text, {**rows.parameters, **values, "limit": limit + 1})]
-    if which.search is None:
-        count = queries.total(names)
-        statements.insert(0, (count.text, {**count.parameters, **values}))
-    return statements
+    if which.search is not None:
+        found = queries.candidates(names - {"search"} | {"words"})
+        return [(found.text, {**found.parameters, "words": required(which.search), "limit": limit + 1})]
+    count = queries.total(names)
+    return [
+        (count.text, {**count.parameters, **values}),
+        (rows.text, {**rows.parameters, **values, "limit": limit + 1}),
+    ]
 
 
 def detail(sid: str) -> list[Statement]:
@@ -75,6 +83,8 @@ ROUTES: dict[str, list[Statement]] = {
     "/api/v1/history?q=zeppelin": page(Filter(search="zeppelin")),
     "/api/v1/history?q=kitchen": page(Filter(search="kitchen")),
     "/api/v1/history?q=%E5%A4%A9%E6%B0%94%E9%A2%84%E6%8A%A5": page(Filter(search="天气预报")),
+    "/api/v1/history?q=%22the+light%22": page(Filter(search="the light")),
+    "/api/v1/history?q=%22hall+light%22": page(Filter(search="hall light")),
     "/api/v1/session/s77": detail("s77"),
     "/api/v1/stats": [(queries.sums(False).text, queries.sums(False).parameters)],
 }
@@ -130,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--words", type=int, default=0, help="words of each session, beside a few")
     add_json(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="asrserver-bench-") as place:
@@ -147,10 +158,12 @@ def main() -> None:
             database = psycopg2.connect(postgres.dsn)
             database.autocommit = True
             with database.cursor() as cursor:
-                cursor.execute(FILL, {"count": arguments.sessions})
+                cursor.execute(FILL, {"count": arguments.sessions, "words": arguments.words})
                 cursor.execute("VACUUM ANALYZE")
             database.close()
-            print(f"{arguments.sessions} sessions, {arguments.requests} requests per route")
+            print(
+                f"{arguments.sessions} sessions, {arguments.words} words more, {arguments.requests} requests per route"
+            )
             write_ratios(arguments, measure(int(found[1]), postgres.dsn, arguments.requests))
         finally:
             gateway.terminate()

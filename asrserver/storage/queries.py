@@ -114,6 +114,15 @@ _RECORD = sa.select(
 )  # fmt: skip
 
 _ID = sa.bindparam("id", type_=sa.Text)
+
+
+class _TsQuery(sa.types.UserDefinedType):  # type: ignore[misc]
+    """What SQLAlchemy 1.4 lacks."""
+
+    def get_col_spec(self, **_options: Any) -> str:
+        return "tsquery"
+
+
 _AFTER = sa.bindparam("after", type_=sa.BigInteger)
 
 _CONDITIONS = {
@@ -125,6 +134,8 @@ _CONDITIONS = {
     "search": sa.func.asr_words(sessions.c.final_text).op("@@")(
         sa.func.to_tsquery("simple", sa.bindparam("search", type_=sa.Text))
     ),
+    "words": sa.func.asr_words(sessions.c.final_text).op("@@")(sa.cast(sa.bindparam("words", type_=sa.Text), _TsQuery)),
+    "ids": sessions.c.id == sa.func.any(sa.bindparam("ids", type_=sa.ARRAY(sa.Text))),
     "before": sa.tuple_(sessions.c.created_at, sessions.c.id)
     < sa.tuple_(sa.bindparam("before"), sa.bindparam("before_id", type_=sa.Text)),
 }  # fmt: skip
@@ -152,6 +163,29 @@ def history(names: frozenset[str]) -> Compiled:
 
 
 @lru_cache
+def candidates(names: frozenset[str]) -> Compiled:
+    """Ids and times of the newest sessions that match, up to `limit`, by the index of words; no text is read.
+
+    The planner expects that each text has to be parsed, and would rather go through the table, the history or another
+    index: so it has no choice.
+    """
+    columns = sessions.c.id.label("session_id"), sessions.c.created_at
+    conditions = [_CONDITIONS[name] for name in sorted(names & _CONDITIONS.keys() - {"words"})]
+    order = sessions.c.created_at.desc(), sessions.c.id.desc()
+    newest = compiled(sa.select(*columns).where(*conditions).order_by(*order).limit(sa.bindparam("limit")))
+    if "words" not in names:
+        return newest
+    kept = [sessions.c[name] for name in ("id", "created_at", "owner", "user_id", "status")]
+    found = compiled(sa.select(*kept).where(_CONDITIONS["words"]))
+    # Outside of the parentheses, the name is that of what was found in the table.
+    return Compiled(
+        "SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off; "
+        f"WITH asr_sessions AS MATERIALIZED ({found.text}) {newest.text}",
+        newest.parameters,
+    )
+
+
+@lru_cache
 def total(names: frozenset[str]) -> Compiled:
     """The number of matching sessions: by owner and status from the tally, else counted. Not for searches."""
     if names <= {"owner", "status"}:
@@ -170,6 +204,17 @@ def one(owned: bool) -> Compiled:
 
 KNOWN = compiled(
     sa.select(sa.or_(sa.exists().where(sessions.c.id == _ID), sa.exists().where(tombstones.c.session_id == _ID)))
+)
+#: Those of the sessions `ids` whose texts match the regular expression `pattern`, and then `search`: it takes ten times
+#: as long, and the planner would ask for it first.
+MATCHING = compiled(
+    sa.select(sessions.c.id).where(
+        _CONDITIONS["ids"],
+        sa.case(
+            (sessions.c.final_text.op("~*")(sa.bindparam("pattern", type_=sa.Text)), _CONDITIONS["search"]),
+            else_=sa.false(),
+        ),
+    )
 )
 CHUNKS = compiled(
     sa.select(chunks.c.chunk_index, sa.func.coalesce(chunks.c.text, "").label("text"), *list(chunks.c)[3:])

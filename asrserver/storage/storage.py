@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from asrserver.storage import queries
+from asrserver.storage import queries, text_search
 from asrserver.storage.errors import StorageError, StorageRejected, StorageUnavailable
 from asrserver.storage.pool import Pool
 from asrserver.storage.queries import CURSOR, Filter, Page
@@ -96,7 +96,8 @@ class Storage(Pool):
         Each record is {session_id, user_id, status, text, duration (seconds), chunk_count, language, mode, model,
         error_code, error_message, audio_path, created_at, completed_at}; times are ISO 8601 in UTC.
 
-        A page may have fewer than `limit` records though more follow: if these have more than PAGE_BYTES of text.
+        A page may have fewer than `limit` records, or none, though more follow: if these have more than PAGE_BYTES of
+        text, or if a search for a phrase has taken text_search.SEARCH_SECONDS.
 
         Args:
             limit: Maximum number of records.
@@ -112,20 +113,22 @@ class Storage(Pool):
         """
         values = which.values()
         place = queries.read_cursor(cursor) if cursor is not None else {}
-        names = frozenset(values)
+        names, stopped, total = frozenset(values).union(place), None, None
+        parameters = {**values, **place, "limit": limit + 1}
         async with self._reading.lend(which.owner) as conn:
-            total = None
             if which.search is None:
-                count = queries.total(names)
+                count = queries.total(frozenset(values))
                 total = await conn.scalar(count.text, {**count.parameters, **values})
-            page = queries.history(names.union(place))
-            records = await queries.fetch(conn, page, **values, **place, limit=limit + 1)
-        found = max((record.pop("found") for record in records), default=0)
+            elif found := await text_search.search(conn, which.search, {**values, **place}, limit + 1):
+                names, stopped = frozenset({"ids"}), found.stopped
+                parameters["ids"] = found.ids
+            records = await queries.fetch(conn, queries.history(names), **parameters)
+        most = max((record.pop("found") for record in records), default=0)
         records = records[:limit]
-        more = found > len(records)
-        if which.search is not None and cursor is None and not more:
+        last = records[-1] if most > len(records) else stopped
+        if which.search is not None and cursor is None and last is None:
             total = len(records)
-        return Page(total, records, queries.make_cursor(records[-1]) if more else None)
+        return Page(total, records, queries.make_cursor(last) if last is not None else None)
 
     async def record(self, session_id: str, *, owner: str | None = None) -> dict[str, Any] | None:
         """One session as in `history`; None if it is not stored."""

@@ -49,8 +49,11 @@ export class History {
 
   async #page(cursor, { signal }) {
     try {
-      const page = await this.#client.history({ limit: PAGE, cursor, q: this.#query }, { signal });
-      this.#cursor = page.cursor;
+      let page;
+      do { // a search for a phrase may find nothing in the time of one page
+        page = await this.#client.history({ limit: PAGE, cursor, q: this.#query }, { signal });
+        this.#cursor = cursor = page.cursor;
+      } while (!page.records.length && cursor);
       return signal.aborted ? null : page;
     } catch (error) {
       if (signal.aborted) return null;
