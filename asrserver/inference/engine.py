@@ -257,7 +257,7 @@ class Engine:
     def _key(self, job: DecodeJob) -> tuple[int, int, bool]:
         # generate() wants one window length, and the start token at one index in all rows. Before the language is
         # detected any language gives the prompt's length: it is one token, or none in an English-only model.
-        prompt = self._model.prompt(job.request, job.request.language or self._model.languages[0])
+        prompt = self._model.vocabulary.prompt(job.request, job.request.language or self._model.languages[0])
         return job.features.shape[1], len(prompt), job.request.language is None
 
     def _recognise(self, batch: list[DecodeJob]) -> list[Hypothesis | Exception]:

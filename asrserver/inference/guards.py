@@ -56,6 +56,7 @@ class Attempt:
         logprob: Mean log-probability of its tokens.
         silence: It is taken for silence.
         ended: Seconds of the window at which the decoder says that the text ends; None if it says nothing.
+        read: The same where an unfinished phrase was left out behind it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Attempt:
         self.number = number
         self.tokens = tokens
         self.ended: float | None = None
+        self.read: float | None = None
         self.logprob = result.scores[0] * length / (length + 1)  # the end token counts too, as in the reference
         self.silence = result.no_speech_prob > (NO_SPEECH if self.unlikely else profile.no_speech)
 

@@ -1,13 +1,17 @@
 """Packing: the segments of a recording are decoded together in long windows, as the model was trained.
 
 Nobody waits for the first segment of a file. In a window with its neighbours a short segment has context, and its
-sentence is not cut at a breath. The text of a window is divided among its segments by the times of its words.
+sentence is not cut at a breath. The text of a window is divided among its segments by the times of its words. Speech
+that is longer than a window is one segment, which is read from the end of one window's text on (`utterances.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.segments import RecognisedSegment
+from asrserver.inference.vad import Event, SegmentEnded
 from asrserver.inference.whisper import Hypothesis
 from asrserver.protocol.events import Word
 from asrserver.text.words import glue
@@ -22,12 +26,28 @@ MAX_GAP_SECONDS = 3.0
 TOLERANCE_SECONDS = 0.25
 
 
+def spoken_spans(events: Iterable[Event], together: bool) -> list[Span]:
+    """The segments of a recording.
+
+    Args:
+        events: What an endpointer found in it.
+        together: Segments that were cut only because they were long are one.
+    """
+    spans: list[Span] = []
+    goes_on = False
+    for event in events:
+        if isinstance(event, SegmentEnded):
+            spans.append((spans.pop()[0] if goes_on else event.start, event.end))
+            goes_on = together and event.cut
+    return spans
+
+
 def pack(spans: list[Span], seconds: float) -> list[list[Span]]:
     """Group the segments of a recording.
 
     Args:
         spans: The segments, in order.
-        seconds: Longest group, silence between its segments included; 0: each segment is a group.
+        seconds: Longest group of several, silence between them included; 0: each segment is a group.
 
     Returns:
         The groups, in order.

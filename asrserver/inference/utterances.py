@@ -18,11 +18,16 @@ from asrserver.errors import AudioError
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.engine import DecodeJob
-from asrserver.inference.features import Features, log_mel
-from asrserver.inference.packing import Span, pack, unpack
+from asrserver.inference.features import FRAMES_PER_SECOND, Features, log_mel
+from asrserver.inference.packing import Span, pack, spoken_spans, unpack
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.whisper import Request
+from asrserver.inference.windows import FULL_WINDOW
+
+#: The model's longest window, and what is at least read on for: a segment ends with some silence.
+WINDOW_SECONDS = FULL_WINDOW // FRAMES_PER_SECOND
+MIN_REST_SECONDS = 0.5
 
 #: Windows of one utterance that are processed at once; it bounds the memory that an hour of audio takes.
 WINDOWS_AHEAD = 8
@@ -160,50 +165,86 @@ class UtteranceRecogniser:
         self, samples: Samples, request: Request, label: str, alone: bool
     ) -> list[RecognisedSegment]:
         groups, first = await self._find_segments(samples, label)
-        session, profile = label.partition(" ")[0], self._recogniser.profile
         segments: list[RecognisedSegment] = []
         for begin in range(0, len(groups), WINDOWS_AHEAD):
             ahead = groups[begin : begin + WINDOWS_AHEAD]
             features = first
             if begin:
-                seconds = sum(_seconds(group) for group in ahead)
+                seconds = sum(min(_seconds(group), WINDOW_SECONDS) for group in ahead)
                 features = await self._recogniser.prepare(label, seconds, self._features, samples, ahead)
-            jobs = []
-            for item, group in zip(features, ahead, strict=True):
-                seconds = _seconds(group)
-                timestamps = seconds >= profile.timestamps_from
-                how = replace(request, timestamps=timestamps, words=request.words or len(group) > 1)
-                jobs.append(DecodeJob(item, how, seconds, label, alone, session=session))
-            found = await asyncio.gather(*(self._recogniser.engine.recognise(job) for job in jobs))
-            for group, hypothesis in zip(ahead, found, strict=True):
-                segments += unpack(group, hypothesis)
+            reading = [
+                self._read(samples, group, item, request, label, alone)
+                for group, item in zip(ahead, features, strict=True)
+            ]
+            for found in await asyncio.gather(*reading):
+                segments += found
         if not request.words:
             segments = [replace(segment, words=[]) for segment in segments]
         return segments
 
+    async def _read(
+        self, samples: Samples, group: list[Span], features: Features, request: Request, label: str, alone: bool
+    ) -> list[RecognisedSegment]:
+        """Recognise the segments of a group; one that is longer than a window from the end of each window's text on.
+
+        Args:
+            samples: The channel.
+            group: See `packing.pack`.
+            features: Of the first window.
+            request: How to recognise it.
+            label: See `recognise_file`.
+            alone: Likewise.
+        """
+        session, profile = label.partition(" ")[0], self._recogniser.profile
+        begin, end = group[0][0], group[-1][1]
+        segments: list[RecognisedSegment] = []
+        while True:
+            upto = min(end, begin + WINDOW_SECONDS * SAMPLE_RATE)
+            seconds = (upto - begin) / SAMPLE_RATE
+            how = replace(
+                request,
+                timestamps=seconds >= profile.timestamps_from,
+                goes_on=upto < end,
+                words=request.words or len(group) > 1,
+            )
+            found = await self._recogniser.engine.recognise(
+                DecodeJob(features, how, seconds, label, alone, session=session)
+            )
+            if upto == end:
+                return segments + unpack(group if len(group) > 1 else [(begin, end)], found)
+            read = upto if found.read is None else begin + round(found.read * SAMPLE_RATE)
+            segments += unpack([(begin, read)], found)
+            if end - read < MIN_REST_SECONDS * SAMPLE_RATE:
+                return segments
+            if found.language_probability >= profile.sure_language:
+                request = replace(request, language=found.language)
+            begin = read
+            [features] = await self._recogniser.prepare(label, seconds, self._features, samples, [[(begin, end)]])
+
     async def _find_segments(self, samples: Samples, label: str) -> tuple[list[list[Span]], list[Features]]:
         """The segments of an utterance, grouped by window, and the features of the first WINDOWS_AHEAD windows."""
         endpointer = vad.Endpointer(self._silence, look_back=self._recogniser.profile.look_back)
-        spans: list[Span] = []
+        events: list[vad.Event] = []
         first: list[Features] = []
 
         def detect(piece: Samples, last: bool) -> None:
-            events = endpointer.feed(piece) + (endpointer.flush() if last else [])
-            spans.extend((event.start, event.end) for event in events if isinstance(event, vad.SegmentEnded))
+            events.extend(endpointer.feed(piece) + (endpointer.flush() if last else []))
             if last:
-                first.extend(self._features(samples, self._grouped(spans)[:WINDOWS_AHEAD]))
+                first.extend(self._features(samples, self._grouped(events)[:WINDOWS_AHEAD]))
 
         for begin in range(0, max(1, len(samples)), VAD_SLICE):
             piece = samples[begin : begin + VAD_SLICE]
             await self._recogniser.prepare(
                 label, len(piece) / SAMPLE_RATE, detect, piece, begin + VAD_SLICE >= len(samples)
             )
-        return self._grouped(spans), first
+        return self._grouped(events), first
 
-    def _grouped(self, spans: list[Span]) -> list[list[Span]]:
-        return pack(spans, self._recogniser.profile.pack_seconds)
+    def _grouped(self, events: list[vad.Event]) -> list[list[Span]]:
+        seconds = self._recogniser.profile.pack_seconds
+        return pack(spoken_spans(events, together=seconds > 0), seconds)
 
     def _features(self, samples: Samples, groups: list[list[Span]]) -> list[Features]:
+        """The features of each group, of a long one those of its first window."""
         window, n_mels = self._recogniser.window, self._recogniser.engine.model.n_mels
         return [log_mel(samples[group[0][0] : group[-1][1]], window(_seconds(group)), n_mels) for group in groups]
 

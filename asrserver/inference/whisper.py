@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
 import ctranslate2
@@ -15,12 +14,12 @@ import orjson
 import tokenizers
 
 from asrserver.errors import ModelError
-from asrserver.inference.alignment import STEP_SECONDS, shifted, split_words, timed_words
+from asrserver.inference.alignment import shifted, split_words, timed_words
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
 from asrserver.inference.guards import Attempt, breaks_off, find_copy, spoken, unlooped
-from asrserver.inference.languages import language_tokens
 from asrserver.inference.profiles import profile_of
 from asrserver.inference.skipped import fill, find_skipped
+from asrserver.inference.vocabulary import Vocabulary
 from asrserver.inference.windows import FULL_WINDOW, length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
@@ -28,18 +27,15 @@ from asrserver.protocol.events import Word
 #: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0
 
+#: Seconds of a window that goes on that its finished phrases must fill: with less each window would gain little.
+MIN_READ_SECONDS = 10.0
+
 #: Most languages in which a window is decoded where none is certain, and the probability from which on one is tried.
 LANGUAGES_TRIED = 3
 MIN_LANGUAGE = 0.1
 
 #: Beams with which an unsure text is searched again.
 UNSURE_BEAM = 5
-
-#: Most tokens of prompt and hot words: half of the decoder's context less the start tokens.
-MAX_PROMPT_TOKENS = 223
-
-#: Prompts and lists of hot words whose tokens are cached.
-PROMPT_CACHE_SIZE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +50,8 @@ class Request:
         previous: The text just before the window, as context.
         prefix: The beginning of the window's text, which is certain: the decoder continues it.
         timestamps: The decoder writes when sentences begin and end; it skips fewer sentences of a long window so.
+        goes_on: The speech goes on behind the window: with timestamps, a phrase that is not finished at its end is left
+            out, see `Hypothesis.read`.
         words: Time each word.
         draft: The window is a segment that is still growing: decode it once and never retry.
     """
@@ -65,6 +63,7 @@ class Request:
     previous: str = ""
     prefix: str = ""
     timestamps: bool = False
+    goes_on: bool = False
     words: bool = False
     draft: bool = False
 
@@ -80,6 +79,8 @@ class Hypothesis:
         confidence: Mean probability of a token, 0 to 1.
         words: The words, if requested. Their times are seconds from the start of the window.
         breaks_off: The text ends as if its sentence went on. Only known if the words are.
+        read: Seconds of the window up to which this is the text, if the speech goes on behind it and the decoder left a
+            phrase there unfinished.
         took: Seconds of the engine's time, without retries. Set by the engine.
     """
 
@@ -89,6 +90,7 @@ class Hypothesis:
     confidence: float
     words: list[Word] = field(default_factory=list)
     breaks_off: bool = False
+    read: float | None = None
     took: float = 0.0
 
 
@@ -100,6 +102,7 @@ class Whisper:
         device: "cpu" or "cuda".
         n_mels: Mel bands of its features.
         profile: The policy that suits it.
+        vocabulary: Its tokens.
         wasted_seconds: Time spent on decodings that were thrown away for another one.
         hurried: Whether others wait for this call: then unsure texts are not searched again.
     """
@@ -135,17 +138,7 @@ class Whisper:
             raise ModelError(f"model {model!r} cannot be loaded: {str(exc).strip().splitlines()[0]}") from exc
         self.device = self._model.device
         self.n_mels = self._model.n_mels
-        self._sot = self._token("<|startoftranscript|>")
-        self._eot = self._token("<|endoftext|>")
-        self._previous = self._token("<|startofprev|>")
-        self._no_timestamps = self._token("<|notimestamps|>")
-        self._languages = language_tokens(self._tokenizer, config)
-        languages = set(self._languages.values())
-        self._no_languages = [token for token in range(self._tokenizer.get_vocab_size()) if token not in languages]
-        # A prompt is needed twice per window, the first time to see which rows may share a call, and a session's prompt
-        # never changes.
-        self._encode_text = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._tokens)
-        self._start = lru_cache(maxsize=PROMPT_CACHE_SIZE)(self._start_tokens)
+        self.vocabulary = Vocabulary(self._tokenizer, config, self.name)
 
     @property
     def compute_type(self) -> str:
@@ -155,13 +148,7 @@ class Whisper:
     @property
     def languages(self) -> list[str]:
         """Codes of the languages that the model knows, sorted."""
-        return sorted(self._languages)
-
-    def _token(self, text: str) -> int:
-        number = self._tokenizer.token_to_id(text)
-        if number is None:
-            raise ModelError(f"model {self.name!r} is not a Whisper model: its tokenizer has no {text}")
-        return int(number)
+        return sorted(self.vocabulary.languages)
 
     # -- one batch -----------------------------------------------------------------------------------------------
 
@@ -200,10 +187,11 @@ class Whisper:
                     attempt = self._searched(row, language, attempt, took)
             attempts.append(self._without_loops(self._continued(attempt, row, language)))
         words = self._align(attempts, rows, languages)
-        found = [
-            Hypothesis(attempt.text if attempt.good else "", *language, attempt.confidence, *words.get(number, ()))
-            for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True))
-        ]
+        found = []
+        for number, (attempt, language) in enumerate(zip(attempts, languages, strict=True)):
+            text = attempt.text if attempt.good else ""
+            timed, breaks = words.get(number, ([], False))
+            found.append(Hypothesis(text, *language, attempt.confidence, timed, breaks, attempt.read))
         return [self._filled(*one) for one in zip(found, rows, strict=True)]
 
     def _continued(
@@ -211,7 +199,9 @@ class Whisper:
     ) -> Attempt:
         """Let the decoder go on, without timestamps, where its last one is long before the end of the speech."""
         features, request, seconds = row
-        if attempt.ended is None or not (attempt.good and attempt.text) or attempt.ended > seconds - MAX_UNREAD_SECONDS:
+        if attempt.read is not None or not (attempt.good and attempt.text):
+            return attempt
+        if attempt.ended is None or attempt.ended > seconds - MAX_UNREAD_SECONDS:
             return attempt
         row = features, replace(request, timestamps=False, prefix=attempt.text), seconds
         encoded = _rows_of(attempt.encoded, [attempt.number])
@@ -223,7 +213,7 @@ class Whisper:
         if self.profile.cuts_copies and attempt.guessed and attempt.has_duplicates and attempt.good:
             tokens = [attempt.tokens[place] for place in unlooped(attempt.tokens)]
             if len(tokens) < len(attempt.tokens):
-                attempt.shorten(tokens, self._decode(tokens).strip(), ())
+                attempt.shorten(tokens, self.vocabulary.decode(tokens).strip(), ())
         return attempt
 
     def _filled(self, found: Hypothesis, row: tuple[Features, Request, float]) -> Hypothesis:
@@ -306,7 +296,7 @@ class Whisper:
             alignments = self._alignments(together, task, language, [rows[number][2] for number in numbers])
             for number, alignment in zip(numbers, alignments, strict=True):
                 attempt, last = attempts[number], next(reversed(alignment.text_token_probs), 0.0)
-                words = timed_words(attempt.tokens, alignment, self._decode, language)
+                words = timed_words(attempt.tokens, alignment, self.vocabulary.decode, language)
                 found[number] = words, breaks_off(attempt.text, last, self.profile.sure_end)
         return found
 
@@ -320,7 +310,7 @@ class Whisper:
         ]
         frames = [min(steps, max(2, round(end * FRAMES_PER_SECOND))) for end in ends]
         tokens = [attempt.tokens for attempt in attempts]
-        return list(self._model.align(encoded, self._start(language, task), tokens, frames))
+        return list(self._model.align(encoded, self.vocabulary.start(language, task), tokens, frames))
 
     def _view(self, features: list[Features]) -> Any:
         rows = features[0][np.newaxis] if len(features) == 1 else np.stack(features)
@@ -331,7 +321,7 @@ class Whisper:
 
         A separate encode() wakes CTranslate2's thread once more: a twentieth of a window's cost with a small model.
         """
-        detected = len(self._languages) > 1 and not all(request.language for request in requests)
+        detected = len(self.vocabulary.languages) > 1 and not all(request.language for request in requests)
         return (
             features.shape[2] == FULL_WINDOW
             or detected
@@ -343,8 +333,8 @@ class Whisper:
         """(language, probability) of each row, the most probable language first; one that is given or the only one has
         no rivals."""
         given = [request.language for request in requests]
-        if len(self._languages) == 1:
-            only = next(iter(self._languages))
+        if len(self.vocabulary.languages) == 1:
+            only = next(iter(self.vocabulary.languages))
             return [[(only, 1.0)]] * len(given)
         if all(given):
             return [[(str(language), 1.0)] for language in given]
@@ -390,20 +380,20 @@ class Whisper:
         # CTranslate2 takes a model with a small vocabulary for English-only and refuses. Instead, generate one token
         # with all but the language tokens suppressed. Not directly after the start token: there CTranslate2 allows
         # nothing but timestamps, and the result is no language.
-        codes = {number: code for code, number in self._languages.items()}
+        codes = {number: code for code, number in self.vocabulary.languages.items()}
         results = self._model.generate(
             encoded,
-            [[self._sot, self._no_timestamps]] * rows,
+            [[self.vocabulary.sot, self.vocabulary.no_timestamps]] * rows,
             beam_size=1,
             max_length=2,
-            suppress_tokens=self._no_languages,
+            suppress_tokens=self.vocabulary.no_languages,
             suppress_blank=False,
             return_scores=True,
         )
         detected = []
         for result in results:
             code = codes.get(next(iter(result.sequences_ids[0]), -1))
-            best = (code, float(np.exp(result.scores[0]))) if code else (next(iter(self._languages)), 0.0)
+            best = (code, float(np.exp(result.scores[0]))) if code else (next(iter(self.vocabulary.languages)), 0.0)
             detected.append([best])
         return detected
 
@@ -415,7 +405,7 @@ class Whisper:
         temperature: float,
         beam: int = 0,
     ) -> list[Any]:
-        prompts = [self.prompt(row[1], language) for row, (language, _) in zip(rows, languages, strict=True)]
+        prompts = [self.vocabulary.prompt(row[1], language) for row, (language, _) in zip(rows, languages, strict=True)]
         options: dict[str, Any] = {"beam_size": beam or self._beam}
         if temperature:
             options = {"beam_size": 1, "sampling_topk": 0, "sampling_temperature": temperature}
@@ -431,31 +421,6 @@ class Whisper:
             )
         )
 
-    def prompt(self, request: Request, language: str) -> list[int]:
-        """The tokens before the text: previous text or hot words and prompt, then the start tokens.
-
-        Only rows with equally long prompts may share a call.
-
-        Raises:
-            ModelError: The model does not know the task.
-        """
-        before: tuple[int, ...] = ()
-        if request.hotwords or request.prompt:
-            before = self._encode_text(request.hotwords) + self._encode_text(request.prompt)
-        if request.previous:
-            before += self._tokens(request.previous)
-        tokens = [self._previous, *before[-MAX_PROMPT_TOKENS:]] if before else []
-        mode = [] if request.timestamps else [self._no_timestamps]
-        return [*tokens, *self._start(language, request.task), *mode, *self._tokens(request.prefix)]
-
-    def _start_tokens(self, language: str, task: str) -> list[int]:
-        """The start token, then those of language and task if the model has them."""
-        number = self._languages.get(language, -1)
-        return [self._sot, number, self._token(f"<|{task}|>")] if number >= 0 else [self._sot]
-
-    def _tokens(self, text: str) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode(" " + text.strip(), add_special_tokens=False).ids) if text else ()
-
     def _attempt(
         self,
         result: Any,
@@ -465,31 +430,42 @@ class Whisper:
         language: tuple[str, float],
     ) -> Attempt:
         generated = result.sequences_ids[0]
-        tokens = [token for token in generated if token < self._eot]  # CTranslate2 (4.8.5) returns the prefix too
-        text = self._decode(tokens).strip()
+        # CTranslate2 (4.8.5) returns the prefix too.
+        tokens = [token for token in generated if token < self.vocabulary.eot]
+        text = self.vocabulary.decode(tokens).strip()
         attempt = Attempt(result, len(generated), tokens, text, encoded, number, self.profile)
-        if row[1].timestamps and generated and generated[-1] > self._no_timestamps:
-            attempt.ended = (generated[-1] - self._no_timestamps - 1) * STEP_SECONDS
+        if row[1].timestamps:
+            attempt.ended = self.vocabulary.ended(generated)
+        if row[1].goes_on:
+            self._leave_unfinished(attempt, generated)
         if self.profile.cuts_copies and attempt.has_duplicates:
             self._cut_copies(attempt, row[1].task, row[2], language[0])
         return attempt
 
+    def _leave_unfinished(self, attempt: Attempt, generated: Sequence[int]) -> None:
+        """Leave out the phrase that is not finished at the end of a window behind which the speech goes on."""
+        finished = self.vocabulary.finished(generated)
+        if finished is None or finished[1] < MIN_READ_SECONDS:
+            return
+        tokens = [token for token in generated[: finished[0]] if token < self.vocabulary.eot]
+        attempt.shorten(tokens, self.vocabulary.decode(tokens).strip(), ())
+        attempt.ended = attempt.read = finished[1]
+
     def _cut_copies(self, attempt: Attempt, task: str, seconds: float, language: str) -> None:
         """Remove the copies of phrases that the decoder repeated without moving on in the audio."""
-        split = split_words(attempt.tokens, self._decode, language)
+        split = split_words(attempt.tokens, self.vocabulary.decode, language)
         if find_copy([word for word, _ in split]) is None:
             return
         alignment = self._alignments([attempt], task, language, [seconds])[0]
-        kept = spoken(timed_words(attempt.tokens, alignment, self._decode, language))
+        kept = spoken(timed_words(attempt.tokens, alignment, self.vocabulary.decode, language))
         if len(kept) == len(split):
             return
         ends = np.cumsum([count for _, count in split]).tolist()
         places = [place for n in kept for place in range(ends[n] - split[n][1], ends[n])]
         tokens = [attempt.tokens[place] for place in places]
-        attempt.shorten(tokens, self._decode(tokens).strip(), [alignment.text_token_probs[place] for place in places])
-
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(tokens))
+        attempt.shorten(
+            tokens, self.vocabulary.decode(tokens).strip(), [alignment.text_token_probs[place] for place in places]
+        )
 
 
 def _rows_of(encoded: Any, numbers: list[int]) -> Any:

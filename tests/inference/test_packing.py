@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from asrserver.inference.packing import pack, unpack
+from asrserver.inference.packing import pack, spoken_spans, unpack
+from asrserver.inference.vad import SegmentEnded, SegmentStarted
 from asrserver.inference.whisper import Hypothesis
 from asrserver.protocol.events import Word
 
@@ -19,6 +20,14 @@ def test_segments_share_windows_of_a_length() -> None:
     assert pack(spans, 28) == [spans[:3], spans[3:4], spans[4:]]
     assert pack(spans, 0) == [[span] for span in spans]
     assert pack([], 28) == []
+
+
+def test_what_was_cut_only_because_it_was_long_is_one_segment() -> None:
+    ends = [SegmentEnded(0, 5), SegmentEnded(6, 30, cut=True), SegmentEnded(30, 55, cut=True), SegmentEnded(56, 60)]
+    events = [event for end in ends for event in (SegmentStarted(end.start), end)]
+    assert spoken_spans(events, together=True) == [(0, 5), (6, 60)]
+    assert spoken_spans(events, together=False) == [(0, 5), (6, 30), (30, 55), (56, 60)]
+    assert pack(seconds((0, 5), (6, 60), (61, 62)), 28) == [[span] for span in seconds((0, 5), (6, 60), (61, 62))]
 
 
 def test_the_text_of_a_window_is_divided_by_its_words_times() -> None:

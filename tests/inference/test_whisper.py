@@ -15,7 +15,7 @@ import pytest
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
-from asrserver.inference import whisper
+from asrserver.inference import vocabulary, whisper
 from asrserver.inference.features import log_mel
 from asrserver.inference.vad import segments
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
@@ -73,10 +73,14 @@ async def test_a_full_window_is_not_encoded_again(own_model: Whisper, utterances
 def test_fast_speech_is_not_cut_short(model: Whisper) -> None:
     """The model may generate all tokens that the speech may have, although CTranslate2 halves max_length."""
     noise = np.random.default_rng(1).normal(0, 0.3, (1, model.n_mels, 400)).astype(np.float32)
-    prompt = model.prompt(Request(), "en")
+    prompt = model.vocabulary.prompt(Request(), "en")
     limit = length_limit(len(prompt), 2.0)
     found = model._model.generate(
-        ctranslate2.StorageView.from_array(noise), [prompt], beam_size=1, max_length=limit, suppress_tokens=[model._eot]
+        ctranslate2.StorageView.from_array(noise),
+        [prompt],
+        beam_size=1,
+        max_length=limit,
+        suppress_tokens=[model.vocabulary.eot],
     )
     assert len(found[0].sequences_ids[0]) >= 2.0 * TOKENS_PER_SECOND
 
@@ -341,7 +345,7 @@ async def test_the_language_is_requested_or_detected_or_the_only_one(
         assert heard.text == one.text
     given = recognise(own_model, mandarin[0], Request("en"))
     assert (given.language, given.language_probability) == ("en", 1.0)
-    own_model._languages = {"en": own_model._languages["en"]}
+    own_model.vocabulary.languages = {"en": own_model.vocabulary.languages["en"]}
     found = recognise(own_model, utterances[0], Request())
     assert (found.language, found.language_probability) == ("en", 1.0)
 
@@ -380,13 +384,13 @@ async def test_silence_is_decoded_in_no_other_language(
 
 async def test_prompts(model: Whisper) -> None:
     """Hot words, then the prompt, then the start tokens; cut from the front to half of the decoder's context."""
-    plain = model.prompt(Request(), "en")
+    plain = model.vocabulary.prompt(Request(), "en")
     assert len(plain) == 4
-    asked = model.prompt(Request(prompt="play music", hotwords="tokyo"), "en")
-    assert asked[0] == model._previous
+    asked = model.vocabulary.prompt(Request(prompt="play music", hotwords="tokyo"), "en")
+    assert asked[0] == model._tokenizer.token_to_id("<|startofprev|>")
     assert asked[-4:] == plain
     assert model._tokenizer.decode(asked[1:-4]).strip() == "tokyo play music"
-    assert len(model.prompt(Request(prompt="monday " * 1000), "en")) == 1 + whisper.MAX_PROMPT_TOKENS + 4
+    assert len(model.vocabulary.prompt(Request(prompt="monday " * 1000), "en")) == 1 + vocabulary.MAX_PROMPT_TOKENS + 4
 
 
 async def test_a_prompt_does_not_break_recognition(model: Whisper, utterances: list[Utterance]) -> None:
@@ -409,7 +413,7 @@ async def test_a_text_that_ends_long_before_the_speech_is_continued(
 ) -> None:
     one = max(utterances, key=lambda one: len(one.pcm))
     whole = recognise(own_model, one).text
-    half_a_second = own_model._no_timestamps + 1 + 25
+    half_a_second = own_model.vocabulary.no_timestamps + 1 + 25
     trouble = Trouble(
         own_model._model,
         lambda frames, options, result: (
@@ -421,3 +425,41 @@ async def test_a_text_that_ends_long_before_the_speech_is_continued(
     own_model._model = trouble
     assert recognise(own_model, one, Request("en", timestamps=True)).text == whole
     assert len(trouble.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("generated", "finished"),
+    [
+        ("<0.00> a b <12.00> <12.50> c", (4, 12.0)),  # the window ends in c
+        ("<0.00> a <5.00> <5.00> b <12.00> <12.50> c d <20.00>", (10, 20.0)),  # or behind d
+        ("<0.00> a <5.00> <5.50>", (3, 5.0)),
+        ("<0.00> a b c", None),
+        ("", None),
+    ],
+)
+def test_what_of_a_window_is_finished(model: Whisper, generated: str, finished: tuple[int, float] | None) -> None:
+    first = model.vocabulary.no_timestamps + 1
+    tokens = [first + round(float(one[1:-1]) / 0.02) if one[0] == "<" else ord(one) for one in generated.split()]
+    assert model.vocabulary.finished(tokens) == finished
+
+
+@pytest.mark.parametrize(("end", "read"), [(12.0, 12.0), (2.0, None)])
+async def test_what_is_unfinished_where_the_speech_goes_on_is_left_out(
+    own_model: Whisper, utterances: list[Utterance], end: float, read: float | None
+) -> None:
+    """But not where next to nothing would be left."""
+    one = max(utterances, key=lambda one: len(one.pcm))
+    whole = recognise(own_model, one).text
+    timestamp = own_model.vocabulary.no_timestamps + 1 + round(end / 0.02)
+
+    def spoil(frames: int, options: dict[str, Any], result: Any) -> Any:
+        text = [token for token in result.sequences_ids[0] if token < own_model.vocabulary.eot]
+        return Result(result, sequences_ids=[[*text[:3], timestamp, timestamp, *text[3:]]])
+
+    own_model._model = Trouble(own_model._model, spoil)
+    features, _, seconds = row_data(one)
+    [found] = own_model.recognise([(features, Request("en", timestamps=True, goes_on=True), seconds)])
+    assert found.read == read
+    assert found.text
+    assert whole.startswith(found.text)
+    assert (found.text == whole) == (read is None)

@@ -1,0 +1,76 @@
+"""utterances.py: what of a recording goes into which window."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.pcm import Samples
+from asrserver.audio.selection import MIXED
+from asrserver.inference.engine import DecodeJob, Engine
+from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.profiles import TRAINED_ON_30_S
+from asrserver.inference.utterances import UtteranceRecogniser
+from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.windows import FULL_WINDOW
+from tests.inference.support import samples
+from tests.recordings import Utterance
+from tests.worker_harness import recogniser_of
+
+pytestmark = pytest.mark.gen_test(timeout=60)
+
+
+def speech(utterances: list[Utterance], seconds: float) -> Samples:
+    """Speech without pauses: only what is loud of each utterance."""
+    loud = [audio[np.abs(audio) > 0.02] for audio in map(samples, utterances)]
+    return np.resize(np.concatenate(loud), round(seconds * SAMPLE_RATE)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("read", "begins", "language"),
+    [
+        ([24.0, 18.0, None], [0.0, 24.0, 42.0], "en"),  # each window begins where the text of the one before ends
+        ([None, None, None], [0.0, 30.0, 60.0], "en"),  # or where its window ends, if no phrase of it is unfinished
+        ([24.0, 18.0, None], [0.0, 24.0, 42.0], None),  # a language that is not certain is detected anew
+        ([29.9, 29.9, 9.9], [0.0, 29.9, 59.8], "en"),
+    ],
+)
+async def test_long_speech_is_read_on_from_where_the_text_ends(
+    utterances: list[Utterance],
+    monkeypatch: pytest.MonkeyPatch,
+    read: list[float | None],
+    begins: list[float],
+    language: str | None,
+) -> None:
+    model = Whisper("demo", "cpu", "default", 1, 1)
+    model.profile = replace(TRAINED_ON_30_S, look_back=0.0)
+    engine = Engine(model, 1, lambda thread, labels: None, PartialScheduler())
+    recogniser = recogniser_of(engine, PartialScheduler())
+    jobs: list[DecodeJob] = []
+
+    async def recognise(job: DecodeJob) -> Hypothesis:
+        jobs.append(job)
+        return Hypothesis(f"Part {len(jobs)}.", "en", 0.99 if language else 0.5, 0.9, read=read[len(jobs) - 1])
+
+    monkeypatch.setattr(engine, "recognise", recognise)
+    audio = speech(utterances, 69.0)
+    try:
+        found = await UtteranceRecogniser(recogniser, 0.8, MIXED).recognise_samples(
+            audio, lambda channel: Request(), "s 1-0", False
+        )
+    finally:
+        recogniser.close()
+        engine.stop(10.0)
+    ends = [*begins[1:], 69.0]
+    assert [(one.text, one.start) for one in found.segments] == [(f"Part {n}.", at) for n, at in enumerate(begins, 1)]
+    assert [one.end for one in found.segments] == pytest.approx(ends, abs=0.1)
+    windows: list[Any] = [(job.features.shape[1], job.request.goes_on, job.request.language) for job in jobs]
+    assert windows[0] == (FULL_WINDOW, True, None)
+    assert windows[1] == (FULL_WINDOW, True, language)
+    assert windows[2][1:] == (False, language)
+    for job, begin in zip(jobs, begins, strict=True):
+        assert job.seconds == pytest.approx(min(30.0, 69.0 - begin), abs=0.1)
