@@ -51,6 +51,11 @@ PAGES = {
     DOCS / "zh" / "other-clients.md": DOCS / "guides" / "other-clients.md",
     DOCS / "zh" / "models.md": DOCS / "models.md",
     DOCS / "zh" / "overload.md": DOCS / "run" / "overload.md",
+    DOCS / "zh" / "kubernetes.md": DOCS / "run" / "kubernetes.md",
+    DOCS / "zh" / "what-can-fail.md": DOCS / "run" / "what-can-fail.md",
+    DOCS / "zh" / "recovery.md": DOCS / "run" / "recovery.md",
+    DOCS / "zh" / "load-test.md": DOCS / "run" / "load-test.md",
+    DOCS / "zh" / "delivery.md": DOCS / "inside" / "delivery.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
