@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -30,9 +29,6 @@ PROTOCOL = DOCS / "reference" / "websocket.md"
 
 _FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-
-#: Languages of code blocks that somebody is to type.
-_SHELL = ("sh", "bash")
 
 
 def name_of(page: Path) -> str:
@@ -130,42 +126,6 @@ def flags() -> set[str]:
         if isinstance(option, click.Option)
         for flag in (*option.opts, *option.secondary_opts)
     }
-
-
-def commands() -> list[tuple[str, str]]:
-    """Every line of a page that calls the program, with the page's name."""
-    found = []
-    for page in [README, *PAGES]:
-        code = (
-            "\n".join(blocks(page, *_SHELL))
-            if page != README
-            else "\n".join(re.findall("^    (.+)$", page.read_text(), re.M))
-        )
-        for line in re.sub(r"\\\n", " ", code).splitlines():
-            if re.match(r"(\w+=\S+ )*(\S*/)?asrserver ", line.strip()):
-                found.append((name_of(page), line.strip()))
-    found += [(name_of(page), line) for page in PAGES for line in re.findall(r"`(asrserver \w[^`…]*)`", prose(page))]
-    return found
-
-
-def test_commands_are_such_as_the_program_takes() -> None:
-    lines = commands()
-    assert len(lines) > 30
-    for page, line in lines:
-        words = shlex.split(line, comments=True)
-        while "=" in words[0]:
-            words.pop(0)
-        command: click.Command = program
-        for word in words[1:]:
-            if isinstance(command, click.Group) and not word.startswith("-"):
-                if word.isupper():
-                    break
-                below = command.get_command(click.Context(command), word)
-                assert below is not None, f"{page}: {line}"
-                command = below
-        given = {word.partition("=")[0] for word in words if word.startswith("--")}
-        taken = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
-        assert given <= taken | {"--help", "--version"}, f"{page}: {line}"
 
 
 def test_flags_that_are_named_exist() -> None:

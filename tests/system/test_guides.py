@@ -1,4 +1,4 @@
-"""The examples of docs/guides run unchanged against a real server: Python, Node, a page in a browser."""
+"""The examples of docs/guides for Node and for a page in a browser; tests/docs/ runs commands and Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Queue
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
 
 import pytest
 from chromium import Browser
@@ -32,9 +30,6 @@ GUIDES = ROOT / "docs" / "guides"
 RECORDINGS = ROOT / "asrserver" / "data" / "recordings"
 MODULE = ROOT / "asrserver" / "data" / "web" / "asrserver.js"
 SAID: dict[str, str] = json.loads((RECORDINGS / "transcripts.json").read_text())
-
-#: english-1.wav with numerals as digits.
-DIGITS = "set a timer for 6 seconds"
 
 #: What a test does in the page, in place of a person: presses the button, waits until all is said, presses it again.
 PRESSED = """<script type="module">
@@ -59,43 +54,6 @@ def run(command: list[str], **options: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stderr
     return str(done.stdout)
-
-
-def python(guide: str, number: int, server: str, tmp_path: Path) -> str:
-    """The output of an example in Python."""
-    example = tmp_path / "example.py"
-    example.write_text(blocks(guide, "python")[number])
-    return run([sys.executable, str(example), server])
-
-
-def test_the_python_examples(system: System, tmp_path: Path) -> None:
-    assert python("python.md", 0, system.url, tmp_path).strip() == SAID["english-1.wav"]
-    live = python("python.md", 1, system.url, tmp_path)
-    assert " ".join(re.findall(r"^\[[\d.]+\] (.+)$", live, re.M)) == SAID["pauses.wav"]
-    assert re.search(r"^\.\.\. \w", live, re.M)
-    assert live.splitlines()[-1].endswith(" s, done")
-    several = python("python.md", 2, system.url, tmp_path).splitlines()
-    assert several == [f"{name}: {SAID[name]}" for name in ("english-1.wav", "english-2.wav")]
-
-
-def test_the_example_of_subtitles(system: System, tmp_path: Path) -> None:
-    printed = python("files.md", 0, f"127.0.0.1:{system.port}", tmp_path)
-    cues = re.findall(r"^(\d+)\n\d\d:\d\d:\d\d,\d{3} --> \d\d:\d\d:\d\d,\d{3}\n(.+)\n", printed, re.M)
-    assert [number for number, _ in cues] == [str(number) for number in range(1, len(cues) + 1)]
-    assert " ".join(text for _, text in cues) == SAID["pauses.wav"]
-
-
-def test_the_examples_of_normalise(system: System) -> None:
-    """The command of the guide, and its URL, which says the opposite: there is nothing to change."""
-    wav, server = RECORDINGS / "english-1.wav", f"127.0.0.1:{system.port}"
-    [command] = [code for code in blocks("normalise.md", "sh") if code.startswith("asrserver")]
-    options = command.split()[1:-1]
-    assert run([sys.executable, "-m", "asrserver", *options, "--server", server, str(wav)]).strip() == DIGITS
-    [url] = re.findall(r'"http://127.0.0.1:8080(.+)"', "".join(blocks("normalise.md", "sh")))
-    for query, text in ((url, SAID[wav.name]), (url.replace("=words", "=digits"), DIGITS)):
-        request = Request(f"http://{server}{query}", wav.read_bytes(), {"Content-Type": "audio/wav"})
-        with urlopen(request, timeout=60) as answer:
-            assert answer.read().decode().strip() == text
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""The commands and programs of every page do what the page says, on a machine of their own, as they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.docs import plan
+from tests.docs.machine import Machine
+from tests.docs.pages import PAGES, ROOT, TRANSLATIONS
+from tests.docs.steps import Reader, environment, starts_servers, steps
+
+pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(600)]
+
+READ = [page for page in PAGES if page not in TRANSLATIONS and steps(page)]
+
+#: Pages that only use a server, which the others start themselves.
+SHARED = [page for page in READ if not starts_servers(page)]
+OWN = [page for page in READ if starts_servers(page)]
+
+
+@contextmanager
+def a_machine() -> Iterator[Machine]:
+    """One on which nothing runs yet."""
+    try:
+        made = Machine(environment())
+    except OSError as exc:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"no namespaces for this user: {exc}")
+    with made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    """One with a server, as the first page says to start it."""
+    with a_machine() as made:
+        made.serve(plan.DEMO)
+        yield made
+        made.stop_servers()
+
+
+@pytest.mark.parametrize("page", SHARED)
+def test_pages_for_a_running_server(machine: Machine, page: str) -> None:
+    reader = Reader(machine, page)
+    for step in steps(page):
+        reader.read(step)
+
+
+def read_alone(page: str, slow: bool) -> None:
+    """On a machine on which nothing runs but what the page starts, or a server for it."""
+    with a_machine() as machine:
+        if not starts_servers(page):
+            machine.serve(plan.DEMO)
+        reader = Reader(machine, page)
+        for step in steps(page, slow):
+            reader.read(step)
+        machine.stop_servers()
+
+
+@pytest.mark.parametrize("page", OWN)
+def test_pages_that_start_a_server(page: str) -> None:
+    read_alone(page, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("page", plan.SLOW)
+def test_pages_that_take_long(page: str) -> None:
+    if any(step.block.language == "javascript" for step in steps(page, slow=True)):
+        installed = (ROOT / "build" / "clients" / "installed").exists()
+        if not installed:
+            pytest.skip("the libraries for Node are not there: run make clients")
+    read_alone(page, slow=True)
