@@ -33,9 +33,14 @@ _HOSTS = """127.0.0.1 redis.internal db.internal asr.example.org
 
 #: For pages that use it; it is in no Python package.
 _REDIS_CLI = """#!/usr/bin/env python
-import sys, redis
-host, words = (sys.argv[2], sys.argv[3:]) if sys.argv[1] == "-h" else ("127.0.0.1", sys.argv[1:])
-server = redis.Connection(host=host)
+import redis, sys
+match sys.argv[1:]:
+    case ["-h", host, *words]:
+        server = redis.Connection(host)
+    case ["-s", path, *words]:
+        server = redis.UnixDomainSocketConnection(path)
+    case words:
+        server = redis.Connection("127.0.0.1")
 server.send_command(*words)
 print(server.read_response())
 """
