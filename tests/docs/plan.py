@@ -117,12 +117,12 @@ SLOW: dict[str, tuple[str, ...]] = {
     "docs/guides/browser.md": ("asrserver run",),
     "docs/guides/javascript.md": ("--allowed-origins",),
     "docs/guides/other-clients.md": ("--also-ports",),
-    "docs/guides/realtime.md": ("--tls-cert",),
+    "docs/guides/realtime.md": ("--tls-cert", "client_secrets"),
     "docs/run/access.md": ("--allowed-origins", "unset", "--access-control off"),
     "docs/run/one-machine.md": ("\nasrserver run\n", "--config"),
     "docs/run/privacy.md": ("--keep-days 90",),
     "docs/run/recordings.md": ("--save-audio",),
-    "docs/run/tls.md": ("--tls-cert",),
+    "docs/run/tls.md": ("--tls-cert", "asrserver gateway"),
     # In Node, with what `make clients` installs.
     "docs/guides/deepgram.md": ("@deepgram/sdk",),
     "docs/guides/openai.md": ("import OpenAI from",),
@@ -211,7 +211,6 @@ PAGES: dict[str, Page] = {
     "README.md": Page(
         given=f"cp {_WAV}/english-1.wav YOUR-RECORDING; mkdir /models; cp -r asrserver/data/demo-model "
         "/models/my-whisper-ct2",
-        before={"transcribe YOUR-RECORDING": DEMO},
         prints={"YOUR-RECORDING": _SIX, "english-1.wav": _SIX, "models list": "demo", "import asyncio": _BERLIN},
     ),
     "docs/start.md": Page(prints={"import asyncio": _BERLIN, "pauses.wav": "play the white song.*paris on wednesday"}),
@@ -256,7 +255,7 @@ PAGES: dict[str, Page] = {
     ),
     "docs/guides/realtime.md": Page(
         given=f"{_CERTIFICATE}{_KEY}cp /etc/asrserver/keys.json .",
-        before={"import openai": DEMO, "client_secrets": f"{DEMO} --keys-file keys.json"},
+        before={"client_secrets": f"{DEMO} --keys-file keys.json"},
         prints={"import openai": _SIX, "client_secrets": '"value":"ek_'},
     ),
     "docs/guides/telephony.md": Page(

@@ -90,12 +90,11 @@ def environment() -> dict[str, str]:
     }
 
 
-def starts_servers(page: str) -> bool:
-    """Whether it needs a machine on which no other server runs."""
+def needs_a_machine(page: str) -> bool:
+    """Whether it starts a server, so that no other may run on its machine."""
     wanted = plan.PAGES.get(page, plan.Page())
-    return (
-        "VALKEY" in wanted.given or any(step.server for step in steps(page)) or any(map(_runs, wanted.before.values()))
-    )
+    prepared = [command for text, command in wanted.before.items() if any(text in step.text for step in steps(page))]
+    return "VALKEY" in wanted.given or any(step.server for step in steps(page)) or any(map(_runs, prepared))
 
 
 def _runs(command: str) -> bool:

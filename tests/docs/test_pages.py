@@ -11,15 +11,16 @@ import pytest
 from tests.docs import plan
 from tests.docs.machine import Machine
 from tests.docs.pages import PAGES, ROOT, TRANSLATIONS
-from tests.docs.steps import Reader, environment, starts_servers, steps
+from tests.docs.steps import Reader, environment, needs_a_machine, steps
 
 pytestmark = [pytest.mark.usefixtures("processes"), pytest.mark.timeout(600)]
 
 READ = [page for page in PAGES if page not in TRANSLATIONS and steps(page)]
 
-#: Pages that only use a server, which the others start themselves.
-SHARED = [page for page in READ if not starts_servers(page)]
-OWN = [page for page in READ if starts_servers(page)]
+#: The page that says how to start a server. The pages that only use one are read after it, on the same machine.
+START = "docs/start.md"
+SHARED = [START, *(page for page in READ if not needs_a_machine(page))]
+OWN = [page for page in READ if page not in SHARED]
 
 
 @contextmanager
@@ -37,15 +38,15 @@ def a_machine() -> Iterator[Machine]:
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """One with a server, as the first page says to start it."""
     with a_machine() as made:
-        made.serve(plan.DEMO)
         yield made
         made.stop_servers()
 
 
 @pytest.mark.parametrize("page", SHARED)
 def test_pages_for_a_running_server(machine: Machine, page: str) -> None:
+    if page != START and not machine.servers:
+        machine.serve(plan.DEMO)
     reader = Reader(machine, page)
     for step in steps(page):
         reader.read(step)
@@ -54,7 +55,7 @@ def test_pages_for_a_running_server(machine: Machine, page: str) -> None:
 def read_alone(page: str, slow: bool) -> None:
     """On a machine on which nothing runs but what the page starts, or a server for it."""
     with a_machine() as machine:
-        if not starts_servers(page):
+        if not needs_a_machine(page):
             machine.serve(plan.DEMO)
         reader = Reader(machine, page)
         for step in steps(page, slow):
