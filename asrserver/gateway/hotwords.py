@@ -10,11 +10,10 @@ metoprolol
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 
 from asrserver.auth import Key
-from asrserver.errors import SettingError
+from asrserver.process.watched_file import WatchedFile
 from asrserver.protocol.options import MAX_TEXT, WORD_SEPARATOR
 
 #: Bytes of the file at most: a session gets MAX_TEXT characters of it.
@@ -32,36 +31,19 @@ class Hotwords:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._file = WatchedFile("--hotwords-file", path, MAX_FILE_BYTES)
         self._words: dict[str, list[str]] = {}  # by section; "" is for all
         self.reread()
 
     def reread(self) -> bool:
-        """Load the file again if it has changed. Blocks for as long as reading a small file takes.
-
-        Returns:
-            Whether it had changed.
+        """Load the file again if it has changed; returns whether it had. Blocks.
 
         Raises:
             SettingError: The file cannot be used; the words that were loaded before stay.
         """
-        if not self._path:
+        if (text := self._file.read_changed()) is None:
             return False
-        try:
-            status = os.stat(self._path)
-            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if seen == self._seen:
-                return False
-            self._seen = seen  # before reading: a bad file is reported once, not every second
-            if status.st_size > MAX_FILE_BYTES:
-                raise SettingError(f"--hotwords-file {self._path} has more than {MAX_FILE_BYTES} bytes")
-            with open(self._path, encoding="utf-8-sig") as file:
-                self._words = parse(file)
-        except OSError as exc:
-            raise SettingError(f"--hotwords-file {self._path}: {exc.strerror}") from None
-        except UnicodeDecodeError:
-            raise SettingError(f"--hotwords-file {self._path} is not text in UTF-8") from None
+        self._words = parse(text.split("\n"))
         return True
 
     def join(self, own: str, key: Key | None) -> str:
