@@ -4,7 +4,8 @@ AsrError                 an error that a client is told: code, message, details
 ├── BadRequest           the request itself is wrong
 ├── AudioError           the bytes are not audio that can be decoded
 ├── Refused              this client may not do it, or a limit is reached
-└── Unavailable          not possible now: Redis is away, there is no room, the server is shutting down
+├── Unavailable          not possible now: Redis is away, there is no room, the server is shutting down
+└── DecryptionError      a recording that is encrypted cannot be read
 ModelError               the model cannot be loaded (exit status 3)
 SettingError             a setting has a bad value (exit status 2)
 """
@@ -55,6 +56,17 @@ class Unavailable(AsrError):
 
     def __init__(self, code: str, message: str, retry_after: float = 2.0, **details: Any) -> None:
         super().__init__(code, message, retry_after=retry_after, **details)
+
+
+class DecryptionError(AsrError):
+    """Raised when encrypted audio cannot be read: its key is not there, or it is not what was written.
+
+    Args:
+        reason: One of the two, as a clause that follows a name of the audio.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("recording_unreadable", reason)
 
 
 class ModelError(Exception):

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("audio", "broker", "embedded", "storage"),
     ("protocol",),
     ("config",),
-    ("auth",),
+    ("auth", "encryption"),
     ("models", "process", "shares", "telemetry", "text"),
     ("errors",),
     (TOP,),
@@ -61,6 +61,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "aiopg": ("storage",),
     "av": ("audio",),
     "click": ("cli", "config", "loadtest"),
+    "cryptography": ("encryption",),
     "ctranslate2": ("inference",),
     "faster_whisper": (),  # tests and tools compare with it; its VAD and its hub table are ours
     "hiredis": ("broker",),

@@ -96,6 +96,9 @@ CODES: dict[str, ErrorCode] = {
     "broker_full": ErrorCode("Redis accepts no more data: its memory or its disk is full.", (503,)),
     "broker_error": ErrorCode("Redis refused the chunk, or an earlier one could not be written."),
     "storage_unavailable": ErrorCode("PostgreSQL does not answer.", (503,)),
+    "recording_unreadable": ErrorCode(
+        "The recording is encrypted with a key that the server does not have, or was changed on the disk.", (500,)
+    ),
     "recordings_unavailable": ErrorCode("The disk with the recordings does not answer.", (503,)),
     # -- HTTP alone
     "body_too_large": ErrorCode("The request's body is larger than `max_upload`, or than it need be.", (413,)),

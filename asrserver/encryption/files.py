@@ -1,0 +1,159 @@
+"""Files that are encrypted while they are written, and decrypted from any position: age's payload."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import BinaryIO
+
+from asrserver.encryption import BLOCK, TAG
+from asrserver.encryption.header import begin, unlock
+from asrserver.encryption.keys import KeyPair, Keyring
+from asrserver.errors import DecryptionError
+
+_SEALED = BLOCK + TAG
+
+
+class EncryptedWriter(io.RawIOBase):
+    """Encrypts a file while it is written.
+
+    The first block is kept until the end, so that a header in it can be written again when the rest is known, as that
+    of FLAC is. Behind it only appending is possible: no block may be sealed twice under one number.
+
+    Args:
+        file: The target, empty; it is closed with the writer.
+        key: The key.
+        kind: What it is; see `begin`.
+        name: Whose it is.
+    """
+
+    def __init__(self, file: BinaryIO, key: KeyPair, kind: str, name: str) -> None:
+        super().__init__()
+        self._file = file
+        beginning, self._blocks = begin(key, kind, name)
+        self._begin = len(beginning)
+        self._first, self._rest = bytearray(), bytearray()
+        self._number = 1  # of the block at which _rest begins
+        self._position = 0
+        file.write(beginning)
+        file.seek(self._begin + _SEALED)
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return len(self._first) if len(self._first) < BLOCK else self._number * BLOCK + len(self._rest)
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a position in the first block, or to the end."""
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if not (0 <= at <= min(self.size, BLOCK) or at == self.size):
+            raise io.UnsupportedOperation("only the beginning of an encrypted file can be written again")
+        self._position = at
+        return at
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(data).cast("B")
+        length = len(view)
+        if self._position < BLOCK:
+            part = view[: BLOCK - self._position]
+            self._first[self._position : self._position + len(part)] = part
+            self._position += len(part)
+            view = view[len(part) :]
+        if view:
+            if self._position != self.size:
+                raise io.UnsupportedOperation("only the beginning of an encrypted file can be written again")
+            self._position += len(view)
+            self._append(view)
+        return length
+
+    def _append(self, data: memoryview) -> None:
+        self._rest += data
+        whole = (len(self._rest) - 1) // BLOCK  # one more may be the last, which only the end can tell
+        with memoryview(self._rest) as view:
+            for at in range(0, whole * BLOCK, BLOCK):
+                self._file.write(self._blocks.seal(self._number, view[at : at + BLOCK]))
+                self._number += 1
+        del self._rest[: whole * BLOCK]
+
+    def finish(self) -> None:
+        """Write what was kept: without it, the file cannot be decrypted."""
+        if self._rest:
+            self._file.write(self._blocks.seal(self._number, bytes(self._rest), last=True))
+        self._file.seek(self._begin)
+        self._file.write(self._blocks.seal(0, bytes(self._first), last=not self._rest))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class EncryptedReader(io.RawIOBase):
+    """Decrypts a file, from any position. The last block is checked at once: a file that was cut off is not read.
+
+    Args:
+        file: The file, at its beginning; it is closed with the reader.
+        keys: The keys.
+        kind: What it must be; see `begin`.
+        name: Whose it must be.
+
+    Attributes:
+        size: The bytes in it, decrypted.
+
+    Raises:
+        DecryptionError: See `unlock`. `read` raises it for a block that was changed.
+    """
+
+    def __init__(self, file: BinaryIO, keys: Keyring, kind: str, name: str) -> None:
+        super().__init__()
+        self._file = file
+        self._blocks = unlock(file, keys, kind, name)
+        self._begin = file.tell()
+        payload = file.seek(0, os.SEEK_END) - self._begin
+        self._last = max(0, (payload - 1) // _SEALED)
+        self._position = 0
+        if payload - self._last * _SEALED < TAG + (self._last > 0):
+            raise DecryptionError("it is cut off")
+        self.size = payload - (self._last + 1) * TAG
+        self._block(self._last)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence])
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = self.size - self._position
+        size = left if size is None or size < 0 else min(size, left)
+        if size <= 0:
+            return b""
+        first, skip = divmod(self._position, BLOCK)
+        data = b"".join(self._block(number) for number in range(first, (self._position + size - 1) // BLOCK + 1))
+        self._position += size
+        return data[skip : skip + size]
+
+    def _block(self, number: int) -> bytes:
+        self._file.seek(self._begin + number * _SEALED)
+        return self._blocks.open(number, self._file.read(_SEALED), last=number == self._last)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
