@@ -194,6 +194,12 @@ class Settings:
         click.Choice(["wav", "flac"]),
         "File format for recordings of raw PCM; files in a container are kept as sent.",
     )
+    save_audio_keys: str = setting(
+        "",
+        "gateway",
+        click.Path(dir_okay=False),
+        "File of keys, the newest first, that recordings are encrypted with; reloaded when it changes.",
+    )
     keep_days: float = setting(
         0.0,
         "gateway",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -266,18 +266,18 @@ def probe(path: Path, selection: Selection = MIXED) -> Probe:
         return Probe(seconds, library.Reader(source, selection).channels if selection != MIXED else 1)
 
 
-def write_flac(path: Path, format: wav.Format, pieces: Iterable[bytes]) -> None:
+def write_flac(file: BinaryIO, format: wav.Format, pieces: Iterable[bytes]) -> None:
     """Write PCM as a FLAC file: 16-bit samples without loss, floating-point samples as 16 bits.
 
     Args:
-        path: The file.
+        file: The file; its first bytes are written again at the end.
         format: Format of the samples: pcm_s16le or pcm_f32le, one or two channels.
         pieces: Their bytes, cut anywhere; an incomplete frame at the end is dropped.
     """
     bounds.check(format.channels, format.rate)
     layout = {1: "mono", 2: "stereo"}[format.channels]
     done, rest = 0, b""
-    with av.open(str(path), "w", format="flac") as output:
+    with av.open(file, "w", format="flac") as output:
         stream = output.add_stream("flac", rate=format.rate, layout=layout)
         for piece in pieces:
             data = rest + piece

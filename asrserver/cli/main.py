@@ -45,6 +45,7 @@ ELSEWHERE = {
     "keys": "keys",
     "loadtest": "loadtest",
     "models": "models",
+    "recordings": "recordings",
     "restore": "backup",
     "transcribe": "transcribe",
 }

@@ -3,31 +3,34 @@
 Chunks go to a thread through a queue of bounded size. A disk that is full, or slower than the audio, costs recordings
 and nothing else: one is given up as a whole, with a log line and a metric. What a gateway wrote of a session that it
 lost, because the session moved or the gateway died, is a part. The gateway that ends the session assembles all parts by
-the indexes of their chunks, so that none is in the recording twice. All gateways must share the directory.
+the indexes of their chunks, so that none is in the recording twice. All gateways must share the directory, and the keys
+if there are any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
-from asrserver.errors import Unavailable
+from asrserver.errors import DecryptionError, Unavailable
 from asrserver.gateway import archive_files
+from asrserver.gateway.archive_parts import PartWriter
 from asrserver.protocol.options import Options
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
+
+if TYPE_CHECKING:
+    from asrserver.encryption.keys import Keyring
 
 log = logging.getLogger("asrserver.recordings")
 
@@ -50,12 +53,26 @@ CLOSE_TIMEOUT = 5.0
 TIDY_BATCH = 200
 
 
+def load_keys(settings: Settings) -> Keyring | None:
+    """Load the keys that recordings are encrypted with; None if there are none.
+
+    Raises:
+        SettingError: They cannot be used.
+    """
+    if not settings.save_audio_keys:
+        return None
+    from asrserver.encryption.keys import Keyring  # 8 MB of a library
+
+    return Keyring(settings.save_audio_keys)
+
+
 class Recordings:
     """Records the sessions of one gateway; where the settings name no directory, every method does nothing."""
 
     def __init__(self, settings: Settings, name: str, broker: GatewayBroker, storage: Storage) -> None:
         self._directory = Path(settings.save_audio).absolute() if settings.save_audio else None
         self._settings = settings
+        self._keys = load_keys(settings)
         self._name = name
         self._broker = broker
         self._storage = storage
@@ -63,13 +80,22 @@ class Recordings:
         # Each counter has one writer, so neither needs a lock: the event loop, and the thread.
         self._queued_bytes = 0
         self._written_bytes = 0
-        self._files: dict[str, int] = {}  # written by the thread: session id → file descriptor of its part
+        self._files: dict[str, PartWriter] = {}  # written by the thread: session id → its part
+        self._openings = itertools.count()  # of parts: each has a file, and a key, of its own
         self._lost: set[str] = set()  # ids of sessions of this gateway whose recording was given up
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="recordings")
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
         if self._directory is not None:
             (self._directory / "incoming").mkdir(parents=True, exist_ok=True, mode=0o700)
             self._thread.start()
+
+    def reread_keys(self) -> bool:
+        """Load the operator's keys again if their file has changed; returns whether it had. Blocks.
+
+        Raises:
+            SettingError: They cannot be used; those that were loaded before stay.
+        """
+        return self._keys is not None and self._keys.reread()
 
     @property
     def waiting_bytes(self) -> int:
@@ -125,8 +151,8 @@ class Recordings:
             await self._in_pool(archive_files.remove, sid)
             return
         try:
-            made = await self._in_pool(archive_files.assemble, sid, self._settings.save_audio_as, chunks)
-        except (OSError, ValueError) as exc:
+            made = await self._in_pool(archive_files.assemble, sid, self._settings.save_audio_as, chunks, self._keys)
+        except (OSError, ValueError, DecryptionError) as exc:
             log.error("session=%s the recording cannot be assembled yet: %s", sid, exc)
             return
         if made is None:
@@ -146,10 +172,20 @@ class Recordings:
             await self._wait_for_writes()
             await self._in_pool(archive_files.remove, sid)
 
-    async def find(self, sid: str) -> Path | None:
-        """Return the path of the session's recording; None if there is none."""
-        found: Path | None = await self._in_pool(archive_files.find, sid) if self._directory is not None else None
-        return found
+    async def open(self, sid: str) -> archive_files.Opened | None:
+        """Open the session's recording; None if there is none. To be closed in a thread.
+
+        Raises:
+            DecryptionError: It is encrypted, and cannot be read.
+        """
+        try:
+            return await self._in_pool(self._open_recording, sid) if self._directory is not None else None
+        except FileNotFoundError:  # it was removed just now
+            return None
+
+    def _open_recording(self, directory: Path, sid: str) -> archive_files.Opened | None:
+        path = archive_files.find(directory, sid)
+        return None if path is None else archive_files.opened(path, self._keys)
 
     async def tidy(self) -> None:
         """Assemble what dead gateways left, and remove recordings beyond the age and number that the settings allow."""
@@ -216,38 +252,30 @@ class Recordings:
             return
         try:
             if sid not in self._files:
-                self._files[sid] = self._open(sid, options)
-            record = archive_files.RECORD.pack(index, len(data)) + data
-            written = os.write(self._files[sid], record)
-            if written < len(record):
-                os.write(self._files[sid], record[written:])  # raises the reason
+                self._files[sid] = self._begin(sid, options)
+            self._files[sid].write(index, data)
         except OSError as exc:
             full = exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
             self._lose(sid, "full" if full else "broken")
             log.error("session=%s recording: %s", sid, exc.strerror)
             self._drop(sid)
 
-    def _open(self, sid: str, options: Options) -> int:
+    def _begin(self, sid: str, options: Options) -> PartWriter:
         assert self._directory is not None
-        path = archive_files.part_path(self._directory, sid, self._name)
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if os.fstat(file).st_size == 0:
-            header = {
-                "sid": sid,
-                "mode": options.mode,
-                "format": options.format,
-                "rate": options.sample_rate,
-                "channels": options.channels,
-            }
-            os.write(file, orjson.dumps(header) + b"\n")
-        return file
+        path = archive_files.part_path(self._directory, sid, f"{self._name} {next(self._openings)}")
+        header = {
+            "sid": sid,
+            "mode": options.mode,
+            "format": options.format,
+            "rate": options.sample_rate,
+            "channels": options.channels,
+        }
+        return PartWriter(path, archive_files.name_of(sid), header, self._keys.first if self._keys else None)
 
     def _close(self, sid: str) -> None:
-        file = self._files.pop(sid, None)
-        if file is not None:
-            os.close(file)
+        if (part := self._files.pop(sid, None)) is not None:
+            part.close()
 
     def _drop(self, sid: str) -> None:
-        assert self._directory is not None
-        self._close(sid)
-        archive_files.part_path(self._directory, sid, self._name).unlink(missing_ok=True)
+        if (part := self._files.pop(sid, None)) is not None:
+            part.drop()

@@ -1,7 +1,10 @@
-"""Recordings on disk: the parts that gateways write during a session, and the one file that is assembled from them.
+"""Recordings on disk: the one file of a session, assembled from the parts that gateways wrote (archive_parts.py).
 
-    DIR/incoming/<name>.<gateway>.part     a line of JSON, then for each chunk a record: index, length, bytes
+    DIR/incoming/<name>.<gateway>.part     a part
     DIR/<2 of the hash>/<name>.<suffix>    the recording
+
+With a key of the operator's it is encrypted (encryption/). Its name stays the same: it says what is inside, and what is
+in the database remains true when recordings are encrypted later.
 
 All functions block. A name cannot lead out of the directory, whatever the id of its session is.
 """
@@ -10,24 +13,24 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import re
-import struct
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from asrserver.audio import wav
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.chunking import Chunking, Role
+from asrserver.encryption import is_encrypted
+from asrserver.gateway.archive_parts import Chunk, Source, session_of
 
-#: The header of each record in a part: the index of the chunk and its length in bytes.
-RECORD = struct.Struct("<QI")
+if TYPE_CHECKING:
+    from asrserver.encryption.keys import Keyring
 
 #: The media type of recordings by their suffix; there are no others.
 MEDIA = {
@@ -65,10 +68,10 @@ _SUFFIX = {
     "rifx": "wav",
 }
 
-#: Bytes copied at a time.
-_COPY_BYTES = 1 << 20
-
 _INCOMING = "incoming"
+
+#: What a recording is, in the header of its encryption.
+_KIND = "recording"
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,30 @@ class Archived:
 
     Attributes:
         path: Its path below the directory.
-        size: Its bytes.
+        size: Its bytes, not counting what encryption adds.
         chunks: The number of chunks in it.
     """
 
     path: str
     size: int
     chunks: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recording that is open to be read.
+
+    Attributes:
+        file: Its bytes, decrypted; `read` raises DecryptionError for a block that was changed.
+        name: The name of the file; its suffix is in MEDIA.
+        size: Its bytes.
+        written: When it was written, in nanoseconds.
+    """
+
+    file: BinaryIO
+    name: str
+    size: int
+    written: int
 
 
 def name_of(sid: str) -> str:
@@ -108,6 +128,47 @@ def find(directory: Path, sid: str) -> Path | None:
     return next((path for suffix in MEDIA if (path := stem.with_suffix(f".{suffix}")).is_file()), None)
 
 
+def opened(path: Path, keys: Keyring | None) -> Opened:
+    """Open a recording.
+
+    Args:
+        path: The file.
+        keys: The operator's keys; None: there are none.
+
+    Raises:
+        FileNotFoundError: It was removed.
+        DecryptionError: It is encrypted, and cannot be read.
+    """
+    file: BinaryIO = path.open("rb")
+    try:
+        stat = os.fstat(file.fileno())
+        size = stat.st_size
+        if is_encrypted(file):
+            from asrserver.encryption.files import EncryptedReader
+            from asrserver.encryption.keys import Keyring
+
+            reader = EncryptedReader(file, keys or Keyring(""), _KIND, path.stem)
+            file, size = cast(BinaryIO, reader), reader.size
+    except BaseException:
+        file.close()
+        raise
+    return Opened(file, path.name, size, stat.st_mtime_ns)
+
+
+@contextmanager
+def created(path: Path, keys: Keyring | None, name: str) -> Iterator[BinaryIO]:
+    """Write a recording, encrypted if there is a key. After an error it is not complete."""
+    with path.open("wb") as file:
+        if keys is None or keys.first is None:
+            yield file
+            return
+        from asrserver.encryption.files import EncryptedWriter
+
+        writer = EncryptedWriter(file, keys.first, _KIND, name)
+        yield cast(BinaryIO, writer)
+        writer.finish()
+
+
 def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
     """Find sessions whose parts were not written to for `age` seconds.
 
@@ -119,22 +180,25 @@ def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
         with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
             since = time.time() - os.fstat(file.fileno()).st_mtime
             if since > age and len(found) < most:
-                sid = json.loads(file.readline(1 << 16))["sid"]
+                sid = session_of(file)
                 found[sid] = min(since, found.get(sid, since))
     return found
 
 
 def remove(directory: Path, sid: str, parts_only: bool = False) -> None:
     """Remove the parts of a session, and unless `parts_only`, its recording."""
-    with _lock(directory):
+    with locked(directory):
         for path in _parts(directory, sid):
             path.unlink(missing_ok=True)
         if not parts_only:
-            for suffix in MEDIA:
-                _stem(directory, sid).with_suffix(f".{suffix}").unlink(missing_ok=True)
+            stem = _stem(directory, sid)
+            for path in stem.parent.glob(f"{stem.name}.*"):  # with what a crash left half written
+                path.unlink(missing_ok=True)
 
 
-def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) -> Archived | None:
+def assemble(
+    directory: Path, sid: str, kind: str, chunks: int | None = None, keys: Keyring | None = None
+) -> Archived | None:
     """Assemble the recording of a session from its parts, which stay. To do so again gives the same file.
 
     A session that is one file becomes that file, byte by byte. PCM, and files of PCM in one format, become one WAV or
@@ -145,26 +209,30 @@ def assemble(directory: Path, sid: str, kind: str, chunks: int | None = None) ->
         sid: The id of the session.
         kind: wav or flac, for PCM.
         chunks: If given, the number of chunks that there must be at least.
+        keys: The operator's keys; with one, the recording is encrypted.
 
     Returns:
         None if there are no parts, or too few chunks.
 
     Raises:
         OSError: The disk is full, or a part cannot be read.
+        DecryptionError: A part is encrypted, and cannot be read.
     """
-    with _lock(directory):
-        source = _Source(_parts(directory, sid))
+    with locked(directory):
+        source = Source(_parts(directory, sid), name_of(sid), keys)
         try:
             if not source.chunks or (chunks is not None and len(source.chunks) < chunks):
                 return None
             stem = _stem(directory, sid)
             stem.parent.mkdir(exist_ok=True, mode=0o700)
             temporary = stem.with_suffix(".tmp")
-            suffix = _write(source, kind, temporary)
+            with created(temporary, keys, stem.name) as file:
+                suffix = _write(source, kind, file)
+                size = file.seek(0, os.SEEK_END)
             os.replace(temporary, path := stem.with_suffix(f".{suffix}"))
             for other in MEDIA.keys() - {suffix}:
                 stem.with_suffix(f".{other}").unlink(missing_ok=True)
-            return Archived(str(path.relative_to(directory)), path.stat().st_size, len(source.chunks))
+            return Archived(str(path.relative_to(directory)), size, len(source.chunks))
         finally:
             source.close()
 
@@ -182,52 +250,11 @@ def _parts(directory: Path, sid: str) -> list[Path]:
 
 
 @contextmanager
-def _lock(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Exclude all other gateways, so that no part is removed while it is read."""
     with open(directory / _INCOMING / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-@dataclass
-class _Chunk:
-    """Where a chunk is in a part."""
-
-    file: IO[bytes]
-    offset: int
-    size: int
-
-    def read(self, most: int = -1) -> bytes:
-        self.file.seek(self.offset)
-        return self.file.read(self.size if most < 0 else min(most, self.size))
-
-
-class _Source:
-    """The chunks of all parts, each once, by their indexes. A last record that a crash cut short is left out."""
-
-    def __init__(self, parts: list[Path]) -> None:
-        self.header: dict[str, Any] = {}
-        self._files: list[IO[bytes]] = []
-        found: dict[int, _Chunk] = {}
-        for path in parts:
-            file = path.open("rb")
-            self._files.append(file)
-            end = os.fstat(file.fileno()).st_size
-            line = file.readline(1 << 16)
-            if not line.endswith(b"\n"):
-                continue
-            self.header = self.header or json.loads(line)
-            while len(head := file.read(RECORD.size)) == RECORD.size:
-                index, size = RECORD.unpack(head)
-                if file.tell() + size > end:
-                    break
-                found.setdefault(index, _Chunk(file, file.tell(), size))
-                file.seek(size, os.SEEK_CUR)
-        self.chunks = [found[index] for index in sorted(found)]
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
 
 
 # -- formats ---------------------------------------------------------------------------------------------------------
@@ -238,7 +265,7 @@ class _Clip:
     """Consecutive chunks that are one file, or headerless PCM where `kind` is None."""
 
     kind: str | None
-    chunks: list[_Chunk] = field(default_factory=list)
+    chunks: list[Chunk] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -246,12 +273,20 @@ class _Span:
     """Bytes of a chunk that go into the recording; `format` is None where they are no samples that can be joined."""
 
     format: wav.Format | None
-    chunk: _Chunk
+    chunk: Chunk
     offset: int
     size: int
 
 
-def _write(source: _Source, kind: str, target: Path) -> str:
+class _Appending:
+    """A file that zipfile cannot seek in: what is encrypted cannot be changed later."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.write = file.write
+        self.flush = file.flush
+
+
+def _write(source: Source, kind: str, file: BinaryIO) -> str:
     """Write the recording, and return its suffix."""
     header = source.header
     chunking = Chunking(header["mode"], header["format"], header["rate"], header["channels"])
@@ -259,13 +294,11 @@ def _write(source: _Source, kind: str, target: Path) -> str:
     if clips[0].kind == "opus":  # it is the only one: such a session is a stream
         from asrserver.audio import ogg  # numpy, too: see below
 
-        with target.open("wb") as file:
-            file.writelines(ogg.opus_pages(chunk.read() for chunk in clips[0].chunks))
+        file.writelines(ogg.opus_pages(chunk.read() for chunk in clips[0].chunks))
         return "ogg"
     if len(clips) == 1 and clips[0].kind is not None:
-        with target.open("wb") as file:
-            for chunk in clips[0].chunks:
-                _copy(chunk, 0, chunk.size, file)
+        for chunk in clips[0].chunks:
+            file.writelines(chunk.pieces(0, chunk.size))
         return suffix_of(clips[0].kind)
     raw = chunking.headerless
     spans = [span for clip in clips for span in _spans(clip, raw)]
@@ -274,29 +307,28 @@ def _write(source: _Source, kind: str, target: Path) -> str:
         if kind == "flac" and format.channels <= 2 and format.codec in ("pcm_s16le", "pcm_f32le"):
             from asrserver.audio.files import write_flac  # numpy and PyAV: needed for FLAC alone
 
-            write_flac(target, format, _bytes_of(spans))
+            write_flac(file, format, _bytes_of(spans))
             return "flac"
-        with target.open("wb") as file:
-            _write_wav(format, spans, file)
+        _write_wav(format, spans, file)
         return "wav"
-    with zipfile.ZipFile(target, "w") as archive:
+    with zipfile.ZipFile(cast(BinaryIO, _Appending(file)), "w") as archive:
         for number, clip in enumerate(clips):
             name = "wav" if clip.kind is None else suffix_of(clip.kind)
             with archive.open(f"{number:05}.{name}", "w", force_zip64=True) as entry:
                 if clip.kind is None:
                     _write_wav(raw, _spans(clip, raw), entry)
                 for chunk in clip.chunks if clip.kind is not None else ():
-                    _copy(chunk, 0, chunk.size, entry)
+                    entry.writelines(chunk.pieces(0, chunk.size))
     return "zip"
 
 
-def _clips(source: _Source, chunking: Chunking) -> list[_Clip]:
+def _clips(source: Source, chunking: Chunking) -> list[_Clip]:
     clips: list[_Clip] = []
     for chunk in source.chunks:
         if clips and chunking.mode == "stream":  # one file, even where a recorder started again in it
             clips[-1].chunks.append(chunk)
             continue
-        kind = chunking.container(chunk.read(4096), first=not clips)
+        kind = chunking.container(chunk.read(most=4096), first=not clips)
         role = chunking.role(kind, chunk.size, in_container=bool(clips) and clips[-1].kind is not None)
         if not clips or role is Role.FILE or (role is Role.UTTERANCE and clips[-1].kind is not None):
             clips.append(_Clip(kind))
@@ -312,10 +344,10 @@ def _spans(clip: _Clip, raw: wav.Format) -> list[_Span]:
     return [_Span(format, chunk, 0, chunk.size) for chunk in clip.chunks]
 
 
-def _wav_samples(chunk: _Chunk) -> _Span:
+def _wav_samples(chunk: Chunk) -> _Span:
     """Return the samples of a WAV file; or the whole file if they cannot be joined, or the header is implausible."""
     with suppress(ImplausibleAudio):
-        header = wav.read_header(chunk.read(1 << 16))
+        header = wav.read_header(chunk.read(most=1 << 16))
         if header is not None and header.format.codec is not None:
             here = max(0, chunk.size - header.offset)
             size = here if header.size is None else min(header.size, here)
@@ -323,30 +355,17 @@ def _wav_samples(chunk: _Chunk) -> _Span:
     return _Span(None, chunk, 0, chunk.size)
 
 
-def _copy(chunk: _Chunk, offset: int, size: int, target: IO[bytes]) -> None:
-    at, end = chunk.offset + offset, chunk.offset + offset + size
-    while at < end:
-        chunk.file.seek(at)
-        data = chunk.file.read(min(_COPY_BYTES, end - at))
-        if not data:
-            raise OSError("a part became shorter")
-        target.write(data)
-        at += len(data)
-
-
 def _write_wav(format: wav.Format, spans: list[_Span], target: IO[bytes]) -> None:
     size = rest = wav.fitting(format, sum(span.size for span in spans))
     target.write(wav.write_header(format, size))
     for span in spans:
         length = min(span.size, rest)
-        _copy(span.chunk, span.offset, length, target)
+        target.writelines(span.chunk.pieces(span.offset, length))
         rest -= length
     target.write(wav.padding(size))
 
 
 def _bytes_of(spans: list[_Span]) -> Iterator[bytes]:
-    """Yield the bytes of the spans, at most _COPY_BYTES at a time."""
+    """Yield the bytes of the spans, in pieces."""
     for span in spans:
-        for at in range(0, span.size, _COPY_BYTES):
-            span.chunk.file.seek(span.chunk.offset + span.offset + at)
-            yield span.chunk.file.read(min(_COPY_BYTES, span.size - at))
+        yield from span.chunk.pieces(span.offset, span.size)

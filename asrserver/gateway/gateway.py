@@ -68,7 +68,7 @@ STORED_TIMEOUT = 2.0
 #: Seconds that the first subscription to results may take.
 SUBSCRIBE_TIMEOUT = 10.0
 
-#: Seconds between checks whether the files of API keys and of hot words have changed.
+#: Seconds between checks whether the files of API keys, hot words and keys of recordings have changed.
 FILES_EVERY = 1.0
 
 #: Seconds between checks for idle sessions, and for what API keys have spent.
@@ -125,6 +125,11 @@ class Gateway:
         self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.waiting, self.held)
         self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room, self.held)
         self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
+        self._watched = (
+            ("API keys", settings.keys_file, self.access.reread),
+            ("hot words", settings.hotwords_file, self._hotwords.reread),
+            ("keys of recordings", settings.save_audio_keys, self.recordings.reread_keys),
+        )
         self.closing = False
         self._alive = alive
         self.accepting_since = math.inf
@@ -395,18 +400,14 @@ class Gateway:
         self.intake.flush_metrics()
 
     async def _reread_files(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            if await loop.run_in_executor(None, self.access.reread):
-                log.info("API keys were reloaded from %s", self.settings.keys_file)
-                self.access.on_change()
-        except SettingError as exc:
-            log.error("%s; the API keys that were read before stay valid", exc)
-        try:
-            if await loop.run_in_executor(None, self._hotwords.reread):
-                log.info("hot words were reloaded from %s", self.settings.hotwords_file)
-        except SettingError as exc:
-            log.error("%s; the hot words that were read before stay in use", exc)
+        for what, path, reread in self._watched:
+            try:
+                if await asyncio.get_running_loop().run_in_executor(None, reread):
+                    log.info("%s were reloaded from %s", what, path)
+                    if reread == self.access.reread:
+                        self.access.on_change()
+            except SettingError as exc:
+                log.error("%s; the %s that were read before stay in use", exc, what)
 
     async def _renew_shares(self) -> None:
         self.admission.renew(self.sessions.values())

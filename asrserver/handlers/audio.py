@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError
 
-from asrserver.gateway.archive_files import MEDIA
+from asrserver.errors import DecryptionError
+from asrserver.gateway.archive_files import MEDIA, Opened
 from asrserver.handlers.base import RestHandler
 
 log = logging.getLogger("asrserver.rest")
@@ -51,37 +50,49 @@ def requested_range(header: str, size: int) -> tuple[int, int] | None:
 
 
 class RecordingHandler(RestHandler):
-    """GET /api/v1/session/:id/audio: the file as it is on disk; 206 for a Range of it."""
+    """GET /api/v1/session/:id/audio: the recording as a file; 206 for a Range of it."""
 
     async def get(self, session_id: str) -> None:
         known = await self.gateway.storage.has_audio(session_id, owner=self.owner)
-        path = await self.gateway.recordings.find(session_id) if known else None
-        loop = asyncio.get_running_loop()
         try:
-            file = await loop.run_in_executor(None, open, path, "rb") if path is not None else None
-        except FileNotFoundError:  # it was removed just now
-            file = None
-        if path is None or file is None:
+            recording = await self.gateway.recordings.open(session_id) if known else None
+        except DecryptionError as exc:
+            raise self._unreadable(session_id, exc) from None
+        if recording is None:
             raise HTTPError(404, "there is no recording of such a session")
         self.audit("listen", session_id)
         try:
-            await self._answer(file, path)
+            await self._answer(recording)
         except StreamClosedError:
             pass  # the client has had enough
         except TimeoutError:
             log.warning("session=%s its recording was not read for %g s: cut", session_id, BLOCK_SECONDS)
-            cast(HTTP1Connection, self.request.connection).stream.close()
+            self._cut()
+        except DecryptionError as exc:
+            error = self._unreadable(session_id, exc)
+            if not self._headers_written:
+                raise error from None
+            self._cut()
         finally:
-            await loop.run_in_executor(None, file.close)
+            await asyncio.get_running_loop().run_in_executor(None, recording.file.close)
 
-    async def _answer(self, file: BinaryIO, path: Path) -> None:
-        stat = await asyncio.get_running_loop().run_in_executor(None, os.fstat, file.fileno())
-        size = stat.st_size
-        self.set_header("ETag", f'"{stat.st_mtime_ns:x}-{size:x}"')  # a recording is written once, and never changed
+    def _cut(self) -> None:
+        """Close the connection in the middle of the answer, so that its client knows that it has not all of it."""
+        cast(HTTP1Connection, self.request.connection).stream.close()
+
+    @staticmethod
+    def _unreadable(session_id: str, exc: DecryptionError) -> DecryptionError:
+        """Log that a recording cannot be read, and return the error for its client."""
+        log.error("session=%s its recording cannot be read: %s", session_id, exc)
+        return DecryptionError(f"the recording cannot be read: {exc}")
+
+    async def _answer(self, recording: Opened) -> None:
+        size = recording.size
+        self.set_header("ETag", f'"{recording.written:x}-{size:x}"')  # it is written once, and never changed
         if self.check_etag_header():
             self.set_status(304)
             return
-        self.set_header("Content-Type", MEDIA[path.suffix[1:]])
+        self.set_header("Content-Type", MEDIA[recording.name.rpartition(".")[2]])
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Accept-Ranges", "bytes")
         wanted = requested_range(self.request.headers.get("Range", ""), size) if self._same_file else None
@@ -93,11 +104,12 @@ class RecordingHandler(RestHandler):
         if wanted is not None:
             self.set_status(206)
             self.set_header("Content-Range", f"bytes {begin}-{end - 1}/{size}")
-        self.set_header("Content-Disposition", f'inline; filename="{path.name}"')
+        self.set_header("Content-Disposition", f'inline; filename="{recording.name}"')
         self.set_header("Content-Length", str(end - begin))
-        await self.flush()
         if self.request.method != "HEAD":
-            await self._send(file, begin, end)
+            await self._send(recording.file, begin, end)
+        if not self._headers_written:
+            await self.flush()
 
     @property
     def _same_file(self) -> bool:
@@ -106,7 +118,12 @@ class RecordingHandler(RestHandler):
         return known is None or known == self._headers["ETag"]
 
     async def _send(self, file: BinaryIO, begin: int, end: int) -> None:
-        """Send the bytes from `begin` to `end`; raises TimeoutError if the client does not take them."""
+        """Send the bytes from `begin` to `end`; the headers go out with the first of them.
+
+        Raises:
+            TimeoutError: The client does not take them.
+            DecryptionError: They were changed.
+        """
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, file.seek, begin)
         while begin < end:

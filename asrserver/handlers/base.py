@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from tornado.web import HTTPError, RequestHandler
 
-from asrserver.errors import AsrError, AudioError, BadRequest, Refused, Unavailable
+from asrserver.errors import AsrError, AudioError, BadRequest, DecryptionError, Refused, Unavailable
 from asrserver.handlers.auth import AuthenticatedHandler
 from asrserver.protocol.codes import CODES
 from asrserver.protocol.options import unknown_option
@@ -75,6 +75,8 @@ class JsonHandler(AuthenticatedHandler):
             self.fail(status_code, phrase.lower().replace(" ", "_"), message)
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, DecryptionError):
+            return  # the handler has logged it, with the session
         if isinstance(value, (StorageError, AsrError)):
             level = logging.INFO if isinstance(value, (AudioError, BadRequest, Refused)) else logging.WARNING
             log.log(level, "%s %s: %s", self.request.method, self.request.path, value)

@@ -23,7 +23,7 @@ from asrserver.audio.recording import TrackDecoder
 from asrserver.audio.selection import MIXED
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
-from asrserver.gateway import archive_files
+from asrserver.gateway import archive_files, archive_parts
 from tests.audio.signals import encode, frequency, tone
 
 #: (format tag, bits a sample) of WAV: PCM, floating point, A-law, µ-law, and ADPCM of two kinds.
@@ -277,7 +277,7 @@ def test_an_archive_of_claims(kind: str, tmp_path: Path) -> None:
     formats += zip(random.integers(33, 65536, 20).tolist(), random.integers(1, 2**32, 20).tolist(), strict=True)
     for channels, rate in formats:
         data = wav(channels, rate)
-        record = archive_files.RECORD.pack(0, len(data)) + data
+        record = archive_parts.RECORD.pack(0, len(data)) + data
         archive_files.part_path(tmp_path, "s", "one").write_bytes(header + record)
         made = archive_files.assemble(tmp_path, "s", kind)
         assert made is not None
@@ -291,7 +291,7 @@ def test_an_archive_of_many_channels_is_wav(channels: int, tmp_path: Path) -> No
     (tmp_path / "incoming").mkdir()
     header = b'{"sid": "s", "mode": "chunk", "format": "auto", "rate": 16000, "channels": 1}\n'
     data = wav(channels, 16000, size=3840)
-    records = b"".join(archive_files.RECORD.pack(index, len(data)) + data for index in range(2))
+    records = b"".join(archive_parts.RECORD.pack(index, len(data)) + data for index in range(2))
     archive_files.part_path(tmp_path, "s", "one").write_bytes(header + records)
     made = archive_files.assemble(tmp_path, "s", "flac")
     assert made is not None

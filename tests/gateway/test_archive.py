@@ -24,31 +24,17 @@ from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
 from asrserver.errors import SettingError
 from asrserver.gateway import archive as recordings
-from asrserver.gateway import archive_files
+from asrserver.gateway import archive_files, archive_parts
 from asrserver.gateway.gateway import Gateway
-from asrserver.gateway.session import Session
-from asrserver.protocol.options import Options, Resume, Start
+from asrserver.protocol.options import Resume
 from tests.audio.signals import decoded_by_ffmpeg, encode
 from tests.audio.streams import packets_of, speech
 from tests.fakes import FakeWorker
+from tests.gateway.recording import end, files, path_of, session, tone, wav, whole
 from tests.gateways import offer
 from tests.waiting import until
 
 HEADER = {"sid": "s", "mode": "auto", "format": "auto", "rate": 16000, "channels": 1}
-
-
-def tone(seconds: float, channels: int = 1, rate: int = 16000) -> bytes:
-    """16-bit PCM in which every position is recognisable."""
-    samples = np.random.default_rng(int(seconds * 1000)).integers(-9000, 9000, int(seconds * rate) * channels)
-    return bytes(samples.astype("<i2").tobytes())
-
-
-def wav(pcm: bytes, channels: int = 1, rate: int = 16000) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setparams((channels, 2, rate, 0, "NONE", ""))
-        file.writeframes(pcm)
-    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -61,7 +47,7 @@ def part(directory: Path, gateway: str, chunks: dict[int, bytes], tail: bytes = 
     """The file of session s that a gateway left."""
     import json
 
-    records = b"".join(archive_files.RECORD.pack(index, len(data)) + data for index, data in chunks.items())
+    records = b"".join(archive_parts.RECORD.pack(index, len(data)) + data for index, data in chunks.items())
     line = json.dumps({**HEADER, **header}).encode() + b"\n"
     archive_files.part_path(directory, header.get("sid", "s"), gateway).write_bytes(line + records + tail)
 
@@ -82,18 +68,13 @@ def pcm_of(data: bytes) -> tuple[int, int, bytes]:
         return file.getnchannels(), file.getframerate(), file.readframes(file.getnframes())
 
 
-def files(directory: Path) -> list[str]:
-    """The names of all files."""
-    return [path.name for path in directory.rglob("*") if path.is_file()]
-
-
 # -- what the file is
 
 
 def test_pcm_is_one_wav_whatever_came_when_and_how_often(directory: Path) -> None:
     """Two gateways, chunks that both have, chunks out of order, and a last record cut by a crash."""
     pieces = [tone(0.1 + n / 100) for n in range(6)]
-    part(directory, "one", dict(enumerate(pieces[:4])), tail=archive_files.RECORD.pack(4, 10_000) + b"torn")
+    part(directory, "one", dict(enumerate(pieces[:4])), tail=archive_parts.RECORD.pack(4, 10_000) + b"torn")
     part(directory, "two", {3: pieces[3], 4: pieces[4], 5: pieces[5]})
     for _ in range(2):
         suffix, data = made(directory)
@@ -240,33 +221,6 @@ def gateway_settings(redis_url: str, database_url: str, tmp_path: Path) -> Setti
     return Settings(redis_url=redis_url, database_url=database_url, save_audio=str(tmp_path))
 
 
-async def session(gateway: Gateway, sid: str = "s", user_id: str = "", resumable: bool = False) -> Session:
-    return await gateway.start(Start(sid, user_id, Options(), resumable), lambda event: None)
-
-
-async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[bytes], user_id: str = "") -> None:
-    """Run a session from its start to its recording."""
-    opened = await session(gateway, sid, user_id)
-    for index, data in enumerate(chunks):
-        offer(gateway, opened, data, index)
-    gateway.finish(opened)
-    await end(worker, sid, len(chunks))
-    await until(lambda: sid not in gateway.sessions and not gateway.sessions.keeping)
-
-
-async def end(worker: FakeWorker, sid: str, count: int) -> None:
-    await worker.take(sid)
-    await worker.audio(sid, count)
-    for index in range(count):
-        await worker.chunk(sid, index)
-    await worker.final(sid, chunks=count)
-
-
-async def path_of(gateway: Gateway, sid: str) -> str | None:
-    found = await gateway.storage.session(sid)
-    return None if found is None else found["audio_path"]
-
-
 @gen_test
 async def test_a_session_is_recorded_and_can_be_fetched(
     gateway: Gateway, worker: FakeWorker, tmp_path: Path, http_client: AsyncHTTPClient, base_url: str
@@ -388,7 +342,7 @@ async def test_recordings_are_kept_so_long_and_so_many(
         sids = [record["session_id"] for record in (await gateway.storage.history(9)).records]
         assert len(sids) == 5  # the sessions themselves stay
         noted = {sid for sid in sids if await path_of(gateway, sid)}
-        assert noted == {sid for sid in sids if await gateway.recordings.find(sid)}
+        assert noted == {sid for sid in sids if archive_files.find(tmp_path, sid)}
         return noted
 
     assert await kept() == {"a0", "a1", "a2", "b", "old"}
@@ -476,4 +430,4 @@ async def test_a_slow_disk_costs_recordings_and_no_memory(
     await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
     assert gateway.recordings.waiting_bytes == 0
     assert await path_of(gateway, "s") is None
-    assert await gateway.recordings.find("s") is None
+    assert await gateway.recordings.open("s") is None

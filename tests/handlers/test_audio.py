@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pytest
 from tornado.httpserver import HTTPServer
 
+from asrserver.gateway import archive_files
+from asrserver.gateway.archive_files import Opened
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import audio
 from asrserver.handlers.audio import requested_range
@@ -59,16 +61,13 @@ def opened(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     async def noted(sid: str, owner: str | None = None) -> bool:
         return True
 
-    async def find(sid: str) -> Path:
-        return path
-
-    def remembered(*given: Any) -> BinaryIO:
-        found.append(open(*given))  # noqa: SIM115
-        return found[-1]
+    async def open_it(sid: str) -> Opened:
+        recording = archive_files.opened(path, None)
+        found.append(recording.file)
+        return recording
 
     monkeypatch.setattr(gateway.storage, "has_audio", noted)
-    monkeypatch.setattr(gateway.recordings, "find", find)
-    monkeypatch.setattr(audio, "open", remembered, raising=False)
+    monkeypatch.setattr(gateway.recordings, "open", open_it)
     yield found
     assert len(found) == 1
     assert found[0].closed

@@ -1,0 +1,172 @@
+"""asrserver recordings: the keys that recordings are encrypted with, and those that are there already."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from asrserver.cli.status import format_table
+from asrserver.errors import DecryptionError, SettingError
+
+if TYPE_CHECKING:
+    from asrserver.encryption.keys import Keyring
+
+
+@click.group()
+def recordings() -> None:
+    """Make keys for recordings, show which ones are in use, encrypt and decrypt what is there already."""
+
+
+def _directory_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--save-audio",
+        "directory",
+        required=True,
+        envvar="ASRSERVER_SAVE_AUDIO",
+        show_envvar=True,
+        type=click.Path(exists=True, file_okay=False, path_type=Path),
+        help="Directory of the recordings.",
+    )(function)
+
+
+def _keys_option(required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(
+        "--save-audio-keys",
+        "keys_file",
+        required=required,
+        default=None if required else "",
+        envvar="ASRSERVER_SAVE_AUDIO_KEYS",
+        show_envvar=True,
+        type=click.Path(dir_okay=False),
+        help="File of the keys.",
+    )
+
+
+@recordings.command("new-key")
+@_keys_option(required=True)
+def new_key(keys_file: str) -> None:
+    """Add a key to the file, as the first: new recordings are encrypted with it. Prints its public half.
+
+    The others stay, for recordings that need them. The file is made if it is missing, readable by its owner only.
+    """
+    from asrserver.encryption.keys import KeyPair
+
+    path = Path(keys_file)
+    if path.exists():
+        _keyring(keys_file)
+    key = KeyPair.generate()
+    text = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.public}\n{key.secret}\n"
+    try:
+        _put_first(path, text.encode())
+    except OSError as exc:
+        raise click.ClickException(f"{path}: {exc.strerror}") from None
+    click.echo(key.public)
+
+
+def _put_first(path: Path, text: bytes) -> None:
+    """Write text before what is in a file, which nobody ever sees half written."""
+    before = path.stat() if path.exists() else None
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:  # of mode 0600
+        try:
+            file.write(text + (b"\n" + path.read_bytes() if before else b""))
+            file.flush()
+            os.fsync(file.fileno())
+            if before:
+                os.fchmod(file.fileno(), before.st_mode & 0o777)
+                if os.geteuid() == 0:
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+@recordings.command("keys")
+@_directory_option
+@_keys_option(required=False)
+def show_keys(directory: Path, keys_file: str) -> None:
+    """Show how many recordings need which key. The exit status is 1 if the file lacks one.
+
+    A key that no recording needs may be removed from the file, unless it is the first, or a backup needs it.
+    """
+    from asrserver.gateway import archive_rewrite
+
+    keys = _keyring(keys_file)
+    first = keys.first.public if keys.first else ""
+    found: dict[str, list[int]] = {key: [0, 0] for key in keys.public}
+    for path in archive_rewrite.recordings(directory):
+        try:
+            totals = found.setdefault(archive_rewrite.needed_key(path), [0, 0])
+            totals[1] += path.stat().st_size
+            totals[0] += 1
+        except FileNotFoundError:  # it was removed just now
+            continue
+        except (DecryptionError, OSError) as exc:
+            click.echo(f"{path}: {_reason(exc)}", err=True)
+    states = {"": "not encrypted", first: "for new recordings"} if first else {"": "not encrypted"}
+    rows = [
+        (key or "-", states.get(key, "for older recordings" if keys.find(key) else "MISSING"), count, size)
+        for key, (count, size) in found.items()
+    ]
+    click.echo("\n".join(format_table(("KEY", "STATE", "RECORDINGS", "BYTES"), rows)) if rows else "no recordings")
+    if any(key and keys.find(key) is None for key in found):
+        raise click.exceptions.Exit(1)
+
+
+@recordings.command("encrypt")
+@_directory_option
+@_keys_option(required=True)
+def encrypt_all(directory: Path, keys_file: str) -> None:
+    """Encrypt all recordings with the first key: those from before there was one, and those that have an older one.
+
+    The server may run meanwhile, and the command can be repeated. Blocks of the disk that held a recording unencrypted
+    are free afterwards, not erased.
+    """
+    _rewrite_all(directory, _keyring(keys_file), True)
+
+
+@recordings.command("decrypt")
+@_directory_option
+@_keys_option(required=True)
+def decrypt_all(directory: Path, keys_file: str) -> None:
+    """Decrypt all recordings: to go on without keys. One alone is decrypted by age --decrypt --identity KEYS FILE."""
+    _rewrite_all(directory, _keyring(keys_file), False)
+
+
+def _rewrite_all(directory: Path, keys: Keyring, encrypt: bool) -> None:
+    from asrserver.gateway import archive_rewrite
+
+    written = left = failed = 0
+    for path in archive_rewrite.recordings(directory):
+        try:
+            if archive_rewrite.rewrite(directory, path, keys, encrypt):
+                written += 1
+            else:
+                left += 1
+        except (DecryptionError, OSError) as exc:
+            failed += 1
+            click.echo(f"{path}: {_reason(exc)}", err=True)
+    click.echo(
+        f"{written} recordings {'encrypted' if encrypt else 'decrypted'}, {left} left as they are, {failed} failed"
+    )
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _reason(exc: DecryptionError | OSError) -> str:
+    return exc.strerror or str(exc) if isinstance(exc, OSError) else str(exc)
+
+
+def _keyring(path: str) -> Keyring:
+    from asrserver.encryption.keys import Keyring
+
+    try:
+        return Keyring(path)
+    except SettingError as exc:
+        raise click.ClickException(str(exc)) from None

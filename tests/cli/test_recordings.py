@@ -1,0 +1,151 @@
+"""asrserver recordings; and a server that records with keys, whose gateway is killed in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pyrage
+import pytest
+from click.testing import CliRunner, Result
+
+from asrserver.cli.recordings import recordings
+from asrserver.encryption import MAGIC
+from asrserver.encryption.keys import KeyPair, Keyring
+from asrserver.gateway import archive_files
+from asrserver.gateway.archive_parts import Source
+from tests.gateway.recording import files
+from tests.program import System, cli
+from tests.recordings import Utterance
+from tests.waiting import until
+from tests.ws_client import WsClient
+
+Start = Callable[..., System]
+
+
+def fetched(system: System, sid: str) -> bytes:
+    """The recording as REST has it; empty while there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{system.port}/api/v1/session/{sid}/audio", timeout=30) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError:
+        return b""
+
+
+def chunks_on_disk(directory: Path, sid: str, keys: Path) -> int:
+    """The chunks of a session in the parts of all gateways."""
+    name = archive_files.name_of(sid)
+    source = Source(sorted((directory / "incoming").glob(f"{name}.*.part")), name, Keyring(str(keys)))
+    source.close()
+    return len(source.chunks)
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.gen_test(timeout=170)
+async def test_keys_of_a_server_whose_gateway_is_killed(
+    start: Start, tmp_path: Path, utterances: list[Utterance]
+) -> None:
+    """All that was written before is in the recording; nothing is ever on the disk in the clear."""
+    directory, keys = tmp_path / "audio", tmp_path / "keys"
+    options = ("--save-audio", directory, "--save-audio-keys", keys)
+    done = cli("recordings", "new-key", "--save-audio-keys", keys)
+    assert (done.returncode, keys.stat().st_mode & 0o777) == (0, 0o600)
+    first = done.stdout.strip()
+    system = start("run", "--workers", "1", *map(str, options)).wait_ready()
+    (gateway,) = system.children("gateway")
+    pcm = [one.pcm for one in utterances[:4]]
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("s", format="pcm_s16le", resume=True)
+        for index in (0, 1):
+            await ws.chunk("s", index, pcm[index])
+        await until(lambda: chunks_on_disk(directory, "s", keys) == 2, 30)
+        gateway.kill()
+        await until(lambda: [child for child in system.children("gateway") if child.pid != gateway.pid], 30)
+    assert not [name for name in files(directory) if name.endswith(".wav")]
+    async with await until_open(system) as ws:
+        await ws.send({"action": "resume", "session_id": "s", "last_seq": 0})
+        await ws.find("s", "ack")
+        for index in (2, 3):
+            await ws.chunk("s", index, pcm[index])
+        await until(lambda: chunks_on_disk(directory, "s", keys) == 4, 30)
+        assert not [path for path in directory.rglob("*") if path.is_file() and has(path, pcm)]
+        await ws.send({"action": "finish", "session_id": "s"})
+        await ws.find("s", "final_result")
+        whole = b"".join(pcm)
+        assert (await until(lambda: fetched(system, "s"), 30))[44:] == whole
+    (path,) = directory.glob("??/*.wav")
+    assert path.read_bytes().startswith(MAGIC)
+    shown = await asyncio.to_thread(cli, "recordings", "keys", *options)
+    assert shown.stdout.splitlines()[1].split()[:4] == [first, "for", "new", "recordings"]
+    second = (await asyncio.to_thread(cli, "recordings", "new-key", "--save-audio-keys", keys)).stdout.strip()
+    await until(lambda: "keys of recordings were reloaded" in system.output(), 30)
+    for command, told in (("encrypt", "1 recordings encrypted"), ("encrypt", "0 recordings encrypted, 1 left as")):
+        done = await asyncio.to_thread(cli, "recordings", command, *options)
+        assert (done.returncode, done.stdout.startswith(told)) == (0, True), done
+    assert second.encode() in path.read_bytes()[:1000]
+    assert (await asyncio.to_thread(fetched, system, "s"))[44:] == whole
+    identities = [pyrage.x25519.Identity.from_str(line) for line in keys.read_text().splitlines() if line[:3] == "AGE"]
+    assert len(identities) == 2
+    assert pyrage.decrypt(path.read_bytes(), identities)[44:] == whole
+    done = await asyncio.to_thread(cli, "recordings", "decrypt", *options)
+    assert (done.returncode, path.read_bytes()[44:] == whole) == (0, True), done
+    assert (await asyncio.to_thread(fetched, system, "s"))[44:] == whole
+
+
+async def until_open(system: System) -> WsClient:
+    """A connection to the gateway that comes after the one that was killed."""
+    while True:
+        try:
+            return await WsClient.open(system.url)
+        except OSError:
+            await asyncio.sleep(0.1)
+
+
+def has(path: Path, pieces: list[bytes]) -> bool:
+    """Whether a file holds some of the audio as it was."""
+    data = path.read_bytes()
+    return any(piece[8000:8064] in data for piece in pieces)
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run a command in this process."""
+    return CliRunner().invoke(recordings, [str(argument) for argument in arguments])
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    """With a key that is missing, a file that is none, a recording that was changed."""
+    directory, keys, other = tmp_path / "audio", tmp_path / "keys", KeyPair.generate()
+    (directory / "incoming").mkdir(parents=True)
+    (directory / "ab").mkdir()
+    run("new-key", "--save-audio-keys", keys)
+    first = Keyring(str(keys)).first
+    assert first is not None
+    for name, key in (("one", first), ("two", other)):
+        ring = Keyring("")
+        ring._keys = {key.public: key}
+        with archive_files.created(directory / "ab" / f"{name}.wav", ring, name) as file:
+            file.write(b"voice")
+    (directory / "ab" / "three.wav").write_bytes(b"plain")
+    (directory / "ab" / "four.wav").write_bytes((directory / "ab" / "one.wav").read_bytes())
+    (directory / "ab" / "five.wav").write_bytes(MAGIC + b"damaged")
+    options = ("--save-audio", directory, "--save-audio-keys", keys)
+    done = run("keys", *options)
+    rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:]}
+    assert rows[other.public][:2] == ["MISSING", "1"]
+    assert rows["-"] == ["not", "encrypted", "1", "5"]
+    assert (done.exit_code, done.stderr) == (1, f"{directory}/ab/five.wav: its header is damaged\n")
+    done = run("decrypt", *options)
+    assert (done.exit_code, done.stdout) == (1, "1 recordings decrypted, 1 left as they are, 3 failed\n")
+    assert f"two.wav: it needs the key {other.public}, which" in done.stderr
+    assert "four.wav: it belongs to another session" in done.stderr
+    keys.write_text("nonsense\n")
+    for command in (("new-key",), ("keys", "--save-audio", directory), ("encrypt", "--save-audio", directory)):
+        done = run(*command, "--save-audio-keys", keys)
+        assert done.exit_code == 1
+        assert f"--save-audio-keys {keys}: line 1 is no key" in done.stderr
+    assert keys.read_text() == "nonsense\n"
+    done = run("new-key", "--save-audio-keys", tmp_path / "none" / "keys")
+    assert (done.exit_code, done.stderr) == (1, f"Error: {tmp_path}/none/keys: No such file or directory\n")
