@@ -33,10 +33,10 @@ from evaluation.conditions import CONDITIONS, JOINED_MINUTES
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import delays_of, speech_of, total_delays
 from evaluation.inprocess import InProcess
-from evaluation.limits import broken_limits
+from evaluation.limits import broken_limits, broken_waste
 from evaluation.offline import Offline
 from evaluation.recognition import Mode, Recognition, judge
-from evaluation.report import SCORES, delay_rows, score_row, total
+from evaluation.report import SCORES, delay_rows, score_row, total, wasted_row
 from evaluation.scoring import Score
 from evaluation.served import MAX_CHUNK, Served, served
 
@@ -104,15 +104,16 @@ def modes_of(options: argparse.Namespace, stack: ExitStack) -> dict[str, Mode]:
             settings = replace(Settings(), **{"threads": os.cpu_count() or 1, **worker_settings(options)}, device="cpu")
             server = InProcess(load_model(settings), settings, given, bool(options.partials))
             stack.callback(server.close)
-            modes |= {"auto": Mode(server.auto), "stream": Mode(server.stream)}
+            spent = server.decoding
+            modes |= {"auto": Mode(server.auto, decoding=spent), "stream": Mode(server.stream, decoding=spent)}
         else:
             server = stack.enter_context(
                 served(server_arguments(options), given, options.speed, options.partials is not False)
             )
             cpu = server.cpu_seconds
             modes |= {
-                "auto": Mode(server.auto, cpu, options.streams),
-                "stream": Mode(server.stream, cpu, options.streams),
+                "auto": Mode(server.auto, cpu, options.streams, server.decoding),
+                "stream": Mode(server.stream, cpu, options.streams, server.decoding),
             }
     if {"offline", "offline-vad"} & set(options.mode):
         offline = offline_of(options)
@@ -212,8 +213,13 @@ async def measure(options: argparse.Namespace, corpus: list[Take]) -> Rows:
                 print(f"{condition:<16}no recordings", flush=True)
                 continue
             for name, mode in modes.items():
+                before = mode.decoding() if mode.decoding else None
                 found, cost = await mode.recognise_all(takes)
                 new = report(condition, name, takes, found, cost, main)
+                if mode.decoding and before:
+                    seconds, wasted = (after - then for after, then in zip(mode.decoding(), before, strict=True))
+                    print(f"    {wasted_row(condition, name, seconds, wasted)}", flush=True)
+                    new.append({"condition": condition, "mode": name, "decoding": seconds, "wasted": wasted})
                 rows += new
                 if options.verbose:
                     print_wrong(new)
@@ -288,7 +294,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
     if options.check and not options.capacity:
-        broken = broken_limits(scores_of(rows))
+        broken = broken_limits(scores_of(rows)) + broken_waste(rows)
         print(*(f"NOT KEPT: {line}" for line in broken) if broken else ("all limits are kept",), sep="\n")
         sys.exit(bool(broken))
 

@@ -17,6 +17,7 @@ from evaluation.conditions import joined
 from evaluation.corpus import CorpusError, Take, load_corpus, load_utterances, spoken_language
 from evaluation.delays import Delays, delays_of, speech_of
 from evaluation.inprocess import InProcess, wav
+from evaluation.limits import broken_waste
 from evaluation.recognition import Mode, Recognition, judge
 from evaluation.scoring import Score
 from evaluation.served import Served
@@ -109,6 +110,7 @@ def test_the_table_has_a_row_for_each_condition_and_mode(
     assert [row[4:] for row in rows if row[:2] == ["clean", "stream"]] == [[words, "0.00"]]
     assert ["none", "no", "recordings"] in rows
     assert [row[0] for row in rows if row[1:2] == ["auto"]] == ["clean", "telephone", "all"]
+    assert ["clean,", "auto:", "0.0", "%"] in [row[:4] for row in rows]
     (first, *_) = json.loads((tmp_path / "out.json").read_text())
     assert (first["condition"], first["mode"], first["text"]) == ("clean", "auto", utterances[0].text)
 
@@ -134,7 +136,7 @@ def test_offline_texts_can_be_those_of_an_earlier_run(
     arguments += ["--conditions", "clean", "--baseline", str(tmp_path / "old.json")]
     monkeypatch.setattr("sys.argv", ["accuracy.py", *arguments])
     accuracy.main()
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "thrown away" not in line]
     assert [(*row[:3], row[6]) for row in rows[1:]] == [
         ("clean", "stream", "1", "0"), ("clean", "offline", "1", "1"),
         ("all", "stream", "1", "0"), ("all", "offline", "1", "1"),
@@ -253,3 +255,14 @@ async def test_a_load_is_streams_in_real_time(shared: System, utterances: list[T
     assert found.offline_rate == 10
     assert 0 < found.final_p50 <= found.final_p95
     assert math.isnan(found.first_p50)
+
+
+def test_waste_is_judged_over_all_conditions() -> None:
+    rows: list[dict[str, Any]] = [
+        {"condition": "clean", "mode": "auto", "decoding": 60.0, "wasted": 0.0},
+        {"condition": "noise5", "mode": "auto", "decoding": 40.0, "wasted": 5.0},
+        {"condition": "noise5", "mode": "stream", "decoding": 40.0, "wasted": 2.1},
+        {"condition": "noise5", "mode": "stream", "text": "a row without"},
+        {"condition": "clean", "mode": "none", "decoding": 0.0, "wasted": 0.0},
+    ]
+    assert broken_waste(rows) == ["stream: 5.2 % of the decoding thrown away"]

@@ -85,6 +85,10 @@ class InProcess:
         self._recogniser.engine.stop(10.0)
         self._recogniser.close()
 
+    def decoding(self) -> tuple[float, float]:
+        """Seconds that the engine has decoded, and those of them for what was thrown away."""
+        return self._recogniser.engine.busy_seconds, self._recogniser.engine.wasted_seconds
+
     async def auto(self, take: Take) -> Recognition:
         """Recognise a recording as one file."""
         return await self._run(take, "auto", [wav(take.samples)])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from evaluation.scoring import Score
 
@@ -11,6 +12,9 @@ POINTS = 0.5
 
 #: Times as many false sentence ends, in all conditions together.
 FALSE_ENDS = 1.3
+
+#: Share of the engine's time for decodings that are thrown away.
+WASTED = 0.05
 
 #: The mode that the others are compared with.
 OFFLINE = "offline"
@@ -48,3 +52,21 @@ def broken_limits(scores: Mapping[tuple[str, str], Score]) -> list[str]:
         if own.false_ends > FALSE_ENDS * offline.false_ends:
             found.append(f"{mode}: {own.false_ends} false sentence ends, offline {offline.false_ends}")
     return found
+
+
+def broken_waste(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The same for the engine's time that is thrown away, over all conditions of a mode.
+
+    Args:
+        rows: Those of `accuracy.measure`; those without `wasted` are ignored.
+    """
+    spent: dict[str, tuple[float, float]] = {}
+    for row in rows:
+        if "wasted" in row:
+            seconds, wasted = spent.get(row["mode"], (0.0, 0.0))
+            spent[row["mode"]] = seconds + row["decoding"], wasted + row["wasted"]
+    return [
+        f"{mode}: {100 * wasted / seconds:.1f} % of the decoding thrown away"
+        for mode, (seconds, wasted) in spent.items()
+        if wasted > WASTED * seconds
+    ]

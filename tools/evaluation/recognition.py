@@ -35,11 +35,13 @@ class Mode:
         recognise: Recognises one.
         cpu: Seconds of CPU that it has taken so far.
         at_once: How many it may recognise at the same time.
+        decoding: Seconds that the engine has decoded so far, and those for what was thrown away; None: not known.
     """
 
     recognise: Callable[[Take], Awaitable[Recognition]]
     cpu: Callable[[], float] = time.process_time
     at_once: int = 1
+    decoding: Callable[[], tuple[float, float]] | None = None
 
     async def recognise_all(self, takes: Sequence[Take]) -> tuple[list[Recognition], float]:
         """Recognise recordings; returns what was found in each, in order, and the seconds of CPU that it took."""

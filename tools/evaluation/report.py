@@ -38,6 +38,11 @@ def delay_rows(condition: str, delays: Delays) -> list[str]:
     return rows
 
 
+def wasted_row(condition: str, mode: str, seconds: float, wasted: float) -> str:
+    """How much of the engine's time went into decodings that were thrown away."""
+    return f"{condition}, {mode}: {100 * wasted / max(seconds, 1e-9):.1f} % of {seconds:.0f} s of decoding thrown away"
+
+
 def total(scores: Iterable[Score]) -> Score:
     """The sum of scores."""
     return sum(scores, Score())

@@ -13,6 +13,7 @@ import psutil
 from live import server, speak
 
 from asrserver.client import Client
+from asrserver.loadtest.sizing import BUSY, WASTED, counters
 from evaluation.corpus import Take
 from evaluation.inprocess import wav
 from evaluation.recognition import Recognition
@@ -52,6 +53,11 @@ class Served:
         with response:
             workers = orjson.loads(response.read())["workers"]
         return sum(sum(psutil.Process(worker["pid"]).cpu_times()[:2]) for worker in workers)
+
+    def decoding(self) -> tuple[float, float]:
+        """Seconds that the workers have decoded, and those of them for what was thrown away."""
+        found = counters(self._http)
+        return found.get(BUSY, 0.0), found.get(WASTED, 0.0)
 
     async def auto(self, take: Take) -> Recognition:
         """Recognise a recording as one file."""
