@@ -219,6 +219,7 @@ class Engine:
         for job, result in zip(batch, results, strict=True):
             if job.future.done():
                 self.throw_away(each)  # its session was dropped, or its segment went on
+                self._partials.went_on(each)
             elif isinstance(result, Exception):
                 job.future.set_exception(result)
             else:

@@ -34,6 +34,14 @@ SMOOTHING = 0.1
 MAX_SPECULATION_INTERVAL = 0.15
 
 
+#: Share of the decoding that segments may take which were decoded in a pause and went on, seconds of it that are always
+#: allowed, and seconds of decoding after which what was counts half. A reading with a breath in each sentence was
+#: decoded anew at each: half of the engine's time was for nothing.
+MAX_SPECULATION_WASTE = 0.04
+FREE_SPECULATION_SECONDS = 1.0
+MEMORY_SECONDS = 120.0
+
+
 class PartialScheduler:
     """Makes drafts rarer before finals become slow: all growing segments share what finals leave of the engine's time.
 
@@ -51,6 +59,7 @@ class PartialScheduler:
         self._growing: set[str] = set()  # sessions with a growing segment that gets drafts
         self._draft_seconds = 0.0  # that one draft takes, a moving average
         self._read_interval = 0.0
+        self._decoded, self._went_on = 0.0, 0.0  # seconds of all calls, and of decodings in a pause that did not last
         self._delays = {"read": 0.0, "vad": 0.0}  # seconds, moving averages
         self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls with finals
 
@@ -68,8 +77,16 @@ class PartialScheduler:
 
     @property
     def may_speculate(self) -> bool:
-        """Whether streams are read so often that decoding a segment before its end is certain gains time."""
-        return self._read_interval < MAX_SPECULATION_INTERVAL
+        """Whether a segment may be decoded in a pause, before its end is certain.
+
+        It gains time if streams are read often, and it must not have been for nothing too often.
+        """
+        allowed = FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * self._decoded
+        return self._read_interval < MAX_SPECULATION_INTERVAL and self._went_on <= allowed
+
+    def went_on(self, seconds: float) -> None:
+        """A segment was decoded in a pause, which took so many seconds of the engine, and speech went on."""
+        self._went_on += seconds
 
     @property
     def may_wait(self) -> bool:
@@ -87,6 +104,9 @@ class PartialScheduler:
             waited: Longest wait, in seconds, of a final in the call.
         """
         now = time.monotonic()
+        self._decoded += seconds
+        if self._decoded > MEMORY_SECONDS:
+            self._decoded, self._went_on = self._decoded / 2, self._went_on / 2
         if drafts:
             self.drafts += drafts
             each = draft_seconds / drafts

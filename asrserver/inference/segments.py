@@ -402,6 +402,7 @@ class SegmentRecogniser:
             task.cancel()
         elif not task.cancelled() and task.exception() is None and not self._speculation_is_draft:
             self._recogniser.engine.throw_away(task.result().took)
+            self._partials.went_on(task.result().took)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
         end, paused = speech.end, growing.paused

@@ -8,8 +8,11 @@ import pytest
 
 from asrserver.inference.partials import (
     DELAY_FACTOR,
+    FREE_SPECULATION_SECONDS,
     MAX_SPECULATION_INTERVAL,
+    MAX_SPECULATION_WASTE,
     MAX_WAITING_SHARE,
+    MEMORY_SECONDS,
     MIN_DRAFT_SHARE,
     SPAN_SECONDS,
     PartialScheduler,
@@ -63,6 +66,22 @@ def test_speculation_stops_where_streams_are_read_rarely() -> None:
     for seconds, allowed in ((0.04, True), (MAX_SPECULATION_INTERVAL, False), (1.5, False), (0.04, True)):
         partials.read_every(seconds)
         assert partials.may_speculate is allowed
+
+
+def test_speculation_stops_where_it_was_for_nothing_too_often() -> None:
+    partials = PartialScheduler()
+    partials.went_on(FREE_SPECULATION_SECONDS)
+    assert partials.may_speculate
+    for _ in range(3):
+        partials.went_on(0.4)
+    assert not partials.may_speculate
+    for _ in range(31):  # finals that were not for nothing
+        partials.call_ended(0.0, 0, 1.0)
+    assert partials.may_speculate
+    for _ in range(round(10 * MEMORY_SECONDS)):
+        partials.call_ended(0.0, 0, 1.0)
+    partials.went_on(FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * MEMORY_SECONDS)  # hours without do not count
+    assert not partials.may_speculate
 
 
 def test_segments_wait_for_their_sentence_only_where_the_engine_has_time() -> None:

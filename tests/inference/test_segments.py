@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import GrowingLogMel, log_mel
+from asrserver.inference.partials import FREE_SPECULATION_SECONDS
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
+from asrserver.inference.segments import PartialHypothesis, SegmentRecogniser, SpeechSegment
 from asrserver.inference.whisper import Request
 from tests.inference.support import MELS, samples
 from tests.recordings import Utterance
@@ -23,13 +25,17 @@ def segments(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> Segment
     """Those of a stream with partial results, of a model whose drafts have timed words."""
     timed = dataclasses.replace(recogniser.profile, timed_drafts=True)
     monkeypatch.setattr(recogniser.engine.model, "profile", timed)
+    return segments_of(recogniser, lambda partial: None)
+
+
+def segments_of(recogniser: Recogniser, publish: Callable[[PartialHypothesis], None] | None) -> SegmentRecogniser:
     return SegmentRecogniser(
         recogniser,
         recogniser.partials,
         "mine",
         request=lambda start: Request("en"),
         changed=lambda: None,
-        publish=lambda partial: None,
+        publish=publish,
         started=None,
         interval=0.0,
     )
@@ -86,4 +92,19 @@ async def test_no_final_waits_for_a_pause(
         segments.update_growing(speech, True, "mine 1-0")
         assert await queued(recogniser) == [("mine", Priority.FIRST_DRAFT), ("other", Priority.FINAL)]
     await final
+    segments.close()
+
+
+async def test_a_pause_that_was_decoded_for_nothing_counts(recogniser: Recogniser, utterances: list[Utterance]) -> None:
+    segments = segments_of(recogniser, None)
+    speech = growing(utterances[0])
+    segments.update_growing(speech, True, "mine 1-0")
+    assert segments._speculation is not None
+    await segments._speculation[1]
+    recogniser.partials.went_on(0.99 * FREE_SPECULATION_SECONDS)
+    assert recogniser.partials.may_speculate
+    segments.update_growing(speech, False, "mine 2-0")  # speech goes on
+    recogniser.partials.went_on(0.01 * FREE_SPECULATION_SECONDS)
+    assert recogniser.engine.wasted_seconds > 0
+    assert not recogniser.partials.may_speculate
     segments.close()
