@@ -131,6 +131,7 @@ class Machine:
         self.folder = tempfile.TemporaryDirectory(prefix="asrserver-docs-")
         os.chmod(self.folder.name, 0o755)  # PostgreSQL's user passes through it
         self.servers: list[Server] = []
+        self.timeout = TIMEOUT
         inherited = {
             name: value
             for name, value in os.environ.items()
@@ -178,14 +179,14 @@ class Machine:
             server.close()
         self.folder.cleanup()
 
-    def run(self, command: str, timeout: float = TIMEOUT) -> str:
+    def run(self, command: str) -> str:
         """Run a shell command; what it prints, its errors included.
 
         Raises:
-            Failed: Its exit status is not 0, or it takes longer than `timeout` seconds.
+            Failed: Its exit status is not 0, or it takes longer than `timeout` says.
         """
         done = subprocess.run(
-            [*self._enter, "timeout", "-s", "KILL", str(timeout), "bash", "-o", "pipefail", "-c", command],
+            [*self._enter, "timeout", "-s", "KILL", str(self.timeout), "bash", "-o", "pipefail", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -217,7 +217,7 @@ PAGES: dict[str, Page] = {
     "docs/models.md": Page(
         given=f"cp {_WAV}/english-1.wav hello.wav; mkdir -p /models; cp -r asrserver/data/demo-model "
         "/models/my-whisper-ct2",
-        prints={"hello.wav": "timer", "models verify": "base"},
+        prints={"hello.wav": r"\w+ \w+", "models verify": "base"},
     ),
     "docs/guides/deepgram.md": Page(given=_NODE, prints={"import threading": f"{_SIX}\n{_SIX}", "curl": _SIX}),
     "docs/guides/files.md": Page(

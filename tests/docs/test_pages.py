@@ -55,6 +55,7 @@ def test_pages_for_a_running_server(machine: Machine, page: str) -> None:
 def read_alone(page: str, slow: bool) -> None:
     """On a machine on which nothing runs but what the page starts, or a server for it."""
     with a_machine() as machine:
+        machine.timeout *= 10 if slow else 1
         if not needs_a_machine(page):
             machine.serve(plan.DEMO)
         reader = Reader(machine, page)
