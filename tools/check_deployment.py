@@ -52,6 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "redis": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "port": 6380},
         },
     },
+    "shards": {"redis": {"shards": ["redis-0.redis:6379", "redis-1.redis:6379"], "tls": True}},
     "openshift": {"user": None},
     "no policy": {"networkPolicy": {"enabled": False}, "gateway": {"nodeSelector": {"pool": "edge"}}},
 }

@@ -43,6 +43,23 @@ securityContext:
 {{- end }}
 {{- end }}
 
+{{- define "asrserver.redis" -}}
+{{- $secret := .Values.connections.secret }}
+{{- with .Values.redis }}
+{{- if .shards }}
+{{- $scheme := ternary "rediss" "redis" .tls }}
+{{- $urls := list }}
+{{- range .shards }}
+{{- $urls = append $urls (printf "%s://:$(REDIS_PASSWORD)@%s/0" $scheme .) }}
+{{- end }}
+- {name: REDIS_PASSWORD, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: REDIS_PASSWORD}}}
+- {name: REDIS_URL, value: {{ join "," $urls | quote }}}
+{{- else }}
+- {name: REDIS_URL, valueFrom: {secretKeyRef: {name: {{ $secret }}, key: REDIS_URL}}}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "asrserver.dns" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 {{- end }}
