@@ -8,8 +8,8 @@ from pathlib import Path
 from asrserver.auth import Access, is_loopback, tls_context
 from asrserver.broker.addresses import addresses, label
 from asrserver.config import Settings
+from asrserver.encryption import load_keys
 from asrserver.errors import BadRequest, SettingError
-from asrserver.gateway.archive import load_keys
 from asrserver.gateway.hotwords import Hotwords
 from asrserver.protocol.options import Normalise
 from asrserver.supervisor import announcement
@@ -42,7 +42,7 @@ def check_settings(settings: Settings, command: str) -> Settings:
             raise SettingError(f"--save-audio {settings.save_audio}: {exc.strerror}") from None
         if not os.access(settings.save_audio, os.R_OK | os.W_OK | os.X_OK):
             raise SettingError(f"--save-audio {settings.save_audio}: not writable")
-        load_keys(settings)
+        load_keys(settings.save_audio_keys)
     elif command != "worker" and settings.save_audio_keys:
         raise SettingError("--save-audio-keys requires --save-audio")
     if settings.redis_url:

@@ -17,7 +17,10 @@ authenticated with the file's key.
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from asrserver.encryption.keys import Keyring
 
 # Only what costs nothing to load: the library takes 8 MB, which a gateway without keys has no use for.
 
@@ -36,3 +39,16 @@ def is_encrypted(file: BinaryIO) -> bool:
         return file.read(len(MAGIC)) == MAGIC
     finally:
         file.seek(at)
+
+
+def load_keys(path: str) -> Keyring | None:
+    """Load the keys of a file; None if there is no file, and no key is needed.
+
+    Raises:
+        SettingError: They cannot be used.
+    """
+    if not path:
+        return None
+    from asrserver.encryption.keys import Keyring
+
+    return Keyring(path)

@@ -18,19 +18,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
+from asrserver.encryption import load_keys
 from asrserver.errors import DecryptionError, Unavailable
 from asrserver.gateway import archive_files
 from asrserver.gateway.archive_parts import PartWriter
 from asrserver.protocol.options import Options
 from asrserver.storage.storage import Storage
 from asrserver.telemetry import metrics
-
-if TYPE_CHECKING:
-    from asrserver.encryption.keys import Keyring
 
 log = logging.getLogger("asrserver.recordings")
 
@@ -53,26 +51,13 @@ CLOSE_TIMEOUT = 5.0
 TIDY_BATCH = 200
 
 
-def load_keys(settings: Settings) -> Keyring | None:
-    """Load the keys that recordings are encrypted with; None if there are none.
-
-    Raises:
-        SettingError: They cannot be used.
-    """
-    if not settings.save_audio_keys:
-        return None
-    from asrserver.encryption.keys import Keyring  # 8 MB of a library
-
-    return Keyring(settings.save_audio_keys)
-
-
 class Recordings:
     """Records the sessions of one gateway; where the settings name no directory, every method does nothing."""
 
     def __init__(self, settings: Settings, name: str, broker: GatewayBroker, storage: Storage) -> None:
         self._directory = Path(settings.save_audio).absolute() if settings.save_audio else None
         self._settings = settings
-        self._keys = load_keys(settings)
+        self._keys = load_keys(settings.save_audio_keys)
         self._name = name
         self._broker = broker
         self._storage = storage
