@@ -46,12 +46,11 @@ class AssemblyAiHandler(LiveSessionConnection):
 
     async def _begin(self) -> None:
         try:
-            if not await self.begin(self._options) or self.session is None:
-                return
+            session = await self.start(self._options)
         except AsrError as exc:
             self.give_up(exc)
             return
-        self.send(self._turns.begin(self.session.id, self.gateway.settings.max_session or UNLIMITED_SECONDS))
+        self.send(self._turns.begin(session.id, self.gateway.settings.max_session or UNLIMITED_SECONDS))
 
     def take_text(self, text: str) -> Awaitable[Any] | None:
         message = parse_object(text)

@@ -104,6 +104,8 @@ class MessageQueue:
         finally:
             self._connection.queue = None
             self._shrink(self.size)
+            if self._connection.ws_connection is None and not self._connection.resumes:
+                self._connection.leave()
 
     async def _take_all(self, wait: Awaitable[Any] | None) -> None:
         connection, frames = self._connection, self._connection.ws_connection
@@ -232,10 +234,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         self.due = min(self._ping_at, now + (self.gateway.settings.idle_timeout or math.inf))
         self._registry.add(self)
         log.info("connection open from %s key=%s", self.request.remote_ip, self.key_id or "-")
-        self._free_request()
-
-    def _free_request(self) -> None:
-        """Free what the connection began as, above all the request's headers."""
+        # Free what the connection began as, above all the request's headers.
         self.request = RequestSnapshot(self.request)  # type: ignore[assignment]
         self._headers = NO_HEADERS
         self.ui = None  # type: ignore[assignment]  # Tornado frees it when a request ends
@@ -262,6 +261,11 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         release, self._release = self._release, None
         if release is not None:
             release()
+        if self.resumes or self.queue is None:
+            self.leave()
+
+    def leave(self) -> None:
+        """Leave the sessions: the client is gone, and if it cannot resume them, all that it sent is taken."""
         for session in self.sessions.values():
             (self.gateway.abandon if self.resumes else self.gateway.cancel)(session)
 

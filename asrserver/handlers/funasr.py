@@ -53,10 +53,9 @@ class FunasrDialogue(Dialogue):
             # Headerless audio may look like much, but not like these.
             is_file = sniff.container(data, first=config.names_file) is not None
             model = connection.gateway.offers.named(self.url.model, model_names.NONE) if self.url.model else None
-            if await connection.begin(config.options(model, is_file)):
-                wait = connection.take_audio(data)
-                if wait is not None:
-                    await wait
+            await connection.start(config.options(model, is_file))
+            if (wait := connection.take_audio(data)) is not None:
+                await wait
         except AsrError as exc:
             connection.refuse_message(exc)
 

@@ -48,7 +48,10 @@ class LiveSessionConnection(WebSocketConnection):
         return self.sessions.current
 
     async def start(self, options: Options, sid: str = "") -> Session:
-        """Start a session: in `admit`, before the upgrade, or later.
+        """Start a session: in `admit`, before the upgrade, or for a message, which is waited for.
+
+        The client may be gone then: it may have sent all that it had to say, and left. What it sent is taken, and then
+        `leave` ends the session.
 
         Args:
             options: How its audio is recognised.
@@ -64,13 +67,6 @@ class LiveSessionConnection(WebSocketConnection):
         self.sessions.attach(session, LINK)
         self.refusal = None
         return session
-
-    async def begin(self, options: Options) -> bool:
-        """Start a session after the upgrade, as `start` does; return whether the client is still there then."""
-        session = await self.start(options)
-        if self.ws_connection is None:
-            self.gateway.cancel(session)
-        return self.ws_connection is not None
 
     def flush_audio(self) -> int | None:
         """Have all audio so far recognised now; a Flushed event of the returned number follows. None: it is over."""
@@ -135,8 +131,11 @@ class LiveSessionConnection(WebSocketConnection):
         return None if session is None or not session.borderless else self.gateway.offer_run(session, messages)
 
     async def _room(self, session: Session, wait: Awaitable[bool] | None) -> None:
-        """Wait until there is room for more audio: nobody would send again what is refused for want of it."""
-        while wait is not None and self.ws_connection is not None and not await wait:
+        """Wait until there is room for more audio: nobody would send again what is refused for want of it.
+
+        Of a client that is gone no more can come than what waits here.
+        """
+        while wait is not None and not await wait and self.ws_connection is not None:
             wait = self.gateway.room_for(session)
 
     # -- as WebSocketConnection calls it -------------------------------------------------------------------------

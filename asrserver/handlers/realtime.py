@@ -73,10 +73,13 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
         self.send(self.transcription.created())
 
     def on_close(self) -> None:
-        if self.close_code in DONE:
-            self.end_audio()
         super().on_close()
         self._over.notify()
+
+    def leave(self) -> None:
+        if self.close_code in DONE:
+            self.end_audio()
+        super().leave()
 
     # -- messages ------------------------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
         except AsrError as exc:
             self.give_up(exc)
         for begin in range(0, len(audio), PIECE_BYTES):
-            if self.refusal is not None or self.ws_connection is None:
+            if self.refusal is not None:
                 return
             wait = self._offer(audio[begin : begin + PIECE_BYTES])
             if wait is not None:
@@ -187,17 +190,15 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
             self.end_audio()
             # One after the other: no text of the next one may come before the last of this one.
             await self._over.wait_for(lambda: self.session is not before or self.ws_connection is None, ENDING_SECONDS)
-        if self.ws_connection is None:
-            return
         if self.session is not None:
+            if self.ws_connection is None:
+                return
             raise Unavailable("overloaded", f"the text so far did not come within {ENDING_SECONDS:g} s")
         self._started += 1
         sid = self.transcription.id + (f".{self._started}" if self._started > 1 else "")
         self._asked = self.wanted
-        session = await self.start(self._asked, sid)
+        await self.start(self._asked, sid)
         self._send(self.transcription.begin())
-        if self.ws_connection is None:  # the client left while its session was made
-            self.gateway.cancel(session)
 
     # -- events --------------------------------------------------------------------------------------------------
 

@@ -66,7 +66,8 @@ class VoskDialogue(Dialogue):
         name = self.url.model or config.model
         model = connection.gateway.offers.named(name, model_names.VOSK) if name else None
         self._flushed = 0
-        if await connection.begin(config.options(model)) and (wait := self._take(data)) is not None:
+        await connection.start(config.options(model))
+        if (wait := self._take(data)) is not None:
             await wait
 
     def _configure(self, config: vosk.VoskConfig) -> Awaitable[Any] | None:

@@ -43,8 +43,8 @@ class WhisperLiveDialogue(Dialogue):
         asked = whisperlive.parse(message, self.url)
         model = connection.gateway.offers.named(asked.model, model_names.WHISPER) if asked.model else None
         self._is_8_bit = asked.is_8_bit
-        if await connection.begin(asked.options.of_model(model)):
-            connection.send(self._results.ready(asked))
+        await connection.start(asked.options.of_model(model))
+        connection.send(self._results.ready(asked))
 
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
         if not self._is_begun:

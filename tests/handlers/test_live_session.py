@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tornado.httpclient import HTTPClientError
@@ -11,12 +15,14 @@ from tornado.websocket import websocket_connect
 
 from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
+from asrserver.protocol.frames import BINARY, TEXT
 from tests.events import segment
 from tests.fakes import FakeWorker
 from tests.handlers.live import session_of
 from tests.handlers.samples import AUDIO
+from tests.handlers.test_keepalive import UPGRADE
 from tests.waiting import until
-from tests.ws_client import WsClient, stored
+from tests.ws_client import WsClient, frame, stored
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -78,6 +84,49 @@ async def test_a_client_that_goes_leaves_nothing_open(
     await worker.final(sid, "kept")
     await until(gateway.write_behind.is_flushed)
     assert stored(database_url, sid) == ("interrupted", "kept", 1)
+
+
+REALTIME = [
+    {"type": "input_audio_buffer.append", "audio": base64.b64encode(AUDIO).decode()},
+    {"type": "input_audio_buffer.append", "audio": base64.b64encode(AUDIO).decode()},
+]
+
+
+def said(*messages: bytes | dict[str, Any]) -> bytes:
+    """Frames of messages, and of a close."""
+    frames = [
+        frame(BINARY, data) if isinstance(data, bytes) else frame(TEXT, json.dumps(data).encode()) for data in messages
+    ]
+    return b"".join(frames) + frame(8, b"\x03\xe8")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "status"),
+    [
+        ("/v1/listen?encoding=linear16", said(AUDIO, AUDIO, {"type": "CloseStream"}), "done"),
+        ("/v1/listen?encoding=linear16", said(AUDIO, AUDIO), "interrupted"),
+        ("/vosk", said(AUDIO, AUDIO, {"eof": 1}), "done"),
+        ("/vosk", said(AUDIO, AUDIO), "interrupted"),
+        ("/funasr", said({"is_speaking": True}, AUDIO, AUDIO, {"is_speaking": False}), "done"),
+        ("/whisperlive?format=int16", said({"uid": "u"}, AUDIO, AUDIO, b"END_OF_AUDIO"), "done"),
+        ("/v3/ws?sample_rate=16000", said(AUDIO, AUDIO, {"type": "Terminate"}), "done"),
+        ("/v1/realtime?intent=transcription", said(*REALTIME), "done"),
+    ],
+)
+async def test_a_client_that_says_everything_and_leaves_in_one_go(
+    http_server: HTTPServer, http_port: int, gateway: Gateway, worker: FakeWorker, path: str, sent: bytes, status: str
+) -> None:
+    """All of it came whole, while its session was being made: it was dropped."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(UPGRADE.replace(b"/ws/asr?x=1", path.encode()) + sent)
+    sid = await session_of(gateway, worker)
+    assert await worker.ended(sid) == status
+    assert b"".join((await worker.audio(sid, 1)).values()).count(AUDIO) == 2
+    await worker.final(sid)
+    await reader.read()
+    writer.close()
+    await until(lambda: not gateway.sessions and not gateway.connections)
+    assert gateway.held.total == 0
 
 
 async def test_refused_audio_ends_the_session(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
