@@ -7,6 +7,7 @@ import logging
 import re
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -17,13 +18,13 @@ from tornado.iostream import IOStream
 from tornado.routing import PathMatches
 from tornado.web import Application, RequestHandler
 
-from asrserver.auth import tls_context
 from asrserver.config import Settings
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.accepting import Acceptor
 from asrserver.handlers.assemblyai import AssemblyAiHandler
 from asrserver.handlers.audio import RecordingHandler
 from asrserver.handlers.auth import normalise
+from asrserver.handlers.certificate import Certificate
 from asrserver.handlers.client_secrets import ClientSecretsHandler
 from asrserver.handlers.connection import WebSocketConnection
 from asrserver.handlers.deepgram import DeepgramLiveHandler, DeepgramRecordedHandler
@@ -217,11 +218,27 @@ class BoundedHttpServer(HTTPServer):
     An upgraded WebSocket is no longer one of them; the gateway counts those.
     """
 
+    _following: asyncio.Task[None] | None = None
+
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on these sockets."""
         for one in sockets:
             self._sockets[one.fileno()] = one
             self._handlers[one.fileno()] = Acceptor(one, self._handle_connection).stop
+
+    def follow(self, certificate: Certificate) -> None:
+        """Use what a certificate is renewed with for connections that begin after that, until `stop`."""
+
+        def use(context: ssl.SSLContext) -> None:
+            self.ssl_options = context
+
+        self._following = asyncio.create_task(certificate.follow(use), name="tls-certificate")
+
+    def stop(self) -> None:
+        """Accept no more."""
+        if self._following is not None:
+            self._following.cancel()
+        super().stop()
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         assert isinstance(self.request_callback, AsrApplication)
@@ -230,6 +247,20 @@ class BoundedHttpServer(HTTPServer):
             stream.close()
             return
         super().handle_stream(stream, address)
+
+
+def _http_server(application: AsrApplication, settings: Settings) -> BoundedHttpServer:
+    options: dict[str, Any] = {
+        "max_body_size": MAX_BODY,
+        "idle_connection_timeout": HTTP_IDLE_SECONDS,
+        "body_timeout": BODY_SECONDS,
+    }
+    if not settings.tls_cert:
+        return BoundedHttpServer(application, **options)
+    certificate = Certificate(settings.tls_cert, settings.tls_key)
+    server = BoundedHttpServer(application, ssl_options=certificate.context, **options)
+    server.follow(certificate)
+    return server
 
 
 async def serve(
@@ -259,14 +290,7 @@ async def serve(
     gateway = Gateway(settings, alive)
     await gateway.open(strict)
     application = AsrApplication(gateway)
-    options: dict[str, Any] = {
-        "max_body_size": MAX_BODY,
-        "idle_connection_timeout": HTTP_IDLE_SECONDS,
-        "body_timeout": BODY_SECONDS,
-    }
-    if settings.tls_cert:
-        options["ssl_options"] = tls_context(settings.tls_cert, settings.tls_key)
-    server = BoundedHttpServer(application, **options)
+    server = _http_server(application, settings)
     server.add_sockets(listener for name, listener in listeners.items() if name.startswith("http"))
     wyoming = WyomingServer(gateway, listeners["wyoming"]) if "wyoming" in listeners else None
     gateway.accepting_since = time.monotonic()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -35,9 +37,8 @@ def run(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str
 
 def test_tls_with_a_key(start: Callable[..., System], keys: Keys, utterances: list[Utterance], tmp_path: Path) -> None:
     """The program's commands over https and wss; without a key or without TLS there is no access."""
-    system = start(
-        "run", "--tls-cert", str(TLS / "cert.pem"), "--tls-key", str(TLS / "key.pem"), "--keys-file", str(keys.path)
-    ).wait_ready()
+    pair = [shutil.copy(TLS / name, tmp_path / name) for name in ("cert.pem", "key.pem")]
+    system = start("run", "--tls-cert", pair[0], "--tls-key", pair[1], "--keys-file", str(keys.path)).wait_ready()
     server = f"https://127.0.0.1:{system.port}"
     trust = {"SSL_CERT_FILE": str(TLS / "cert.pem")}
     wav = tmp_path / "hello.wav"
@@ -56,6 +57,11 @@ def test_tls_with_a_key(start: Callable[..., System], keys: Keys, utterances: li
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
         assert "401" in done.stderr
         assert run(*command, "--server", server.replace("https", "http"), env=good).returncode == 1
+    for name, path in zip(("renewed-cert.pem", "renewed-key.pem"), pair, strict=True):
+        shutil.copy(TLS / name, path)
+    wait_until(lambda: "the TLS certificate was loaded again" in system.output(), 30)
+    shown = ssl.get_server_certificate(("127.0.0.1", system.port))
+    assert shown.split() == (TLS / "renewed-cert.pem").read_text().split()
 
 
 @pytest.fixture

@@ -1,0 +1,78 @@
+"""The TLS certificate of a gateway, which is loaded again when its files have changed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections.abc import Callable
+
+from asrserver.auth import tls_context
+from asrserver.errors import SettingError
+
+log = logging.getLogger("asrserver.app")
+
+#: Seconds between looks at the files. They are loaded when they are the same at two looks: whoever renews a certificate
+#: writes the key a moment before or after it.
+LOOK_SECONDS = 2.0
+
+
+class Certificate:
+    """A certificate and its key, in one file or two.
+
+    Args:
+        certificate: The file of the certificate and its chain.
+        key: That of its key; empty where it is in the same file.
+
+    Attributes:
+        context: What connections use that begin now.
+
+    Raises:
+        SettingError: A file cannot be read or used.
+    """
+
+    def __init__(self, certificate: str, key: str) -> None:
+        self._certificate = certificate
+        self._key = key
+        self._loaded = self._seen = self._stamp()  # before reading: a change meanwhile is found later
+        self.context = tls_context(certificate, key)
+
+    def refresh(self) -> bool:
+        """Load the files again if they have changed, and no longer do. Blocks for as long as reading them takes.
+
+        Returns:
+            Whether `context` is another one.
+
+        Raises:
+            SettingError: They cannot be used; what was loaded before stays. Raised once for each change.
+        """
+        before, self._seen = self._seen, self._stamp()
+        if self._seen == self._loaded or self._seen != before:
+            return False
+        self._loaded = self._seen
+        self.context = tls_context(self._certificate, self._key)
+        return True
+
+    async def follow(self, use: Callable[[ssl.SSLContext], None]) -> None:
+        """Give each new context to `use`, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if await loop.run_in_executor(None, self.refresh):
+                    use(self.context)
+                    log.info("the TLS certificate was loaded again from %s", self._certificate)
+            except SettingError as exc:
+                log.warning("%s; new connections get the TLS certificate that was loaded before", exc)
+
+    def _stamp(self) -> list[tuple[int, ...]]:
+        """A value that changes when a file does, also by a symbolic link; shorter where one is missing."""
+        found: list[tuple[int, ...]] = []
+        for path in filter(None, (self._certificate, self._key)):
+            try:
+                stat = os.stat(path)
+            except OSError:
+                continue
+            found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev))
+        return found
