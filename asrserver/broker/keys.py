@@ -26,7 +26,7 @@ asr_session:{sid}                  hash: nonce, gateway, moves, user_id,       g
                                    large chunk), flushes (number), end
                                    (status), detached, deleted; state (where a next worker continues),
                                    charged (seconds charged without an
-                                   event), strike:<entry>
+                                   event), strike:<entry>, trace (traceparent)
 asr_audio:{sid}                    stream, ids <index+1>-0: the bytes of one   gateway            trimmed behind what
                                    chunk, or of `n` consecutive ones under                        durable events cover;
                                    the index of the last; control entries, and                    TTL as above

@@ -82,6 +82,10 @@ class Entry:
         """The index of the last chunk."""
         return int(self.id.partition("-")[0]) - 1
 
+    def label(self, sid: str) -> str:
+        """How crash attribution names it: "session entry"."""
+        return f"{sid} {self.id}"
+
 
 def strings(fields: dict[bytes, bytes]) -> dict[str, str]:
     """Decode a hash. What another program wrote into it may be no text."""

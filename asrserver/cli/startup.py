@@ -13,6 +13,7 @@ from asrserver.errors import BadRequest, SettingError
 from asrserver.gateway.hotwords import Hotwords
 from asrserver.protocol.options import Normalise
 from asrserver.supervisor import announcement
+from asrserver.telemetry import traces
 
 #: Protocols whose clients cannot send an API key.
 KEYLESS = ("wyoming", "vosk", "funasr", "whisperlive")
@@ -45,6 +46,8 @@ def check_settings(settings: Settings, command: str) -> Settings:
         load_keys(settings.save_audio_keys)
     elif command != "worker" and settings.save_audio_keys:
         raise SettingError("--save-audio-keys requires --save-audio")
+    if settings.traces == "on" and not traces.is_possible():
+        raise SettingError("--traces on needs OpenTelemetry's SDK and exporter: pip install 'asrserver[otel]'")
     if settings.redis_url:
         _check_redis(settings.redis_url)
     if command != "worker":

@@ -184,6 +184,8 @@ class Intake:
         self._enqueued.observe(waited, count)
         self._chunks.value += count
         self._bytes.value += size
+        if session.trace is not None:
+            session.trace.appended(index + count - 1, taken)
         self._recordings.record(session.id, index, pieces, session.options)
         if session.appended(index, size, count):
             # Chunks that share the entry are reported in the same turn of the loop, and acknowledged together.

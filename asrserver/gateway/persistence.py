@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ from asrserver.protocol.events import ChunkResult, ErrorEvent, Final, Result, Se
 from asrserver.storage.errors import StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
-from asrserver.telemetry import metrics
+from asrserver.telemetry import metrics, traces
 
 log = logging.getLogger("asrserver.persistence")
 
@@ -211,7 +211,7 @@ class WriteBehind:
             raise
         for sid in batch.keys() - found.keys():
             self._dirty.setdefault(sid, batch[sid])
-        _measure(began, [event.time for _, events in found.values() for event in events if event.time])
+        _measure(began, found)
         self._dirty_since = began if self._dirty else None
         over = []
         for sid, (fields, events) in found.items():
@@ -255,11 +255,17 @@ class WriteBehind:
             upto.mark = here
 
 
-def _measure(began: float, times: list[float]) -> None:
+def _measure(began: float, stored: Mapping[str, tuple[dict[str, str], list[Result]]]) -> None:
     metrics.persist_batch_seconds.observe(time.monotonic() - began)
     now = time.time()
-    for at in times:
-        metrics.persist_seconds.observe(max(0.0, now - at))
+    for sid, (_, events) in stored.items():
+        for event in events:
+            if event.time:
+                metrics.persist_seconds.observe(max(0.0, now - event.time))
+            if event.trace is not None:
+                traces.stored(sid, event.trace.parent, event.time)
+        if events and isinstance(events[-1], Final):
+            traces.forget(sid)
 
 
 def row(sid: str, fields: dict[str, str]) -> dict[str, Any]:

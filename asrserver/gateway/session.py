@@ -26,6 +26,7 @@ from asrserver.protocol.options import Options
 
 if TYPE_CHECKING:
     from asrserver.gateway.rate_limits import RateMeter
+    from asrserver.telemetry.traces import SessionTrace
 
 #: Chunk indexes are below this: far below the 64 bits of a Redis stream id, and more than any client sends.
 MAX_INDEX = 2**48
@@ -76,6 +77,7 @@ class Session:
         last_event: The id of the last durable event that was taken.
         sent: `seq` of the last event that its client was sent.
         missed: Events that its client asked for and Redis has no more.
+        trace: Its spans; None while it has none.
     """
 
     # Slots: every chunk touches most of them, and a dict would take three times the memory.
@@ -120,6 +122,7 @@ class Session:
         "send",
         "sent",
         "state",
+        "trace",
         "user_id",
     )
 
@@ -168,6 +171,7 @@ class Session:
         self.sent = 0
         self.missed = 0
         self._held: list[Result] = []  # results that wait for the acknowledgement of their chunk
+        self.trace: SessionTrace | None = None
 
     @classmethod
     def resumed(
@@ -244,6 +248,16 @@ class Session:
     def in_flight(self) -> int:
         """Accepted chunks that are not acknowledged yet."""
         return len(self._unacknowledged)
+
+    def summary(self) -> str:
+        """What it was here, for the log."""
+        seconds = time.monotonic() - self.opened
+        return f"chunks={self.chunk_count} bytes={self.bytes_in} results={self.results} seconds={seconds:.1f}"
+
+    def end_trace(self, how: str) -> None:
+        """End its span, if it has one; `how` it left this gateway."""
+        if self.trace is not None:
+            self.trace.end(how, self.chunk_count, self.bytes_in, self.results)
 
     def patience(self, connected: float) -> float:
         """Seconds for which its client may resume; `connected` if it need not."""

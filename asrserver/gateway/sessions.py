@@ -31,7 +31,7 @@ from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progres
 from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
-from asrserver.telemetry import metrics
+from asrserver.telemetry import metrics, traces
 
 log = logging.getLogger("asrserver.sessions")
 
@@ -144,6 +144,7 @@ class Sessions(Mapping[str, Session]):
             if not created and self._open.get(sid) is session:  # or it was resumed here meanwhile
                 del self._open[sid]
                 self._admission.ended(sid, owner)
+                session.end_trace("not_started")
         if not created:
             raise exists
         self._write_behind.mark_dirty(sid)
@@ -161,7 +162,9 @@ class Sessions(Mapping[str, Session]):
 
     async def _create(self, session: Session) -> bool:
         """Create the session in Redis; False if the id is in use there."""
+        traced = session.trace = traces.begin(session.id, mode=session.options.mode, key=session.owner)
         fields = {
+            **({} if traced is None else {"trace": traced.parent}),
             "gateway": self._broker.name,
             "user_id": session.user_id,
             "owner": session.owner,
@@ -170,7 +173,10 @@ class Sessions(Mapping[str, Session]):
             "options": codec.encode_options(session.options),
         }
         nonce, deadline, model = secrets.token_hex(8), self._now() + self._grace, session.options.model
-        return await self._broker.open_session(session.id, nonce, fields, deadline, model, session.named)
+        created = await self._broker.open_session(session.id, nonce, fields, deadline, model, session.named)
+        if created and traced is not None:
+            traced.started()
+        return created
 
     async def _stored(self, sid: str) -> bool:
         try:
@@ -221,8 +227,10 @@ class Sessions(Mapping[str, Session]):
             before.leave(Unavailable("session_moved", "the session was resumed elsewhere"))
             if session.state != "over":
                 before.state = "over"  # messages of its connection that still wait are not for it
+            before.end_trace("resumed")
         session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
+            session.trace = traces.resume(sid, fields)
             self._open[sid] = session
             if events:
                 self.backlog.restore(sid, events[-1].cost, session.pcm_rate, session.live, owner)
@@ -267,12 +275,7 @@ class Sessions(Mapping[str, Session]):
             BadRequest, Refused: See Session.flush.
         """
         number = session.flush()
-        written = self._broker.flush_session(session.id, number)  # now: behind the chunks so far
-
-        async def noted() -> None:
-            await written
-
-        self._tasks.spawn(noted(), f"flush {session.id}")
+        self._tasks.spawn(self._broker.flush_session(session.id, number), f"flush {session.id}")
         return number
 
     def finish(self, session: Session) -> None:
@@ -326,6 +329,8 @@ class Sessions(Mapping[str, Session]):
         """Store and measure an event that was given to the client; the final one ends the session here."""
         self._write_behind.mark_dirty(session.id, session.sent)
         self._measure(session, event)
+        if event.trace is not None and session.trace is not None:
+            session.trace.delivered(event.trace.parent, event.trace.entry, event.time)
         if isinstance(event, Final):
             self._over(session, event.status)
             if self._settings.save_audio:
@@ -393,7 +398,7 @@ class Sessions(Mapping[str, Session]):
             elif sid not in self._open:
                 options = codec.decode_options(fields["options"])
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
-                session.state = "finishing"
+                session.state, session.trace = "finishing", traces.resume(sid, fields)
                 self._open[sid] = session
                 log.info("session=%s adopted from gateway %s", sid, holder)
 
@@ -489,12 +494,5 @@ class Sessions(Mapping[str, Session]):
 
     def _log_end(self, session: Session, how: str) -> None:
         metrics.sessions_ended.labels(how).inc()
-        log.info(
-            "session=%s over status=%s chunks=%d bytes=%d results=%d seconds=%.1f",
-            session.id,
-            how,
-            session.chunk_count,
-            session.bytes_in,
-            session.results,
-            time.monotonic() - session.opened,
-        )
+        log.info("session=%s over status=%s %s", session.id, how, session.summary())
+        session.end_trace(how)

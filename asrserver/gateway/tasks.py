@@ -61,10 +61,13 @@ class TaskRunner:
 
         self.standing[name] = asyncio.create_task(run(), name=name)
 
-    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+    def spawn(self, work: Coroutine[Any, Any, Any] | asyncio.Future[Any], name: str) -> None:
         """Run a job now; nobody waits for its result. After `close` it is left undone, as it is when a process dies."""
         if self._closed:
-            work.close()
+            if isinstance(work, asyncio.Future):
+                work.cancel()
+            else:
+                work.close()
             log.info("%s: left undone, this gateway is closing", name)
             return
 

@@ -61,7 +61,7 @@ from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.handlers.whisperlive import WhisperLiveHandler
 from asrserver.handlers.wyoming import WyomingServer
 from asrserver.process.aio import until
-from asrserver.telemetry import metrics
+from asrserver.telemetry import metrics, traces
 
 log = logging.getLogger("asrserver.app")
 
@@ -288,6 +288,8 @@ async def serve(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     gateway = Gateway(settings, alive)
+    if settings.traces == "on":
+        traces.configure("asrserver-gateway", gateway.name)
     await gateway.open(strict)
     application = AsrApplication(gateway)
     server = _http_server(application, settings)
@@ -310,4 +312,5 @@ async def serve(
     await server.close_all_connections()
     await gateway.sessions.hand_over(settings.drain_timeout)
     await gateway.close()
+    await loop.run_in_executor(None, traces.close)
     log.info("gateway %s stopped", gateway.name)

@@ -18,6 +18,7 @@ from asrserver.handlers.auth import AuthenticatedHandler
 from asrserver.protocol.codes import CODES
 from asrserver.protocol.options import unknown_option
 from asrserver.storage.errors import StorageError
+from asrserver.telemetry import traces
 from asrserver.telemetry.logs import request_id
 
 log = logging.getLogger("asrserver.rest")
@@ -90,6 +91,7 @@ class JsonHandler(AuthenticatedHandler):
         if not hasattr(self, "request_id"):
             self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
             request_id.set(self.request_id)
+            traces.called_by(self.request.headers)
         self.set_header("X-Request-ID", self.request_id)
         self.clear_header("Server")  # which would tell the version of Tornado
 

@@ -25,6 +25,7 @@ from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
 from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.shares import Share, crowded
+from asrserver.telemetry import traces
 
 log = logging.getLogger("asrserver.consumer")
 
@@ -324,6 +325,7 @@ class SessionConsumer:
         if self.sessions.get(session.sid) is session:
             del self.sessions[session.sid], self._tasks[session.sid]
             self._recogniser.shares.leave(session.sid)
+            traces.forget(session.sid)
 
     async def _recognise(self, session: Transcriber) -> None:
         """Recognise a session with the model that it names, or end it with an error."""
@@ -354,6 +356,8 @@ class SessionConsumer:
             for sid, entries in (await self._broker.read_audio(cursors, count)).items():
                 owned = self.sessions.get(sid)
                 if owned is not None and owned.inbox.cursor == cursors[sid]:
+                    if owned.trace is not None:
+                        owned.trace.read(entries[-1].index)
                     owned.inbox.put(entries)
                     if len(entries) == count and owned.is_streaming:
                         self._read_next.add(sid)
@@ -399,6 +403,7 @@ class SessionConsumer:
             task.cancel()
             del self.sessions[sid]
             self._recogniser.shares.leave(sid)
+            traces.forget(sid)
 
     # -- in the lease thread -------------------------------------------------------------------------------------
 

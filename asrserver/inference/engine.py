@@ -17,6 +17,7 @@ from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.telemetry import metrics
+from asrserver.telemetry.traces import Call
 
 log = logging.getLogger("asrserver.engine")
 
@@ -223,7 +224,7 @@ class Engine:
             elif isinstance(result, Exception):
                 job.future.set_exception(result)
             else:
-                result.took = each
+                result.took, result.call = each, Call(job.queued, began, began + took)
                 job.future.set_result(result)
 
     def _max_batch(self) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from asrserver.audio import SAMPLE_RATE
 from asrserver.broker.replies import Claim
 from asrserver.errors import AsrError
@@ -27,8 +29,10 @@ from asrserver.protocol.events import (
     Segment,
     SegmentResult,
     SpeechStarted,
+    Trace,
 )
 from asrserver.protocol.options import Options
+from asrserver.telemetry import traces
 from asrserver.text.words import join
 
 #: Probability from which a detected language counts, and seconds of speech in it from which a session keeps it: digits
@@ -107,6 +111,7 @@ class EventLog:
         chunks: Chunks counted.
         flushed: Number of the last flush that was answered.
         model: Name of the model that recognises the session.
+        trace: What is noted for the spans of the events; None: nothing.
     """
 
     def __init__(self, claim: Claim, broker: EventSink, model: str, options: Options) -> None:
@@ -121,6 +126,7 @@ class EventLog:
         self._claim = claim
         self._broker = broker
         self.model = model
+        self.trace = traces.claimed(claim.sid, claim.fields, claim.epoch)
         events = claim.events
         state = checkpoint.decode(claim.fields.get("state"))
         self.checkpoint = state.checkpoint
@@ -317,7 +323,18 @@ class EventLog:
 
     async def _append(self, event: Result, coverage: Coverage) -> None:
         after, state = coverage.checkpoint.after, self._state(coverage.checkpoint)
-        if not await self._broker.append_event(self._claim, event, after, state):
+        result, accepted = None, False
+        if self.trace is not None:
+            error = event.code if isinstance(event, ErrorEvent) else ""
+            result = self.trace.result(type(event).__name__, event.seq, error)
+        if result is not None:
+            event = msgspec.structs.replace(event, trace=Trace(result.parent, result.entry))
+        try:
+            accepted = await self._broker.append_event(self._claim, event, after, state)
+        finally:
+            if result is not None:
+                result.end(accepted)
+        if not accepted:
             raise Fenced(self._claim.sid)
 
     def _state(self, now: Checkpoint) -> dict[str, str]:

@@ -16,6 +16,7 @@ from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Hypothesis, Request
 from asrserver.protocol.events import Word
+from asrserver.telemetry.traces import Call
 
 #: Ended segments that may wait for their text: with more, the session's further audio waits.
 MAX_WAITING = 8
@@ -77,12 +78,14 @@ class SpeechSegment:
         end: Sample after the last; for a growing segment, as if it ended now.
         mel: Its features, which begin at `start`.
         cut: Whether it ended only because it was as long as a segment may be.
+        ended_by: "session entry" of the entry with which it ended; empty while it grows.
     """
 
     start: int
     end: int
     mel: GrowingLogMel
     cut: bool = False
+    ended_by: str = ""
 
     @property
     def seconds(self) -> float:
@@ -121,6 +124,7 @@ class SegmentOutcome:
         error: Why it could not be recognised.
         had_partials: Partial hypotheses of it were published.
         channel: As RecognisedSegment has it.
+        call: When the engine had it; None after an error.
     """
 
     speech: SpeechSegment
@@ -128,6 +132,7 @@ class SegmentOutcome:
     error: BaseException | None
     had_partials: bool
     channel: int | None = None
+    call: Call | None = None
 
 
 @dataclass(slots=True)
@@ -222,6 +227,7 @@ class SegmentRecogniser:
         """
         priority = Priority.CLOSING if flushed else Priority.FINAL
         for speech in ended:
+            speech.ended_by = label
             prefix = ""
             if self._growing is not None and self._growing.start == speech.start:
                 self._agreements[speech.start] = self._growing.agreement
@@ -308,7 +314,7 @@ class SegmentRecogniser:
         if not self._request(None).words:
             found = replace(found, words=[])
         recognised = RecognisedSegment.of(speech.start, speech.end, found, self._channel) if found.text else None
-        return SegmentOutcome(speech, recognised, None, had_partials, self._channel)
+        return SegmentOutcome(speech, recognised, None, had_partials, self._channel, found.call)
 
     async def wait(self) -> None:
         """Wait until the outcomes of all ended segments are available."""

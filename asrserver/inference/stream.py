@@ -68,6 +68,7 @@ class LiveStream:
         over: Its end has been processed.
         checkpointed: Sample up to which durable events cover it.
         kept: Bytes that came since the last such event.
+        ended_by: "session entry" of the last entry with which a segment ended.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class LiveStream:
         self.over = False
         self.checkpointed = 0
         self.kept = 0
+        self.ended_by = ""
         self._recogniser = recogniser
         self._segments = segments
         self._decoder = decoder
@@ -217,6 +219,7 @@ class LiveStream:
 
     def _add_ended(self, ended: Ended, label: str, flushed: bool = False) -> None:
         for channel, speech in ended:
+            self.ended_by = label
             channel.segments.add_ended([speech], label, self._is_suspect(), flushed)
 
     def _add_channel(self, position: int, floor: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,7 @@ class Transcriber:
         number: Its number among the worker's sessions; set by the consumer.
         inbox: Its entries; filled by the consumer.
         over: The session is finished.
+        trace: What is noted for the spans of its events; None: nothing.
     """
 
     def __init__(self, claim: Claim, recogniser: Recogniser, broker: EventSink) -> None:
@@ -76,6 +78,7 @@ class Transcriber:
         self.share = Share(claim.fields.get("owner", ""), float(claim.fields.get("weight", 1.0)))
         self._poison = PoisonTracker(claim.fields)
         self._event_log = EventLog(claim, broker, recogniser.model_name, options)
+        self.trace = self._event_log.trace
         self._selection = Selection(options.track, options.separate)
         self.recognise_with(recogniser)
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
@@ -152,6 +155,8 @@ class Transcriber:
         if not self.inbox or (stream is not None and stream.is_full):
             return False
         entry = self.inbox.first
+        if self.trace is not None:
+            self.trace.take(entry)
         if entry.data is not None:
             await self._process_chunk(entry, entry.data)
             return True
@@ -172,9 +177,8 @@ class Transcriber:
         self._event_log.count(index, entry.chunks)
         try:
             await self._reject_poison(entry)
-            kind = (
-                None if self._resume_state else self._chunking.container(data, first=self.inbox.processed == BEGINNING)
-            )
+            first = self.inbox.processed == BEGINNING
+            kind = None if self._resume_state else self._chunking.container(data, first=first)
             if kind is None and self._options.format == "file" and not (self._stream or self._resume_state):
                 raise AudioError("not_audio", "the file is in no audio format that is known")
             if kind is None and self._options.format == "auto":
@@ -197,14 +201,12 @@ class Transcriber:
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or continues a live stream."""
-        if self._resume_state:
-            return True
-        return self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
+        return bool(self._resume_state) or self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
 
     async def _process_utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
         """Recognise a chunk by itself. In auto mode a file stays open, because the next chunk may continue it."""
         stays_open = kind is not None and self._options.mode == "auto"
-        label = _label(self.sid, entry)
+        label = entry.label(self.sid)
         if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
             self._file = OpenFile(self.inbox.processed, index, kind, data, None)
             return
@@ -221,6 +223,8 @@ class Transcriber:
             log.info("session=%s chunk=%d error=%s", self.sid, index, found.damage.code)
             await self._event_log.append_damage(found.damage, self._coverage(), index)
         found.lies_in(index)
+        if self.trace is not None:
+            self.trace.utterance(self._utterances.call)
         self._event_log.heard(found.channels)
         if stays_open and kind is not None:
             self._file = OpenFile(self.inbox.processed, index, kind, data, found)
@@ -241,17 +245,18 @@ class Transcriber:
         stream = self._stream or self._open_stream(kind)
         befores = [self.inbox.processed, *(entry.id for entry in entries)]
         pieces = [Piece(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
-        labels = [_label(self.sid, entry) for entry in entries]
-        position = stream.position
+        position, began = stream.position, time.time()
         opening = Piece(file.before, file.data) if file is not None else None
         # A finished session's client waits; hundreds of sessions read together with it go on talking.
         closing = self.inbox.has_end
         last = closing and len(entries) == len(self.inbox) - 1
         try:
-            outcomes = await stream.feed(pieces, labels, opening, closing, last)
+            outcomes = await stream.feed(pieces, [e.label(self.sid) for e in entries], opening, closing, last)
         except AudioError:  # the open file cannot be continued: it stays as it is
             self._file, self._stream = file, None
             raise
+        if self.trace is not None:
+            self.trace.fed(entries, [outcome.position for outcome in outcomes], began, stream.ended_by)
         self._resume_state = None
         self._event_log.heard(len(stream.channels) if self._selection.separate else 0)
         for entry in entries:
@@ -272,9 +277,8 @@ class Transcriber:
             data = entry.data
             if data is None or size + len(data) > MAX_PIECES_BYTES or not self._is_piece(None, data):
                 break
-            if self._poison.is_suspect(entry.id):
-                break
-            if auto and (sniff.container(data, first=False) or sniff.is_text(data)):
+            other = auto and (sniff.container(data, first=False) or sniff.is_text(data))
+            if other or self._poison.is_suspect(entry.id):
                 break
             entries.append(entry)
             size += len(data)
@@ -302,9 +306,7 @@ class Transcriber:
         if state is not None:
             self._stream = LiveStream.resume(self._recogniser, segments_of, state, self._selection, **how)
             return self._stream
-        if file is not None:
-            kind = file.kind
-        chunking = self._chunking
+        kind, chunking = file.kind if file is not None else kind, self._chunking
         decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels, self._selection)
         self._stream = LiveStream(self._recogniser, segments_of, kind, decoder, self._selection, **how)
         return self._stream
@@ -329,6 +331,9 @@ class Transcriber:
 
     async def _deliver(self, outcome: SegmentOutcome) -> None:
         """Report an ended segment: in stream mode by an event, in auto mode with the next chunk's result."""
+        if self.trace is not None:
+            known_at = outcome.speech.end + int(self._silence * SAMPLE_RATE)
+            self.trace.segment(outcome.speech.ended_by, known_at, outcome.call)
         if outcome.error is not None:
             name = type(outcome.error).__name__
             log.error("session=%s segment failed: %s", self.sid, name)
@@ -353,7 +358,7 @@ class Transcriber:
             if file is not None:
                 if file.found is None:
                     file.found = await self._utterances.recognise_file(
-                        file.data, file.kind, self._request, _label(self.sid, entry), self._is_suspect
+                        file.data, file.kind, self._request, entry.label(self.sid), self._is_suspect
                     )
                     file.found.lies_in(file.index)
                 self._event_log.add(file.found.segments)
@@ -372,7 +377,7 @@ class Transcriber:
 
     async def _close_stream(self, entry: Entry) -> None:
         stream = self._stream or self._open_stream(None)
-        await stream.finish(_label(self.sid, entry))
+        await stream.finish(entry.label(self.sid))
         async for outcome in stream.outcomes():
             await self._deliver(outcome)
         self._forget_open()
@@ -395,7 +400,7 @@ class Transcriber:
             stream = self._stream or (self._open_stream(None) if self._resume_state is not None else None)
             if stream is not None:
                 self._resume_state = None
-                await stream.flush(_label(self.sid, entry))
+                await stream.flush(entry.label(self.sid))
                 async for outcome in stream.outcomes():
                     await self._deliver(outcome)
         except AudioError as exc:
@@ -493,8 +498,3 @@ class Transcriber:
             stream.skip(self.inbox.processed, len(entry.data or b""))
             self._resume_state = None
         raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")
-
-
-def _label(sid: str, entry: Entry) -> str:
-    """How crash attribution names an entry."""
-    return f"{sid} {entry.id}"

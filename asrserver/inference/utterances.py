@@ -24,6 +24,7 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.whisper import Request
 from asrserver.inference.windows import FULL_WINDOW
+from asrserver.telemetry.traces import Call
 
 #: The model's longest window, and what is at least read on for: a segment ends with some silence.
 WINDOW_SECONDS = FULL_WINDOW // FRAMES_PER_SECOND
@@ -83,7 +84,11 @@ class OpenFile:
 
 
 class UtteranceRecogniser:
-    """Recognises the utterances of one session."""
+    """Recognises the utterances of one session.
+
+    Attributes:
+        call: When the engine had the windows of the last one; None: there were none.
+    """
 
     def __init__(self, recogniser: Recogniser, silence: float, selection: Selection) -> None:
         """Begin.
@@ -96,6 +101,7 @@ class UtteranceRecogniser:
         self._recogniser = recogniser
         self._silence = silence
         self._selection = selection
+        self.call: Call | None = None
 
     async def recognise_file(
         self, data: bytes, kind: str, request: Callable[[int | None], Request], label: str, alone: bool
@@ -152,6 +158,7 @@ class UtteranceRecogniser:
         self, samples: Samples, request: Callable[[int | None], Request], label: str, alone: bool
     ) -> RecognisedFile:
         seconds = len(samples) / SAMPLE_RATE
+        self.call = None
         if not self._selection.separate:
             return RecognisedFile(seconds, await self._recognise_channel(samples, request(None), label, alone))
         channels: list[Samples] = list(np.ascontiguousarray(samples.T)) if samples.ndim == 2 else []
@@ -210,6 +217,7 @@ class UtteranceRecogniser:
             found = await self._recogniser.engine.recognise(
                 DecodeJob(features, how, seconds, label, alone, session=session)
             )
+            self.call = Call.of([self.call, found.call])
             if upto == end:
                 return segments + unpack(group if len(group) > 1 else [(begin, end)], found)
             read = upto if found.read is None else begin + round(found.read * SAMPLE_RATE)

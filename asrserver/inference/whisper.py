@@ -23,6 +23,7 @@ from asrserver.inference.vocabulary import Vocabulary
 from asrserver.inference.windows import FULL_WINDOW, length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
+from asrserver.telemetry.traces import Call
 
 #: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0
@@ -82,6 +83,7 @@ class Hypothesis:
         read: Seconds of the window up to which this is the text, if the speech goes on behind it and the decoder left a
             phrase there unfinished.
         took: Seconds of the engine's time, without retries. Set by the engine.
+        call: When the engine had the window. Set by the engine.
     """
 
     text: str
@@ -92,6 +94,7 @@ class Hypothesis:
     breaks_off: bool = False
     read: float | None = None
     took: float = 0.0
+    call: Call | None = None
 
 
 class Whisper:

@@ -88,6 +88,18 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         }
 
 
+class Trace(msgspec.Struct, frozen=True, gc=False):
+    """Where a result stands in the trace of its session (telemetry/traces.py).
+
+    Attributes:
+        parent: The W3C `traceparent` of its span.
+        entry: The index of the last chunk of the audio that completed it.
+    """
+
+    parent: str
+    entry: int
+
+
 class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What travels between processes.
 
@@ -115,6 +127,7 @@ class Durable(Event, frozen=True, kw_only=True):
         segments: The segments that are final by this event, in order: each segment is in exactly one event.
         channels: Channels of the audio that are recognised, each by itself; 0 where they are mixed.
         further: Seconds of audio in the channels beside the first, as `total` counts those of one.
+        trace: Of a session that is traced; else None.
     """
 
     seq: int
@@ -128,6 +141,7 @@ class Durable(Event, frozen=True, kw_only=True):
     segments: list[Segment]
     channels: int = 0
     further: float = 0.0
+    trace: Trace | None = None
 
     @property
     def cost(self) -> float:

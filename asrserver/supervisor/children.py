@@ -21,6 +21,7 @@ from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError, Unavailable
 from asrserver.process.limits import die_with_parent, set_niceness
 from asrserver.process.memory import retain_freed_memory, tune_collector
+from asrserver.telemetry import traces
 from asrserver.telemetry.logs import configure_logging
 
 log = logging.getLogger("asrserver.child")
@@ -117,10 +118,13 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
 
     writer = _VitalsWriter(vitals)
     try:
+        if settings.traces == "on":
+            traces.configure("asrserver-worker", name)
         model = load_model(settings)
-    except ModelError as exc:
+    except (ModelError, SettingError) as exc:
         writer.refuse(str(exc))
     _run(run_worker(settings, name, model, writer.alive, ready, writer.in_hand))
+    traces.close()
     # Not by returning: a call of the model that goes on in its thread would end the interpreter by SIGSEGV.
     logging.shutdown()
     os._exit(0)

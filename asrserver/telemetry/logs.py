@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 
 import orjson
 
+from asrserver.telemetry import traces
+
 #: The id of the request or connection that is being served; log lines carry it.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
@@ -23,7 +25,7 @@ _HUB_CLIENTS = ("httpx", "httpx2")
 class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object on one line.
 
-    Keys: time, level, logger, process, message; and where they are known session, request_id and error.
+    Keys: time, level, logger, process, message; and where they are known session, its trace_id, request_id and error.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -38,6 +40,8 @@ class JsonFormatter(logging.Formatter):
         session = _SESSION.search(message)
         if session is not None:
             made["session"] = session[1]
+            if trace_id := traces.trace_id(session[1]):
+                made["trace_id"] = trace_id
         if request_id.get():
             made["request_id"] = request_id.get()
         if record.exc_info:

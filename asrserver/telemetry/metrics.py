@@ -141,6 +141,9 @@ real_time_factor = _gauge(
 
 build_info = _gauge("build_info", "1, for the version of the program.", "version", "python", mode="livemax")
 build_info.labels(__version__, platform.python_version()).set(1)
+spans = _counter(
+    "spans", "Spans of traces, by what became of them: sent, not_sent (no collector took them), queue_full.", "outcome"
+)
 
 # -- the supervisor
 

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.gen_test
 class FakeSession:
     """A session, as far as reading needs one."""
 
-    wants_audio, over = True, False
+    wants_audio, over, trace = True, False, None
 
     def __init__(self, is_streaming: bool, backlog: float = 0.0, number: int = 0) -> None:
         self.is_streaming = is_streaming
