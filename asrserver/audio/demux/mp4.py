@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from asrserver.audio import bounds, wav
 from asrserver.audio.bounds import TooMuchWork
-from asrserver.audio.demux import mp4_index, mp4_pcm
+from asrserver.audio.demux import mp4_fragment, mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
     MAX_DELAY,
     MAX_HEADER_BYTES,
@@ -20,7 +21,7 @@ from asrserver.audio.demux.base import (
     Track,
     opus_skip,
 )
-from asrserver.audio.demux.mp4_index import Edit, Fragment, Row, SampleTable
+from asrserver.audio.demux.mp4_index import Edit, Row, SampleTable
 
 #: Most bytes of an index.
 _MAX_INDEX = 8 << 20
@@ -48,13 +49,12 @@ class Mp4(Demuxer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._plan = SampleTable.empty()
-        self._at = 0  # the first sample of the plan that is not in `_rows` yet
-        self._rows: list[Row] = []  # the next samples of the plan, the last one first
+        self._row: Row | None = None  # the next sample to be read
+        self._rows: Iterator[Row] = iter(())  # those after it
         self._clock = 0  # ticks per second of the track; 0: unknown
         self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
         self._moov = b""  # the index of a recording of several audio tracks, until its first fragment
-        self._fragment: int | None = None  # where the fragment begins, until its first sample is returned
+        self._restart: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
         self._keep_end = 0
@@ -69,8 +69,8 @@ class Mp4(Demuxer):
         if self._kept and self.offset < self._keep_end:
             self._keep()
             return None
-        if self._kept and self._row() is not None:
-            return self._kept_sample()
+        if self._kept and self._row is not None:
+            return self._kept_sample(self._row)
         header = self._header()
         if header is None:
             return None
@@ -86,9 +86,8 @@ class Mp4(Demuxer):
             body = self._body(length, size, MAX_HEADER_BYTES)
             if body is None:
                 return None
-            self._follow(self._samples(body, at))
-            self._spend(len(self._plan) // 64)
-            self._fragment = None if self._edits else at
+            self._fragment(body, at)
+            self._restart = None if self._edits else at
             self._moov = b""
             self._drop(size)
         elif kind == b"mdat":
@@ -127,18 +126,12 @@ class Mp4(Demuxer):
             raise self._damaged(f"a box of {size} bytes")
         return kind, size, length
 
-    def _follow(self, plan: SampleTable) -> None:
-        self._plan, self._at, self._rows = plan, 0, []
-
-    def _row(self) -> Row | None:
-        """The next sample of the plan; None at its end."""
-        if not self._rows:
-            self._rows = self._plan.rows(self._at)
-            self._at += len(self._rows)
-        return self._rows[-1] if self._rows else None
+    def _follow(self, rows: Iterator[Row]) -> None:
+        self._rows = rows
+        self._row = next(rows, None)
 
     def _forget(self) -> None:
-        self._follow(SampleTable.empty())
+        self._follow(iter(()))
         self._kept.clear()
         self._data_end = self._keep_end = 0
 
@@ -148,14 +141,14 @@ class Mp4(Demuxer):
         self._kept[-1][1].extend(self._buffer[:count])
         self._drop(count)
 
-    def _kept_sample(self) -> Packet:
-        at, size = self._rows[-1][:2]
+    def _kept_sample(self, row: Row) -> Packet:
+        at, size = row[:2]
         data = b""
         for first, kept in self._kept:
             if first <= at < first + len(kept):
                 data = bytes(kept[at - first : at - first + min(size, MAX_PACKET_BYTES)])
-        packet = self._packet(data, None)
-        if self._row() is None:
+        packet = self._packet(data, row, None)
+        if self._row is None:
             self._kept.clear()
         return packet
 
@@ -167,7 +160,7 @@ class Mp4(Demuxer):
         return bytes(self._buffer[length:size])
 
     def _sample(self) -> Packet | None:
-        row = self._rows[-1] if self._rows else self._row()
+        row = self._row
         if row is None or row[0] >= self._data_end:
             self._drop(self._data_end - self.offset)
             return None
@@ -179,14 +172,15 @@ class Mp4(Demuxer):
             return None
         if len(self._buffer) < size:
             return None
-        packet = self._packet(bytes(self._buffer[:size]), self._fragment)
-        self._fragment = None
+        packet = self._packet(bytes(self._buffer[:size]), row, self._restart)
+        self._restart = None
         self._drop(size)
         return packet
 
-    def _packet(self, data: bytes, restart: int | None) -> Packet:
-        """The next sample of the plan."""
-        _, _, time, skip, keep = self._rows.pop()
+    def _packet(self, data: bytes, row: Row, restart: int | None) -> Packet:
+        """Make a packet of the sample at hand, and take the next."""
+        _, _, time, skip, keep = row
+        self._row = next(self._rows, None)
         packet = Packet(data, restart)
         if time == time and keep:  # else it is not known, or not that of what is played
             packet.time = time
@@ -197,7 +191,7 @@ class Mp4(Demuxer):
 
     def _alternatives(self) -> int:
         """Only of a fragmented file: the index of others says which tracks are silent, see `_ranked`."""
-        return min(self.tracks, _MAX_TRACKS) if not len(self._plan) and not self._kept else 0
+        return min(self.tracks, _MAX_TRACKS) if self._row is None and not self._kept else 0
 
     def _reopen(self, number: int) -> Track:
         self.wanted, self._kept = number, []
@@ -259,7 +253,7 @@ class Mp4(Demuxer):
             else:
                 self._edits = edits
         track = self._begin_track(replace(track, skip=skip, clock=float(self._clock), delay=delay))
-        self._follow(plan)
+        self._follow(plan.rows())
         return track
 
     def _audio(self, trak: bytes, mvex: bytes) -> Track:
@@ -306,71 +300,21 @@ class Mp4(Demuxer):
 
     # -- a fragment ----------------------------------------------------------------------------------------------
 
-    def _samples(self, body: bytes, at: int) -> SampleTable:
-        """The samples of the audio track in a fragment."""
+    def _fragment(self, body: bytes, at: int) -> None:
+        """Plan which samples of a fragment are read."""
         if self.track is None:
-            return SampleTable.empty()
+            self._follow(iter(()))
+            return
         try:
-            return self._planned(body, at).ordered()
+            runs = mp4_fragment.runs(body, at, self.track, self.start)
+            self._spend(mp4_fragment.count(runs) // 64)
+            self._follow(mp4_fragment.rows(runs, self._clock, self._edits))
+        except mp4_fragment.WithoutTimes:
+            raise self._unsupported("it has an edit list, and fragments without times") from None
         except OverflowError:
             raise self._damaged("a fragment's index has too many samples") from None
         except _DAMAGE:
             raise self._damaged("a fragment's index is truncated") from None
-
-    def _planned(self, body: bytes, at: int) -> SampleTable:
-        assert self.track is not None
-        end = at  # of the previous track fragment: the next one counts from there unless it says otherwise
-        left = mp4_index.MAX_FRAGMENT_SAMPLES
-        plans: list[SampleTable] = []
-        for kind, traf in mp4_index.boxes(body):
-            if kind != b"traf":
-                continue
-            boxes = list(mp4_index.boxes(traf))
-            found = dict(boxes)
-            number, fragment = self._track_fragment(found[b"tfhd"], end, at)
-            position, runs = fragment.base, []
-            for name, trun in boxes:
-                if name == b"trun":
-                    runs.append(mp4_index.run(trun, fragment, position, left))
-                    left -= len(runs[-1][0])
-                    if len(runs[-1][0]):
-                        position = int(runs[-1][0][-1] + runs[-1][1][-1])
-            end = position
-            if number == self.track.number and runs:
-                offsets, sizes, ticks = mp4_index.concatenated(runs)
-                plans.append(self._timed(SampleTable.of(offsets, sizes), ticks, found.get(b"tfdt", b"")))
-        return SampleTable(*mp4_index.concatenated([plan.arrays for plan in plans])) if plans else SampleTable.empty()
-
-    def _timed(self, plan: SampleTable, ticks: mp4_index.Array, tfdt: bytes) -> SampleTable:
-        """Give the samples of a fragment their times, if they are known."""
-        if len(tfdt) < 8 or not self._clock or not ticks.all():
-            if self._edits:
-                raise self._unsupported("it has an edit list, and fragments without times")
-            return plan
-        (start,) = struct.unpack_from(">Q" if tfdt[0] else ">I", tfdt, 4)
-        starts = min(start, 1 << 60) + ticks.cumsum() - ticks
-        if self._edits:
-            return mp4_index.edited(plan, starts, ticks, self._clock, self._edits)
-        plan.times = starts / self._clock
-        return plan
-
-    def _track_fragment(self, tfhd: bytes, base: int, moof: int) -> tuple[int, Fragment]:
-        """(track, defaults) of a track fragment."""
-        assert self.track is not None
-        (flags, number), position = struct.unpack_from(">II", tfhd), 8
-        size, ticks = self.track.frame, self.track.ticks
-        if flags & 0x20000:
-            base = moof
-        if flags & 0x1:
-            base = self.start + struct.unpack_from(">Q", tfhd, position)[0]
-            position += 8
-        position += 4 * bool(flags & 0x2)
-        if flags & 0x8:
-            (ticks,) = struct.unpack_from(">I", tfhd, position)
-            position += 4
-        if flags & 0x10:
-            (size,) = struct.unpack_from(">I", tfhd, position)
-        return number, Fragment(base, size, ticks)
 
 
 def _clock(header: bytes) -> int:

@@ -6,15 +6,14 @@ Everything is computed with arrays: an index has a million entries, and may clai
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-#: Most samples in one index: three hours of AAC; and in one fragment, which is minutes.
+#: Most samples in one index: three hours of AAC.
 MAX_SAMPLES = 500_000
-MAX_FRAGMENT_SAMPLES = 100_000
 
 #: The size of a box, and its type.
 _BOX = struct.Struct(">I4s")
@@ -73,11 +72,6 @@ class SampleTable:
     keeps: Array
 
     @classmethod
-    def empty(cls) -> SampleTable:
-        """A plan without samples."""
-        return cls(*(np.zeros(0) for _ in range(5)))
-
-    @classmethod
     def of(cls, offsets: Array, sizes: Array) -> SampleTable:
         """A plan of samples that are played as a whole, at times that are not known."""
         count = len(offsets)
@@ -91,10 +85,10 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self.offsets)
 
-    def rows(self, at: int) -> list[Row]:
-        """The next samples from one on, the last one first; none at the end."""
-        columns = (array[at : at + _ROWS][::-1].tolist() for array in self.arrays)
-        return list(zip(*columns, strict=True))
+    def rows(self) -> Iterator[Row]:
+        """The samples, one after another."""
+        for at in range(0, len(self), _ROWS):
+            yield from zip(*(array[at : at + _ROWS].tolist() for array in self.arrays), strict=True)
 
     def select(self, which: Array) -> SampleTable:
         """The samples at some indexes."""
@@ -268,54 +262,6 @@ def edited(plan: SampleTable, starts: Array, ticks: Array, clock: int, kept: lis
         plan.keeps[before] = 0.0
         result = np.concatenate([result, before, inside[inside > (result[-1] if len(result) else -1)]])
     return plan.select(result)
-
-
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """The defaults of a track fragment.
-
-    Attributes:
-        base: Position in the stream from which its data offsets count.
-        size: Bytes of every sample.
-        ticks: Ticks of every sample.
-    """
-
-    base: int
-    size: int
-    ticks: int
-
-
-def run(trun: bytes, fragment: Fragment, position: int, most: int) -> tuple[Array, Array, Array]:
-    """(offsets, sizes, ticks) of the samples of a run.
-
-    Args:
-        trun: The run.
-        fragment: Its defaults.
-        position: Where it begins unless it says otherwise.
-        most: Most samples; raises OverflowError if it claims more.
-    """
-    (flags, count), at = struct.unpack_from(">II", trun), 8
-    if count > most:
-        raise OverflowError
-    if flags & 0x1:
-        position = fragment.base + struct.unpack_from(">i", trun, at)[0]
-        at += 4
-    at += 4 * bool(flags & 0x4)
-    columns = [bit for bit in (0x100, 0x200, 0x400, 0x800) if flags & bit]
-    entries = dict(
-        zip(columns, _numbers(trun, at, ">u4", count * len(columns)).reshape(count, len(columns)).T, strict=True)
-    )
-    sizes, ticks = entries.get(0x200), entries.get(0x100)
-    if sizes is None:
-        sizes = np.full(count, fragment.size, np.int64)
-    if ticks is None:
-        ticks = np.full(count, fragment.ticks, np.int64)
-    return position + sizes.cumsum() - sizes, sizes, ticks
-
-
-def concatenated(rows: Sequence[tuple[Array, ...]]) -> tuple[Array, ...]:
-    """Rows of arrays as one row."""
-    return rows[0] if len(rows) == 1 else tuple(map(np.concatenate, zip(*rows, strict=True)))
 
 
 def _numbers(data: bytes, at: int, dtype: str, count: int) -> Array:
