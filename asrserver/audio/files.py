@@ -27,6 +27,9 @@ from asrserver.errors import AudioError
 #: First bytes of a file in which its header is checked.
 _HEADER_BYTES = 1 << 16
 
+#: Containers that consist of frames only.
+_FRAMES = ("mp3", "aac")
+
 #: Bytes of a file that are decoded at a time.
 _STEP = 1 << 18
 
@@ -75,6 +78,8 @@ def decode_file(
     except AudioError as exc:
         if exc.code in ("utterance_too_long", *NOT_THERE) or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
+        if kind in _FRAMES:
+            raise  # FFmpeg takes a few headers in noise for audio
         refusal = exc
     try:
         return _by_library(data, kind, max_seconds, selection, progress)
@@ -215,12 +220,14 @@ def read_s16(path: Path, seconds: float, selection: Selection = MIXED) -> Iterat
 
 def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
     """Decode a file on disk as a server decodes its bytes; what cannot be decoded as a stream is left to FFmpeg."""
-    streamed = _streamed_pieces(path, selection)
+    with path.open("rb") as file:
+        kind = sniff.of_file(file.read(sniff.HEAD_BYTES))
+    streamed = _streamed_pieces(path, kind, selection) if kind in demux.CONTAINERS else iter(())
     first = None
     try:
         first = next(streamed, None)
     except AudioError as exc:
-        if exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
+        if kind in _FRAMES or exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
     if first is None:
         with _opened(path) as source:
@@ -230,7 +237,7 @@ def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
         yield from streamed
 
 
-def _streamed_pieces(path: Path, selection: Selection) -> Iterator[Samples]:
+def _streamed_pieces(path: Path, kind: str, selection: Selection) -> Iterator[Samples]:
     """Decode a file on disk by the streaming decoder. Damaged audio is left out.
 
     Raises:
@@ -238,11 +245,7 @@ def _streamed_pieces(path: Path, selection: Selection) -> Iterator[Samples]:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        kind = sniff.container(file.read(_HEADER_BYTES))
-        if kind not in demux.CONTAINERS:
-            return
         decoder = StreamDecoder(kind, selection=selection)
-        file.seek(0)
         while data := file.read(_DISK_STEP):
             try:
                 yield from decoder.pieces(data)
@@ -300,12 +303,12 @@ def _opened(path: Path) -> Iterator[Any]:
     """Open a file as a container of PyAV, whose errors become AudioError."""
     with path.open("rb") as file:
         header = file.read(_HEADER_BYTES)
-        kind = sniff.container(header)
+        kind = sniff.of_file(header[: sniff.HEAD_BYTES])
         if kind in demux.CONTAINERS:
             _check_header(header, kind)
         file.seek(0)
         try:
-            with library.opened(file) as source:
+            with library.opened(file, kind) as source:
                 yield source
         except av.FFmpegError as exc:
             raise AudioError("undecodable_audio", f"the file cannot be decoded: {exc.strerror or exc}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 
+from asrserver.audio import frame_headers
 from asrserver.errors import AudioError
 
 #: Unambiguous signatures: (offset, bytes, name of the container). A RIFF or FORM has its type behind a length.
@@ -88,11 +89,11 @@ _NOT_DECODED = (
 #: Bytes of a packet of an MPEG transport stream; recorders of discs put four more before each.
 _TS_PACKETS = (188, 192)
 
-#: kbit/s of MPEG audio, by layer; LOW: MPEG-2 and 2.5.
-_LAYER_1 = (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448)
-_LAYER_1_LOW = (0, 32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256)
-_LAYER_2 = (0, 32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384)
-_LAYER_2_LOW = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
+#: Bytes of an AC-3 frame at most, and of its header as far as it is read.
+_AC3_FRAME, _AC3_HEADER = 3840, 6
+
+#: Bytes of a file or chunk in which it is looked for what it is.
+HEAD_BYTES = 4096
 
 _PRINTABLE = frozenset(string.printable.encode())
 
@@ -120,7 +121,7 @@ def container(data: bytes, first: bool = True) -> str | None:
             if kind == "ogg" and not _first_page(data):
                 continue
             return kind
-    return _weak(data) if first and len(data) > 4 else None
+    return _weak(bytes(data[:HEAD_BYTES])) if first and len(data) > 4 else None
 
 
 def title(kind: str) -> str:
@@ -130,19 +131,15 @@ def title(kind: str) -> str:
 
 def _weak(data: bytes) -> str | None:
     """The container that bytes begin by a signature that PCM may resemble."""
-    if data[0] == 0xFF and _mpeg_frame(data):
-        if data[1] & 0xF6 == 0xF0:
-            return "aac"
-        return "mp3" if data[1] >> 1 & 3 == 1 else "mp2"
     if data[4:8] in _QUICKTIME and data[0] < 0x10:
         return "mp4"
-    if data[:2] == b"\x0b\x77" and len(data) > 5 and data[4] >> 6 < 3 and data[4] & 0x3F < 38 and data[5] >> 3 <= 16:
+    if _ac3_frame(data):
         return "ac3"
     for size in _TS_PACKETS:
         marks = data[size - 188 : 5 * size : size]
         if len(marks) >= 3 and set(marks) == {0x47}:
             return "mpegts"
-    return None
+    return frame_headers.container(data)
 
 
 def _first_page(data: bytes) -> bool:
@@ -150,26 +147,29 @@ def _first_page(data: bytes) -> bool:
     return len(data) > 5 and bool(data[5] & 0x02)
 
 
-def _mpeg_frame(data: bytes) -> bool:
-    """Whether bytes begin with a valid ADTS or MPEG audio frame header (ISO 11172-3, 13818-7)."""
-    if data[1] & 0xF6 == 0xF0:
-        return (data[2] >> 2) & 0x0F < 13
-    layer, bitrate, rate = (data[1] >> 1) & 3, data[2] >> 4, (data[2] >> 2) & 3
-    if data[1] & 0xE0 != 0xE0 or not layer or not 0 < bitrate < 15 or rate == 3 or data[1] & 0x18 == 0x08:
+def _ac3_frame(data: bytes) -> bool:
+    """Whether bytes begin with an AC-3 frame (ETSI TS 102 366), which another follows if it is at hand."""
+    mark = b"\x0b\x77"
+    if not data.startswith(mark) or len(data) < _AC3_HEADER:
         return False
-    return layer == 1 or _mp2_follows(data)
+    if data[4] >> 6 == 3 or data[4] & 0x3F >= 38 or data[5] >> 3 > 16:
+        return False
+    return len(data) < _AC3_FRAME + len(mark) or data.find(mark, len(mark), _AC3_FRAME + len(mark)) > 0
 
 
-def _mp2_follows(data: bytes) -> bool:
-    """Whether a frame of layer I or II is followed by another; loud PCM resembles one alone too often."""
-    version, layer, row = data[1] >> 3 & 3, data[1] >> 1 & 3, data[2] >> 4
-    rate = (44100, 48000, 32000)[data[2] >> 2 & 3] >> (0 if version == 3 else 1 if version == 2 else 2)
-    table = _LAYER_1 if layer == 3 else _LAYER_2 if version == 3 else _LAYER_2_LOW
-    if layer == 3:
-        length = (12000 * (table[row] if version == 3 else _LAYER_1_LOW[row]) // rate + (data[2] >> 1 & 1)) * 4
-    else:
-        length = 144000 * table[row] // rate + (data[2] >> 1 & 1)
-    return len(data) > length + 2 and data[length] == 0xFF and data[length + 1] == data[1]
+def of_file(data: bytes) -> str:
+    """The container of a file.
+
+    Args:
+        data: Its first bytes: HEAD_BYTES, if it has so many.
+
+    Raises:
+        AudioError: not_audio, or undecodable_audio if it is what nothing here decodes.
+    """
+    if (kind := container(data)) is None:
+        reject_non_audio(data)
+        raise AudioError("not_audio", "the file is in no audio or video format that is known")
+    return kind
 
 
 def reject_non_audio(data: bytes, first: bool = True) -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
-from asrserver.audio import wav
+from asrserver.audio import sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.chunking import Chunking, Role
 from asrserver.encryption import is_encrypted
@@ -328,7 +328,7 @@ def _clips(source: Source, chunking: Chunking) -> list[_Clip]:
         if clips and chunking.mode == "stream":  # one file, even where a recorder started again in it
             clips[-1].chunks.append(chunk)
             continue
-        kind = chunking.container(chunk.read(most=4096), first=not clips)
+        kind = chunking.container(chunk.read(most=sniff.HEAD_BYTES), first=not clips)
         role = chunking.role(kind, chunk.size, in_container=bool(clips) and clips[-1].kind is not None)
         if not clips or role is Role.FILE or (role is Role.UTTERANCE and clips[-1].kind is not None):
             clips.append(_Clip(kind))

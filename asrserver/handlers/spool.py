@@ -12,12 +12,10 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator
 
+from asrserver.audio.sniff import HEAD_BYTES
 from asrserver.errors import Unavailable
 from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.process.aio import Notifier
-
-#: First bytes of a file by which it is recognised.
-HEAD_BYTES = 4096
 
 #: Bytes of an upload that are kept in memory, if there is room; a larger one goes to a temporary file.
 MEMORY_BYTES = 1 << 19

@@ -24,7 +24,7 @@ from asrserver.audio import sniff
 from asrserver.errors import AsrError, AudioError, BadRequest, Refused
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import LongAnswerHandler
-from asrserver.handlers.spool import HEAD_BYTES, Spool
+from asrserver.handlers.spool import Spool
 
 log = logging.getLogger("asrserver.rest")
 
@@ -279,7 +279,7 @@ class UploadHandler(DrainingHandler):
     async def file_data(self, data: bytes) -> None:
         """Take the next bytes of the file."""
         await self.spool.write(data)
-        if not self._looked_at and len(self.spool.head) == HEAD_BYTES:
+        if not self._looked_at and len(self.spool.head) == sniff.HEAD_BYTES:
             self._looked_at = True
             if self.may_begin(self.fields):
                 self._start()
@@ -355,10 +355,7 @@ class UploadHandler(DrainingHandler):
             raise BadRequest("bad_request", f"the form has no file ({self.file_field})", parameter=self.file_field)
         if not self.spool.size:
             raise AudioError("not_audio", "the file is empty")
-        kind = self._container(asked)
-        if kind is None and not _is_headerless(asked):
-            sniff.reject_non_audio(self.spool.head)
-            raise AudioError("not_audio", "the file is in no audio or video format that is known")
+        kind = self._container(asked) if _is_headerless(asked) else sniff.of_file(self.spool.head)
         limit = self.gateway.settings.max_chunk
         if kind in sniff.WHOLE and self.spool.size > limit:
             message = f"{sniff.WHOLE[kind]} files have at most {limit} bytes (max_chunk): send it in another format"

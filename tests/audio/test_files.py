@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,16 @@ def test_no_window_is_taken_for_raw_features() -> None:
         assert window_for(float(seconds), "fit") in WINDOWS
         assert window_for(float(seconds), "full") == FULL_WINDOW
     assert window_for(3.0, "fit") == 400
+
+
+@pytest.mark.parametrize("head", [b"", b"ID3\x04\0\0\0\0\0\x0a" + bytes(10), b"\xff\xfb\x90\x00", b"\xff\xf1\x50\x80"])
+def test_noise_is_not_heard_as_mp3(head: bytes, tmp_path: Path) -> None:
+    """FFmpeg finds some frames in it, and silence or clicks in these."""
+    data = head + np.random.default_rng(6).bytes(200_000)
+    path = tmp_path / "file.mp3"
+    path.write_bytes(data)
+    with pytest.raises(AudioError):
+        list(files.read_s16(path, 0.5))
+    for kind in ("mp3", "aac"):
+        with pytest.raises(AudioError, match="before any audio"):
+            files.decode(data, kind, 3600)

@@ -7,6 +7,7 @@ import pytest
 
 from asrserver.audio import sniff
 from asrserver.errors import AudioError
+from tests.audio import streams
 
 
 def test_pcm_is_no_container() -> None:
@@ -19,6 +20,28 @@ def test_pcm_is_no_container() -> None:
     for sign in (b"\xff\xff" * 50, b"\xff\xfe" * 50, bytes(100), b"", b"\xff"):
         assert sniff.container(sign) is None
     assert sniff.container(b"OggS\x00\x00" + bytes(60)) is None  # a page in the middle
+
+
+def test_one_header_of_a_frame_proves_nothing() -> None:
+    """Where the next is at hand it must follow; noise holds a header in some thousand bytes."""
+    random = np.random.default_rng(4)
+    for head in (b"\xff\xfb\x90\x00", b"\xff\xfd\x90\x00", b"\xff\xf1\x50\x80\x2e\x7f\xfc", b"\x0b\x77\0\0\x1c\x40"):
+        assert sniff.container(head + bytes(30)) is not None
+        assert sniff.container(head + random.bytes(5000)) is None
+    noise = random.normal(size=(300, 2500))
+    for samples in (noise * 3, noise * 1000):
+        for one in samples.astype("<i2"):
+            assert sniff.container(one.tobytes()) is None
+    with pytest.raises(AudioError) as caught:
+        sniff.of_file(random.bytes(5000))
+    assert caught.value.code == "not_audio"
+
+
+@pytest.mark.parametrize("name", ["mp3", "mp3-bare", "mp3-vbr-44k", "aac"])
+def test_a_broadcast_begins_within_a_frame(name: str) -> None:
+    data = streams.stream(name)
+    for at in range(1000, 3000, 137):
+        assert sniff.container(data[at:]) == streams.kind(name)
 
 
 @pytest.mark.parametrize("data", [b"%PDF-1.7", b"\x89PNG\r\n", b"PK\x03\x04", b"hello, world! " * 20])

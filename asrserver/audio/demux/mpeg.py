@@ -7,13 +7,15 @@ from abc import abstractmethod
 from typing import ClassVar
 
 from asrserver.audio.demux.base import Demuxer, Packet, Track
-
-_BITRATES = {  # kbit/s of layer III
-    True: (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    False: (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-}
-_MP3_RATES = (44100, 48000, 32000)
-_ADTS_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000, 7350)
+from asrserver.audio.frame_headers import (
+    ADTS_HEADER,
+    MPEG_HEADER,
+    adts_length,
+    adts_signature,
+    mpeg_layer,
+    mpeg_length,
+    mpeg_signature,
+)
 
 #: Samples that every MP3 decoder adds to the delay that the encoder declares.
 _DECODER_DELAY = 529
@@ -26,7 +28,7 @@ class _Frames(Demuxer):
     _SYNC: ClassVar[re.Pattern[bytes]]
 
     #: Bytes of a frame's header.
-    _header = 4
+    _header = MPEG_HEADER
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,18 +123,11 @@ class Mp3(_Frames):
     _SYNC = re.compile(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]")
 
     def _length(self, at: int) -> int:
-        head = self._buffer[at : at + 4]
-        if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE6 != 0xE2 or head[1] & 0x18 == 0x08:
-            return 0
-        bitrate, rate = head[2] >> 4, head[2] >> 2 & 3
-        if not 0 < bitrate < 15 or rate == 3:
-            return 0
-        first = head[1] & 0x18 == 0x18  # MPEG-1; else 2, or 2.5
-        hertz = _MP3_RATES[rate] >> (0 if first else 1 if head[1] & 0x10 else 2)
-        return (144 if first else 72) * 1000 * _BITRATES[first][bitrate] // hertz + (head[2] >> 1 & 1)
+        head = self._buffer[at : at + MPEG_HEADER]
+        return mpeg_length(head) if len(head) == MPEG_HEADER and mpeg_layer(head) == 3 else 0
 
     def _signature(self, at: int) -> bytes:
-        return bytes((self._buffer[at + 1] & 0xFE, self._buffer[at + 2] & 0x0C))
+        return mpeg_signature(self._buffer[at : at + MPEG_HEADER])
 
     def _begin(self, length: int) -> Track:
         frame = bytes(self._buffer[:length])
@@ -155,17 +150,13 @@ class Adts(_Frames):
 
     name = "AAC"
     _SYNC = re.compile(rb"\xff[\xf0\xf1\xf8\xf9]")
-    _header = 7
+    _header = ADTS_HEADER
 
     def _length(self, at: int) -> int:
-        head = self._buffer[at : at + 7]
-        if len(head) < 7 or head[0] != 0xFF or head[1] & 0xF6 != 0xF0 or head[2] >> 2 & 0x0F >= len(_ADTS_RATES):
-            return 0
-        length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
-        return length if length > 7 else 0
+        return adts_length(self._buffer[at : at + ADTS_HEADER])
 
     def _signature(self, at: int) -> bytes:
-        return bytes((self._buffer[at + 1], self._buffer[at + 2], self._buffer[at + 3] & 0xC0))
+        return adts_signature(self._buffer[at : at + ADTS_HEADER])
 
     def _begin(self, length: int) -> Track:
         self.track = Track("aac")
