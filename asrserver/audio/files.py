@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -18,7 +18,7 @@ import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, bounds, demux, library, pcm, sniff, wav
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
-from asrserver.audio.look_ahead import SILENCE
+from asrserver.audio.look_ahead import LOOK_SECONDS, LOOK_TRACKS, earliest, onset
 from asrserver.audio.pcm import Resampler, Samples, joined
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.audio.stream import StreamDecoder
@@ -58,8 +58,7 @@ def decode_file(
 ) -> Decoded:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
-    Of several audio tracks of which none is named, the one is decoded that a stream's decoder chooses (look_ahead.py);
-    or if it is silent throughout, the first with sound.
+    Of several audio tracks of which none is named, the one is decoded that a stream's decoder chooses (look_ahead.py).
 
     Args:
         data: The file.
@@ -93,30 +92,9 @@ def _streamed(
     data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
 ) -> Decoded:
     """Decode a file by the streaming decoder."""
-    found, tracks = _track(data, kind, max_seconds, selection, progress)
-    for number in _others(found, tracks, selection):
-        try:
-            other, _ = _track(data, kind, max_seconds, replace(selection, track=number), progress)
-        except AudioError:  # of a codec that is not streamed
-            continue
-        if not _is_silent(other.samples):
-            return other
-    return found
-
-
-def _others(found: Decoded, tracks: int, selection: Selection) -> range:
-    """The audio tracks in which sound is looked for, if the chosen one has none."""
-    return range(tracks if tracks > 1 and selection.track is None and _is_silent(found.samples) else 0)
-
-
-def _track(
-    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
-) -> tuple[Decoded, int]:
-    """(a track of a file, the number of its audio tracks)."""
     decoder = StreamDecoder(kind, selection=selection)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
-    tracks = 1
     for at in range(0, len(data), _STEP):
         try:
             for piece in decoder.pieces(data[at : at + _STEP]):
@@ -128,22 +106,17 @@ def _track(
             if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
                 raise
             damage.append(exc)
-        tracks = max(tracks, decoder.tracks)
         progress()
     pieces.append(decoder.flush())
     if decoder.tail is not None:
         damage.append(decoder.tail)
     if decoder.position * _channels(pieces[-1]) > max_seconds * SAMPLE_RATE:
         raise _too_long(max_seconds)
-    return Decoded(joined(pieces), _merged(damage)), tracks
+    return Decoded(joined(pieces), _merged(damage))
 
 
 def _channels(samples: Samples) -> int:
     return samples.shape[1] if samples.ndim == 2 else 1
-
-
-def _is_silent(samples: Samples) -> bool:
-    return len(samples) == 0 or float(np.abs(samples).max()) <= SILENCE
 
 
 def _merged(damage: list[AudioError]) -> AudioError | None:
@@ -160,13 +133,15 @@ def _by_library(
         data = wav.without_lists(data) if wav.is_riff(data) else data
         with library.opened(io.BytesIO(data), kind) as source:
             reader = library.Reader(source, selection)
-            found, tracks = _read(reader, max_seconds, progress), reader.tracks
-        for number in _others(found, tracks, selection):
-            if not _is_silent(found.samples):
-                break
-            with library.opened(io.BytesIO(data), kind) as source:
-                found = _read(library.Reader(source, replace(selection, track=number)), max_seconds, progress)
-        return found
+            found, number, tracks = _read(reader, max_seconds, progress), reader.number, reader.tracks
+        if tracks == 1 or selection.track is not None or onset(found.samples) < LOOK_SECONDS:
+            return found
+        decoded = [found]
+        for other in [other for other in range(tracks) if other != number][: LOOK_TRACKS - 1]:
+            with suppress(AudioError), library.opened(io.BytesIO(data), kind) as source:
+                reader = library.Reader(source, replace(selection, track=other))
+                decoded.append(_read(reader, max_seconds, progress))
+        return decoded[earliest([onset(one.samples) for one in decoded])]
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
 

@@ -74,6 +74,7 @@ class Reader:
 
     Attributes:
         damage: From when to when packets could not be decoded, in seconds of the container's clock; None: all could.
+        number: The number of the track among the audio tracks, from 0.
         tracks: The number of audio tracks.
         channels: The number of channels of the samples, as the header says.
     """
@@ -100,6 +101,7 @@ class Reader:
             self._track = next((one for one in audio if one.disposition & one.disposition.default), audio[0])
         else:
             self._track = audio[selection.track]
+        self.number = audio.index(self._track)
         context = self._track.codec_context
         if context is None:
             raise AudioError("undecodable_audio", f"no decoder for the audio track of the {source.format.name} file")

@@ -1,13 +1,17 @@
-"""The choice among the audio tracks of a stream: the default one, unless it is silent and another is not.
+"""The choice among the audio tracks of a recording: the default one, unless it is silent and another is not.
 
-Only so much is looked at before anything of it is returned; a default track in which there is sound is known at its
-first sample. All tracks are decoded meanwhile, in the order of their bytes, so that the choice does not depend on how
-the stream is cut: a file, which comes at once, gets the same track.
+It is given LOOK_SECONDS, before which nothing of the recording is returned; a default track in which there is sound is
+known at its first sample. If it is silent for so long, the first track with sound is chosen: the default one comes
+first, then the others in their order. While all are silent silence is returned, and the choice stays open.
+
+All tracks are decoded meanwhile, in the order of their bytes, so that the choice does not depend on how the stream is
+cut: a file, which comes at once, gets the same track.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,7 +19,7 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage
 from asrserver.audio.demux.base import Demuxer, Packet, Track
 from asrserver.audio.pcm import Samples
-from asrserver.audio.recording import TrackDecoder
+from asrserver.audio.recording import PIECE_SECONDS, TrackDecoder
 from asrserver.audio.selection import Selection
 from asrserver.errors import AudioError
 
@@ -37,28 +41,34 @@ class Candidate:
     Attributes:
         demuxer: Reads this track from the container.
         recording: Decodes it.
-        samples: What was decoded so far.
-        seconds: Their duration.
+        seconds: Duration of what was decoded so far.
+        has_sound: Whether there is sound in it.
         damage: What could not be decoded.
         refusal: Why nothing more of it can be decoded; None: it can.
         item: The next item of the demuxer; None: it needs more bytes.
-        rest: What is still to come of the packet in work.
+        rest: What is still to come of the packet in work; None: none is.
     """
 
     def __init__(self, demuxer: Demuxer, recording: TrackDecoder) -> None:
         self.demuxer = demuxer
         self.recording = recording
-        self.samples: list[Samples] = []
-        self.seconds = 0.0
+        self.has_sound = False
         self.damage: list[Damage] = []
         self.refusal: AudioError | None = None
         self.item: Track | Packet | None = None
-        self.rest: Iterator[Samples] = iter(())
-        self.has_sound = False
+        self.rest: Iterator[Samples] | None = None
+        self._first = recording.produced
+        self._samples: list[Samples] = []
+        self._count = 0  # samples so far
+        self._quiet = 0  # of them, those behind _samples, which are silent and not kept
+
+    @property
+    def seconds(self) -> float:
+        return self._count / SAMPLE_RATE
 
     def pull(self) -> bool:
-        """Get the next item, unless there is one; False if more bytes are needed."""
-        while self.item is None and self.refusal is None:
+        """Get the next item, unless one is at hand or in work; False if more bytes are needed."""
+        while self.item is None and self.rest is None and self.refusal is None:
             try:
                 self.item = self.demuxer.pull()
                 break
@@ -67,23 +77,41 @@ class Candidate:
                     self.refusal = exc
                 else:
                     self._note(exc.message, spoiled=False)
-        return self.item is not None
+        return self.item is not None or self.rest is not None
 
     def decode(self) -> None:
-        """Decode the packet at hand."""
-        packet, self.item = self.item, None
-        assert isinstance(packet, Packet)
-        self.rest = self._pieces(packet)
-        self.take()
-
-    def take(self) -> None:
-        """Take samples of the packet in work, up to a gap that is too long to be looked through."""
+        """Decode the packet at hand, or some seconds of it: it may come after a long gap."""
+        if self.rest is None:
+            packet, self.item = self.item, None
+            assert isinstance(packet, Packet)
+            self.rest = self._pieces(packet)
+        begun = self._count
         for piece in self.rest:
-            self.samples.append(piece)
-            self.seconds += len(piece) / SAMPLE_RATE
-            self.has_sound = self.has_sound or (len(piece) > 0 and float(np.abs(piece).max()) > SILENCE)
-            if self.seconds >= LOOK_SECONDS:
-                break
+            self._take(piece)
+            if self._count - begun >= LOOK_SECONDS * SAMPLE_RATE:
+                return
+        self.rest = None
+
+    def decoded(self, returned: int) -> Iterator[Samples]:
+        """What was decoded so far, behind as many samples as were returned of the recording already."""
+        if returned > self._count:  # it begins later than the others
+            self.recording.shift(returned - self._count)
+        skip = returned
+        for piece in self._samples:
+            yield piece[skip:]
+            skip = max(0, skip - len(piece))
+        yield from silence(self._quiet - skip, self.recording)
+
+    def _take(self, piece: Samples) -> None:
+        if not self.has_sound and len(piece) and float(np.abs(piece).max()) > SILENCE:
+            self.has_sound = True
+            self._samples += silence(self._quiet, self.recording)
+            self._quiet = 0
+        if self.has_sound or self.seconds < LOOK_SECONDS:
+            self._samples.append(piece)
+        else:
+            self._quiet += len(piece)
+        self._count += len(piece)
 
     def _pieces(self, packet: Packet) -> Iterator[Samples]:
         yield from self.recording.fill(self.recording.late(packet))
@@ -99,27 +127,61 @@ class Candidate:
         del self.damage[100:]
 
 
-class LookAhead:
-    """Decodes all tracks of a recording until one is chosen."""
+def silence(samples: int, recording: TrackDecoder) -> Iterator[Samples]:
+    """Samples of silence, in pieces."""
+    for at in range(0, samples, PIECE_SECONDS * SAMPLE_RATE):
+        yield recording.silence(min(PIECE_SECONDS * SAMPLE_RATE, samples - at))
 
-    def __init__(self, demuxer: Demuxer, recording: TrackDecoder, sample: int, selection: Selection) -> None:
-        """Begin where the default track begins.
+
+class LookAhead:
+    """Decodes all tracks of a recording until one is chosen.
+
+    Attributes:
+        seconds: Duration of what was looked at.
+        starved: More bytes are needed to go on.
+        points: Where another process can continue to look: (position in the stream in bytes, number of the sample,
+            time of the container's clock), until they are taken.
+    """
+
+    def __init__(self, candidates: list[Candidate], late: bool = False) -> None:
+        """Begin to look.
+
+        Args:
+            candidates: The tracks; the default one is the first.
+            late: Its time has passed.
+        """
+        self.seconds = 0.0
+        self.starved = False
+        self.points: list[tuple[int, int, float | None]] = []
+        self._candidates = candidates
+        self._default = candidates[0]
+        self._begin = self._default.demuxer.offset
+        self._late = late
+        self._live = late  # others can continue in it
+        self._returned = 0
+
+    @classmethod
+    def at_begin(cls, demuxer: Demuxer, recording: TrackDecoder, selection: Selection) -> LookAhead:
+        """Begin where a recording begins.
 
         Args:
             demuxer: That of the default track.
             recording: The decoder of the default track.
-            sample: Number of the recording's first sample in the stream.
             selection: How channels are decoded.
         """
-        self._default = Candidate(demuxer, recording)
-        self._candidates = [self._default]
-        self._begin = demuxer.offset
+        sample, candidates = recording.begin, [Candidate(demuxer, recording)]
         for other in demuxer.others(LOOK_TRACKS - 1):
             assert other.track is not None
             try:
-                self._candidates.append(Candidate(other, TrackDecoder(other.track, sample, selection=selection)))
+                candidates.append(Candidate(other, TrackDecoder(other.track, sample, selection=selection)))
             except AudioError:  # its header is damaged, or it has too many channels
                 continue
+        return cls(candidates)
+
+    @property
+    def tracks(self) -> tuple[Track, ...]:
+        """The tracks of which one will be chosen; the default one is the first."""
+        return tuple(one.recording.track for one in self._candidates)
 
     def push(self, data: bytes) -> None:
         """Append the stream's next bytes for the tracks beside the default one."""
@@ -132,27 +194,67 @@ class LookAhead:
             candidate.demuxer.end()
 
     def choose(self) -> Candidate | None:
-        """Decode what is at hand; None: more bytes are needed."""
+        """Decode some seconds of what is at hand; None: there is no choice yet."""
+        self.starved = False
         if len(self._candidates) == 1:
             return self._default
+        begun = self.seconds
         while ready := [one for one in self._candidates if one.pull()]:
-            first = min(ready, key=lambda one: one.demuxer.offset)
+            first = min(ready, key=lambda one: (one.demuxer.offset, one.seconds))
             if isinstance(first.item, Track):  # another recording begins
                 return self.best()
-            first.decode()
-            looked = first.demuxer.offset - self._begin
-            if (
-                self._default.has_sound
-                or self._default.refusal
-                or first.seconds >= LOOK_SECONDS
-                or looked >= LOOK_BYTES
-            ):
+            self._decode(first)
+            if self._default.has_sound or self._default.refusal:
+                return self._default
+            if self._late and any(one.has_sound for one in self._candidates):
                 return self.best()
+            if self.seconds - begun >= PIECE_SECONDS:
+                return None
+        self.starved = True
         return self._default if self._default.refusal else None
+
+    def _decode(self, candidate: Candidate) -> None:
+        packet = candidate.item
+        if isinstance(packet, Packet) and packet.restart is not None:
+            self._live = True
+            if self._late:
+                self.points.append((packet.restart, round(candidate.recording.seconds * SAMPLE_RATE), packet.time))
+        candidate.decode()
+        self.seconds = max(self.seconds, candidate.seconds)
+        self._late |= self.seconds >= LOOK_SECONDS or candidate.demuxer.offset - self._begin >= LOOK_BYTES
+
+    def quiet(self) -> Iterator[Samples]:
+        """Silence that may be returned before there is a choice: nothing that is heard will come in its place.
+
+        In an indexed file the tracks may lie one behind the other, and nobody waits.
+        """
+        until = round((self.seconds - LOOK_SECONDS) * SAMPLE_RATE)
+        if self._late and self._live and until > self._returned:
+            count, self._returned = until - self._returned, until
+            yield from silence(count, self._default.recording)
+
+    def rest(self, chosen: Candidate) -> Iterator[Samples]:
+        """What of the chosen track was decoded and not returned."""
+        return chosen.decoded(self._returned)
 
     def best(self) -> Candidate:
         """The default track, unless it is silent so far and another is not."""
         if self._default.refusal is not None:
             return self._default
-        ranked = [self._default, *self._candidates]
-        return next((one for one in ranked if one.has_sound), self._default)
+        return next((one for one in self._candidates if one.has_sound), self._default)
+
+
+def earliest(onsets: Sequence[float]) -> int:
+    """The index of the track to choose, by the seconds at which sound begins in each; the default one is the first."""
+    return min(range(len(onsets)), key=lambda number: (max(onsets[number], LOOK_SECONDS), number))
+
+
+def onset(samples: Samples) -> float:
+    """The seconds at which sound begins; infinite if there is none."""
+    step = SAMPLE_RATE
+    for at in range(0, len(samples), step):
+        loud = np.flatnonzero(np.abs(samples[at : at + step]).reshape(-1) > SILENCE)
+        if len(loud):
+            first = int(loud[0]) // (samples.shape[1] if samples.ndim == 2 else 1)
+            return (at + first) / SAMPLE_RATE
+    return math.inf

@@ -48,6 +48,7 @@ class ResumePoint:
         position: Position in the recording after those packets, in samples at the codec's rate.
         rate: The codec's samples per second.
         time: When the first of those packets begins, in seconds of the container's clock; None: unknown.
+        others: The tracks beside it among which none is chosen yet, because all were silent so far.
     """
 
     offset: int
@@ -61,6 +62,7 @@ class ResumePoint:
     position: int = 0
     rate: int = 0
     time: float | None = None
+    others: tuple[Track, ...] = ()
 
 
 @dataclass(slots=True)
@@ -83,17 +85,32 @@ class TrackDecoder:
         track: The recording's track.
         rate: The codec's samples per second; 0 before the first packet.
         ready: The newest resume point, until it is taken.
+        begin: Number of the stream's sample with which it began.
         produced: Number of the stream's sample after the last one returned.
         waiting: Samples at the codec's rate that wait to be resampled.
     """
 
     def __init__(
-        self, track: Track, sample: int, point: ResumePoint | None = None, selection: Selection = MIXED
+        self,
+        track: Track,
+        sample: int,
+        point: ResumePoint | None = None,
+        selection: Selection = MIXED,
+        time: float | None = None,
     ) -> None:
+        """Begin a recording.
+
+        Args:
+            track: Its track.
+            sample: Number of the stream's sample with which it begins.
+            point: Where it continues; None: it begins.
+            selection: How channels are decoded.
+            time: When the first packet is expected, in seconds of the container's clock; None: whenever it comes.
+        """
         self.track = track
         self.rate = 0
         self.ready: PendingPoint | None = None
-        self.produced = sample
+        self.begin = self.produced = sample
         self.waiting = 0
         self._codec = Codec(track, selection)
         self._converges = _PREROLL.get(track.codec, _PREROLL_OTHERS)
@@ -114,7 +131,7 @@ class TrackDecoder:
         self._cuts: dict[int, tuple[int, int]] = {}  # number of a frame that is not all audio: first sample, end
         self._waiting: list[Samples] = []  # from before those frames
         self._done: list[Samples] = []
-        self._timeline = Timeline(point.time if point is not None else None)
+        self._timeline = Timeline(point.time if point is not None else time)
         if point is not None:
             self._resume(point)
         elif track.delay:
@@ -133,6 +150,12 @@ class TrackDecoder:
         self._skip = self._position - point.position
         self._drop = self._warm
         self._anchor = point.sample - self._warm - self._position * SAMPLE_RATE // self.rate
+
+    def shift(self, samples: int) -> None:
+        """Count so many samples that came before those of this recording."""
+        self._anchor += samples
+        self.produced += samples
+        self._pending = self.ready = None
 
     @property
     def seconds(self) -> float:
@@ -220,8 +243,9 @@ class TrackDecoder:
             if left:
                 yield from self.take()
 
-    def _silence(self, samples: int) -> Samples:
-        return np.zeros((samples, self._channels) if self._separate else samples, np.float32)
+    def silence(self, samples: int) -> Samples:
+        """Silence of so many samples."""
+        return np.zeros((samples, self.channels) if self._separate else samples, np.float32)
 
     def _advance(self, samples: int) -> None:
         """Count the samples of a packet."""
@@ -274,7 +298,7 @@ class TrackDecoder:
     def _push_silence(self, samples: int) -> None:
         samples -= self._skipped(samples)
         self._collect()
-        self._waiting.append(self._silence(samples))
+        self._waiting.append(self.silence(samples))
         self._count(samples)
 
     def _skipped(self, samples: int) -> int:
@@ -318,7 +342,7 @@ class TrackDecoder:
         done, self._done = self._done, []
         if self._late and self._channels:
             whole, rest = divmod(self._late, PIECE_SECONDS * SAMPLE_RATE)
-            piece = self._silence(PIECE_SECONDS * SAMPLE_RATE)
+            piece = self.silence(PIECE_SECONDS * SAMPLE_RATE)
             self._late, done = 0, [piece] * whole + [piece[:rest]] + done
         return done
 

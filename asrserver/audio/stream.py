@@ -20,12 +20,13 @@ Known limit: the end of an Ogg stream that was resumed in its last page may be a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage, described
-from asrserver.audio.demux import demuxer
+from asrserver.audio.demux import demuxer as open_demuxer
 from asrserver.audio.demux.base import Packet, Track
 from asrserver.audio.look_ahead import Candidate, LookAhead
 from asrserver.audio.pcm import Samples, joined
@@ -73,7 +74,7 @@ class StreamDecoder:
         """
         self._start = ResumePoint(0, 0, kind, sample_rate, channels)
         self._selection = selection
-        self._demuxer = demuxer(kind, sample_rate, channels, selection.track)
+        self._demuxer = open_demuxer(kind, sample_rate, channels, selection.track)
         self._recording: TrackDecoder | None = None
         self._looking: LookAhead | None = None  # while the track is not chosen yet
         self._item: Track | Packet | None = None  # of the demuxer, to be taken first
@@ -101,9 +102,28 @@ class StreamDecoder:
             decoder._silent = not point.sample
         else:
             decoder._demuxer.resume(point.track, point.offset, point.start, point.time)
-            decoder._recording = TrackDecoder(point.track, point.sample, point, selection)
             decoder._silent = False
+            if point.others:
+                decoder._look_on(point)
+            else:
+                decoder._recording = TrackDecoder(point.track, point.sample, point, selection)
         return decoder
+
+    def _look_on(self, point: ResumePoint) -> None:
+        """Continue where all tracks were silent: no decoder has anything to remember."""
+        candidates = []
+        for track in (point.track, *point.others):
+            assert track is not None
+            demuxer = self._demuxer if track is point.track else open_demuxer(point.kind)
+            demuxer.tracks = 1 + len(point.others)
+            if demuxer is not self._demuxer:
+                demuxer.resume(track, point.offset, point.start, point.time)
+            begun = replace(track, skip=0, delay=0.0)
+            candidates.append(
+                Candidate(demuxer, TrackDecoder(begun, point.sample, selection=self._selection, time=point.time))
+            )
+        self._recording = candidates[0].recording
+        self._looking = LookAhead(candidates, late=True)
 
     @property
     def tracks(self) -> int:
@@ -188,11 +208,8 @@ class StreamDecoder:
         first, refusal = self.position, None
         while True:
             try:
-                if self._looking is not None:
-                    chosen = self._looking.choose()
-                    if chosen is None:
-                        break
-                    yield from self._chosen(chosen)
+                if self._looking is not None and (yield from self._look(self._looking)):
+                    break
                 item, self._item = self._item or self._demuxer.pull(), None
             except AudioError as exc:
                 if exc.code != "undecodable_audio" or self._recording is None:
@@ -217,15 +234,37 @@ class StreamDecoder:
                 if recording.produced - self.position > PIECE_SECONDS * SAMPLE_RATE:
                     yield from self._counted(recording.take())
                 if (self.position - first) * recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
-                    self._demuxer.discard()
-                    raise AudioError(
-                        "utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio"
-                    )
+                    self._discard()
         if self._recording is not None and self._looking is None:
             yield from self._counted(self._recording.take())
         if refusal is not None:
             self._refused |= refusal.code in NOT_THERE
             raise refusal
+
+    def _look(self, looking: LookAhead) -> Generator[Samples, None, bool]:
+        """Look for the track to decode, and return silence meanwhile; True if more bytes are needed."""
+        begun = looking.seconds
+        while (chosen := looking.choose()) is None:
+            yield from self._counted(looking.quiet())
+            for offset, sample, time in looking.points:
+                if sample - self._points[-1].sample >= self._spacing:
+                    track, *others = looking.tracks
+                    start = self._demuxer.start
+                    self._add(
+                        ResumePoint(offset, sample, *self._identity, track, start, time=time, others=tuple(others))
+                    )
+            looking.points.clear()
+            if looking.starved:
+                return True
+            if looking.seconds - begun > _MAX_FEED_SECONDS:
+                self._discard()
+        yield from self._chosen(chosen)
+        return False
+
+    def _discard(self) -> None:
+        """Drop what is at hand, because it is too long; raises AudioError."""
+        self._demuxer.discard()
+        raise AudioError("utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio")
 
     def _chosen(self, chosen: Candidate) -> Iterator[Samples]:
         """Go on with a track; return what of it was decoded.
@@ -233,11 +272,12 @@ class StreamDecoder:
         Raises:
             AudioError: No more of it can be decoded.
         """
-        self._looking = None
+        looking, self._looking = self._looking, None
         self._demuxer, self._recording, self._item = chosen.demuxer, chosen.recording, chosen.item
         self._reports += chosen.damage
-        yield from self._counted(chosen.samples)
-        yield from self._counted(chosen.rest)
+        if looking is not None:
+            yield from self._counted(looking.rest(chosen))
+        yield from self._counted(chosen.rest or ())
         if chosen.refusal is not None:
             raise chosen.refusal
 
@@ -277,7 +317,7 @@ class StreamDecoder:
         self._selection.check_track(self._demuxer.tracks)
         self._recording = TrackDecoder(track, self._finished, selection=self._selection)
         if self._selection.track is None and self._demuxer.tracks > 1:
-            self._looking = LookAhead(self._demuxer, self._recording, self._finished, self._selection)
+            self._looking = LookAhead.at_begin(self._demuxer, self._recording, self._selection)
         if not self._silent:
             self._add(ResumePoint(self._demuxer.start, self._finished, *self._identity))
         self._silent = False

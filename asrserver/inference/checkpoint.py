@@ -85,7 +85,7 @@ class SessionState(msgspec.Struct, frozen=True):
 
 #: Fields of a border, and of its track, that are newer than release 0.1.0, which refuses them there. They are kept
 #: beside the border, in `clock`, which it ignores.
-_NEWER_OF_BORDER = ("time",)
+_NEWER_OF_BORDER = ("time", "others")
 _NEWER_OF_TRACK = ("clock", "ticks", "delay")
 
 

@@ -26,6 +26,12 @@ FORMATS = {
     "mp4": (f"{AAC} {FRAGMENTS} -frag_duration 500000 -f mp4", "mp4"),
     "mp4-flac": (f"-c:a flac -strict -2 {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4"),
 }
+INDEXED = {
+    "mp4-index-last": (f"{AAC} -f mp4", "mp4"),
+    "mp4-index-first": (f"{AAC} -movflags faststart -f mp4", "mp4"),
+    "mov-alac": ("-c:a alac -f mov", "mp4"),
+    "mpegts": (f"{AAC} -f mpegts", "mpegts"),
+}
 WEBM = FORMATS["webm-live"]
 
 
@@ -95,10 +101,41 @@ def test_the_default_track_is_given_time(tmp_path: Path) -> None:
     np.testing.assert_array_equal(files.decode(data, kind, 60), named(data, kind, 1))
 
 
-def test_a_file_is_looked_through_where_its_track_is_silent(tmp_path: Path) -> None:
-    arguments, kind = WEBM
-    data = tracks([silence(8), np.concatenate([silence(6), tone(2)])], arguments, tmp_path)
-    np.testing.assert_array_equal(files.decode(data, kind, 60), named(data, kind, 1))
+@pytest.mark.parametrize("name", [*FORMATS, "mp4-index-last", "mp4-index-first"])
+def test_the_choice_stays_open_while_all_are_silent(name: str, tmp_path: Path) -> None:
+    """Wherever it is continued, too; and silence is returned meanwhile."""
+    arguments, kind = (FORMATS | INDEXED)[name]
+    late = np.concatenate([silence(9), tone(3)])
+    data = tracks([silence(12), silence(12), late], arguments, tmp_path)
+    wanted = named(data, kind, 2)
+    assert frequency(wanted[9 * SAMPLE_RATE :]) == pytest.approx(440, abs=2)
+    np.testing.assert_array_equal(files.decode(data, kind, 60), wanted)
+    decoder = StreamDecoder(kind)
+    found, points = [], []
+    for piece in slices(data, 5, len(data) // 40):
+        found.append(decoder.feed(piece))
+        points.append(handed_on(decoder.resume_point(decoder.position)))
+    np.testing.assert_allclose(np.concatenate([*found, decoder.flush()]), wanted, atol=1e-4)
+    open_points = {point.offset: point for point in points if point.others}
+    assert bool(open_points) == (name in FORMATS)
+    for point in open_points.values():
+        rest = decoded(StreamDecoder.resume(point), slices(data[point.offset :], 8, 5000))
+        assert len(rest) == pytest.approx(len(wanted) - point.sample, abs=SAMPLE_RATE // 50)
+        begun = [int(np.argmax(np.abs(samples) > 0.1)) for samples in (rest, wanted[point.sample :])]
+        assert begun[0] == pytest.approx(begun[1], abs=SAMPLE_RATE // 50)
+
+
+@pytest.mark.parametrize("name", ["mp4-index-last", "mp4-index-first", "mov-alac", "mpegts"])
+@pytest.mark.parametrize(("seconds", "chosen"), [(3.0, 0), (6.5, 1), (9.0, 1)])
+def test_files_follow_the_same_rule(name: str, seconds: float, chosen: int, tmp_path: Path) -> None:
+    arguments, kind = INDEXED[name]
+    default, other = np.concatenate([silence(seconds), tone(12 - seconds)]), np.float32(0.5) * tone(12)
+    data = tracks([default, other], arguments, tmp_path)
+    found = files.decode(data, kind, 60)
+    wanted = files.decode_file(data, kind, 60, Selection(chosen)).samples
+    np.testing.assert_array_equal(found, wanted)
+    if kind == "mp4":
+        np.testing.assert_array_equal(decoded(StreamDecoder(kind), slices(data, 6, 4000)), found)
 
 
 def test_sound_is_returned_at_once(tmp_path: Path) -> None:
@@ -158,6 +195,7 @@ def test_a_gap_is_not_looked_through(tmp_path: Path) -> None:
     data = tracks([silence(1), silence(1)], arguments, tmp_path)
     block = bytes((0xA3, 0x86, 0x81, 0, 0, 0x80, 0x1B, 0x02))
     data += b"\x1fC\xb6u\xff" + element(0xE7, (1_800_000).to_bytes(6, "big")) + block
-    pieces = list(StreamDecoder(kind).pieces(data))
+    decoder = StreamDecoder(kind)
+    pieces = [*decoder.pieces(data), decoder.flush()]
     assert max(len(piece) for piece in pieces) <= 11 * SAMPLE_RATE
     assert sum(len(piece) for piece in pieces) == pytest.approx(1800 * SAMPLE_RATE, abs=SAMPLE_RATE)

@@ -29,10 +29,7 @@ _MAX_INDEX = 8 << 20
 #: Most samples at the start of a fragmented file that are the encoder's, and not cut off.
 _MAX_PRIMING = 9600
 
-#: Bytes of a packet below which the average one of a track is silent: AAC has 4 to 10 for silence, and 100 for speech.
-_SILENT_BYTES = 24
-
-#: Most tracks whose sizes are looked at.
+#: Most tracks that are looked at.
 _MAX_TRACKS = 64
 
 #: What damaged tables raise.
@@ -53,7 +50,7 @@ class Mp4(Demuxer):
         self._rows: Iterator[Row] = iter(())  # those after it
         self._clock = 0  # ticks per second of the track; 0: unknown
         self._edits: list[Edit] = []  # that cut more than the encoder's samples at the start of a fragmented file
-        self._moov = b""  # the index of a recording of several audio tracks, until its first fragment
+        self._moov = b""  # the index of a recording of several audio tracks, of which none is named
         self._restart: int | None = None  # where the fragment begins, until its first sample is returned
         self._data_end = 0  # where the open mdat ends
         self._kept: list[tuple[int, bytearray]] = []  # data that came before the index: (offset in the stream, bytes)
@@ -132,7 +129,7 @@ class Mp4(Demuxer):
 
     def _forget(self) -> None:
         self._follow(iter(()))
-        self._kept.clear()
+        self._kept = []
         self._data_end = self._keep_end = 0
 
     def _keep(self) -> None:
@@ -149,7 +146,7 @@ class Mp4(Demuxer):
                 data = bytes(kept[at - first : at - first + min(size, MAX_PACKET_BYTES)])
         packet = self._packet(data, row, None)
         if self._row is None:
-            self._kept.clear()
+            self._kept = []
         return packet
 
     def _body(self, length: int, size: int, most: int) -> bytes | None:
@@ -190,11 +187,10 @@ class Mp4(Demuxer):
         return packet
 
     def _alternatives(self) -> int:
-        """Only of a fragmented file: the index of others says which tracks are silent, see `_ranked`."""
-        return min(self.tracks, _MAX_TRACKS) if self._row is None and not self._kept else 0
+        return min(self.tracks, _MAX_TRACKS)
 
     def _reopen(self, number: int) -> Track:
-        self.wanted, self._kept = number, []
+        self.wanted = number
         track = self._index(self._moov)
         self.wanted, self._moov = None, b""
         return track
@@ -207,8 +203,8 @@ class Mp4(Demuxer):
             sound = [trak for kind, trak in moov if kind == b"trak" and _is_sound(trak)]
             if not sound:
                 raise self._unsupported("it has no audio track")
-            self.tracks, self._moov = len(sound), body if len(sound) > 1 else b""
-            trak = self._chosen(_ranked(sound) if self.wanted is None else sound, _is_enabled)
+            self.tracks, self._moov = len(sound), body if len(sound) > 1 and self.wanted is None else b""
+            trak = self._chosen(sound, _is_enabled)
             rest = dict(moov)
             track = self._audio(trak, rest.get(b"mvex", b""))
             return self._plan_track(trak, track, _clock(rest.get(b"mvhd", b"")))
@@ -329,23 +325,6 @@ def _is_sound(trak: bytes) -> bool:
 def _is_enabled(trak: bytes) -> bool:
     """Whether a player plays the track unless it is told otherwise."""
     return bool(mp4_index.path(trak, b"tkhd")[3] & 1)
-
-
-def _ranked(sound: list[bytes]) -> list[bytes]:
-    """The tracks that are not silent, if there are any."""
-    return [trak for trak in sound[:_MAX_TRACKS] if not _is_silent(trak)] or sound if len(sound) > 1 else sound
-
-
-def _is_silent(trak: bytes) -> bool:
-    """Whether the packets of a track are too small to hold sound; False if the index does not say."""
-    try:
-        stbl = mp4_index.path(trak, b"mdia", b"minf", b"stbl")
-        if any(mp4_index.path(stbl, b"stsz")[4:8]):  # all have the same size
-            return False
-        _, sizes = mp4_index.table(stbl)
-    except _DAMAGE:
-        return False
-    return len(sizes) > 0 and float(np.mean(sizes)) < _SILENT_BYTES
 
 
 def _descriptor(data: bytes) -> tuple[int, bytes]:
