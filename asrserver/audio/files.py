@@ -7,9 +7,11 @@ left to FFmpeg (library.py).
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -131,19 +133,51 @@ def _by_library(
     """Decode a file by FFmpeg."""
     try:
         data = wav.without_lists(data) if wav.is_riff(data) else data
-        with library.opened(io.BytesIO(data), kind) as source:
-            reader = library.Reader(source, selection)
-            found, number, tracks = _read(reader, max_seconds, progress), reader.number, reader.tracks
-        if tracks == 1 or selection.track is not None or onset(found.samples) < LOOK_SECONDS:
-            return found
-        decoded = [found]
-        for other in [other for other in range(tracks) if other != number][: LOOK_TRACKS - 1]:
-            with suppress(AudioError), library.opened(io.BytesIO(data), kind) as source:
-                reader = library.Reader(source, replace(selection, track=other))
-                decoded.append(_read(reader, max_seconds, progress))
-        return decoded[earliest([onset(one.samples) for one in decoded])]
+
+        def opening() -> AbstractContextManager[Any]:
+            return library.opened(io.BytesIO(data), kind)
+
+        selection = _with_track(opening, selection, max_seconds, progress)
+        with opening() as source:
+            return _read(library.Reader(source, selection), max_seconds, progress)
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
+
+
+def _with_track(
+    opening: Callable[[], AbstractContextManager[Any]],
+    selection: Selection,
+    max_seconds: float,
+    progress: Callable[[], None] = lambda: None,
+) -> Selection:
+    """Name the track to decode of a file that FFmpeg reads, by the rule of look_ahead.py."""
+    with opening() as source:
+        reader = library.Reader(source, selection)
+        if selection.track is not None or reader.tracks == 1:
+            return selection
+        numbers = [reader.number, *(number for number in range(reader.tracks) if number != reader.number)][:LOOK_TRACKS]
+        onsets = [_onset(reader, max_seconds, progress)]
+    for number in numbers[1:] if onsets[0] >= LOOK_SECONDS else ():
+        onsets.append(math.inf)
+        with suppress(AudioError), opening() as source:
+            reader = library.Reader(source, replace(selection, track=number))
+            onsets[-1] = _onset(reader, max_seconds, progress)
+    return replace(selection, track=numbers[earliest(onsets)])
+
+
+def _onset(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> float:
+    """The seconds at which sound begins in a track; infinite if there is none."""
+    at = 0.0
+    with suppress(av.FFmpegError):
+        for samples, rate, gap in reader.frames():
+            at += gap
+            if (loud := onset(samples)) is not None:
+                return at + loud / rate
+            at += len(samples) / rate
+            progress()
+            if at > max_seconds:
+                break
+    return math.inf
 
 
 def _read(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> Decoded:
@@ -205,6 +239,7 @@ def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
         if kind in _FRAMES or exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
     if first is None:
+        selection = _with_track(partial(_opened, path), selection, math.inf)
         with _opened(path) as source:
             yield from _resampled(library.Reader(source, selection).frames())
     else:

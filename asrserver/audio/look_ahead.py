@@ -10,7 +10,6 @@ cut: a file, which comes at once, gets the same track.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -103,7 +102,7 @@ class Candidate:
         yield from silence(self._quiet - skip, self.recording)
 
     def _take(self, piece: Samples) -> None:
-        if not self.has_sound and len(piece) and float(np.abs(piece).max()) > SILENCE:
+        if not self.has_sound and onset(piece) is not None:
             self.has_sound = True
             self._samples += silence(self._quiet, self.recording)
             self._quiet = 0
@@ -249,12 +248,7 @@ def earliest(onsets: Sequence[float]) -> int:
     return min(range(len(onsets)), key=lambda number: (max(onsets[number], LOOK_SECONDS), number))
 
 
-def onset(samples: Samples) -> float:
-    """The seconds at which sound begins; infinite if there is none."""
-    step = SAMPLE_RATE
-    for at in range(0, len(samples), step):
-        loud = np.flatnonzero(np.abs(samples[at : at + step]).reshape(-1) > SILENCE)
-        if len(loud):
-            first = int(loud[0]) // (samples.shape[1] if samples.ndim == 2 else 1)
-            return (at + first) / SAMPLE_RATE
-    return math.inf
+def onset(samples: Samples) -> int | None:
+    """The first sample with sound; None if there is none."""
+    loud = np.flatnonzero(np.abs(samples).reshape(-1) > SILENCE)
+    return int(loud[0]) // (samples.shape[1] if samples.ndim == 2 else 1) if len(loud) else None

@@ -18,8 +18,8 @@ class Selection:
     """What of a recording is decoded.
 
     Attributes:
-        track: Number of the audio track among those of its container, from 0; None: the default one, or if it is
-            silent, the first with sound.
+        track: Number of the audio track among those of its container, from 0; None: the default one, or if that
+            begins with silence, the first with sound (look_ahead.py).
         separate: Each channel by itself: samples are [samples, channels]. Otherwise they are mixed: [samples].
     """
 
