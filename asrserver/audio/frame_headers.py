@@ -70,6 +70,16 @@ def adts_signature(head: bytes | bytearray) -> bytes:
     return bytes((head[1], head[2], head[3] & 0xC0))
 
 
+def id3_bytes(data: bytes | bytearray) -> int:
+    """Bytes of an ID3 tag of which at least ten are at hand; 0 if there is none."""
+    if data[:3] != b"ID3" or len(data) < 10:
+        return 0
+    size = 0
+    for byte in data[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
+
+
 def container(data: bytes) -> str | None:
     """Find frames: `mp3`, `mp2` (layers I and II), or `aac`; None if there are none.
 

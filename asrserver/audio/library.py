@@ -26,7 +26,8 @@ _ALIASES = {"mp4": "mov", "mp2": "mp3", "rf64": "wav", "rifx": "wav", "wavpack":
 
 #: FFmpeg's names of the demuxers that may be used.
 FORMATS = (
-    "aac,ac3,aiff,amr,asf,au,avi,caf,flac,flv,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,w64,wav,wv"
+    "aac,ac3,aiff,amr,asf,au,avi,caf,eac3,flac,flv,loas,matroska,webm,mov,mp4,m4a,3gp,3g2,mj2,mp3,mpeg,mpegts,ogg,w64,wav,"
+    "wv"
 )
 
 #: FFmpeg's names of the decoders that may be used, beside those of PCM.

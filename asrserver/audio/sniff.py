@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import string
 
 from asrserver.audio import frame_headers
 from asrserver.errors import AudioError
+
+#: How a tag begins that may precede any audio.
+_ID3 = b"ID3"
 
 #: Unambiguous signatures: (offset, bytes, name of the container). A RIFF or FORM has its type behind a length.
 _CONTAINERS = (
@@ -14,7 +18,7 @@ _CONTAINERS = (
     (0, b"OggS", "ogg"),
     (0, b"fLaC", "flac"),
     (4, b"ftyp", "mp4"),
-    (0, b"ID3", "mp3"),
+    (0, _ID3, "mp3"),
     (0, b"caff\0\x01", "caf"),
     (8, b"AIFF", "aiff"),
     (8, b"AIFC", "aiff"),
@@ -55,6 +59,8 @@ WHOLE = {
     "amr": "AMR",
     "wavpack": "WavPack",
     "ac3": "AC-3",
+    "eac3": "E-AC-3",
+    "loas": "AAC in LOAS",
 }
 
 #: (signature, name for the error) of what clients send by mistake, and of audio that nothing here decodes.
@@ -67,6 +73,16 @@ _NOT_AUDIO = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"BZh91AY&SY", "a bzip2 archive"),
+    (b"\xfd7zXZ\0", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a document of Microsoft Office"),
+    (b"SQLite format 3\0", "an SQLite database"),
+    (b"\x7fELF", "a program"),
+    (b"MZ\x90\0\x03\0\0\0", "a program"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"8BPS\0\x01", "a Photoshop image"),
     (b"MThd\0\0\0\x06", "MIDI, which holds no recorded sound"),
 )
 _NOT_DECODED = (
@@ -82,6 +98,19 @@ _NOT_DECODED = (
     (b"NIST_1A", "NIST SPHERE audio"),
     (b"Creative Voice File", "a Creative Voice file"),
     (b"ADIF", "AAC in ADIF"),
+    (b"\x7f\xfe\x80\x01", "DTS audio"),
+    (b"\xfe\x7f\x01\x80", "DTS audio"),
+    (b"nut/multimedia container\0", "a NUT file"),
+    (b"\x06\x0e\x2b\x34\x02\x05\x01\x01", "an MXF file"),
+    (b"\xb7\xd8\0\x20\x37\x49\xda\x11", "a WTV file"),
+    *((bytes((0x64, 0xA3, kind, 0)), "an IRCAM file") for kind in (1, 2, 3, 4)),
+    *((bytes((0, kind, 0xA3, 0x64)), "an IRCAM file") for kind in (1, 2, 3, 4)),
+    (b".SoX", "a SoX file"),
+    (b"XoS.", "a SoX file"),
+    *((kind + bytes((version,)), "a Flash file") for kind in (b"FWS", b"CWS", b"ZWS") for version in range(3, 51)),
+    (b".ra\xfd", "RealAudio"),
+    (b"ajkg", "Shorten audio"),
+    (b"OFR ", "OptimFROG audio"),
     (b"RIFF", "a RIFF file without sound"),
     (b"FORM", "an IFF file without sound"),
 )
@@ -92,12 +121,21 @@ _TS_PACKETS = (188, 192)
 #: Bytes of an AC-3 frame at most, and of its header as far as it is read.
 _AC3_FRAME, _AC3_HEADER = 3840, 6
 
+#: Consecutive frames that are proof of a signature as short as that of LOAS.
+_SEVERAL = 3
+
 #: Bytes of a file or chunk in which it is looked for what it is.
 HEAD_BYTES = 4096
 
 _PRINTABLE = frozenset(string.printable.encode())
 
-#: A chunk of at least this many bytes is text if they are all printable: PCM never is for so long.
+#: How texts in UTF-16 begin.
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+#: Characters of texts that Python does not call printable: white space, and the mark at the beginning.
+_SPACES = dict.fromkeys(map(ord, "\t\n\r\f\v\ufeff\u3000\u00a0"), " ")
+
+#: A chunk of at least this many bytes is text if they all are: PCM never is for so long.
 _TEXT_PREFIX = 64
 
 
@@ -120,7 +158,7 @@ def container(data: bytes, first: bool = True) -> str | None:
                 return outer
             if kind == "ogg" and not _first_page(data):
                 continue
-            return kind
+            return _tagged(data) if magic == _ID3 else kind
     return _weak(bytes(data[:HEAD_BYTES])) if first and len(data) > 4 else None
 
 
@@ -133,8 +171,10 @@ def _weak(data: bytes) -> str | None:
     """The container that bytes begin by a signature that PCM may resemble."""
     if data[4:8] in _QUICKTIME and data[0] < 0x10:
         return "mp4"
-    if _ac3_frame(data):
-        return "ac3"
+    if (kind := _ac3(data)) is not None:
+        return kind
+    if _loas(data):
+        return "loas"
     for size in _TS_PACKETS:
         marks = data[size - 188 : 5 * size : size]
         if len(marks) >= 3 and set(marks) == {0x47}:
@@ -142,19 +182,42 @@ def _weak(data: bytes) -> str | None:
     return frame_headers.container(data)
 
 
+def _tagged(data: bytes) -> str:
+    """The container behind an ID3 tag: MP3, unless its beginning is at hand and says otherwise."""
+    behind = data[frame_headers.id3_bytes(data) :]
+    if behind.startswith(b"fLaC"):
+        return "flac"
+    return "aac" if len(behind) > 4 and frame_headers.container(bytes(behind[:HEAD_BYTES])) == "aac" else "mp3"
+
+
 def _first_page(data: bytes) -> bool:
     """Whether an Ogg page is the first of its stream (RFC 3533, 6): later ones begin nothing."""
     return len(data) > 5 and bool(data[5] & 0x02)
 
 
-def _ac3_frame(data: bytes) -> bool:
-    """Whether bytes begin with an AC-3 frame (ETSI TS 102 366), which another follows if it is at hand."""
+def _ac3(data: bytes) -> str | None:
+    """`ac3` or `eac3` if bytes begin with such a frame (ETSI TS 102 366), which another follows if it is at hand."""
     mark = b"\x0b\x77"
     if not data.startswith(mark) or len(data) < _AC3_HEADER:
-        return False
-    if data[4] >> 6 == 3 or data[4] & 0x3F >= 38 or data[5] >> 3 > 16:
-        return False
-    return len(data) < _AC3_FRAME + len(mark) or data.find(mark, len(mark), _AC3_FRAME + len(mark)) > 0
+        return None
+    version = data[5] >> 3
+    if 10 < version <= 16:
+        length = 2 * ((data[2] & 7) << 8 | data[3]) + 2
+        return "eac3" if data[length : length + 2] in (mark, b"") else None
+    if data[4] >> 6 == 3 or data[4] & 0x3F >= 38 or version > 10:
+        return None
+    followed = len(data) < _AC3_FRAME + len(mark) or data.find(mark, len(mark), _AC3_FRAME + len(mark)) > 0
+    return "ac3" if followed else None
+
+
+def _loas(data: bytes) -> bool:
+    """Whether bytes consist of frames of LOAS (ISO 14496-3, 1.7.2), of which there must be several."""
+    at = count = 0
+    while at + 3 <= len(data):
+        if data[at] != 0x56 or data[at + 1] & 0xE0 != 0xE0:
+            return False
+        at, count = at + 3 + ((data[at + 1] & 0x1F) << 8 | data[at + 2]), count + 1
+    return count >= _SEVERAL
 
 
 def of_file(data: bytes) -> str:
@@ -185,6 +248,10 @@ def reject_non_audio(data: bytes, first: bool = True) -> None:
     for magic, name in _NOT_AUDIO if first else ():
         if data.startswith(magic):
             raise AudioError("not_audio", f"the chunk is {name}")
+    if first and data[4:7] == b"\xf8\x72\x6f":
+        raise AudioError("undecodable_audio", "the chunk is TrueHD audio, which is not supported: convert it")
+    if first and data[:2] == b"BM" and data[6:10] == bytes(4) and data[11:14] == bytes(3):
+        raise AudioError("not_audio", "the chunk is a BMP image")
     for magic, name in _NOT_DECODED if first else ():
         if data.startswith(magic):
             raise AudioError("undecodable_audio", f"the chunk is {name}, which is not supported: convert it")
@@ -193,6 +260,17 @@ def reject_non_audio(data: bytes, first: bool = True) -> None:
 
 
 def is_text(data: bytes) -> bool:
-    """Whether bytes are text rather than audio of any encoding."""
-    head = data[:4096]
-    return len(head) >= _TEXT_PREFIX and _PRINTABLE.issuperset(head)
+    """Whether bytes are text in UTF-8, or in UTF-16 with a mark, rather than audio of any encoding."""
+    head = bytes(data[:HEAD_BYTES])
+    if len(head) < _TEXT_PREFIX:
+        return False
+    if _PRINTABLE.issuperset(head):
+        return True
+    encoding = "utf-8"
+    if head[:2] in _UTF16 and not any(head[3 if head[0] == 0xFF else 2 :: 2]):  # of European languages
+        encoding = "utf-16"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return text.translate(_SPACES).isprintable()

@@ -50,6 +50,7 @@ STREAMS = {
     "mp3-vbr-44k": ("-c:a libmp3lame -ar 44100 -q:a 4 -f mp3", "mp3", 0.99),
     "mp3-bare": ("-c:a libmp3lame -id3v2_version 0 -write_xing 0 -f mp3", "mp3", 0.99),
     "aac": (f"{AAC} -f adts", "aac", 0.99),
+    "aac-id3": (f"{AAC} -f adts -write_id3v2 1 -metadata title=speech", "aac", 0.99),
     "mp4": (f"{AAC} {FRAGMENTS} -frag_duration 500000 -f mp4", "mp4", 0.99),
     "mp4-moof-44k": (
         f"{AAC} -ar 44100 {FRAGMENTS}+default_base_moof+delay_moov -frag_duration 250000 -f mp4",
@@ -78,6 +79,8 @@ WHOLE = {
     "mp2-24k": ("-c:a mp2 -ar 24000 -f mp2", "mp2"),
     "mpeg": ("-c:a mp2 -f mpeg", "mpeg"),
     "ac3": ("-c:a ac3 -ar 48000 -f ac3", "ac3"),
+    "eac3": ("-c:a eac3 -ar 48000 -f eac3", "eac3"),
+    "loas": ("-c:a aac -f latm", "loas"),
     "wavpack": ("-f wv", "wavpack"),
     "amr": ("-c:a libopencore_amrnb -ar 8000 -b:a 12.2k -f amr", "amr"),
 }

@@ -169,3 +169,10 @@ def test_noise_is_not_heard_as_mp3(head: bytes, tmp_path: Path) -> None:
     for kind in ("mp3", "aac"):
         with pytest.raises(AudioError, match="before any audio"):
             files.decode(data, kind, 3600)
+
+
+def test_a_tag_may_precede_flac() -> None:
+    plain = encode(tone(2.0), "-f flac")
+    tag = b"ID3\x04\0\0\0\0\x10\x0a" + b"TIT2" + bytes(2054)
+    assert sniff.container(tag + plain) == "flac"
+    np.testing.assert_array_equal(files.decode(tag + plain, "flac", 60), files.decode(plain, "flac", 60))

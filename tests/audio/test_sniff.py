@@ -44,13 +44,34 @@ def test_a_broadcast_begins_within_a_frame(name: str) -> None:
         assert sniff.container(data[at:]) == streams.kind(name)
 
 
-@pytest.mark.parametrize("data", [b"%PDF-1.7", b"\x89PNG\r\n", b"PK\x03\x04", b"hello, world! " * 20])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"%PDF-1.7", b"\x89PNG\r\n", b"PK\x03\x04", b"hello, world! " * 20, b"MZ\x90\0\x03\0\0\0", b"II*\0\x08"),
+        b"BM" + (9000).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + bytes(90),
+        "\ufeff你好，世界。\r\n这是一个文本文件。".encode() * 200,
+        ("Grüß Gott, schöne Welt.\r\n " * 9).encode("utf-16"),
+    ],
+)
 def test_what_is_certainly_no_audio(data: bytes) -> None:
     with pytest.raises(AudioError) as caught:
         sniff.reject_non_audio(data)
     assert caught.value.code == "not_audio"
 
 
-@pytest.mark.parametrize("data", [bytes(100), b"short text", b"\xff\xff" * 50])
+@pytest.mark.parametrize(
+    "data",
+    [b"\x7f\xfe\x80\x01", b"nut/multimedia container\0", b"\x64\xa3\1\0\x80\x3e\0\0", b"\xf0\0\0\0\xf8rob", b"CWS\x0a"],
+)
+def test_audio_that_is_not_decoded(data: bytes) -> None:
+    with pytest.raises(AudioError, match="not supported") as caught:
+        sniff.of_file(data + bytes(100))
+    assert caught.value.code == "undecodable_audio"
+    sniff.reject_non_audio(data + bytes(100), first=False)
+
+
+@pytest.mark.parametrize(
+    "data", [bytes(100), b"short text", b"\xff\xff" * 50, b"\xff\xfe" * 50, b"\xff\xfe\1\0\2\0\0\0\3\0" * 9]
+)
 def test_what_may_be_audio(data: bytes) -> None:
     sniff.reject_non_audio(data)

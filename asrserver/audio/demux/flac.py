@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from asrserver.audio.demux.base import MAX_HEADER_BYTES, Demuxer, Packet, Track
+from asrserver.audio.frame_headers import id3_bytes
 
 #: What may be a frame's header, as far as four bytes tell. What it lets through costs time: see `_spend`.
 _HEADER = re.compile(rb"\xff[\xf8\xf9][\x10-\xff][\x00-\xaf]", re.DOTALL)
@@ -40,6 +41,11 @@ class Flac(Demuxer):
         if self._metadata:
             return self._block()
         if self.track is None:
+            if self._buffer[:3] == b"ID3" and len(self._buffer) < 10:
+                return None
+            if size := id3_bytes(self._buffer):
+                self._drop(size)
+                return None
             raise self._damaged("it does not begin with fLaC")
         if self._buffer[:2] not in _SYNC:
             raise self._damaged("no frame begins here")

@@ -12,6 +12,7 @@ from asrserver.audio.frame_headers import (
     MPEG_HEADER,
     adts_length,
     adts_signature,
+    id3_bytes,
     mpeg_layer,
     mpeg_length,
     mpeg_signature,
@@ -94,11 +95,8 @@ class _Frames(Demuxer):
     def _tag(self) -> int:
         """Bytes of the tag at the front; 0 if there is none."""
         data = self._buffer
-        if data[:3] == b"ID3" and len(data) >= 10:
-            size = 0
-            for byte in data[6:10]:
-                size = size << 7 | byte & 0x7F
-            return 10 + size
+        if size := id3_bytes(data):
+            return size
         if data[:8] == b"APETAGEX" and len(data) >= 16:
             return 32 + int.from_bytes(data[12:16], "little")
         return 128 if data[:3] == b"TAG" else 0

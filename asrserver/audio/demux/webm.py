@@ -203,7 +203,7 @@ class WebM(Demuxer):
         private = entry.get(_CODEC_PRIVATE, b"")
         delay = int.from_bytes(entry.get(_CODEC_DELAY, b""), "big") * rate // 10**9
         # Vorbis tracks have a delay too, but their decoder does not return those samples.
-        skip = opus_skip(private) if codec == "opus" else delay if codec == "aac" else 0
+        skip = opus_skip(private) if codec == "opus" else delay if codec in ("aac", "mp3") else 0
         number = int.from_bytes(entry.get(_NUMBER, b""), "big")
         return Track(codec, private, rate, channels, skip, number, frame, clock=1 / self._tick)
 
