@@ -9,12 +9,11 @@ from typing import Any
 
 import av
 import numpy as np
-from av.audio.plane import AudioPlane
 
 from asrserver.audio import bounds, pcm, wav
 from asrserver.audio.demux.base import Track
 from asrserver.audio.mixing import mix
-from asrserver.audio.pcm import Samples, joined, repaired
+from asrserver.audio.pcm import Samples, joined, plane, repaired
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.errors import AudioError
 
@@ -214,17 +213,13 @@ def _gains(layout: str) -> Samples | None:
 
 
 def _floats(frames: Sequence[av.AudioFrame], name: str, channels: int) -> Samples:
-    """Copy frames as floats with full scale ±1: [channels, samples].
-
-    It reads the planes directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes
-    up to a null pointer behind the last, which is missing for 8 planes and more.
-    """
+    """Copy frames as floats with full scale ±1: [channels, samples]."""
     dtype = _DTYPES[name.removesuffix("p")]
     if name.endswith("p"):
-        parts = [_plane(frame, number, dtype, frame.samples) for number in range(channels) for frame in frames]
+        parts = [plane(frame, number, dtype, frame.samples) for number in range(channels) for frame in frames]
         samples = np.concatenate(parts, dtype=np.float32, casting="unsafe").reshape(channels, -1)
     else:
-        parts = [_plane(frame, 0, dtype, frame.samples * channels) for frame in frames]
+        parts = [plane(frame, 0, dtype, frame.samples * channels) for frame in frames]
         samples = np.ascontiguousarray(np.concatenate(parts).reshape(-1, channels).T, np.float32)
     if dtype is np.uint8:
         samples -= np.float32(128)
@@ -232,8 +227,3 @@ def _floats(frames: Sequence[av.AudioFrame], name: str, channels: int) -> Sample
     elif name[0] == "s":
         samples *= np.float32(2.0 ** (1 - 8 * np.dtype(dtype).itemsize))
     return samples
-
-
-def _plane(frame: av.AudioFrame, number: int, dtype: Any, count: int) -> np.ndarray[Any, Any]:
-    plane: Any = AudioPlane(frame, number)
-    return np.frombuffer(plane, dtype, count)

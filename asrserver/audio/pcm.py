@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from av.audio.resampler import AudioResampler
 
 from asrserver.audio import SAMPLE_RATE, bounds, wav
@@ -232,11 +233,23 @@ def joined(pieces: Sequence[Samples]) -> Samples:
     return np.concatenate(found)
 
 
+def plane(frame: av.AudioFrame, number: int, dtype: Any, count: int) -> np.ndarray[Any, Any]:
+    """The first numbers of a plane of a frame, whose memory they are.
+
+    It is read directly: frame.to_ndarray takes as long as decoding, and frame.planes (PyAV 18.1) counts planes up to a
+    null pointer behind the last, which is missing for 8 planes and more.
+    """
+    found: Any = AudioPlane(frame, number)
+    return np.frombuffer(found, dtype, count)
+
+
 def _resampled(resampler: AudioResampler, samples: Samples, rate: int) -> Samples:
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples)[np.newaxis], format="flt", layout="mono")
+    frame = av.AudioFrame("flt", "mono", len(samples))
+    buffer: Any = AudioPlane(frame, 0)
+    buffer.update(np.ascontiguousarray(samples))
     frame.sample_rate = rate
     return _converted(resampler.resample(frame))
 
 
 def _converted(frames: list[av.AudioFrame]) -> Samples:
-    return np.concatenate([frame.to_ndarray()[0] for frame in frames]) if frames else np.zeros(0, np.float32)
+    return joined([plane(frame, 0, np.float32, frame.samples) for frame in frames])

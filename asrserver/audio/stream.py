@@ -231,10 +231,10 @@ class StreamDecoder:
                 if gap := recording.late(item):
                     yield from self._counted(recording.fill(gap))
                 self._decode(recording, item)
-                if recording.produced - self.position > PIECE_SECONDS * SAMPLE_RATE:
+                if gap or recording.produced - self.position > PIECE_SECONDS * SAMPLE_RATE:
                     yield from self._counted(recording.take())
-                if (self.position - first) * recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
-                    self._discard()
+                    if (self.position - first) * recording.channels > _MAX_FEED_SECONDS * SAMPLE_RATE:
+                        self._discard()
         if self._recording is not None and self._looking is None:
             yield from self._counted(self._recording.take())
         if refusal is not None:

@@ -42,6 +42,7 @@ MEDIA = {
     "mp3": "audio/mpeg",
     "aac": "audio/aac",
     "ac3": "audio/ac3",
+    "eac3": "audio/eac3",
     "aiff": "audio/aiff",
     "amr": "audio/amr",
     "au": "audio/basic",
@@ -66,6 +67,7 @@ _SUFFIX = {
     "wavpack": "wv",
     "rf64": "wav",
     "rifx": "wav",
+    "loas": "aac",
 }
 
 _INCOMING = "incoming"
