@@ -41,7 +41,7 @@ from asrserver.audio.decoders import open_decoder, resume_decoder
 from asrserver.audio.recording import ResumePoint
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, encode_file, tone
-from tests.audio.streams import FILES, STREAMS
+from tests.audio.streams import FILES, STREAMS, TRACKS
 
 #: Most seconds of CPU, beside so many for each second of audio; and most MB of growth, beside so many.
 CPU, CPU_PER_SECOND = 2.0, 0.01
@@ -143,13 +143,13 @@ def recordings(folder: Path) -> dict[str, tuple[bytes, str]]:
     """Name → (bytes, container) of the intact recordings; they are encoded once."""
     found = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, row in (STREAMS | FILES).items():
+    for name, row in (STREAMS | FILES | TRACKS).items():
         path = folder / f"{name}.{row[1]}"
         if not path.exists():
             partly = path.with_suffix(".part")
-            if name in FILES:
+            if name in FILES | TRACKS:
                 with tempfile.TemporaryDirectory() as here:
-                    partly.write_bytes(encode_file(tone(0.6), row[0], Path(here)))
+                    partly.write_bytes(encode_file(tone(6.5 if name in TRACKS else 0.6), row[0], Path(here)))
             else:
                 partly.write_bytes(encode(tone(0.6), row[0]))
             partly.rename(path)

@@ -121,6 +121,16 @@ INDEXED = {
 
 FILES = WHOLE | OTHER_CODECS | INDEXED
 
+_TWO = "-map 0:a -map 0:a -af:a:0 volume=0 -af:a:1 volume=0:enable='lt(t,6)' -shortest"
+
+#: Files of two tracks: the default one is silent, the other one for its first seconds.
+TRACKS = {
+    "webm-tracks": (f"{_TWO} -c:a libopus -f webm -live 1", "matroska"),
+    "mp4-tracks": (f"{_TWO} {AAC} {FRAGMENTS} -frag_duration 300000 -f mp4", "mp4"),
+    "m4a-tracks": (f"{_TWO} {AAC} -f mp4", "mp4"),
+    "ts-tracks": (f"{_TWO} -c:a mp2 -f mpegts", "mpegts"),
+}
+
 
 @functools.cache
 def speech() -> Samples:

@@ -13,6 +13,7 @@ from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MAX_SEPARATE, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
+from asrserver.protocol import options
 from tests.audio.signals import encode, encode_file, frequency, s16, tone
 from tests.audio.streams import AAC, FRAGMENTS, decoded, handed_on, sized, slices, tolerant
 from tests.audio.test_time import two_tracks
@@ -110,6 +111,7 @@ def test_a_recording_with_more_channels_follows_one_with_fewer() -> None:
 
 
 def test_too_many_channels_are_refused_by_number(tmp_path: Path) -> None:
+    assert options.MAX_CHANNELS == MAX_SEPARATE  # of which the protocol's layer knows nothing
     many = 2 * MAX_SEPARATE
     one = tone(0.5)
     wav, aiff = encode(one, f"-ac {many} -f wav"), encode_file(one, f"-ac {many} -f aiff", tmp_path)
