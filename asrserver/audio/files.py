@@ -378,9 +378,9 @@ def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Samples
     if (end - begin) * (format.channels if selection.separate else 1) > max_seconds * format.bytes_per_second:
         raise _too_long(max_seconds)
     decoder = pcm.PcmDecoder(header.format.codec, format.rate, format.channels, selection.separate)
-    step = (
-        format.bytes_per_second
-    )  # all at once would take three times as long, because each step then needs new memory
+    step = format.bytes_per_second
+    if (format.codec, format.rate, format.channels) == ("pcm_s16le", SAMPLE_RATE, 1):
+        step = max(1, end - begin)  # the only memory that it takes is the result
     pieces = [decoder.feed(data[at : min(at + step, end)]) for at in range(begin, end, step)]
     return joined([*pieces, decoder.flush()])
 
