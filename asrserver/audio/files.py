@@ -139,7 +139,10 @@ def _by_library(
 
         selection = _with_track(opening, selection, max_seconds, progress)
         with opening() as source:
-            return _read(library.Reader(source, selection), max_seconds, progress)
+            found = _read(library.Reader(source, selection), max_seconds, progress)
+        if not len(found.samples):  # as of an RF64 file whose writer did not know its length: nothing is lost silently
+            raise AudioError("undecodable_audio", f"the {kind} data holds no audio")
+        return found
     except av.FFmpegError as exc:
         raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
 

@@ -176,3 +176,10 @@ def test_a_tag_may_precede_flac() -> None:
     tag = b"ID3\x04\0\0\0\0\x10\x0a" + b"TIT2" + bytes(2054)
     assert sniff.container(tag + plain) == "flac"
     np.testing.assert_array_equal(files.decode(tag + plain, "flac", 60), files.decode(plain, "flac", 60))
+
+
+def test_a_file_of_no_samples_is_an_error() -> None:
+    data = encode(tone(1.0), "-rf64 always -f wav")
+    at = data.index(b"ds64") + 8
+    with pytest.raises(AudioError, match="holds no audio"):
+        files.decode(data[:at] + bytes(24) + data[at + 24 :], "rf64", 60)
