@@ -6,6 +6,7 @@ tests/data/events-0.1.0.json is what workers of release 0.1.0 wrote (tools/recor
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -55,9 +56,11 @@ def _known(again: dict[str, Any], wrote: dict[str, Any]) -> dict[str, Any] | Non
 def test_a_clock_lies_beside_the_border() -> None:
     """Release 0.1.0 refuses a border with a field that it does not know."""
     track = Track("opus", b"OpusHead", 48000, 1, clock=1000.0, ticks=3, delay=0.5)
-    point = ResumePoint(1, 2, "matroska", 16000, 1, track, 7, time=20.25)
+    other = replace(track, number=2)
+    point = ResumePoint(1, 2, "matroska", 16000, 1, track, 7, time=20.25, others=(other,))
     state = SessionState("2-0", StreamState("1-0", "matroska", 5, 0, point))
     recording = json.loads(checkpoint.encode(state))["recording"]
+    assert recording["clock"].pop("others")[0]["number"] == 2
     assert recording["clock"] == {"time": 20.25, "clock": 1000.0, "ticks": 3, "delay": 0.5}
     assert not recording["border"].keys() & recording["clock"].keys()
     assert not recording["border"]["track"].keys() & recording["clock"].keys()
