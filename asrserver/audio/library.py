@@ -49,6 +49,9 @@ _TIMED = frozenset(("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts"))
 #: Most bytes and seconds of a file that FFmpeg reads to find out what it contains.
 _PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams": "64"}
 
+#: Samples of frames that are converted together: a damaged index makes a frame of each.
+_BATCH = 4096
+
 #: Consecutive packets that cannot be decoded after which a file is given up.
 _MAX_DAMAGED = 1000
 
@@ -120,13 +123,33 @@ class Reader:
         self.channels = max(1, layout.nb_channels) if selection.separate else 1
 
     def frames(self) -> Iterator[tuple[Samples, int, float]]:
-        """(samples, samples per second, seconds of silence before them) of each frame.
+        """(samples, samples per second, seconds of silence before them), of one or more frames at a time.
 
         A packet that cannot be decoded costs itself only.
 
         Raises:
             av.FFmpegError: The container cannot be read any further.
         """
+        batch: list[Any] = []
+        count, before = 0, 0.0
+        try:
+            for frame, gap in self._frames():
+                if batch and (gap or count >= _BATCH or _kind(frame) != _kind(batch[0])):
+                    yield samples_of(batch, self._selection), batch[0].sample_rate, before
+                    batch, count = [], 0
+                if not batch:
+                    before = gap
+                batch.append(frame)
+                count += frame.samples
+        except (av.FFmpegError, AudioError):
+            if batch:
+                yield samples_of(batch, self._selection), batch[0].sample_rate, before
+            raise
+        if batch:
+            yield samples_of(batch, self._selection), batch[0].sample_rate, before
+
+    def _frames(self) -> Iterator[tuple[Any, float]]:
+        """(frame, seconds of silence before it) of the track."""
         timeline, spoiled = Timeline(), 0
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
@@ -142,8 +165,7 @@ class Reader:
                 continue
             spoiled = 0
             for frame in frames:
-                gap = timeline.gap(frame.time if timed else None)
-                yield samples_of([frame], self._selection), frame.sample_rate, gap
+                yield frame, timeline.gap(frame.time if timed else None)
                 timeline.advance(frame.samples / frame.sample_rate)
 
     def _packets(self) -> Iterator[Any]:
@@ -157,3 +179,7 @@ class Reader:
         begin = (packet.pts or 0) * base
         end = begin + (packet.duration or 0) * base
         self.damage = (begin if self.damage is None else self.damage[0], end)
+
+
+def _kind(frame: av.AudioFrame) -> tuple[str, int, str]:
+    return frame.format.name, frame.sample_rate, frame.layout.name
