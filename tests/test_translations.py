@@ -56,6 +56,8 @@ PAGES = {
     DOCS / "zh" / "recovery.md": DOCS / "run" / "recovery.md",
     DOCS / "zh" / "load-test.md": DOCS / "run" / "load-test.md",
     DOCS / "zh" / "delivery.md": DOCS / "inside" / "delivery.md",
+    DOCS / "zh" / "rest.md": DOCS / "reference" / "rest.md",
+    DOCS / "zh" / "errors.md": DOCS / "reference" / "errors.md",
 }
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
