@@ -299,7 +299,8 @@ def _is_address(text: str) -> bool:
 def _host_name(host: str) -> str:
     """A Host header, or the authority of a URL, without user, port and brackets."""
     name = host.rpartition("@")[2].strip()
-    return name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
+    literal = re.fullmatch(r"\[([^\]]*)\](:\d*)?", name)
+    return literal[1] if literal else re.sub(r":\d*$", "", name)
 
 
 def _parts(text: str) -> list[str]:

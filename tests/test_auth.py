@@ -240,6 +240,8 @@ def test_settings_that_may_listen_beyond_loopback() -> None:
         ("evil.example:8080", False),
         ("127.0.0.1.evil.example", False),
         ("localhost@evil.example", False),
+        ("[::1].evil.example", False),
+        ("[::1]:8080.evil.example", False),
         ("asr.example:1", True),
         ("page.example", True),  # an allowed origin
         (socket.gethostname(), True),

@@ -56,7 +56,7 @@ class Admission:
             Unavailable: Redis, which counts for all gateways, does not answer.
         """
         owner = "" if key is None else key.id
-        self.leave_room("max_connections", owner, self.limits.connections, self._held[owner])
+        self.leave_room("max_connections", owner, self.limits.connections, lambda: self._held[owner])
         self.limits.connect(address)
         self._held[owner] += 1
         if key is None:
@@ -84,7 +84,7 @@ class Admission:
             del self._held[owner]
         self.limits.disconnect(address)
 
-    def leave_room(self, setting: str, owner: str, used: int, held: int) -> None:
+    def leave_room(self, setting: str, owner: str, used: int, count: Callable[[], int]) -> None:
         """Check that one more connection, or session, of a key leaves some to others; see shares.leaves_room.
 
         Without keys there is nobody to share with: addresses have a limit of their own, and are no identity.
@@ -93,7 +93,7 @@ class Admission:
             setting: `max_connections` or `max_sessions`.
             owner: The id of the key; empty if there is none.
             used: How many there are on this gateway.
-            held: Those of the key.
+            count: Counts those of the key; called only where it could be too many.
 
         Raises:
             Refused: It has as many as it may while so few are free.
@@ -101,8 +101,11 @@ class Admission:
         most: int = getattr(self._settings, setting)
         if not most or not (self._access.count > 1 or (self._access.count and self._settings.allow_keyless)):
             return
-        free = most - used
-        if free <= 0 or leaves_room(held, free, self._limits(owner).weight):  # with none everybody is refused elsewhere
+        free, weight = most - used, self._limits(owner).weight
+        if free <= 0 or leaves_room(used, free, weight):  # with none free, everybody is refused elsewhere
+            return
+        held = count()
+        if leaves_room(held, free, weight):
             return
         what = setting.removeprefix("max_")
         message = f"{held} {what} are of this API key; the {free} that are free are left to others ({setting}={most})"

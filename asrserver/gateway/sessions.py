@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext
+from itertools import chain
 
 from asrserver.auth import Access
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
@@ -155,9 +156,10 @@ class Sessions(Mapping[str, Session]):
 
     def check_start(self, siblings: int, owner: str) -> None:
         """Check the limits of this gateway for one more session; see `start`. Those that are being started count."""
-        owners = [*self._starting.values(), *(session.owner for session in self._open.values())]
-        self._admission.limits.start(siblings, len(owners))
-        self._admission.leave_room("max_sessions", owner, len(owners), owners.count(owner))
+        used = len(self._open) + len(self._starting)
+        self._admission.limits.start(siblings, used)
+        owners = chain(self._starting.values(), (session.owner for session in self._open.values()))
+        self._admission.leave_room("max_sessions", owner, used, lambda: list(owners).count(owner))
         self.waiting.check_start(owner)
 
     async def _create(self, session: Session) -> bool:
