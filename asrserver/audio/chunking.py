@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from asrserver.audio import sniff, wav
+from asrserver.errors import AudioError
 
 #: In auto mode, a chunk of at least this many seconds of headerless PCM is an utterance; a shorter one is a piece.
 UTTERANCE_SECONDS = 1.0
@@ -53,13 +54,17 @@ class Chunking:
             first: It is the session's first chunk. Weak signatures do not count in a chunk that may continue another.
 
         Returns:
-            Its name as in `sniff.container`, or `opus` for a stream of packets; None if the chunk begins no container.
+            Its name as in `sniff.container`, `opus` for a stream of packets, or sniff.NOT_AUDIO for a live stream of
+            what is certainly no audio; None if the chunk begins no container.
         """
         if self.format == "opus":
             return (sniff.container(head, first=False) or "opus") if first else None
         if self.format == "file":
             return sniff.container(head) if first else None
-        return sniff.container(head, first or self.mode == "chunk") if self.format == "auto" else None
+        if self.format != "auto":
+            return None
+        found = sniff.container(head, first or self.mode == "chunk")
+        return sniff.NOT_AUDIO if found is None and first and self.mode == "stream" and _is_refused(head) else found
 
     def role(self, container: str | None, size: int, in_container: bool) -> Role:
         """Find the role of a chunk.
@@ -76,3 +81,11 @@ class Chunking:
         if self.mode == "auto" and (in_container or size < UTTERANCE_SECONDS * self.headerless.bytes_per_second):
             return Role.PIECE
         return Role.UTTERANCE
+
+
+def _is_refused(head: bytes) -> bool:
+    try:
+        sniff.reject_non_audio(head)
+    except AudioError:
+        return True
+    return False

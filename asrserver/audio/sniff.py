@@ -63,6 +63,10 @@ WHOLE = {
     "loas": "AAC in LOAS",
 }
 
+#: The "container" of a live stream that begins with what is certainly no audio: all of it is refused, not only its
+#: first piece.
+NOT_AUDIO = "not_audio"
+
 #: (signature, name for the error) of what clients send by mistake, and of audio that nothing here decodes.
 _NOT_AUDIO = (
     (b"%PDF", "a PDF document"),

@@ -24,7 +24,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
-from asrserver.audio import SAMPLE_RATE
+from asrserver.audio import SAMPLE_RATE, sniff
 from asrserver.audio.damage import Damage, described
 from asrserver.audio.demux import demuxer as open_demuxer
 from asrserver.audio.demux.base import Packet, Track
@@ -166,13 +166,13 @@ class StreamDecoder:
         """End the stream and return the rest. The decoder cannot be used after it.
 
         Raises:
-            AudioError: The stream never held audio, and nobody was told that what is selected is not there.
+            AudioError: The stream never held audio, and nobody was told that it, or what is selected of it, is none.
         """
         self._demuxer.end()
         if self._looking is not None:
             self._looking.end()
         samples, self._held = self._held, []
-        refused = self._refused
+        refused = self._refused or self._start.kind == sniff.NOT_AUDIO
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
             samples.extend(self._drain())
             if self._looking is not None:

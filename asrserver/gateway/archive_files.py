@@ -56,6 +56,7 @@ MEDIA = {
     "wma": "audio/x-ms-wma",
     "wv": "audio/x-wavpack",
     "zip": "application/zip",
+    "bin": "application/octet-stream",
 }
 
 #: The suffix for a container, where it is not FFmpeg's name of it.
@@ -68,6 +69,7 @@ _SUFFIX = {
     "rf64": "wav",
     "rifx": "wav",
     "loas": "aac",
+    sniff.NOT_AUDIO: "bin",
 }
 
 _INCOMING = "incoming"

@@ -400,6 +400,19 @@ async def test_a_file_in_pieces_is_one_file(recogniser: Recogniser, utterances: 
     assert errors(said, (await Session(recogniser, file, mode="stream", format="file").run_owner())[-1]["text"]) <= 0.1
 
 
+@pytest.mark.parametrize("head", [b"%PDF-1.7", b"PK\x03\x04", b"\x7f\xfe\x80\x01", b"MAC \x96\x0f"])
+async def test_the_rest_of_what_is_no_audio_is_not_heard_as_pcm(
+    recogniser: Recogniser, utterances: list[Utterance], head: bytes
+) -> None:
+    """One error, for the piece with the signature, whoever processes the rest; a recording after it is heard."""
+    noise = np.random.default_rng(3).bytes(50_000)
+    session = Session(recogniser, [*pieces(head + noise, 3200), utterances[0].wav], mode="stream")
+    events = await session.takeovers(exactly=False)
+    assert [event["chunk_index"] for event in events if event["type"] == "error"] == [0]
+    assert [segment["text"] for segment in segments(events)] == [utterances[0].text]
+    assert events[-1]["total"] == pytest.approx(len(utterances[0].pcm) / 32000, abs=0.05)
+
+
 async def test_what_is_no_file_is_refused(recogniser: Recogniser) -> None:
     events = await Session(recogniser, [QUIET, QUIET], mode="stream", format="file").run_owner()
     assert [event.get("code") for event in events] == ["not_audio", "not_audio", None]

@@ -8,7 +8,7 @@ AudioError a demuxer looks for the next place where it can continue.
 
 from __future__ import annotations
 
-from asrserver.audio import wav
+from asrserver.audio import sniff, wav
 from asrserver.audio.demux.base import Demuxer, Packet, Track
 from asrserver.audio.demux.flac import Flac
 from asrserver.audio.demux.mp4 import Mp4
@@ -17,7 +17,7 @@ from asrserver.audio.demux.ogg import Ogg
 from asrserver.audio.demux.opus import OpusPackets
 from asrserver.audio.demux.pcm import Pcm, Wav
 from asrserver.audio.demux.webm import WebM
-from asrserver.audio.demux.whole import Whole
+from asrserver.audio.demux.whole import NotAudio, Whole
 
 __all__ = ["CONTAINERS", "Demuxer", "Packet", "Track", "demuxer"]
 
@@ -38,7 +38,8 @@ def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1, track: int |
     """Make the demuxer of a stream.
 
     Args:
-        kind: A container as `sniff.container` names it; opus: each push is a packet; or a codec of wav.WIDTHS.
+        kind: A container as `sniff.container` names it, or sniff.NOT_AUDIO; opus: each push is a packet; or a codec of
+            wav.WIDTHS.
         sample_rate: Samples per second of headerless PCM.
         channels: Channels of headerless PCM.
         track: Number of the audio track to decode, from 0; None: the default one.
@@ -49,4 +50,4 @@ def demuxer(kind: str, sample_rate: int = 16000, channels: int = 1, track: int |
         return found
     if kind in wav.WIDTHS:
         return Pcm(kind, sample_rate, channels)
-    return Whole(kind)
+    return NotAudio() if kind == sniff.NOT_AUDIO else Whole(kind)

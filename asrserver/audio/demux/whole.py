@@ -1,4 +1,4 @@
-"""Containers that are decoded as whole files only."""
+"""Streams that are refused: containers that are decoded as whole files only, and what is no audio."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ class Whole(Demuxer):
         if self._refused:
             return None
         raise self._unsupported("send the whole file as one chunk in chunk or auto mode")
+
+
+class NotAudio(Demuxer):
+    """Refuses its bytes, once, for what they are instead of audio."""
+
+    name = sniff.NOT_AUDIO
+
+    def _next(self) -> Track | Packet | None:
+        head = bytes(self._buffer[: sniff.HEAD_BYTES])
+        self._drop(len(self._buffer))
+        if not self._refused:
+            self.track, self._refused = None, True
+            sniff.reject_non_audio(head)  # nothing is known of them where another worker has refused their beginning
+        return None
