@@ -160,7 +160,12 @@ class Access:
         if self._file is None or (seen := self._file.stamp()) == self._seen:
             return False
         self._seen = seen  # before reading: a bad file is reported once, not every second
-        self._keys = {key.id: key for key in self._file.read() if not key.revoked}
+        try:
+            found = self._file.load()
+        except OSError as exc:
+            self._seen = ()  # it is read again at the next look: a key in it may have been revoked
+            raise SettingError(f"keys-file: {self._file.path}: {exc.strerror}") from None
+        self._keys = {key.id: key for key in found if not key.revoked}
         return True
 
     # -- web pages and proxies -----------------------------------------------------------------------------------
@@ -348,7 +353,8 @@ class KeysFile:
             stat = self.path.stat()
         except OSError as exc:
             raise SettingError(f"keys-file: {self.path}: {exc.strerror}; asrserver keys create creates it") from None
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+        # With the time of the last change of rights: a gateway that could not read it may do so now.
+        return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
 
     def read(self) -> list[Key]:
         """All keys, revoked ones too.
@@ -357,9 +363,15 @@ class KeysFile:
             SettingError: The file cannot be read or is not valid; names what is wrong.
         """
         try:
-            found = [_key(entry) for entry in orjson.loads(self.path.read_bytes())["keys"]]
+            return self.load()
         except OSError as exc:
             raise SettingError(f"keys-file: {self.path}: {exc.strerror}") from None
+
+    def load(self) -> list[Key]:
+        """As `read`, but raises OSError where the file cannot be read."""
+        text = self.path.read_bytes()
+        try:
+            found = [_key(entry) for entry in orjson.loads(text)["keys"]]
         except (ValueError, TypeError, KeyError) as exc:
             raise SettingError(f"keys-file: {self.path}: not a valid keys file: {exc}") from None
         if len({key.id for key in found}) < len(found):

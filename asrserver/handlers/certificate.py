@@ -36,6 +36,7 @@ class Certificate:
         self._certificate = certificate
         self._key = key
         self._loaded = self._seen = self._stamp()  # before reading: a change meanwhile is found later
+        self._told: tuple[list[tuple[int, ...]], str] | None = None
         self.context = tls_context(certificate, key)
 
     def refresh(self) -> bool:
@@ -45,13 +46,20 @@ class Certificate:
             Whether `context` is another one.
 
         Raises:
-            SettingError: They cannot be used; what was loaded before stays. Raised once for each change.
+            SettingError: They cannot be used; what was loaded before stays. They are tried again at each look, because
+                the reason may not lie in them, but this is raised once for each change and reason.
         """
         before, self._seen = self._seen, self._stamp()
         if self._seen == self._loaded or self._seen != before:
             return False
+        try:
+            self.context = tls_context(self._certificate, self._key)
+        except SettingError as exc:
+            told, self._told = self._told, (self._seen, str(exc))
+            if told == self._told:
+                return False
+            raise
         self._loaded = self._seen
-        self.context = tls_context(self._certificate, self._key)
         return True
 
     async def follow(self, use: Callable[[ssl.SSLContext], None]) -> None:
@@ -74,5 +82,5 @@ class Certificate:
                 stat = os.stat(path)
             except OSError:
                 continue
-            found.append((stat.st_mtime_ns, stat.st_size, stat.st_ino, stat.st_dev))
+            found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev))
         return found

@@ -21,6 +21,7 @@ class WatchedFile:
         self._path = path
         self._most = most
         self._seen: tuple[int, ...] | None = None
+        self._failed: int | None = None  # the error number of the last look
 
     def read_changed(self) -> str | None:
         """Read the file if it is not as it was last time. Blocks for as long as reading a small file takes.
@@ -35,19 +36,22 @@ class WatchedFile:
             return None
         try:
             status = os.stat(self._path)
-            seen: tuple[int, ...] = (status.st_ino, status.st_mtime_ns, status.st_size)
-        except OSError as exc:
-            seen = (exc.errno or 0,)
-        if seen == self._seen:
-            return None
-        self._seen = seen  # before reading: a file that is bad or missing is reported once, not every second
-        try:
+            # With the time of the last change of rights: who could not read it may do so now.
+            seen = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+            if seen == self._seen:
+                return None
             with open(self._path, "rb") as file:
                 data = file.read(self._most + 1)
-            if len(data) > self._most:
-                raise SettingError(f"{self.label} has more than {self._most} bytes")
-            return data.decode("utf-8-sig")
         except OSError as exc:
+            self._seen = None  # it is tried again at each look, and reported once
+            if exc.errno == self._failed:
+                return None
+            self._failed = exc.errno
             raise SettingError(f"{self.label}: {exc.strerror}") from None
+        self._seen, self._failed = seen, None  # what is in it is reported once
+        if len(data) > self._most:
+            raise SettingError(f"{self.label} has more than {self._most} bytes")
+        try:
+            return data.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise SettingError(f"{self.label} is not text in UTF-8") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from asrserver.errors import SettingError
 from asrserver.handlers import certificate
 from asrserver.handlers.app import AsrApplication, BoundedHttpServer
 from asrserver.handlers.certificate import Certificate
@@ -120,4 +121,23 @@ def test_files_that_are_being_written_are_not_read(tmp_path: Path) -> None:
     assert loaded.context is first
     assert loaded.refresh()
     assert loaded.context is not first
+    assert not loaded.refresh()
+
+
+async def test_files_that_could_not_be_read_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though they have not changed since: this gateway had no descriptor left, for example."""
+    put(tmp_path, "")
+    loaded = Certificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    put(tmp_path, "renewed-")
+
+    def fail(*_files: str) -> ssl.SSLContext:
+        raise SettingError("Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(certificate, "tls_context", fail)
+        assert not loaded.refresh()  # they have just changed
+        with pytest.raises(SettingError):
+            loaded.refresh()
+        assert not loaded.refresh()
+    assert loaded.refresh()
     assert not loaded.refresh()
