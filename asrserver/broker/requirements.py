@@ -91,14 +91,17 @@ async def look(ask: Callable[..., Awaitable[Any]]) -> View:
         Unavailable: From `ask`, as everything that is no answer of Redis.
     """
     info, setting = await asyncio.gather(_asked(ask("INFO")), _asked(ask("CONFIG", "GET", "appendfsync")))
-    hidden = []
+    hidden, found = [], list[str]()
     if isinstance(info, redis.ResponseError):
-        hidden.append(("INFO", "+info"))
+        if isinstance(info, redis.exceptions.NoPermissionError) or "unknown command" in str(info):
+            hidden.append(("INFO", "+info"))
+        else:  # a script runs for too long, for example
+            found.append(f"it does not tell how it is set up: {info}")
         info = {}
     if isinstance(setting, redis.exceptions.NoPermissionError):
         hidden.append(("CONFIG GET", "+config|get"))
     fsync = setting[1] if isinstance(setting, list | tuple) and len(setting) > 1 else b""
-    found = shortcomings(info, fsync.decode() if isinstance(fsync, bytes) else str(fsync)) if info else []
+    found += shortcomings(info, fsync.decode() if isinstance(fsync, bytes) else str(fsync)) if info else []
     if hidden:
         names, rights = (" and ".join(parts) for parts in zip(*hidden, strict=True))
         unknown = "its appendfsync is not known" if info else "its memory and settings are not watched"

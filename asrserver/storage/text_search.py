@@ -29,6 +29,9 @@ RARE = 8
 #: Matches from which on the planner decides: it walks through the history, where words so common come soon.
 MAX_MATCHES = 100_000
 
+#: Matches of the words of a phrase that one page may look at: in its time, more cannot be.
+MAX_TRIED = 10_000
+
 
 class Found(NamedTuple):
     """What a search has found.
@@ -63,7 +66,7 @@ async def search(conn: SAConnection, text: str, values: Mapping[str, Any], limit
     if words and await _estimate(conn, words) > MAX_MATCHES:
         return None
     names = frozenset(values) - {"search"} | ({"words"} if words else set())
-    wanted = MAX_MATCHES if has_phrase else limit
+    wanted = MAX_TRIED if has_phrase else limit
     found = await queries.fetch(conn, queries.candidates(names), **values, words=words, limit=wanted)
     if not has_phrase:
         return Found([row["session_id"] for row in found], None)
@@ -83,7 +86,8 @@ async def _with_phrases(conn: SAConnection, found: list[dict[str, Any]], query: 
         place += size
         if pattern and RARE * len(matching) < size:
             size = min(2 * size, MAX_TEXTS)
-    return Found(ids[:limit], None)
+    more = len(found) == MAX_TRIED and len(ids) < limit
+    return Found(ids[:limit], found[-1] if more else None)
 
 
 async def _estimate(conn: SAConnection, words: str) -> float:

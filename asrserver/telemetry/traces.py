@@ -49,6 +49,9 @@ MAX_APPENDS = 128
 MAX_READS = 128
 MAX_FEEDS = 32
 
+#: Characters of a client's `traceparent`: 55 today, and versions to come may add to them.
+MAX_TRACEPARENT = 128
+
 #: Seconds in a worker's inbox from which they make a span.
 MIN_INBOX_SECONDS = 0.005
 
@@ -99,7 +102,8 @@ def close() -> None:
 def called_by(headers: Mapping[str, str]) -> None:
     """Have the sessions that a request starts, on its connection too, continue the trace that its headers name."""
     if _export is not None:
-        _caller.set(headers.get("traceparent", ""))
+        given = headers.get("traceparent", "")
+        _caller.set(given if len(given) <= MAX_TRACEPARENT else "")
 
 
 def trace_id(sid: str) -> str:
@@ -229,6 +233,7 @@ class SessionTrace:
             size: Bytes of them.
             results: Results that were delivered here.
         """
+        self._appends.clear()  # while PostgreSQL is away, many sessions that have ended are known
         counts: dict[str, Any] = {"asr.status": how, "asr.chunks": chunks, "asr.bytes": size, "asr.results": results}
         if self._span is not None:
             self._span.set_attributes(counts)
