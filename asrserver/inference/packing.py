@@ -19,7 +19,8 @@ from asrserver.text.words import glue
 #: First sample of a segment, and the sample after its last.
 Span = tuple[int, int]
 
-#: Seconds of silence across which segments are not packed: encoding them costs more than the context gains.
+#: Seconds of silence across which segments are neither packed nor joined: encoding them costs more than the context
+#: gains, and in a window of silence Whisper invents text.
 MAX_GAP_SECONDS = 3.0
 
 #: Seconds by which a word may begin before the segment to which it belongs: alignment is that inexact.
@@ -31,12 +32,14 @@ def spoken_spans(events: Iterable[Event], together: bool) -> list[Span]:
 
     Args:
         events: What an endpointer found in it.
-        together: Segments that were cut only because they were long are one.
+        together: Segments that were cut only because they were long are one. Speech may stop just where it was cut:
+            what comes long after that is another segment.
     """
     spans: list[Span] = []
     goes_on = False
     for event in events:
         if isinstance(event, SegmentEnded):
+            goes_on = goes_on and event.start - spans[-1][1] <= MAX_GAP_SECONDS * SAMPLE_RATE
             spans.append((spans.pop()[0] if goes_on else event.start, event.end))
             goes_on = together and event.cut
     return spans

@@ -30,6 +30,13 @@ def test_what_was_cut_only_because_it_was_long_is_one_segment() -> None:
     assert pack(seconds((0, 5), (6, 60), (61, 62)), 28) == [[span] for span in seconds((0, 5), (6, 60), (61, 62))]
 
 
+def test_what_comes_long_after_a_cut_is_another_segment() -> None:
+    """The speaker stopped just where the segment was cut: the silence behind it is in no segment."""
+    spans = seconds((0, 27), (29, 50), (54, 57))
+    events = [SegmentEnded(start, end, cut=True) for start, end in spans]
+    assert spoken_spans(events, together=True) == [(spans[0][0], spans[1][1]), spans[2]]
+
+
 def test_the_text_of_a_window_is_divided_by_its_words_times() -> None:
     words = [
         Word("Ask", 0.1, 0.4, 0.8),
