@@ -179,12 +179,16 @@ class UtteranceRecogniser:
             if begin:
                 seconds = sum(min(_seconds(group), WINDOW_SECONDS) for group in ahead)
                 features = await self._recogniser.prepare(label, seconds, self._features, samples, ahead)
-            reading = [
-                self._read(samples, group, item, request, label, alone)
-                for group, item in zip(ahead, features, strict=True)
-            ]
-            for found in await asyncio.gather(*reading):
-                segments += found
+            try:
+                async with asyncio.TaskGroup() as tasks:  # gather would let the others go on where one fails
+                    reading = [
+                        tasks.create_task(self._read(samples, group, item, request, label, alone))
+                        for group, item in zip(ahead, features, strict=True)
+                    ]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            for task in reading:
+                segments += task.result()
         if not request.words:
             segments = [replace(segment, words=[]) for segment in segments]
         return segments

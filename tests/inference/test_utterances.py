@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from asrserver.audio.selection import MIXED
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.profiles import TRAINED_ON_30_S
+from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.utterances import UtteranceRecogniser
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.inference.windows import FULL_WINDOW
@@ -74,3 +76,26 @@ async def test_long_speech_is_read_on_from_where_the_text_ends(
     assert windows[2][1:] == (False, language)
     for job, begin in zip(jobs, begins, strict=True):
         assert job.seconds == pytest.approx(min(30.0, 69.0 - begin), abs=0.1)
+
+
+async def test_a_window_that_fails_ends_the_others(
+    recogniser: Recogniser, utterances: list[Utterance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller gets its error as it is, once nothing is decoded any more for a result that nobody takes."""
+    jobs: list[DecodeJob] = []
+
+    async def recognise(job: DecodeJob) -> Hypothesis:
+        jobs.append(job)
+        if len(jobs) == 2:
+            raise RuntimeError("out of memory")
+        return await job.future
+
+    monkeypatch.setattr(recogniser.engine, "recognise", recognise)
+    silence = np.zeros(4 * SAMPLE_RATE, np.float32)
+    audio = np.concatenate([part for one in utterances[:3] for part in (samples(one), silence)])
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_samples(
+            audio, lambda channel: Request(), "s 1-0", False
+        )
+    assert [job.future.cancelled() for job in jobs] == [True, False, True]
+    assert asyncio.all_tasks() == {asyncio.current_task()}
