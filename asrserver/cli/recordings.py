@@ -143,15 +143,21 @@ def _rewrite_all(directory: Path, keys: Keyring, encrypt: bool) -> None:
     from asrserver.gateway import archive_rewrite
 
     written = left = failed = 0
-    for path in archive_rewrite.recordings(directory):
-        try:
-            if archive_rewrite.rewrite(directory, path, keys, encrypt):
-                written += 1
-            else:
-                left += 1
-        except (DecryptionError, OSError) as exc:
-            failed += 1
-            click.echo(f"{path}: {_reason(exc)}", err=True)
+    try:
+        with archive_rewrite.exclusive(directory):
+            for path in archive_rewrite.recordings(directory):
+                try:
+                    if archive_rewrite.rewrite(directory, path, keys, encrypt):
+                        written += 1
+                    else:
+                        left += 1
+                except (DecryptionError, OSError) as exc:
+                    failed += 1
+                    click.echo(f"{path}: {_reason(exc)}", err=True)
+    except BlockingIOError:
+        raise click.ClickException(f"{directory}: another encrypt or decrypt is running there") from None
+    except OSError as exc:
+        raise click.ClickException(f"{exc.filename or directory}: {_reason(exc)}") from None
     click.echo(
         f"{written} recordings {'encrypted' if encrypt else 'decrypted'}, {left} left as they are, {failed} failed"
     )

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import time
 import zipfile
 from collections.abc import Iterator
@@ -72,7 +73,8 @@ _SUFFIX = {
     sniff.NOT_AUDIO: "bin",
 }
 
-_INCOMING = "incoming"
+#: The directory of the parts, and of the locks.
+INCOMING = "incoming"
 
 #: What a recording is, in the header of its encryption.
 _KIND = "recording"
@@ -123,7 +125,7 @@ def suffix_of(kind: str) -> str:
 
 def part_path(directory: Path, sid: str, gateway: str) -> Path:
     """Return the path of the part that a gateway writes of a session."""
-    return directory / _INCOMING / f"{name_of(sid)}.{hashlib.sha256(gateway.encode()).hexdigest()[:16]}.part"
+    return directory / INCOMING / f"{name_of(sid)}.{hashlib.sha256(gateway.encode()).hexdigest()[:16]}.part"
 
 
 def find(directory: Path, sid: str) -> Path | None:
@@ -145,8 +147,8 @@ def opened(path: Path, keys: Keyring | None) -> Opened:
     """
     file: BinaryIO = path.open("rb")
     try:
-        stat = os.fstat(file.fileno())
-        size = stat.st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         if is_encrypted(file):
             from asrserver.encryption.files import EncryptedReader
             from asrserver.encryption.keys import Keyring
@@ -156,21 +158,37 @@ def opened(path: Path, keys: Keyring | None) -> Opened:
     except BaseException:
         file.close()
         raise
-    return Opened(file, path.name, size, stat.st_mtime_ns)
+    return Opened(file, path.name, size, status.st_mtime_ns)
 
 
 @contextmanager
-def created(path: Path, keys: Keyring | None, name: str) -> Iterator[BinaryIO]:
-    """Write a recording, encrypted if there is a key. After an error it is not complete."""
-    with path.open("wb") as file:
+def created(path: Path, keys: Keyring | None, name: str, like: os.stat_result | None = None) -> Iterator[BinaryIO]:
+    """Write a recording, encrypted if there is a key. After an error it is not complete.
+
+    Args:
+        path: The file; what a crash left there is removed, and links are not followed.
+        keys: The operator's keys; None: there are none.
+        name: The name of the session in the file system.
+        like: Whose mode and times it gets, and for root, whose owner; it is on the disk then. None: it is a new one.
+    """
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
         if keys is None or keys.first is None:
             yield file
-            return
-        from asrserver.encryption.files import EncryptedWriter
+        else:
+            from asrserver.encryption.files import EncryptedWriter
 
-        writer = EncryptedWriter(file, keys.first, _KIND, name)
-        yield cast(BinaryIO, writer)
-        writer.finish()
+            writer = EncryptedWriter(file, keys.first, _KIND, name)
+            yield cast(BinaryIO, writer)
+            writer.finish()
+        if like is not None:
+            file.flush()
+            if os.geteuid() == 0:
+                os.fchown(file.fileno(), like.st_uid, like.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(like.st_mode))
+            os.utime(file.fileno(), ns=(like.st_atime_ns, like.st_mtime_ns))
+            os.fsync(file.fileno())
 
 
 def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
@@ -180,7 +198,7 @@ def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
         The ids of up to `most` sessions, with the seconds since the last write.
     """
     found: dict[str, float] = {}
-    for path in sorted((directory / _INCOMING).glob("*.part")):
+    for path in sorted((directory / INCOMING).glob("*.part")):
         with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
             since = time.time() - os.fstat(file.fileno()).st_mtime
             if since > age and len(found) < most:
@@ -190,14 +208,13 @@ def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
 
 
 def remove(directory: Path, sid: str, parts_only: bool = False) -> None:
-    """Remove the parts of a session, and unless `parts_only`, its recording."""
+    """Remove the parts of a session, with what a crash left half written, and unless `parts_only`, its recording."""
     with locked(directory):
         for path in _parts(directory, sid):
             path.unlink(missing_ok=True)
-        if not parts_only:
-            stem = _stem(directory, sid)
-            for path in stem.parent.glob(f"{stem.name}.*"):  # with what a crash left half written
-                path.unlink(missing_ok=True)
+        stem = _stem(directory, sid)
+        for path in stem.parent.glob(f"{stem.name}.tmp" if parts_only else f"{stem.name}.*"):
+            path.unlink(missing_ok=True)
 
 
 def assemble(
@@ -222,14 +239,14 @@ def assemble(
         OSError: The disk is full, or a part cannot be read.
         DecryptionError: A part is encrypted, and cannot be read.
     """
+    stem = _stem(directory, sid)
+    temporary = stem.with_suffix(".tmp")
     with locked(directory):
         source = Source(_parts(directory, sid), name_of(sid), keys)
         try:
             if not source.chunks or (chunks is not None and len(source.chunks) < chunks):
                 return None
-            stem = _stem(directory, sid)
             stem.parent.mkdir(exist_ok=True, mode=0o700)
-            temporary = stem.with_suffix(".tmp")
             with created(temporary, keys, stem.name) as file:
                 suffix = _write(source, kind, file)
                 size = file.seek(0, os.SEEK_END)
@@ -239,6 +256,7 @@ def assemble(
             return Archived(str(path.relative_to(directory)), size, len(source.chunks))
         finally:
             source.close()
+            temporary.unlink(missing_ok=True)
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------
@@ -250,15 +268,23 @@ def _stem(directory: Path, sid: str) -> Path:
 
 
 def _parts(directory: Path, sid: str) -> list[Path]:
-    return sorted((directory / _INCOMING).glob(f"{name_of(sid)}.*.part"))
+    return sorted((directory / INCOMING).glob(f"{name_of(sid)}.*.part"))
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Exclude all other gateways, so that no part is removed while it is read."""
-    with open(directory / _INCOMING / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(directory: Path, name: str = ".lock", wait: bool = True) -> Iterator[None]:
+    """Exclude all other gateways, so that no part is removed while it is read; with another name, those that use it.
+
+    Raises:
+        BlockingIOError: Another one has the lock, and not to `wait` was asked for.
+        OSError: The file of the lock cannot be opened.
+    """
+    lock = os.open(directory / INCOMING / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
+    finally:
+        os.close(lock)
 
 
 # -- formats ---------------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ All functions block, and work beside gateways that run.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from asrserver.encryption import is_encrypted
@@ -18,9 +20,10 @@ from asrserver.gateway.archive_parts import COPY_BYTES
 
 
 def recordings(directory: Path) -> Iterator[Path]:
-    """The paths of all recordings, in no particular order."""
+    """The paths of all recordings, in no particular order; links are none."""
     for path in directory.glob("??/*"):
-        if path.suffix[1:] in archive_files.MEDIA and path.is_file():
+        links = path.parent.is_symlink() or path.is_symlink()
+        if path.suffix[1:] in archive_files.MEDIA and not links and path.is_file():
             yield path
 
 
@@ -38,6 +41,8 @@ def needed_key(path: Path) -> str:
 def rewrite(directory: Path, path: Path, keys: Keyring, encrypt: bool) -> bool:
     """Write a recording again, unless it is as it is wanted. At any time there is a whole one in its place.
 
+    To be called in `exclusive`: two at once would write the same temporary file.
+
     Args:
         directory: The directory of all recordings.
         path: The recording.
@@ -54,23 +59,71 @@ def rewrite(directory: Path, path: Path, keys: Keyring, encrypt: bool) -> bool:
     wanted = keys.first.public if encrypt and keys.first else ""
     temporary = path.with_suffix(".rewritten")
     try:
+        before = path.lstat()
         if needed_key(path) == wanted:
             return False
-        before = path.stat()
         source = archive_files.opened(path, keys)
-        with source.file, archive_files.created(temporary, keys if encrypt else None, path.stem) as target:
-            shutil.copyfileobj(source.file, target, COPY_BYTES)
-        shutil.copystat(path, temporary)
-        if os.geteuid() == 0:  # the gateways are another user
-            os.chown(temporary, before.st_uid, before.st_gid)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        with archive_files.locked(directory):  # so that what was deleted meanwhile does not come back
-            if path.stat().st_ino != before.st_ino:
-                return False
-            os.replace(temporary, path)
-        return True
     except FileNotFoundError:
         return False
+    with source.file:
+        try:
+            with archive_files.created(temporary, keys if encrypt else None, path.stem, like=before) as target:
+                shutil.copyfileobj(source.file, target, COPY_BYTES)
+            with archive_files.locked(directory):  # so that what was deleted meanwhile does not come back
+                if not _is_still(path, before):
+                    return False
+                os.replace(temporary, path)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _is_still(path: Path, before: os.stat_result) -> bool:
+    try:
+        return path.lstat().st_ino == before.st_ino
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Exclude other programs that write recordings again, and as root, act as the user of the gateways meanwhile.
+
+    That user may put a link in the place of anything below the directory at any time: with root's rights it would lead
+    anywhere. And what is made here, he must be able to read and lock.
+
+    Raises:
+        BlockingIOError: Another one is running.
+        OSError: The directory cannot be used.
+    """
+    incoming = directory / archive_files.INCOMING
+    try:
+        owner = incoming.lstat()
+    except FileNotFoundError:  # no gateway has used the directory yet
+        owner = directory.stat()
+    with _acting_as(owner.st_uid, owner.st_gid):
+        incoming.mkdir(mode=0o700, exist_ok=True)
+        with archive_files.locked(directory, ".rewrite.lock", wait=False):
+            yield
+
+
+@contextmanager
+def _acting_as(user: int, group: int) -> Iterator[None]:
+    """Have the rights of a user instead of root's; without root's, nothing changes."""
+    if os.geteuid() != 0 or user == 0:
+        yield
+        return
+    groups, own = os.getgroups(), os.getegid()
+    try:
+        theirs = os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+    except KeyError:  # a user without a name, as in a container
+        theirs = [group]
+    try:
+        os.setgroups(theirs)
+        os.setegid(group)
+        os.seteuid(user)
+        yield
     finally:
-        temporary.unlink(missing_ok=True)
+        os.seteuid(0)
+        os.setegid(own)
+        os.setgroups(groups)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shutil
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyrage
 import pytest
@@ -149,3 +154,72 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     assert keys.read_text() == "nonsense\n"
     done = run("new-key", "--save-audio-keys", tmp_path / "none" / "keys")
     assert (done.exit_code, done.stderr) == (1, f"Error: {tmp_path}/none/keys: No such file or directory\n")
+
+
+def test_two_at_once_do_not_destroy_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins while the first is in the middle of a recording."""
+    keys, path = tmp_path / "keys", tmp_path / "audio" / "ab" / "one.wav"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "audio" / "incoming").mkdir()
+    path.write_bytes(b"voice" * 1000)
+    run("new-key", "--save-audio-keys", keys)
+    command = ("encrypt", "--save-audio", tmp_path / "audio", "--save-audio-keys", keys)
+    copy = shutil.copyfileobj
+    second: list[Result] = []
+
+    def overlapping(*given: Any) -> None:
+        if not second:
+            monkeypatch.setattr(shutil, "copyfileobj", copy)
+            second.append(run(*command))
+        copy(*given)
+
+    monkeypatch.setattr(shutil, "copyfileobj", overlapping)
+    done = run(*command)
+    assert (done.exit_code, done.stdout) == (0, "1 recordings encrypted, 0 left as they are, 0 failed\n"), done.stderr
+    told = f"Error: {tmp_path}/audio: another encrypt or decrypt is running there\n"
+    assert (second[0].exit_code, second[0].stderr) == (1, told)
+    with archive_files.opened(path, Keyring(str(keys))).file as file:
+        assert file.read() == b"voice" * 1000
+
+
+def test_what_cannot_be_written_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the directory of the gateways it is made; and only a recording that is gone is none."""
+    keys, path = tmp_path / "keys", tmp_path / "audio" / "ab" / "one.wav"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"voice")
+    run("new-key", "--save-audio-keys", keys)
+    command = ("encrypt", "--save-audio", tmp_path / "audio", "--save-audio-keys", keys)
+
+    def gone(*given: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", gone)
+        done = run(*command)
+    assert (done.exit_code, done.stdout) == (1, "0 recordings encrypted, 0 left as they are, 1 failed\n")
+    assert done.stderr == f"{path}: No such file or directory\n"
+    done = run(*command)
+    assert (done.exit_code, done.stdout) == (0, "1 recordings encrypted, 0 left as they are, 0 failed\n"), done.stderr
+    assert path.read_bytes().startswith(MAGIC)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as another user")
+def test_root_acts_as_the_user_of_the_gateways(tmp_path: Path) -> None:
+    """So the gateways can use what it made, and a link there leads nowhere that they cannot go themselves."""
+    user, keys = 12345, tmp_path / "keys"
+    run("new-key", "--save-audio-keys", keys)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        for below in ("ab", "incoming"):
+            (directory / below).mkdir()
+        (directory / "ab" / "one.wav").write_bytes(b"voice")
+        for path in (directory, *directory.rglob("*")):
+            os.chown(path, user, user)
+        done = run("encrypt", "--save-audio", directory, "--save-audio-keys", keys)
+        assert (done.exit_code, done.stdout[:23]) == (0, "1 recordings encrypted,"), done.stderr
+        assert os.geteuid() == os.getegid() == 0
+        found = {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in directory.rglob("*")}
+        assert found == dict.fromkeys(("ab", "one.wav", "incoming", ".lock", ".rewrite.lock"), (user, user))
+        (directory / "incoming").chmod(0)
+        done = run("decrypt", "--save-audio", directory, "--save-audio-keys", keys)
+        assert (done.exit_code, done.stderr) == (1, f"Error: {directory}/incoming/.rewrite.lock: Permission denied\n")

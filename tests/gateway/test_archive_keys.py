@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import shutil
@@ -201,13 +202,13 @@ def test_what_is_deleted_while_it_is_written_again_does_not_come_back(
     part(directory, "one", {0: tone(1)}, None)
     assembled(directory, None)
     (path,) = archive_rewrite.recordings(directory)
-    copystat = shutil.copystat
+    copy = shutil.copyfileobj
 
     def deleted(*given: Any) -> None:
-        copystat(*given)
+        copy(*given)
         archive_files.remove(directory, "s")
 
-    monkeypatch.setattr(shutil, "copystat", deleted)
+    monkeypatch.setattr(shutil, "copyfileobj", deleted)
     assert not archive_rewrite.rewrite(directory, path, keys, True)
     assert files(directory) == [".lock"]
 
@@ -219,6 +220,49 @@ def test_a_file_of_keys_that_cannot_be_used_is_refused_at_the_start(tmp_path: Pa
         check_settings(Settings(save_audio_keys=str(keys_file)), "run")
     with pytest.raises(SettingError, match=r"--save-audio-keys /nowhere: No such file"):
         check_settings(Settings(save_audio=audio, save_audio_keys="/nowhere"), "run")
+
+
+def test_what_an_error_or_a_crash_left_half_written_is_removed(
+    directory: Path, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = part(directory, "one", {0: tone(1)}, keys)
+    monkeypatch.setattr(archive_files, "_write", full)
+    with pytest.raises(OSError, match="No space"):
+        archive_files.assemble(directory, "s", "wav", keys=keys)
+    assert sorted(files(directory)) == [".lock", path.name]
+    monkeypatch.undo()
+    (recording,) = [
+        directory / made.path for made in [archive_files.assemble(directory, "s", "wav", keys=keys)] if made
+    ]
+    recording.with_suffix(".tmp").write_bytes(b"half")
+    archive_files.remove(directory, "s", parts_only=True)
+    assert sorted(files(directory)) == [".lock", recording.name]
+
+
+def test_links_are_not_followed(directory: Path, keys: Keyring, tmp_path: Path) -> None:
+    """Whoever may write into the directory could otherwise let root overwrite any file."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("victim", "linked.wav"):
+        (outside / name).write_bytes(b"outside")
+    part(directory, "one", {0: tone(1)}, None)
+    assembled(directory, None)
+    (path,) = archive_rewrite.recordings(directory)
+    (directory / "zz").symlink_to(outside)
+    path.with_name("other.wav").symlink_to(outside / "linked.wav")
+    assert list(archive_rewrite.recordings(directory)) == [path]
+    for suffix in (".rewritten", ".tmp"):
+        path.with_suffix(suffix).symlink_to(outside / "victim")
+    assert archive_rewrite.rewrite(directory, path, keys, True)
+    archive_files.assemble(directory, "s", "wav", keys=keys)
+    (directory / "incoming" / ".lock").unlink()
+    (directory / "incoming" / ".lock").symlink_to(outside / "victim")
+    with pytest.raises(OSError, match="symbolic links"):
+        archive_files.remove(directory, "s")
+    assert {file.read_bytes() for file in outside.iterdir()} == {b"outside"}
 
 
 # -- gateways
