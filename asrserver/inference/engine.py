@@ -59,6 +59,7 @@ class DecodeJob:
         priority: See Priority.
         newest: Called when the job's turn comes; returns (features, seconds) of then, because the segment of a draft
             grows while the draft waits.
+        unused: Called with the seconds of the engine that it took, if nobody waits for its result by then.
         key: (frames, prompt's tokens, whether the language is to be detected): only jobs whose keys are equal but for a
             somewhat shorter window may share a call. Set by the engine.
         future: The result.
@@ -74,6 +75,7 @@ class DecodeJob:
     session: str = ""
     priority: Priority = Priority.FINAL
     newest: Callable[[], tuple[Features, float]] | None = None
+    unused: Callable[[float], None] | None = None
     key: tuple[int, int, bool] = (0, 0, False)
     future: asyncio.Future[Hypothesis] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     queued: float = field(default_factory=time.monotonic)
@@ -220,7 +222,8 @@ class Engine:
         for job, result in zip(batch, results, strict=True):
             if job.future.done():
                 self.throw_away(each)  # its session was dropped, or its segment went on
-                self._partials.went_on(each)
+                if job.unused is not None:
+                    job.unused(each)
             elif isinstance(result, Exception):
                 job.future.set_exception(result)
             else:

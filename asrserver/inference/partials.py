@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import Literal
 
 from asrserver.inference.profiles import DEMO
@@ -33,13 +34,44 @@ SMOOTHING = 0.1
 #: decodings are for nothing.
 MAX_SPECULATION_INTERVAL = 0.15
 
-
 #: Share of the decoding that segments may take which were decoded in a pause and went on, seconds of it that are always
 #: allowed, and seconds of decoding after which what was counts half. A reading with a breath in each sentence was
-#: decoded anew at each: half of the engine's time was for nothing.
+#: decoded anew at each: half of the engine's time was for nothing. That holds where the engine has nothing else to do,
+#: too: its cores, or its device, serve others than its queue, and it would cost such a reading twice the processor
+#: time to have the finals of one hesitant speaker earlier by a decoding. Who pauses at ends only does not notice.
 MAX_SPECULATION_WASTE = 0.04
 FREE_SPECULATION_SECONDS = 1.0
 MEMORY_SECONDS = 120.0
+
+#: Part of those seconds that one stream may take: it spends no more than that and the share of its own decoding, so
+#: that a hesitant speaker leaves others what theirs allows.
+STREAM_PART = 0.5
+
+
+@dataclass(slots=True)
+class SpeculationBudget:
+    """What decodings in pauses may cost, of a worker or of one stream.
+
+    Attributes:
+        free: Seconds that are always allowed.
+        decoded: Seconds of all decodings, what is long ago halved.
+        went_on: Those of decodings in a pause that did not last, likewise.
+    """
+
+    free: float = STREAM_PART * FREE_SPECULATION_SECONDS
+    decoded: float = 0.0
+    went_on: float = 0.0
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a segment may be decoded in a pause."""
+        return self.went_on <= self.free + MAX_SPECULATION_WASTE * self.decoded
+
+    def decode(self, seconds: float) -> None:
+        """Account for decoding, whatever it was for."""
+        self.decoded += seconds
+        if self.decoded > MEMORY_SECONDS:
+            self.decoded, self.went_on = self.decoded / 2, self.went_on / 2
 
 
 class PartialScheduler:
@@ -59,7 +91,7 @@ class PartialScheduler:
         self._growing: set[str] = set()  # sessions with a growing segment that gets drafts
         self._draft_seconds = 0.0  # that one draft takes, a moving average
         self._read_interval = 0.0
-        self._decoded, self._went_on = 0.0, 0.0  # seconds of all calls, and of decodings in a pause that did not last
+        self._budget = SpeculationBudget(FREE_SPECULATION_SECONDS)
         self._delays = {"read": 0.0, "vad": 0.0}  # seconds, moving averages
         self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls with finals
 
@@ -75,18 +107,17 @@ class PartialScheduler:
         """Each live stream is now read this often."""
         self._read_interval = seconds
 
-    @property
-    def may_speculate(self) -> bool:
-        """Whether a segment may be decoded in a pause, before its end is certain.
+    def may_speculate(self, stream: SpeculationBudget) -> bool:
+        """Whether a segment of a stream may be decoded in a pause, before its end is certain.
 
         It gains time if streams are read often, and it must not have been for nothing too often.
         """
-        allowed = FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * self._decoded
-        return self._read_interval < MAX_SPECULATION_INTERVAL and self._went_on <= allowed
+        return self._read_interval < MAX_SPECULATION_INTERVAL and stream.is_left and self._budget.is_left
 
-    def went_on(self, seconds: float) -> None:
-        """A segment was decoded in a pause, which took so many seconds of the engine, and speech went on."""
-        self._went_on += seconds
+    def went_on(self, stream: SpeculationBudget, seconds: float) -> None:
+        """A segment of a stream was decoded in a pause, which took `seconds` of the engine, and speech went on."""
+        stream.went_on += seconds
+        self._budget.went_on += seconds
 
     @property
     def may_wait(self) -> bool:
@@ -104,9 +135,7 @@ class PartialScheduler:
             waited: Longest wait, in seconds, of a final in the call.
         """
         now = time.monotonic()
-        self._decoded += seconds
-        if self._decoded > MEMORY_SECONDS:
-            self._decoded, self._went_on = self._decoded / 2, self._went_on / 2
+        self._budget.decode(seconds)
         if drafts:
             self.drafts += drafts
             each = draft_seconds / drafts

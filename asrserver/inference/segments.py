@@ -12,7 +12,7 @@ from asrserver.inference.agreement import Agreement
 from asrserver.inference.alignment import shifted
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features, GrowingLogMel
-from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.partials import PartialScheduler, SpeculationBudget
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Hypothesis, Request
 from asrserver.protocol.events import Word
@@ -194,6 +194,8 @@ class SegmentRecogniser:
         self._draft: asyncio.Task[None] | None = None
         self._draft_job: DecodeJob | None = None  # what it waits for
         self._speculation: tuple[SpeechSegment, asyncio.Task[Hypothesis]] | None = None
+        self._budget = SpeculationBudget()
+        self._closed = False
         self._agreements: dict[int, Agreement] = {}  # of waiting segments, by their start
 
     @property
@@ -323,6 +325,7 @@ class SegmentRecogniser:
 
     def close(self) -> None:
         """Cancel everything under way."""
+        self._closed = True
         self._partials.closed(self._name)
         self._cancel_speculation()
         for task in (self._draft, *(task for _, task in self._waiting)):
@@ -339,6 +342,7 @@ class SegmentRecogniser:
         prefix: str,
         timed: bool = False,
         priority: Priority = Priority.FINAL,
+        unused: Callable[[float], None] | None = None,
     ) -> asyncio.Task[Hypothesis]:
         request = self._request(speech.start)
         timestamps = speech.seconds >= self._recogniser.profile.timestamps_from and not prefix
@@ -353,6 +357,7 @@ class SegmentRecogniser:
                 alone,
                 self._session,
                 Priority.CLOSING if self.closing else priority,
+                unused=unused,
             )
             if alone:  # the caller holds the isolation lock already
                 return await self._recogniser.engine.recognise(job)
@@ -365,7 +370,8 @@ class SegmentRecogniser:
 
     def _recognised(self, task: asyncio.Task[Hypothesis]) -> None:
         if not task.cancelled():
-            task.exception()  # retrieved: a speculation's may never be asked for
+            if task.exception() is None:  # retrieved: a speculation's may never be asked for
+                self._budget.decode(task.result().took)
             self._changed()
 
     @property
@@ -383,10 +389,11 @@ class SegmentRecogniser:
             self._cancel_speculation()
         if not growing.paused:
             return
-        if self._speculation is None and self._partials.may_speculate and not self._recogniser.engine.finals_waiting:
+        may_speculate = self._partials.may_speculate(self._budget)
+        if self._speculation is None and may_speculate and not self._recogniser.engine.finals_waiting:
             is_draft = self._speculation_is_draft
             timed = is_draft or self._recogniser.profile.sure_end > 0
-            task = self._recognise(speech, label, False, self._prefix(growing), timed=timed)
+            task = self._recognise(speech, label, False, self._prefix(growing), timed, unused=self._went_on)
             self._speculation = (speech, task)
             if is_draft:
                 if self._draft is not None and self._draft_job is not None and not self._draft_job.begun:
@@ -408,7 +415,12 @@ class SegmentRecogniser:
             task.cancel()
         elif not task.cancelled() and task.exception() is None and not self._speculation_is_draft:
             self._recogniser.engine.throw_away(task.result().took)
-            self._partials.went_on(task.result().took)
+            self._went_on(task.result().took)
+
+    def _went_on(self, seconds: float) -> None:
+        """A segment was decoded in a pause, and speech went on; unless nobody listens any more."""
+        if not self._closed:
+            self._partials.went_on(self._budget, seconds)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
         end, paused = speech.end, growing.paused
@@ -431,6 +443,7 @@ class SegmentRecogniser:
                 found = await self._recogniser.engine.recognise(job)
         except Exception:
             return  # the engine has logged it, and drafts are optional
+        self._budget.decode(found.took)
         if growing is self._growing and found.text:
             self._take_draft(growing, found, end, paused)
         else:

@@ -22,7 +22,7 @@ from asrserver.inference.consumer import (
     read_interval,
 )
 from asrserver.inference.inbox import Inbox
-from asrserver.inference.partials import PartialScheduler
+from asrserver.inference.partials import PartialScheduler, SpeculationBudget
 from asrserver.process.aio import cancelled
 from asrserver.shares import Share
 from tests.servers import Servers
@@ -86,7 +86,7 @@ async def test_more_streams_are_read_less_often() -> None:
     for streams, speculates in ((5, True), (500, False)):
         consumer, _ = consumer_of(streams)
         consumer._next_group(100.0)
-        assert consumer._partials.may_speculate is speculates
+        assert consumer._partials.may_speculate(SpeculationBudget()) is speculates
 
 
 async def test_files_do_not_wait_for_streams() -> None:

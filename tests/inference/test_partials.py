@@ -16,6 +16,7 @@ from asrserver.inference.partials import (
     MIN_DRAFT_SHARE,
     SPAN_SECONDS,
     PartialScheduler,
+    SpeculationBudget,
 )
 from asrserver.inference.profiles import DEMO
 
@@ -65,23 +66,37 @@ def test_speculation_stops_where_streams_are_read_rarely() -> None:
     partials = PartialScheduler()
     for seconds, allowed in ((0.04, True), (MAX_SPECULATION_INTERVAL, False), (1.5, False), (0.04, True)):
         partials.read_every(seconds)
-        assert partials.may_speculate is allowed
+        assert partials.may_speculate(SpeculationBudget()) is allowed
 
 
 def test_speculation_stops_where_it_was_for_nothing_too_often() -> None:
-    partials = PartialScheduler()
-    partials.went_on(FREE_SPECULATION_SECONDS)
-    assert partials.may_speculate
+    partials, other = PartialScheduler(), SpeculationBudget()
+    partials.went_on(SpeculationBudget(), FREE_SPECULATION_SECONDS)
+    assert partials.may_speculate(other)
     for _ in range(3):
-        partials.went_on(0.4)
-    assert not partials.may_speculate
+        partials.went_on(SpeculationBudget(), 0.4)
+    assert not partials.may_speculate(other)
     for _ in range(31):  # finals that were not for nothing
         partials.call_ended(0.0, 0, 1.0)
-    assert partials.may_speculate
+    assert partials.may_speculate(other)
     for _ in range(round(10 * MEMORY_SECONDS)):
         partials.call_ended(0.0, 0, 1.0)
-    partials.went_on(FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * MEMORY_SECONDS)  # hours without do not count
-    assert not partials.may_speculate
+    hours_do_not_count = FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * MEMORY_SECONDS
+    partials.went_on(SpeculationBudget(), hours_do_not_count)
+    assert not partials.may_speculate(other)
+
+
+def test_a_hesitant_speaker_leaves_others_their_part() -> None:
+    """Two streams that decode as much: at each pause one goes on, the other ends."""
+    partials, hesitant, other = PartialScheduler(), SpeculationBudget(), SpeculationBudget()
+    for _ in range(300):
+        assert partials.may_speculate(other)
+        if partials.may_speculate(hesitant):
+            partials.went_on(hesitant, 0.3)
+        for stream in (hesitant, other):
+            partials.call_ended(0.0, 0, 0.3)
+            stream.decode(0.3)
+    assert not partials.may_speculate(hesitant)
 
 
 def test_segments_wait_for_their_sentence_only_where_the_engine_has_time() -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import GrowingLogMel, log_mel
-from asrserver.inference.partials import FREE_SPECULATION_SECONDS
+from asrserver.inference.partials import FREE_SPECULATION_SECONDS, SpeculationBudget
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import PartialHypothesis, SegmentRecogniser, SpeechSegment
 from asrserver.inference.whisper import Request
 from tests.inference.support import MELS, samples
 from tests.recordings import Utterance
+from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -101,10 +104,54 @@ async def test_a_pause_that_was_decoded_for_nothing_counts(recogniser: Recognise
     segments.update_growing(speech, True, "mine 1-0")
     assert segments._speculation is not None
     await segments._speculation[1]
-    recogniser.partials.went_on(0.99 * FREE_SPECULATION_SECONDS)
-    assert recogniser.partials.may_speculate
+    recogniser.partials.went_on(SpeculationBudget(), 0.99 * FREE_SPECULATION_SECONDS)
+    assert recogniser.partials.may_speculate(SpeculationBudget())
     segments.update_growing(speech, False, "mine 2-0")  # speech goes on
-    recogniser.partials.went_on(0.01 * FREE_SPECULATION_SECONDS)
+    recogniser.partials.went_on(SpeculationBudget(), 0.01 * FREE_SPECULATION_SECONDS)
     assert recogniser.engine.wasted_seconds > 0
-    assert not recogniser.partials.may_speculate
+    assert not recogniser.partials.may_speculate(SpeculationBudget())
+    segments.close()
+
+
+@pytest.mark.parametrize(
+    ("paused", "goes_on", "counts"),
+    [
+        (True, True, True),  # a pause that did not last
+        (True, False, False),  # a pause in which the session was dropped
+        (False, False, False),  # a final of a session that was dropped
+    ],
+)
+async def test_only_pauses_that_did_not_last_count_of_what_is_dropped(
+    recogniser: Recogniser,
+    utterances: list[Utterance],
+    monkeypatch: pytest.MonkeyPatch,
+    paused: bool,
+    goes_on: bool,
+    counts: bool,
+) -> None:
+    """While the engine decodes it: other sessions' pauses are decoded as before."""
+    begun, go = threading.Event(), threading.Event()
+    recognise = recogniser.engine.model.recognise
+
+    def held(rows: Any) -> Any:
+        begun.set()
+        assert go.wait(30)
+        return recognise(rows)
+
+    monkeypatch.setattr(recogniser.engine.model, "recognise", held)
+    segments, speech = segments_of(recogniser, None), growing(utterances[0])
+    if paused:
+        segments.update_growing(speech, True, "mine 1-0")
+    else:
+        segments.add_ended([speech], "mine 1-0", False, False)
+    await until(begun.is_set)
+    if goes_on:
+        segments.update_growing(speech, False, "mine 2-0")
+    else:
+        segments.close()
+    await asyncio.sleep(0)  # the task is cancelled, and its future with it
+    go.set()
+    await until(lambda: recogniser.engine.wasted_seconds > 0)
+    recogniser.partials.went_on(SpeculationBudget(), FREE_SPECULATION_SECONDS)
+    assert recogniser.partials.may_speculate(SpeculationBudget()) is not counts
     segments.close()
