@@ -6,6 +6,7 @@ AsrError                 an error that a client is told: code, message, details
 ├── Refused              this client may not do it, or a limit is reached
 ├── Unavailable          not possible now: Redis is away, there is no room, the server is shutting down
 └── DecryptionError      a recording that is encrypted cannot be read
+    └── MissingKey       for want of its key
 ModelError               the model cannot be loaded (exit status 3)
 SettingError             a setting has a bad value (exit status 2)
 """
@@ -67,6 +68,10 @@ class DecryptionError(AsrError):
 
     def __init__(self, reason: str) -> None:
         super().__init__("recording_unreadable", reason)
+
+
+class MissingKey(DecryptionError):
+    """Raised when encrypted audio cannot be read before its key is there."""
 
 
 class ModelError(Exception):

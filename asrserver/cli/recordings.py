@@ -91,30 +91,32 @@ def _put_first(path: Path, text: bytes) -> None:
 @_directory_option
 @_keys_option(required=False)
 def show_keys(directory: Path, keys_file: str) -> None:
-    """Show how many recordings need which key. The exit status is 1 if the file lacks one.
+    """Show how many recordings need which key, and parts of recordings. The exit status is 1 if the file lacks one.
 
-    A key that no recording needs may be removed from the file, unless it is the first, or a backup needs it.
+    Parts are what gateways write of open sessions: with the key that was the first when they began. A key that neither
+    a recording nor a part needs may be removed from the file, unless it is the first, or a backup needs it.
     """
     from asrserver.gateway import archive_rewrite
 
     keys = _keyring(keys_file)
     first = keys.first.public if keys.first else ""
-    found: dict[str, list[int]] = {key: [0, 0] for key in keys.public}
-    for path in archive_rewrite.recordings(directory):
+    found: dict[str, list[int]] = {key: [0, 0, 0] for key in keys.public}
+    for path in (*archive_rewrite.parts(directory), *archive_rewrite.recordings(directory)):
         try:
-            totals = found.setdefault(archive_rewrite.needed_key(path), [0, 0])
-            totals[1] += path.stat().st_size
-            totals[0] += 1
+            totals = found.setdefault(archive_rewrite.needed_key(path), [0, 0, 0])
+            totals[2] += path.stat().st_size
+            totals[path.suffix == ".part"] += 1
         except FileNotFoundError:  # it was removed just now
             continue
         except (DecryptionError, OSError) as exc:
             click.echo(f"{path}: {_reason(exc)}", err=True)
     states = {"": "not encrypted", first: "for new recordings"} if first else {"": "not encrypted"}
     rows = [
-        (key or "-", states.get(key, "for older recordings" if keys.find(key) else "MISSING"), count, size)
-        for key, (count, size) in found.items()
+        (key or "-", states.get(key, "for older recordings" if keys.find(key) else "MISSING"), *totals)
+        for key, totals in found.items()
     ]
-    click.echo("\n".join(format_table(("KEY", "STATE", "RECORDINGS", "BYTES"), rows)) if rows else "no recordings")
+    titles = ("KEY", "STATE", "RECORDINGS", "PARTS", "BYTES")
+    click.echo("\n".join(format_table(titles, rows)) if rows else "no recordings")
     if any(key and keys.find(key) is None for key in found):
         raise click.exceptions.Exit(1)
 

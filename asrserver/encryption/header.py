@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from asrserver.encryption import MAGIC, TAG
 from asrserver.encryption.keys import KeyPair, Keyring
-from asrserver.errors import DecryptionError
+from asrserver.errors import DecryptionError, MissingKey
 
 #: Bytes of a header at most.
 MAX_HEADER = 1 << 13
@@ -86,13 +86,14 @@ def unlock(file: BinaryIO, keys: Keyring, kind: str, name: str, context: bytes =
         Its blocks.
 
     Raises:
-        DecryptionError: There is no key for it, it is something else, or it was changed.
+        MissingKey: There is no key for it.
+        DecryptionError: It is something else, or it was changed.
     """
     header = _Header.read(file)
     public = header.needs(kind, name)
     key = keys.find(public)
     if key is None:
-        raise DecryptionError(f"it needs the key {public}, which the file of --save-audio-keys does not have")
+        raise MissingKey(f"it needs the key {public}, which the file of --save-audio-keys does not have")
     file_key = header.file_key(key)
     salt = file.read(_SALT_BYTES)
     if len(salt) < _SALT_BYTES:

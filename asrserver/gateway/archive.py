@@ -23,7 +23,7 @@ from typing import Any
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.encryption import load_keys
-from asrserver.errors import DecryptionError, Unavailable
+from asrserver.errors import DecryptionError, MissingKey, Unavailable
 from asrserver.gateway import archive_files
 from asrserver.gateway.archive_parts import PartWriter
 from asrserver.protocol.options import Options
@@ -38,7 +38,7 @@ MAX_WAITING_BYTES = 32 * 2**20
 #: Seconds without a write after which the parts of a session that is not open were left by a dead gateway.
 ABANDONED_SECONDS = 60.0
 
-#: Seconds after which parts that cannot be assembled, or whose session is not stored, are removed.
+#: Seconds after which parts that cannot be assembled with all keys there, or whose session is not stored, are removed.
 HOPELESS_SECONDS = 86400.0
 
 #: Seconds that the disk may take for a request.
@@ -115,7 +115,7 @@ class Recordings:
             if not over:
                 self._lost.discard(sid)
 
-    async def assemble(self, sid: str, chunks: int | None = None) -> None:
+    async def assemble(self, sid: str, chunks: int | None = None) -> bool:
         """Make the recording of a session that is over and stored.
 
         Where that is not possible now, because a part is still being written or PostgreSQL is away, `tidy` does it.
@@ -124,29 +124,33 @@ class Recordings:
             sid: The id of the session.
             chunks: The number of its chunks; with fewer in the parts, nothing is made yet.
 
+        Returns:
+            Whether all keys are there that its parts need; without one, they stay until it is.
+
         Raises:
             StorageError: PostgreSQL cannot be asked.
             Unavailable: The disk does not answer.
         """
         if self._directory is None:
-            return
+            return True
         await self._wait_for_writes()
         if sid in self._lost:
             self._lost.discard(sid)
             await self._in_pool(archive_files.remove, sid)
-            return
+            return True
         try:
             made = await self._in_pool(archive_files.assemble, sid, self._settings.save_audio_as, chunks, self._keys)
         except (OSError, ValueError, DecryptionError) as exc:
             log.error("session=%s the recording cannot be assembled yet: %s", sid, exc)
-            return
+            return not isinstance(exc, MissingKey)
         if made is None:
-            return
+            return True
         if await self._storage.set_audio(sid, made.path, made.size):
             await self._in_pool(archive_files.remove, sid, True)
             log.info("session=%s recorded chunks=%d bytes=%d file=%s", sid, made.chunks, made.size, made.path)
         elif await self._storage.known(sid):  # it was deleted meanwhile
             await self._in_pool(archive_files.remove, sid)
+        return True
 
     async def delete(self, sid: str) -> None:
         """Remove the recording of the session and its parts; of an open session, also what is written until its end."""
@@ -178,8 +182,7 @@ class Recordings:
             return
         left = await self._in_pool(archive_files.abandoned, ABANDONED_SECONDS, TIDY_BATCH)
         for sid in set(left) - await self._broker.open_sessions(left) - self._files.keys():
-            await self.assemble(sid)
-            if left[sid] > HOPELESS_SECONDS:
+            if await self.assemble(sid) and left[sid] > HOPELESS_SECONDS:
                 await self._in_pool(archive_files.remove, sid, True)
         settings = self._settings
         expired = await self._storage.expired_audio(settings.audio_keep_days, settings.audio_keep_per_user, TIDY_BATCH)

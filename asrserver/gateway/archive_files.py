@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import random
 import re
 import stat
 import time
@@ -198,7 +199,8 @@ def abandoned(directory: Path, age: float, most: int) -> dict[str, float]:
         The ids of up to `most` sessions, with the seconds since the last write.
     """
     found: dict[str, float] = {}
-    for path in sorted((directory / INCOMING).glob("*.part")):
+    paths = list((directory / INCOMING).glob("*.part"))
+    for path in random.sample(paths, len(paths)):  # many that wait for a key must not keep out the others
         with suppress(OSError, ValueError, KeyError, TypeError), path.open("rb") as file:
             since = time.time() - os.fstat(file.fileno()).st_mtime
             if since > age and len(found) < most:
@@ -276,7 +278,7 @@ def locked(directory: Path, name: str = ".lock", wait: bool = True) -> Iterator[
     """Exclude all other gateways, so that no part is removed while it is read; with another name, those that use it.
 
     Raises:
-        BlockingIOError: Another one has the lock, and not to `wait` was asked for.
+        BlockingIOError: Another one has the lock, and `wait` is false.
         OSError: The file of the lock cannot be opened.
     """
     lock = os.open(directory / INCOMING / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -34,7 +34,7 @@ RECORD = struct.Struct("<QI")
 COPY_BYTES = 1 << 20
 
 #: Bytes of the first line at most.
-_MAX_LINE = 1 << 16
+MAX_LINE = 1 << 16
 
 
 class PartWriter:
@@ -120,6 +120,8 @@ class Chunk:
         Raises:
             DecryptionError: They were changed.
         """
+        if offset >= self.size > 0:  # what follows a whole last block is the next record
+            return b""
         size = max(0, self.size - offset if most is None else min(most, self.size - offset))
         if self.blocks is None:
             self.file.seek(self.offset + offset)
@@ -163,7 +165,7 @@ class Source:
             for path in parts:
                 file = path.open("rb")
                 self._files.append(file)
-                line = file.readline(_MAX_LINE)
+                line = file.readline(MAX_LINE)
                 if line.endswith(b"\n"):
                     header = json.loads(line)
                     self.header = self.header or header
@@ -183,7 +185,7 @@ class Source:
 
 def session_of(file: BinaryIO) -> str:
     """The id of the session that a part is of; raises ValueError, KeyError or TypeError if it does not say so."""
-    sid: str = json.loads(file.readline(_MAX_LINE))["sid"]
+    sid: str = json.loads(file.readline(MAX_LINE))["sid"]
     return sid
 
 

@@ -16,7 +16,7 @@ from asrserver.encryption import is_encrypted
 from asrserver.encryption.header import key_of
 from asrserver.encryption.keys import Keyring
 from asrserver.gateway import archive_files
-from asrserver.gateway.archive_parts import COPY_BYTES
+from asrserver.gateway.archive_parts import COPY_BYTES, MAX_LINE
 
 
 def recordings(directory: Path) -> Iterator[Path]:
@@ -27,14 +27,23 @@ def recordings(directory: Path) -> Iterator[Path]:
             yield path
 
 
+def parts(directory: Path) -> Iterator[Path]:
+    """The paths of all parts: what gateways write of sessions that are open, or left of others."""
+    for path in directory.glob(f"{archive_files.INCOMING}/*.part"):
+        if not path.is_symlink() and path.is_file():
+            yield path
+
+
 def needed_key(path: Path) -> str:
-    """The public half of the key that a recording needs; empty: it is not encrypted.
+    """The public half of the key that a recording or a part needs; empty: it is not encrypted.
 
     Raises:
         DecryptionError: It is encrypted, and not by this program.
         OSError: It cannot be read.
     """
     with path.open("rb") as file:
+        if path.suffix == ".part":
+            file.readline(MAX_LINE)
         return key_of(file) if is_encrypted(file) else ""
 
 

@@ -21,7 +21,7 @@ from asrserver.cli.recordings import recordings
 from asrserver.encryption import MAGIC
 from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.gateway import archive_files
-from asrserver.gateway.archive_parts import Source
+from asrserver.gateway.archive_parts import PartWriter, Source
 from tests.gateway.recording import files
 from tests.program import System, cli
 from tests.recordings import Utterance
@@ -140,7 +140,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     done = run("keys", *options)
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()[1:]}
     assert rows[other.public][:2] == ["MISSING", "1"]
-    assert rows["-"] == ["not", "encrypted", "1", "5"]
+    assert rows["-"] == ["not", "encrypted", "1", "0", "5"]
     assert (done.exit_code, done.stderr) == (1, f"{directory}/ab/five.wav: its header is damaged\n")
     done = run("decrypt", *options)
     assert (done.exit_code, done.stdout) == (1, "1 recordings decrypted, 1 left as they are, 3 failed\n")
@@ -223,3 +223,25 @@ def test_root_acts_as_the_user_of_the_gateways(tmp_path: Path) -> None:
         (directory / "incoming").chmod(0)
         done = run("decrypt", "--save-audio", directory, "--save-audio-keys", keys)
         assert (done.exit_code, done.stderr) == (1, f"Error: {directory}/incoming/.rewrite.lock: Permission denied\n")
+
+
+def test_parts_of_open_sessions_need_keys_too(tmp_path: Path) -> None:
+    """The part of a session from before a new key has the old one, which must not look needless."""
+    keys, incoming = tmp_path / "keys", tmp_path / "audio" / "incoming"
+    incoming.mkdir(parents=True)
+    old, lost = KeyPair.generate(), KeyPair.generate()
+    keys.write_text(f"{old.secret}\n")
+    new = run("new-key", "--save-audio-keys", keys).stdout.strip()
+    for name, key in (("a", old), ("b", old), ("c", lost), ("d", None)):
+        writer = PartWriter(incoming / f"{name}.part", name, {"sid": name}, key)
+        writer.write(0, b"voice")
+        writer.close()
+    done = run("keys", "--save-audio", incoming.parent, "--save-audio-keys", keys)
+    rows = {line.split()[0]: line.split()[1:-1] for line in done.stdout.splitlines()[1:]}
+    assert rows == {
+        new: ["for", "new", "recordings", "0", "0"],
+        old.public: ["for", "older", "recordings", "0", "2"],
+        lost.public: ["MISSING", "0", "1"],
+        "-": ["not", "encrypted", "0", "1"],
+    }
+    assert done.exit_code == 1

@@ -19,9 +19,9 @@ from asrserver.config import Settings
 from asrserver.encryption import BLOCK, MAGIC, TAG
 from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.errors import DecryptionError, SettingError
-from asrserver.gateway import archive_files, archive_rewrite
+from asrserver.gateway import archive, archive_files, archive_rewrite
 from asrserver.gateway import gateway as gateway_module
-from asrserver.gateway.archive_parts import RECORD, PartWriter
+from asrserver.gateway.archive_parts import RECORD, PartWriter, Source
 from asrserver.gateway.gateway import Gateway
 from asrserver.protocol.options import Resume
 from tests.audio.signals import encode
@@ -265,6 +265,18 @@ def test_links_are_not_followed(directory: Path, keys: Keyring, tmp_path: Path) 
     assert {file.read_bytes() for file in outside.iterdir()} == {b"outside"}
 
 
+def test_nothing_is_read_behind_the_end_of_a_chunk(directory: Path, keys: Keyring) -> None:
+    """Also where its last block is a whole one, which another record follows."""
+    for size in (BLOCK, 2 * BLOCK, 1000):
+        path = part(directory, "one", {0: os.urandom(size), 1: b"next"}, keys)
+        source = Source([path], archive_files.name_of("s"), keys)
+        first = source.chunks[0]
+        assert [first.read(size), first.read(size + 1), first.read(size, 9)] == [b""] * 3
+        assert len(first.read(size - 1)) == 1
+        source.close()
+        path.unlink()
+
+
 # -- gateways
 
 gen_test = pytest.mark.gen_test(timeout=60)
@@ -401,3 +413,32 @@ async def test_keys_change_while_gateways_run(
             assert await asyncio.to_thread(file.read) == wav(b"".join(pieces))
     finally:
         await other.close()
+
+
+@gen_test
+async def test_what_lacks_its_key_waits_for_it(
+    gateway: Gateway, worker: FakeWorker, directory: Path, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is damaged is removed after a day; a key may have been taken out of the file by mistake."""
+    await whole(gateway, worker, "s", [tone(1)])
+    await gateway.storage.forget_audio(["s"])
+    keys, text = Keyring(str(keys_file)), await asyncio.to_thread(keys_file.read_text)
+    waiting = part(directory, "dead", {0: tone(2)}, keys)
+    damaged = part(directory, "dead", {0: tone(2)}, keys, sid="damaged")
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1] + bytes((content[-1] ^ 1,)))
+    monkeypatch.setattr(archive, "ABANDONED_SECONDS", -1)
+    monkeypatch.setattr(archive, "HOPELESS_SECONDS", -1)
+
+    await asyncio.to_thread(keys_file.write_text, KeyPair.generate().secret)
+    await asyncio.to_thread(gateway.recordings.reread_keys)
+    await until(lambda: cast(Keyring, gateway.recordings._keys).public != keys.public)
+    await gateway._tidy()
+    assert await path_of(gateway, "s") is None
+    assert waiting.exists()
+    await asyncio.to_thread(keys_file.write_text, text)
+    await asyncio.to_thread(gateway.recordings.reread_keys)
+    await until(lambda: cast(Keyring, gateway.recordings._keys).public == keys.public)
+    await gateway._tidy()
+    assert await path_of(gateway, "s") is not None
+    assert (waiting.exists(), damaged.exists()) == (False, False)
