@@ -8,7 +8,6 @@ guesses are, so the slow, salted hashes that protect passwords would add nothing
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import ipaddress
@@ -16,7 +15,6 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +25,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from asrserver.errors import Refused, SettingError
+from asrserver.process.replaced_file import changing, replace_file
 
 if TYPE_CHECKING:
     import ssl
@@ -411,34 +410,13 @@ class KeysFile:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Key]]:
         """Yield the keys for modification, then replace the file atomically: no reader sees half of it."""
-        lock = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # two commands at once must not lose each other's change
-            keys = self.read() if self.path.exists() else []
+        with changing(self.path) as path:
+            keys = self.read() if path.exists() else []
             before = list(keys)
             yield keys
             if keys != before:
-                self._write(keys)
-        finally:
-            os.close(lock)
-
-    def _write(self, keys: list[Key]) -> None:
-        text = orjson.dumps({"keys": [asdict(key) for key in keys]}, option=orjson.OPT_INDENT_2)
-        handle, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=self.path.name)  # with mode 0600
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            if self.path.exists():  # who may read the file, such as the server's user, still may
-                stat = self.path.stat()
-                os.chmod(temporary, stat.st_mode & 0o777)
-                if os.geteuid() == 0:
-                    os.chown(temporary, stat.st_uid, stat.st_gid)
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+                text = orjson.dumps({"keys": [asdict(key) for key in keys]}, option=orjson.OPT_INDENT_2)
+                replace_file(path, text + b"\n")
 
 
 def _key(entry: dict[str, Any]) -> Key:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,36 +52,15 @@ def new_key(keys_file: str) -> None:
 
     The others stay, for recordings that need them. The file is made if it is missing, readable by its owner only.
     """
-    from asrserver.encryption.keys import KeyPair
+    from asrserver.encryption.keys import add_key
 
-    path = Path(keys_file)
-    if path.exists():
-        _keyring(keys_file)
-    key = KeyPair.generate()
-    text = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.public}\n{key.secret}\n"
     try:
-        _put_first(path, text.encode())
+        key = add_key(keys_file)
     except OSError as exc:
-        raise click.ClickException(f"{path}: {exc.strerror}") from None
+        raise click.ClickException(f"{keys_file}: {exc.strerror}") from None
+    except SettingError as exc:
+        raise click.ClickException(str(exc)) from None
     click.echo(key.public)
-
-
-def _put_first(path: Path, text: bytes) -> None:
-    """Write text before what is in a file, which nobody ever sees half written."""
-    before = path.stat() if path.exists() else None
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:  # of mode 0600
-        try:
-            file.write(text + (b"\n" + path.read_bytes() if before else b""))
-            file.flush()
-            os.fsync(file.fileno())
-            if before:
-                os.fchmod(file.fileno(), before.st_mode & 0o777)
-                if os.geteuid() == 0:
-                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
 
 
 @recordings.command("keys")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from asrserver.errors import SettingError
+from asrserver.process.replaced_file import changing, replace_file
 from asrserver.process.watched_file import WatchedFile
 
 #: Bytes of a file of keys at most.
@@ -75,17 +78,7 @@ class Keyring:
         """
         if (text := self._file.read_changed()) is None:
             return False
-        keys: dict[str, KeyPair] = {}
-        for number, line in enumerate(text.split("\n"), 1):
-            if not (line := line.strip()) or line.startswith("#"):
-                continue
-            try:
-                key = KeyPair.parse(line)
-            except ValueError:  # without the line: it is a secret
-                raise SettingError(
-                    f"{self._file.label}: line {number} is no key of the kind AGE-SECRET-KEY-1…"
-                ) from None
-            keys.setdefault(key.public, key)
+        keys = _parse(text, self._file.label)
         if not keys:
             raise SettingError(f"{self._file.label} has no key: asrserver recordings new-key adds one")
         self._keys = keys
@@ -104,6 +97,41 @@ class Keyring:
     def find(self, public: str) -> KeyPair | None:
         """The key with this public half, if it is there."""
         return self._keys.get(public)
+
+
+def add_key(path: str, flag: str = "--save-audio-keys") -> KeyPair:
+    """Put a new key before those of a file, which is made if it is missing, readable by its owner only.
+
+    Returns:
+        The key.
+
+    Raises:
+        SettingError: The file holds what is no key.
+        OSError: It cannot be written.
+    """
+    key = KeyPair.generate()
+    added = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.public}\n{key.secret}\n"
+    with changing(Path(path)) as real:
+        file = WatchedFile(flag, path if real.exists() else "", MAX_FILE)
+        text = file.read_changed() or ""
+        if not _parse(text, file.label) and real.exists():
+            real.chmod(real.stat().st_mode & 0o770)  # it was no secret before
+        replace_file(real, (f"{added}\n{text}" if text else added).encode())
+    return key
+
+
+def _parse(text: str, label: str) -> dict[str, KeyPair]:
+    """The keys of a file by their public halves; raises SettingError for a line that is none."""
+    keys: dict[str, KeyPair] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not (line := line.strip()) or line.startswith("#"):
+            continue
+        try:
+            key = KeyPair.parse(line)
+        except ValueError:  # without the line: it is a secret
+            raise SettingError(f"{label}: line {number} is no key of the kind AGE-SECRET-KEY-1…") from None
+        keys.setdefault(key.public, key)
+    return keys
 
 
 # -- text ------------------------------------------------------------------------------------------------------------

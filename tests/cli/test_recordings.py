@@ -10,6 +10,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyrage
 import pytest
 from click.testing import CliRunner, Result
 
+from asrserver.auth import KeyLimits, KeysFile
 from asrserver.cli.recordings import recordings
 from asrserver.encryption import MAGIC
 from asrserver.encryption.keys import KeyPair, Keyring
@@ -245,3 +247,43 @@ def test_parts_of_open_sessions_need_keys_too(tmp_path: Path) -> None:
         "-": ["not", "encrypted", "0", "1"],
     }
     assert done.exit_code == 1
+
+
+@pytest.mark.parametrize("content", ["", "# keys of recordings\n", "\ufeff# made by an editor\n"])
+def test_a_file_without_keys_gets_its_first_one(tmp_path: Path, content: str) -> None:
+    """Of a file that held no secret, whoever could read it cannot any more, but for its group."""
+    path = tmp_path / "keys"
+    path.write_text(content)
+    path.chmod(0o644)
+    done = run("new-key", "--save-audio-keys", path)
+    assert (done.exit_code, Keyring(str(path)).public) == (0, [done.stdout.strip()]), done.stderr
+    assert path.read_text().endswith(content.lstrip("\ufeff"))
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_key_is_put_into_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    """With what is there, also from an editor that begins files with a byte order mark."""
+    real, path, old = tmp_path / "there" / "real", tmp_path / "keys", KeyPair.generate()
+    real.parent.mkdir()
+    real.write_text(f"\ufeff{old.secret}\r\n")
+    real.chmod(0o604)
+    path.symlink_to(real)
+    done = run("new-key", "--save-audio-keys", path)
+    assert (done.exit_code, Keyring(str(path)).public) == (0, [done.stdout.strip(), old.public]), done.stderr
+    assert (path.is_symlink(), real.stat().st_mode & 0o777) == (True, 0o604)
+    assert [file.name for file in real.parent.iterdir()] == ["real"]
+    (tmp_path / "keys.json").symlink_to(real.parent / "api.json")
+    KeysFile(str(tmp_path / "keys.json")).create("one", KeyLimits(), False)
+    assert len(KeysFile(str(real.parent / "api.json")).read()) == 1
+
+
+def test_keys_that_are_made_at_once_are_all_there(tmp_path: Path) -> None:
+    """Both kinds of files: of recordings, and of the API."""
+    path, api = tmp_path / "keys", KeysFile(str(tmp_path / "keys.json"))
+    make = recordings.commands["new-key"].callback
+    assert make is not None
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, [str(path)] * 24))
+        ids = list(pool.map(lambda number: api.create("one", KeyLimits(), False)[0].id, range(24)))
+    assert len(Keyring(str(path)).public) == 24
+    assert sorted(key.id for key in api.read()) == sorted(ids)
