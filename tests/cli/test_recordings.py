@@ -222,6 +222,9 @@ def test_root_acts_as_the_user_of_the_gateways(tmp_path: Path) -> None:
         assert os.geteuid() == os.getegid() == 0
         found = {path.name: (path.lstat().st_uid, path.lstat().st_gid) for path in directory.rglob("*")}
         assert found == dict.fromkeys(("ab", "one.wav", "incoming", ".lock", ".rewrite.lock"), (user, user))
+        shutil.rmtree(directory / "incoming")
+        done = run("decrypt", "--save-audio", directory, "--save-audio-keys", keys)
+        assert (done.exit_code, (directory / "incoming").stat().st_uid) == (0, user), done.stderr
         (directory / "incoming").chmod(0)
         done = run("decrypt", "--save-audio", directory, "--save-audio-keys", keys)
         assert (done.exit_code, done.stderr) == (1, f"Error: {directory}/incoming/.rewrite.lock: Permission denied\n")
