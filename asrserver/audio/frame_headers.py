@@ -87,27 +87,34 @@ def container(data: bytes) -> str | None:
     what was recorded of a broadcast: then there must be several.
     """
     data = data.ljust(ADTS_HEADER, b"\xff")
+    broken: set[int] = set()
     for found in _SYNC.finditer(data):
         at = found.start()
-        kind, frames = _chain(data, at)
+        kind, frames = _chain(data, at, broken)
         if frames >= (_PROOF if at else 1):
             return kind
     return None
 
 
-def _chain(data: bytes, at: int) -> tuple[str, int]:
-    """(kind, number) of the frames from an offset to the end of the bytes, or to a tag; 0 if anything else follows."""
+def _chain(data: bytes, at: int, broken: set[int]) -> tuple[str, int]:
+    """(kind, number) of the frames from an offset to the end of the bytes, or to a tag; 0 if anything else follows.
+
+    `broken` are offsets of frames after which something else follows. Those found are added: none is read twice.
+    """
     adts = data[at + 1] & 0xF6 == 0xF0
     size = ADTS_HEADER if adts else MPEG_HEADER
     kind, first, count = "", b"", 0
+    frames: list[int] = []
     while at + size <= len(data):
         head = data[at : at + size]
         if count and head.startswith(_TAGS):
             break
         length = adts_length(head) if adts else mpeg_length(head)
         signature = adts_signature(head) if adts else mpeg_signature(head)
-        if not length or (count and signature != first):
+        if not length or (count and signature != first) or at in broken:
+            broken.update(frames)
             return "", 0
+        frames.append(at)
         kind = "aac" if adts else "mp3" if mpeg_layer(head) == 3 else "mp2"
         first, count, at = signature, count + 1, at + length
     return kind, count

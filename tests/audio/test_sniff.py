@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asrserver.audio import sniff
+from asrserver.audio import frame_headers, sniff
 from asrserver.errors import AudioError
 from tests.audio import streams
 
@@ -75,3 +75,23 @@ def test_audio_that_is_not_decoded(data: bytes) -> None:
 )
 def test_what_may_be_audio(data: bytes) -> None:
     sniff.reject_non_audio(data)
+
+
+@pytest.mark.parametrize("long", [8, 2000], ids=["one after the other", "all to one"])
+def test_no_frame_is_read_again_and_again(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is looked for in event loops: where many frames are in front of something else, each is read a few times."""
+
+    def frame(size: int) -> bytes:
+        return bytes((0xFF, 0xF1, 0x50, 0x80 | size >> 11, size >> 3 & 0xFF, (size & 7) << 5, 0xFC, 0))
+
+    count, read = 0, frame_headers.adts_length
+
+    def counted(head: bytes) -> int:
+        nonlocal count
+        count += 1
+        return read(head)
+
+    monkeypatch.setattr(frame_headers, "adts_length", counted)
+    data = b"".join(frame(8 if at >= long else long - at) for at in range(0, 4088, 8)) + bytes(8)
+    assert frame_headers.container(data) is None
+    assert count < 2000
