@@ -76,6 +76,25 @@ def webm(head: bytes) -> bytes:
     return b"\x1aE\xdf\xa3\x80\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff" + head
 
 
+def track_tables() -> bytes:
+    """Indexes of 64 tracks that claim half a million samples each, of which only the first can be decoded."""
+    head = fragmented()
+    at = head.index(b"stsd") - 4
+    entry = head[at : at + int.from_bytes(head[at : at + 4], "big")]
+    count = 500_000
+    stbl = entry + box(b"stsc", struct.pack(">5I", 0, 1, 1, count, 1)) + box(b"stsz", struct.pack(">III", 0, 1, count))
+    stbl += box(b"stco", struct.pack(">III", 0, 1, 0)) + box(b"stts", struct.pack(">4I", 0, 1, count, 1))
+    mdhd = box(b"mdhd", struct.pack(">6I", 0, 0, 0, 16000, 0, 0))
+    mdia = box(b"mdia", mdhd + box(b"hdlr", bytes(8) + b"soun" + bytes(13)) + box(b"minf", box(b"stbl", stbl)))
+    repeated = struct.pack(">II", 0, 2) + struct.pack(">IiI", 1, 1000, 0x10000) * 2
+    traks = [
+        box(b"trak", box(b"tkhd", struct.pack(">6I", 1, 0, 0, number, 0, 0)) + edits + mdia)
+        for number, edits in enumerate([b""] + [box(b"edts", box(b"elst", repeated))] * 63, 1)
+    ]
+    ftyp, mvhd = box(b"ftyp", b"isom" + bytes(4)), box(b"mvhd", struct.pack(">6I", 0, 0, 0, 1, 0, 0))
+    return (ftyp + box(b"moov", mvhd + b"".join(traks))) * 8
+
+
 def tracks() -> bytes:
     """A list of tracks of 1 MiB that consists of empty elements."""
     return webm(element(0x1654AE6B, b"\xae\x80" * ((1 << 19) - 20)))
@@ -161,6 +180,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many_runs": (many_runs, "mp4"),
     "many_boxes": (many_boxes, "mp4"),
     "sample_table": (sample_table, "mp4"),
+    "track_tables": (track_tables, "mp4"),
     "tracks": (tracks, "matroska"),
     "one_track": (one_track, "matroska"),
     "voids": (voids, "matroska"),

@@ -31,8 +31,8 @@ MAX_SKIP_BYTES = 64 << 20
 #: Most bytes before the first audio of a recording: a picture and an index have a few million.
 MAX_SILENT_BYTES = 32 << 20
 
-#: Steps in a row that a demuxer may take without an item. The elements before a recording are a few hundred; bytes made
-#: to cost time hold an element, or what may be one, every two bytes.
+#: Steps in a row that a demuxer may take without a packet. The elements before a recording are a few hundred; bytes
+#: made to cost time hold an element, or what may be one, every two bytes.
 MAX_IDLE_STEPS = 20_000
 
 
@@ -115,7 +115,7 @@ class Demuxer(ABC):
         self._lost = False  # after damage, until the next place where it can continue
         self._refused = False  # the open recording is skipped as a whole
         self._ended = False
-        self._idle = 0  # steps since the last item
+        self._idle = 0  # steps since the last packet
         self._spent = 0  # times that these were too many
         self._heard = 0  # position after the last packet
 
@@ -166,10 +166,11 @@ class Demuxer(ABC):
             before = self.offset
             item = self._next()
             if item is not None:
-                self._idle = self._spent = 0
                 self._heard = self.offset
                 if isinstance(item, Track):
                     self._refused = False
+                else:
+                    self._idle = self._spent = 0
                 return item
             if self.offset == before:
                 break
@@ -179,7 +180,7 @@ class Demuxer(ABC):
         return None
 
     def _spend(self, steps: int) -> None:
-        """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last item."""
+        """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last packet."""
         self._idle += steps
         if self._idle > MAX_IDLE_STEPS:
             self._idle = 0
@@ -191,22 +192,24 @@ class Demuxer(ABC):
         """Demuxers of the other audio tracks, in their order, where a recording of several has just begun.
 
         Args:
-            most: Most of them.
+            most: Most of them. So many are tried, and one more, which may be the default one.
 
         Returns:
             Each continues from here. None if the container has no others, or cannot be read for several at once.
         """
         found: list[Demuxer] = []
-        for number in range(self._alternatives() if self.track is not None else 0):
-            if len(found) == most:
+        for number in range(min(self._alternatives(), most + 1) if self.track is not None else 0):
+            if len(found) == most or self._idle > MAX_IDLE_STEPS // 2:
                 break
             other = copy(self)
+            other._buffer = self._buffer.copy()
             try:
                 track = other._reopen(number)
             except AudioError:  # of a codec that is not streamed
                 continue
+            finally:
+                self._idle = max(self._idle, other._idle)
             if self.track is not None and track.number != self.track.number:
-                other._buffer = self._buffer.copy()
                 found.append(other)
         return found
 
@@ -217,7 +220,7 @@ class Demuxer(ABC):
     def _reopen(self, number: int) -> Track:
         """Become the demuxer of another audio track of the recording that has just begun.
 
-        It is a copy that shares the buffer, and everything else that is not replaced here.
+        It is a copy that shares everything but the buffer that is not replaced here.
 
         Raises:
             AudioError: The track cannot be streamed.

@@ -186,6 +186,11 @@ class Mp4(Demuxer):
             packet.skip, packet.keep = round(skip * rate), None if keep < 0 else round(keep * rate)
         return packet
 
+    def others(self, most: int) -> list[Demuxer]:
+        found = super().others(most)
+        self._moov = b""
+        return found
+
     def _alternatives(self) -> int:
         return min(self.tracks, _MAX_TRACKS)
 
@@ -227,6 +232,7 @@ class Mp4(Demuxer):
         else:
             offsets, sizes = mp4_index.table(stbl)
             ticks = mp4_index.durations(stbl, len(sizes))
+        self._spend(len(sizes) // 256)
         self._clock = _clock(mp4_index.path(trak, b"mdia", b"mdhd"))
         edits = mp4_index.edits(trak, self._clock, max(1, movie_clock))
         plan = SampleTable.of(offsets + self.start, sizes)
