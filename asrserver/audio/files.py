@@ -171,7 +171,7 @@ def _with_track(
 def _onset(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> float:
     """The seconds at which sound begins in a track; infinite if there is none."""
     at = 0.0
-    with suppress(av.FFmpegError):
+    with suppress(av.FFmpegError, ImplausibleAudio):
         for samples, rate, gap in reader.frames():
             at += gap
             if (loud := onset(samples)) is not None:

@@ -20,12 +20,17 @@ from asrserver.audio.demux.base import Demuxer, Packet, Track
 from asrserver.audio.pcm import Samples
 from asrserver.audio.recording import PIECE_SECONDS, TrackDecoder
 from asrserver.audio.selection import Selection
+from asrserver.audio.timeline import TOLERANCE
 from asrserver.errors import AudioError
 
 #: Seconds, and bytes of the container, in which sound is looked for. It is how late the first text of a stream is whose
 #: default track is silent; muted longer than that, a microphone loses against another track.
 LOOK_SECONDS = 5.0
 LOOK_BYTES = 16 << 20
+
+#: Seconds of another track for which the default one is waited for: its bytes may come later. FFmpeg's muxers hold
+#: packets of a track back for so long.
+WAIT_SECONDS = 2 * LOOK_SECONDS
 
 #: Most tracks that are looked at: screen recorders write up to six.
 LOOK_TRACKS = 6
@@ -77,6 +82,11 @@ class Candidate:
                 else:
                     self._note(exc.message, spoiled=False)
         return self.item is not None or self.rest is not None
+
+    def join(self, samples: int) -> None:
+        """Begin so many samples later than the others."""
+        self.recording.shift(samples)
+        self._quiet = self._count = samples
 
     def decode(self) -> None:
         """Decode the packet at hand, or some seconds of it: it may come after a long gap."""
@@ -136,6 +146,7 @@ class LookAhead:
     """Decodes all tracks of a recording until one is chosen.
 
     Attributes:
+        default: The decoder of the default track.
         seconds: Duration of what was looked at.
         starved: More bytes are needed to go on.
         points: Where another process can continue to look: (position in the stream in bytes, number of the sample,
@@ -151,9 +162,10 @@ class LookAhead:
         """
         self.seconds = 0.0
         self.starved = False
-        self.points: list[tuple[int, int, float | None]] = []
+        self.points: list[tuple[int, int, float]] = []
         self._candidates = candidates
         self._default = candidates[0]
+        self.default = self._default.recording
         self._begin = self._default.demuxer.offset
         self._late = late
         self._live = late  # others can continue in it
@@ -192,6 +204,12 @@ class LookAhead:
         for candidate in self._candidates[1:]:
             candidate.demuxer.end()
 
+    def discard(self) -> None:
+        """Drop what is at hand."""
+        for candidate in self._candidates:
+            candidate.demuxer.discard()
+            candidate.item = candidate.rest = None
+
     def choose(self) -> Candidate | None:
         """Decode some seconds of what is at hand; None: there is no choice yet."""
         self.starved = False
@@ -216,11 +234,16 @@ class LookAhead:
         packet = candidate.item
         if isinstance(packet, Packet) and packet.restart is not None:
             self._live = True
-            if self._late:
-                self.points.append((packet.restart, round(candidate.recording.seconds * SAMPLE_RATE), packet.time))
+            now, time = candidate.recording.expected, packet.time
+            # At a gap there is none: the sample is before it, the packet behind it.
+            if self._late and now is not None and time is not None and abs(time - now) <= TOLERANCE:
+                self.points.append((packet.restart, round(candidate.recording.seconds * SAMPLE_RATE), now))
+        if self._late and self._live and not candidate.seconds and candidate.recording.expected is None:
+            candidate.join(round(self.seconds * SAMPLE_RATE))
         candidate.decode()
         self.seconds = max(self.seconds, candidate.seconds)
-        self._late |= self.seconds >= LOOK_SECONDS or candidate.demuxer.offset - self._begin >= LOOK_BYTES
+        self._late |= self._default.seconds >= LOOK_SECONDS or self.seconds >= WAIT_SECONDS
+        self._late |= candidate.demuxer.offset - self._begin >= LOOK_BYTES
 
     def quiet(self) -> Iterator[Samples]:
         """Silence that may be returned before there is a choice: nothing that is heard will come in its place.

@@ -141,7 +141,7 @@ class TrackDecoder:
         """The recording begins with silence."""
         self._anchor += samples
         self.produced += samples
-        self._late = samples
+        self._late += samples
 
     def _resume(self, point: ResumePoint) -> None:
         self._set_rate(point.rate)
@@ -161,6 +161,11 @@ class TrackDecoder:
     def seconds(self) -> float:
         """Where in the stream the next packet begins."""
         return self._anchor / SAMPLE_RATE + (self._position / self.rate if self.rate else 0.0)
+
+    @property
+    def expected(self) -> float | None:
+        """When the next packet is expected, in seconds of the container's clock; None: unknown."""
+        return self._timeline.now
 
     @property
     def channels(self) -> int:
@@ -231,7 +236,9 @@ class TrackDecoder:
         if self._preroll:
             return 0.0  # `decode` counts it
         gap = self._timeline.gap(packet.time)
-        return gap if self.rate and self._channels else 0.0  # else it says where the clock begins
+        if gap and not self.rate:  # it was continued in a gap
+            self._delay(round(gap * SAMPLE_RATE))
+        return gap if self.rate and self._channels else 0.0
 
     def fill(self, seconds: float) -> Iterator[Samples]:
         """Put silence of `late` seconds before a packet; return what gets ready."""

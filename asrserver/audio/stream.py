@@ -175,8 +175,10 @@ class StreamDecoder:
         refused = self._refused or self._start.kind == sniff.NOT_AUDIO
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
             samples.extend(self._drain())
-            if self._looking is not None:
+        if self._looking is not None:  # what was looked at is kept, whatever is truncated
+            with suppress(AudioError):
                 samples.extend(self._chosen(self._looking.best()))
+            with suppress(AudioError):
                 samples.extend(self._drain())
         if self._silent and not refused:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
@@ -248,18 +250,30 @@ class StreamDecoder:
             yield from self._counted(looking.quiet())
             for offset, sample, time in looking.points:
                 if sample - self._points[-1].sample >= self._spacing:
-                    track, *others = looking.tracks
-                    start = self._demuxer.start
-                    self._add(
-                        ResumePoint(offset, sample, *self._identity, track, start, time=time, others=tuple(others))
-                    )
+                    self._add(self._open_point(looking, offset, sample, time))
             looking.points.clear()
             if looking.starved:
                 return True
             if looking.seconds - begun > _MAX_FEED_SECONDS:
+                looking.discard()
                 self._discard()
         yield from self._chosen(chosen)
         return False
+
+    def _open_point(self, looking: LookAhead, offset: int, sample: int, time: float) -> ResumePoint:
+        """A point where the choice of the track is open."""
+        track, *others = looking.tracks
+        return ResumePoint(
+            offset,
+            sample,
+            *self._identity,
+            track,
+            self._demuxer.start,
+            # Releases without `others` continue with the default track, and need it.
+            rate=looking.default.rate or 48000,
+            time=time,
+            others=tuple(others),
+        )
 
     def _discard(self) -> None:
         """Drop what is at hand, because it is too long; raises AudioError."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from asrserver.audio import SAMPLE_RATE, files
+from asrserver.audio import SAMPLE_RATE, files, library
+from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.look_ahead import LOOK_SECONDS
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import Selection
 from asrserver.audio.stream import StreamDecoder
+from asrserver.errors import AudioError
 from tests.audio.bombs import element
 from tests.audio.signals import encode, frequency, tone
 from tests.audio.streams import AAC, FRAGMENTS, decoded, handed_on, slices, tolerant
@@ -123,6 +127,8 @@ def test_the_choice_stays_open_while_all_are_silent(name: str, tmp_path: Path) -
         assert len(rest) == pytest.approx(len(wanted) - point.sample, abs=SAMPLE_RATE // 50)
         begun = [int(np.argmax(np.abs(samples) > 0.1)) for samples in (rest, wanted[point.sample :])]
         assert begun[0] == pytest.approx(begun[1], abs=SAMPLE_RATE // 50)
+        older = decoded(StreamDecoder.resume(replace(point, others=())), [data[point.offset :]])
+        assert len(older) == pytest.approx(len(wanted) - point.sample, abs=SAMPLE_RATE // 50)
 
 
 @pytest.mark.parametrize("name", ["mp4-index-last", "mp4-index-first", "mov-alac", "mpegts"])
@@ -199,3 +205,108 @@ def test_a_gap_is_not_looked_through(tmp_path: Path) -> None:
     pieces = [*decoder.pieces(data), decoder.flush()]
     assert max(len(piece) for piece in pieces) <= 11 * SAMPLE_RATE
     assert sum(len(piece) for piece in pieces) == pytest.approx(1800 * SAMPLE_RATE, abs=SAMPLE_RATE)
+
+
+def begins(samples: Samples) -> float:
+    """The second at which sound begins."""
+    return float(np.argmax(np.abs(samples) > 0.1)) / SAMPLE_RATE
+
+
+def copied(encoded: Sequence[tuple[bytes, float]], arguments: str, folder: Path) -> bytes:
+    """A file of tracks, each with the seconds by which it begins later: FFmpeg's encoders wait for each other."""
+    inputs, maps = [], []
+    for number, (data, offset) in enumerate(encoded):
+        path = folder / f"{number}.mka"
+        path.write_bytes(data)
+        inputs += ["-itsoffset", str(offset), "-i", str(path)]
+        maps += ["-map", f"{number}:a"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *inputs, *maps, "-c", "copy", *arguments.split()]
+    subprocess.run([*command, str(folder / "copy")], check=True)
+    return (folder / "copy").read_bytes()
+
+
+LIVE = {
+    "webm": ("-c:a libopus -f matroska", "-f webm -live 1", "matroska"),
+    "mp4": (f"{AAC} -f matroska", f"{FRAGMENTS} -frag_duration 300000 -f mp4", "mp4"),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("both", [True, False])
+def test_a_gap_while_the_choice_is_open(name: str, both: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it is continued, before the gap, in it, or behind it, what follows is heard at its time."""
+    monkeypatch.setattr("asrserver.audio.stream._POINT_SPACING", 1)
+    codec, arguments, kind = LIVE[name]
+    gap = f"-af asetpts=PTS+gte(T\\,8)*4/TB {codec}"
+    other = encode(np.concatenate([silence(9), tone(3)]), gap)
+    default = encode(silence(12), gap) if both else encode(silence(16), codec)
+    data = copied([(default, 0), (other, 0)], arguments, tmp_path)
+    decoder, points = StreamDecoder(kind), {}
+    found = []
+    for piece in slices(data, 1, len(data) // 60):
+        found.append(decoder.feed(piece))
+        for sample in range(0, decoder.position, SAMPLE_RATE // 100):
+            point = handed_on(decoder.resume_point(sample))
+            points[point.offset] = point
+    assert begins(np.concatenate([*found, decoder.flush()])) == pytest.approx(13, abs=0.1)
+    near = [point for point in points.values() if point.others and 7.5 < point.sample / SAMPLE_RATE < 12.5]
+    assert len(near) >= 3
+    for point in near[:: 1 + len(near) // 80]:
+        rest = decoded(StreamDecoder.resume(point), slices(data[point.offset :], 2, 3000))
+        assert point.sample / SAMPLE_RATE + begins(rest) == pytest.approx(13, abs=0.1)
+
+
+def test_a_track_that_joins_late(tmp_path: Path) -> None:
+    """As that of a participant who is unmuted after a while."""
+    codec, arguments, kind = LIVE["webm"]
+    data = copied([(encode(silence(20), codec), 0), (encode(tone(6), codec), 12)], arguments, tmp_path)
+    for cut in ([data], slices(data, 1, 1000)):
+        found = decoded(StreamDecoder(kind), cut)
+        assert begins(found) == pytest.approx(12, abs=0.1)
+        assert len(found) / SAMPLE_RATE == pytest.approx(18, abs=0.1)
+
+
+def test_a_default_track_behind_another_in_the_bytes(tmp_path: Path) -> None:
+    """Fragments of six seconds, each with the other track first."""
+    arguments = f"-disposition:a:0 0 -disposition:a:1 default {AAC} {FRAGMENTS} -frag_duration 6000000 -f mp4"
+    data = tracks([np.float32(0.5) * tone(12), tone(12)], arguments, tmp_path)
+    np.testing.assert_array_equal(decoded(StreamDecoder("mp4"), slices(data, 1, 4000)), named(data, "mp4", 1))
+
+
+def test_a_feed_of_two_silent_tracks_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are dropped: silence takes a few bytes."""
+    monkeypatch.setattr("asrserver.audio.stream._MAX_FEED_SECONDS", 60)
+    data = tracks([silence(1), silence(1)], WEBM[0], tmp_path)
+    blocks = b"".join(element(0xA3, bytes((track, 0, 0, 0x80, 0xFF, 6)) + b"\xff\xfe" * 6) for track in (0x81, 0x82))
+    data = data[: data.index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff" + blocks * 2000
+    decoder = StreamDecoder(WEBM[1])
+    with pytest.raises(AudioError) as caught:
+        decoder.feed(data)
+    assert caught.value.code == "utterance_too_long"
+    decoder.flush()
+    assert decoder.position < 80 * SAMPLE_RATE
+
+
+def test_what_was_looked_at_survives_an_error_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tracks([silence(3), tone(3)], WEBM[0], tmp_path)
+    decoder = StreamDecoder(WEBM[1])
+    assert not len(decoder.feed(data))
+    whole = decoder._drain
+
+    def fault() -> Iterator[Samples]:
+        monkeypatch.setattr(decoder, "_drain", whole)
+        raise AudioError("utterance_too_long", "too long")
+
+    monkeypatch.setattr(decoder, "_drain", fault)
+    assert frequency(decoder.flush()) == pytest.approx(440, abs=2)
+
+
+def test_a_default_track_that_the_library_refuses() -> None:
+    """It has no sound: another track is chosen."""
+
+    class Reader:
+        def frames(self) -> Iterator[tuple[Samples, int, float]]:
+            yield silence(1), SAMPLE_RATE, 0.0
+            raise ImplausibleAudio("its rate cannot be true")
+
+    assert files._onset(cast(library.Reader, Reader()), 60, lambda: None) == float("inf")
