@@ -109,7 +109,9 @@ class Admission:
             return
         what = setting.removeprefix("max_")
         message = f"{held} {what} are of this API key; the {free} that are free are left to others ({setting}={most})"
-        raise Refused(429, f"too_many_{what}", message, retry_after=RETRY_AFTER)
+        if setting == "max_connections":
+            raise Refused(429, "too_many_connections", message, retry_after=RETRY_AFTER)
+        raise Refused(429, "too_many_sessions", message, retry_after=RETRY_AFTER)
 
     # -- sessions ------------------------------------------------------------------------------------------------
 

@@ -170,7 +170,7 @@ class Export:
                 self._exporter.drop(left, "not_sent", "this process ends")
 
 
-def fail(span: Span, error: str) -> None:
+def mark_failed(span: Span, error: str) -> None:
     """Mark a span as failed, with an error code."""
     span.set_status(StatusCode.ERROR, error)
     span.set_attribute("error.type", error)

@@ -395,7 +395,7 @@ class WorkTrace:
         if not span.get_span_context().trace_flags.sampled:
             return None
         if error:
-            _fail(span, error)
+            _mark_failed(span, error)
         return ResultTrace(span, cause)
 
     def _of(self, entry: AudioEntry, began: float) -> _Cause:
@@ -432,7 +432,7 @@ class ResultTrace:
         """The result is published; or it is not, because another worker owns the session or Redis is away."""
         self._add("result.publish", self._began, time.time(), "PRODUCER", operation="send")
         if not accepted:
-            _fail(self._span, "not_published")
+            _mark_failed(self._span, "not_published")
         self._span.end()
 
     def _add(
@@ -454,10 +454,10 @@ def _note(name: str, parent: str, began: float, ended: float, kind: str, attribu
     _start(name, parent, min(began, ended), kind, attributes).end(int(ended * 1e9))
 
 
-def _fail(span: Span, error: str) -> None:
+def _mark_failed(span: Span, error: str) -> None:
     from asrserver.telemetry import otlp
 
-    otlp.fail(span, error)
+    otlp.mark_failed(span, error)
 
 
 def _traceparent(span: Span) -> str:

@@ -25,6 +25,7 @@ PHRASES = {"bad_request", "not_found", "method_not_allowed", "internal_server_er
 #: Codes that stand elsewhere than in such a call.
 STANDING = {
     "asrserver/broker/gateway_side.py": {code for code, _ in _NOT_APPENDED.values()},
+    "asrserver/errors.py": {"recording_unreadable"},  # in a class of its own
     "asrserver/handlers/connection.py": {"session_detached"},  # for chunks of a session that was lost
 }
 
