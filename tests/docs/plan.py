@@ -98,6 +98,7 @@ ELSEWHERE: dict[str, dict[str, str]] = {
         "transcribe.mjs FILE": "tests/system/test_guides.py::test_the_node_examples",
         "// … | node live.mjs": "tests/system/test_guides.py::test_the_node_examples",
     },
+    "docs/run/monitoring.md": {"--traces on": "tests/system/test_traces.py::test_a_session_is_one_trace"},
     "docs/reference/websocket.md": {"| node raw.mjs": "tests/system/test_guides.py::test_the_node_examples"},
     "docs/run/several-machines.md": {"asrserver drain": "tests/system/test_drain.py::test_live_streams_are_moved"},
     "docs/guides/other-clients.md": {"whisper_live": "tests/clients/test_clients.py::test_a_text"},
