@@ -101,9 +101,9 @@ async def run(options: Options, utterances: Sequence[Utterance]) -> Run:
         await _run(made, cluster, utterances)
     finally:
         await cluster.close()
-        made.seconds = time.monotonic() - began
-        if not options.keep and made.account.is_clean and not made.tracebacks:
-            cluster.remove()
+    made.seconds = time.monotonic() - began
+    if not options.keep and made.account.is_clean and not made.tracebacks:
+        cluster.remove()
     return made
 
 
