@@ -32,10 +32,10 @@ test: .venv/test ## run all checks and all tests except the slow ones
 
 # The two halves of the tests, side by side: most of the time both wait.
 tests-inside: .venv/test
-	$(BIN)/python -m pytest -m 'not slow and not system'
+	$(BIN)/python -m pytest -m 'not slow' --ignore tests/system --ignore tests/faults --ignore tests/cli
 
 tests-of-program: .venv/test
-	$(BIN)/python -m pytest -m 'not slow and system'
+	$(BIN)/python -m pytest -m 'not slow' tests/system tests/faults tests/cli
 
 coverage: .venv/test ## run the same tests, and list the lines that none of them reaches (takes half as long again)
 	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report term-missing

@@ -91,7 +91,10 @@ class Talk:
             self.segments.append(event)
         elif kind == "final_result":
             self.finals.append(event)
-        elif kind in ("chunk_result", "error") and isinstance(index, int) and index < len(self.chunks):
+        elif (
+            kind in ("chunk_result", "error") and isinstance(index, int) and index < len(self.chunks) and "seq" in event
+        ):
+            # What has no number is a refusal: the chunk was not taken, for want of room in Redis, and is not answered.
             self.chunks[index].answers.append((time.monotonic(), event))
 
 

@@ -154,3 +154,18 @@ def test_the_account_of_what_is_right() -> None:
     check_sessions(account, book, {"s": rows})
     assert account.is_clean, account.problems
     assert account.counts["sessions lost when Redis was emptied"] == 1
+
+
+def test_a_chunk_that_was_refused_has_no_answer() -> None:
+    """It was not taken, for want of room: neither its text nor a result is missing. But the session is not done."""
+    book, account = Book(), Account()
+    made, rows = talk(book, ["one"])
+    made.send("two")
+    made.got({"type": "error", "code": "overloaded", "chunk_index": 1})
+    check_sessions(account, book, {"s": rows})
+    assert dict(account.wrong) == {"lost": 1}, account.problems
+    account = Account()
+    made.finals[0]["status"] = "interrupted"
+    rows.session = ("interrupted", "one", 1, 1.0)
+    check_sessions(account, book, {"s": rows})
+    assert account.is_clean, account.problems
