@@ -14,7 +14,31 @@ from asrserver.errors import DecryptionError
 _SEALED = BLOCK + TAG
 
 
-class EncryptedWriter(io.RawIOBase):
+class _Positioned(io.RawIOBase):
+    """What reading and writing share: the file, which is closed with this one, and the position in what it holds."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self._file = file
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def _target(self, offset: int, whence: int, size: int) -> int:
+        """The position that `seek` names."""
+        return offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: size}[whence]
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class EncryptedWriter(_Positioned):
     """Encrypts a file while it is written.
 
     The first block is kept until the end, so that a header in it can be written again when the rest is known, as that
@@ -28,13 +52,11 @@ class EncryptedWriter(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, key: KeyPair, kind: str, name: str) -> None:
-        super().__init__()
-        self._file = file
+        super().__init__(file)
         beginning, self._blocks = begin(key, kind, name)
         self._begin = len(beginning)
         self._first, self._rest = bytearray(), bytearray()
         self._number = 1  # of the block at which _rest begins
-        self._position = 0
         file.write(beginning)
         file.seek(self._begin + _SEALED)
 
@@ -46,15 +68,9 @@ class EncryptedWriter(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go to a position in the first block, or to the end."""
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        at = self._target(offset, whence, self.size)
         if not (0 <= at <= min(self.size, BLOCK) or at == self.size):
             raise io.UnsupportedOperation("only the beginning of an encrypted file can be written again")
         self._position = at
@@ -91,13 +107,8 @@ class EncryptedWriter(io.RawIOBase):
         self._file.seek(self._begin)
         self._file.write(self._blocks.seal(0, bytes(self._first), last=not self._rest))
 
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
-
-class EncryptedReader(io.RawIOBase):
+class EncryptedReader(_Positioned):
     """Decrypts a file, from any position. The last block is checked at once: a file that was cut off is not read.
 
     Args:
@@ -114,13 +125,11 @@ class EncryptedReader(io.RawIOBase):
     """
 
     def __init__(self, file: BinaryIO, keys: Keyring, kind: str, name: str) -> None:
-        super().__init__()
-        self._file = file
+        super().__init__(file)
         self._blocks = unlock(file, keys, kind, name)
         self._begin = file.tell()
         payload = file.seek(0, os.SEEK_END) - self._begin
         self._last = max(0, (payload - 1) // _SEALED)
-        self._position = 0
         if payload - self._last * _SEALED < TAG + (self._last > 0):
             raise DecryptionError("it is cut off")
         self.size = payload - (self._last + 1) * TAG
@@ -129,14 +138,8 @@ class EncryptedReader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence])
+        self._position = max(0, self._target(offset, whence, self.size))
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
@@ -152,8 +155,3 @@ class EncryptedReader(io.RawIOBase):
     def _block(self, number: int) -> bytes:
         self._file.seek(self._begin + number * _SEALED)
         return self._blocks.open(number, self._file.read(_SEALED), last=number == self._last)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
