@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from asrserver.audio import sniff, wav
-from asrserver.errors import AudioError
 
 #: In auto mode, a chunk of at least this many seconds of headerless PCM is an utterance; a shorter one is a piece.
 UTTERANCE_SECONDS = 1.0
@@ -64,7 +63,9 @@ class Chunking:
         if self.format != "auto":
             return None
         found = sniff.container(head, first or self.mode == "chunk")
-        return sniff.NOT_AUDIO if found is None and first and self.mode == "stream" and _is_refused(head) else found
+        if found is None and first and self.mode == "stream" and sniff.refusal(head) is not None:
+            return sniff.NOT_AUDIO
+        return found
 
     def role(self, container: str | None, size: int, in_container: bool) -> Role:
         """Find the role of a chunk.
@@ -81,11 +82,3 @@ class Chunking:
         if self.mode == "auto" and (in_container or size < UTTERANCE_SECONDS * self.headerless.bytes_per_second):
             return Role.PIECE
         return Role.UTTERANCE
-
-
-def _is_refused(head: bytes) -> bool:
-    try:
-        sniff.reject_non_audio(head)
-    except AudioError:
-        return True
-    return False

@@ -240,27 +240,32 @@ def of_file(data: bytes) -> str:
 
 
 def reject_non_audio(data: bytes, first: bool = True) -> None:
-    """Reject bytes that begin no container and are certainly not PCM.
+    """Raise what `refusal` finds, if anything."""
+    if (error := refusal(data, first)) is not None:
+        raise error
+
+
+def refusal(data: bytes, first: bool = True) -> AudioError | None:
+    """Why bytes that begin no container are certainly not PCM; None if they may be.
 
     Args:
         data: The bytes of a chunk.
         first: Nothing precedes them. Bytes that continue PCM may look like anything except a long text.
 
-    Raises:
-        AudioError: not_audio.
+    Returns:
+        An error with the code not_audio, or undecodable_audio if it is audio that nothing here decodes.
     """
     for magic, name in _NOT_AUDIO if first else ():
         if data.startswith(magic):
-            raise AudioError("not_audio", f"the chunk is {name}")
+            return AudioError("not_audio", f"the chunk is {name}")
     if first and data[4:7] == b"\xf8\x72\x6f":
-        raise AudioError("undecodable_audio", "the chunk is TrueHD audio, which is not supported: convert it")
+        return AudioError("undecodable_audio", "the chunk is TrueHD audio, which is not supported: convert it")
     if first and data[:2] == b"BM" and data[6:10] == bytes(4) and data[11:14] == bytes(3):
-        raise AudioError("not_audio", "the chunk is a BMP image")
+        return AudioError("not_audio", "the chunk is a BMP image")
     for magic, name in _NOT_DECODED if first else ():
         if data.startswith(magic):
-            raise AudioError("undecodable_audio", f"the chunk is {name}, which is not supported: convert it")
-    if is_text(data):
-        raise AudioError("not_audio", "the chunk is text")
+            return AudioError("undecodable_audio", f"the chunk is {name}, which is not supported: convert it")
+    return AudioError("not_audio", "the chunk is text") if is_text(data) else None
 
 
 def is_text(data: bytes) -> bool:
