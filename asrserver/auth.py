@@ -26,6 +26,7 @@ import orjson
 
 from asrserver.errors import Refused, SettingError
 from asrserver.process.replaced_file import changing, replace_file
+from asrserver.process.watched_file import stamp
 
 if TYPE_CHECKING:
     import ssl
@@ -349,11 +350,9 @@ class KeysFile:
             SettingError: There is no such file.
         """
         try:
-            stat = self.path.stat()
+            return stamp(self.path)
         except OSError as exc:
             raise SettingError(f"keys-file: {self.path}: {exc.strerror}; asrserver keys create creates it") from None
-        # With the time of the last change of rights: a gateway that could not read it may do so now.
-        return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
 
     def read(self) -> list[Key]:
         """All keys, revoked ones too.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 from asrserver.auth import tls_context
 from asrserver.errors import SettingError
+from asrserver.process.watched_file import stamp
 
 log = logging.getLogger("asrserver.app")
 
@@ -75,12 +76,9 @@ class Certificate:
                 log.warning("%s; new connections get the TLS certificate that was loaded before", exc)
 
     def _stamp(self) -> list[tuple[int, ...]]:
-        """A value that changes when a file does, also by a symbolic link; shorter where one is missing."""
+        """The stamps of the files; fewer where one is missing."""
         found: list[tuple[int, ...]] = []
         for path in filter(None, (self._certificate, self._key)):
-            try:
-                stat = os.stat(path)
-            except OSError:
-                continue
-            found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev))
+            with suppress(OSError):
+                found.append(stamp(path))
         return found

@@ -7,6 +7,15 @@ import os
 from asrserver.errors import SettingError
 
 
+def stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """A value that changes when a file does, also by a symbolic link; raises OSError.
+
+    With the time of the last change of rights: who could not read the file may do so now.
+    """
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
+
+
 class WatchedFile:
     """The text of a file that a setting names.
 
@@ -35,9 +44,7 @@ class WatchedFile:
         if not self._path:
             return None
         try:
-            status = os.stat(self._path)
-            # With the time of the last change of rights: who could not read it may do so now.
-            seen = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+            seen = stamp(self._path)
             if seen == self._seen:
                 return None
             with open(self._path, "rb") as file:
