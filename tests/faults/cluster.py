@@ -31,8 +31,11 @@ from tests.program import NONE, free_port
 
 T = TypeVar("T")
 
-#: Bytes of the disks of Redis, PostgreSQL and the recordings, where they can be mounted: they are to be filled.
+#: Bytes of the disks of Redis, PostgreSQL and the recordings, where they can be mounted: they are to be filled, but by
+#: their fault only. What a run writes in a second must find room as well: Redis rewrites its file not before
+#: AOF_REWRITE_MIN_SIZE, and ended in the first soak when its 400 MiB were full.
 DISK_BYTES = 400 << 20
+DISK_BYTES_PER_SECOND = 256 << 10
 
 #: Seconds that a machine may take to start, and between two starts of it.
 START_TIMEOUT = 120.0
@@ -111,13 +114,16 @@ class Cluster:
         seen: Processes of the system that were seen, by pid; and what they shared.
     """
 
-    def __init__(self, place: Path, *options: str, machines: int = 2, disks: bool = False) -> None:
-        """Give each machine these options of `asrserver run`; with `disks`, mount disks of their own where possible."""
+    def __init__(self, place: Path, *options: str, machines: int = 2, disks: int = 0) -> None:
+        """Give each machine these options of `asrserver run`.
+
+        With `disks`, mount disks of their own of so many bytes, where this user may.
+        """
         self.place = place
         self.redis_disk, self.postgres_disk, self.audio_disk = (place / name for name in ("redis", "pg", "audio"))
         for disk in (self.redis_disk, self.postgres_disk, self.audio_disk):
             disk.mkdir(parents=True)
-        self.disks = disks and self._mount()
+        self.disks = bool(disks) and self._mount(disks)
         self.redis = EmbeddedRedis(self.redis_disk)
         self.postgres = EmbeddedPostgres(self.postgres_disk)
         self.machines: list[Machine] = []
@@ -223,14 +229,14 @@ class Cluster:
                         if folder := process.environ().get(DIRECTORY):
                             self.shared.add(folder)
 
-    def _mount(self) -> bool:
-        """Mount the disks, where this user may."""
+    def _mount(self, size: int) -> bool:
+        """Mount disks of so many bytes, where this user may."""
         mounted: list[Path] = []
         if os.geteuid() != 0 or shutil.which("mount") is None:
             return False
         for disk in (self.redis_disk, self.postgres_disk, self.audio_disk):
             done = subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "faults", str(disk)],
+                ["mount", "-t", "tmpfs", "-o", f"size={size}", "faults", str(disk)],
                 capture_output=True,
                 check=False,
             )

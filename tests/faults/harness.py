@@ -19,7 +19,7 @@ from tests.faults.account import Account
 from tests.faults.book import Book
 from tests.faults.catalogue import FAULTS, Fault, Scene
 from tests.faults.clients import Plain, Plan, Resuming
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import DISK_BYTES, DISK_BYTES_PER_SECOND, Cluster
 from tests.faults.growth import Scales, Tenth, check_flat
 from tests.faults.schedule import BETWEEN, Planned, scheduled
 from tests.recordings import Utterance
@@ -93,7 +93,8 @@ async def run(options: Options, utterances: Sequence[Utterance]) -> Run:
     place = tempfile.mkdtemp(prefix=f"asrserver-faults-{options.seed}-")
     os.chmod(place, 0o755)  # PostgreSQL runs as another user where we are root
     counts = ("--gateways", str(options.gateways), "--workers", str(options.workers))
-    disks = any(fault.needs_disks for fault in options.faults)
+    size = DISK_BYTES + int(options.seconds * DISK_BYTES_PER_SECOND)
+    disks = size if any(fault.needs_disks for fault in options.faults) else 0
     cluster = Cluster(Path(place), *counts, "--resume-timeout", str(options.resume_timeout), disks=disks)
     made = Run(options, Account(), place=place)
     began = time.monotonic()
