@@ -157,13 +157,16 @@ class _Measurement:
         self._began = began
         self._seconds = seconds
         self._servers = 0
-        self.device = ""
         self.speeds: list[Speed] = []  # the first is that of the settings, the others are of other layouts
         self.streams: list[Streams] = []
 
     @property
     def interrupted(self) -> bool:
         return any(level.interrupted for found in self.streams for level in found.capacity.levels)
+
+    @property
+    def device(self) -> str:
+        return self.speeds[0].device
 
     @property
     def memory(self) -> int:
@@ -175,15 +178,12 @@ class _Measurement:
 
     def run(self) -> None:
         """Measure the server with the settings, then its speed with other layouts of workers and threads."""
-        from asrserver.loadtest.host import get
         from asrserver.loadtest.sizing import first_level, measure_streams
         from asrserver.loadtest.speech import load
 
         sentences = load(self._plan.audio, self._plan.compared)
         level = min(LONGEST_LEVEL, LEVEL_SHARE * self._seconds)
         with self._server(self._options) as home:
-            states = get(home, "/api/v1/health", "").get("workers") or [{}]
-            self.device = str(states[0].get("device", ""))
             speed = self._measure_speed(home, sentences, self._options["threads"])
             first = first_level(speed, self._plan.talk_ratio)
             for partials, share in zip((False, True), SHARES, strict=True):

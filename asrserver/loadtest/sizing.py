@@ -53,12 +53,14 @@ class Speed:
         threads: The threads of each.
         speed: Seconds of speech that all workers together recognise in a second.
         memory: Private resident bytes of the largest worker; 0 if it is not known.
+        device: "cpu" or "cuda".
     """
 
     workers: int
     threads: int
     speed: float
     memory: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -117,15 +119,28 @@ def measure_speed(home: str, sentences: list[Sentence], threads: int) -> Speed:
         RuntimeError: The server has no workers.
         ServerError, OSError: The server fails.
     """
-    workers = len(get(home, "/api/v1/health", "").get("workers") or [])
-    if not workers:
-        raise RuntimeError("the server has no workers")
+    workers, device = _workers(home)
     first = asyncio.run(_recognise(home, sentences, workers, FIRST_FILE))
     speed = workers * FIRST_FILE / first
     if first < SPEED_SECONDS:  # too short to say, and the first calls of a model are slower
         length = min(LONGEST_FILE, SPEED_SECONDS * speed / workers)
         speed = workers * length / asyncio.run(_recognise(home, sentences, workers, length))
-    return Speed(workers, threads, speed, memory(ServerProcesses(home, "", ())))
+    return Speed(workers, threads, speed, memory(ServerProcesses(home, "", ())), device)
+
+
+def _workers(home: str) -> tuple[int, str]:
+    """The number of the server's workers, and their device.
+
+    A gateway that has just begun to listen may not have heard of all workers yet, or of none.
+    """
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        states = get(home, "/api/v1/health", "").get("workers") or []
+        devices = [str(state.get("device", "")) for state in states]
+        if devices and all(devices):
+            return len(devices), devices[0]
+        time.sleep(0.1)
+    raise RuntimeError("the server has no workers")
 
 
 async def _recognise(home: str, sentences: list[Sentence], files: int, seconds: float) -> float:

@@ -142,8 +142,7 @@ def streams(carried: int, limit: int, **given: Any) -> Streams:
 def test_the_report() -> None:
     """What is not known is not claimed."""
     measured = _Measurement(Path(), {"workers": 0, "threads": 1}, Plan((), talk_ratio=0.5), 0.0, 60.0)
-    measured.device = "cpu"
-    measured.speeds = [Speed(2, 1, 8.0, 300 * 2**20), Speed(1, 2, 9.5, 300 * 2**20)]
+    measured.speeds = [Speed(2, 1, 8.0, 300 * 2**20, "cpu"), Speed(1, 2, 9.5, 300 * 2**20, "cpu")]
     measured.streams = [streams(8, 9), streams(4, 0, partials=True, wasted=0.04)]
     text = "\n".join(measured.report("base"))
     assert text.startswith("base on cpu, ")
@@ -165,5 +164,5 @@ def test_the_report() -> None:
 
 
 def test_the_search_begins_below_what_the_speed_allows() -> None:
-    assert first_level(Speed(2, 1, 10.0, 0), 0.5) == 12
-    assert first_level(Speed(2, 1, 0.1, 0), 1.0) == 1
+    assert first_level(Speed(2, 1, 10.0, 0, "cpu"), 0.5) == 12
+    assert first_level(Speed(2, 1, 0.1, 0, "cpu"), 1.0) == 1
