@@ -37,6 +37,9 @@ T = TypeVar("T")
 DISK_BYTES = 400 << 20
 DISK_BYTES_PER_SECOND = 256 << 10
 
+#: Seconds after which a recording is deleted.
+AUDIO_KEEP_SECONDS = 300.0
+
 #: Seconds that a machine may take to start, and between two starts of it.
 START_TIMEOUT = 120.0
 RESTART_PAUSE = 0.5
@@ -159,7 +162,8 @@ class Cluster:
             program.HUNG: str(self.place / "hung"),
         }
         options = ["--drain-timeout", "5", "--hang-timeout", "10", "--call-timeout", "5"]
-        options += ["--save-audio", str(self.audio_disk), *self._options]
+        options += ["--save-audio", str(self.audio_disk), "--audio-keep-days", f"{AUDIO_KEEP_SECONDS / 86400:.6f}"]
+        options += self._options
         for name in "abcdef"[: self._count]:
             machine = Machine(name, self.place, environment, options)
             self.machines.append(machine)
