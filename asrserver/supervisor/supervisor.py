@@ -101,9 +101,7 @@ class Supervisor:
         servers: list[Any],
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        from asrserver.telemetry import metrics  # after multiprocess.directory() has set where processes share them
-
-        self._metrics = metrics
+        self._counts = multiprocess.ChildCounts()
         self._settings = settings
         self._listeners = listeners
         self._on_ready = on_ready
@@ -317,7 +315,7 @@ class Supervisor:
         self._restart_later(slot, _explain(code) + (f" ({error})" if error else ""))
 
     def _restart_later(self, slot: Slot, reason: str) -> None:
-        self._metrics.restarts.labels(slot.kind).inc()
+        self._counts.restarted(slot.kind)
         now = time.monotonic()
         healthy = slot.ready and now - slot.started > HEALTHY_AFTER
         slot.failures = 0 if healthy else slot.failures + 1
@@ -393,9 +391,8 @@ class Supervisor:
             log.error("the embedded %s cannot be started: %s", server.name, exc)
 
     def _count_children(self) -> None:
-        for kind in ("gateway", "worker"):
-            ready = sum(slot.kind == kind and slot.ready and slot.running for slot in self._slots)
-            self._metrics.children.labels(kind).set(ready)
+        ready = [slot.kind for slot in self._slots if slot.ready and slot.running]
+        self._counts.ready({kind: ready.count(kind) for kind in ("gateway", "worker")})
 
     def _announce(self) -> None:
         workers = len(self._workers())

@@ -12,10 +12,11 @@ from __future__ import annotations
 import os
 import platform
 from bisect import bisect_left
+from collections.abc import Iterator
 from typing import Any
 
 from asrserver import __version__
-from asrserver.telemetry.multiprocess import DIRECTORY, SLOT, allocate
+from asrserver.telemetry.multiprocess import DIRECTORY, SLOT, allocate, child_counts
 
 _slot = os.environ.get(SLOT, "")
 _shared = DIRECTORY in os.environ and bool(_slot) and allocate(_slot)
@@ -31,7 +32,9 @@ from prometheus_client import (  # noqa: E402
     generate_latest,
     values,
 )
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric  # noqa: E402
 from prometheus_client.multiprocess import MultiProcessCollector  # noqa: E402
+from prometheus_client.registry import Collector  # noqa: E402
 
 if _shared:
     # By slot and not by process id: every restart would leave three more files that each scrape reads.
@@ -248,10 +251,28 @@ class EngineMetrics:
             metric.flush()
 
 
-def exposition() -> bytes:
-    """Return all metrics in Prometheus's text format. It reads files: call it in a thread."""
-    if not _shared:
-        return generate_latest(REGISTRY)
+class _ChildCollector(Collector):
+    """What the supervisor wrote into its file, under the names of `restarts` and `children`."""
+
+    def collect(self) -> Iterator[Metric]:
+        found = child_counts()
+        for key, family in (
+            ("restarts", CounterMetricFamily(restarts._name, restarts._documentation, labels=("kind",))),
+            ("children", GaugeMetricFamily(children._name, children._documentation, labels=("kind",))),
+        ):
+            for kind, number in found.get(key, {}).items():
+                family.add_metric((kind,), number)
+            yield family
+
+
+def of_all_processes() -> CollectorRegistry:
+    """The metrics of all processes that share the directory."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, os.environ[DIRECTORY])
-    return generate_latest(registry)
+    registry.register(_ChildCollector())
+    return registry
+
+
+def exposition() -> bytes:
+    """Return all metrics in Prometheus's text format. It reads files: call it in a thread."""
+    return generate_latest(of_all_processes() if _shared else REGISTRY)

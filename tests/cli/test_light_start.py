@@ -25,5 +25,6 @@ def test_the_command_line_is_light() -> None:
 
 
 def test_the_supervisor_is_light() -> None:
-    loaded = loaded_by("asrserver.cli.main, asrserver.supervisor.supervisor, asrserver.telemetry.metrics")
-    assert not loaded & HEAVY
+    servers = "asrserver.embedded.redis, asrserver.embedded.postgres"
+    loaded = loaded_by(f"asrserver.cli.main, asrserver.supervisor.supervisor, asrserver.supervisor.devices, {servers}")
+    assert not loaded & (HEAVY | {"prometheus_client", "urllib.request"})

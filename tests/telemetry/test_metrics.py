@@ -118,6 +118,27 @@ def test_every_process_answers_for_all(start: Callable[..., System], utterances:
     check_metrics(text)
 
 
+def test_figures_of_the_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path))
+    assert multiprocess.child_counts() == {}
+    counts = multiprocess.ChildCounts()
+    counts.ready({"gateway": 1, "worker": 2})
+    counts.restarted("worker")
+    counts.restarted("worker")
+    found = {
+        (sample.name, sample.labels["kind"]): sample.value
+        for family in metrics.of_all_processes().collect()
+        for sample in family.samples
+    }
+    assert found == {
+        ("asrserver_children", "gateway"): 1,
+        ("asrserver_children", "worker"): 2,
+        ("asrserver_restarts_total", "worker"): 2,
+    }
+    (file,) = tmp_path.iterdir()
+    assert file.name == multiprocess.CHILDREN
+
+
 def next_directory(system: System) -> str:
     """The directory of the program's metric files."""
     return psutil.Process(system.children("worker")[0].pid).environ()["PROMETHEUS_MULTIPROC_DIR"]
