@@ -81,9 +81,12 @@ class DialogueConnection(LiveSessionConnection):
         return super().take_binary(data)
 
     async def end_session(self) -> None:
-        """End the audio of the session, and wait until it is over; raises Unavailable if that takes too long."""
+        """End the audio of the session, and wait until it is over; raises Unavailable if that takes too long.
+
+        Also where the client is gone: what it sent for another session waits for that, and would be dropped otherwise.
+        """
         self.end_audio()
-        await self.until(lambda: self.session is None)
+        await self._wait_for(lambda: self.session is None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until an event has made a condition true, or the connection is gone.
@@ -91,7 +94,10 @@ class DialogueConnection(LiveSessionConnection):
         Raises:
             Unavailable: That takes too long.
         """
-        if not await self._changed.wait_for(lambda: self.ws_connection is None or condition(), ANSWER_SECONDS):
+        await self._wait_for(lambda: self.ws_connection is None or condition())
+
+    async def _wait_for(self, condition: Callable[[], bool]) -> None:
+        if not await self._changed.wait_for(condition, ANSWER_SECONDS):
             raise Unavailable("overloaded", f"there was no text after {ANSWER_SECONDS:g} s", 5.0)
 
     def close_after(self, final: Final) -> None:

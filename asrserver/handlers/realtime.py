@@ -46,7 +46,7 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)
-        self._over = Notifier()  # of the end of a session, or of the connection
+        self._over = Notifier()  # of the end of a session
         self._started = 0  # sessions so far
         self._asked: Options | None = None  # what the last of them was asked for with
 
@@ -71,10 +71,6 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
     def open(self, *args: str, **kwargs: str) -> None:
         super().open(*args, **kwargs)
         self.send(self.transcription.created())
-
-    def on_close(self) -> None:
-        super().on_close()
-        self._over.notify()
 
     def leave(self) -> None:
         if self.close_code in DONE:
@@ -188,11 +184,10 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
         before = self.session
         if before is not None:
             self.end_audio()
-            # One after the other: no text of the next one may come before the last of this one.
-            await self._over.wait_for(lambda: self.session is not before or self.ws_connection is None, ENDING_SECONDS)
+            # One after the other: no text of the next one may come before the last of this one. Also where the client
+            # is gone: what it sent before it left is recognised.
+            await self._over.wait_for(lambda: self.session is not before, ENDING_SECONDS)
         if self.session is not None:
-            if self.ws_connection is None:
-                return
             raise Unavailable("overloaded", f"the text so far did not come within {ENDING_SECONDS:g} s")
         self._started += 1
         sid = self.transcription.id + (f".{self._started}" if self._started > 1 else "")

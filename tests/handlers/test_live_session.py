@@ -129,6 +129,44 @@ async def test_a_client_that_says_everything_and_leaves_in_one_go(
     assert gateway.held.total == 0
 
 
+GERMAN = {"type": "session.update", "session": {"audio": {"input": {"transcription": {"language": "de"}}}}}
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "statuses"),
+    [
+        ("/vosk", said(AUDIO, {"config": {"sample_rate": 16000}}, AUDIO, {"eof": 1}), ["done", "done"]),
+        ("/vosk", said(AUDIO, {"config": {"sample_rate": 16000}}, AUDIO), ["done", "interrupted"]),
+        ("/funasr", said(AUDIO, {"is_speaking": False}, AUDIO, {"is_speaking": False}), ["done", "done"]),
+        ("/v1/realtime?intent=transcription", said(REALTIME[0], GERMAN, REALTIME[1]), ["done", "done"]),
+    ],
+)
+async def test_a_client_that_asks_for_something_else_and_leaves_in_one_go(
+    http_server: HTTPServer,
+    http_port: int,
+    gateway: Gateway,
+    worker: FakeWorker,
+    path: str,
+    sent: bytes,
+    statuses: list[str],
+) -> None:
+    """What it sent after that is another session, which begins when the one before is over: it was dropped."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    writer.write(UPGRADE.replace(b"/ws/asr?x=1", path.encode()))
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(sent)
+    writer.close()
+    for status in statuses:
+        sid = await session_of(gateway, worker)
+        assert await worker.ended(sid) == status
+        assert b"".join((await worker.audio(sid, 1)).values()) == AUDIO
+        await worker.final(sid)
+        await until(lambda sid=sid: sid not in gateway.sessions)  # type: ignore[misc]
+    await until(lambda: not gateway.connections)
+    assert not gateway.sessions
+    assert gateway.held.total == 0
+
+
 async def test_refused_audio_ends_the_session(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
     """The client would not send it again. What it sent before is recognised, and then the connection closed."""
     async with await WsClient.open(listen) as ws:
