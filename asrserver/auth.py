@@ -82,6 +82,30 @@ class Key:
         return None if self.operator else self.id
 
 
+class HostNames:
+    """The names by which a server that asks for no key may be addressed.
+
+    A page of any name can let that name resolve to this machine (DNS rebinding): for the browser, the server then is of
+    the page's own origin. So it must be addressed by what nobody else can own: an IP address, a name without a dot,
+    localhost, its own name, or a configured one.
+
+    Args:
+        hosts: The setting allowed-hosts.
+        origins: The setting allowed-origins: the names in it are this server's too.
+    """
+
+    def __init__(self, hosts: str, origins: str) -> None:
+        own = (socket.gethostname(), *(_host_name(urlsplit(origin).netloc) for origin in _parts(origins)))
+        self._names = frozenset(name.lower().rstrip(".") for name in (*_parts(hosts), *own))
+
+    def allow(self, host: str) -> bool:
+        """Whether a Host header may be this."""
+        name = _host_name(host).lower().rstrip(".")
+        if "." not in name or _is_address(name) or "*" in self._names:
+            return True
+        return name in self._names or name.endswith(".localhost")
+
+
 class Access:
     """The access control of one gateway process: keys, allowed origins, trusted proxies.
 
@@ -107,8 +131,7 @@ class Access:
         self._keys: dict[str, Key] = {}
         self._origins = frozenset(_parts(origins))
         self._proxies = _networks(proxies)
-        own = (socket.gethostname(), *(_host_name(urlsplit(origin).netloc) for origin in self._origins))
-        self._hosts = frozenset(name.lower().rstrip(".") for name in (*_parts(hosts), *own))
+        self._hosts = HostNames(hosts, origins)
         self.reread()
 
     def authenticate(self, authorization: str | None) -> Key | None:
@@ -171,16 +194,8 @@ class Access:
     # -- web pages and proxies -----------------------------------------------------------------------------------
 
     def allows_host(self, host: str) -> bool:
-        """Whether a request may name the server so in its Host header.
-
-        A page of any name can let that name resolve to this machine (DNS rebinding): for the browser, the server then
-        is of the page's own origin. Where keys are in use the page lacks one. Otherwise the server must be addressed by
-        what nobody else can own: an IP address, a name without a dot, localhost, its own name, or a configured one.
-        """
-        name = _host_name(host).lower().rstrip(".")
-        if self.enabled or "." not in name or _is_address(name) or "*" in self._hosts:
-            return True
-        return name in self._hosts or name.endswith(".localhost")
+        """Whether a request may name the server so in its Host header: see HostNames; with keys, a page lacks one."""
+        return self.enabled or self._hosts.allow(host)
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Whether a web page of `origin` may send requests to `host`: it is the server's own origin, or allowed."""

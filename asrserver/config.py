@@ -68,6 +68,13 @@ class Settings:
         "Dedicated port for /metrics, without API key. 0: the gateways serve /metrics on their own port.",
     )
     metrics_host: str = setting("127.0.0.1", "server", str, "Listen address of metrics-port.")
+    allowed_hosts: str = setting(
+        "",
+        "server",
+        str,
+        "Comma-separated names by which clients may address a server without API keys, and metrics-port; * allows all. "
+        "IP addresses, localhost, its own host name and names without a dot always are.",
+    )
     drain_timeout: float = setting(
         10.0, "server", _SECONDS, "Seconds that sessions may take to finish after SIGTERM; then they are interrupted."
     )
@@ -160,13 +167,6 @@ class Settings:
         "gateway",
         str,
         "Comma-separated origins whose web pages may use the server (CORS); * allows all. Its own origin always may.",
-    )
-    allowed_hosts: str = setting(
-        "",
-        "gateway",
-        str,
-        "Comma-separated names by which clients may address a server without API keys; * allows all. IP addresses, "
-        "localhost, its own host name and names without a dot always are.",
     )
     trusted_proxies: str = setting(
         "",

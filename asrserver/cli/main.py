@@ -164,7 +164,11 @@ def _share_metrics(settings: Settings, stack: ExitStack) -> None:
     try:
         stack.enter_context(multiprocess.directory())
         if settings.metrics_port:
-            stack.enter_context(multiprocess.port(settings.metrics_host, settings.metrics_port))
+            from asrserver.auth import HostNames
+            from asrserver.telemetry.metrics_port import metrics_port
+
+            names = HostNames(settings.allowed_hosts, settings.allowed_origins)
+            stack.enter_context(metrics_port(settings.metrics_host, settings.metrics_port, names.allow))
     except OSError as exc:
         place = f"--metrics-host {settings.metrics_host} --metrics-port {settings.metrics_port}"
         raise click.ClickException(f"cannot serve metrics on {place}: {exc.strerror or exc}") from None

@@ -1,4 +1,4 @@
-"""The directory in which all children of one supervisor keep their metrics, and a port of its own for /metrics.
+"""The directory in which all children of one supervisor keep their metrics.
 
 This is apart from metrics.py because prometheus_client decides at import whether its metrics are shared: the directory
 must be known before.
@@ -124,23 +124,3 @@ def child_counts() -> dict[str, dict[str, int]]:
             return found
     except FileNotFoundError:
         return {}
-
-
-@contextmanager
-def port(host: str, number: int) -> Iterator[None]:
-    """Serve /metrics on its own port, in a thread.
-
-    Raises:
-        OSError: The port cannot be bound.
-    """
-    from prometheus_client import start_http_server
-
-    from asrserver.telemetry.metrics import of_all_processes
-
-    server, thread = start_http_server(number, host, of_all_processes())
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

@@ -161,7 +161,7 @@ async def test_a_client_that_asks_for_something_else_and_leaves_in_one_go(
         assert await worker.ended(sid) == status
         assert b"".join((await worker.audio(sid, 1)).values()) == AUDIO
         await worker.final(sid)
-        await until(lambda sid=sid: sid not in gateway.sessions)  # type: ignore[misc]
+        await until(lambda sid=sid: sid not in gateway.sessions)
     await until(lambda: not gateway.connections)
     assert not gateway.sessions
     assert gateway.held.total == 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import logging
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,8 +25,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
+from asrserver.auth import HostNames
 from asrserver.client import Client
-from asrserver.telemetry import metrics, multiprocess
+from asrserver.telemetry import metrics, metrics_port, multiprocess
 from asrserver.telemetry.logs import JsonFormatter, request_id
 from tests.program import System, free_port
 from tests.recordings import Utterance
@@ -154,6 +157,43 @@ def check_json_lines(system: System) -> None:
     assert all({"time", "level", "logger", "process", "message"} <= line.keys() for line in lines)
     opened = [line for line in lines if " open mode=" in line["message"]]
     assert len({line["session"] for line in opened}) == len({line["request_id"] for line in opened}) == 6
+
+
+def test_the_port_of_metrics_knows_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key is asked for there: a page that lets its name resolve to this machine must not read the metrics."""
+    monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path))
+    number = free_port()
+
+    def status(host: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", number, timeout=20)
+        connection.request("GET", "/metrics", headers={"Host": host})
+        response = connection.getresponse()
+        assert (b"host_not_allowed" in response.read()) == (response.status == 403)
+        return response.status
+
+    with metrics_port.metrics_port("127.0.0.1", number, HostNames("metrics.example", "").allow):
+        hosts = (
+            f"127.0.0.1:{number}",
+            f"localhost:{number}",
+            "metrics.example",
+            "evil.example",
+            f"evil.example:{number}",
+        )
+        assert [status(host) for host in hosts] == [200, 200, 200, 403, 403]
+
+
+def test_the_port_of_metrics_waits_for_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each client has a thread there: one that sends nothing is closed."""
+    monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path))
+    monkeypatch.setattr(metrics_port._Handler, "timeout", 0.05)
+    number = free_port()
+    with (
+        metrics_port.metrics_port("::1", number, HostNames("", "").allow),
+        socket.create_connection(("::1", number)) as held,
+    ):
+        held.settimeout(20)
+        held.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert held.recv(1) == b""
 
 
 def test_metrics_on_a_port_that_is_taken(start: Callable[..., System], system: System) -> None:
