@@ -39,6 +39,8 @@ PAGES = {
     DOCS / "zh" / "monitoring.md": DOCS / "run" / "monitoring.md",
     DOCS / "zh" / "recordings.md": DOCS / "run" / "recordings.md",
     DOCS / "zh" / "privacy.md": DOCS / "run" / "privacy.md",
+    DOCS / "zh" / "accuracy.md": DOCS / "run" / "accuracy.md",
+    DOCS / "zh" / "from-kikipounamu.md": DOCS / "run" / "from-kikipounamu.md",
     DOCS / "zh" / "backup.md": DOCS / "run" / "backup.md",
     DOCS / "zh" / "upgrade.md": DOCS / "run" / "upgrade.md",
     DOCS / "zh" / "troubleshooting.md": DOCS / "run" / "troubleshooting.md",
