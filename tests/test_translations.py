@@ -1,7 +1,8 @@
-"""The Chinese pages say what the English ones say: the same sections, commands, code, tables and links.
+"""The Chinese pages say what the English ones say: the same sections, commands, code, tables, links and figures.
 
 Whoever changes a command, an option or a section in one language is told to change it in the other. The words between
-them are for a reader of both. The help of the command line is translated whole (tools/translations.py).
+them are for a reader of both, whom a change in the English ones calls (tools/translated_pages.py). The help of the
+command line is translated whole (tools/translations.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import docs_hooks
 import pytest
+import translated_pages
 import translations
 
 from asrserver.cli.chinese import commands, options
@@ -21,53 +23,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 #: Each Chinese page and the English one that it translates.
-PAGES = {
-    ROOT / "README.zh-CN.md": ROOT / "README.md",
-    DOCS / "zh" / "start.md": DOCS / "start.md",
-    DOCS / "zh" / "install.md": DOCS / "run" / "install.md",
-    DOCS / "zh" / "python.md": DOCS / "guides" / "python.md",
-    DOCS / "zh" / "glossary.md": DOCS / "inside" / "glossary.md",
-    DOCS / "zh" / "websocket.md": DOCS / "reference" / "websocket.md",
-    DOCS / "zh" / "browser.md": DOCS / "guides" / "browser.md",
-    DOCS / "zh" / "files.md": DOCS / "guides" / "files.md",
-    DOCS / "zh" / "microphone.md": DOCS / "guides" / "microphone.md",
-    DOCS / "zh" / "one-machine.md": DOCS / "run" / "one-machine.md",
-    DOCS / "zh" / "access.md": DOCS / "run" / "access.md",
-    DOCS / "zh" / "limits.md": DOCS / "run" / "limits.md",
-    DOCS / "zh" / "tls.md": DOCS / "run" / "tls.md",
-    DOCS / "zh" / "systemd.md": DOCS / "run" / "systemd.md",
-    DOCS / "zh" / "monitoring.md": DOCS / "run" / "monitoring.md",
-    DOCS / "zh" / "recordings.md": DOCS / "run" / "recordings.md",
-    DOCS / "zh" / "privacy.md": DOCS / "run" / "privacy.md",
-    DOCS / "zh" / "accuracy.md": DOCS / "run" / "accuracy.md",
-    DOCS / "zh" / "from-kikipounamu.md": DOCS / "run" / "from-kikipounamu.md",
-    DOCS / "zh" / "backup.md": DOCS / "run" / "backup.md",
-    DOCS / "zh" / "upgrade.md": DOCS / "run" / "upgrade.md",
-    DOCS / "zh" / "troubleshooting.md": DOCS / "run" / "troubleshooting.md",
-    DOCS / "zh" / "containers.md": DOCS / "run" / "containers.md",
-    DOCS / "zh" / "several-machines.md": DOCS / "run" / "several-machines.md",
-    DOCS / "zh" / "sizing.md": DOCS / "run" / "sizing.md",
-    DOCS / "zh" / "javascript.md": DOCS / "guides" / "javascript.md",
-    DOCS / "zh" / "openai.md": DOCS / "guides" / "openai.md",
-    DOCS / "zh" / "telephony.md": DOCS / "guides" / "telephony.md",
-    DOCS / "zh" / "captions.md": DOCS / "guides" / "captions.md",
-    DOCS / "zh" / "prompts.md": DOCS / "guides" / "prompts.md",
-    DOCS / "zh" / "normalise.md": DOCS / "guides" / "normalise.md",
-    DOCS / "zh" / "realtime.md": DOCS / "guides" / "realtime.md",
-    DOCS / "zh" / "deepgram.md": DOCS / "guides" / "deepgram.md",
-    DOCS / "zh" / "agents.md": DOCS / "guides" / "agents.md",
-    DOCS / "zh" / "home-assistant.md": DOCS / "guides" / "home-assistant.md",
-    DOCS / "zh" / "other-clients.md": DOCS / "guides" / "other-clients.md",
-    DOCS / "zh" / "models.md": DOCS / "models.md",
-    DOCS / "zh" / "overload.md": DOCS / "run" / "overload.md",
-    DOCS / "zh" / "kubernetes.md": DOCS / "run" / "kubernetes.md",
-    DOCS / "zh" / "what-can-fail.md": DOCS / "run" / "what-can-fail.md",
-    DOCS / "zh" / "recovery.md": DOCS / "run" / "recovery.md",
-    DOCS / "zh" / "load-test.md": DOCS / "run" / "load-test.md",
-    DOCS / "zh" / "delivery.md": DOCS / "inside" / "delivery.md",
-    DOCS / "zh" / "rest.md": DOCS / "reference" / "rest.md",
-    DOCS / "zh" / "errors.md": DOCS / "reference" / "errors.md",
-}
+PAGES = translated_pages.originals()
 
 _FENCE = re.compile(r"^( *)(```\w*)[^\n]*\n(.*?)^\1```$", re.M | re.S)
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -109,18 +65,56 @@ def links(page: Path) -> list[str]:
     return sorted(found)
 
 
-def test_every_chinese_page_has_an_original() -> None:
-    assert set(PAGES) == {ROOT / "README.zh-CN.md", *(DOCS / "zh").glob("*.md")}
+def figures(text: str) -> set[str]:
+    """The numbers in the words of a page, without code and the numbers of a list. A million is a hundred times 万."""
+    words = re.sub(r"\]\([^)]*\)|`[^`]*`| \{#.*\}$|^ *\d+\. |<!--.*-->", "", _FENCE.sub("", text), flags=re.M)
+    words = re.sub(r"([\d.]+) million", lambda found: f"{100 * float(found[1]):g}", words)
+    return {number.replace(",", "") for number in re.findall(r"\d+(?:[.,]\d+)*", words)}
+
+
+def test_every_original_has_one_translation() -> None:
     assert all(original.exists() for original in PAGES.values())
+    assert len(set(PAGES.values())) == len(PAGES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_sections_code_tables_and_links_are_the_same(page: Path) -> None:
+def test_originals_are_those_that_were_translated(page: Path) -> None:
+    assert translated_pages.behind(page) is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "noticed"),
+    [("A worker\ndies.", False), ("A worker dies.\n\n```sh\nps\n```", False), ("A gateway dies.", True)],
+    ids=["wrapped", "code", "words"],
+)
+def test_a_changed_original_is_noticed_until_the_translation_has_caught_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, noticed: bool
+) -> None:
+    monkeypatch.setattr(translated_pages, "ROOT", tmp_path)
+    original, page = tmp_path / "page.md", tmp_path / "page.zh.md"
+    original.write_text("A worker dies.")
+    page.write_text("一个工作进程崩溃。\n\n<!-- translates: page.md new -->\n")
+    assert translated_pages.behind(page) is not None
+    translated_pages.catch_up(page)
+    assert translated_pages.behind(page) is None
+    original.write_text(changed)
+    assert (translated_pages.behind(page) is not None) is noticed
+
+
+def test_a_page_must_name_its_original(tmp_path: Path) -> None:
+    (page := tmp_path / "page.md").write_text("一个工作进程崩溃。\n")
+    with pytest.raises(ValueError, match=r"page\.md: the last line must be <!-- translates: PAGE new -->"):
+        translated_pages.behind(page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sections_code_tables_links_and_figures_are_the_same(page: Path) -> None:
     text, original = page.read_text(), PAGES[page].read_text()
     assert headings(text) == headings(original)
     assert code(text) == code(original)
     assert tables(text) == tables(original)
     assert links(page) == links(PAGES[page])
+    assert figures(original) - figures(text) == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -139,6 +133,7 @@ def test_chinese_is_punctuated_as_chinese(page: Path) -> None:
         (("asyncio.sleep(0.1)", "asyncio.sleep(0.2)"), code),
         (("## A live stream", "### A live stream"), headings),
         (("| `window` | 32 |", "| `window` | `64` |"), tables),
+        (("also 32 MiB", "also 64 MiB"), figures),
     ],
 )
 def test_a_difference_is_noticed(change: tuple[str, str], what: object) -> None:
