@@ -40,6 +40,7 @@ from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.decoders import open_decoder, resume_decoder
 from asrserver.audio.recording import ResumePoint
 from asrserver.errors import AudioError
+from tests.audio.bombs import forget_peak, memory
 from tests.audio.signals import encode, encode_file, tone
 from tests.audio.streams import FILES, STREAMS, TRACKS
 
@@ -125,18 +126,6 @@ def decode(random: np.random.Generator, data: bytes, kind: str) -> float:
     if not np.isfinite(found).all():
         raise ValueError("samples that are no numbers")
     return (stream(random, data, kind) + len(found)) / SAMPLE_RATE
-
-
-def memory(field: str) -> float:
-    """Resident memory of the process in MB: VmRSS, or VmHWM, the most since `forget_peak`."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def recordings(folder: Path) -> dict[str, tuple[bytes, str]]:

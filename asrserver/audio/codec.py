@@ -30,6 +30,10 @@ _DTYPES: dict[str, Any] = {
 #: FFmpeg's names of decoders that are not those of the codec: `mp3` computes with integers, and takes twice as long.
 _DECODERS = {"mp3": "mp3float"}
 
+#: Decoders that keep what a damaged packet made them allocate: that of AAC up to 64 channels of half a megabyte. They
+#: are opened again.
+_HOARDERS = ("aac",)
+
 #: Gain of each loudspeaker's channel in the mono mix: the proportions of ITU-R BS.775, with left and right as their
 #: mean. The bass effects (LFE) are left out; channels beside or behind the listener are half as loud as the centre.
 _GAINS = {"FL": 0.5, "FR": 0.5, "FC": 0.5**0.5, "LFE": 0.0, "LFE2": 0.0}
@@ -115,6 +119,8 @@ class Codec:
             self.reason = ""
         except AudioError as exc:
             self.reason = exc.message
+        if self._track.codec in _HOARDERS:
+            self._context = _context(self._track)
         return None
 
     def samples(self, frames: Sequence[Any]) -> Samples:

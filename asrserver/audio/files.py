@@ -261,7 +261,7 @@ def _streamed_pieces(path: Path, kind: str, selection: Selection) -> Iterator[Sa
         decoder = StreamDecoder(kind, selection=selection)
         while data := file.read(_DISK_STEP):
             try:
-                yield from decoder.pieces(data)
+                yield from filter(len, decoder.pieces(data))
             except AudioError as exc:
                 if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
                     raise

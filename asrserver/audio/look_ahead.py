@@ -17,6 +17,7 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage
 from asrserver.audio.demux.base import Demuxer, Packet, Track
+from asrserver.audio.effort import STEPS
 from asrserver.audio.pcm import Samples
 from asrserver.audio.recording import PIECE_SECONDS, TrackDecoder
 from asrserver.audio.selection import Selection
@@ -124,10 +125,12 @@ class Candidate:
 
     def _pieces(self, packet: Packet) -> Iterator[Samples]:
         yield from self.recording.fill(self.recording.late(packet))
+        heard = self.recording.heard
         if not self.recording.decode(packet):
             since = self.recording.seconds
             self.recording.conceal(packet)
             self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=since)
+        self.demuxer.count_packet(self.recording.heard > heard)
         yield from self.recording.take()
 
     def _note(self, reason: str, spoiled: bool, since: float | None = None) -> None:
@@ -190,6 +193,11 @@ class LookAhead:
         return cls(candidates)
 
     @property
+    def heard(self) -> float:
+        """Seconds of audio in what was decoded, of all tracks."""
+        return sum(one.recording.heard for one in self._candidates)
+
+    @property
     def tracks(self) -> tuple[Track, ...]:
         """The tracks of which one will be chosen; the default one is the first."""
         return tuple(one.recording.track for one in self._candidates)
@@ -211,11 +219,11 @@ class LookAhead:
             candidate.item = candidate.rest = None
 
     def choose(self) -> Candidate | None:
-        """Decode some seconds of what is at hand; None: there is no choice yet."""
+        """Decode some seconds of what is at hand, or some packets; None: there is no choice yet."""
         self.starved = False
         if len(self._candidates) == 1:
             return self._default
-        begun = self.seconds
+        begun, steps = self.seconds, 0
         while ready := [one for one in self._candidates if one.pull()]:
             first = min(ready, key=lambda one: (one.demuxer.offset, one.seconds))
             if isinstance(first.item, Track):  # another recording begins
@@ -225,7 +233,8 @@ class LookAhead:
                 return self._default
             if self._late and any(one.has_sound for one in self._candidates):
                 return self.best()
-            if self.seconds - begun >= PIECE_SECONDS:
+            steps += 1
+            if self.seconds - begun >= PIECE_SECONDS or steps >= STEPS:
                 return None
         self.starved = True
         return self._default if self._default.refusal else None

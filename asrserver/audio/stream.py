@@ -24,10 +24,14 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
+import numpy as np
+
 from asrserver.audio import SAMPLE_RATE, sniff
+from asrserver.audio.bounds import TooMuchWork
 from asrserver.audio.damage import Damage, described
 from asrserver.audio.demux import demuxer as open_demuxer
 from asrserver.audio.demux.base import Packet, Track
+from asrserver.audio.effort import STEPS, Effort
 from asrserver.audio.look_ahead import Candidate, LookAhead
 from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.recording import PIECE_SECONDS, PendingPoint, ResumePoint, TrackDecoder
@@ -42,6 +46,9 @@ _MAX_POINTS = 1024
 
 #: Most seconds of audio from one feed. Opus can encode two minutes of silence in a kilobyte.
 _MAX_FEED_SECONDS = 1800
+
+#: A piece without samples.
+_NOTHING: Samples = np.zeros(0, np.float32)
 
 #: Bytes after damage at which it is reported, though nothing could be decoded since.
 _MAX_LOST = 1 << 16
@@ -86,6 +93,9 @@ class StreamDecoder:
         self._finished = 0  # samples of earlier recordings in the stream
         self._silent = True  # no recording has begun
         self._refused = False  # because what is selected is not there
+        self._effort = Effort()
+        self._exhausted: TooMuchWork | None = None  # nothing more of the stream is decoded
+        self._heard = 0.0  # seconds of audio in earlier recordings
         self.position = 0
 
     @classmethod
@@ -144,17 +154,27 @@ class StreamDecoder:
     def pieces(self, data: bytes) -> Iterator[Samples]:
         """Return the samples that these bytes complete, in pieces of about PIECE_SECONDS at most.
 
+        Pieces without samples are others' turns: work of which nothing came yet.
+
         Raises:
             AudioError: Bytes could not be decoded. Only they are lost: it is raised after the last piece. The code is
                 undecodable_audio, whose message names from when to when; not_streamable (nothing of this recording can
                 be decoded); or utterance_too_long.
+            TooMuchWork: Decoding takes too long for the audio that comes of it; nothing more of the stream is decoded.
         """
+        if self._exhausted is not None:
+            raise self._exhausted
         self._demuxer.push(data)
         if self._looking is not None:
             self._looking.push(data)
+        self._effort.begin()
         try:
-            yield from self._drain()
+            for samples in self._drain():
+                self._effort.pause()
+                yield samples
+                self._effort.begin()
         finally:
+            self._effort.pause()
             self._forget_refused()
         if self._damage is not None and self._demuxer.offset - self._damage.offset > _MAX_LOST:
             self._report()
@@ -171,6 +191,8 @@ class StreamDecoder:
         self._demuxer.end()
         if self._looking is not None:
             self._looking.end()
+        self._effort.begin()
+        known = self._exhausted
         samples, self._held = self._held, []
         refused = self._refused or self._start.kind == sniff.NOT_AUDIO
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
@@ -185,7 +207,9 @@ class StreamDecoder:
         if self._damage is not None:
             self._report()
         samples.extend(self._counted(self._close()))
-        if self._reports:
+        if self._exhausted is not known:
+            self.tail = self._exhausted
+        elif self._reports:
             self.tail = AudioError("undecodable_audio", described(self._reports))
         return joined(samples)
 
@@ -209,11 +233,15 @@ class StreamDecoder:
         """Decode what is at hand. Raises AudioError where nothing of the recording can be decoded."""
         first, refusal = self.position, None
         while True:
+            if self._effort.step() and self._is_turn_over():
+                yield _NOTHING
             try:
                 if self._looking is not None and (yield from self._look(self._looking)):
                     break
                 item, self._item = self._item or self._demuxer.pull(), None
             except AudioError as exc:
+                if exc is self._exhausted:
+                    raise
                 if exc.code != "undecodable_audio" or self._recording is None:
                     refusal = refusal or exc
                     if exc.code == "not_streamable":
@@ -224,6 +252,7 @@ class StreamDecoder:
             if item is None:
                 break
             if isinstance(item, Track):
+                self._effort.step(STEPS)
                 yield from self._counted(self._close())
                 try:
                     self._open(item)
@@ -254,6 +283,9 @@ class StreamDecoder:
             looking.points.clear()
             if looking.starved:
                 return True
+            self._effort.step(STEPS)
+            if self._is_turn_over():
+                yield _NOTHING
             if looking.seconds - begun > _MAX_FEED_SECONDS:
                 looking.discard()
                 self._discard()
@@ -274,6 +306,16 @@ class StreamDecoder:
             time=time,
             others=tuple(others),
         )
+
+    def _is_turn_over(self) -> bool:
+        """Whether others should have their turn. Raises TooMuchWork."""
+        now = self._looking or self._recording
+        try:
+            return self._effort.is_turn_over(self._heard + (now.heard if now is not None else 0.0))
+        except TooMuchWork as exc:
+            self._exhausted = exc
+            self._demuxer.discard()
+            raise
 
     def _discard(self) -> None:
         """Drop what is at hand, because it is too long; raises AudioError."""
@@ -300,11 +342,14 @@ class StreamDecoder:
         if self._damage is not None and not self._damage.spoiled:
             self._report(recording.seconds)  # what follows may be decoded: the damage ends here
         damage, before = self._damage, 0.0 if self._damage is None else recording.seconds
+        heard = recording.heard
         if not recording.decode(packet):
             self._note(recording.reason or "a packet cannot be decoded", recording.seconds)
             recording.conceal(packet)
+            self._effort.step(STEPS // 4)
         elif damage is not None:
             self._report(before)
+        self._demuxer.count_packet(recording.heard > heard)
         if recording.ready is not None:
             self._take_point(recording, recording.ready)
 
@@ -342,6 +387,7 @@ class StreamDecoder:
             return []
         self._report(self._recording.seconds)
         recording, self._recording = self._recording, None
+        self._heard += recording.heard
         samples = recording.flush()
         self._finished = recording.produced
         return samples

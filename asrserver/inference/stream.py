@@ -345,7 +345,7 @@ class LiveStream:
     def _hear(self, piece: Piece, decoded: list[Samples], ended: Ended) -> AudioWork[None]:
         """Decode an entry, and add its samples to those decoded; where they are many, find what ended in them.
 
-        So others' work comes between: a few bytes can hold hours.
+        So others' work comes between: a few bytes can hold hours, or cost much time without audio.
         """
         self._entries.append(_Entry(piece.before, self._received))
         self._received += len(piece.data)
@@ -353,6 +353,8 @@ class LiveStream:
         data, self._skip = piece.data[self._skip :], 0
         count = sum(map(len, decoded))
         for samples in self._decoder.pieces(data):
+            if not len(samples):
+                yield []
             decoded.append(samples)
             count += len(samples)
             if count > LONG_PIECE:

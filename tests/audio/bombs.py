@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from asrserver.audio import files
+from asrserver.audio.frame_headers import ADTS_HEADER, adts_length
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, tone
@@ -76,23 +77,84 @@ def webm(head: bytes) -> bytes:
     return b"\x1aE\xdf\xa3\x80\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff" + head
 
 
-def track_tables() -> bytes:
-    """Indexes of 64 tracks that claim half a million samples each, of which only the first can be decoded."""
+def claiming(edits: list[bytes], size: int, offset: int = 0) -> bytes:
+    """The beginning of an MP4 file with tracks that claim half a million samples of a size each.
+
+    Args:
+        edits: The edit list of each track, or nothing.
+        size: Bytes of each sample.
+        offset: Where they begin.
+    """
     head = fragmented()
     at = head.index(b"stsd") - 4
     entry = head[at : at + int.from_bytes(head[at : at + 4], "big")]
     count = 500_000
-    stbl = entry + box(b"stsc", struct.pack(">5I", 0, 1, 1, count, 1)) + box(b"stsz", struct.pack(">III", 0, 1, count))
-    stbl += box(b"stco", struct.pack(">III", 0, 1, 0)) + box(b"stts", struct.pack(">4I", 0, 1, count, 1))
+    stbl = entry + box(b"stsc", struct.pack(">5I", 0, 1, 1, count, 1))
+    stbl += box(b"stsz", struct.pack(">III", 0, size, count))
+    stbl += box(b"stco", struct.pack(">III", 0, 1, offset)) + box(b"stts", struct.pack(">4I", 0, 1, count, 1024))
     mdhd = box(b"mdhd", struct.pack(">6I", 0, 0, 0, 16000, 0, 0))
     mdia = box(b"mdia", mdhd + box(b"hdlr", bytes(8) + b"soun" + bytes(13)) + box(b"minf", box(b"stbl", stbl)))
-    repeated = struct.pack(">II", 0, 2) + struct.pack(">IiI", 1, 1000, 0x10000) * 2
     traks = [
-        box(b"trak", box(b"tkhd", struct.pack(">6I", 1, 0, 0, number, 0, 0)) + edits + mdia)
-        for number, edits in enumerate([b""] + [box(b"edts", box(b"elst", repeated))] * 63, 1)
+        box(b"trak", box(b"tkhd", struct.pack(">6I", 1, 0, 0, number, 0, 0)) + one + mdia)
+        for number, one in enumerate(edits, 1)
     ]
     ftyp, mvhd = box(b"ftyp", b"isom" + bytes(4)), box(b"mvhd", struct.pack(">6I", 0, 0, 0, 1, 0, 0))
-    return (ftyp + box(b"moov", mvhd + b"".join(traks))) * 8
+    return ftyp + box(b"moov", mvhd + b"".join(traks))
+
+
+def track_tables() -> bytes:
+    """Indexes of 64 tracks, of which only the first can be decoded."""
+    repeated = struct.pack(">II", 0, 2) + struct.pack(">IiI", 1, 1000, 0x10000) * 2
+    return claiming([b""] + [box(b"edts", box(b"elst", repeated))] * 63, 1) * 8
+
+
+def adts(frame: bytes) -> bytes:
+    """A frame of AAC with its header."""
+    length = 7 + len(frame)
+    return struct.pack(">IHB", 0xFFF15080 | length >> 11, length << 5 & 0xFFFF | 0x1F, 0xFC) + frame
+
+
+def joined_indexes(tracks: int = 1) -> bytes:
+    """200 recordings in 160 kB that claim hours, and have one frame each."""
+    frame = adts_frame()
+    at = len(claiming([b""] * tracks, 1)) + 8
+    return (claiming([b""] * tracks, len(frame), at) + box(b"mdat", frame)) * 200
+
+
+def joined_tracks() -> bytes:
+    """The same with six tracks, all of which are looked at."""
+    return joined_indexes(6)
+
+
+def adts_frame() -> bytes:
+    """A frame of AAC without its header."""
+    data = encode(tone(0.5), "-c:a aac -f adts")
+    first = adts_length(data[:ADTS_HEADER])
+    return data[first + ADTS_HEADER : first + adts_length(data[first : first + ADTS_HEADER])]
+
+
+def small_frames() -> bytes:
+    """Frames of AAC of a byte, which cannot be decoded."""
+    return adts(b"\x12") * 100_000
+
+
+def empty_frames() -> bytes:
+    """Frames of AAC of a byte, which says that they end."""
+    return adts(b"\xe0") * 200_000
+
+
+def small_samples() -> bytes:
+    """Fragments of 50,000 samples of a byte, which cannot be decoded."""
+    head = moof(box(b"trun", struct.pack(">IIi", 1, 50_000, 0)))
+    head = moof(box(b"trun", struct.pack(">IIi", 1, 50_000, len(head) + 8)))
+    return fragmented() + (head + box(b"mdat", b"\x12" * 50_000)) * 4
+
+
+def small_blocks() -> bytes:
+    """WebM of Vorbis whose packets have a byte."""
+    data = encode(tone(0.5), "-c:a libvorbis -f webm")
+    head = data[: data.index(b"\x1fC\xb6u")] + b"\x1fC\xb6u\xff"
+    return head + bytes((0xA3, 0x85, 0x81, 0, 0, 0x80, 0x01)) * 200_000
 
 
 def tracks() -> bytes:
@@ -181,6 +243,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many_boxes": (many_boxes, "mp4"),
     "sample_table": (sample_table, "mp4"),
     "track_tables": (track_tables, "mp4"),
+    "joined_indexes": (joined_indexes, "mp4"),
+    "joined_tracks": (joined_tracks, "mp4"),
+    "small_samples": (small_samples, "mp4"),
+    "small_frames": (small_frames, "aac"),
+    "empty_frames": (empty_frames, "aac"),
+    "small_blocks": (small_blocks, "matroska"),
     "tracks": (tracks, "matroska"),
     "one_track": (one_track, "matroska"),
     "voids": (voids, "matroska"),
@@ -222,9 +290,14 @@ def whole(data: bytes, kind: str) -> tuple[float, str]:
     return len(found.samples) / 16000, found.damage.code if found.damage else ""
 
 
-def peak() -> float:
-    """The most memory that the process has had, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def memory(field: str) -> float:
+    """Resident memory of the process in MB: VmRSS, or VmHWM, the most since `forget_peak`."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:
@@ -234,9 +307,10 @@ def main() -> None:
         make, kind = BOMBS[name]
         data = make()
         for way in (streamed, whole):
-            before, begun = peak(), time.process_time()
+            forget_peak()
+            before, begun = memory("VmRSS"), time.process_time()
             seconds, code = way(data, kind)
-            cost = {"cpu": time.process_time() - begun, "memory": peak() - before}
+            cost = {"cpu": time.process_time() - begun, "memory": memory("VmHWM") - before}
             print(json.dumps({"name": name, "way": way.__name__, "seconds": seconds, "code": code} | cost))
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import orjson
 import pytest
 
+from asrserver.audio import effort
 from asrserver.audio.pcm import Samples
 from asrserver.broker.replies import Entry
 from asrserver.inference import event_log, whisper
+from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.listening import Channel
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.silero import FrameRun
@@ -22,7 +24,7 @@ from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors
-from tests.audio.bombs import opus_silence
+from tests.audio.bombs import opus_silence, small_frames
 from tests.audio.streams import packets_of
 from tests.recordings import Utterance
 from tests.worker_harness import LIVE, QUIET, Event, Session, encode, key, pieces
@@ -98,6 +100,18 @@ async def test_few_bytes_of_much_audio_are_listened_to_in_steps(
     assert events[-1]["total"] > 150
     assert sum(lengths) == pytest.approx(events[-1]["total"] * 16000, abs=16)
     assert max(lengths) < 2 * LONG_PIECE
+
+
+async def test_others_have_their_turn_while_bytes_hold_no_audio(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[None] = []
+    step = AudioThread._step
+    monkeypatch.setattr(AudioThread, "_step", lambda thread, job: steps.append(step(thread, job)))
+    monkeypatch.setattr(effort, "TURN", 0.0)
+    events = await Session(recogniser, [small_frames()], mode="stream").run_owner()
+    assert events[0]["code"] == "undecodable_audio"
+    assert len(steps) > 10
 
 
 @pytest.mark.parametrize("kind", LIVE)

@@ -73,9 +73,10 @@ class SampleTable:
 
     @classmethod
     def of(cls, offsets: Array, sizes: Array) -> SampleTable:
-        """A plan of samples that are played as a whole, at times that are not known."""
-        count = len(offsets)
-        return cls(offsets, sizes, np.full(count, np.nan), np.zeros(count), -np.ones(count))
+        """A plan of samples that are played as a whole, at times that are not known. The latter arrays are read-only:
+        they take no memory.
+        """
+        return cls(offsets, sizes, *(np.broadcast_to(value, len(offsets)) for value in (np.nan, 0.0, -1.0)))
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -236,11 +237,13 @@ def edited(plan: SampleTable, starts: Array, ticks: Array, clock: int, kept: lis
     Raises:
         ValueError: The edits play something twice, or out of order.
     """
+    plan.keeps = plan.keeps.astype(np.float32)
     if len(ticks) > 1 and 0 < ticks[-1] < ticks[-2]:  # the rest of the last packet is padding
         plan.keeps[-1] = ticks[-1] / clock
     if not kept:
         plan.times = starts / clock
         return plan
+    plan.times, plan.skips = np.full(len(plan), np.nan), np.zeros(len(plan), np.float32)
     ends = starts + ticks
     result = np.zeros(0, np.int64)
     limit = 0
