@@ -54,7 +54,7 @@ FASTER = 1.1
 @click.option(
     "--audio",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A recording of speech, a minute or more, instead of the packaged sentences.",
+    help="A recording of people who speak, a minute or more, instead of the packaged, synthesised sentences.",
 )
 @click.option(
     "--talk-ratio",
@@ -113,13 +113,15 @@ def bench(
                     connections=max_streams,
                     talk_ratio=talk_ratio,
                     audio=_recording(audio, Path(folder)) if audio else (),
-                    # The packaged sentences are made for the packaged model; the timing hardly depends on the words.
+                    # The packaged sentences are made for the packaged model.
                     compared=audio is None and model.source == "package",
                     max_finalisation=BOUND,
                 ),
                 began=began,
                 seconds=min(seconds, QUICK) if quick else seconds,
+                audio=audio,
             )
+            click.echo(measurement.heard, err=True)
             measurement.run()
     except (ModelError, RuntimeError) as exc:
         raise click.ClickException(str(exc)) from None
@@ -150,12 +152,21 @@ def _recording(path: Path, folder: Path) -> tuple[tuple[str, str], ...]:
 class _Measurement:
     """The measurement and its results."""
 
-    def __init__(self, folder: Path, options: dict[str, Any], plan: Plan, began: float, seconds: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: dict[str, Any],
+        plan: Plan,
+        began: float,
+        seconds: float,
+        audio: Path | None = None,
+    ) -> None:
         self._folder = folder
         self._options = options
         self._plan = plan
         self._began = began
         self._seconds = seconds
+        self._audio = audio
         self._servers = 0
         self.speeds: list[Speed] = []  # the first is that of the settings, the others are of other layouts
         self.streams: list[Streams] = []
@@ -163,6 +174,11 @@ class _Measurement:
     @property
     def interrupted(self) -> bool:
         return any(level.interrupted for found in self.streams for level in found.capacity.levels)
+
+    @property
+    def heard(self) -> str:
+        """What it is measured with."""
+        return f"measured with {self._audio or 'the synthesised sentences in the package'}"
 
     @property
     def device(self) -> str:
@@ -235,6 +251,7 @@ class _Measurement:
         """All figures."""
         return {
             "model": model,
+            "audio": str(self._audio) if self._audio else None,
             "device": self.device,
             "talk_ratio": self._plan.talk_ratio,
             "worker_memory_bytes": self.memory,
@@ -264,16 +281,22 @@ class _Measurement:
 
     def report(self, model: str) -> list[str]:
         """The tables, and the lines for sizing."""
-        lines = [f"{model} on {self.device}, {available_cpus():g} CPUs, {self.memory / 2**20:.0f} MiB per worker", ""]
+        lines = [f"{model} on {self.device}, {available_cpus():g} CPUs, {self.memory / 2**20:.0f} MiB per worker"]
+        lines += [self.heard, ""]
         rows = [(_layout(speed), f"{speed.speed:.1f}") for speed in self.speeds]
         lines += [*format_table(("FILES", "TIMES REAL TIME"), rows), ""]
         head = ("LIVE STREAMS", "CARRIED", "TOO MANY", "FINAL RESULT P95", "ENGINE BUSY", "THROWN AWAY")
         lines += [*format_table(head, [_row(found) for found in self.streams]), ""]
-        return [*lines, *self._advice()]
+        return [*lines, *self._advice(model)]
 
-    def _advice(self) -> Iterator[str]:
+    def _advice(self, model: str) -> Iterator[str]:
         if self.interrupted:
             yield "Interrupted: the figures are not complete."
+        if not (self._audio or self._plan.compared):
+            yield (
+                f"No person speaks in it: models like {model} are unsure of many such sentences and search them again. "
+                "Clear speech of people mostly costs less, noisy speech may cost more. Measure yours: --audio FILE."
+            )
         speed = self.speeds[0]
         yield f"Files: {speed.speed:.1f} hours of speech an hour."
         fastest = max(self.speeds, key=lambda other: other.speed)

@@ -172,8 +172,8 @@ class Engine:
             for job in self._jobs.promote(session, Priority.FINAL, Priority.CLOSING):
                 job.priority = Priority.CLOSING
 
-    def stop(self, timeout: float) -> None:
-        """Finish the call under way and end the thread, waiting at most `timeout` seconds."""
+    def stop(self, timeout: float | None) -> None:
+        """Finish the call under way and end the thread, waiting at most `timeout` seconds, or (None) until it ends."""
         self._stopping = True
         self._wakeups.put(None)
         self._thread.join(timeout)

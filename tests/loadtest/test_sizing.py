@@ -36,7 +36,8 @@ def test_the_command(tmp_path: Path, utterances: list[Utterance]) -> None:
     done = cli("bench", *options, "--json", env=elsewhere)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert (found["model"], found["device"]) == ("demo", "cpu")
+    assert (found["model"], found["device"], found["audio"]) == ("demo", "cpu", str(recording))
+    assert f"measured with {recording}" in done.stderr
     assert found["worker_memory_bytes"] > 20 * 2**20
     (files,) = found["files"]
     assert (files["workers"], files["threads"]) == (1, 1)
@@ -156,11 +157,25 @@ def test_the_report() -> None:
         "  4%",
     ):
         assert words in text
+    assert "measured with the synthesised sentences in the package" in text
+    assert "--audio" not in text  # they are made for the packaged model
     measured.streams = [streams(0, 1), streams(0, 1, partials=True)]
     assert "Streams with partial results: none." in measured.report("base")
     assert measured._layouts(2) != []
     measured._options = {"workers": 2, "threads": 1}
     assert measured._layouts(2) == []
+
+
+@pytest.mark.parametrize("audio", [None, Path("calls.wav")])
+def test_the_report_says_what_was_measured_with(audio: Path | None) -> None:
+    """A real model is unsure of synthesised sentences: its figures need a person's voice."""
+    plan = Plan((), compared=False)
+    measured = _Measurement(Path(), {"workers": 0, "threads": 1}, plan, 0.0, 60.0, audio)
+    measured.speeds = [Speed(2, 1, 8.0, 300 * 2**20, "cpu")]
+    text = "\n".join(measured.report("base"))
+    assert ("models like base are unsure" in text) == (audio is None)
+    assert ("Measure yours: --audio FILE" in text) == (audio is None)
+    assert f"measured with {audio or 'the synthesised sentences in the package'}" in text
 
 
 def test_the_search_begins_below_what_the_speed_allows() -> None:

@@ -94,6 +94,23 @@ async def test_both_modes_recognise_in_process_as_a_server_does(utterances: list
         server.close()
 
 
+@pytest.mark.gen_test(timeout=60)
+async def test_closing_waits_as_long_as_a_call_of_the_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python would end while the model's thread computes, and be aborted."""
+    settings = replace(Settings(), device="cpu")
+    server = InProcess(Whisper("demo", "cpu", "default", 1, 1), settings, False, partials=False)
+    stop, limits = server._recogniser.engine.stop, list[float | None]()
+
+    def record(timeout: float | None) -> None:
+        limits.append(timeout)
+        stop(timeout)
+
+    monkeypatch.setattr(server._recogniser.engine, "stop", record)
+    server.close()
+    assert limits == [None]
+    assert not server._recogniser.engine._thread.is_alive()
+
+
 def test_the_table_has_a_row_for_each_condition_and_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], utterances: list[Take]
 ) -> None:

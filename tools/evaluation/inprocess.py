@@ -81,8 +81,8 @@ class InProcess:
         self._sessions = itertools.count()
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._recogniser.engine.stop(10.0)
+        """Stop the threads. Python must not end while the model computes: its thread would abort the process."""
+        self._recogniser.engine.stop(None)
         self._recogniser.close()
 
     def decoding(self) -> tuple[float, float]:
