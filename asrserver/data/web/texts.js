@@ -185,7 +185,7 @@ const TEXTS = {
     play_from: "从 {time} 播放",
 
     key_title: "此服务器需要 API 密钥",
-    key_text: "请向服务器的管理者索取。密钥只保存在此标签页中，关闭后即清除。",
+    key_text: "请向服务器的管理员索取。密钥只保存在此标签页中，关闭后即清除。",
     key_label: "API 密钥",
     key_wrong: "服务器不接受此密钥。",
     key_use: "使用",
@@ -221,7 +221,7 @@ const TEXTS = {
     error_not_found: "这条记录已不存在。",
     error_storage_unavailable: "暂时无法读取历史记录，请稍后再试。",
     error_interrupted: "会话被中断：内容可能不完整。",
-    error_no_workers: "没有可用的识别进程，请查看服务器日志。",
+    error_no_workers: "没有可用的工作进程，请查看服务器日志。",
 
     captions_permission_denied: "没有麦克风。启动 OBS 时必须加上 --enable-media-stream --use-fake-ui-for-media-stream。",
     captions_unauthorized: "服务器要求密钥：请在地址末尾加上 #key=YOUR-KEY。",
@@ -238,7 +238,7 @@ const TEXTS = {
     docs_key: "以 `Authorization: Bearer KEY` 出示密钥；在浏览器的 WebSocket 中，用子协议 `bearer.KEY`，与 `asr.v1` 一起给出。",
     docs_parameters: "参数",
     docs_body: "正文：{type}",
-    docs_answers: "应答",
+    docs_answers: "响应",
     docs_example: "示例",
     docs_fields: "字段",
     docs_required: "必填",
