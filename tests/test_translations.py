@@ -77,6 +77,11 @@ def test_every_original_has_one_translation() -> None:
     assert len(set(PAGES.values())) == len(PAGES)
 
 
+@pytest.mark.parametrize("part", ["guides", "run"])
+def test_every_guide_and_every_page_for_operators_is_translated(part: str) -> None:
+    assert {*(DOCS / part).glob("*.md")} - {*PAGES.values()} == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_originals_are_those_that_were_translated(page: Path) -> None:
     assert translated_pages.behind(page) is None
