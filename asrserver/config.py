@@ -86,7 +86,11 @@ class Settings:
         "waited for a CPU.",
     )
     redis_url: str = setting(
-        "", "redis", str, "URL of a Redis 6.2 or later (redis, rediss or unix), or of several with commas.", "REDIS_URL"
+        "",
+        "redis",
+        str,
+        "URL of a Redis 6.2 or later (redis, rediss, unix, redis+sentinel or rediss+sentinel), or several with commas.",
+        "REDIS_URL",
     )
     redis_addr: str = setting("", "redis", str, "Redis as HOST:PORT; redis-url takes precedence.", "REDIS_ADDR")
     lease: float = setting(

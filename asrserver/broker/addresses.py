@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+#: What ends the scheme of an address whose hosts are sentinels; see sentinel.py.
+SENTINEL = "+sentinel"
+
+#: The schemes of an address.
+SCHEMES = ("redis", "rediss", "unix", f"redis{SENTINEL}", f"rediss{SENTINEL}")
+
+_SEPARATOR = re.compile(rf",(?=\s*(?:{'|'.join(map(re.escape, SCHEMES))})://)")
+
 
 def addresses(url: str) -> list[str]:
-    """Return the addresses that a REDIS_URL lists. A comma within one, as a password may have it, separates nothing."""
-    return [each.strip() for each in re.split(r",(?=\s*(?:rediss?|unix)://)", url)]
+    """Return the addresses that a REDIS_URL lists. A comma within one, as in a password, separates none."""
+    return [each.strip() for each in _SEPARATOR.split(url)]
 
 
 def label(url: str) -> str:

@@ -16,6 +16,7 @@ from redis.retry import Retry
 from asrserver.broker import keys, replies, scripts
 from asrserver.broker.addresses import addresses
 from asrserver.broker.replies import Task
+from asrserver.broker.sentinel import blocking_client
 from asrserver.errors import Unavailable
 
 
@@ -133,7 +134,7 @@ def _errors() -> Iterator[None]:
 
 
 def _blocking_client(url: str) -> redis.Redis:
-    return redis.Redis.from_url(
+    return blocking_client(
         url,
         protocol=2,
         socket_timeout=3,

@@ -16,6 +16,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from asrserver.broker.sentinel import asyncio_client
 from asrserver.broker.wire import EncodedCommand, Wire, encode
 from asrserver.errors import Unavailable
 
@@ -79,9 +80,12 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
         url: The URL of Redis.
         timeout: Seconds that each reply may take; with None the caller bounds its waits.
         connections: Connections of the pool at most.
+
+    Raises:
+        SettingError: The URL cannot be used.
     """
     # redis-py 8 changed its defaults (RESP3, socket_timeout 5 s, 100 connections that raise): rely on none of them.
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
+    return asyncio_client(
         url,
         protocol=2,
         max_connections=connections,
@@ -91,7 +95,6 @@ def connect(url: str, timeout: float | None, connections: int = 8) -> redis.asyn
         health_check_interval=0,
         retry=Retry(NoBackoff(), 0),
     )
-    return redis.asyncio.Redis.from_pool(pool)
 
 
 #: A command that waits for its reply: its callback, the command (or one ScriptCall), and its share of Pipeline.bytes.
@@ -324,8 +327,13 @@ def is_foreign(error: redis.ResponseError) -> bool:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    """Whether an operator has to act: the password is wrong or missing, or TLS fails. redis-py wraps both."""
-    return any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in (error, error.__context__))
+    """Whether an operator has to act: the password is wrong or missing, TLS fails, sentinels do not know the primary.
+
+    redis-py and sentinel.py wrap all of these.
+    """
+    links = (error, error.__context__, error.__cause__)
+    refused = any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in links)
+    return refused or isinstance(error.__cause__, redis.ResponseError)
 
 
 def _nothing() -> None:

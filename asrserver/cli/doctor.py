@@ -252,8 +252,8 @@ def _redis(url: str, name: str) -> Iterator[Finding]:
 
     try:
         found = asyncio.run(inspect(url))
-    except Unavailable as exc:
-        yield Finding("fail", name, exc.message)
+    except (Unavailable, SettingError) as exc:
+        yield Finding("fail", name, str(exc))
         return
     yield Finding("ok", name, f"version {found.version}, {1000 * found.latency:.1f} ms")
     if found.latency > SLOW_REDIS:

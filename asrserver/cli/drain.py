@@ -10,7 +10,7 @@ import click
 
 from asrserver.cli.options import BadSetting, settings_options
 from asrserver.config import Settings
-from asrserver.errors import Unavailable
+from asrserver.errors import SettingError, Unavailable
 
 if TYPE_CHECKING:
     from asrserver.broker.drains import Drains
@@ -47,7 +47,7 @@ def drain(workers: tuple[str, ...], host: str, undo: bool, timeout: float, **opt
 
     try:
         sys.exit(0 if asyncio.run(_drain(settings.redis, set(workers), host, undo, timeout)) else 1)
-    except Unavailable as exc:
+    except (Unavailable, SettingError) as exc:
         raise BadSetting(str(exc)) from None
 
 

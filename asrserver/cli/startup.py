@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from asrserver.auth import Access, is_loopback, tls_context
-from asrserver.broker.addresses import addresses, label
+from asrserver.broker.addresses import SCHEMES, addresses, label
 from asrserver.config import Settings
 from asrserver.encryption import load_keys
 from asrserver.errors import BadRequest, SettingError
@@ -62,8 +62,8 @@ def check_settings(settings: Settings, command: str) -> Settings:
 
 def _check_redis(url: str) -> None:
     """Refuse what is no address of a Redis, and two addresses of one."""
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise SettingError("REDIS_URL must begin with redis://, rediss:// or unix://")
+    if url.partition("://")[0] not in SCHEMES:
+        raise SettingError(f"REDIS_URL must begin with one of {', '.join(SCHEMES)}, and ://")
     labels = [label(each) for each in addresses(url)]
     if twice := next((each for each in labels if labels.count(each) > 1), None):
         raise SettingError(f"REDIS_URL names {twice} twice: each of several Redis servers is a shard of its own")

@@ -51,6 +51,10 @@ REDIS = f"{NETWORK}.9"
 #: The hosts, which are numbered from 2.
 HOSTS = ("redis1", "redis2", "postgres", "g1", "g2", "w1", "w2")
 
+#: The hosts with a sentinel, and what these call the primary, in the test that has some.
+SENTINELS = ("redis1", "redis2", "postgres")
+PRIMARY = "asr"
+
 #: Debian's Redis, which knows TLS: that of the wheel does not.
 PACKAGES = ("redis-tools", "libjemalloc2", "liblua5.1-0", "liblzf1", "libatomic1", "lua-cjson", "lua-bitop")
 
@@ -145,13 +149,17 @@ class Host:
 class Region:
     """All hosts, serving.
 
+    Args:
+        folder: For files.
+        sentinels: Whether sentinels say where Redis is; otherwise an address that moves does.
+
     Attributes:
         hosts: By name; see HOSTS.
         database_url: PostgreSQL, for the test.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, sentinels: bool) -> None:
+        self._folder, self._sentinels = folder, sentinels
         self._certificate = folder / "certificate.pem"
         self._key = folder / "key.pem"
         self._numbers = {name: number for number, name in enumerate(HOSTS, 2)}
@@ -170,7 +178,7 @@ class Region:
             self.hosts[name] = Host(f"asr{NUMBER}-{name}", number, self._folder)
         self._start_redis()
         self._start_postgres()
-        url = self._redis_url.format(REDIS)
+        url = self._start_sentinels() if self._sentinels else self._redis_url.format(REDIS)
         for name in ("g1", "g2"):
             keys = {"ASRSERVER_API_KEYS": f"test:{KEY}", "DATABASE_URL": self.database_url}
             self.hosts[name].run("gateway", "--host", "0.0.0.0", "--port", "8080", REDIS_URL=url, **keys)
@@ -203,6 +211,36 @@ class Region:
             self.hosts[name].start(program, *arguments, LD_LIBRARY_PATH=libraries)
         with self.redis("redis2") as replica:
             wait_until(lambda: answers(replica) and replica.info("replication")["master_link_status"] == "up", 30)
+
+    def _start_sentinels(self) -> str:
+        """Start them, with a password and TLS as well; return what REDIS_URL is then."""
+        program, libraries = tls_redis(self._folder)
+        lines = (
+            "port 0",
+            "tls-port 26379",
+            f"tls-cert-file {self._certificate}",
+            f"tls-key-file {self._key}",
+            f"tls-ca-cert-file {self._certificate}",
+            "tls-auth-clients no",
+            "tls-replication yes",
+            f"requirepass {PASSWORD}",
+            f"sentinel sentinel-pass {PASSWORD}",
+            f"sentinel monitor {PRIMARY} {self.hosts['redis1'].address} 6379 2",
+            f"sentinel auth-pass {PRIMARY} {PASSWORD}",
+            f"sentinel down-after-milliseconds {PRIMARY} 3000",
+        )
+        for name in SENTINELS:
+            (folder := self._folder / f"{name}-sentinel").mkdir()
+            (folder / "sentinel.conf").write_text("\n".join(lines))
+            self.hosts[name].start(program, folder / "sentinel.conf", "--sentinel", LD_LIBRARY_PATH=libraries)
+        for name in SENTINELS:
+            with redis.Redis.from_url(
+                self._redis_url.format(self.hosts[name].address).replace(":6379", ":26379")
+            ) as one:
+                wait_until(lambda one=one: knows_all(one), 60, f"the sentinel on {name} knows all")
+        places = ",".join(f"{self.hosts[name].address}:26379" for name in SENTINELS)
+        login = f"ssl_ca_certs={self._certificate}&sentinel_password={PASSWORD}"
+        return f"rediss+sentinel://:{PASSWORD}@{places}/{PRIMARY}?{login}"
 
     def redis(self, name: str) -> redis.Redis:
         """A client of the Redis on a host."""
@@ -243,6 +281,14 @@ class Region:
                 stack.callback(host.close)
 
 
+def knows_all(sentinel: redis.Redis) -> bool:
+    """Whether a sentinel knows the replica, and the other sentinels."""
+    if not answers(sentinel):
+        return False
+    state = sentinel.sentinel_master(PRIMARY)
+    return (state["num-slaves"], state["num-other-sentinels"]) == (1, len(SENTINELS) - 1)
+
+
 def tls_redis(folder: Path) -> tuple[Path, str]:
     """A Redis with TLS, and where its libraries are: the system's, or that of Debian's packages, not installed."""
     if found := shutil.which("redis-server"):
@@ -253,7 +299,8 @@ def tls_redis(folder: Path) -> tuple[Path, str]:
     except real_voices.Unavailable as exc:
         pytest.skip(f"no Redis with TLS: {exc}")
     program = folder / "redis-server"  # the name makes it one
-    program.symlink_to(place / "redis-tools" / "usr" / "bin" / "redis-check-rdb")
+    if not program.exists():
+        program.symlink_to(place / "redis-tools" / "usr" / "bin" / "redis-check-rdb")
     return program, ":".join(map(str, place.glob("*/usr/lib/*-linux-gnu")))
 
 
@@ -266,11 +313,11 @@ def tls_postgres() -> Path:
 
 
 @pytest.fixture
-def region(processes: None) -> Iterator[Region]:
+def region(processes: None, loss: str) -> Iterator[Region]:
     """All hosts, serving."""
     with tempfile.TemporaryDirectory(prefix="asrserver-region-") as folder:
         os.chmod(folder, 0o755)  # PostgreSQL runs as another user
-        made = Region(Path(folder))
+        made = Region(Path(folder), sentinels=loss == "kill redis1")
         try:
             made.open()
             yield made
@@ -305,7 +352,8 @@ async def lose(region: Region, loss: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.gen_test(timeout=290)
 @pytest.mark.parametrize(
-    "loss", ["kill g1", "kill w1", "cut g1", "cut w1", "mute w1", "mute g1", "cut postgres", "move redis"]
+    "loss",
+    ["kill g1", "kill w1", "cut g1", "cut w1", "mute w1", "mute g1", "cut postgres", "move redis", "kill redis1"],
 )
 async def test_a_host_is_lost(region: Region, utterances: list[Utterance], loss: str) -> None:
     """Every utterance that was acknowledged is recognised and stored, once, and with the right words."""
