@@ -49,7 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own networks": {
         "networkPolicy": {
             "clients": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "ingress"}}}],
-            "redis": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "port": 6380},
+            "redis": {"to": [{"ipBlock": {"cidr": "10.1.2.3/32"}}], "port": 6380, "sentinelPort": 26379},
         },
     },
     "shards": {"redis": {"shards": ["redis-0.redis:6379", "redis-1.redis:6379"], "tls": True}},

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from asrserver.broker.addresses import addresses
+from asrserver.broker.addresses import addresses, label
 from asrserver.broker.connection import BrokerConnection
 from asrserver.broker.keys import drain_key
 from asrserver.errors import Unavailable
@@ -23,10 +23,15 @@ ANSWER_TIMEOUT = 5.0
 
 
 class Drains:
-    """Asks workers to drain. All methods raise Unavailable where Redis, or one of several, does not answer."""
+    """Asks workers to drain. All methods raise Unavailable where a Redis that answered at first does not any more.
 
-    def __init__(self, connections: Sequence[BrokerConnection]) -> None:
+    Attributes:
+        away: The names of those that did not answer, of several: sessions in them move when they are back.
+    """
+
+    def __init__(self, connections: Sequence[BrokerConnection], away: Sequence[str] = ()) -> None:
         self._connections = connections
+        self.away = away
 
     async def workers(self) -> list[dict[str, Any]]:
         """Return the heartbeats of all living workers."""
@@ -51,16 +56,28 @@ class Drains:
 
 @asynccontextmanager
 async def drains(url: str) -> AsyncIterator[Drains]:
-    """Connect to each Redis that a REDIS_URL lists."""
+    """Connect to each Redis that a REDIS_URL lists, and that answers; raises Unavailable where none does."""
     connections = [BrokerConnection(each, "drain") for each in addresses(url)]
     try:
-        async with _soon():
-            await asyncio.gather(*(connection.open() for connection in connections))
-        yield Drains(connections)
+        errors = await asyncio.gather(*map(_open, connections))
+        opened = [each for each, error in zip(connections, errors, strict=True) if error is None]
+        if not opened:
+            raise next(filter(None, errors))
+        yield Drains(opened, [label(each.url) for each in connections if each not in opened])
     finally:
         with suppress(TimeoutError):  # it waits for the answers that a Redis which is away owes
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(connection.close() for connection in connections))
+
+
+async def _open(connection: BrokerConnection) -> Unavailable | None:
+    """Connect; return why it cannot be done."""
+    try:
+        async with _soon():
+            await connection.open()
+    except Unavailable as exc:
+        return exc
+    return None
 
 
 @asynccontextmanager

@@ -56,6 +56,10 @@ async def _drain(url: str, names: set[str], host: str, undo: bool, timeout: floa
     from asrserver.broker.drains import drains
 
     async with drains(url) as asked:
+        for name in asked.away:
+            click.echo(
+                f"the Redis {name} does not answer: nothing changes there, repeat this when it is back", err=True
+            )
         alive = await asked.workers()
         chosen = {w["name"] for w in alive if w["name"] in names or (host and w["host"] == host)}
         if missing := sorted(names - chosen) or ([f"host {host}"] if not chosen else []):

@@ -14,6 +14,7 @@ from asrserver.broker.lease import LeaseRenewer
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import Unavailable
 from tests.broker.support import event, opened, taken
+from tests.shards import ShardServers
 
 pytestmark = pytest.mark.gen_test
 
@@ -85,6 +86,26 @@ async def test_a_drain_is_asked_for_and_undone(w: WorkerBroker, redis_url: str, 
         w.heartbeat({"sessions": 3})
         await w.pipeline.drain()
         assert [(found["name"], found["sessions"]) for found in await asked.workers()] == [("w", 3)]
+
+
+async def test_a_shard_that_is_away_keeps_nobody_from_draining_the_others(
+    shards: ShardServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was an error, and nothing could be drained."""
+    monkeypatch.setattr("asrserver.broker.drains.ANSWER_TIMEOUT", 0.5)
+    shards.kill(1)
+    workers = [WorkerBroker(server.url, "w") for number, server in enumerate(shards.servers) if number != 1]
+    for worker in workers:
+        await worker.open()
+        worker.heartbeat({"sessions": 1})
+        await worker.pipeline.drain()
+    async with drains(shards.url) as asked:
+        assert asked.away == [shards.names()[1]]
+        assert [found["name"] for found in await asked.workers()] == ["w"]
+        await asked.ask(["w"])
+    assert [await worker.is_drained() for worker in workers] == [True, True]
+    for worker in workers:
+        await worker.close()
 
 
 async def test_a_redis_that_is_away_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:

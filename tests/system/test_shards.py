@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import urllib.request
 from collections import Counter
@@ -13,10 +14,14 @@ from asrserver.client import Client, ClientSession
 from tests.program import System, cli
 from tests.recordings import Utterance
 from tests.shards import ShardServers
+from tests.system.live_streams import check_live_streams
 from tests.waiting import until
 from tests.ws_client import WsClient, check_stored, health, stored
 
 Start = Callable[..., System]
+
+#: Streams that are moved: with fewer, a shard might have none.
+COUNT = 9
 
 
 def metric(port: int, name: str) -> dict[str, float]:
@@ -107,6 +112,38 @@ async def test_a_killed_shard_costs_only_its_sessions_and_only_while_it_is_away(
                 await go_on(sid)
         await until(lambda: health(system.port)["status"] == "ok")
     assert system.stop() == 0
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_worker_is_drained_of_the_sessions_in_all_shards(
+    start: Start, shards: ShardServers, database_url: str, utterances: list[Utterance]
+) -> None:
+    """Of a shard that is away, the command says so; the sessions in it move when the command is repeated."""
+    system = start("run", "--workers", "2", env={"REDIS_URL": shards.url}).wait_ready()
+
+    async def drained(name: str, *options: str) -> tuple[int, str]:
+        done = await asyncio.to_thread(cli, "drain", name, *options, env={"REDIS_URL": shards.url})
+        return done.returncode, done.stdout + done.stderr
+
+    async def drain(segments: Callable[[], int]) -> None:
+        await until(lambda: segments() >= 8, 60)
+        workers = health(system.port)["workers"]
+        name = next(worker["name"] for worker in workers if worker["sessions"])
+        assert {shards.of(f"live-{number}")[0] for number in range(COUNT)} == {0, 1, 2}
+        status, told = await drained(name)
+        assert (status, told.splitlines()[-1]) == (0, "sessions left: 0"), told
+        left = {worker["name"]: worker["sessions"] for worker in health(system.port)["workers"]}
+        assert left.pop(name) == 0
+        assert list(left.values()) == [COUNT]
+        shards.kill(1)
+        status, told = await drained(name, "--undo")
+        assert (status, "workers that claim again: 1\n" in told, away in told) == (0, True, True), told
+        shards.servers[1].start()
+        await until(lambda: health(system.port)["status"] == "ok")
+        assert await drained(name, "--undo") == (0, "workers that claim again: 1\n")
+
+    away = f"the Redis {shards.names()[1]} does not answer: nothing changes there, repeat this when it is back"
+    await check_live_streams(system, database_url, utterances, COUNT, 5, drain, pause=0.1)
 
 
 def is_shown(system: System, shards: ShardServers, dead: int) -> bool:
