@@ -64,13 +64,16 @@ class Sentinels:
 
     def _ask(self, place: tuple[str, int]) -> tuple[int, tuple[str, int]] | Exception:
         """What one sentinel says: the number of the last failover, and the address. Or why it says nothing."""
-        host, port = place
-        waits = {"socket_timeout": SENTINEL_TIMEOUT, "socket_connect_timeout": SENTINEL_TIMEOUT}
-        never = Retry(NoBackoff(), 0)
+        options: dict[str, Any] = {
+            "protocol": 2,
+            "decode_responses": True,
+            "socket_timeout": SENTINEL_TIMEOUT,
+            "socket_connect_timeout": SENTINEL_TIMEOUT,
+            "retry": Retry(NoBackoff(), 0),
+            **self.options,
+        }
         try:
-            with redis.Redis(
-                host, port, protocol=2, decode_responses=True, retry=never, **waits, **self.options
-            ) as client:
+            with redis.Redis(*place, **options) as client:
                 # In this order: a failover between the two makes the answer look old, not one that is old look new.
                 epoch = int(client.sentinel_master(self.name)["config-epoch"])
                 address: Any = client.sentinel_get_master_addr_by_name(self.name)
@@ -83,7 +86,7 @@ class _Primary(redis.connection.Connection):
     """A blocking connection to the primary."""
 
     def __init__(self, *, sentinels: Sentinels, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # type: ignore[no-untyped-call]
         self._sentinels = sentinels
 
     def connect_check_health(self, check_health: bool = True, retry_socket_connect: bool = True) -> None:
