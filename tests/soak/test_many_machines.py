@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import psycopg2
@@ -285,7 +286,7 @@ def knows_all(sentinel: redis.Redis) -> bool:
     """Whether a sentinel knows the replica, and the other sentinels."""
     if not answers(sentinel):
         return False
-    state = sentinel.sentinel_master(PRIMARY)
+    state: Any = sentinel.sentinel_master(PRIMARY)
     return (state["num-slaves"], state["num-other-sentinels"]) == (1, len(SENTINELS) - 1)
 
 
