@@ -3,13 +3,16 @@ its promises."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
 import platform
+import resource
 import shutil
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +30,24 @@ from asrserver.process.limits import available_cpus, raise_file_limit
 #: Free bytes of a disk below which it is nearly full, and below which nothing can be promised.
 LOW_DISK = 2 * 2**30
 FULL_DISK = 200 * 2**20
+
+#: Where shared memory is. Bytes that metrics of all processes take there, and the embedded PostgreSQL as well.
+SHARED_MEMORY = Path("/dev/shm")
+METRICS_MEMORY = 32 * 2**20
+POSTGRES_MEMORY = 128 * 2**20
+
+#: Limits that a server should not have, and what comes of them.
+UNWANTED = (
+    (resource.RLIMIT_AS, "ulimit -v", "a worker may not get the memory that its model needs"),
+    (resource.RLIMIT_DATA, "ulimit -d", "a worker may not get the memory that its model needs"),
+    (resource.RLIMIT_FSIZE, "ulimit -f", "no file grows beyond it, of the embedded servers or with a recording"),
+)
+
+#: Processes and threads that the user of the server should be allowed.
+LEAST_THREADS = 1024
+
+#: What adjtimex(2) returns where nothing keeps the clock right.
+_TIME_ERROR = 5
 
 #: Bytes of memory that a worker takes beside its weights, about.
 WORKER_MEMORY = 300 * 2**20
@@ -87,6 +108,9 @@ def diagnose(settings: Settings, command: str) -> Iterator[Finding]:
     yield from check_program()
     yield from check_given(settings, command)
     yield from check_cpus()
+    yield from check_limits()
+    yield from check_shared_memory(embedded=command == "run" and not settings.has_database)
+    yield from check_clock()
     if command != "worker":
         yield from check_port(settings)
         yield from check_files(settings)
@@ -155,6 +179,58 @@ def check_files(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", "open files", text)
     else:
         yield Finding("ok", "open files", f"{limit:g}")
+
+
+def check_limits() -> Iterator[Finding]:
+    """Limits of the shell or the service manager that nobody thinks of."""
+    wrong = False
+    for kind, name, cost in UNWANTED:
+        if (limit := resource.getrlimit(kind)[0]) != resource.RLIM_INFINITY:
+            wrong = True
+            yield Finding("warn", "limits", f"{name} is {limit // 1024}, so {cost}: set it to unlimited")
+    threads = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if threads != resource.RLIM_INFINITY and threads < LEAST_THREADS:
+        wrong = True
+        text = f"ulimit -u is {threads}: processes and threads may not start, raise it to {LEAST_THREADS} or more"
+        yield Finding("warn", "limits", text)
+    if not wrong:
+        yield Finding("ok", "limits", "memory, sizes of files and threads are not limited")
+
+
+def check_shared_memory(embedded: bool) -> Iterator[Finding]:
+    """Metrics are in shared memory, of which containers often have little.
+
+    Args:
+        embedded: Whether an embedded PostgreSQL uses it too.
+    """
+    if not os.access(SHARED_MEMORY, os.W_OK):
+        text = f"{SHARED_MEMORY} is not writable: metrics are files in {tempfile.gettempdir()}"
+        yield Finding("warn", "shm", text)
+        return
+    free, needed = shutil.disk_usage(SHARED_MEMORY).free, POSTGRES_MEMORY if embedded else METRICS_MEMORY
+    text = f"{free / 2**20:,.0f} MiB free"
+    if free < needed:
+        users = "metrics and the embedded PostgreSQL take" if embedded else "metrics take"
+        more = f"{users} up to {needed / 2**20:.0f}: give the container more (--shm-size)"
+        yield Finding("warn", "shm", f"{text}, {more}")
+    else:
+        yield Finding("ok", "shm", text)
+
+
+def check_clock() -> Iterator[Finding]:
+    """Whether something keeps the clock of this machine right. That of Redis is compared with it; see check_redis."""
+    state = _clock_state()
+    if state == _TIME_ERROR:
+        text = "nothing synchronises it, as far as the kernel knows: run chrony, for example, unless the host does it"
+        yield Finding("warn", "clock", text)
+    else:
+        yield Finding("ok", "clock", "the kernel does not tell" if state < 0 else "it is synchronised")
+
+
+def _clock_state() -> int:
+    """What adjtimex(2) says, which is only asked; -1 where it may not be."""
+    timex = ctypes.create_string_buffer(512)  # struct timex has 208 bytes, of which the first ask for no change
+    return int(ctypes.CDLL(None).adjtimex(timex))
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:

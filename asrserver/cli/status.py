@@ -10,6 +10,10 @@ from typing import Any
 import click
 
 from asrserver.cli.options import advice
+from asrserver.models import TOY_NOTICE
+
+#: How full a Redis may be.
+FULL = 0.8
 
 #: Seconds to wait for the server's answer; the server checks its parts for two seconds at most.
 ANSWER_TIMEOUT = 5.0
@@ -63,6 +67,8 @@ def format_health(health: dict[str, Any]) -> list[str]:
         latency = f", {state['latency_ms']:.1f} ms" if "latency_ms" in state else ""
         result.append(f"{part:<9} " + (f"ready{latency}" if state["ready"] else state.get("error", "not ready")))
         result += [f"  {_format_shard(shard)}" for shard in state.get("shards", ())]
+    if error := health.get("recognition", {}).get("error"):
+        result.append(f"workers   {error}")
     if queue := health["queue"]:
         result.append(
             f"queue     {queue['waiting']} sessions waiting, {queue['processing']} with a worker, "
@@ -70,6 +76,7 @@ def format_health(health: dict[str, Any]) -> list[str]:
         )
     result += [f"warning   {text}" for text in health.get("warnings", ())]
     result += [f"warning   Redis: {text}" for text in health["redis"].get("warnings", ())]
+    result += [f"help      docs/{page}" for page in pages(health)]
     if "gateways" not in health:
         return [*result, "", "gateways and workers are shown to an operator's key", *_format_models(health["models"])]
     return [
@@ -80,6 +87,23 @@ def format_health(health: dict[str, Any]) -> list[str]:
         *_format_workers(health["workers"], time.time()),
         *_format_models(health.get("models", [])),
     ]
+
+
+def pages(health: dict[str, Any]) -> list[str]:
+    """The pages of the documentation that say what to do about what is wrong."""
+    servers = [health["redis"], *health["redis"].get("shards", ())]
+    warnings = health.get("warnings", ())
+    found = {
+        "run/troubleshooting.md#redis-is-away": not all(server["ready"] for server in servers),
+        "run/troubleshooting.md#redis-is-full": any(server.get("memory_ratio", 0) > FULL for server in servers),
+        "reference/redis.md#requirements": bool(health["redis"].get("warnings")),
+        "run/troubleshooting.md#postgresql-is-away-or-slow": not health["postgres"]["ready"],
+        "run/troubleshooting.md#no-text-at-all": not health.get("recognition", {}).get("ready", True),
+        "run/troubleshooting.md#a-worker-dies-again-and-again": health["queue"].get("dead", 0) > 0,
+        "models.md": TOY_NOTICE in warnings,
+        "run/upgrade.md": any(text != TOY_NOTICE for text in warnings),
+    }
+    return [page for page, helps in found.items() if helps]
 
 
 def _format_gateways(gateways: list[dict[str, Any]], now: float) -> list[str]:

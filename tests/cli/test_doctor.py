@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import resource
 import socket
 from pathlib import Path
 
 import pytest
 
 from asrserver import models
-from asrserver.cli.doctor import check_cpus, check_disks, check_files, check_models, check_port
+from asrserver.cli.doctor import (
+    check_clock,
+    check_cpus,
+    check_disks,
+    check_files,
+    check_limits,
+    check_models,
+    check_port,
+    check_shared_memory,
+)
 from asrserver.config import Settings
 from tests.program import NONE, cli
 
@@ -82,6 +92,39 @@ def test_a_quota_below_one_core_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
     [finding] = check_cpus()
     assert finding.level == "warn"
     assert "quota" in finding.text
+
+
+def test_limits_of_memory_files_and_threads_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = dict.fromkeys((resource.RLIMIT_AS, resource.RLIMIT_DATA, resource.RLIMIT_FSIZE), resource.RLIM_INFINITY)
+    limits[resource.RLIMIT_NPROC] = 4096
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    assert [one.level for one in check_limits()] == ["ok"]
+    limits |= {resource.RLIMIT_AS: 2**30, resource.RLIMIT_FSIZE: 2**20, resource.RLIMIT_NPROC: 100}
+    texts = [one.text for one in check_limits() if one.level == "warn"]
+    assert [text.partition(",")[0] for text in texts[:2]] == ["ulimit -v is 1048576", "ulimit -f is 1024"]
+    assert texts[2].startswith("ulimit -u is 100:")
+
+
+def test_little_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 100 * 2**20
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": free}))
+    assert [one.level for one in check_shared_memory(embedded=False)] == ["ok"]
+    [finding] = check_shared_memory(embedded=True)
+    assert (finding.level, finding.subject) == ("warn", "shm")
+    assert finding.text.startswith("100 MiB free, metrics and the embedded PostgreSQL take up to 128: ")
+    monkeypatch.setattr("asrserver.cli.doctor.SHARED_MEMORY", tmp_path / "not")
+    [finding] = check_shared_memory(embedded=False)
+    assert (finding.level, "not writable" in finding.text) == ("warn", True)
+
+
+@pytest.mark.parametrize(("state", "level"), [(0, "ok"), (1, "ok"), (-1, "ok"), (5, "warn")])
+def test_a_clock_that_nothing_synchronises_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, state: int, level: str
+) -> None:
+    [asked] = check_clock()
+    assert (asked.subject, asked.level in ("ok", "warn")) == ("clock", True)
+    monkeypatch.setattr("asrserver.cli.doctor._clock_state", lambda: state)
+    assert [one.level for one in check_clock()] == [level]
 
 
 def test_the_toy_and_too_little_memory_are_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
