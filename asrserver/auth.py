@@ -26,7 +26,7 @@ import orjson
 
 from asrserver.errors import Refused, SettingError
 from asrserver.process.replaced_file import changing, replace_file
-from asrserver.process.watched_file import stamp
+from asrserver.process.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     import ssl
@@ -43,6 +43,8 @@ _KEY_PREFIXES = ("bearer.", "openai-insecure-api-key.")
 #: Minimum length of a key from the setting api-keys, in characters: what an operator makes up must not be a password.
 MIN_KEY_LENGTH = 24
 
+#: Bytes of the file of keys at most: some hundred thousand keys.
+MAX_KEYS_FILE = 1 << 26
 
 #: The weights that a key may have.
 MIN_WEIGHT, MAX_WEIGHT = 0.01, 100.0
@@ -125,8 +127,7 @@ class Access:
     ) -> None:
         self.enabled = bool(keys_file or api_keys)
         self.on_change: Callable[[], None] = lambda: None
-        self._file = KeysFile(keys_file) if keys_file else None
-        self._seen: Any = None
+        self._file = WatchedFile("keys-file:", keys_file, MAX_KEYS_FILE, "asrserver keys create creates it")
         self._given = {key.id: key for key in _given(api_keys)}
         self._keys: dict[str, Key] = {}
         self._origins = frozenset(_parts(origins))
@@ -180,14 +181,9 @@ class Access:
         Raises:
             SettingError: The file cannot be used; the keys that were loaded before stay valid.
         """
-        if self._file is None or (seen := self._file.stamp()) == self._seen:
+        if (text := self._file.read_changed()) is None:
             return False
-        self._seen = seen  # before reading: a bad file is reported once, not every second
-        try:
-            found = self._file.load()
-        except OSError as exc:
-            self._seen = ()  # it is read again at the next look: a key in it may have been revoked
-            raise SettingError(f"keys-file: {self._file.path}: {exc.strerror}") from None
+        found = _keys(text, self._file.label)
         self._keys = {key.id: key for key in found if not key.revoked}
         return True
 
@@ -358,17 +354,6 @@ class KeysFile:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
 
-    def stamp(self) -> tuple[int, ...]:
-        """A value that changes when the file does.
-
-        Raises:
-            SettingError: There is no such file.
-        """
-        try:
-            return stamp(self.path)
-        except OSError as exc:
-            raise SettingError(f"keys-file: {self.path}: {exc.strerror}; asrserver keys create creates it") from None
-
     def read(self) -> list[Key]:
         """All keys, revoked ones too.
 
@@ -376,20 +361,9 @@ class KeysFile:
             SettingError: The file cannot be read or is not valid; names what is wrong.
         """
         try:
-            return self.load()
+            return _keys(self.path.read_bytes(), f"keys-file: {self.path}")
         except OSError as exc:
             raise SettingError(f"keys-file: {self.path}: {exc.strerror}") from None
-
-    def load(self) -> list[Key]:
-        """As `read`, but raises OSError where the file cannot be read."""
-        text = self.path.read_bytes()
-        try:
-            found = [_key(entry) for entry in orjson.loads(text)["keys"]]
-        except (ValueError, TypeError, KeyError) as exc:
-            raise SettingError(f"keys-file: {self.path}: not a valid keys file: {exc}") from None
-        if len({key.id for key in found}) < len(found):
-            raise SettingError(f"keys-file: {self.path}: two keys have the same id")
-        return found
 
     def create(self, name: str, limits: KeyLimits, operator: bool) -> tuple[Key, str]:
         """Add a key.
@@ -431,6 +405,17 @@ class KeysFile:
             if keys != before:
                 text = orjson.dumps({"keys": [asdict(key) for key in keys]}, option=orjson.OPT_INDENT_2)
                 replace_file(path, text + b"\n")
+
+
+def _keys(text: str | bytes, label: str) -> list[Key]:
+    """Parse a file of keys; raises SettingError."""
+    try:
+        found = [_key(entry) for entry in orjson.loads(text)["keys"]]
+    except (ValueError, TypeError, KeyError) as exc:
+        raise SettingError(f"{label}: not a valid keys file: {exc}") from None
+    if len({key.id for key in found}) < len(found):
+        raise SettingError(f"{label}: two keys have the same id")
+    return found
 
 
 def _key(entry: dict[str, Any]) -> Key:

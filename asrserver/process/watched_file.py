@@ -23,10 +23,12 @@ class WatchedFile:
         flag: The setting, for messages.
         path: The file; empty: there is none.
         most: Its bytes at most.
+        missing: What to do where there is no such file; may be empty.
     """
 
-    def __init__(self, flag: str, path: str, most: int) -> None:
+    def __init__(self, flag: str, path: str, most: int, missing: str = "") -> None:
         self.label = f"{flag} {path}"
+        self._missing = missing
         self._path = path
         self._most = most
         self._seen: tuple[int, ...] | None = None
@@ -54,7 +56,8 @@ class WatchedFile:
             if exc.errno == self._failed:
                 return None
             self._failed = exc.errno
-            raise SettingError(f"{self.label}: {exc.strerror}") from None
+            advice = f"; {self._missing}" if self._missing and isinstance(exc, FileNotFoundError) else ""
+            raise SettingError(f"{self.label}: {exc.strerror}{advice}") from None
         self._seen, self._failed = seen, None  # what is in it is reported once
         if len(data) > self._most:
             raise SettingError(f"{self.label} has more than {self._most} bytes")

@@ -40,12 +40,26 @@ def test_a_revoked_key_is_known_though_the_file_could_not_be_read_at_once(
     access = Access(str(keys.path))
     keys.file.revoke(keys.a.id)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "read_bytes", fail_to_read)
+        patched.setattr(watched_file, "open", fail_to_read, raising=False)
         with pytest.raises(SettingError, match="Too many open files"):
             access.reread()
         assert access.key(keys.a.id) is not None
     assert access.reread()
     assert access.key(keys.a.id) is None
+
+
+def test_a_file_of_keys_that_is_gone_is_told_once(tmp_path: Path) -> None:
+    """It was told every second; its keys stay valid."""
+    keys = Keys(tmp_path / "keys.json")
+    access = Access(str(keys.path))
+    kept = keys.path.read_text()
+    keys.path.unlink()
+    with pytest.raises(SettingError, match=r"keys\.json: No such file or directory; asrserver keys create creates it"):
+        access.reread()
+    assert not access.reread()
+    assert access.key(keys.a.id) is not None
+    keys.path.write_text(kept)
+    assert access.reread()
 
 
 def test_what_is_wrong_with_a_file_is_told_once_for_each_change(tmp_path: Path) -> None:
