@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,27 @@ def test_paths_of_probes_are_routes() -> None:
     assert paths <= set(ROUTES)
 
 
+def runs(code: str) -> bool:
+    """Whether a probe succeeds, in a container with a proxy that cannot reach it."""
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    command, env = [sys.executable, "-c", code], {**os.environ, **proxy}
+    return subprocess.run(command, capture_output=True, timeout=60, check=False, env=env).returncode == 0
+
+
+def test_the_health_checks_of_compose_ask_the_container_itself(start: Callable[..., System]) -> None:
+    services = [service for path in COMPOSE for service in yaml.safe_load(path.read_text())["services"].values()]
+    checks = {test[3] for service in services if "python" in (test := service.get("healthcheck", {}).get("test", ()))}
+    assert len(checks) == 2
+    metrics = free_port()
+    system = start("run", "--metrics-port", str(metrics)).wait_ready()
+    for check in checks:
+        here = check.replace(":8080/", f":{system.port}/").replace(":9464/", f":{metrics}/")
+        assert here != check
+        assert runs(here)
+    assert system.stop() == 0
+    assert not runs(here)
+
+
 def test_a_worker_is_ready_when_its_model_is_loaded(start: Callable[..., System]) -> None:
     """The readiness probe of the pods, as it stands in the manifests."""
     (probe,) = [
@@ -128,8 +150,7 @@ def test_a_worker_is_ready_when_its_model_is_loaded(start: Callable[..., System]
     assert code != probe[2]
 
     def ready() -> bool:
-        done = subprocess.run([sys.executable, *probe[1:2], code], capture_output=True, timeout=60, check=False)
-        return done.returncode == 0
+        return runs(code)
 
     assert not ready()
     system = start("worker", "--workers", "1", "--metrics-port", str(port)).wait_ready()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import TracebackType
 
 import orjson
 
@@ -53,7 +55,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, kind: str = "text") -> None:
-    """Configure the root logger.
+    """Configure the root logger; warnings of libraries, and what ends the process or a thread, go there too.
 
     Args:
         level: The minimum level, in any case.
@@ -70,6 +72,22 @@ def configure_logging(level: str, kind: str = "text") -> None:
     logging.getLogger("tornado.general").setLevel(logging.WARNING)
     for name in _HUB_CLIENTS:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    sys.excepthook, threading.excepthook = _log_end, _log_end_of_thread
+
+
+def _log_end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log what ends this process, in place of a traceback that is no JSON."""
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    else:
+        logging.getLogger("asrserver").critical("stopped by an error", exc_info=(kind, error, trace))
+
+
+def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    name = ended.thread.name if ended.thread is not None else "unknown"
+    error = ended.exc_value if ended.exc_value is not None else ended.exc_type()
+    logging.getLogger("asrserver").critical("the thread %s was stopped by an error", name, exc_info=error)
 
 
 def _storable(value: object) -> object:

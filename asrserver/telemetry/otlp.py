@@ -53,6 +53,10 @@ class _LastMessage(logging.Handler):
         self.text = record.getMessage()[:300]
 
 
+#: Loopback addresses, as no_proxy lists them.
+LOOPBACK = ("localhost", "127.0.0.0/8", "::1")
+
+
 class _CountedExporter(SpanExporter):
     """Exports, counts what became of the spans, and says once that the collector does not take them.
 
@@ -133,6 +137,7 @@ class Export:
         own = {"service.name": service, "service.version": __version__, "service.instance.id": instance}
         resource = Resource.create({**own, "process.pid": os.getpid()}).merge(OTELResourceDetector().detect())
         try:
+            _spare_loopback()
             self._exporter = _CountedExporter(OTLPSpanExporter())
             size = int(os.environ.get("OTEL_BSP_MAX_QUEUE_SIZE") or MAX_QUEUE)
             self._processor = _BoundedProcessor(self._exporter, size)
@@ -168,6 +173,13 @@ class Export:
             self._exporter.shutdown()  # which ends its pauses between tries
             if left := self._processor.given - self._exporter.taken:
                 self._exporter.drop(left, "not_sent", "this process ends")
+
+
+def _spare_loopback() -> None:
+    """Send nothing for a loopback address to the proxy of the environment: no proxy can reach a collector there."""
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if named != "*":
+        os.environ["no_proxy"] = ",".join(filter(None, (named, *LOOPBACK)))
 
 
 def mark_failed(span: Span, error: str) -> None:

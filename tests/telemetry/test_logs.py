@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,9 +19,12 @@ def root() -> Iterator[logging.Logger]:
     """The root logger, restored afterwards."""
     logger = logging.getLogger()
     before = logger.level, logger.handlers[:]
+    hooks = sys.excepthook, threading.excepthook
     yield logger
     logger.setLevel(before[0])
     logger.handlers = before[1]
+    logging.captureWarnings(False)
+    sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.mark.parametrize("client", ["httpx", "httpx2"])
@@ -28,3 +35,29 @@ def test_a_download_logs_no_request(root: logging.Logger, client: str, capfd: py
     logged = capfd.readouterr().err
     assert "the hub is slow" in logged
     assert "GET" not in logged
+
+
+@pytest.mark.usefixtures("processes")
+def test_what_libraries_and_the_interpreter_say_is_json_too() -> None:
+    """Warnings, and the errors that end a thread and the process: they were lines of text among the objects."""
+    code = """if True:
+        import threading, warnings
+        from asrserver.telemetry.logs import configure_logging
+        configure_logging("info", "json")
+        warnings.warn("an old way", UserWarning)
+        thread = threading.Thread(target=lambda: 1 / 0, name="renewer")
+        thread.start()
+        thread.join()
+        raise ValueError("what nobody expects")"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["logger"], line["level"]) for line in lines] == [
+        ("py.warnings", "warning"),
+        ("asrserver", "critical"),
+        ("asrserver", "critical"),
+    ]
+    assert "an old way" in lines[0]["message"]
+    assert "renewer" in lines[1]["message"]
+    assert "ZeroDivisionError" in lines[1]["error"]
+    assert "what nobody expects" in lines[2]["error"]
+    assert done.returncode == 1

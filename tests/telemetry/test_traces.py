@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -199,6 +200,17 @@ def test_a_collector_that_refuses_and_comes_back(
     assert first.startswith("spans of traces are dropped until the collector takes them: ")
     assert "400" in first
     assert second == "spans of traces are exported again, 3 were dropped"
+
+
+def test_a_collector_on_this_machine_is_asked_directly(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the proxy of the environment, which cannot reach it."""
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", "example.org")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    traces.configure("test", "1")
+    claimed()
+    wait_until(lambda: len(collector.spans) == 1)
+    assert os.environ["no_proxy"].startswith("example.org,")
 
 
 @pytest.mark.parametrize(
