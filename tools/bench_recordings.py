@@ -53,7 +53,7 @@ def measure(directory: Path, count: int, keys: Keyring | None) -> dict[str, floa
     def read() -> None:
         path = archive_files.find(directory, "s")
         assert path is not None
-        with archive_files.opened(path, keys).file as file:
+        with archive_files.open_recording(path, keys).file as file:
             while file.read(BLOCK_BYTES):
                 pass
 

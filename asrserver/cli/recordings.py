@@ -12,7 +12,7 @@ from asrserver.cli.status import format_table
 from asrserver.errors import DecryptionError, SettingError
 
 if TYPE_CHECKING:
-    from asrserver.encryption.keys import Keyring
+    from asrserver.encryption.keys import KeyPair, Keyring
 
 
 @click.group()
@@ -72,14 +72,14 @@ def show_keys(directory: Path, keys_file: str) -> None:
     Parts are what gateways write of open sessions: with the key that was the first when they began. A key that neither
     a recording nor a part needs may be removed from the file, unless it is the first, or a backup needs it.
     """
-    from asrserver.gateway import archive_rewrite
+    from asrserver.gateway import archive_reencrypt
 
     keys = _keyring(keys_file)
     first = keys.first.public if keys.first else ""
     found: dict[str, list[int]] = {key: [0, 0, 0] for key in keys.public}
-    for path in (*archive_rewrite.parts(directory), *archive_rewrite.recordings(directory)):
+    for path in (*archive_reencrypt.parts(directory), *archive_reencrypt.recordings(directory)):
         try:
-            totals = found.setdefault(archive_rewrite.needed_key(path), [0, 0, 0])
+            totals = found.setdefault(archive_reencrypt.needed_key(path), [0, 0, 0])
             totals[2] += path.stat().st_size
             totals[path.suffix == ".part"] += 1
         except FileNotFoundError:  # it was removed just now
@@ -106,7 +106,10 @@ def encrypt_all(directory: Path, keys_file: str) -> None:
     The server may run meanwhile, and the command can be repeated. Blocks of the disk that held a recording unencrypted
     are free afterwards, not erased.
     """
-    _rewrite_all(directory, _keyring(keys_file), True)
+    keys = _keyring(keys_file)
+    if keys.first is None:
+        raise click.UsageError("--save-audio-keys is empty: encrypting needs a file with a key")
+    _reencrypt_all(directory, keys, keys.first)
 
 
 @recordings.command("decrypt")
@@ -114,18 +117,18 @@ def encrypt_all(directory: Path, keys_file: str) -> None:
 @_keys_option(required=True)
 def decrypt_all(directory: Path, keys_file: str) -> None:
     """Decrypt all recordings: to go on without keys. One alone is decrypted by age --decrypt --identity KEYS FILE."""
-    _rewrite_all(directory, _keyring(keys_file), False)
+    _reencrypt_all(directory, _keyring(keys_file), None)
 
 
-def _rewrite_all(directory: Path, keys: Keyring, encrypt: bool) -> None:
-    from asrserver.gateway import archive_rewrite
+def _reencrypt_all(directory: Path, keys: Keyring, key: KeyPair | None) -> None:
+    from asrserver.gateway import archive_reencrypt
 
     written = left = failed = 0
     try:
-        with archive_rewrite.exclusive(directory):
-            for path in archive_rewrite.recordings(directory):
+        with archive_reencrypt.exclusive(directory):
+            for path in archive_reencrypt.recordings(directory):
                 try:
-                    if archive_rewrite.rewrite(directory, path, keys, encrypt):
+                    if archive_reencrypt.reencrypt(directory, path, keys, key):
                         written += 1
                     else:
                         left += 1
@@ -136,9 +139,7 @@ def _rewrite_all(directory: Path, keys: Keyring, encrypt: bool) -> None:
         raise click.ClickException(f"{directory}: another encrypt or decrypt is running there") from None
     except OSError as exc:
         raise click.ClickException(f"{exc.filename or directory}: {_reason(exc)}") from None
-    click.echo(
-        f"{written} recordings {'encrypted' if encrypt else 'decrypted'}, {left} left as they are, {failed} failed"
-    )
+    click.echo(f"{written} recordings {'encrypted' if key else 'decrypted'}, {left} left as they are, {failed} failed")
     if failed:
         raise click.exceptions.Exit(1)
 

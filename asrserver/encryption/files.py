@@ -7,7 +7,7 @@ import os
 from typing import BinaryIO
 
 from asrserver.encryption import BLOCK, TAG
-from asrserver.encryption.header import begin, unlock
+from asrserver.encryption.header import make_header, read_header
 from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.errors import DecryptionError
 
@@ -47,18 +47,18 @@ class EncryptedWriter(_Positioned):
     Args:
         file: The target, empty; it is closed with the writer.
         key: The key.
-        kind: What it is; see `begin`.
+        kind: What it is; see `make_header`.
         name: Whose it is.
     """
 
     def __init__(self, file: BinaryIO, key: KeyPair, kind: str, name: str) -> None:
         super().__init__(file)
-        beginning, self._blocks = begin(key, kind, name)
-        self._begin = len(beginning)
+        header, self._blocks = make_header(key, kind, name)
+        self._payload_at = len(header)
         self._first, self._rest = bytearray(), bytearray()
         self._number = 1  # of the block at which _rest begins
-        file.write(beginning)
-        file.seek(self._begin + _SEALED)
+        file.write(header)
+        file.seek(self._payload_at + _SEALED)
 
     @property
     def size(self) -> int:
@@ -104,7 +104,7 @@ class EncryptedWriter(_Positioned):
         """Write what was kept: without it, the file cannot be decrypted."""
         if self._rest:
             self._file.write(self._blocks.seal(self._number, bytes(self._rest), last=True))
-        self._file.seek(self._begin)
+        self._file.seek(self._payload_at)
         self._file.write(self._blocks.seal(0, bytes(self._first), last=not self._rest))
 
 
@@ -114,25 +114,25 @@ class EncryptedReader(_Positioned):
     Args:
         file: The file, at its beginning; it is closed with the reader.
         keys: The keys.
-        kind: What it must be; see `begin`.
+        kind: What it must be; see `make_header`.
         name: Whose it must be.
 
     Attributes:
         size: The bytes in it, decrypted.
 
     Raises:
-        DecryptionError: See `unlock`. `read` raises it for a block that was changed.
+        DecryptionError: See `read_header`. `read` raises it for a block that was changed.
     """
 
     def __init__(self, file: BinaryIO, keys: Keyring, kind: str, name: str) -> None:
         super().__init__(file)
-        self._blocks = unlock(file, keys, kind, name)
-        self._begin = file.tell()
-        payload = file.seek(0, os.SEEK_END) - self._begin
-        self._last = max(0, (payload - 1) // _SEALED)
-        if payload - self._last * _SEALED < TAG + (self._last > 0):
+        self._blocks = read_header(file, keys, kind, name)
+        self._payload_at = file.tell()
+        size = file.seek(0, os.SEEK_END) - self._payload_at
+        self._last = max(0, (size - 1) // _SEALED)
+        if size - self._last * _SEALED < TAG + (self._last > 0):
             raise DecryptionError("it is cut off")
-        self.size = payload - (self._last + 1) * TAG
+        self.size = size - (self._last + 1) * TAG
         self._block(self._last)
 
     def readable(self) -> bool:
@@ -153,5 +153,5 @@ class EncryptedReader(_Positioned):
         return data[skip : skip + size]
 
     def _block(self, number: int) -> bytes:
-        self._file.seek(self._begin + number * _SEALED)
+        self._file.seek(self._payload_at + number * _SEALED)
         return self._blocks.open(number, self._file.read(_SEALED), last=number == self._last)

@@ -1,4 +1,4 @@
-"""The header of a file: its random key, wrapped by the operator's, what the file is, and whose."""
+"""age's header of a file: the file's random key, wrapped by the operator's, what the file is, and whose."""
 
 from __future__ import annotations
 
@@ -56,54 +56,65 @@ def _nonce(number: int, last: bool) -> bytes:
     return number.to_bytes(11) + bytes((last,))
 
 
-def begin(key: KeyPair, kind: str, name: str, context: bytes = b"payload") -> tuple[bytes, Blocks]:
-    """Make the beginning of a file.
+def make_header(key: KeyPair, kind: str, name: str, context: bytes = b"payload") -> tuple[bytes, Blocks]:
+    """Make the header of a new file, with a new random key.
 
     Args:
         key: The operator's key.
         kind: What the file is, such as recording.
         name: Whose it is. Neither may have spaces.
-        context: What else its blocks belong to; that of age's own payload by default.
+        context: The `info` from which the key of the blocks is derived; by default that of age's payload.
 
     Returns:
-        The bytes that the file begins with, and its blocks.
+        The bytes to begin the file with, and what seals its blocks.
     """
     file_key, salt = os.urandom(_FILE_KEY_BYTES), os.urandom(_SALT_BYTES)
     once = X25519PrivateKey.generate()
     recipient = key.private.public_key()
     share = once.public_key().public_bytes_raw()
-    wrapped = _wrapping(once, recipient, share, recipient).encrypt(bytes(12), file_key, None)
-    header = MAGIC + b"-> X25519 %b\n%b\n" % (_base64(share), _base64(wrapped))
+    wrapped = _wrapping_cipher(once, recipient, share, recipient).encrypt(bytes(12), file_key, None)
+    header = MAGIC + b"-> X25519 %b\n%b\n" % (_encode_base64(share), _encode_base64(wrapped))
     header += f"-> asrserver/{kind} {key.public} {name}\n\n---".encode()
-    whole = header + b" %b\n" % _base64(_mac(file_key, header)) + salt
-    return whole, Blocks(_derived(file_key, salt, context))
+    whole = header + b" %b\n" % _encode_base64(_mac(file_key, header)) + salt
+    return whole, Blocks(_hkdf(file_key, salt, context))
 
 
-def unlock(file: BinaryIO, keys: Keyring, kind: str, name: str, context: bytes = b"payload") -> Blocks:
-    """Read the beginning of a file, from where it stands, which is then at its first block. See `begin`.
+def read_header(file: BinaryIO, keys: Keyring, kind: str, name: str, context: bytes = b"payload") -> Blocks:
+    """Read and check the header of a file from its current position, and leave the file at its first block.
+
+    Args:
+        file: The file.
+        keys: The operator's keys.
+        kind: What the file must be; this and the others as in `make_header`.
+        name: Whose it must be.
+        context: The `info` from which the key of the blocks is derived.
 
     Returns:
-        Its blocks.
+        What opens its blocks.
 
     Raises:
-        MissingKey: There is no key for it.
-        DecryptionError: It is something else, or it was changed.
+        MissingKey: `keys` does not have the key that it is encrypted with.
+        DecryptionError: It is of another kind or name, damaged, or was changed.
     """
     header = _Header.read(file)
-    public = header.needs(kind, name)
+    public = header.checked_recipient(kind, name)
     key = keys.find(public)
     if key is None:
         raise MissingKey(f"it needs the key {public}, which the file of --save-audio-keys does not have")
-    file_key = header.file_key(key)
+    file_key = header.unwrap_file_key(key)
     salt = file.read(_SALT_BYTES)
     if len(salt) < _SALT_BYTES:
         raise DecryptionError("it is cut off in its header")
-    return Blocks(_derived(file_key, salt, context))
+    return Blocks(_hkdf(file_key, salt, context))
 
 
-def key_of(file: BinaryIO) -> str:
-    """The public half of the key that a file needs; raises DecryptionError if it is not of this program."""
-    return _Header.read(file).stanza()[1]
+def recipient(file: BinaryIO) -> str:
+    """The recipient of a file, age1…: the public half of the key that it is encrypted with.
+
+    Raises:
+        DecryptionError: The header is damaged, or another program encrypted the file.
+    """
+    return _Header.read(file).own_stanza()[1]
 
 
 @dataclass(frozen=True)
@@ -146,35 +157,35 @@ class _Header:
             words = line[3:-1].decode("ascii").split(" ")
             if not all(word.isprintable() and word for word in words):
                 raise ValueError
-            stanzas.append((words, _bytes_of_base64(body)))
+            stanzas.append((words, _decode_base64(body)))
         if not line.startswith(b"--- "):
             raise ValueError
-        return cls(stanzas, signed + b"---", _bytes_of_base64(line[4:-1]))
+        return cls(stanzas, signed + b"---", _decode_base64(line[4:-1]))
 
-    def stanza(self) -> list[str]:
+    def own_stanza(self) -> list[str]:
         """The first line of this program's stanza: kind, key, name."""
         for words, _ in self.stanzas:
             if words[0].startswith("asrserver/") and len(words) == 3 and _PUBLIC_KEY.fullmatch(words[1]):
                 return words
         raise DecryptionError("this program did not encrypt it")
 
-    def needs(self, kind: str, name: str) -> str:
-        """The public half of the key that it needs; raises DecryptionError if it is another file."""
-        found, public, whose = self.stanza()
+    def checked_recipient(self, kind: str, name: str) -> str:
+        """Its recipient; raises DecryptionError if the file is of another kind or name."""
+        found, public, whose = self.own_stanza()
         if (found, whose) != (f"asrserver/{kind}", name):
             raise DecryptionError("it belongs to another session")
         return public
 
-    def file_key(self, key: KeyPair) -> bytes:
+    def unwrap_file_key(self, key: KeyPair) -> bytes:
         """Unwrap the key of the file, and check the header with it; raises DecryptionError."""
         for words, body in self.stanzas:
             if words[0] != "X25519" or len(words) != 2 or len(body) != _FILE_KEY_BYTES + TAG:
                 continue
             try:
-                share = _bytes_of_base64(words[1].encode())
+                share = _decode_base64(words[1].encode())
                 other = X25519PublicKey.from_public_bytes(share)
-                wrapping = _wrapping(key.private, other, share, key.private.public_key())
-                file_key = wrapping.decrypt(bytes(12), body, None)
+                cipher = _wrapping_cipher(key.private, other, share, key.private.public_key())
+                file_key = cipher.decrypt(bytes(12), body, None)
             except (ValueError, InvalidTag):
                 continue
             if hmac.compare_digest(self.mac, _mac(file_key, self.signed)):
@@ -183,7 +194,7 @@ class _Header:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a header; ValueError where one does not end."""
+    """The lines of a header; raises ValueError for one that does not end, or past MAX_HEADER bytes."""
     left = MAX_HEADER
     while left > 0:
         line = file.readline(left)
@@ -194,29 +205,29 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     raise ValueError
 
 
-def _wrapping(
+def _wrapping_cipher(
     private: X25519PrivateKey, other: X25519PublicKey, share: bytes, recipient: X25519PublicKey
 ) -> ChaCha20Poly1305:
-    """What wraps the key of one file, for the operator's key; raises ValueError if `other` is no usable share."""
+    """The cipher that wraps a file key for `recipient`; raises ValueError if `other` is a point of small order."""
     salt = share + recipient.public_bytes_raw()
-    return ChaCha20Poly1305(_derived(private.exchange(other), salt, b"age-encryption.org/v1/X25519"))
+    return ChaCha20Poly1305(_hkdf(private.exchange(other), salt, b"age-encryption.org/v1/X25519"))
 
 
-def _derived(secret: bytes, salt: bytes, info: bytes) -> bytes:
+def _hkdf(secret: bytes, salt: bytes, info: bytes) -> bytes:
     return HKDF(SHA256(), _KEY_BYTES, salt, info).derive(secret)
 
 
 def _mac(file_key: bytes, header: bytes) -> bytes:
-    return hmac.digest(_derived(file_key, b"", b"header"), header, hashlib.sha256)
+    return hmac.digest(_hkdf(file_key, b"", b"header"), header, hashlib.sha256)
 
 
-def _base64(data: bytes) -> bytes:
+def _encode_base64(data: bytes) -> bytes:
     return base64.b64encode(data).rstrip(b"=")
 
 
-def _bytes_of_base64(text: bytes) -> bytes:
+def _decode_base64(text: bytes) -> bytes:
     """The bytes of base64 without padding; raises ValueError if it is not the one way to write them."""
     data = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
-    if _base64(data) != text:
+    if _encode_base64(data) != text:
         raise binascii.Error
     return data

@@ -33,7 +33,7 @@ class KeyPair:
     @classmethod
     def of(cls, private: X25519PrivateKey) -> KeyPair:
         """The pair that belongs to a private key."""
-        return cls(_bech32(_PUBLIC, private.public_key().public_bytes_raw()), private)
+        return cls(_encode_bech32(_PUBLIC, private.public_key().public_bytes_raw()), private)
 
     @classmethod
     def generate(cls) -> KeyPair:
@@ -43,7 +43,7 @@ class KeyPair:
     @classmethod
     def parse(cls, text: str) -> KeyPair:
         """Read the text of a secret key, AGE-SECRET-KEY-1…; raises ValueError."""
-        secret = _bytes_of_bech32(_SECRET, text)
+        secret = _decode_bech32(_SECRET, text)
         if len(secret) != _KEY_BYTES:
             raise ValueError("it has not 32 bytes")
         return cls.of(X25519PrivateKey.from_private_bytes(secret))
@@ -51,7 +51,7 @@ class KeyPair:
     @property
     def secret(self) -> str:
         """The text of the secret key."""
-        return _bech32(_SECRET, self.private.private_bytes_raw()).upper()
+        return _encode_bech32(_SECRET, self.private.private_bytes_raw()).upper()
 
 
 class Keyring:
@@ -139,7 +139,7 @@ def _parse(text: str, label: str) -> dict[str, KeyPair]:
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 
 
-def _bech32(prefix: str, data: bytes) -> str:
+def _encode_bech32(prefix: str, data: bytes) -> str:
     """Bytes as text with a checksum (BIP 173)."""
     number = int.from_bytes(data) << (-len(data) * 8 % 5)
     count = -(-len(data) * 8 // 5)
@@ -149,7 +149,7 @@ def _bech32(prefix: str, data: bytes) -> str:
     return f"{prefix}1" + "".join(_BECH32[value] for value in values)
 
 
-def _bytes_of_bech32(prefix: str, text: str) -> bytes:
+def _decode_bech32(prefix: str, text: str) -> bytes:
     """The bytes of such a text, in lower or upper case; raises ValueError."""
     if text not in (text.lower(), text.upper()) or not text.isascii():
         raise ValueError("it is neither in lower nor in upper case")

@@ -174,7 +174,7 @@ class Recordings:
 
     def _open_recording(self, directory: Path, sid: str) -> archive_files.Opened | None:
         path = archive_files.find(directory, sid)
-        return None if path is None else archive_files.opened(path, self._keys)
+        return None if path is None else archive_files.open_recording(path, self._keys)
 
     async def tidy(self) -> None:
         """Assemble what dead gateways left, and remove recordings beyond the age and number that the settings allow."""

@@ -32,7 +32,7 @@ from asrserver.encryption import is_encrypted
 from asrserver.gateway.archive_parts import Chunk, Source, session_of
 
 if TYPE_CHECKING:
-    from asrserver.encryption.keys import Keyring
+    from asrserver.encryption.keys import KeyPair, Keyring
 
 #: The media type of recordings by their suffix; there are no others.
 MEDIA = {
@@ -135,7 +135,7 @@ def find(directory: Path, sid: str) -> Path | None:
     return next((path for suffix in MEDIA if (path := stem.with_suffix(f".{suffix}")).is_file()), None)
 
 
-def opened(path: Path, keys: Keyring | None) -> Opened:
+def open_recording(path: Path, keys: Keyring | None) -> Opened:
     """Open a recording.
 
     Args:
@@ -163,24 +163,26 @@ def opened(path: Path, keys: Keyring | None) -> Opened:
 
 
 @contextmanager
-def created(path: Path, keys: Keyring | None, name: str, like: os.stat_result | None = None) -> Iterator[BinaryIO]:
-    """Write a recording, encrypted if there is a key. After an error it is not complete.
+def create_recording(
+    path: Path, key: KeyPair | None, name: str, like: os.stat_result | None = None
+) -> Iterator[BinaryIO]:
+    """Create the file of a recording, to be written in the body. After an error in that it is not complete.
 
     Args:
         path: The file; what a crash left there is removed, and links are not followed.
-        keys: The operator's keys; None: there are none.
+        key: The operator's key to encrypt it with; None: it is not encrypted.
         name: The name of the session in the file system.
         like: Whose mode and times it gets, and for root, whose owner; it is on the disk then. None: it is a new one.
     """
     path.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
-        if keys is None or keys.first is None:
+        if key is None:
             yield file
         else:
             from asrserver.encryption.files import EncryptedWriter
 
-            writer = EncryptedWriter(file, keys.first, _KIND, name)
+            writer = EncryptedWriter(file, key, _KIND, name)
             yield cast(BinaryIO, writer)
             writer.finish()
         if like is not None:
@@ -249,7 +251,7 @@ def assemble(
             if not source.chunks or (chunks is not None and len(source.chunks) < chunks):
                 return None
             stem.parent.mkdir(exist_ok=True, mode=0o700)
-            with created(temporary, keys, stem.name) as file:
+            with create_recording(temporary, keys.first if keys else None, stem.name) as file:
                 suffix = _write(source, kind, file)
                 size = file.seek(0, os.SEEK_END)
             os.replace(temporary, path := stem.with_suffix(f".{suffix}"))

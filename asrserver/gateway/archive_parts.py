@@ -2,7 +2,7 @@
 
     DIR/incoming/<name>.<gateway>.part     a line of JSON, then for each chunk a record: index, length, bytes
 
-With a key of the operator's, the beginning of an encrypted file follows the line, and the bytes of each record are
+With a key of the operator's, the header of an encrypted file follows the line, and the bytes of each record are
 sealed in blocks of 64 KiB, numbered through the part. The line and the head of the record are authenticated with them.
 A record is whole at once, as without a key: what a crash cuts is the last one.
 
@@ -54,15 +54,15 @@ class PartWriter:
         self._path = path
         self._blocks: Blocks | None = None
         self._number = 0  # of the next block
-        beginning = orjson.dumps({**header, "encrypted": True} if key else header) + b"\n"
+        start = orjson.dumps({**header, "encrypted": True} if key else header) + b"\n"
         if key is not None:
-            from asrserver.encryption.header import begin
+            from asrserver.encryption.header import make_header
 
-            more, self._blocks = begin(key, "part", name, beginning)
-            beginning += more
+            encryption_header, self._blocks = make_header(key, "part", name, context=start)
+            start += encryption_header
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            self._put(beginning)
+            self._put(start)
         except OSError:
             self.drop()
             raise
@@ -169,7 +169,7 @@ class Source:
                 if line.endswith(b"\n"):
                     header = json.loads(line)
                     self.header = self.header or header
-                    blocks = _unlocked(file, name, keys, line) if header.get("encrypted") else None
+                    blocks = _read_encryption_header(file, name, keys, line) if header.get("encrypted") else None
                     for index, chunk in _records(file, blocks):
                         found.setdefault(index, chunk)
         except BaseException:
@@ -189,11 +189,11 @@ def session_of(file: BinaryIO) -> str:
     return sid
 
 
-def _unlocked(file: BinaryIO, name: str, keys: Keyring | None, line: bytes) -> Blocks:
-    from asrserver.encryption.header import unlock
+def _read_encryption_header(file: BinaryIO, name: str, keys: Keyring | None, line: bytes) -> Blocks:
+    from asrserver.encryption.header import read_header
     from asrserver.encryption.keys import Keyring
 
-    return unlock(file, keys or Keyring(""), "part", name, line)
+    return read_header(file, keys or Keyring(""), "part", name, context=line)
 
 
 def _records(file: BinaryIO, blocks: Blocks | None) -> Iterator[tuple[int, Chunk]]:

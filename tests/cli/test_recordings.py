@@ -131,9 +131,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     first = Keyring(str(keys)).first
     assert first is not None
     for name, key in (("one", first), ("two", other)):
-        ring = Keyring("")
-        ring._keys = {key.public: key}
-        with archive_files.created(directory / "ab" / f"{name}.wav", ring, name) as file:
+        with archive_files.create_recording(directory / "ab" / f"{name}.wav", key, name) as file:
             file.write(b"voice")
     (directory / "ab" / "three.wav").write_bytes(b"plain")
     (directory / "ab" / "four.wav").write_bytes((directory / "ab" / "one.wav").read_bytes())
@@ -158,6 +156,15 @@ def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
     assert (done.exit_code, done.stderr) == (1, f"Error: {tmp_path}/none/keys: No such file or directory\n")
 
 
+def test_encrypting_without_a_key_is_refused(tmp_path: Path) -> None:
+    """Else an empty variable in a script would look like success, or decrypt everything."""
+    (tmp_path / "ab").mkdir()
+    (tmp_path / "ab" / "one.wav").write_bytes(b"plain")
+    done = run("encrypt", "--save-audio", tmp_path, "--save-audio-keys", "")
+    assert done.exit_code == 2
+    assert "--save-audio-keys is empty" in done.stderr
+
+
 def test_two_at_once_do_not_destroy_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second begins while the first is in the middle of a recording."""
     keys, path = tmp_path / "keys", tmp_path / "audio" / "ab" / "one.wav"
@@ -180,7 +187,7 @@ def test_two_at_once_do_not_destroy_recordings(tmp_path: Path, monkeypatch: pyte
     assert (done.exit_code, done.stdout) == (0, "1 recordings encrypted, 0 left as they are, 0 failed\n"), done.stderr
     told = f"Error: {tmp_path}/audio: another encrypt or decrypt is running there\n"
     assert (second[0].exit_code, second[0].stderr) == (1, told)
-    with archive_files.opened(path, Keyring(str(keys))).file as file:
+    with archive_files.open_recording(path, Keyring(str(keys))).file as file:
         assert file.read() == b"voice" * 1000
 
 

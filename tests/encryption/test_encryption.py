@@ -12,7 +12,7 @@ import pytest
 
 from asrserver.encryption import BLOCK, TAG, is_encrypted
 from asrserver.encryption.files import EncryptedReader, EncryptedWriter
-from asrserver.encryption.header import key_of
+from asrserver.encryption.header import recipient
 from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.errors import DecryptionError, SettingError
 
@@ -64,7 +64,7 @@ def test_another_program_decrypts_it(key: KeyPair, keys: Keyring, size: int) -> 
     sealed = encrypted(data, key)
     assert pyrage.decrypt(sealed, [pyrage.x25519.Identity.from_str(key.secret)]) == data
     assert is_encrypted(io.BytesIO(sealed))
-    assert key_of(io.BytesIO(sealed)) == key.public
+    assert recipient(io.BytesIO(sealed)) == key.public
     assert data[:100] not in sealed or not data[4:]
     with EncryptedReader(io.BytesIO(sealed), keys, "recording", "name") as reader:
         assert reader.size == size

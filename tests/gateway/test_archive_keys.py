@@ -19,7 +19,7 @@ from asrserver.config import Settings
 from asrserver.encryption import BLOCK, MAGIC, TAG
 from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.errors import DecryptionError, SettingError
-from asrserver.gateway import archive, archive_files, archive_rewrite
+from asrserver.gateway import archive, archive_files, archive_reencrypt
 from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway.archive_parts import RECORD, PartWriter, Source
 from asrserver.gateway.gateway import Gateway
@@ -72,7 +72,7 @@ def assembled(directory: Path, keys: Keyring | None, kind: str = "wav", sid: str
     assert made is not None
     path = directory / made.path
     assert path.read_bytes().startswith(MAGIC) == bool(keys)
-    recording = archive_files.opened(path, keys)
+    recording = archive_files.open_recording(path, keys)
     with recording.file as file:
         data = file.read()
     assert (recording.size, recording.name) == (made.size, path.name)
@@ -170,30 +170,30 @@ def test_recordings_are_written_again_with_another_key_and_without(
 ) -> None:
     part(directory, "one", {0: tone(9)}, None)
     _, data = assembled(directory, None)
-    (path,) = archive_rewrite.recordings(directory)
+    (path,) = archive_reencrypt.recordings(directory)
     os.utime(path, (1, 2))
     path.chmod(0o640)
     old = keys.public[0]
 
     def check(key: str) -> None:
-        assert archive_rewrite.needed_key(path) == key
-        with archive_files.opened(path, keys).file as file:
+        assert archive_reencrypt.needed_key(path) == key
+        with archive_files.open_recording(path, keys).file as file:
             assert file.read() == data
         assert (path.stat().st_mtime, path.stat().st_mode & 0o777) == (2, 0o640)
-        assert list(archive_rewrite.recordings(directory)) == [path]
+        assert list(archive_reencrypt.recordings(directory)) == [path]
         assert not list(directory.rglob("*.rewritten"))
 
-    assert archive_rewrite.rewrite(directory, path, keys, True)
+    assert archive_reencrypt.reencrypt(directory, path, keys, keys.first)
     check(old)
-    assert not archive_rewrite.rewrite(directory, path, keys, True)
+    assert not archive_reencrypt.reencrypt(directory, path, keys, keys.first)
     new = add_key(keys_file)
     assert keys.reread()
     check(old)
-    assert archive_rewrite.rewrite(directory, path, keys, True)
+    assert archive_reencrypt.reencrypt(directory, path, keys, keys.first)
     check(new)
-    assert archive_rewrite.rewrite(directory, path, keys, False)
+    assert archive_reencrypt.reencrypt(directory, path, keys, None)
     check("")
-    assert not archive_rewrite.rewrite(directory, path, keys, False)
+    assert not archive_reencrypt.reencrypt(directory, path, keys, None)
 
 
 def test_what_is_deleted_while_it_is_written_again_does_not_come_back(
@@ -201,7 +201,7 @@ def test_what_is_deleted_while_it_is_written_again_does_not_come_back(
 ) -> None:
     part(directory, "one", {0: tone(1)}, None)
     assembled(directory, None)
-    (path,) = archive_rewrite.recordings(directory)
+    (path,) = archive_reencrypt.recordings(directory)
     copy = shutil.copyfileobj
 
     def deleted(*given: Any) -> None:
@@ -209,7 +209,7 @@ def test_what_is_deleted_while_it_is_written_again_does_not_come_back(
         archive_files.remove(directory, "s")
 
     monkeypatch.setattr(shutil, "copyfileobj", deleted)
-    assert not archive_rewrite.rewrite(directory, path, keys, True)
+    assert not archive_reencrypt.reencrypt(directory, path, keys, keys.first)
     assert files(directory) == [".lock"]
 
 
@@ -250,13 +250,13 @@ def test_links_are_not_followed(directory: Path, keys: Keyring, tmp_path: Path) 
         (outside / name).write_bytes(b"outside")
     part(directory, "one", {0: tone(1)}, None)
     assembled(directory, None)
-    (path,) = archive_rewrite.recordings(directory)
+    (path,) = archive_reencrypt.recordings(directory)
     (directory / "zz").symlink_to(outside)
     path.with_name("other.wav").symlink_to(outside / "linked.wav")
-    assert list(archive_rewrite.recordings(directory)) == [path]
+    assert list(archive_reencrypt.recordings(directory)) == [path]
     for suffix in (".rewritten", ".tmp"):
         path.with_suffix(suffix).symlink_to(outside / "victim")
-    assert archive_rewrite.rewrite(directory, path, keys, True)
+    assert archive_reencrypt.reencrypt(directory, path, keys, keys.first)
     archive_files.assemble(directory, "s", "wav", keys=keys)
     (directory / "incoming" / ".lock").unlink()
     (directory / "incoming" / ".lock").symlink_to(outside / "victim")
@@ -406,7 +406,7 @@ async def test_keys_change_while_gateways_run(
         await end(worker, "s", 6)
         await until(lambda: "s" not in gateway.sessions and not gateway.sessions.keeping)
         path = directory / str(await path_of(gateway, "s"))
-        assert archive_rewrite.needed_key(path) == public[0]
+        assert archive_reencrypt.needed_key(path) == public[0]
         recording = await gateway.recordings.open("s")
         assert recording is not None
         with recording.file as file:

@@ -62,7 +62,7 @@ def opened(gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         return True
 
     async def open_it(sid: str) -> Opened:
-        recording = archive_files.opened(path, None)
+        recording = archive_files.open_recording(path, None)
         found.append(recording.file)
         return recording
 

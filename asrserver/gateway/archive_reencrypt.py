@@ -1,4 +1,4 @@
-"""Recordings that are there already: which keys they need, and how they are written again with another, or without.
+"""Finished recordings: which keys they are encrypted with; encrypting, decrypting and re-encrypting them in place.
 
 All functions block, and work beside gateways that run.
 """
@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from asrserver.encryption import is_encrypted
-from asrserver.encryption.header import key_of
-from asrserver.encryption.keys import Keyring
+from asrserver.encryption.header import recipient
+from asrserver.encryption.keys import KeyPair, Keyring
 from asrserver.gateway import archive_files
 from asrserver.gateway.archive_parts import COPY_BYTES, MAX_LINE
 
@@ -44,39 +44,39 @@ def needed_key(path: Path) -> str:
     with path.open("rb") as file:
         if path.suffix == ".part":
             file.readline(MAX_LINE)
-        return key_of(file) if is_encrypted(file) else ""
+        return recipient(file) if is_encrypted(file) else ""
 
 
-def rewrite(directory: Path, path: Path, keys: Keyring, encrypt: bool) -> bool:
-    """Write a recording again, unless it is as it is wanted. At any time there is a whole one in its place.
+def reencrypt(directory: Path, path: Path, keys: Keyring, key: KeyPair | None) -> bool:
+    """Replace a recording by the same encrypted with `key`, atomically, unless it is encrypted with it already.
 
     To be called in `exclusive`: two at once would write the same temporary file.
 
     Args:
         directory: The directory of all recordings.
         path: The recording.
-        keys: All keys that may be needed.
-        encrypt: Whether to encrypt it with the first of them; otherwise it is decrypted.
+        keys: The keys that may be needed to read it.
+        key: The key to encrypt it with; None: it is decrypted.
 
     Returns:
-        Whether it was written; it is not if it was removed meanwhile.
+        Whether it was replaced; it is not if a gateway removed or replaced it meanwhile.
 
     Raises:
         DecryptionError: It cannot be read.
         OSError: It cannot be read or written.
     """
-    wanted = keys.first.public if encrypt and keys.first else ""
+    wanted = key.public if key is not None else ""
     temporary = path.with_suffix(".rewritten")
     try:
         before = path.lstat()
         if needed_key(path) == wanted:
             return False
-        source = archive_files.opened(path, keys)
+        source = archive_files.open_recording(path, keys)
     except FileNotFoundError:
         return False
     with source.file:
         try:
-            with archive_files.created(temporary, keys if encrypt else None, path.stem, like=before) as target:
+            with archive_files.create_recording(temporary, key, path.stem, like=before) as target:
                 shutil.copyfileobj(source.file, target, COPY_BYTES)
             with archive_files.locked(directory):  # so that what was deleted meanwhile does not come back
                 if not _is_still(path, before):
@@ -96,7 +96,7 @@ def _is_still(path: Path, before: os.stat_result) -> bool:
 
 @contextmanager
 def exclusive(directory: Path) -> Iterator[None]:
-    """Exclude other programs that write recordings again, and as root, act as the user of the gateways meanwhile.
+    """Exclude other programs that re-encrypt recordings, and as root, act as the user of the gateways meanwhile.
 
     That user may put a link in the place of anything below the directory at any time: with root's rights it would lead
     anywhere. And what is made here, he must be able to read and lock.
