@@ -46,7 +46,7 @@ def check_settings(settings: Settings, command: str) -> Settings:
         load_keys(settings.save_audio_keys)
     elif command != "worker" and settings.save_audio_keys:
         raise SettingError("--save-audio-keys requires --save-audio")
-    if settings.traces == "on" and not traces.is_possible():
+    if settings.traces == "on" and not traces.is_installed():
         raise SettingError("--traces on needs OpenTelemetry's SDK and exporter: pip install 'asrserver[otel]'")
     if settings.redis_url:
         _check_redis(settings.redis_url)

@@ -26,7 +26,7 @@ from asrserver.protocol.events import ChunkResult, ErrorEvent, Final, Result, Se
 from asrserver.storage.errors import StorageUnavailable
 from asrserver.storage.storage import Storage
 from asrserver.storage.tables import Record
-from asrserver.telemetry import metrics, traces
+from asrserver.telemetry import gateway_traces, metrics, traces
 
 log = logging.getLogger("asrserver.persistence")
 
@@ -263,7 +263,7 @@ def _measure(began: float, stored: Mapping[str, tuple[dict[str, str], list[Resul
             if event.time:
                 metrics.persist_seconds.observe(max(0.0, now - event.time))
             if event.trace is not None:
-                traces.stored(sid, event.trace.parent, event.time)
+                gateway_traces.result_stored(sid, event.trace.parent, event.time)
         if events and isinstance(events[-1], Final):
             traces.forget(sid)
 

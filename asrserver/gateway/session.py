@@ -26,7 +26,7 @@ from asrserver.protocol.options import Options
 
 if TYPE_CHECKING:
     from asrserver.gateway.rate_limits import RateMeter
-    from asrserver.telemetry.traces import SessionTrace
+    from asrserver.telemetry.gateway_traces import SessionTrace
 
 #: Chunk indexes are below this: far below the 64 bits of a Redis stream id, and more than any client sends.
 MAX_INDEX = 2**48

@@ -32,7 +32,7 @@ from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progres
 from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
-from asrserver.telemetry import metrics, traces
+from asrserver.telemetry import gateway_traces, metrics
 
 log = logging.getLogger("asrserver.sessions")
 
@@ -164,7 +164,7 @@ class Sessions(Mapping[str, Session]):
 
     async def _create(self, session: Session) -> bool:
         """Create the session in Redis; False if the id is in use there."""
-        traced = session.trace = traces.begin(session.id, mode=session.options.mode, key=session.owner)
+        traced = session.trace = gateway_traces.start_session(session.id, mode=session.options.mode, key=session.owner)
         fields = {
             **({} if traced is None else {"trace": traced.parent}),
             "gateway": self._broker.name,
@@ -232,7 +232,7 @@ class Sessions(Mapping[str, Session]):
             before.end_trace("resumed")
         session.rate_meter = before.rate_meter if before is not None else None
         if session.state != "over":
-            session.trace = traces.resume(sid, fields)
+            session.trace = gateway_traces.resume_session(sid, fields)
             self._open[sid] = session
             if events:
                 self.backlog.restore(sid, events[-1].cost, session.pcm_rate, session.live, owner)
@@ -400,7 +400,7 @@ class Sessions(Mapping[str, Session]):
             elif sid not in self._open:
                 options = codec.decode_options(fields["options"])
                 session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
-                session.state, session.trace = "finishing", traces.resume(sid, fields)
+                session.state, session.trace = "finishing", gateway_traces.resume_session(sid, fields)
                 self._open[sid] = session
                 log.info("session=%s adopted from gateway %s", sid, holder)
 

@@ -91,7 +91,7 @@ class JsonHandler(AuthenticatedHandler):
         if not hasattr(self, "request_id"):
             self.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
             request_id.set(self.request_id)
-            traces.called_by(self.request.headers)
+            traces.set_remote_parent(self.request.headers)
         self.set_header("X-Request-ID", self.request_id)
         self.clear_header("Server")  # which would tell the version of Tornado
 

@@ -17,7 +17,7 @@ from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.telemetry import metrics
-from asrserver.telemetry.traces import Call
+from asrserver.telemetry.worker_traces import Call
 
 log = logging.getLogger("asrserver.engine")
 

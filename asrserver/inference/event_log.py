@@ -32,7 +32,7 @@ from asrserver.protocol.events import (
     Trace,
 )
 from asrserver.protocol.options import Options
-from asrserver.telemetry import traces
+from asrserver.telemetry import worker_traces
 from asrserver.text.words import join
 
 #: Probability from which a detected language counts, and seconds of speech in it from which a session keeps it: digits
@@ -126,7 +126,7 @@ class EventLog:
         self._claim = claim
         self._broker = broker
         self.model = model
-        self.trace = traces.claimed(claim.sid, claim.fields, claim.epoch)
+        self.trace = worker_traces.claim_session(claim.sid, claim.fields, claim.epoch)
         events = claim.events
         state = checkpoint.decode(claim.fields.get("state"))
         self.checkpoint = state.checkpoint

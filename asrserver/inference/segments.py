@@ -16,7 +16,7 @@ from asrserver.inference.partials import PartialScheduler, SpeculationBudget
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Hypothesis, Request
 from asrserver.protocol.events import Word
-from asrserver.telemetry.traces import Call
+from asrserver.telemetry.worker_traces import Call
 
 #: Ended segments that may wait for their text: with more, the session's further audio waits.
 MAX_WAITING = 8

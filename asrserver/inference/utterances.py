@@ -24,7 +24,7 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.whisper import Request
 from asrserver.inference.windows import FULL_WINDOW
-from asrserver.telemetry.traces import Call
+from asrserver.telemetry.worker_traces import Call
 
 #: The model's longest window, and what is at least read on for: a segment ends with some silence.
 WINDOW_SECONDS = FULL_WINDOW // FRAMES_PER_SECOND

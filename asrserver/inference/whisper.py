@@ -23,7 +23,7 @@ from asrserver.inference.vocabulary import Vocabulary
 from asrserver.inference.windows import FULL_WINDOW, length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
-from asrserver.telemetry.traces import Call
+from asrserver.telemetry.worker_traces import Call
 
 #: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0

@@ -10,8 +10,9 @@ import pytest
 
 from asrserver.broker.replies import Entry
 from asrserver.errors import SettingError
-from asrserver.telemetry import metrics, traces
-from asrserver.telemetry.traces import Call, ResultTrace, SessionTrace, WorkTrace
+from asrserver.telemetry import gateway_traces, metrics, traces, worker_traces
+from asrserver.telemetry.gateway_traces import SessionTrace
+from asrserver.telemetry.worker_traces import Call, ResultTrace, WorkerTrace
 from tests.collector import Collector, collecting
 from tests.waiting import wait_until
 
@@ -32,18 +33,18 @@ def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
 
 
 def begun() -> SessionTrace:
-    session = traces.begin("s", mode="stream")
+    session = gateway_traces.start_session("s", mode="stream")
     assert session is not None
     return session
 
 
-def claimed(sid: str = "s", fields: dict[str, str] = HASH, epoch: int = 1) -> WorkTrace:
-    work = traces.claimed(sid, fields, epoch)
+def claimed(sid: str = "s", fields: dict[str, str] = HASH, epoch: int = 1) -> WorkerTrace:
+    work = worker_traces.claim_session(sid, fields, epoch)
     assert work is not None
     return work
 
 
-def result(work: WorkTrace, seq: int) -> ResultTrace:
+def result(work: WorkerTrace, seq: int) -> ResultTrace:
     found = work.result("SegmentResult", seq, "")
     assert found is not None
     return found
@@ -55,10 +56,10 @@ def counted(outcome: str) -> float:
 
 def test_nothing_is_noted_while_traces_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traces, "_export", None)
-    assert traces.begin("s") is None
-    assert traces.resume("s", HASH) is None
-    assert traces.claimed("s", HASH, 1) is None
-    traces.stored("s", PARENT, 0.0)
+    assert gateway_traces.start_session("s") is None
+    assert gateway_traces.resume_session("s", HASH) is None
+    assert worker_traces.claim_session("s", HASH, 1) is None
+    gateway_traces.result_stored("s", PARENT, 0.0)
     assert traces.trace_id("s") == ""
 
 
@@ -66,7 +67,7 @@ def test_later_results_of_a_long_session_are_traces_of_their_own(
     collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trace has a bound, and still every result can be looked into: it links to its session."""
-    monkeypatch.setattr(traces, "MAX_RESULTS", 2)
+    monkeypatch.setattr(worker_traces, "MAX_RESULTS", 2)
     traces.configure("test", "1")
     work = claimed()
     for seq in range(1, 5):
@@ -85,7 +86,7 @@ def test_owners_of_a_session_are_bounded(collector: Collector, monkeypatch: pyte
     monkeypatch.setattr(traces, "MAX_OWNERS", 2)
     traces.configure("test", "1")
     for number in range(1, 5):
-        session = traces.resume("s", HASH | {"moves": str(number)})
+        session = gateway_traces.resume_session("s", HASH | {"moves": str(number)})
         assert session is not None
         session.delivered(PARENT, 0, 1.0)
         session.end("moved", 0, 0, 0)
@@ -124,7 +125,7 @@ def test_the_cause_of_a_segment_is_the_piece_that_completed_it(collector: Collec
 def test_appends_far_back_are_forgotten(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     traces.configure("test", "1")
     session = begun()
-    for index in range(traces.MAX_APPENDS + 10):
+    for index in range(gateway_traces.MAX_APPENDS + 10):
         session.appended(index, 1.0)
     for entry in (0, 20, 10_000):
         session.delivered(PARENT, entry, 1.0)
@@ -138,20 +139,20 @@ def test_appends_far_back_are_forgotten(collector: Collector, monkeypatch: pytes
 def test_a_session_of_a_release_without_traces_has_none(collector: Collector, field: str) -> None:
     """Or one whose field another program has damaged."""
     traces.configure("test", "1")
-    assert traces.claimed("s", {"trace": field}, 1) is None
-    assert traces.resume("s", {"trace": field}) is None
-    assert traces.claimed("s", {}, 1) is None
+    assert worker_traces.claim_session("s", {"trace": field}, 1) is None
+    assert gateway_traces.resume_session("s", {"trace": field}) is None
+    assert worker_traces.claim_session("s", {}, 1) is None
 
 
 def test_what_an_earlier_gateway_has_stored_is_not_noted_again(collector: Collector) -> None:
     """A gateway that takes a session over reads and stores all its events once more."""
     traces.configure("test", "1")
     session = begun()
-    traces.stored("s", PARENT, session.opened - 1)
-    traces.stored("s", PARENT, session.opened + 1)
-    traces.stored("another", PARENT, session.opened + 1)
+    gateway_traces.result_stored("s", PARENT, session.opened - 1)
+    gateway_traces.result_stored("s", PARENT, session.opened + 1)
+    gateway_traces.result_stored("another", PARENT, session.opened + 1)
     session.end("moved", 0, 0, 0)
-    traces.stored("s", PARENT, session.opened + 2)
+    gateway_traces.result_stored("s", PARENT, session.opened + 2)
     traces.close()
     (noted,) = collector.named("result.store")
     assert noted.ended >= noted.began
@@ -169,7 +170,7 @@ def test_the_queue_has_a_bound(
     full, sent = counted("queue_full"), counted("sent")
     with caplog.at_level(logging.INFO):
         for _ in range(30):
-            traces._note("session.start", PARENT, 1.0, 2.0, "INTERNAL", {})
+            traces.add_span("session.start", PARENT, 1.0, 2.0, "INTERNAL", {})
         assert counted("queue_full") == full + 20
         assert traces._export is not None
         traces._export._provider.force_flush()
@@ -246,4 +247,4 @@ def test_the_standard_variables_name_the_service(collector: Collector, monkeypat
 def test_the_sdk_can_be_disabled(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     traces.configure("test", "1")
-    assert traces.begin("s") is None
+    assert gateway_traces.start_session("s") is None
