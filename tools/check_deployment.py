@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import helm_python
 import kubernetes_validate
+import tree_sitter
+import tree_sitter_powershell
 import yaml
 from helm_python import chart
 
@@ -72,6 +74,23 @@ def run(program: str, *arguments: str | Path) -> None:
 
 def check_installer() -> None:
     run("shellcheck", ROOT / "tools" / "install")
+
+
+def check_powershell() -> None:
+    """The script for Windows by a parser: where there is no Windows, nothing else can be said of it."""
+    script = ROOT / "tools" / "install.ps1"
+    tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_powershell.language())).parse(script.read_bytes())
+    if tree.root_node.has_error:
+        lines = sorted({node.start_point.row + 1 for node in _broken(tree.root_node)})
+        raise Failed(f"{script.name} is no PowerShell at line {', '.join(map(str, lines))}")
+
+
+def _broken(node: Any) -> Iterator[Any]:
+    """The parts of a syntax tree that are wrong, or missing."""
+    if node.type == "ERROR" or node.is_missing:
+        yield node
+    for child in node.children:
+        yield from _broken(child)
 
 
 def check_dockerfile() -> None:
@@ -158,6 +177,7 @@ def main() -> int:
     status = 0
     checks: dict[str, Callable[[], None]] = {
         "tools/install": check_installer,
+        "tools/install.ps1": check_powershell,
         "Dockerfile": check_dockerfile,
         "compose files": check_compose,
         "proxies": check_proxies,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import math
 import os
 import platform
 import resource
@@ -229,8 +230,9 @@ def check_clock() -> Iterator[Finding]:
 
 def _clock_state() -> int:
     """What adjtimex(2) says, which is only asked; -1 where it may not be."""
-    timex = ctypes.create_string_buffer(512)  # struct timex has 208 bytes, of which the first ask for no change
-    return int(ctypes.CDLL(None).adjtimex(timex))
+    adjtimex = getattr(ctypes.CDLL(None), "adjtimex", None)  # Linux has it
+    # struct timex has 208 bytes, of which the first ask for no change.
+    return -1 if adjtimex is None else int(adjtimex(ctypes.create_string_buffer(512)))
 
 
 def check_disks(settings: Settings) -> Iterator[Finding]:
@@ -298,12 +300,13 @@ def check_models(settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "memory", text)
 
 
-def _free_memory() -> int:
-    """Bytes that are available (proc(5))."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _free_memory() -> float:
+    """Bytes that are available (proc(5)); any number where that is not known."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return math.inf
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:

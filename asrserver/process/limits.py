@@ -1,4 +1,7 @@
-"""Limits of a process on Linux: its end with its parent (prctl(2)), its open files, its priority, its CPUs."""
+"""Limits of a process: its end with its parent, its open files, its priority, its CPUs.
+
+They are meant for Linux. What another system lacks, such as macOS, is done in a simpler way, or left out.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,20 @@ import math
 import os
 import resource
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+#: Seconds between looks for the parent where the kernel does not tell of its end.
+PARENT_CHECK_SECONDS = 1.0
+
+#: Open files that macOS allows a process; it takes no "unlimited".
+OPEN_MAX = 10240
+
 _libc = ctypes.CDLL(None, use_errno=True)  # loaded here: nothing may be imported between fork and exec
 
 
@@ -27,10 +39,19 @@ def die_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> Non
     Raises:
         OSError: The kernel refuses.
     """
-    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number)):
+    if not hasattr(_libc, "prctl"):  # not Linux, where this is never called between fork and exec
+        threading.Thread(target=_end_after, args=(parent, number), name="parent", daemon=True).start()
+    elif _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number)):
         raise OSError(ctypes.get_errno(), "prctl")
     if os.getppid() != parent:  # the parent ended before the call above
         os._exit(1)
+
+
+def _end_after(parent: int, number: signal.Signals) -> None:
+    """Send this process a signal when its parent has ended."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_SECONDS)
+    os.kill(os.getpid(), number)
 
 
 def raise_file_limit() -> float:
@@ -40,13 +61,20 @@ def raise_file_limit() -> float:
         The new limit; infinity where there is none.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return math.inf if hard == resource.RLIM_INFINITY else hard
+    for limit in (hard, OPEN_MAX):
+        if soft not in (limit, resource.RLIM_INFINITY):
+            with suppress(ValueError):  # macOS, or it is more than the hard one
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+                soft = limit
+                break
+    return math.inf if soft == resource.RLIM_INFINITY else soft
 
 
 def set_niceness(value: int) -> None:
     """Set the niceness of all threads of this process; those that they start inherit it."""
+    if not os.path.isdir("/proc/self/task"):  # not Linux: one niceness for all threads
+        os.setpriority(os.PRIO_PROCESS, 0, value)
+        return
     for thread in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, int(thread), value)
@@ -63,7 +91,7 @@ def available_cpus(root: Path = Path("/")) -> float:
     Returns:
         A number of CPUs, perhaps a fraction.
     """
-    cpus = float(len(os.sched_getaffinity(0)))
+    cpus = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     for quota in _cgroup_quotas(root):
         cpus = min(cpus, quota)
     return cpus
