@@ -118,11 +118,12 @@ class AudioThread:
         for job in jobs:
             self._waiting.put(job, URGENT if job.urgent else NORMAL, job.session)
 
-    def close(self) -> None:
-        """Start no more work."""
+    def close(self, timeout: float | None) -> None:
+        """Start no more work, and wait at most `timeout` seconds, or (None) until it ends, for the step under way."""
         with self._condition:
             self._closed = True
             self._condition.notify()
+        self._thread.join(timeout)
 
     # -- in the thread -------------------------------------------------------------------------------------------
 
@@ -133,16 +134,17 @@ class AudioThread:
                     self._condition.wait()
                 if self._closed:
                     return
-                jobs = self._waiting.take(MAX_BATCH, lambda one, other: True)
-            jobs = [job for job in jobs if job.begun or not job.future.cancelled()]
-            for job in jobs:
-                if not job.begun:
-                    job.begun = True
-                    self._partials.delayed("vad", time.monotonic() - job.queued)
-            self._advance(jobs)
+            self._advance()  # what it has in hand must not live on while nothing waits: a stream, its model
 
-    def _advance(self, jobs: list[_Job]) -> None:
-        """Run the next step of jobs; those that are not done share a call of the network, and wait for their turn."""
+    def _advance(self) -> None:
+        """Run the next step of waiting jobs; those not done share a call of the network, and wait for their turn."""
+        with self._condition:
+            taken = self._waiting.take(MAX_BATCH, lambda one, other: True)
+        jobs = [job for job in taken if job.begun or not job.future.cancelled()]
+        for job in jobs:
+            if not job.begun:
+                job.begun = True
+                self._partials.delayed("vad", time.monotonic() - job.queued)
         for job in jobs:
             self._step(job)
         done, running = [job for job in jobs if job.done], [job for job in jobs if not job.done]

@@ -140,7 +140,7 @@ class Recogniser:
         """Long work of `prepare` goes on; it says so itself, in its thread."""
         self._hold(threading.current_thread().name, [label])
 
-    def close(self) -> None:
-        """Start no more work in the threads."""
+    def close(self, timeout: float | None = None) -> None:
+        """Start no more work in the threads, and wait for the audio thread; see `AudioThread.close`."""
         self._pool.close()
-        self.audio_thread.close()
+        self.audio_thread.close(timeout)

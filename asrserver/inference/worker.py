@@ -152,7 +152,7 @@ async def run_worker(
     await cancelled(tasks)
     ends += await asyncio.gather(*(broker.deregister() for broker in brokers), return_exceptions=True)
     engines.stop(1.0)
-    recogniser.close()
+    recogniser.close(1.0)
     await asyncio.gather(*(broker.close() for broker in brokers))
     for task in failed:
         task.result()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,43 @@ async def test_work_of_one_loop_iteration_shares_a_call(monkeypatch: pytest.Monk
     assert [f"s{n} 1-0" for n in range(MAX_BATCH)] in held  # while the network scores their frames
     assert held[:2] == [["s0 1-0"], ["s1 1-0"]]  # alone, while one's bytes are decoded
     assert held[-1] == []
-    audio_thread.close()
-    audio_thread._thread.join()
+    audio_thread.close(None)
+
+
+async def test_closing_waits_for_the_step_under_way() -> None:
+    """Python must not end while the thread runs: what it has in hand may be native, or the last that has the model."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work() -> AudioWork[None]:
+        begun.set()
+        go_on.wait()
+        yield []
+
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler())
+    running = asyncio.ensure_future(audio_thread.run([], work()))
+    await until(begun.is_set)
+    closing = asyncio.ensure_future(asyncio.to_thread(audio_thread.close, None))
+    assert not (await asyncio.wait([closing], timeout=0.1))[0]
+    go_on.set()
+    await closing
+    assert not audio_thread._thread.is_alive()
+    running.cancel()
+
+
+async def test_work_that_is_done_is_forgotten() -> None:
+    """While nothing waits the thread has no stream in hand, nor what came of it."""
+
+    class Stream:
+        def work(self) -> AudioWork[Stream]:
+            yield []
+            return self
+
+    audio_thread, stream = AudioThread(lambda thread, labels: None, PartialScheduler()), Stream()
+    forgotten = weakref.ref(stream)
+    await audio_thread.run([], stream.work())
+    del stream
+    await until(lambda: forgotten() is None, what="the stream is freed")
+    audio_thread.close(None)
 
 
 async def test_urgent_work_runs_first() -> None:
@@ -65,8 +101,7 @@ async def test_urgent_work_runs_first() -> None:
     count = 2 * MAX_BATCH
     await asyncio.gather(*(audio_thread.run([], work(number), urgent=number == count) for number in range(count + 1)))
     assert order == [count, *range(count)]
-    audio_thread.close()
-    audio_thread._thread.join()
+    audio_thread.close(None)
 
 
 async def test_waiting_work_of_a_finished_session_is_moved_forward() -> None:
@@ -98,8 +133,7 @@ async def test_waiting_work_of_a_finished_session_is_moved_forward() -> None:
     go_on.set()
     await asyncio.gather(*waits)
     assert order == [f"s{count - 1}", "t1", *(f"s{n}" for n in range(count - 1)), "t0"]
-    audio_thread.close()
-    audio_thread._thread.join()
+    audio_thread.close(None)
 
 
 async def test_hours_of_one_key_do_not_keep_another_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +166,7 @@ async def test_hours_of_one_key_do_not_keep_another_waiting(monkeypatch: pytest.
     go_on.set()
     assert await other <= 4
     assert min(await asyncio.gather(*greedy)) >= 30
-    audio_thread.close()
-    audio_thread._thread.join()
+    audio_thread.close(None)
 
 
 async def test_work_that_fails_fails_alone() -> None:
@@ -155,4 +188,4 @@ async def test_work_that_fails_fails_alone() -> None:
     assert one == pytest.approx(three, rel=1e-3) == pytest.approx(five, rel=1e-3)
     assert isinstance(two, AudioError)
     assert isinstance(four, AudioError)
-    audio_thread.close()
+    audio_thread.close(None)

@@ -81,7 +81,7 @@ class InProcess:
         self._sessions = itertools.count()
 
     def close(self) -> None:
-        """Stop the threads. Python must not end while the model computes: its thread would abort the process."""
+        """Stop the threads. One that computes, or has the last reference to the model, when Python ends aborts it."""
         self._recogniser.engine.stop(None)
         self._recogniser.close()
 
