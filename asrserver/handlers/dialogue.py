@@ -123,7 +123,7 @@ class DialogueConnection(LiveSessionConnection):
 
     def _dialogue_for(self, message: str | bytes) -> Dialogue | None:
         """The dialogue, which begins with the first message; None: that is of no protocol, and the connection ends."""
-        if self._dialogue is None:
+        if self._dialogue is None and self.refusal is None:
             try:
                 protocol = self.find(message)
                 if self.key is None and protocol.name not in self.gateway.settings.keyless:

@@ -34,6 +34,9 @@ NO_LIMIT = 1 << 62
 #: Bytes of a body at most where none is needed.
 MAX_NEEDLESS_BYTES = 1 << 20
 
+#: Digits of a Content-Length at most.
+MAX_LENGTH_DIGITS = 18
+
 #: Bytes and seconds for which the body of a refused request is read and dropped.
 DRAIN_BYTES = 1 << 30
 DRAIN_SECONDS = 10.0
@@ -209,7 +212,10 @@ class UploadHandler(DrainingHandler):
         if self.stream.closed():  # the client left meanwhile
             self._end()
         self.gateway.refuse_when_full(self.key_id)
-        if int(self.request.headers.get("Content-Length", "0")) > self.max_body:
+        length = self.request.headers.get("Content-Length", "0")
+        if not length.isdecimal() or len(length) > MAX_LENGTH_DIGITS:  # Tornado ignores it beside Transfer-Encoding
+            raise BadRequest("bad_request", "Content-Length must be one number")
+        if int(length) > self.max_body:
             raise self._too_large()
         kind, options = parse_options_header(self.request.headers.get("Content-Type", ""))
         if kind == "multipart/form-data":

@@ -249,7 +249,7 @@ def _format(value: Any, path: str) -> dict[str, Any]:
         value = {"type": OLD_FORMATS.get(value, value)}
     value = _object(value, path)
     kind = value.get("type", "audio/pcm")
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         raise _bad(f"{path}.type" if path.endswith("input.format") else path, f"must be one of {', '.join(FORMATS)}")
     if kind != "audio/pcm":
         return {"type": kind}

@@ -24,6 +24,24 @@ _SESSION = re.compile(r"\bsession=(\S+)")
 _HUB_CLIENTS = ("httpx", "httpx2")
 
 
+#: What would begin a line that the server never wrote, or change how one is read: control characters, separators of
+#: lines, marks of the direction of writing. A message may quote what a client sent.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a record as one line, and after it the traceback, if there is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = escaped(record.message)
+        return super().formatMessage(record)
+
+
+def escaped(text: str) -> str:
+    """A text on one line: what cannot be printed is written as Python does."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text.rstrip("\n"))
+
+
 class JsonFormatter(logging.Formatter):
     """Formats a record as one JSON object on one line.
 
@@ -31,7 +49,7 @@ class JsonFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        message = record.getMessage()
+        message = escaped(record.getMessage())
         made = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -65,7 +83,7 @@ def configure_logging(level: str, kind: str = "text") -> None:
     if kind == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s"))
+        handler.setFormatter(TextFormatter("%(asctime)s %(levelname)-7s %(name)s[%(process)d] %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("tornado.access").setLevel(logging.WARNING)
     # At lower levels it quotes malformed headers, and one of them may be Authorization.

@@ -298,6 +298,17 @@ async def test_what_is_too_large(http: Http, gateway: Gateway) -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("length", ["0\r\nContent-Length: 5", "x", "9" * 5000])
+async def test_a_length_that_is_none(http: Http, length: str) -> None:
+    """Beside Transfer-Encoding Tornado does not look at it."""
+    host, port = http.url.removeprefix("http://").split(":")
+    stream = await TCPClient().connect(host, int(port))
+    head = f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {FORM}\r\nContent-Length: {length}\r\n"
+    await stream.write(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode())
+    assert b" 400 " in await stream.read_until(b"\r\n")
+    stream.close()
+
+
 def _closing(gateway: Gateway) -> None:
     gateway.closing = True
 

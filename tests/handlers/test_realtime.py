@@ -162,6 +162,9 @@ async def test_a_session_that_ended_for_want_of_audio(
         await session_of(gateway, worker, f"{sid}.2")
 
 
+_BAD_FORMAT = ("bad_option", "session.audio.input.format.type")
+
+
 async def test_mistakes_are_told_and_the_connection_goes_on(realtime: str, gateway: Gateway) -> None:
     async with await Client.open(realtime) as ws:
         await ws.next()
@@ -172,6 +175,7 @@ async def test_mistakes_are_told_and_the_connection_goes_on(realtime: str, gatew
             ({"type": "input_audio_buffer.append"}, "bad_request", None),
             ({"type": "input_audio_buffer.commit"}, "input_audio_buffer_commit_empty", None),
             ({"type": "session.update"}, "bad_option", "session"),
+            ({"type": "session.update", "session": {"audio": {"input": {"format": {"type": []}}}}}, *_BAD_FORMAT),
             (b"\0\0", "bad_request", None),
         ):
             answer = await ws.call(message)

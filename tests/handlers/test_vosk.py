@@ -10,11 +10,12 @@ from tornado.websocket import websocket_connect
 
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import dialogue
+from asrserver.protocol.frames import BINARY
 from tests.fakes import FakeWorker
 from tests.handlers.live import say, session_of
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, frame, said
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -127,6 +128,17 @@ async def test_a_first_message_of_no_protocol(ws_url: str, gateway: Gateway) -> 
         assert (await ws.call({"action": "start"}))["code"] == "bad_request"
         await until(lambda: ws.closed)
         assert ws.connection.close_code == 1008
+
+
+async def test_what_follows_a_first_message_of_no_protocol(
+    ws_url: str, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It came with it, and is for nobody."""
+    async with await WsClient.open(ws_url + "/") as ws:
+        await ws.write(said({"action": "start"}) + said({"eof": 1}) + frame(BINARY, AUDIO))
+        await until(lambda: ws.closed)
+        assert [message["code"] for message in ws.messages] == ["bad_request"]
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 async def test_a_session_that_fails(ws_url: str, gateway: Gateway, worker: FakeWorker) -> None:

@@ -61,3 +61,24 @@ def test_what_libraries_and_the_interpreter_say_is_json_too() -> None:
     assert "ZeroDivisionError" in lines[1]["error"]
     assert "what nobody expects" in lines[2]["error"]
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_what_a_client_sent_makes_no_line_of_its_own(
+    root: logging.Logger, kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", kind)
+    logging.getLogger("tornado.general").warning("404: %s", "a\n2026 INFO fake\r\x1b[2K\u2028b\u202ec\td é中")
+    logged = capfd.readouterr().err
+    assert len(logged.splitlines()) == 1
+    message = json.loads(logged)["message"] if kind == "json" else logged.rstrip("\n")
+    assert message.endswith("404: a\\n2026 INFO fake\\r\\x1b[2K\\u2028b\\u202ec\\td é中")
+
+
+def test_a_traceback_has_its_lines(root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info")
+    try:
+        raise ValueError
+    except ValueError:
+        logging.getLogger("x").exception("failed")
+    assert len(capfd.readouterr().err.splitlines()) > 3
