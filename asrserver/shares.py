@@ -20,8 +20,8 @@ HELD_TO_FREE = 8.0
 COMMON = Share("", 1.0)
 
 
-def crowded(used: Mapping[Share, float], limit: float) -> set[str]:
-    """The keys that must leave what is limited to others, now that the limit is reached.
+def keys_at_share(used: Mapping[Share, float], limit: float) -> set[str]:
+    """The keys that use their share or more of a resource whose limit is reached: they must leave the rest to others.
 
     The limit is shared out among the keys that use it, by their weights: one that is alone may use all of it, and one
     that comes gets its share at once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asrserver.shares import Share, crowded
+from asrserver.shares import Share, keys_at_share
 
 A, B, HEAVY = Share("a", 1.0), Share("b", 1.0), Share("heavy", 3.0)
 
@@ -25,4 +25,4 @@ A, B, HEAVY = Share("a", 1.0), Share("b", 1.0), Share("heavy", 3.0)
     ],
 )
 def test_who_has_more_than_its_share_makes_room(used: dict[Share, float], expected: set[str]) -> None:
-    assert crowded(used, 100.0) == expected
+    assert keys_at_share(used, 100.0) == expected

@@ -25,6 +25,7 @@ from asrserver.broker.quota import RENEW_EVERY
 from asrserver.config import Settings
 from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
+from asrserver.gateway.adoption import Adoption
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.client_secrets import ClientSecrets
 from asrserver.gateway.held_bytes import HeldBytes
@@ -86,7 +87,8 @@ class Gateway:
         accepting_since: When it began to accept connections, by time.monotonic(); to be set by who does.
         held: Bytes of memory that wait to be handled.
         uploads: Bytes of uploads that are not recognised yet.
-        broker, storage, write_behind, recordings, retention, admission, offers, sessions, room, intake, client_secrets:
+        broker, storage, write_behind, recordings, retention, admission, offers, sessions, adoption, room, intake,
+        client_secrets:
             Its parts; see their modules.
     """
 
@@ -120,9 +122,10 @@ class Gateway:
             self.admission,
             self._tasks,
         )
-        self.held = HeldBytes(settings.message_memory, self.sessions.waiting.share)
-        self.uploads = HeldBytes(settings.upload_space, self.sessions.waiting.share)
-        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.waiting, self.held)
+        self.adoption = Adoption(self.broker, self.write_behind, self.sessions)
+        self.held = HeldBytes(settings.message_memory, self.sessions.shedder.share)
+        self.uploads = HeldBytes(settings.upload_space, self.sessions.shedder.share)
+        self.room = RoomGate(self.broker, self.admission, self.sessions.backlog, self.sessions.shedder, self.held)
         self.intake = Intake(self.broker, self.recordings, self.admission, self.sessions, self.room, self.held)
         self.client_secrets = ClientSecrets(self.access, self.broker.client_secrets)
         self._watched = (
@@ -389,7 +392,7 @@ class Gateway:
         elsewhere = Counter[str]()
         for gateway in others:
             elsewhere.update(gateway.get("backlogs", {"": gateway.get("backlog", 0.0)}))
-        self.sessions.waiting.elsewhere = elsewhere
+        self.sessions.shedder.elsewhere = elsewhere
         await self.offers.refresh()
 
     def _flush_metrics(self) -> None:
@@ -426,8 +429,8 @@ class Gateway:
                 self.sessions.end(session, "interrupted")
             if session.owner:
                 waiting[session.owner] = waiting.get(session.owner, 0.0) + self.sessions.backlog.waiting(session.id)
-        self.sessions.waiting.review(self.room.fullness)
-        metrics.shedding.set(self.sessions.waiting.step)
+        self.sessions.shedder.review(self.room.fullness)
+        metrics.shedding.set(self.sessions.shedder.step)
         await self.admission.watch(waiting)
 
     async def _sweep(self) -> None:
@@ -435,7 +438,7 @@ class Gateway:
             # Clients of a gateway that died, perhaps with all others, try in vain until connections are accepted: they
             # get as long as if they had lost theirs just then.
             spare = time.monotonic() < self.accepting_since + self.settings.resume_timeout
-            await self.sessions.adopt(spare)
+            await self.adoption.sweep(spare)
 
     async def _tidy(self) -> None:
         """Keep tables true and small, and the disk: what Redis lost, counters, whatever is too old."""

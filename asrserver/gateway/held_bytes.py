@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from asrserver.shares import Share, crowded
+from asrserver.shares import Share, keys_at_share
 
 #: Bytes up to which something is not refused for want of room: live audio comes in smaller pieces.
 LARGE_BYTES = 1 << 16
@@ -18,8 +18,8 @@ LARGE_BYTES = 1 << 16
 class HeldBytes:
     """Counts the bytes, and finds who must not hold more.
 
-    Like what waits to be recognised (waiting.py), the limit is shared out among the keys that hold something: one that
-    is alone may use all of it, and one that comes has its share at once.
+    Like that of load_shedding.py, the limit is shared out among the keys that hold something: one that is alone may use
+    all of it, and one that comes has its share at once.
 
     Args:
         limit: Bytes that all may hold together.
@@ -50,7 +50,7 @@ class HeldBytes:
         used = {self._share(one): float(held) for one, held in self._held.items()}
         share = self._share(owner)
         used[share] = used.get(share, 0.0) + size
-        return owner in crowded(used, self._limit)
+        return owner in keys_at_share(used, self._limit)
 
     def grew(self, owner: str, before: int, now: int) -> bool:
         """Count that something of a key had `before` bytes and has `now`; return whether it must be given up."""

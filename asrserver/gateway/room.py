@@ -20,9 +20,9 @@ from asrserver.errors import Refused
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.held_bytes import LARGE_BYTES, HeldBytes
+from asrserver.gateway.load_shedding import FULL_FOR_GREEDY, LoadShedder
 from asrserver.gateway.rate_limits import RETRY_AFTER
 from asrserver.gateway.session import Session
-from asrserver.gateway.waiting import FULL_FOR_GREEDY, WaitingAudio
 from asrserver.process.aio import Notifier
 
 #: How full Redis may be before new sessions wait, and before audio does. The rest is for events and heartbeats, without
@@ -48,12 +48,12 @@ class RoomGate:
     """
 
     def __init__(
-        self, broker: GatewayBroker, admission: Admission, backlog: Backlog, waiting: WaitingAudio, held: HeldBytes
+        self, broker: GatewayBroker, admission: Admission, backlog: Backlog, shedder: LoadShedder, held: HeldBytes
     ) -> None:
         self._broker = broker
         self._admission = admission
         self._backlog = backlog
-        self._waiting = waiting
+        self._shedder = shedder
         self._held = held
         self._fullness = 0.0
         self._starts = Notifier()
@@ -80,7 +80,7 @@ class RoomGate:
         """Wait until Redis has room for a new session of a key, for at most MAX_WAIT seconds; return whether it has."""
 
         def has_room() -> bool:
-            return self._fullness < (FULL_FOR_GREEDY if self._waiting.holds_back(owner) else FULL_FOR_SESSIONS)
+            return self._fullness < (FULL_FOR_GREEDY if self._shedder.holds_back(owner) else FULL_FOR_SESSIONS)
 
         return await self._starts.wait_for(has_room, MAX_WAIT)
 
@@ -138,8 +138,8 @@ class RoomGate:
         """Seconds until the clock makes room for more of the session; its results may make it earlier."""
         if session.state != "recording":
             return 0.0
-        ahead = self._admission.seconds_ahead(session, self._backlog, self._waiting.holds_batches)
-        held = self._waiting.holds_back(session.owner) or self._backlog.is_heavy(session.id)
+        ahead = self._admission.seconds_ahead(session, self._backlog, self._shedder.holds_batches)
+        held = self._shedder.holds_back(session.owner) or self._backlog.is_heavy(session.id)
         return max(ahead, HOLD_SECONDS) if held else ahead
 
     def _on_replies(self, redis: GatewayBroker) -> None:

@@ -1,4 +1,4 @@
-"""The open sessions of one gateway: started, resumed, delivered to, and ended; and those that a dead gateway left.
+"""The open sessions of one gateway: started, resumed, delivered to, and ended.
 
 The Gateway decides whether a session may start, and the Intake takes its audio. The order of everything else that
 happens to a session is decided here.
@@ -22,10 +22,10 @@ from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.load_shedding import LoadShedder
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Send, Session
 from asrserver.gateway.tasks import TaskRunner
-from asrserver.gateway.waiting import WaitingAudio
 from asrserver.process.aio import until
 from asrserver.protocol import codec
 from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progress, Published, Result, SpeechStarted
@@ -49,17 +49,15 @@ KNOWN_TIMEOUT = 2.0
 #: Seconds that a recording waits for its session to be stored.
 STORED_TIMEOUT = 30.0
 
-#: Sessions that are adopted in one round.
-ADOPT_BATCH = 100
-
 
 class Sessions(Mapping[str, Session]):
     """The sessions that this gateway answers for, by id.
 
     Attributes:
         backlog: Their audio that has no result yet.
-        waiting: That of all gateways, by API key.
+        shedder: Decides what is refused while too much audio waits in the whole system.
         keeping: Recordings that are being assembled.
+        grace: Seconds from now to the deadline after which another gateway may adopt a session with a client.
     """
 
     def __init__(
@@ -74,8 +72,9 @@ class Sessions(Mapping[str, Session]):
         tasks: TaskRunner,
     ) -> None:
         self.backlog = Backlog()
-        self.waiting = WaitingAudio(settings, access, self.backlog)
+        self.shedder = LoadShedder(settings, access, self.backlog)
         self.keeping = 0
+        self.grace = max(GRACE_SECONDS, settings.resume_timeout)
         self._settings = settings
         self._broker = broker
         self._now = broker.clock.now
@@ -87,8 +86,6 @@ class Sessions(Mapping[str, Session]):
         self._open: dict[str, Session] = {}
         self._starting: dict[str, str] = {}  # id → owner of sessions that were admitted and are not open yet
         self._audio = metrics.BufferedCounter(metrics.audio_seconds)
-        self._grace = max(GRACE_SECONDS, settings.resume_timeout)
-        self._overdue: set[str] = set()  # sessions that `adopt` found to be overdue
 
     def __getitem__(self, sid: str) -> Session:
         return self._open[sid]
@@ -160,7 +157,7 @@ class Sessions(Mapping[str, Session]):
         self._admission.limits.start(siblings, used)
         owners = chain(self._starting.values(), (session.owner for session in self._open.values()))
         self._admission.leave_room("max_sessions", owner, used, lambda: list(owners).count(owner))
-        self.waiting.check_start(owner)
+        self.shedder.check_start(owner)
 
     async def _create(self, session: Session) -> bool:
         """Create the session in Redis; False if the id is in use there."""
@@ -170,11 +167,11 @@ class Sessions(Mapping[str, Session]):
             "gateway": self._broker.name,
             "user_id": session.user_id,
             "owner": session.owner,
-            "weight": f"{self.waiting.share(session.owner).weight:g}",
+            "weight": f"{self.shedder.share(session.owner).weight:g}",
             "created": f"{time.time():.3f}",
             "options": codec.encode_options(session.options),
         }
-        nonce, deadline, model = secrets.token_hex(8), self._now() + self._grace, session.options.model
+        nonce, deadline, model = secrets.token_hex(8), self._now() + self.grace, session.options.model
         created = await self._broker.open_session(session.id, nonce, fields, deadline, model, session.named)
         if created and traced is not None:
             traced.started()
@@ -213,7 +210,7 @@ class Sessions(Mapping[str, Session]):
         before = self._open.get(sid)
         try:
             with nullcontext() if before is None else before.returning():
-                fields = await self._broker.resume_session(sid, self._now() + self._grace, owner, detached)
+                fields = await self._broker.resume_session(sid, self._now() + self.grace, owner, detached)
                 if fields is None:
                     raise unknown
                 events = await self._broker.read_events(sid)
@@ -379,30 +376,10 @@ class Sessions(Mapping[str, Session]):
         owed = [s for s in self._open.values() if s.owed and now - s.heard >= REPAIR_EVERY]
         await asyncio.gather(*(self._read_missed(session) for session in owed))
 
-    async def adopt(self, spare: bool) -> None:
-        """Take over sessions whose gateway is dead: end those that were not resumed (with `spare` none), store them."""
-        overdue = set(await self._broker.overdue(self._now(), ADOPT_BATCH))
-        # At two sweeps: when Redis was away, or its clock was set, gateways have the time between to renew theirs.
-        sids, self._overdue = (overdue & self._overdue) - self._open.keys(), overdue
-        found = await self._broker.read_sessions(dict.fromkeys(sids, "0-1"))
-        for sid, (fields, events) in found.items():
-            if not fields:
-                self._write_behind.mark_dirty(sid)
-                continue
-            if spare and "end" not in fields:
-                continue
-            now = self._now()
-            holder = fields["gateway"]
-            if not await self._broker.end_session(sid, "interrupted", now + self._grace, seen=holder, overdue=now):
-                continue  # it was resumed meanwhile
-            if events and isinstance(events[-1], Final):
-                self._write_behind.mark_dirty(sid)
-            elif sid not in self._open:
-                options = codec.decode_options(fields["options"])
-                session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
-                session.state, session.trace = "finishing", gateway_traces.resume_session(sid, fields)
-                self._open[sid] = session
-                log.info("session=%s adopted from gateway %s", sid, holder)
+    def add_ended(self, session: Session) -> None:
+        """Answer for a session of a dead gateway that was ended in Redis: its last results come here."""
+        session.state = "finishing"
+        self._open[session.id] = session
 
     async def hand_over(self, timeout: float) -> None:
         """Leave the open sessions to other gateways, or to the next start of this one; no client is connected any more.
@@ -425,7 +402,7 @@ class Sessions(Mapping[str, Session]):
     async def _refresh(self, sessions: dict[str, Session]) -> dict[str, str]:
         """Renew the deadlines of these sessions, and give up those that another gateway holds, which are returned."""
         now = self._now()
-        deadlines = {sid: now + session.patience(self._grace) for sid, session in sessions.items()}
+        deadlines = {sid: now + session.patience(self.grace) for sid, session in sessions.items()}
         lost = await self._broker.refresh(deadlines)
         for sid, state in lost.items():
             if self._open.get(sid) is sessions[sid]:
@@ -459,7 +436,7 @@ class Sessions(Mapping[str, Session]):
             try:
                 now, last = self._now(), session.last if status == "done" else None
                 overdue = None if session.resume_by is None else now
-                if await self._broker.end_session(session.id, status, now + self._grace, overdue=overdue, last=last):
+                if await self._broker.end_session(session.id, status, now + self.grace, overdue=overdue, last=last):
                     session.resume_by = None
                     return
                 # Another gateway holds it, or the clock went back since the deadline was set: then once more.

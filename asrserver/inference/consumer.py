@@ -24,7 +24,7 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
 from asrserver.process.aio import cancelled, until
 from asrserver.protocol.options import PARTIAL_INTERVAL
-from asrserver.shares import Share, crowded
+from asrserver.shares import Share, keys_at_share
 from asrserver.telemetry import traces
 
 log = logging.getLogger("asrserver.consumer")
@@ -293,7 +293,7 @@ class SessionConsumer:
             held = defaultdict[Share, list[Transcriber]](list)
             for session in self._of_worker():
                 held[session.share].append(session)
-            self._full = crowded({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
+            self._full = keys_at_share({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
 
     async def _take(self, claim: Claim) -> None:
         self._drop(claim.sid)  # it may be our own, if its lease ran out unnoticed: the new epoch counts

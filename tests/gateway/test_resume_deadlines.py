@@ -148,10 +148,10 @@ def swept_by_hand(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> Callab
     async def nothing(spare: bool) -> None:
         pass
 
-    adopt = gateways[1].gateway.sessions.adopt
+    sweep = gateways[1].gateway.adoption.sweep
     for server in gateways:
-        monkeypatch.setattr(server.gateway.sessions, "adopt", nothing)
-    return lambda: adopt(spare=False)
+        monkeypatch.setattr(server.gateway.adoption, "sweep", nothing)
+    return lambda: sweep(spare=False)
 
 
 async def test_a_client_that_comes_in_the_last_moment(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:

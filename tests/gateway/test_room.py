@@ -15,9 +15,9 @@ from asrserver.gateway import room
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import MAX_KEY_BYTES, MAX_SESSION_BYTES, Backlog
 from asrserver.gateway.held_bytes import HeldBytes
+from asrserver.gateway.load_shedding import LoadShedder
 from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
 from asrserver.gateway.session import Session
-from asrserver.gateway.waiting import WaitingAudio
 from asrserver.protocol.options import Options
 
 PCM = bytes(32_000)  # a second
@@ -42,9 +42,9 @@ def run(test: Callable[[RoomGate, Backlog], Coroutine[Any, Any, None]], **settin
         given = Settings(**settings)
         broker, backlog = GatewayBroker("redis://127.0.0.1:1", "g"), Backlog()
         access = Access(given.keys_file, given.api_keys, given.allowed_origins, given.trusted_proxies)
-        admission, waiting = Admission(given, access, broker.quota, "g"), WaitingAudio(given, access, backlog)
-        held = HeldBytes(given.message_memory, waiting.share)
-        await test(RoomGate(broker, admission, backlog, waiting, held), backlog)
+        admission, shedder = Admission(given, access, broker.quota, "g"), LoadShedder(given, access, backlog)
+        held = HeldBytes(given.message_memory, shedder.share)
+        await test(RoomGate(broker, admission, backlog, shedder, held), backlog)
 
     with asyncio.Runner(loop_factory=CountingLoop) as runner:
         runner.run(main())

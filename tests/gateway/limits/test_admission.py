@@ -316,7 +316,7 @@ async def test_past_the_backlog_no_session_starts_and_those_that_have_are_served
         await client.start("s", format="pcm_s16le")
         await client.chunk("s", 0, PIECE)
         elsewhere.heartbeat({"backlog": 99.95})
-        await until(lambda: sum(gateway.sessions.waiting.elsewhere.values()) > 99)
+        await until(lambda: sum(gateway.sessions.shedder.elsewhere.values()) > 99)
         await client.send({"action": "start", "session_id": "t"})
         refused = await error(client, "overloaded")
         assert refused["retry_after"] > 0

@@ -131,8 +131,8 @@ async def test_one_key_cannot_take_the_queue_from_another(
         for index in range(9):
             await other.chunk("o", index, bytes(32000))
         await other.start("o2", format="pcm_s16le")
-        await until(lambda: gateway.sessions.waiting.holds_back(keyed.limited.id))
-        assert not gateway.sessions.waiting.holds_back(keyed.free.id)
+        await until(lambda: gateway.sessions.shedder.holds_back(keyed.limited.id))
+        assert not gateway.sessions.shedder.holds_back(keyed.free.id)
         assert gateway.room_for(gateway.sessions["o2"]) is None
         wait = gateway.room_for(gateway.sessions["g"])
         assert wait is not None

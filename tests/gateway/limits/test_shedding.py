@@ -35,7 +35,7 @@ async def test_steps(url: str, gateway: Gateway, worker: FakeWorker, keyed: Keye
 
     async def overload(seconds: float, step: int) -> None:
         elsewhere.heartbeat({"backlog": seconds, "backlogs": {keyed.free.id: seconds}})
-        await until(lambda: gateway.sessions.waiting.step == step and metrics.shedding._value.get() == step)
+        await until(lambda: gateway.sessions.shedder.step == step and metrics.shedding._value.get() == step)
 
     def may_be_read(sid: str) -> bool:
         return gateway.room._has_room(gateway.sessions[sid])

@@ -1,4 +1,4 @@
-"""The audio that waits to be recognised in the whole system, by API key, and which keys must leave room for others.
+"""Load shedding: while too much audio waits to be recognised in the whole system, some of it is held back or refused.
 
 What may wait is shared out among the keys that have audio waiting, by their weights: a key that is alone may use all of
 it. When another comes, it gets its share at once, and the key that has more than its own is held back until it has not.
@@ -18,7 +18,7 @@ from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.rate_limits import RETRY_AFTER
-from asrserver.shares import Share, crowded
+from asrserver.shares import Share, keys_at_share
 
 #: How full Redis may be before keys that use more than their share of the waiting audio are held back.
 FULL_FOR_GREEDY = 0.7
@@ -28,11 +28,11 @@ FULL_FOR_GREEDY = 0.7
 SHEDDING = (0.5, 0.75, 1.0)
 
 
-class WaitingAudio:
-    """The audio that waits, here and on other gateways.
+class LoadShedder:
+    """Decides by the audio that waits, here and on other gateways, which keys must leave room for others.
 
     Attributes:
-        elsewhere: Seconds that wait on other gateways, by key; set at every heartbeat.
+        elsewhere: Seconds of audio that wait on other gateways, by key; set at every heartbeat.
         step: How many of the steps of SHEDDING are taken, as of the last review.
     """
 
@@ -60,7 +60,7 @@ class WaitingAudio:
         if self._step(used) >= 2 and self._is_low(owner):
             message = f"{sum(used.values()):.0f} s of audio wait to be recognised, and this API key is of low priority"
             raise Refused(503, "overloaded", message, retry_after=RETRY_AFTER)
-        if self._limit and owner in crowded(used, self._limit):
+        if self._limit and owner in keys_at_share(used, self._limit):
             message = f"{sum(used.values()):.0f} s of audio wait to be recognised (max_queue={self._limit:g})"
             if len(used) > 1:
                 message = (
@@ -78,7 +78,9 @@ class WaitingAudio:
         self.step = self._step(used)
         total = sum(used.values())
         too_much = self._limit and total >= self._limit
-        greedy = crowded(used, self._limit if too_much else total) if too_much or fullness >= FULL_FOR_GREEDY else ()
+        greedy = (
+            keys_at_share(used, self._limit if too_much else total) if too_much or fullness >= FULL_FOR_GREEDY else ()
+        )
         self._held_back = frozenset(greedy if len(used) > 1 else ())
 
     def holds_back(self, owner: str) -> bool:
