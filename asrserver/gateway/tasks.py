@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from asrserver.errors import AsrError, Unavailable
-from asrserver.process.aio import cancelled
+from asrserver.process.aio import cancel_and_wait
 from asrserver.storage.errors import StorageError
 
 log = logging.getLogger("asrserver.tasks")
@@ -86,4 +86,4 @@ class TaskRunner:
     async def close(self) -> None:
         """Cancel all tasks, and wait until they have ended."""
         self._closed = True
-        await cancelled((*self.standing.values(), *self._jobs))
+        await cancel_and_wait((*self.standing.values(), *self._jobs))

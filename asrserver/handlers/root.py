@@ -19,6 +19,6 @@ class RootHandler(DialogueConnection):
     protocols = (FunasrDialogue, VoskDialogue, WhisperLiveDialogue)
 
     def find(self, message: str | bytes) -> type[Dialogue]:
-        name = pathless.speaks(message, self.selected_subprotocol)
+        name = pathless.detect_protocol(message, self.selected_subprotocol)
         log.info("connection from %s speaks %s", self.request.remote_ip, name)
         return next(protocol for protocol in self.protocols if protocol.name == name)

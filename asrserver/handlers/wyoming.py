@@ -20,7 +20,7 @@ from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.accepting import Acceptor
 from asrserver.handlers.utterance import ANSWER_SECONDS, Utterance
-from asrserver.process.aio import cancelled, until
+from asrserver.process.aio import cancel_and_wait, until
 from asrserver.protocol import wyoming
 from asrserver.protocol.wyoming import EventParser, TranscribeRequest, WireEvent
 
@@ -286,4 +286,4 @@ class WyomingServer:
 
     async def close(self) -> None:
         """Close the rest."""
-        await cancelled(self._tasks)
+        await cancel_and_wait(self._tasks)

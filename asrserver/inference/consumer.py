@@ -22,7 +22,7 @@ from asrserver.inference.event_log import Fenced
 from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.transcriber import Transcriber
-from asrserver.process.aio import cancelled, until
+from asrserver.process.aio import cancel_and_wait, until
 from asrserver.protocol.options import PARTIAL_INTERVAL
 from asrserver.shares import Share, keys_at_share
 from asrserver.telemetry import traces
@@ -227,7 +227,7 @@ class SessionConsumer:
         self._stop_renewing.set()
         if self._renewer.is_alive():  # or a renewal under way holds a released session for a lease
             await asyncio.get_running_loop().run_in_executor(None, self._renewer.join, 5.0)
-        await cancelled(self._tasks.values())
+        await cancel_and_wait(self._tasks.values())
         released = await self._broker.release()
         log.info("released %d sessions", released)
 

@@ -13,8 +13,8 @@ from queue import SimpleQueue
 
 from asrserver.inference.fair import KeyQueue, Shares
 from asrserver.inference.features import Features, padded
+from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
-from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
 from asrserver.telemetry import metrics
 from asrserver.telemetry.worker_traces import Call
@@ -99,7 +99,7 @@ class Engine:
         batch_size: int,
         hold: Callable[[str, list[str]], None],
         partials: PartialScheduler,
-        turns: Turns | None = None,
+        device_lock: FifoLock | None = None,
         shares: Shares | None = None,
     ) -> None:
         """Start the thread. Must be called in the event loop.
@@ -109,7 +109,7 @@ class Engine:
             batch_size: Most rows of one call; 0: the engine decides by the device.
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             partials: Told what each call cost.
-            turns: Those of the engines that share its device.
+            device_lock: That of the engines that share its device; None: no other does.
             shares: The keys of the sessions.
         """
         self._model = model
@@ -117,7 +117,7 @@ class Engine:
         self._row_seconds = model.profile.cpu_call_seconds  # that one row takes, a moving average
         self._hold = hold
         self._partials = partials
-        self._turns = turns or Turns()
+        self._device_lock = device_lock or FifoLock()
         self._jobs = KeyQueue[DecodeJob](shares or Shares(), _handicap)
         self._lock = threading.RLock()
         self._wakeups = SimpleQueue[None]()  # one per job: a Condition would wake the thread before it can go on
@@ -183,7 +183,7 @@ class Engine:
             self._wakeups.get()
             if self._stopping:
                 return
-            with self._turns:
+            with self._device_lock:
                 with self._lock:  # the job of this wake-up may have gone with an earlier call
                     batch = [job for job in self._next_batch() if not job.future.cancelled()] if self._jobs else []
                 if not batch:

@@ -21,14 +21,14 @@ from asrserver.inference.consumer import SessionConsumer
 from asrserver.inference.engine import Engine
 from asrserver.inference.engines import Engines
 from asrserver.inference.fair import Shares
+from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Whisper
 from asrserver.models import find_model
-from asrserver.process.aio import cancelled
+from asrserver.process.aio import cancel_and_wait
 from asrserver.process.scheduling import RunTime
 from asrserver.telemetry import metrics
 
@@ -52,7 +52,7 @@ def _load(settings: Settings, name: str) -> Whisper:
 
 
 def make_recogniser(
-    settings: Settings, model: Whisper, hold: Callable[[str, list[str]], None], turns: Turns | None = None
+    settings: Settings, model: Whisper, hold: Callable[[str, list[str]], None], device_lock: FifoLock | None = None
 ) -> Recogniser:
     """What the sessions of a worker share, as the settings ask for it. Must be called in the event loop.
 
@@ -60,11 +60,11 @@ def make_recogniser(
         settings: The server's settings.
         model: The loaded model.
         hold: Told the labels in hand before each native call, and none after it (see InFlight).
-        turns: Those of the engines that share the device.
+        device_lock: That of the engines that share the device; None: no other does.
     """
     partials, shares = PartialScheduler(model.profile.draft_share), Shares()
     return Recogniser(
-        Engine(model, settings.batch_size, hold, partials, turns, shares),
+        Engine(model, settings.batch_size, hold, partials, device_lock, shares),
         partials,
         window=settings.window,
         silence=settings.silence,
@@ -77,7 +77,7 @@ def make_recogniser(
 
 
 def make_engines(
-    settings: Settings, recogniser: Recogniser, hold: Callable[[str, list[str]], None], turns: Turns
+    settings: Settings, recogniser: Recogniser, hold: Callable[[str, list[str]], None], device_lock: FifoLock
 ) -> Engines:
     """The engines of a worker: the recogniser's own, and those of its further models when they are loaded.
 
@@ -85,7 +85,7 @@ def make_engines(
         settings: The server's settings.
         recogniser: That of the first model.
         hold: Told the labels in hand before each native call, and none after it (see InFlight).
-        turns: Those of the recogniser's engine.
+        device_lock: That of the recogniser's engine.
 
     Raises:
         ModelError: A model cannot be found.
@@ -94,7 +94,9 @@ def make_engines(
         recogniser.engine,
         [find_model(name) for name in settings.models],
         load=lambda model: _load(settings, model.name),
-        start=lambda model: Engine(model, settings.batch_size, hold, recogniser.partials, turns, recogniser.shares),
+        start=lambda model: Engine(
+            model, settings.batch_size, hold, recogniser.partials, device_lock, recogniser.shares
+        ),
         hold=hold,
         ttl=settings.model_ttl,
     )
@@ -122,9 +124,9 @@ async def run_worker(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     in_flight = InFlight(in_hand)
-    turns = Turns()
-    recogniser = make_recogniser(settings, model, in_flight.hold, turns)
-    engines = make_engines(settings, recogniser, in_flight.hold, turns)
+    device_lock = FifoLock()
+    recogniser = make_recogniser(settings, model, in_flight.hold, device_lock)
+    engines = make_engines(settings, recogniser, in_flight.hold, device_lock)
     brokers = [WorkerBroker(url, name, engines.names) for url in addresses(settings.redis)]
     await open_any(brokers)
     consumers = _consumers(settings, brokers, recogniser, engines)
@@ -149,7 +151,7 @@ async def run_worker(
     # A Redis that is away must not keep the sessions in others from being released.
     stops = [consumer.stop(settings.drain_timeout) for consumer in consumers]
     ends = await asyncio.gather(*stops, return_exceptions=True)
-    await cancelled(tasks)
+    await cancel_and_wait(tasks)
     ends += await asyncio.gather(*(broker.deregister() for broker in brokers), return_exceptions=True)
     engines.stop(1.0)
     recogniser.close(1.0)

@@ -81,7 +81,7 @@ async def until(condition: Callable[[], bool], timeout: float) -> bool:
     return True
 
 
-async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks, and wait until all of them have ended, with whatever result.
 
     Cancellation is repeated: aiopg 1.4.0 may turn the cancellation of a running statement into another error, and a

@@ -23,7 +23,7 @@ _FIELDS = {
 }
 
 
-def speaks(message: str | bytes, subprotocol: str | None) -> str:
+def detect_protocol(message: str | bytes, subprotocol: str | None) -> str:
     """Find the protocol of a connection by its first message.
 
     Args:

@@ -23,7 +23,7 @@ from asrserver.inference.consumer import (
 )
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.partials import PartialScheduler, SpeculationBudget
-from asrserver.process.aio import cancelled
+from asrserver.process.aio import cancel_and_wait
 from asrserver.shares import Share
 from tests.servers import Servers
 from tests.waiting import until
@@ -226,7 +226,7 @@ async def test_what_a_dead_worker_has_left_is_looked_for_at_once(monkeypatch: py
     consumer.on_release()
     await until(lambda: leases.count(10) == 2)
     consumer._stop_renewing.set()
-    await cancelled([running])
+    await cancel_and_wait([running])
 
 
 async def test_a_session_is_handed_back_only_where_another_worker_offers_its_model() -> None:

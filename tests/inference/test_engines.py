@@ -15,9 +15,9 @@ from asrserver.errors import AsrError, ModelError
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.engines import Engines
 from asrserver.inference.features import log_mel
+from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.turns import Turns
 from asrserver.inference.whisper import Request, Whisper
 from asrserver.inference.windows import window_for
 from asrserver.models import Model, find_model
@@ -67,10 +67,10 @@ def make(model: Whisper, twin: Model, loader: Loader) -> Iterator[Make]:
     made: list[Engines] = []
 
     def maker(ttl: float = 0.0, hold: Callable[[str, list[str]], None] = lambda thread, labels: None) -> Engines:
-        turns, partials = Turns(), PartialScheduler()
+        device_lock, partials = FifoLock(), PartialScheduler()
 
         def start(loaded: Whisper) -> Engine:
-            return Engine(loaded, 0, lambda thread, labels: None, partials, turns)
+            return Engine(loaded, 0, lambda thread, labels: None, partials, device_lock)
 
         made.append(
             Engines(start(model), [find_model("demo"), twin], load=loader, start=start, hold=hold, ttl=ttl),
@@ -177,7 +177,7 @@ async def test_without_a_limit_a_model_stays(make: Make, twin: Model) -> None:
 
 async def test_engines_compute_in_turn(model: Whisper, utterances: list[Utterance]) -> None:
     """Two engines with full queues never compute together, and each gets every other turn."""
-    turns, order, computing = Turns(), list[str](), threading.Lock()
+    device_lock, order, computing = FifoLock(), list[str](), threading.Lock()
     both = threading.Event()
 
     class Watched:
@@ -197,11 +197,11 @@ async def test_engines_compute_in_turn(model: Whisper, utterances: list[Utteranc
                 computing.release()
 
     engines = [
-        Engine(Watched(name), 1, lambda thread, labels: None, PartialScheduler(), turns)  # type: ignore[arg-type]
+        Engine(Watched(name), 1, lambda thread, labels: None, PartialScheduler(), device_lock)  # type: ignore[arg-type]
         for name in "ab"
     ]
     work = [asyncio.ensure_future(engine.recognise(job(utterances[0]))) for engine in engines for _ in range(5)]
-    await until(lambda: len(turns._waiting) == 1)
+    await until(lambda: len(device_lock._waiting) == 1)
     both.set()
     assert {found.text for found in await asyncio.gather(*work)} == {utterances[0].text}
     assert "".join(order) in ("ababababab", "bababababa")

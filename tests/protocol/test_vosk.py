@@ -143,13 +143,13 @@ def test_texts_as_vosk_writes_them() -> None:
     ],
 )
 def test_the_first_message_tells_the_protocol(message: str | bytes, subprotocol: str | None, name: str) -> None:
-    assert pathless.speaks(message, subprotocol) == name
+    assert pathless.detect_protocol(message, subprotocol) == name
 
 
 @pytest.mark.parametrize("message", ['{"action": "start"}', "{}", "[1]", "hello", ""])
 def test_the_first_message_is_of_none(message: str) -> None:
     with pytest.raises(BadRequest):
-        pathless.speaks(message, None)
+        pathless.detect_protocol(message, None)
 
 
 def test_the_url_says_what_messages_cannot() -> None:

@@ -1,4 +1,4 @@
-"""Turns: the engines of one worker share its device, so one computes at a time."""
+"""The lock of a device that the engines of one worker share: one of them computes at a time."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import deque
 from types import TracebackType
 
 
-class Turns:
+class FifoLock:
     """A lock that is handed over in the order in which its threads came.
 
-    With a threading.Lock, an engine with many windows would take the next turn before any other engine is woken.
+    With a threading.Lock, an engine with many windows would take the lock again before any other engine is woken.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Turns:
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append(mine)
-        mine.acquire()  # until whoever has the turn hands it over
+        mine.acquire()  # until whoever holds the lock hands it over
 
     def __exit__(
         self, _type: type[BaseException] | None, _exc: BaseException | None, _traceback: TracebackType | None
