@@ -32,6 +32,8 @@ class Decoder(Protocol):
 
     def flush(self) -> Samples: ...
 
+    def ending(self) -> Iterator[Samples]: ...
+
     def resume_point(self, sample: int) -> ResumePoint: ...
 
 
@@ -78,6 +80,10 @@ class PcmStreamDecoder:
         samples = self._pcm.flush()
         self.position += len(samples)
         return samples
+
+    def ending(self) -> Iterator[Samples]:
+        """The same, in one piece."""
+        yield self.flush()
 
     def resume_point(self, sample: int) -> ResumePoint:
         """The point at a sample, or at the nearest one that this decoder has."""

@@ -97,23 +97,25 @@ def _streamed(
     decoder = StreamDecoder(kind, selection=selection)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
+
+    def take(found: Iterator[Samples]) -> None:
+        for piece in found:
+            pieces.append(piece)
+            progress()
+            if decoder.position * _channels(piece) > max_seconds * SAMPLE_RATE:
+                raise _too_long(max_seconds)
+
     for at in range(0, len(data), _STEP):
         try:
-            for piece in decoder.pieces(data[at : at + _STEP]):
-                pieces.append(piece)
-                progress()
-                if decoder.position * _channels(piece) > max_seconds * SAMPLE_RATE:
-                    raise _too_long(max_seconds)
+            take(decoder.pieces(data[at : at + _STEP]))
         except AudioError as exc:
             if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
                 raise
             damage.append(exc)
         progress()
-    pieces.append(decoder.flush())
+    take(decoder.ending())
     if decoder.tail is not None:
         damage.append(decoder.tail)
-    if decoder.position * _channels(pieces[-1]) > max_seconds * SAMPLE_RATE:
-        raise _too_long(max_seconds)
     return Decoded(joined(pieces), _merged(damage))
 
 
@@ -265,7 +267,7 @@ def _streamed_pieces(path: Path, kind: str, selection: Selection) -> Iterator[Sa
             except AudioError as exc:
                 if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
                     raise
-        yield decoder.flush()
+        yield from filter(len, decoder.ending())
 
 
 class Probe(NamedTuple):

@@ -264,6 +264,13 @@ class LookAhead:
             count, self._returned = until - self._returned, until
             yield from silence(count, self._default.recording)
 
+    def take_damage(self) -> list[Damage]:
+        """What could not be decoded of the default track, as far as it lies in what was returned."""
+        found, returned = self._default.damage, (self.default.begin + self._returned) / SAMPLE_RATE
+        taken = [damage for damage in found if damage.since < returned]
+        self._default.damage = found[len(taken) :]
+        return taken
+
     def rest(self, chosen: Candidate) -> Iterator[Samples]:
         """What of the chosen track was decoded and not returned."""
         return chosen.decoded(self._returned)

@@ -50,6 +50,9 @@ TABLES: dict[str, Samples] = {"pcm_mulaw": _mulaw(), "pcm_alaw": _alaw()}
 #: Bytes of an integer sample → what makes its full scale ±1.
 _SCALES = {width: np.float32(2.0 ** (1 - 8 * width)) for width in (1, 2, 4)}
 
+#: Samples that are resampled at a time: FFmpeg is told to allocate no more than some megabytes at once (library.py).
+_FRAME = 1 << 18
+
 #: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.
 _LOUDEST = np.float32(8.0)
 
@@ -244,11 +247,15 @@ def plane(frame: av.AudioFrame, number: int, dtype: Any, count: int) -> np.ndarr
 
 
 def _resampled(resampler: AudioResampler, samples: Samples, rate: int) -> Samples:
-    frame = av.AudioFrame("flt", "mono", len(samples))
-    buffer: Any = AudioPlane(frame, 0)
-    buffer.update(np.ascontiguousarray(samples))
-    frame.sample_rate = rate
-    return _converted(resampler.resample(frame))
+    found = []
+    for at in range(0, len(samples), _FRAME):
+        piece = samples[at : at + _FRAME]
+        frame = av.AudioFrame("flt", "mono", len(piece))
+        buffer: Any = AudioPlane(frame, 0)
+        buffer.update(np.ascontiguousarray(piece))
+        frame.sample_rate = rate
+        found.append(_converted(resampler.resample(frame)))
+    return joined(found)
 
 
 def _converted(frames: list[av.AudioFrame]) -> Samples:

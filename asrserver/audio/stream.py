@@ -167,14 +167,9 @@ class StreamDecoder:
         self._demuxer.push(data)
         if self._looking is not None:
             self._looking.push(data)
-        self._effort.begin()
         try:
-            for samples in self._drain():
-                self._effort.pause()
-                yield samples
-                self._effort.begin()
+            yield from self._timed(self._drain())
         finally:
-            self._effort.pause()
             self._forget_refused()
         if self._damage is not None and self._demuxer.offset - self._damage.offset > _MAX_LOST:
             self._report()
@@ -183,7 +178,11 @@ class StreamDecoder:
             raise AudioError("undecodable_audio", described(reports))
 
     def flush(self) -> Samples:
-        """End the stream and return the rest. The decoder cannot be used after it.
+        """End the stream and return the rest, as a whole; see `ending`."""
+        return joined(list(self.ending()))
+
+    def ending(self) -> Iterator[Samples]:
+        """End the stream and return the rest, in pieces as those of `pieces`. The decoder cannot be used after it.
 
         Raises:
             AudioError: The stream never held audio, and nobody was told that it, or what is selected of it, is none.
@@ -191,27 +190,41 @@ class StreamDecoder:
         self._demuxer.end()
         if self._looking is not None:
             self._looking.end()
-        self._effort.begin()
         known = self._exhausted
-        samples, self._held = self._held, []
+        held, self._held = self._held, []
+        yield from held
         refused = self._refused or self._start.kind == sniff.NOT_AUDIO
-        with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
-            samples.extend(self._drain())
-        if self._looking is not None:  # what was looked at is kept, whatever is truncated
-            with suppress(AudioError):
-                samples.extend(self._chosen(self._looking.best()))
-            with suppress(AudioError):
-                samples.extend(self._drain())
+        yield from self._timed(self._rest())
         if self._silent and not refused:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
         if self._damage is not None:
             self._report()
-        samples.extend(self._counted(self._close()))
+        yield from self._counted(self._close())
         if self._exhausted is not known:
             self.tail = self._exhausted
         elif self._reports:
             self.tail = AudioError("undecodable_audio", described(self._reports))
-        return joined(samples)
+
+    def _rest(self) -> Iterator[Samples]:
+        """Decode what is at hand at the end."""
+        with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
+            yield from self._drain()
+        if self._looking is not None:  # what was looked at is kept, whatever is truncated
+            with suppress(AudioError):
+                yield from self._chosen(self._looking.best())
+            with suppress(AudioError):
+                yield from self._drain()
+
+    def _timed(self, pieces: Iterator[Samples]) -> Iterator[Samples]:
+        """Count the CPU that pieces take."""
+        self._effort.begin()
+        try:
+            for samples in pieces:
+                self._effort.pause()
+                yield samples
+                self._effort.begin()
+        finally:
+            self._effort.pause()
 
     def resume_point(self, sample: int) -> ResumePoint:
         """Return the last point from which all samples from `sample` on can be decoded. Earlier points are dropped."""
@@ -277,6 +290,7 @@ class StreamDecoder:
         begun = looking.seconds
         while (chosen := looking.choose()) is None:
             yield from self._counted(looking.quiet())
+            self._reports += looking.take_damage()
             for offset, sample, time in looking.points:
                 if sample - self._points[-1].sample >= self._spacing:
                     self._add(self._open_point(looking, offset, sample, time))

@@ -342,17 +342,25 @@ class LiveStream:
             ended += yield from self._process_end()
         return outcomes, ended
 
-    def _hear(self, piece: Piece, decoded: list[Samples], ended: Ended) -> AudioWork[None]:
+    def _hear(self, piece: Piece | None, decoded: list[Samples], ended: Ended) -> AudioWork[None]:
         """Decode an entry, and add its samples to those decoded; where they are many, find what ended in them.
 
         So others' work comes between: a few bytes can hold hours, or cost much time without audio.
+
+        Args:
+            piece: The entry; None: what is left at the end of the stream.
+            decoded: Samples in which nothing was looked for yet.
+            ended: What ended.
         """
-        self._entries.append(_Entry(piece.before, self._received))
-        self._received += len(piece.data)
-        self.kept += len(piece.data)
-        data, self._skip = piece.data[self._skip :], 0
+        if piece is None:
+            found = self._decoder.ending()
+        else:
+            self._entries.append(_Entry(piece.before, self._received))
+            self._received += len(piece.data)
+            self.kept += len(piece.data)
+            found, self._skip = self._decoder.pieces(piece.data[self._skip :]), 0
         count = sum(map(len, decoded))
-        for samples in self._decoder.pieces(data):
+        for samples in found:
             if not len(samples):
                 yield []
             decoded.append(samples)
@@ -364,7 +372,10 @@ class LiveStream:
 
     def _process_end(self) -> AudioWork[Ended]:
         """The last segments; raises AudioError if there never was any audio."""
-        ended = yield from self._detect([self._decoder.flush()])
+        decoded: list[Samples] = []
+        ended: Ended = []
+        yield from self._hear(None, decoded, ended)
+        ended += yield from self._detect(decoded)
         ended += [(channel, speech) for channel in self.channels for speech in channel.end()]
         self.over = True
         return ended

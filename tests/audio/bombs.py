@@ -77,6 +77,41 @@ def webm(head: bytes) -> bytes:
     return b"\x1aE\xdf\xa3\x80\x18S\x80g\x01\xff\xff\xff\xff\xff\xff\xff" + head
 
 
+def amr(count: int, tracks: int, size: int = 32) -> bytes:
+    """The beginning of a file with AMR, which FFmpeg reads.
+
+    Args:
+        count: The samples that each track claims; 0: those of fragments follow.
+        tracks: The number of tracks.
+        size: Bytes of each sample.
+    """
+    entry = bytes(6) + struct.pack(">H8xHHIHH", 1, 2, 16, 0, 8000, 0) + box(b"damr", b"FFMP\0\x81\xff\0\1")
+    stbl = box(b"stsd", struct.pack(">II", 0, 1) + box(b"samr", entry)) + box(
+        b"stsc", struct.pack(">5I", 0, 1, 1, count, 1)
+    )
+    stbl += box(b"stsz", struct.pack(">III", 0, size, count)) + box(b"stco", struct.pack(">III", 0, 1, 2000))
+    stbl += box(b"stts", struct.pack(">4I", 0, 1, count, 160))
+    mdhd = box(b"mdhd", struct.pack(">6I", 0, 0, 0, 8000, 0, 0))
+    mdia = box(b"mdia", mdhd + box(b"hdlr", bytes(8) + b"soun" + bytes(13)) + box(b"minf", box(b"stbl", stbl)))
+    traks = [box(b"trak", box(b"tkhd", struct.pack(">4I68x", 1, 0, 0, n)) + mdia) for n in range(1, tracks + 1)]
+    trex = box(b"mvex", box(b"trex", struct.pack(">6I", 0, 1, 1, 160, size, 0)))
+    mvhd = box(b"mvhd", struct.pack(">4I84x", 0, 0, 0, 1000))
+    return box(b"ftyp", b"isom" + bytes(4)) + box(b"moov", mvhd + b"".join(traks) + (b"" if count else trex))
+
+
+def amr_samples() -> bytes:
+    return amr(80_000_000, 1) + box(b"mdat", bytes(1000))
+
+
+def amr_tracks() -> bytes:
+    """No track claims more than hours."""
+    return amr(600_000, 40) + box(b"mdat", bytes(1000))
+
+
+def amr_fragments() -> bytes:
+    return amr(0, 1) + moof(box(b"trun", struct.pack(">II", 0, 1_000_000)) * 100) + box(b"mdat", bytes(1000))
+
+
 def claiming(edits: list[bytes], size: int, offset: int = 0) -> bytes:
     """The beginning of an MP4 file with tracks that claim half a million samples of a size each.
 
@@ -243,6 +278,9 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "many_boxes": (many_boxes, "mp4"),
     "sample_table": (sample_table, "mp4"),
     "track_tables": (track_tables, "mp4"),
+    "amr_samples": (amr_samples, "mp4"),
+    "amr_tracks": (amr_tracks, "mp4"),
+    "amr_fragments": (amr_fragments, "mp4"),
     "joined_indexes": (joined_indexes, "mp4"),
     "joined_tracks": (joined_tracks, "mp4"),
     "small_samples": (small_samples, "mp4"),

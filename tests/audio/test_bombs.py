@@ -7,16 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pytest
 
-from asrserver.audio import SAMPLE_RATE, effort, files
+from asrserver.audio import SAMPLE_RATE, effort, files, library
 from asrserver.audio.bounds import TooMuchWork
 from asrserver.audio.codec import Codec
 from asrserver.audio.demux.base import Track
-from asrserver.audio.pcm import Samples
+from asrserver.audio.pcm import Resampler, Samples, joined
 from asrserver.audio.stream import StreamDecoder
 from tests.audio.bombs import BOMBS, adts_frame, memory, small_frames
-from tests.audio.signals import encode, tone
+from tests.audio.signals import encode, frequency, tone
 
 #: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 1.6 s and 40 MB.
 CPU, MEMORY = 2.0, 50
@@ -103,3 +104,18 @@ def test_others_have_their_turn_while_nothing_can_be_heard(monkeypatch: pytest.M
         turns.extend(StreamDecoder("aac").pieces(small_frames()))
     assert len(turns) > 10
     assert not any(map(len, turns))
+
+
+def test_ffmpeg_allocates_no_more_than_an_index_needs() -> None:
+    """A few bytes can claim an index of any length in many of its formats."""
+    av.AudioFrame("flt", "mono", library.MAX_ALLOCATION // 8)
+    with pytest.raises(MemoryError):
+        av.AudioFrame("flt", "mono", library.MAX_ALLOCATION)
+
+
+def test_an_utterance_is_longer_than_what_ffmpeg_allocates() -> None:
+    samples = tone(60.0, 192_000)
+    assert samples.nbytes > library.MAX_ALLOCATION
+    found = joined([(resampler := Resampler(192_000)).feed(samples), resampler.flush()])
+    assert len(found) == pytest.approx(60 * SAMPLE_RATE, abs=32)
+    assert frequency(found) == pytest.approx(440, abs=1)

@@ -16,6 +16,7 @@ from asrserver.audio import SAMPLE_RATE, files, library
 from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.look_ahead import LOOK_SECONDS
 from asrserver.audio.pcm import Samples
+from asrserver.audio.recording import PIECE_SECONDS
 from asrserver.audio.selection import Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
@@ -193,6 +194,29 @@ def test_damage_in_the_look_ahead_is_reported(tmp_path: Path) -> None:
     found, errors = tolerant(StreamDecoder(kind), slices(bytes(data), 3, 2000))
     assert frequency(found) == pytest.approx(440, abs=2)
     assert {error.code for error in errors} == {"undecodable_audio"}
+
+
+def test_damage_in_silence_is_reported_when_the_silence_is_returned(tmp_path: Path) -> None:
+    """And only once: the choice may stay open for hours."""
+    arguments, kind = FORMATS["mkv-aac"]
+    data = bytearray(tracks([silence(30), silence(30)], arguments, tmp_path))
+    for at in range(len(data) // 4, len(data) // 4 + 200):
+        data[at] ^= 0x5A
+    decoder = StreamDecoder(kind)
+    found, errors = tolerant(decoder, slices(bytes(data), 3, 500))
+    assert len(found) == pytest.approx(30 * SAMPLE_RATE, rel=0.1)
+    assert errors
+    assert decoder.tail is None
+
+
+def test_an_indexed_file_of_silence_ends_in_pieces(tmp_path: Path) -> None:
+    arguments, kind = INDEXED["mp4-index-first"]
+    data = tracks([silence(35), silence(35)], arguments, tmp_path)
+    decoder = StreamDecoder(kind)
+    assert not len(decoder.feed(data))
+    lengths = [len(piece) for piece in decoder.ending()]
+    assert sum(lengths) == decoder.position == pytest.approx(35 * SAMPLE_RATE, rel=0.01)
+    assert max(lengths) <= PIECE_SECONDS * SAMPLE_RATE
 
 
 def test_a_gap_is_not_looked_through(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,12 +21,27 @@ _BOX = struct.Struct(">I4s")
 #: Most boxes in one box. Files have a few dozen.
 _MAX_BOXES = 4096
 
+#: Boxes that contain boxes, of whatever kind, for FFmpeg; and how deep it looks.
+_PARENTS = frozenset(
+    (
+        *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"dinf", b"udta"),
+        *(b"meta", b"ilst", b"clip", b"wave", b"sinf", b"schi", b"ipro", b"iprp", b"ipco"),
+    )
+)
+_MAX_DEPTH = 10
+
+#: As many samples of an index take as much time as a box.
+_BOX_SAMPLES = 4
+
 #: Samples before the first that an edit keeps, which are decoded and not played: MP3 needs ten.
 _PREROLL = 12
 
 #: Samples of which the numbers are Python's at a time: those of an array take many times as long to read one by one,
 #: and those of a whole index hundreds of megabytes.
 _ROWS = 256
+
+#: Bytes, or a view of some.
+T = TypeVar("T", bytes, memoryview)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -103,21 +118,45 @@ class SampleTable:
         return plan.select(np.argsort(plan.offsets, kind="stable"))
 
 
-def boxes(body: bytes) -> Iterator[tuple[bytes, bytes]]:
+def header(head: bytes | memoryview) -> tuple[int, bytes, int]:
+    """(bytes of a box, or 0: up to the end; type; bytes of its header, or 0: none begins) of its first 16 bytes."""
+    if len(head) < 8:
+        return 0, b"", 0
+    (size, kind), length = _BOX.unpack_from(head), 8
+    if size == 1:
+        size, length = int.from_bytes(head[8:16], "big"), 16
+    return size, kind, length if not size or size >= length else 0
+
+
+def boxes(body: T) -> Iterator[tuple[bytes, T]]:
     """(type, content) of each box; raises TooManyBoxes."""
     at = count = 0
     while at + 8 <= len(body):
-        (size, kind), length = _BOX.unpack_from(body, at), 8
-        if size == 1:
-            size, length = int.from_bytes(body[at + 8 : at + 16], "big"), 16
-        elif size == 0:  # up to the end
-            size = len(body) - at
-        if size < length:
+        size, kind, length = header(body[at : at + 16])
+        if not length:
             return
+        size = size or len(body) - at
         if (count := count + 1) > _MAX_BOXES:
             raise TooManyBoxes
         yield kind, body[at + length : at + size]
         at += size
+
+
+def claimed(body: memoryview, depth: int = 0) -> int:
+    """The samples that boxes claim, and those in them; raises TooManyBoxes. Each box counts as _BOX_SAMPLES."""
+    total = 0
+    for kind, content in boxes(body):
+        total += _BOX_SAMPLES
+        if kind in (b"stsz", b"stz2"):
+            total += int.from_bytes(content[8:12], "big")
+        elif kind == b"trun":
+            total += int.from_bytes(content[4:8], "big")
+        elif kind == b"cmov":  # a compressed index: QuickTime wrote them in the nineties
+            raise TooManyBoxes
+        elif kind in _PARENTS and depth < _MAX_DEPTH:
+            begin = max(0, bytes(content[:64]).find(b"hdlr") - 4) if kind == b"meta" else 0
+            total += claimed(content[begin:], depth + 1)
+    return total
 
 
 def path(body: bytes, *kinds: bytes) -> bytes:
