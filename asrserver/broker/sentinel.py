@@ -155,7 +155,7 @@ def _errors(url: str) -> Iterator[None]:
         reason = str(exc)
     else:
         return
-    raise SettingError(f"REDIS_URL, {label(url)}: {reason}")
+    raise SettingError(f"REDIS_URL, {label(url)}: {reason}") from None
 
 
 def _options(url: str, parse: Any, primary: Any, primary_tls: Any) -> dict[str, Any]:

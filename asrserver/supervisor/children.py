@@ -116,6 +116,12 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
             set_niceness(WORKER_NICENESS)
         writer.ready()
 
+    async def run() -> None:
+        try:
+            await run_worker(settings, name, model, writer.alive, ready, writer.in_hand)
+        except SettingError as exc:  # REDIS_URL, of which redis-py knows what is wrong
+            writer.refuse(str(exc))
+
     writer = _VitalsWriter(vitals)
     try:
         if settings.traces == "on":
@@ -123,7 +129,7 @@ def worker(settings: Settings, name: str, vitals: Any, parent: int) -> None:
         model = load_model(settings)
     except (ModelError, SettingError) as exc:
         writer.refuse(str(exc))
-    _run(run_worker(settings, name, model, writer.alive, ready, writer.in_hand))
+    _run(run())
     traces.close()
     # Not by returning: a call of the model that goes on in its thread would end the interpreter by SIGSEGV.
     logging.shutdown()

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asrserver.config import Settings
-from asrserver.errors import Unavailable
+from asrserver.errors import SettingError, Unavailable
 from asrserver.process.memory import return_freed_memory
 from asrserver.process.notify import notify
 from asrserver.process.scheduling import StallMeter
@@ -341,7 +341,7 @@ class Supervisor:
                     janitor.retire(slot.name)
             finally:
                 janitor.close()
-        except Unavailable as exc:
+        except (SettingError, Unavailable) as exc:
             log.warning("worker %s: its sessions stay leased until their leases expire: %s", slot.name, exc)
 
     def _check_health(self) -> None:

@@ -138,6 +138,18 @@ def test_gateway_and_worker_need_servers(command: str, env: dict[str, str], miss
     assert missing in line
 
 
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("command", ["gateway", "worker"])
+def test_a_redis_url_that_cannot_be_used_ends_the_start_with_a_line(command: str, database_url: str) -> None:
+    """It was a traceback."""
+    servers = {**NONE, "DATABASE_URL": database_url, "REDIS_URL": "redis://:s3cret@127.0.0.1:9/0?nonsense=1"}
+    done = cli(command, env={**servers, "PORT": str(free_port()), "ASRSERVER_MODEL": "demo"})
+    assert done.returncode == 3
+    assert "REDIS_URL, 127.0.0.1:9: there is no option 'nonsense'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "s3cret" not in done.stderr
+
+
 # -- real servers on TCP ---------------------------------------------------------------------------------------------
 
 
