@@ -44,6 +44,10 @@ log = logging.getLogger("asrserver.websocket")
 #: take megabytes by itself.
 MAX_UNREAD = 1 << 18
 
+#: Bytes that wait in the kernel to be read. By itself it lets them grow to what it may, often 32 MiB: a client that is
+#: held back would wait for longer than its libraries do (20 s) until its ping, behind all that, is answered.
+MAX_UNHANDLED = 1 << 18
+
 #: Bytes that are sent before `confirm_read` waits until the client has read them.
 CONFIRM_BYTES = 1 << 16
 
@@ -227,6 +231,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         self.set_nodelay(True)
         stream.max_write_buffer_size = MAX_UNREAD
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MAX_UNREAD // 2)  # Linux doubles it
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MAX_UNHANDLED)
         metrics.connections_opened.inc()
         now = self.heard_at = asyncio.get_running_loop().time()
         # Spread: after a restart all clients connect at once.

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any
 
 import psutil
 import pytest
 
+from asrserver.handlers.app import AsrApplication
+from asrserver.handlers.connection import MAX_UNHANDLED, WebSocketConnection
 from asrserver.protocol.events import Partial, Segment, SpeechStarted, Word
+from asrserver.protocol.frames import BINARY
+from asrserver.protocol.transports import TcpTransport
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
 from tests.waiting import until
@@ -234,6 +239,22 @@ async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: i
         [error] = await errors(ws)
         assert (error["code"], str(size * parts) in error["message"]) == ("message_too_large", True)
         await ws.chunk("s", 1, AUDIO)
+
+
+async def test_what_waits_in_the_kernel_does_not_grow(url: str, app: AsrApplication) -> None:
+    """Whoever is held back has its pings behind it. It grows for who sends much, and is read."""
+    async with await WsClient.open(url) as ws:
+        await ws.write(struct.pack("!BBQ4x", 0x80 | BINARY, 0x80 | 127, 40 << 20))
+        for _ in range(640):
+            await ws.write(bytes(1 << 16))
+        await until(lambda: ws.messages)
+        [connection] = app.connections
+        assert isinstance(connection, WebSocketConnection)
+        stream = connection._frames.stream
+        assert isinstance(stream, TcpTransport)
+        assert stream._transport is not None
+        size = stream._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+        assert size <= 2 * MAX_UNHANDLED  # Linux doubles it
 
 
 @pytest.mark.parametrize("sizes", [(1 << 20, 1), ((1 << 20) - 1, 2000, 5), (1 << 20, 100, 100, 4)])
