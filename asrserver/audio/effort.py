@@ -11,8 +11,8 @@ import time
 from asrserver.audio.bounds import TooMuchWork
 
 #: Most seconds of CPU that a stream or a file may take, beside so many for each second of audio in it. Decoding takes
-#: 0.002 to 0.02 for each; the index of a file of three hours half a second at once, and on a slow machine more.
-MOST, MOST_PER_SECOND = 2.0, 0.1
+#: 0.002 to 0.02 for each; the index of a file of three hours a tenth of a second at once.
+MOST, MOST_PER_SECOND = 1.0, 0.1
 
 #: Steps, of about 20 µs, after which the time is looked at.
 STEPS = 64

@@ -19,6 +19,7 @@ from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
 from asrserver.audio.codec import check_frame, is_list, samples_of
 from asrserver.audio.demux import mp4_index
+from asrserver.audio.effort import Effort
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
@@ -110,6 +111,7 @@ class Reader:
             AudioError: There is no such track, or none that may be decoded, or it has too many channels.
         """
         self.damage: tuple[float, float] | None = None
+        self._effort = Effort()
         self._source = source
         audio = source.streams.audio
         self.tracks = len(audio)
@@ -145,13 +147,17 @@ class Reader:
 
         Raises:
             av.FFmpegError: The container cannot be read any further.
+            TooMuchWork: It takes too long for the audio that comes of it.
         """
         batch: list[Any] = []
         count, before = 0, 0.0
+        self._effort.begin()
         try:
             for frame, gap in self._frames():
                 if batch and (gap or count >= _BATCH or _kind(frame) != _kind(batch[0])):
+                    self._effort.pause()
                     yield samples_of(batch, self._selection), batch[0].sample_rate, before
+                    self._effort.begin()
                     batch, count = [], 0
                 if not batch:
                     before = gap
@@ -166,9 +172,11 @@ class Reader:
 
     def _frames(self) -> Iterator[tuple[Any, float]]:
         """(frame, seconds of silence before it) of the track."""
-        timeline, spoiled = Timeline(), 0
+        timeline, spoiled, heard = Timeline(), 0, 0.0
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
+            if self._effort.step():
+                self._effort.is_turn_over(heard)
             try:
                 frames = [frame for frame in packet.decode() if frame.samples]
                 for frame in frames:
@@ -183,6 +191,7 @@ class Reader:
             for frame in frames:
                 yield frame, timeline.gap(frame.time if timed else None)
                 timeline.advance(frame.samples / frame.sample_rate)
+                heard += frame.samples / frame.sample_rate
 
     def _packets(self) -> Iterator[Any]:
         """The track's packets, and an empty one at the end."""

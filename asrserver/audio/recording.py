@@ -28,6 +28,9 @@ _RESAMPLER_WARM_UP = 32
 #: Most values of all channels that wait to be converted: a second of 32 channels at 384 kHz has 50 MB.
 _MAX_VALUES = 1 << 18
 
+#: Most frames that wait: one of a single sample takes a kilobyte.
+_MAX_FRAMES = 1024
+
 #: Seconds of audio after which what is ready is taken out.
 PIECE_SECONDS = 10
 
@@ -293,6 +296,8 @@ class TrackDecoder:
         if first or end < frame.samples:
             self._cuts[len(self._frames)] = first, end
         self._frames.append(frame)
+        if len(self._frames) >= _MAX_FRAMES:
+            self._collect()
         self._count(end - first)
 
     def _change(self, rate: int) -> None:

@@ -150,10 +150,10 @@ def adts(frame: bytes) -> bytes:
 
 
 def joined_indexes(tracks: int = 1) -> bytes:
-    """200 recordings in 160 kB that claim hours, and have one frame each."""
+    """100 recordings in 80 kB that claim hours, and have one frame each."""
     frame = adts_frame()
     at = len(claiming([b""] * tracks, 1)) + 8
-    return (claiming([b""] * tracks, len(frame), at) + box(b"mdat", frame)) * 200
+    return (claiming([b""] * tracks, len(frame), at) + box(b"mdat", frame)) * 100
 
 
 def joined_tracks() -> bytes:
@@ -183,6 +183,12 @@ def small_samples() -> bytes:
     head = moof(box(b"trun", struct.pack(">IIi", 1, 50_000, 0)))
     head = moof(box(b"trun", struct.pack(">IIi", 1, 50_000, len(head) + 8)))
     return fragmented() + (head + box(b"mdat", b"\x12" * 50_000)) * 4
+
+
+def small_adpcm() -> bytes:
+    """ADPCM of a sample a block, at the highest rate."""
+    body = b"WAVEfmt " + struct.pack("<IHHIIHHHH", 20, 0x11, 1, 384_000, 384_000, 5, 4, 2, 1) + b"data\xff\xff\xff\xff"
+    return b"RIFF\xff\xff\xff\xff" + body + bytes(500_000)
 
 
 def small_blocks() -> bytes:
@@ -287,6 +293,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "small_frames": (small_frames, "aac"),
     "empty_frames": (empty_frames, "aac"),
     "small_blocks": (small_blocks, "matroska"),
+    "small_adpcm": (small_adpcm, "wav"),
     "tracks": (tracks, "matroska"),
     "one_track": (one_track, "matroska"),
     "voids": (voids, "matroska"),
