@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth.keys import KeyLimits, KeysFile
 from tests.recordings import DATA
 
 TLS = DATA / "tls"

@@ -53,7 +53,7 @@ import hostile
 from hostile import Attack, Peer, Target
 from live import Server, load, make, percentile, server
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth.keys import KeyLimits, KeysFile
 from asrserver.broker.connection import HEARTBEAT_EVERY
 from asrserver.loadtest.host import get
 from asrserver.supervisor.children import WORKER_KEPT_MEMORY

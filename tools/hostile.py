@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth.keys import KeyLimits, KeysFile
 
 #: The server's limits: low, so that attacks reach them soon, but a client that sends in real time reaches none.
 SETTINGS: dict[str, Any] = {

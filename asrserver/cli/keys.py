@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from asrserver.auth import MAX_WEIGHT, MIN_WEIGHT, PRIORITIES, KeyLimits, KeysFile
+from asrserver.auth.keys import MAX_WEIGHT, MIN_WEIGHT, PRIORITIES, KeyLimits, KeysFile
 from asrserver.cli.status import format_table
 from asrserver.errors import SettingError
 

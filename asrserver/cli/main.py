@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from asrserver import __version__
-from asrserver.auth import is_loopback
+from asrserver.auth.addresses import is_loopback
 from asrserver.cli.language import Program
 from asrserver.cli.options import BadSetting, ca_option, key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
@@ -164,7 +164,7 @@ def _share_metrics(settings: Settings, stack: ExitStack) -> None:
     try:
         stack.enter_context(multiprocess.directory())
         if settings.metrics_port:
-            from asrserver.auth import HostNames
+            from asrserver.auth.addresses import HostNames
             from asrserver.telemetry.metrics_port import metrics_port
 
             names = HostNames(settings.allowed_hosts, settings.allowed_origins)

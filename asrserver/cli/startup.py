@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from asrserver.auth import Access, is_loopback, tls_context
+from asrserver.auth.access import Access
+from asrserver.auth.addresses import is_loopback
+from asrserver.auth.tls import tls_context
 from asrserver.broker.addresses import SCHEMES, addresses, label
 from asrserver.config import Settings
 from asrserver.encryption import load_keys

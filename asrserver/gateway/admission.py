@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from asrserver.auth import Access, Key, KeyLimits
+from asrserver.auth.access import Access
+from asrserver.auth.keys import Key, KeyLimits
 from asrserver.broker.quota import Quota, minute
 from asrserver.config import Settings
 from asrserver.errors import Refused

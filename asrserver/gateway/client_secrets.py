@@ -11,7 +11,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from asrserver.auth import Access, Key, credential
+from asrserver.auth.access import Access, credential
+from asrserver.auth.keys import Key
 from asrserver.broker.client_secrets import MAX_SECRETS, ClientSecretStore
 from asrserver.errors import Refused
 

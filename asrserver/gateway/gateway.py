@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from asrserver.auth import Access, Key
+from asrserver.auth.access import Access
+from asrserver.auth.keys import Key
 from asrserver.broker.connection import HEARTBEAT_EVERY
 from asrserver.broker.gateway_shards import gateway_broker
 from asrserver.broker.quota import RENEW_EVERY

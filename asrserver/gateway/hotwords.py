@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asrserver.auth import Key
+from asrserver.auth.keys import Key
 from asrserver.process.watched_file import WatchedFile
 from asrserver.protocol.options import MAX_TEXT, WORD_SEPARATOR
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog

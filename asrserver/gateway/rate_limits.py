@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from asrserver.auth import address_block
+from asrserver.auth.addresses import address_block
 from asrserver.config import Settings
 from asrserver.errors import Refused
 

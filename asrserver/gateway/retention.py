@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.storage.storage import Storage
 
 log = logging.getLogger("asrserver.retention")

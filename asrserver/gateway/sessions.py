@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import chain
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Unavailable

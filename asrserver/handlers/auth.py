@@ -15,7 +15,8 @@ import orjson
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
-from asrserver.auth import Access, Key, bearer
+from asrserver.auth.access import Access, bearer
+from asrserver.auth.keys import Key
 from asrserver.errors import AsrError, Refused, Unavailable
 from asrserver.gateway.client_secrets import ClientSecret
 from asrserver.gateway.gateway import Gateway

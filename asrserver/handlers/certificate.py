@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Callable
 from contextlib import suppress
 
-from asrserver.auth import tls_context
+from asrserver.auth.tls import tls_context
 from asrserver.errors import SettingError
 from asrserver.process.watched_file import stamp
 

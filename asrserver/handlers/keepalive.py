@@ -14,7 +14,7 @@ from typing import Protocol
 
 from tornado.httputil import HTTPServerRequest
 
-from asrserver.auth import Key
+from asrserver.auth.keys import Key
 from asrserver.config import Settings
 from asrserver.handlers.flow_control import ReadCoalescer
 

@@ -18,7 +18,7 @@ import pyrage
 import pytest
 from click.testing import CliRunner, Result
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth.keys import KeyLimits, KeysFile
 from asrserver.cli.recordings import recordings
 from asrserver.encryption import MAGIC
 from asrserver.encryption.keys import KeyPair, Keyring

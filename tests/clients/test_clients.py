@@ -23,7 +23,7 @@ from real_voices import Voice
 from websockets.sync.client import connect
 
 from asrserver.audio import wav
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.text.wer import word_errors
 from tests.gateway.limits.support import Keyed
 from tests.program import NONE, System

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from asrserver.auth import Key
+from asrserver.auth.keys import Key
 from asrserver.config import Settings
 from asrserver.errors import SettingError
 from asrserver.gateway import gateway as gateway_module

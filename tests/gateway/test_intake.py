@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.quota import Quota
 from asrserver.config import Settings

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.gateway import room

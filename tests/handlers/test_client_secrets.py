@@ -15,7 +15,7 @@ from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HT
 from tornado.httpserver import HTTPServer
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.broker import client_secrets
 from asrserver.config import Settings
 from asrserver.gateway import gateway as gateway_module

@@ -11,7 +11,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import long_answer, spool, upload
 from tests.api_keys import GIVEN

@@ -12,7 +12,8 @@ import psycopg2
 import pytest
 import redis
 
-from asrserver.auth import Access, KeyLimits
+from asrserver.auth.access import Access
+from asrserver.auth.keys import KeyLimits
 from asrserver.broker.keys import session_key
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.retention import Retention

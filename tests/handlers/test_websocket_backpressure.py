@@ -13,7 +13,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.iostream import IOStream
 from tornado.websocket import websocket_connect
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers import connection, flow_control
 from asrserver.handlers.app import AsrApplication

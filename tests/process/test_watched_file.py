@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from asrserver.auth import Access
+from asrserver.auth.access import Access
 from asrserver.errors import SettingError
 from asrserver.process import watched_file
 from asrserver.process.watched_file import WatchedFile

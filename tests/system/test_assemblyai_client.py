@@ -12,7 +12,7 @@ from assemblyai.streaming.v3 import (
     RealTimeTranscriberOptions,
 )
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import Keyed
 from tests.program import System
 from tests.recordings import Utterance

@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from asrserver.audio import wav
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import Keyed, connect
 from tests.inference.test_channels import call
 from tests.program import System, cli

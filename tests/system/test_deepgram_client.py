@@ -18,7 +18,7 @@ from deepgram.environment import DeepgramClientEnvironment
 from deepgram.errors import BadRequestError
 from deepgram.listen.v1.types import ListenV1Metadata, ListenV1Results, ListenV1SpeechStarted, ListenV1UtteranceEnd
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import Keyed
 from tests.program import System
 from tests.recordings import Utterance

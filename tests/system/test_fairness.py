@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import Keyed, connect
 from tests.program import System
 from tests.recordings import Utterance

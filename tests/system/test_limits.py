@@ -11,7 +11,7 @@ import hostile
 import orjson
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import PIECE, Keyed, connect, error
 from tests.program import System
 from tests.recordings import Utterance

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from tests.gateway.limits.support import Keyed
 from tests.program import System
 from tests.recordings import Utterance

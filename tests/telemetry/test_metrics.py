@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from asrserver.auth import HostNames
+from asrserver.auth.addresses import HostNames
 from asrserver.client import Client
 from asrserver.telemetry import metrics, metrics_port, multiprocess
 from asrserver.telemetry.logs import JsonFormatter, request_id

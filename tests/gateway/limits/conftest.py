@@ -11,7 +11,7 @@ import tornado.ioloop
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.config import Settings
 from asrserver.gateway import gateway as gateway_module
 from asrserver.gateway.gateway import Gateway

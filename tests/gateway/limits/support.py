@@ -12,7 +12,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
-from asrserver.auth import KeyLimits, KeysFile
+from asrserver.auth.keys import KeyLimits, KeysFile
 from tests.waiting import until
 from tests.ws_client import Message, WsClient
 

@@ -13,7 +13,7 @@ from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.tcpclient import TCPClient
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.gateway import backlog
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.held_bytes import HeldBytes

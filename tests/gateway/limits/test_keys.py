@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.broker import keys, quota
 from asrserver.gateway.gateway import Gateway
 from tests.fakes import FakeWorker

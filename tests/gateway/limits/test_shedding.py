@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.gateway.gateway import Gateway
 from asrserver.telemetry import metrics

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from asrserver.auth import KeyLimits
+from asrserver.auth.keys import KeyLimits
 from asrserver.gateway.gateway import Gateway
 from asrserver.shares import leaves_room
 from tests.gateway.limits.support import Keyed, connect, error, refusal

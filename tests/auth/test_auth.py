@@ -1,4 +1,4 @@
-"""auth.py: API keys and their file, addresses, origins, and where to listen."""
+"""auth/: API keys and their file, addresses, origins, and where to listen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import pytest
 import tornado.httputil
 from click.testing import CliRunner, Result
 
-from asrserver.auth import Access, KeyLimits, KeysFile, address_block, bearer, is_loopback
+from asrserver.auth.access import Access, bearer
+from asrserver.auth.addresses import address_block, is_loopback
+from asrserver.auth.keys import KeyLimits, KeysFile
 from asrserver.cli.main import main
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
