@@ -1,4 +1,4 @@
-"""The Lua scripts that append to the audio of sessions; see scripts.py, which has all others."""
+"""The Lua scripts that append to the audio of sessions."""
 
 from __future__ import annotations
 

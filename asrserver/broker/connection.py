@@ -1,6 +1,6 @@
 """What every process does with Redis: connect, send heartbeats, and note dead letters.
 
-What must be atomic is a script (scripts.py). A script may be sent again after a lost reply, and changes nothing then.
+What must be atomic is a script (*_scripts.py). A script may be sent again after a lost reply, and changes nothing then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import orjson
 import redis
 
 from asrserver import __version__
-from asrserver.broker import scripts
+from asrserver.broker import task_scripts
 from asrserver.broker.clock import BrokerClock
 from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
 from asrserver.broker.pipeline import Pipeline, connect
@@ -60,7 +60,7 @@ class BrokerConnection:
 
     async def open(self) -> None:
         """Wait for Redis, and create the group of workers if it is missing; raises Unavailable."""
-        await self.pipeline.submit("EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
+        await self.pipeline.submit("EVAL", task_scripts.MAKE_GROUP, 1, TASKS, GROUP)
         self.clock.read(await self.pipeline.submit("TIME"))
 
     async def close(self) -> None:
@@ -88,7 +88,7 @@ class BrokerConnection:
         key, ttl = heartbeat_key(self.KIND, self.name), int(HEARTBEAT_TTL * 1000)
         self.pipeline.call(ignore_reply, "SET", key, payload, "PX", ttl)
         self.pipeline.call(ignore_reply, "ZADD", alive_key(self.KIND), self.clock.now(), self.name)
-        self.pipeline.call(ignore_reply, "EVAL", scripts.MAKE_GROUP, 1, TASKS, GROUP)
+        self.pipeline.call(ignore_reply, "EVAL", task_scripts.MAKE_GROUP, 1, TASKS, GROUP)
         self.pipeline.call(self._read_clock, "TIME")
 
     def _read_clock(self, reply: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from asrserver.broker import audio_scripts, replies, scripts
+from asrserver.broker import audio_scripts, replies, session_scripts
 from asrserver.broker.batching import Batch, ChunkBatcher
 from asrserver.broker.client_secrets import ClientSecretStore
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
@@ -120,7 +120,7 @@ class GatewayBroker(BrokerConnection):
         keys = (session_key(sid), audio_key(sid), events_key(sid), OPEN, tasks_key(model), OFFERED)
         arguments = (sid, deadline, nonce, model or "", *flattened(fields))
         try:
-            reply = await self.pipeline.submit("EVAL", scripts.OPEN, 6, *keys, *arguments)
+            reply = await self.pipeline.submit("EVAL", session_scripts.OPEN, 6, *keys, *arguments)
         except redis.ResponseError as exc:
             if "equal or smaller" in str(exc) or is_foreign(exc):  # another program has keys of this name
                 return False
@@ -148,7 +148,7 @@ class GatewayBroker(BrokerConnection):
         self._batcher.flush(sid)
         keys = (session_key(sid), OPEN)
         arguments = (sid, self.name, deadline, owner, int(detached))
-        reply = await self._large.submit(sid, "EVAL", scripts.RESUME, 2, *keys, *arguments)
+        reply = await self._large.submit(sid, "EVAL", session_scripts.RESUME, 2, *keys, *arguments)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     async def end_session(
@@ -181,7 +181,7 @@ class GatewayBroker(BrokerConnection):
         conditions = ("" if overdue is None else overdue, "" if last is None else last)
         arguments = (sid, seen or self.name, self.name, status, deadline, *conditions)
         try:
-            reply = await self._large.submit(sid, "EVAL", scripts.END, 3, *keys, *arguments)
+            reply = await self._large.submit(sid, "EVAL", session_scripts.END, 3, *keys, *arguments)
         except redis.ResponseError as exc:
             if "no such key" in str(exc):
                 return False
@@ -192,7 +192,7 @@ class GatewayBroker(BrokerConnection):
 
     def detach_session(self, sid: str) -> None:
         """Note that no client is connected to a session of this gateway, until it is resumed."""
-        self.pipeline.call(ignore_reply, "EVAL", scripts.DETACH, 1, session_key(sid), self.name)
+        self.pipeline.call(ignore_reply, "EVAL", session_scripts.DETACH, 1, session_key(sid), self.name)
 
     def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
         """Append a flush behind the chunks that were appended before, even if the future is not awaited yet.
@@ -207,7 +207,7 @@ class GatewayBroker(BrokerConnection):
         """
         self._batcher.flush(sid)
         keys = (session_key(sid), audio_key(sid))
-        return self._large.submit(sid, "EVAL", scripts.FLUSH, 2, *keys, sid, self.name, number)
+        return self._large.submit(sid, "EVAL", session_scripts.FLUSH, 2, *keys, sid, self.name, number)
 
     async def change_options(self, sid: str, options: str) -> None:
         """Have the audio behind the chunks that were appended before recognised with other options.
@@ -220,7 +220,9 @@ class GatewayBroker(BrokerConnection):
             Unavailable: Redis does not answer.
         """
         self._batcher.flush(sid)
-        await self._large.submit(sid, "EVAL", scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options)
+        await self._large.submit(
+            sid, "EVAL", session_scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options
+        )
 
     async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
@@ -235,7 +237,7 @@ class GatewayBroker(BrokerConnection):
             session_keys = [session_key(sid) for sid, _ in some]
             arguments = [part for pair in some for part in pair]
             reply = await self.pipeline.submit(
-                "EVAL", scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
+                "EVAL", session_scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
             )
             found = [part.decode() for part in reply]
             lost.update(zip(found[::2], found[1::2], strict=True))
@@ -252,7 +254,7 @@ class GatewayBroker(BrokerConnection):
         The keys of a session that was deleted meanwhile are deleted at once.
         """
         keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN, FINISHED)
-        await self.pipeline.submit("EVAL", scripts.CLOSE, 6, *keys, sid, int(ttl * 1000))
+        await self.pipeline.submit("EVAL", session_scripts.CLOSE, 6, *keys, sid, int(ttl * 1000))
 
     async def unstored(self, sids: Collection[str] = ()) -> list[str]:
         """Return those of these sessions whose final event is published and not stored yet.
@@ -260,7 +262,7 @@ class GatewayBroker(BrokerConnection):
         Args:
             sids: The sessions; without any, the newest MAX_UNSTORED finished ones of all gateways.
         """
-        found = await self.pipeline.submit("EVAL", scripts.UNSTORED, 2, FINISHED, OPEN, MAX_UNSTORED, *sids)
+        found = await self.pipeline.submit("EVAL", session_scripts.UNSTORED, 2, FINISHED, OPEN, MAX_UNSTORED, *sids)
         return [sid.decode() for sid in found]
 
     async def delete_session(self, sid: str, owner: str | None) -> bool:
@@ -274,7 +276,7 @@ class GatewayBroker(BrokerConnection):
             Whether there was such a session.
         """
         keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN)
-        return bool(await self.pipeline.submit("EVAL", scripts.DELETE, 5, *keys, sid, owner or ""))
+        return bool(await self.pipeline.submit("EVAL", session_scripts.DELETE, 5, *keys, sid, owner or ""))
 
     async def open_sessions(self, sids: Iterable[str]) -> set[str]:
         """Return those of the sessions for which some gateway answers."""

@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from asrserver.broker import keys, replies, scripts
+from asrserver.broker import event_scripts, keys, replies, task_scripts
 from asrserver.broker.addresses import addresses
 from asrserver.broker.replies import Task
 from asrserver.broker.sentinel import blocking_client
@@ -46,7 +46,7 @@ class LeaseRenewer:
         try:
             with _errors():
                 for stream, ids in replies.by_stream(tasks).items():
-                    reply: Any = self._client.eval(scripts.RENEW, 1, stream, keys.GROUP, self._name, *ids)
+                    reply: Any = self._client.eval(task_scripts.RENEW, 1, stream, keys.GROUP, self._name, *ids)
                     renewed.update(Task(stream, entry.decode()) for entry in reply)
         except Unavailable:
             self._client.connection_pool.disconnect()  # its address may lead to another Redis now
@@ -74,7 +74,7 @@ class WorkerJanitor:
 
     def _release(self, client: redis.Redis, worker: str) -> int:
         released: list[Any] = [
-            client.eval(scripts.RELEASE, 1, stream, keys.GROUP, worker) for stream in self._streams(client)
+            client.eval(task_scripts.RELEASE, 1, stream, keys.GROUP, worker) for stream in self._streams(client)
         ]
         return sum(map(int, released))
 
@@ -102,7 +102,7 @@ class WorkerJanitor:
 
     def strike(self, sid: str, entry: str) -> int:
         """Count that a worker died while it processed this audio entry; return how often that has happened."""
-        found: list[Any] = self._each(lambda client: client.eval(scripts.STRIKE, 1, keys.session_key(sid), entry))
+        found: list[Any] = self._each(lambda client: client.eval(event_scripts.STRIKE, 1, keys.session_key(sid), entry))
         return sum(map(int, found))  # 0 where the session is not
 
     def _each(self, work: Callable[[redis.Redis], Any]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import redis
 
-from asrserver.broker import scripts
+from asrserver.broker import task_scripts
 from asrserver.broker.clock import BrokerClock
 from asrserver.broker.keys import (
     DEAD,
@@ -89,13 +89,13 @@ class BrokerStatus:
 
     async def _counted(self, stream: str) -> tuple[int, int]:
         """(sessions without a worker, sessions with one) of a stream of tasks."""
-        total, held = await self._pipeline.submit("EVAL", scripts.COUNT, 1, stream, GROUP)
+        total, held = await self._pipeline.submit("EVAL", task_scripts.COUNT, 1, stream, GROUP)
         return max(0, total - held), held
 
     async def oldest_waiting(self) -> float:
         """Return the seconds for which the oldest session without a worker has waited; 0 if there is none."""
         streams = await self._streams()
-        waits = (self._pipeline.submit("EVAL", scripts.OLDEST, 1, stream, GROUP) for stream in streams)
+        waits = (self._pipeline.submit("EVAL", task_scripts.OLDEST, 1, stream, GROUP) for stream in streams)
         return float(max(await asyncio.gather(*waits))) / 1000
 
     async def offered(self, within: float) -> set[str]:

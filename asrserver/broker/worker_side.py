@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import redis
 
-from asrserver.broker import replies, scripts
+from asrserver.broker import event_scripts, replies, task_scripts
 from asrserver.broker.connection import BrokerConnection, flattened, ignore_reply, next_id
 from asrserver.broker.drains import DRAIN_TTL
 from asrserver.broker.keys import (
@@ -91,7 +91,7 @@ class WorkerBroker(BrokerConnection):
 
     def _offers(self) -> list[tuple[Any, ...]]:
         now = self.clock.now()
-        return [("EVAL", scripts.OFFER, 2, OFFERED, tasks_key(name), name, now, GROUP) for name in self._models]
+        return [("EVAL", task_scripts.OFFER, 2, OFFERED, tasks_key(name), name, now, GROUP) for name in self._models]
 
     async def close(self) -> None:
         """Wait until all commands have their replies, and disconnect."""
@@ -134,7 +134,7 @@ class WorkerBroker(BrokerConnection):
     ) -> list[tuple[Task, str]]:
         idle = -1 if lease is None else int(lease * 1000)
         asked = [
-            self.pipeline.submit("EVAL", scripts.CLAIM, 1, stream, GROUP, self.name, idle, count, *passed)
+            self.pipeline.submit("EVAL", task_scripts.CLAIM, 1, stream, GROUP, self.name, idle, count, *passed)
             for stream in self._streams
         ]
         pairs = list(zip(self._streams, await asyncio.gather(*asked), strict=True))
@@ -149,7 +149,9 @@ class WorkerBroker(BrokerConnection):
     async def _abandoned(self, idle: int, count: int) -> list[tuple[str, Any]]:
         """Take sessions whose model nobody offers any more: (stream, entries)."""
         since = self.clock.now() - ABANDONED_AFTER
-        reply = await self.pipeline.submit("EVAL", scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since)
+        reply = await self.pipeline.submit(
+            "EVAL", task_scripts.ABANDONED, 1, OFFERED, GROUP, self.name, idle, count, since
+        )
         return [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
 
     async def _discard(self, foreign: list[Task]) -> None:
@@ -192,7 +194,7 @@ class WorkerBroker(BrokerConnection):
 
     async def _acquire(self, task: Task, sid: str) -> Claim | None:
         epoch, fields, entries, transcript = await asyncio.gather(
-            self.pipeline.submit("EVAL", scripts.FENCE, 1, events_key(sid), self.name),
+            self.pipeline.submit("EVAL", event_scripts.FENCE, 1, events_key(sid), self.name),
             self.pipeline.submit("HGETALL", session_key(sid)),
             self.pipeline.submit("XRANGE", events_key(sid), "(0-1", "+"),
             self.pipeline.submit("LRANGE", transcript_key(sid), 0, -1),
@@ -214,7 +216,7 @@ class WorkerBroker(BrokerConnection):
         wanted = replies.by_stream(tasks) or {stream: list[str]() for stream in self._streams}
         released = await asyncio.gather(
             *(
-                self.pipeline.submit("EVAL", scripts.RELEASE, 1, stream, GROUP, self.name, *ids)
+                self.pipeline.submit("EVAL", task_scripts.RELEASE, 1, stream, GROUP, self.name, *ids)
                 for stream, ids in wanted.items()
             )
         )
@@ -233,7 +235,7 @@ class WorkerBroker(BrokerConnection):
             by_stream.setdefault(claim.task.stream, []).extend((claim.task.id, claim.fields.get("owner", "")))
         await asyncio.gather(
             *(
-                self.pipeline.submit("EVAL", scripts.HAND_OVER, 1, stream, GROUP, self.name, *ids)
+                self.pipeline.submit("EVAL", task_scripts.HAND_OVER, 1, stream, GROUP, self.name, *ids)
                 for stream, ids in by_stream.items()
             )
         )
@@ -242,7 +244,7 @@ class WorkerBroker(BrokerConnection):
         """Return those of the tasks that no worker has taken since they were handed over."""
         found: set[Task] = set()
         for stream, ids in replies.by_stream(tasks).items():
-            reply = await self.pipeline.submit("EVAL", scripts.IN_LINE, 1, stream, GROUP, *ids)
+            reply = await self.pipeline.submit("EVAL", task_scripts.IN_LINE, 1, stream, GROUP, *ids)
             found.update(Task(stream, entry.decode()) for entry in reply)
         return found
 
@@ -368,7 +370,7 @@ class WorkerBroker(BrokerConnection):
             *flattened(fields or {}),
         )
         try:
-            emitted = self.pipeline.submit("EVAL", scripts.EMIT, 7, *keys, *arguments, size=len(encoded))
+            emitted = self.pipeline.submit("EVAL", event_scripts.EMIT, 7, *keys, *arguments, size=len(encoded))
             accepted = bool(await emitted)
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
@@ -396,7 +398,7 @@ class WorkerBroker(BrokerConnection):
         seconds = (f"{total:.3f}", f"{claim.charged:.3f}") if owner else (0, 0)
         arguments = (claim.epoch, next_id(after), *seconds, *flattened(fields))
         try:
-            accepted = bool(await self.pipeline.submit("EVAL", scripts.COVER, 4, *keys, *arguments))
+            accepted = bool(await self.pipeline.submit("EVAL", event_scripts.COVER, 4, *keys, *arguments))
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.charged = max(claim.charged, total)
@@ -411,4 +413,6 @@ class WorkerBroker(BrokerConnection):
             return
         payload = codec.encode(event)
         keys = (events_key(claim.sid), session_key(claim.sid))
-        self.pipeline.call(ignore_reply, "EVAL", scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload))
+        self.pipeline.call(
+            ignore_reply, "EVAL", event_scripts.PUBLISH, 2, *keys, claim.epoch, payload, size=len(payload)
+        )
