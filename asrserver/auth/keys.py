@@ -21,7 +21,7 @@ import orjson
 
 from asrserver.auth import comma_separated
 from asrserver.errors import SettingError
-from asrserver.process.replaced_file import changing, replace_file
+from asrserver.process.atomic_file import replace_file, update_lock
 
 #: An id, or a name from the setting api-keys: it is logged, stored, and part of Redis keys.
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -117,7 +117,7 @@ class KeysFile:
     @contextlib.contextmanager
     def _changing(self) -> Iterator[list[Key]]:
         """Yield the keys for modification, then replace the file atomically: no reader sees half of it."""
-        with changing(self.path) as path:
+        with update_lock(self.path) as path:
             keys = self.read() if path.exists() else []
             before = list(keys)
             yield keys

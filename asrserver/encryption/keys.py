@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from asrserver.errors import SettingError
-from asrserver.process.replaced_file import changing, replace_file
+from asrserver.process.atomic_file import replace_file, update_lock
 from asrserver.process.watched_file import WatchedFile
 
 #: Bytes of a file of keys at most.
@@ -111,7 +111,7 @@ def add_key(path: str, flag: str = "--save-audio-keys") -> KeyPair:
     """
     key = KeyPair.generate()
     added = f"# created: {datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}\n# public key: {key.public}\n{key.secret}\n"
-    with changing(Path(path)) as real:
+    with update_lock(Path(path)) as real:
         file = WatchedFile(flag, path if real.exists() else "", MAX_FILE)
         text = file.read_changed() or ""
         if not _parse(text, file.label) and real.exists():

@@ -1,4 +1,4 @@
-"""A small file of the operator's that commands change: replaced as a whole, by one at a time."""
+"""Atomic changes of small files of the operator's: under a lock, and each file is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 
 @contextmanager
-def changing(path: Path) -> Iterator[Path]:
-    """Exclude all others that change files in the directory of this one: two must not lose each other's change.
+def update_lock(path: Path) -> Iterator[Path]:
+    """Lock the directory of a file for an update: of two at once, neither must lose the change of the other.
 
     Yields:
         Where the file is, which need not exist: `path` may be a link.
@@ -31,7 +31,7 @@ def changing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Replace a file, in `changing`, or make it with mode 0600. No reader sees half of it; who may read it still may.
+    """Replace a file under `update_lock`, or make it with mode 0600. No reader sees half of it; mode and owner stay.
 
     Raises:
         OSError: It cannot be written; then the file is as it was.
