@@ -28,6 +28,7 @@ from asrserver.errors import AsrError, Refused, SettingError, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.adoption import Adoption
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.background_tasks import BackgroundTasks
 from asrserver.gateway.client_secrets import ClientSecrets
 from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.gateway.hotwords import Hotwords
@@ -38,7 +39,6 @@ from asrserver.gateway.retention import Retention
 from asrserver.gateway.room import RoomGate
 from asrserver.gateway.session import Send, Session
 from asrserver.gateway.sessions import REPAIR_EVERY, Sessions
-from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol import codec
 from asrserver.protocol.events import Refusal, Result
@@ -112,7 +112,7 @@ class Gateway:
         self.recordings = Recordings(settings, self.name, self.broker, self.storage)
         self.retention = Retention(settings.keep_days, self.access, self.storage, self.delete)
         self.admission = Admission(settings, self.access, self.broker.quota, self.name)
-        self._tasks = TaskRunner()
+        self._tasks = BackgroundTasks()
         self.sessions = Sessions(
             settings,
             self.access,

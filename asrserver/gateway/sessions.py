@@ -21,11 +21,11 @@ from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
+from asrserver.gateway.background_tasks import BackgroundTasks
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.load_shedding import LoadShedder
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Send, Session
-from asrserver.gateway.tasks import TaskRunner
 from asrserver.process.aio import until
 from asrserver.protocol import codec
 from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progress, Published, Result, SpeechStarted
@@ -69,7 +69,7 @@ class Sessions(Mapping[str, Session]):
         write_behind: WriteBehind,
         recordings: Recordings,
         admission: Admission,
-        tasks: TaskRunner,
+        tasks: BackgroundTasks,
     ) -> None:
         self.backlog = Backlog()
         self.shedder = LoadShedder(settings, access, self.backlog)

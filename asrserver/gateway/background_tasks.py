@@ -1,4 +1,4 @@
-"""The tasks of a gateway that no request waits for: critical ones, periodic ones, and one-off jobs."""
+"""Background tasks of a gateway, which no request waits for: critical ones, periodic ones, and one-off jobs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from asrserver.storage.errors import StorageError
 log = logging.getLogger("asrserver.tasks")
 
 
-class TaskRunner:
+class BackgroundTasks:
     """Runs named tasks in the current event loop and logs every failure.
 
     It is no asyncio.TaskGroup: there, one task that fails cancels all others, and a cancellation reaches each task only
-    once. Here a failed job must not touch the standing tasks, and `close` cancels repeatedly (see `cancelled`).
+    once. Here a failed job must not touch the standing tasks, and `close` cancels repeatedly (see `cancel_and_wait`).
 
     Attributes:
         standing: The critical and periodic tasks by name.

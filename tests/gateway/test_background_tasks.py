@@ -8,7 +8,7 @@ import os
 import pytest
 
 from asrserver.errors import Unavailable
-from asrserver.gateway.tasks import TaskRunner
+from asrserver.gateway.background_tasks import BackgroundTasks
 
 
 def test_every_task_has_a_name() -> None:
@@ -21,7 +21,7 @@ def test_every_task_has_a_name() -> None:
         await forever()
 
     async def run() -> None:
-        runner = TaskRunner()
+        runner = BackgroundTasks()
         runner.critical(forever(), "subscribe")
         runner.periodic(60.0, _look)
         runner.spawn(forever(), "end s")
@@ -36,7 +36,7 @@ def test_every_task_has_a_name() -> None:
 
 def test_what_fails_is_logged_and_costs_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
-        runner, calls, done = TaskRunner(), 0, asyncio.Event()
+        runner, calls, done = BackgroundTasks(), 0, asyncio.Event()
 
         async def look() -> None:
             nonlocal calls
@@ -72,7 +72,7 @@ def test_the_process_ends_with_its_critical_work(
         raise RuntimeError("a defect")
 
     async def run() -> None:
-        runner = TaskRunner()
+        runner = BackgroundTasks()
         runner.critical(work(), "subscribe")
         await runner.standing["subscribe"]
 
