@@ -17,6 +17,10 @@ MOST, MOST_PER_SECOND = 1.0, 0.1
 #: Steps, of about 20 µs, after which the time is looked at.
 STEPS = 64
 
+#: Steps at one go before which its time does not count: asking for it takes a microsecond, and messages of live streams
+#: have a few packets each.
+FREE_STEPS = 16
+
 #: Seconds of CPU after which others may have their turn, whether there is audio or not.
 TURN = 0.02
 
@@ -31,19 +35,27 @@ class Effort:
     def __init__(self) -> None:
         self.spent = 0.0
         self._steps = 0
-        self._since = self._turn = time.thread_time()
+        self._free = FREE_STEPS  # that are left
+        self._since: float | None = None  # none of the time counts yet
+        self._turn = 0.0
 
     def begin(self) -> None:
         """Go on, after what the thread did for others."""
-        self._since = self._turn = time.thread_time()
+        self._since, self._free = None, FREE_STEPS
 
     def pause(self) -> None:
         """Count what was done; the thread will do something else."""
-        self.spent += time.thread_time() - self._since
+        if self._since is not None:
+            self.spent += time.thread_time() - self._since
+            self._since = None
 
     def step(self, weight: int = 1) -> bool:
         """Count a step, or so many; True if the time should be looked at, by `is_turn_over`."""
         self._steps += weight
+        if self._since is None:
+            self._free -= weight
+            if self._free <= 0:
+                self._since = self._turn = time.thread_time()
         return self._steps >= STEPS
 
     def is_turn_over(self, heard: float) -> bool:
@@ -57,7 +69,11 @@ class Effort:
         """
         self._steps = 0
         now = time.thread_time()
-        self.spent, self._since = self.spent + now - self._since, now
+        if self._since is None:
+            self._turn = now
+        else:
+            self.spent += now - self._since
+        self._since = now
         if self.spent > MOST + MOST_PER_SECOND * heard:
             raise TooMuchWork("decoding takes too long for the audio that comes of it")
         return now - self._turn > TURN
