@@ -71,13 +71,16 @@ def raise_file_limit() -> float:
 
 
 def set_niceness(value: int) -> None:
-    """Set the niceness of all threads of this process; those that they start inherit it."""
-    if not os.path.isdir("/proc/self/task"):  # not Linux: one niceness for all threads
-        os.setpriority(os.PRIO_PROCESS, 0, value)
-        return
-    for thread in os.listdir("/proc/self/task"):
+    """Set the niceness of all threads of this process, which those that they start inherit.
+
+    One that is nicer stays so: who was started by nice(1) may not be less nice, unless it is root.
+    """
+    # Not Linux: one niceness for all threads.
+    threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]
+    for thread in map(int, threads):
         with suppress(ProcessLookupError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, int(thread), value)
+            if os.getpriority(os.PRIO_PROCESS, thread) < value:
+                os.setpriority(os.PRIO_PROCESS, thread, value)
 
 
 def available_cpus(root: Path = Path("/")) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def test_no_quota(tmp_path: Path) -> None:
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("max 100000\n")
     assert available_cpus(tmp_path) == 64
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("more", [0, 15])
+def test_who_was_started_nicer_stays_so(more: int) -> None:
+    """As a user who may not take it back: a worker that nice(1) had started ended with an error, again and again."""
+    code = "import os; from asrserver.process.limits import set_niceness; set_niceness(10); print(os.nice(0))"
+    may_not = ["setpriv", "--bounding-set", "-sys_nice"] if os.geteuid() == 0 else []
+    command = ["nice", "-n", str(more), *may_not, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(max(10, min(19, os.nice(0) + more))), done.stderr
