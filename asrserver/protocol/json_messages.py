@@ -15,6 +15,9 @@ from asrserver.errors import BadRequest
 #: Values of a message at most, about: 15 MB of empty lists stopped a gateway for 3.5 s. Base64 has none of their signs.
 MAX_VALUES = 10_000
 
+#: Values within one another at most: no message has more than ten. To write what has hundreds, in an error, fails.
+MAX_DEPTH = 50
+
 #: Characters beyond which a message is large; from which it is searched for its largest field, and in how many of its
 #: first for the name of that; and of base64 that are decoded at a time.
 LARGE_TEXT = 1 << 20
@@ -37,7 +40,18 @@ def parse_object(text: str) -> dict[str, Any]:
         raise BadRequest("bad_json", f"the message is not JSON: {exc}") from None
     if not isinstance(message, dict):
         raise BadRequest("bad_json", "the message is not a JSON object")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(message):
+        raise BadRequest("bad_json", f"the message has more than {MAX_DEPTH} values within one another")
     return message
+
+
+def _is_deep(message: dict[str, Any]) -> bool:
+    """Whether it has more than MAX_DEPTH values within one another."""
+    level: list[Any] = [message]
+    for _ in range(MAX_DEPTH):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+    return bool(level)
 
 
 def parse_bulky(text: str, bulk: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from asrserver.errors import BadRequest
 from asrserver.protocol import json_messages
-from asrserver.protocol.json_messages import SLICE, base64_slices, from_base64, parse_bulky, parse_object
+from asrserver.protocol.json_messages import MAX_DEPTH, SLICE, base64_slices, from_base64, parse_bulky, parse_object
 
 AUDIO = os.urandom(3 * SLICE)
 TEXT = base64.b64encode(AUDIO).decode()
@@ -77,3 +77,13 @@ def test_slices_are_the_whole(text: str) -> None:
 def test_what_is_no_base64_is_refused(text: Any) -> None:
     with pytest.raises(BadRequest, match="audio_data"):
         list(base64_slices(text, "audio_data"))
+
+
+def test_how_deep_a_message_may_be() -> None:
+    def nested(depth: int) -> str:
+        return '{"a": ' + "[" * depth + "]" * depth + ', "b": [' + "[1]," * 60 + "1]}"
+
+    assert len(parse_object(nested(MAX_DEPTH - 2))["b"]) == 61
+    for depth in (MAX_DEPTH + 1, 1000):
+        with pytest.raises(BadRequest, match="within one another"):
+            parse_object(nested(depth))

@@ -248,6 +248,15 @@ def test_a_message_of_very_many_values_costs_nothing(values: str, monkeypatch: p
     assert caught.value.code == "bad_json"
 
 
+@pytest.mark.parametrize("value", ["[" * 1000 + "]" * 1000, '{"a":' * 1000 + "1" + "}" * 1000, "[" * 5000])
+@pytest.mark.parametrize("message", ["%s", '{"action": "start", "x": %s}', '{"action": %s}', '{"session_id": %s}'])
+def test_a_message_of_many_brackets_is_refused(message: str, value: str) -> None:
+    """They were an internal error, which the brake on refusals did not see."""
+    with pytest.raises(BadRequest) as caught:
+        native.parse(message % value)
+    assert caught.value.code == "bad_json"
+
+
 def test_results_of_channels() -> None:
     """Where channels are recognised by themselves each result says its channel, or has segments that do."""
     on = [segment(0, "a", channel=1), segment(1, "b", channel=0)]
