@@ -29,10 +29,15 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.models import find_model
 from asrserver.process.aio import cancel_and_wait
+from asrserver.process.memory import trim_freed_memory
 from asrserver.process.scheduling import RunTime
 from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.worker")
+
+#: Seconds between the times at which freed memory is returned, and bytes of it that are kept then.
+TRIM_EVERY = 30.0
+KEPT_BETWEEN = 1 << 25
 
 
 def load_model(settings: Settings) -> Whisper:
@@ -121,8 +126,7 @@ async def run_worker(
         in_hand: Stores what native code works on; see InFlight.
     """
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     in_flight = InFlight(in_hand)
     device_lock = FifoLock()
     recogniser = make_recogniser(settings, model, in_flight.hold, device_lock)
@@ -131,19 +135,20 @@ async def run_worker(
     await open_any(brokers)
     consumers = _consumers(settings, brokers, recogniser, engines)
     tasks = [
-        loop.create_task(_send_heartbeats(brokers, recogniser, engines, consumers), name="heartbeats"),
-        loop.create_task(_report_alive(settings, in_flight, alive), name="alive"),
+        asyncio.create_task(_send_heartbeats(brokers, recogniser, engines, consumers), name="heartbeats"),
+        asyncio.create_task(_report_alive(settings, in_flight, alive), name="alive"),
+        asyncio.create_task(_trim_memory(), name="memory"),
     ]
     for broker, consumer in zip(brokers, consumers, strict=True):  # so that a Redis which is away holds up no other
         hear = broker.listen_for_ends(consumer.on_end, consumer.on_flush, consumer.on_release)
         tasks += [
-            loop.create_task(consumer.run(), name="consumer"),
-            loop.create_task(hear, name="session-ends"),
-            loop.create_task(_hand_back(broker, consumer), name="hand-back"),
+            asyncio.create_task(consumer.run(), name="consumer"),
+            asyncio.create_task(hear, name="session-ends"),
+            asyncio.create_task(_hand_back(broker, consumer), name="hand-back"),
         ]
     ready()
     log.info("worker %s ready: model=%s device=%s", name, ",".join(engines.names), model.device)
-    stopped = loop.create_task(stop.wait(), name="stop-signal")
+    stopped = asyncio.create_task(stop.wait(), name="stop-signal")
     await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in tasks if task.done()]
     if not failed:
@@ -183,6 +188,13 @@ def _consumers(
     for consumer in made:
         consumer.siblings = made
     return made
+
+
+async def _trim_memory() -> None:
+    """Return what large inputs have left: what is freed stays with the process, for the next ones (children.py)."""
+    while True:
+        await asyncio.sleep(TRIM_EVERY)
+        await asyncio.to_thread(trim_freed_memory, KEPT_BETWEEN)
 
 
 async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable[[], None]) -> None:
