@@ -61,13 +61,17 @@ def raise_file_limit() -> float:
         The new limit; infinity where there is none.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for limit in (hard, OPEN_MAX):
-        if soft not in (limit, resource.RLIM_INFINITY):
-            with suppress(ValueError):  # macOS, or it is more than the hard one
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-                soft = limit
-                break
-    return math.inf if soft == resource.RLIM_INFINITY else soft
+    if soft in (hard, resource.RLIM_INFINITY):
+        return _limit(soft)
+    for limit in (hard, max(soft, OPEN_MAX)):
+        with suppress(ValueError):  # macOS refuses a hard limit that is infinite
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            return _limit(limit)
+    return _limit(soft)
+
+
+def _limit(files: int) -> float:
+    return math.inf if files == resource.RLIM_INFINITY else files
 
 
 def set_niceness(value: int) -> None:

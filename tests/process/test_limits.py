@@ -1,15 +1,17 @@
-"""The number of CPUs that a process may use, by its affinity and by the quotas of control groups."""
+"""The number of CPUs that a process may use, by its affinity and by the quotas of control groups; and of open files."""
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from asrserver.process.limits import available_cpus
+from asrserver.process.limits import OPEN_MAX, available_cpus, raise_file_limit
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +60,30 @@ def test_who_was_started_nicer_stays_so(more: int) -> None:
     command = ["nice", "-n", str(more), *may_not, sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == str(max(10, min(19, os.nice(0) + more))), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "refused", "found"),
+    [
+        (1024, 65536, False, 65536),
+        (65536, 65536, False, 65536),  # systemd's LimitNOFILE= sets both
+        (256, resource.RLIM_INFINITY, False, math.inf),
+        (256, resource.RLIM_INFINITY, True, OPEN_MAX),  # macOS
+        (20000, resource.RLIM_INFINITY, True, 20000),
+    ],
+)
+def test_the_limit_of_files_is_raised_and_never_lowered(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, refused: bool, found: float
+) -> None:
+    limits = [(soft, hard)]
+
+    def change(what: int, limit: tuple[int, int]) -> None:
+        if refused and limit[0] == resource.RLIM_INFINITY:
+            raise ValueError("current limit exceeds maximum limit")
+        limits.append(limit)
+
+    monkeypatch.setattr(resource, "getrlimit", lambda what: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", change)
+    assert raise_file_limit() == found
+    assert raise_file_limit() == found
+    assert limits[-1] == (resource.RLIM_INFINITY if found == math.inf else found, hard)
