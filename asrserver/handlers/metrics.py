@@ -16,5 +16,5 @@ class MetricsHandler(RestHandler):
 
     async def get(self) -> None:
         text = await asyncio.get_running_loop().run_in_executor(None, metrics.exposition)
-        self.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.set_header("Content-Type", metrics.CONTENT_TYPE)
         self.finish(text)

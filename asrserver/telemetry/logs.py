@@ -9,6 +9,7 @@ import threading
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Any
 
 import orjson
 
@@ -35,6 +36,10 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = escaped(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, indented: an error's message may quote what a client sent, and have lines of its own."""
+        return "\n".join(f"  {escaped(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def escaped(text: str) -> str:
@@ -103,6 +108,8 @@ def _log_end(kind: type[BaseException], error: BaseException, trace: TracebackTy
 
 
 def _log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_type is SystemExit:  # as Python's own hook
+        return
     name = ended.thread.name if ended.thread is not None else "unknown"
     error = ended.exc_value if ended.exc_value is not None else ended.exc_type()
     logging.getLogger("asrserver").critical("the thread %s was stopped by an error", name, exc_info=error)

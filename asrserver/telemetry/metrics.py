@@ -44,6 +44,9 @@ disable_created_metrics()  # one more series for each counter, which few use
 
 REGISTRY = CollectorRegistry()
 
+#: The format of `exposition`.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
 #: Buckets in seconds: from a millisecond in Redis to a minute of backlog.
 _LATENCIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 

@@ -93,6 +93,7 @@ class ChildCounts:
 
     def __init__(self) -> None:
         self._figures: dict[str, dict[str, int]] = {"restarts": {}, "children": {}}
+        self._is_written = False
 
     def restarted(self, kind: str) -> None:
         """Count a restart."""
@@ -102,7 +103,7 @@ class ChildCounts:
 
     def ready(self, counts: dict[str, int]) -> None:
         """Note how many children are ready, by kind."""
-        if counts != self._figures["children"]:
+        if counts != self._figures["children"] or not self._is_written:
             self._figures["children"] = counts
             self._write()
 
@@ -110,10 +111,12 @@ class ChildCounts:
         if DIRECTORY not in os.environ:
             return
         path = os.path.join(os.environ[DIRECTORY], CHILDREN)
-        with suppress(OSError):  # no room: the figures are old, but the supervisor goes on
+        self._is_written = False
+        with suppress(OSError):  # no room: the figures are old until the next call
             with open(f"{path}.new", "w") as file:
                 json.dump(self._figures, file)
             os.rename(f"{path}.new", path)  # never seen half written
+            self._is_written = True
 
 
 def child_counts() -> dict[str, dict[str, int]]:

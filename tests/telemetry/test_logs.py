@@ -76,9 +76,13 @@ def test_what_a_client_sent_makes_no_line_of_its_own(
 
 
 def test_a_traceback_has_its_lines(root: logging.Logger, capfd: pytest.CaptureFixture[str]) -> None:
+    """And they are indented: what an error quotes begins no line of the log."""
     configure_logging("info")
     try:
-        raise ValueError
+        raise ValueError("of a client\n2026-11-30 INFO forged\r2026-11-30 INFO forged")
     except ValueError:
         logging.getLogger("x").exception("failed")
-    assert len(capfd.readouterr().err.splitlines()) > 3
+    first, *others = capfd.readouterr().err.splitlines()
+    assert first.endswith("failed")
+    assert len(others) > 3
+    assert all(line.startswith("  ") for line in others)

@@ -144,6 +144,17 @@ def test_figures_of_the_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert file.name == multiprocess.CHILDREN
 
 
+def test_figures_that_found_no_room_are_written_when_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path / "full"))
+    counts = multiprocess.ChildCounts()
+    counts.ready({"worker": 2})
+    (tmp_path / "full").mkdir()
+    counts.ready({"worker": 2})
+    assert multiprocess.child_counts() == {"restarts": {}, "children": {"worker": 2}}
+
+
 def next_directory(system: System) -> str:
     """The directory of the program's metric files."""
     return psutil.Process(system.children("worker")[0].pid).environ()["PROMETHEUS_MULTIPROC_DIR"]
@@ -185,17 +196,33 @@ def test_the_port_of_metrics_knows_its_names(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_port_of_metrics_waits_for_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each client has a thread there: one that sends nothing is closed."""
+    """Each client has a thread there: one that sends a byte now and then is closed, and so is one too many."""
     monkeypatch.setenv(multiprocess.DIRECTORY, str(tmp_path))
-    monkeypatch.setattr(metrics_port._Handler, "timeout", 0.05)
+    monkeypatch.setattr(metrics_port, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(metrics_port, "MAX_REQUESTS", 1)
     number = free_port()
-    with (
-        metrics_port.metrics_port("::1", number, HostNames("", "").allow),
-        socket.create_connection(("::1", number)) as held,
-    ):
-        held.settimeout(20)
-        held.sendall(b"GET /metrics HTTP/1.1\r\n")
-        assert held.recv(1) == b""
+    with metrics_port.metrics_port("::1", number, HostNames("", "").allow):
+        with socket.create_connection(("::1", number)) as held, socket.create_connection(("::1", number)) as more:
+            assert more.recv(1) == b""
+            wait_until(lambda: not sends(held), 20, "the slow one is closed")
+        wait_until(lambda: read_or_none(number) is not None, 20, "there is room again")
+
+
+def sends(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"G")
+    except OSError:
+        return False
+    return True
+
+
+def read_or_none(number: int) -> bytes | None:
+    connection = http.client.HTTPConnection("::1", number, timeout=20)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read()
+    except OSError:
+        return None
 
 
 def test_metrics_on_a_port_that_is_taken(start: Callable[..., System], system: System) -> None:
@@ -321,7 +348,7 @@ def test_a_line_of_json_says_what_it_is_about() -> None:
     assert "\n" not in line
     found = json.loads(line)
     assert (found["session"], found["request_id"], found["level"]) == ("a/ü=1", "r-1", "error")
-    assert found["message"] == "session=a/ü=1 failed\nfor chunk=7"
+    assert found["message"] == "session=a/ü=1 failed\\nfor chunk=7"
     assert "ValueError" in found["error"]
     record = logging.makeLogRecord({"msg": "plain", "levelname": "INFO"})
     assert json.loads(JsonFormatter().format(record)).keys() == {"time", "level", "logger", "process", "message"}
