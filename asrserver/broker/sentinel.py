@@ -10,10 +10,13 @@ was cut off and does not know of the failover yet.
 from __future__ import annotations
 
 import asyncio
+import ssl
+import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -32,6 +35,11 @@ SENTINEL_PORT = 26379
 
 #: Seconds that a sentinel may take to connect, and to answer.
 SENTINEL_TIMEOUT = 1.0
+
+#: Seconds that all sentinels together may take to answer: less than any wait for a connection. When most of them have
+#: answered, the others have so much longer.
+ROUND_SECONDS = 1.0
+STRAGGLER_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -54,12 +62,27 @@ class Sentinels:
         Raises:
             redis.ConnectionError: No sentinel says where it is.
         """
-        with ThreadPoolExecutor(len(self.places)) as threads:
-            answers = list(threads.map(self._ask, self.places))
-        known = [answer for answer in answers if not isinstance(answer, Exception)]
+        heard: SimpleQueue[tuple[int, tuple[str, int]] | Exception] = SimpleQueue()
+        for place in self.places:  # a thread each, which may end later: a name may take long to resolve
+            Thread(target=lambda place=place: heard.put(self._ask(place)), name="sentinel", daemon=True).start()
+        known: list[tuple[int, tuple[str, int]]] = []
+        errors: list[Exception] = []
+        deadline = time.monotonic() + ROUND_SECONDS
+        while len(known) + len(errors) < len(self.places):
+            try:
+                answer = heard.get(timeout=max(0.0, deadline - time.monotonic()))
+            except Empty:
+                errors.append(TimeoutError(f"no answer within {ROUND_SECONDS:g} s"))
+                break
+            if isinstance(answer, Exception):
+                errors.append(answer)
+            else:
+                known.append(answer)
+                if 2 * len(known) > len(self.places):
+                    deadline = min(deadline, time.monotonic() + STRAGGLER_SECONDS)
         if known:
             return max(known)[1]
-        error = next(answer for answer in answers if isinstance(answer, Exception))
+        error = max(errors, key=_says_what_to_do)
         raise redis.ConnectionError(f"no sentinel says where {self.name} is: {error}") from error
 
     def _ask(self, place: tuple[str, int]) -> tuple[int, tuple[str, int]] | Exception:
@@ -80,6 +103,12 @@ class Sentinels:
             return epoch, (str(address[0]), int(address[1]))
         except (redis.RedisError, OSError) as exc:
             return exc
+
+
+def _says_what_to_do(error: Exception) -> bool:
+    """Whether an operator learns more from this error than from one of the network."""
+    refusals = redis.ResponseError | redis.AuthenticationError | ssl.SSLError
+    return isinstance(error, refusals) or isinstance(error.__context__, refusals)
 
 
 class _Primary(redis.connection.Connection):

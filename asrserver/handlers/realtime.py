@@ -201,6 +201,8 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
         if isinstance(event, Refusal) and not isinstance(event, Lost):
             return  # its session is ended because no audio came: with more audio there is another
         super().on_event(event)
+        if isinstance(event, Lost):
+            self._over.notify()
 
     def tell(self, event: SessionEvent) -> None:
         self._send(self.transcription.messages(event))

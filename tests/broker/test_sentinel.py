@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from asrserver.broker import keys
+from asrserver.broker import keys, sentinel
 from asrserver.broker.addresses import addresses, label
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer
+from asrserver.broker.pipeline import _is_refusal
 from asrserver.broker.requirements import inspect
 from asrserver.broker.sentinel import Sentinels, asyncio_client, blocking_client
 from asrserver.broker.worker_side import WorkerBroker
@@ -78,6 +80,34 @@ def test_the_last_failover_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Sentinels("main", places, {}).primary() == ("new", 6379)
     with pytest.raises(redis.ConnectionError, match="no sentinel says where main is: cut off"):
         Sentinels("main", places[1:2], {}).primary()
+
+
+def test_a_sentinel_that_hangs_delays_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def asked(self: Sentinels, place: tuple[str, int]) -> Any:
+        if place[1] == 0:
+            assert over.wait(60)
+        return place[1], ("new", 6379)
+
+    monkeypatch.setattr(Sentinels, "_ask", asked)
+    monkeypatch.setattr(sentinel, "ROUND_SECONDS", 60.0)
+    try:
+        assert Sentinels("main", (("s", 0), ("s", 1), ("s", 2)), {}).primary() == ("new", 6379)
+        assert not over.is_set()
+        monkeypatch.setattr(sentinel, "ROUND_SECONDS", 0.05)
+        with pytest.raises(redis.ConnectionError, match=r"no answer within 0\.05 s"):
+            Sentinels("main", (("s", 0),), {}).primary()
+    finally:
+        over.set()
+
+
+def test_what_an_operator_can_change_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [redis.ConnectionError("refused"), redis.AuthenticationError("wrong password")]
+    monkeypatch.setattr(Sentinels, "_ask", lambda self, place: answers[place[1]])
+    with pytest.raises(redis.ConnectionError, match="wrong password") as told:
+        Sentinels("main", (("s", 0), ("s", 1)), {}).primary()
+    assert _is_refusal(told.value)
 
 
 @pytest.mark.gen_test(timeout=20)
