@@ -167,6 +167,20 @@ async def test_a_client_that_asks_for_something_else_and_leaves_in_one_go(
     assert gateway.held.total == 0
 
 
+async def test_a_session_that_moves_away_while_the_next_one_waits_for_its_end(
+    http_server: HTTPServer, http_port: int, gateway: Gateway, worker: FakeWorker
+) -> None:
+    """That begins at once: it waited a minute for texts that come elsewhere."""
+    _, writer = await asyncio.open_connection("127.0.0.1", http_port)
+    path = "/v1/realtime?intent=transcription"
+    writer.write(UPGRADE.replace(b"/ws/asr?x=1", path.encode()) + said(REALTIME[0], GERMAN, REALTIME[1]))
+    sid = await session_of(gateway, worker)
+    assert await worker.ended(sid) == "done"
+    gateway.sessions[sid].leave(Unavailable("session_moved", "it is at another gateway"))
+    await until(lambda: len(gateway.sessions) == 2)
+    writer.close()
+
+
 async def test_refused_audio_ends_the_session(listen: str, gateway: Gateway, worker: FakeWorker) -> None:
     """The client would not send it again. What it sent before is recognised, and then the connection closed."""
     async with await WsClient.open(listen) as ws:
