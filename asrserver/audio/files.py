@@ -109,7 +109,7 @@ def _streamed(
         try:
             take(decoder.pieces(data[at : at + _STEP]))
         except AudioError as exc:
-            if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
+            if _ends(exc, decoder):
                 raise
             damage.append(exc)
         progress()
@@ -117,6 +117,12 @@ def _streamed(
     if decoder.tail is not None:
         damage.append(decoder.tail)
     return Decoded(joined(pieces), _merged(damage))
+
+
+def _ends(exc: AudioError, decoder: StreamDecoder) -> bool:
+    """Whether nothing of a file is kept: what was decoded before bytes that take too much work is."""
+    is_work = isinstance(exc, TooMuchWork) and not decoder.position
+    return exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio) or is_work
 
 
 def _channels(samples: Samples) -> int:
@@ -265,7 +271,7 @@ def _streamed_pieces(path: Path, kind: str, selection: Selection) -> Iterator[Sa
             try:
                 yield from filter(len, decoder.pieces(data))
             except AudioError as exc:
-                if exc.code != "undecodable_audio" or isinstance(exc, ImplausibleAudio | TooMuchWork):
+                if _ends(exc, decoder):
                     raise
         yield from filter(len, decoder.ending())
 

@@ -15,11 +15,9 @@ from typing import IO, Any
 import av
 import av.buffer
 
-from asrserver.audio import bounds
-from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
+from asrserver.audio import bounds, mp4_claims
+from asrserver.audio.bounds import ImplausibleAudio
 from asrserver.audio.codec import check_frame, is_list, samples_of
-from asrserver.audio.demux import mp4_index
-from asrserver.audio.effort import Effort
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.timeline import Timeline
@@ -51,17 +49,11 @@ CODECS = frozenset(
 _TIMED = frozenset(("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts"))
 
 #: Most bytes and seconds of a file that FFmpeg reads to find out what it contains.
-_PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams": "16"}
+_PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams": "64"}
 
-#: Most bytes that FFmpeg allocates at once; by itself it allows 2 GiB. An entry of an index has 24, and few bytes can
-#: claim any number of them: these are four hours of AMR. No frame of a codec above is longer.
-MAX_ALLOCATION = 16 << 20
-
-#: Most samples of all tracks in an MP4 file: hours of video with sound.
-_MAX_SAMPLES = 2 * mp4_index.MAX_SAMPLES
-
-#: Most boxes side by side in such a file: 20 hours of fragments.
-_MAX_BOXES = 200_000
+#: Most bytes that FFmpeg allocates at once in this process; by itself it allows 2 GiB. An entry of an index has 24, and
+#: few bytes can claim any number of them: these are two days of AMR. A file's attachments have some dozen megabytes.
+MAX_ALLOCATION = 256 << 20
 
 #: Samples of frames that are converted together: a damaged index makes a frame of each.
 _BATCH = 4096
@@ -80,10 +72,10 @@ def opened(file: IO[bytes], kind: str | None = None) -> Iterator[Any]:
 
     Raises:
         av.FFmpegError: FFmpeg cannot read it, or may not.
-        TooMuchWork: Its index claims too much.
+        TooMuchWork: Its index claims more than its bytes can hold.
     """
     if kind == "mp4":
-        _check_claims(file)
+        mp4_claims.check(file)
     options = {"format_whitelist": FORMATS, "codec_whitelist": ",".join(sorted(CODECS)), **_PROBE}
     name = _ALIASES.get(kind, kind) if kind is not None else None
     with av.open(file, mode="r", format=name, options=options, metadata_errors="ignore") as source:
@@ -111,7 +103,6 @@ class Reader:
             AudioError: There is no such track, or none that may be decoded, or it has too many channels.
         """
         self.damage: tuple[float, float] | None = None
-        self._effort = Effort()
         self._source = source
         audio = source.streams.audio
         self.tracks = len(audio)
@@ -147,17 +138,13 @@ class Reader:
 
         Raises:
             av.FFmpegError: The container cannot be read any further.
-            TooMuchWork: It takes too long for the audio that comes of it.
         """
         batch: list[Any] = []
         count, before = 0, 0.0
-        self._effort.begin()
         try:
             for frame, gap in self._frames():
                 if batch and (gap or count >= _BATCH or _kind(frame) != _kind(batch[0])):
-                    self._effort.pause()
                     yield samples_of(batch, self._selection), batch[0].sample_rate, before
-                    self._effort.begin()
                     batch, count = [], 0
                 if not batch:
                     before = gap
@@ -172,11 +159,9 @@ class Reader:
 
     def _frames(self) -> Iterator[tuple[Any, float]]:
         """(frame, seconds of silence before it) of the track."""
-        timeline, spoiled, heard = Timeline(), 0, 0.0
+        timeline, spoiled = Timeline(), 0
         timed = not _TIMED.isdisjoint(self._source.format.name.split(","))
         for packet in self._packets():
-            if self._effort.step():
-                self._effort.is_turn_over(heard)
             try:
                 frames = [frame for frame in packet.decode() if frame.samples]
                 for frame in frames:
@@ -191,7 +176,6 @@ class Reader:
             for frame in frames:
                 yield frame, timeline.gap(frame.time if timed else None)
                 timeline.advance(frame.samples / frame.sample_rate)
-                heard += frame.samples / frame.sample_rate
 
     def _packets(self) -> Iterator[Any]:
         """The track's packets, and an empty one at the end."""
@@ -208,33 +192,6 @@ class Reader:
 
 def _kind(frame: av.AudioFrame) -> tuple[str, int, str]:
     return frame.format.name, frame.sample_rate, frame.layout.name
-
-
-def _check_claims(file: IO[bytes]) -> None:
-    """Check what the index of an MP4 file claims, and its fragments; raises TooMuchWork.
-
-    FFmpeg makes an entry of each sample that is claimed, of each track: 15 kB took 1.8 GB, in nine seconds.
-    """
-    at = claimed = 0
-    try:
-        for _ in range(_MAX_BOXES):
-            file.seek(at)
-            size, kind, length = mp4_index.header(file.read(16))
-            if not length:
-                break
-            if kind not in (b"mdat", b"free", b"skip", b"wide"):
-                file.seek(at)
-                claimed += mp4_index.claimed(memoryview(file.read(size or -1)))
-            if not size or claimed > _MAX_SAMPLES:
-                break
-            at += size
-        else:
-            claimed = _MAX_SAMPLES + 1
-    except mp4_index.TooManyBoxes:
-        claimed = _MAX_SAMPLES + 1
-    if claimed > _MAX_SAMPLES:
-        raise TooMuchWork("the index of the MP4 data claims too many samples")
-    file.seek(0)
 
 
 def _bound_allocations() -> None:

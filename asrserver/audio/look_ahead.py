@@ -17,11 +17,11 @@ import numpy as np
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.damage import Damage
 from asrserver.audio.demux.base import Demuxer, Packet, Track
-from asrserver.audio.effort import STEPS
 from asrserver.audio.pcm import Samples
 from asrserver.audio.recording import PIECE_SECONDS, TrackDecoder
 from asrserver.audio.selection import Selection
 from asrserver.audio.timeline import TOLERANCE
+from asrserver.audio.turns import STEPS
 from asrserver.errors import AudioError
 
 #: Seconds, and bytes of the container, in which sound is looked for. It is how late the first text of a stream is whose
@@ -125,12 +125,10 @@ class Candidate:
 
     def _pieces(self, packet: Packet) -> Iterator[Samples]:
         yield from self.recording.fill(self.recording.late(packet))
-        heard = self.recording.heard
         if not self.recording.decode(packet):
             since = self.recording.seconds
             self.recording.conceal(packet)
             self._note(self.recording.reason or "a packet cannot be decoded", spoiled=True, since=since)
-        self.demuxer.count_packet(self.recording.heard > heard)
         yield from self.recording.take()
 
     def _note(self, reason: str, spoiled: bool, since: float | None = None) -> None:
@@ -191,11 +189,6 @@ class LookAhead:
             except AudioError:  # its header is damaged, or it has too many channels
                 continue
         return cls(candidates)
-
-    @property
-    def heard(self) -> float:
-        """Seconds of audio in what was decoded, of all tracks."""
-        return sum(one.recording.heard for one in self._candidates)
 
     @property
     def tracks(self) -> tuple[Track, ...]:

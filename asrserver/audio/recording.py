@@ -90,7 +90,6 @@ class TrackDecoder:
         ready: The newest resume point, until it is taken.
         begin: Number of the stream's sample with which it began.
         produced: Number of the stream's sample after the last one returned.
-        heard: Seconds of the audio in its packets.
         waiting: Samples at the codec's rate that wait to be resampled.
     """
 
@@ -115,7 +114,6 @@ class TrackDecoder:
         self.rate = 0
         self.ready: PendingPoint | None = None
         self.begin = self.produced = sample
-        self.heard = 0.0
         self.waiting = 0
         self._codec = Codec(track, selection)
         self._converges = _PREROLL.get(track.codec, _PREROLL_OTHERS)
@@ -262,9 +260,7 @@ class TrackDecoder:
     def _advance(self, samples: int) -> None:
         """Count the samples of a packet."""
         if self.rate:
-            seconds = samples / self.rate
-            self.heard += seconds
-            self._timeline.advance(seconds)
+            self._timeline.advance(samples / self.rate)
         pending = self._pending
         if pending is not None:
             pending.packets += 1

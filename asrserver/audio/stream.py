@@ -27,15 +27,14 @@ from dataclasses import replace
 import numpy as np
 
 from asrserver.audio import SAMPLE_RATE, sniff
-from asrserver.audio.bounds import TooMuchWork
 from asrserver.audio.damage import Damage, described
 from asrserver.audio.demux import demuxer as open_demuxer
 from asrserver.audio.demux.base import Packet, Track
-from asrserver.audio.effort import STEPS, Effort
 from asrserver.audio.look_ahead import Candidate, LookAhead
 from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.recording import PIECE_SECONDS, PendingPoint, ResumePoint, TrackDecoder
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
+from asrserver.audio.turns import STEPS, Turns
 from asrserver.errors import AudioError
 
 #: Samples between two resume points.
@@ -93,9 +92,7 @@ class StreamDecoder:
         self._finished = 0  # samples of earlier recordings in the stream
         self._silent = True  # no recording has begun
         self._refused = False  # because what is selected is not there
-        self._effort = Effort()
-        self._exhausted: TooMuchWork | None = None  # nothing more of the stream is decoded
-        self._heard = 0.0  # seconds of audio in earlier recordings
+        self._turns = Turns()
         self.position = 0
 
     @classmethod
@@ -160,15 +157,12 @@ class StreamDecoder:
             AudioError: Bytes could not be decoded. Only they are lost: it is raised after the last piece. The code is
                 undecodable_audio, whose message names from when to when; not_streamable (nothing of this recording can
                 be decoded); or utterance_too_long.
-            TooMuchWork: Decoding takes too long for the audio that comes of it; nothing more of the stream is decoded.
         """
-        if self._exhausted is not None:
-            raise self._exhausted
         self._demuxer.push(data)
         if self._looking is not None:
             self._looking.push(data)
         try:
-            yield from self._timed(self._drain())
+            yield from self._drain()
         finally:
             self._forget_refused()
         if self._damage is not None and self._demuxer.offset - self._damage.offset > _MAX_LOST:
@@ -190,19 +184,16 @@ class StreamDecoder:
         self._demuxer.end()
         if self._looking is not None:
             self._looking.end()
-        known = self._exhausted
         held, self._held = self._held, []
         yield from held
         refused = self._refused or self._start.kind == sniff.NOT_AUDIO
-        yield from self._timed(self._rest())
+        yield from self._rest()
         if self._silent and not refused:
             raise AudioError("undecodable_audio", f"the {self._start.kind} data ends before any audio")
         if self._damage is not None:
             self._report()
         yield from self._counted(self._close())
-        if self._exhausted is not known:
-            self.tail = self._exhausted
-        elif self._reports:
+        if self._reports:
             self.tail = AudioError("undecodable_audio", described(self._reports))
 
     def _rest(self) -> Iterator[Samples]:
@@ -214,17 +205,6 @@ class StreamDecoder:
                 yield from self._chosen(self._looking.best())
             with suppress(AudioError):
                 yield from self._drain()
-
-    def _timed(self, pieces: Iterator[Samples]) -> Iterator[Samples]:
-        """Count the CPU that pieces take."""
-        self._effort.begin()
-        try:
-            for samples in pieces:
-                self._effort.pause()
-                yield samples
-                self._effort.begin()
-        finally:
-            self._effort.pause()
 
     def resume_point(self, sample: int) -> ResumePoint:
         """Return the last point from which all samples from `sample` on can be decoded. Earlier points are dropped."""
@@ -245,16 +225,16 @@ class StreamDecoder:
     def _drain(self) -> Iterator[Samples]:
         """Decode what is at hand. Raises AudioError where nothing of the recording can be decoded."""
         first, refusal = self.position, None
+        self._turns.begin()
         while True:
-            if self._effort.step() and self._is_turn_over():
+            if self._turns.step():
                 yield _NOTHING
+                self._turns.begin()
             try:
                 if self._looking is not None and (yield from self._look(self._looking)):
                     break
                 item, self._item = self._item or self._demuxer.pull(), None
             except AudioError as exc:
-                if exc is self._exhausted:
-                    raise
                 if exc.code != "undecodable_audio" or self._recording is None:
                     refusal = refusal or exc
                     if exc.code == "not_streamable":
@@ -265,7 +245,7 @@ class StreamDecoder:
             if item is None:
                 break
             if isinstance(item, Track):
-                self._effort.step(STEPS)
+                self._turns.step(STEPS)
                 yield from self._counted(self._close())
                 try:
                     self._open(item)
@@ -297,9 +277,9 @@ class StreamDecoder:
             looking.points.clear()
             if looking.starved:
                 return True
-            self._effort.step(STEPS)
-            if self._is_turn_over():
+            if self._turns.step(STEPS):
                 yield _NOTHING
+                self._turns.begin()
             if looking.seconds - begun > _MAX_FEED_SECONDS:
                 looking.discard()
                 self._discard()
@@ -320,16 +300,6 @@ class StreamDecoder:
             time=time,
             others=tuple(others),
         )
-
-    def _is_turn_over(self) -> bool:
-        """Whether others should have their turn. Raises TooMuchWork."""
-        now = self._looking or self._recording
-        try:
-            return self._effort.is_turn_over(self._heard + (now.heard if now is not None else 0.0))
-        except TooMuchWork as exc:
-            self._exhausted = exc
-            self._demuxer.discard()
-            raise
 
     def _discard(self) -> None:
         """Drop what is at hand, because it is too long; raises AudioError."""
@@ -356,14 +326,11 @@ class StreamDecoder:
         if self._damage is not None and not self._damage.spoiled:
             self._report(recording.seconds)  # what follows may be decoded: the damage ends here
         damage, before = self._damage, 0.0 if self._damage is None else recording.seconds
-        heard = recording.heard
         if not recording.decode(packet):
             self._note(recording.reason or "a packet cannot be decoded", recording.seconds)
             recording.conceal(packet)
-            self._effort.step(STEPS // 4)
         elif damage is not None:
             self._report(before)
-        self._demuxer.count_packet(recording.heard > heard)
         if recording.ready is not None:
             self._take_point(recording, recording.ready)
 
@@ -401,7 +368,6 @@ class StreamDecoder:
             return []
         self._report(self._recording.seconds)
         recording, self._recording = self._recording, None
-        self._heard += recording.heard
         samples = recording.flush()
         self._finished = recording.produced
         return samples

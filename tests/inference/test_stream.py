@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 import pytest
 
-from asrserver.audio import effort
+from asrserver.audio import turns
 from asrserver.audio.pcm import Samples
 from asrserver.broker.replies import Entry
 from asrserver.inference import event_log, whisper
@@ -108,7 +108,7 @@ async def test_others_have_their_turn_while_bytes_hold_no_audio(
     steps: list[None] = []
     step = AudioThread._step
     monkeypatch.setattr(AudioThread, "_step", lambda thread, job: steps.append(step(thread, job)))
-    monkeypatch.setattr(effort, "TURN", 0.0)
+    monkeypatch.setattr(turns, "TURN", 0.0)
     events = await Session(recogniser, [small_frames()], mode="stream").run_owner()
     assert events[0]["code"] == "undecodable_audio"
     assert len(steps) > 10

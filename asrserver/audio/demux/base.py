@@ -31,12 +31,9 @@ MAX_SKIP_BYTES = 64 << 20
 #: Most bytes before the first audio of a recording: a picture and an index have a few million.
 MAX_SILENT_BYTES = 32 << 20
 
-#: Steps in a row that a demuxer may take without audio. The elements before a recording are a few hundred; bytes made
-#: to cost time hold an element, or what may be one, every two bytes, or a packet that cannot be decoded.
+#: Steps in a row that a demuxer may take without a packet. The elements before a recording are a few hundred; bytes
+#: made to cost time hold an element, or what may be one, every two bytes.
 MAX_IDLE_STEPS = 20_000
-
-#: Steps for which a packet counts that has no audio: most of these are damaged, and take a decoder's time.
-_SILENT_STEPS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +115,7 @@ class Demuxer(ABC):
         self._lost = False  # after damage, until the next place where it can continue
         self._refused = False  # the open recording is skipped as a whole
         self._ended = False
-        self._idle = 0  # steps since the last audio
+        self._idle = 0  # steps since the last packet
         self._spent = 0  # times that these were too many
         self._heard = 0  # position after the last packet
 
@@ -161,7 +158,7 @@ class Demuxer(ABC):
         while not self._skip:
             self._idle += 1
             if self._idle > MAX_IDLE_STEPS:
-                self.spend(0)
+                self._spend(0)
             if self._lost:
                 if not self._find():
                     break
@@ -172,6 +169,8 @@ class Demuxer(ABC):
                 self._heard = self.offset
                 if isinstance(item, Track):
                     self._refused = False
+                else:
+                    self._idle = self._spent = 0
                 return item
             if self.offset == before:
                 break
@@ -180,15 +179,8 @@ class Demuxer(ABC):
             raise self._unsupported(f"it has {MAX_SILENT_BYTES >> 20} MiB without audio")
         return None
 
-    def count_packet(self, has_audio: bool) -> None:
-        """Count a packet, which the caller has decoded; raises TooMuchWork as `spend`."""
-        if has_audio:
-            self._idle = self._spent = 0
-        else:
-            self.spend(_SILENT_STEPS)
-
-    def spend(self, steps: int) -> None:
-        """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last audio."""
+    def _spend(self, steps: int) -> None:
+        """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last packet."""
         self._idle += steps
         if self._idle > MAX_IDLE_STEPS:
             self._idle = 0

@@ -7,7 +7,7 @@ import re
 from asrserver.audio.demux.base import MAX_HEADER_BYTES, Demuxer, Packet, Track
 from asrserver.audio.frame_headers import id3_bytes
 
-#: What may be a frame's header, as far as four bytes tell. What it lets through costs time: see `spend`.
+#: What may be a frame's header, as far as four bytes tell. What it lets through costs time: see `_spend`.
 _HEADER = re.compile(rb"\xff[\xf8\xf9][\x10-\xff][\x00-\xaf]", re.DOTALL)
 
 _SYNC = (b"\xff\xf8", b"\xff\xf9")
@@ -104,7 +104,7 @@ class Flac(Demuxer):
         while (at := self._candidate(at)) >= 0 and at + 16 <= len(self._buffer):
             if self._buffer[at : at + 2] == self._buffer[:2]:
                 header = _header(self._buffer, at)
-                self.spend(1)
+                self._spend(1)
                 ahead = (header[0] - number) / step if header is not None else 0
                 if ahead == 1 or (1 < ahead < _MAX_GAP and self._buffer[at + 2] == self._buffer[2]):
                     return at, header
@@ -125,7 +125,7 @@ class Flac(Demuxer):
     def _find(self) -> bool:
         at = -1
         while self.track is not None and (at := self._candidate(at + 1)) >= 0 and at + 16 <= len(self._buffer):
-            self.spend(1)
+            self._spend(1)
             if _header(self._buffer, at) is not None:
                 self._drop(at)
                 return True

@@ -14,7 +14,6 @@ from asrserver.audio.demux import mp4_fragment, mp4_index, mp4_pcm
 from asrserver.audio.demux.base import (
     MAX_DELAY,
     MAX_HEADER_BYTES,
-    MAX_IDLE_STEPS,
     MAX_PACKET_BYTES,
     MAX_SKIP_BYTES,
     Demuxer,
@@ -23,10 +22,6 @@ from asrserver.audio.demux.base import (
     opus_skip,
 )
 from asrserver.audio.demux.mp4_index import Edit, Row, SampleTable
-
-#: Samples of an index that count as a step: one as long as may be is as many as there may be before other tracks are
-#: looked at, so that a few bytes cannot claim several.
-_SAMPLES_PER_STEP = 2 * mp4_index.MAX_SAMPLES // MAX_IDLE_STEPS
 
 #: Most bytes of an index.
 _MAX_INDEX = 8 << 20
@@ -237,7 +232,7 @@ class Mp4(Demuxer):
         else:
             offsets, sizes = mp4_index.table(stbl)
             ticks = mp4_index.durations(stbl, len(sizes))
-        self.spend(len(sizes) // _SAMPLES_PER_STEP)
+        self._spend(len(sizes) // 256)
         self._clock = _clock(mp4_index.path(trak, b"mdia", b"mdhd"))
         edits = mp4_index.edits(trak, self._clock, max(1, movie_clock))
         plan = SampleTable.of(offsets + self.start, sizes)
@@ -314,7 +309,7 @@ class Mp4(Demuxer):
             return
         try:
             runs = mp4_fragment.runs(body, at, self.track, self.start)
-            self.spend(mp4_fragment.count(runs) // 64)
+            self._spend(mp4_fragment.count(runs) // 64)
             self._follow(mp4_fragment.rows(runs, self._clock, self._edits))
         except mp4_fragment.WithoutTimes:
             raise self._unsupported("it has an edit list, and fragments without times") from None

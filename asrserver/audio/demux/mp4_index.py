@@ -21,18 +21,6 @@ _BOX = struct.Struct(">I4s")
 #: Most boxes in one box. Files have a few dozen.
 _MAX_BOXES = 4096
 
-#: Boxes that contain boxes, of whatever kind, for FFmpeg; and how deep it looks.
-_PARENTS = frozenset(
-    (
-        *(b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"mvex", b"edts", b"dinf", b"udta"),
-        *(b"meta", b"ilst", b"clip", b"wave", b"sinf", b"schi", b"ipro", b"iprp", b"ipco"),
-    )
-)
-_MAX_DEPTH = 10
-
-#: As many samples of an index take as much time as a box.
-_BOX_SAMPLES = 4
-
 #: Samples before the first that an edit keeps, which are decoded and not played: MP3 needs ten.
 _PREROLL = 12
 
@@ -140,23 +128,6 @@ def boxes(body: T) -> Iterator[tuple[bytes, T]]:
             raise TooManyBoxes
         yield kind, body[at + length : at + size]
         at += size
-
-
-def claimed(body: memoryview, depth: int = 0) -> int:
-    """The samples that boxes claim, and those in them; raises TooManyBoxes. Each box counts as _BOX_SAMPLES."""
-    total = 0
-    for kind, content in boxes(body):
-        total += _BOX_SAMPLES
-        if kind in (b"stsz", b"stz2"):
-            total += int.from_bytes(content[8:12], "big")
-        elif kind == b"trun":
-            total += int.from_bytes(content[4:8], "big")
-        elif kind == b"cmov":  # a compressed index: QuickTime wrote them in the nineties
-            raise TooManyBoxes
-        elif kind in _PARENTS and depth < _MAX_DEPTH:
-            begin = max(0, bytes(content[:64]).find(b"hdlr") - 4) if kind == b"meta" else 0
-            total += claimed(content[begin:], depth + 1)
-    return total
 
 
 def path(body: bytes, *kinds: bytes) -> bytes:

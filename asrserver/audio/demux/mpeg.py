@@ -25,7 +25,7 @@ _DECODER_DELAY = 529
 class _Frames(Demuxer):
     """A frame is accepted if another like it follows, or if it follows an accepted one."""
 
-    #: What may be a frame's header, as far as its first bytes tell. What it lets through costs time: see `spend`.
+    #: What may be a frame's header, as far as its first bytes tell. What it lets through costs time: see `_spend`.
     _SYNC: ClassVar[re.Pattern[bytes]]
 
     #: Bytes of a frame's header.
@@ -65,7 +65,7 @@ class _Frames(Demuxer):
     def _find(self) -> bool:
         at = self._candidate(0)
         while at >= 0 and len(self._buffer) - at >= 10:
-            self.spend(1)
+            self._spend(1)
             length = self._length(at)
             if length and len(self._buffer) < at + length + self._header:
                 break

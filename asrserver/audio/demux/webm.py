@@ -133,7 +133,7 @@ class WebM(Demuxer):
         self._held = None
         at = 0
         while (found := _PLACE.search(self._buffer, at)) is not None:
-            self.spend(1)
+            self._spend(1)
             at = found.start()
             is_place = self._is_block(at) if self._buffer[at] == _SIMPLE_BLOCK else True
             if is_place is not False:
