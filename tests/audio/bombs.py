@@ -149,7 +149,7 @@ def adts(frame: bytes) -> bytes:
     return struct.pack(">IHB", 0xFFF15080 | length >> 11, length << 5 & 0xFFFF | 0x1F, 0xFC) + frame
 
 
-def joined_indexes(tracks: int = 1, count: int = 100) -> bytes:
+def joined_indexes(tracks: int = 1, count: int = 30) -> bytes:
     """Recordings of some hundred bytes that claim hours, and have one frame each."""
     frame = adts_frame()
     at = len(claiming([b""] * tracks, 1)) + 8
@@ -179,10 +179,10 @@ def empty_frames() -> bytes:
 
 
 def small_samples() -> bytes:
-    """Fragments of 20,000 samples of a byte, which cannot be decoded."""
-    head = moof(box(b"trun", struct.pack(">IIi", 1, 20_000, 0)))
-    head = moof(box(b"trun", struct.pack(">IIi", 1, 20_000, len(head) + 8)))
-    return fragmented() + (head + box(b"mdat", b"\x12" * 20_000)) * 2
+    """Fragments of 10,000 samples of a byte, which cannot be decoded."""
+    head = moof(box(b"trun", struct.pack(">IIi", 1, 10_000, 0)))
+    head = moof(box(b"trun", struct.pack(">IIi", 1, 10_000, len(head) + 8)))
+    return fragmented() + (head + box(b"mdat", b"\x12" * 10_000)) * 2
 
 
 def small_adpcm() -> bytes:

@@ -18,8 +18,8 @@ from asrserver.errors import AudioError
 from tests.audio.bombs import BOMBS, small_frames
 from tests.audio.signals import frequency, tone
 
-#: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 1 s and 80 MB.
-CPU, MEMORY = 2.0, 100
+#: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 1 s and 60 MB.
+CPU, MEMORY = 2.0, 80
 
 #: Those that are valid.
 VALID = ("opus_silence", "joined_indexes", "joined_tracks", "empty_frames", "small_adpcm")
