@@ -200,16 +200,7 @@ def test_every_option_of_a_session_is_in_the_reference() -> None:
     start = text[text.index("### start") : text.index("### chunk")]
     options = fields_of("Options")
     assert len(options) > 10
-    for option in [
-        *options,
-        "session_id",
-        "user_id",
-        "resume",
-        "channel",
-        "ack_interval",
-        "in_order",
-        "queue_position",
-    ]:
+    for option in [*options, "session_id", "user_id", "resume", "channel", "ack_interval", "queue_position"]:
         assert re.search(rf"^\| `{option}` \|", start, re.M), option
 
 

@@ -33,9 +33,6 @@ CONNECT_TIMEOUT = 10.0
 #: Seconds without a connection after which the client gives up.
 RECONNECT_TIMEOUT = 60.0
 
-#: Seconds for which a chunk that is refused for now is sent again.
-RESEND_TIMEOUT = 60.0
-
 #: Longest pauses before the first and before later attempts to connect again, in seconds; each pause is a random part
 #: of its longest (full jitter). Otherwise all clients of a gateway that stops would reach the next one at once.
 FIRST_BACKOFF = 0.5
@@ -66,10 +63,8 @@ class Client:
         reconnect_timeout: float,
         window: int,
         observer: ConnectionObserver | None = None,
-        resend_timeout: float = RESEND_TIMEOUT,
     ) -> None:
         self.window = window
-        self.resend_timeout = resend_timeout
         self.reconnect_timeout = reconnect_timeout
         self._urls = urls
         self._next_url = 0
@@ -93,7 +88,6 @@ class Client:
         reconnect_timeout: float = RECONNECT_TIMEOUT,
         window: int = WINDOW,
         retry: bool = False,
-        resend_timeout: float = RESEND_TIMEOUT,
         observer: ConnectionObserver | None = None,
     ) -> Client:
         """Connect to the first of the URLs that answers.
@@ -105,8 +99,6 @@ class Client:
             reconnect_timeout: Seconds to try again after a lost connection, and after a refused start.
             window: Chunks of a session that may wait for their acknowledgement.
             retry: Try again for `reconnect_timeout` if no URL answers at first.
-            resend_timeout: Seconds for which a chunk is sent again that the server refuses for now, because it has no
-                room or the key's audio of the minute is used up. Then, and at once with 0, the refusal is an event.
             observer: Receives what happens to the connection.
 
         Raises:
@@ -115,7 +107,7 @@ class Client:
             ConnectionLost: With `retry`: there is no connection after `reconnect_timeout`.
         """
         urls = [url] if isinstance(url, str) else list(url)
-        client = cls(urls, key, timeout, reconnect_timeout, window, observer, resend_timeout)
+        client = cls(urls, key, timeout, reconnect_timeout, window, observer)
         connection: ClientConnection | None = None
         for left in reversed(range(len(urls))):
             try:

@@ -35,9 +35,6 @@ ACK_INTERVAL = 0.5
 #: Longest random pause in seconds before a refused start or resume is repeated, added to what the server asks for.
 RETRY_JITTER = 0.5
 
-#: Bytes up to which a message is never refused unread for want of room.
-SMALL_BYTES = 1 << 16
-
 #: Codes of errors after which the session does not exist (any more) for this client.
 SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
 
@@ -70,9 +67,7 @@ class ClientSession:
         self._last_seq = 0
         self._unacknowledged: dict[int, bytes] = {}
         self._unacknowledged_bytes = 0
-        self._refused_indexes: set[int] = set()  # sent again without data; their errors are not news
-        self._refused: tuple[int, float] | None = None  # the chunk that was refused for now, and since when
-        self._resending = False  # a pause goes by until chunks are sent again
+        self._refused_indexes: set[int] = set()  # sent again without data after a resume; their errors are not news
         self._flushes = deque[int]()  # of each without an answer: the index of the chunk that it came before
         self._flushes_answered = 0
         self._flushes_written = 0  # on this connection or an earlier one, as far as the server got them
@@ -180,7 +175,6 @@ class ClientSession:
     def disconnected(self) -> None:
         """Stop writing: the connection is lost, or the session is over."""
         self._idle_frames = None
-        self._resending = False
         if self._work is not None:
             self._work.cancel()
             self._work = None
@@ -242,8 +236,6 @@ class ClientSession:
     async def _open(self, connection: ClientConnection, pause: float) -> None:
         await asyncio.sleep(pause)
         link = {"session_id": self.id, "channel": self._channel, "ack_interval": self._ack_interval}
-        if self._client.resend_timeout:
-            link["in_order"] = True
         if self.opened.done():
             message = {"action": "resume", "last_seq": self._last_seq, **link}
         else:
@@ -267,11 +259,11 @@ class ClientSession:
             while self._next_to_write < self.next_index or self._is_flush_due:
                 if self._is_flush_due:
                     self._flushes_written += 1
-                    await connection.write(self._mark("flush", self._next_to_write))
+                    await connection.write({"action": "flush", "session_id": self.id})
                     continue
                 index, self._next_to_write = self._next_to_write, self._next_to_write + 1
                 data = self._unacknowledged.get(index)
-                if data is None:  # refused for good: the server must refuse it again, to go on behind it
+                if data is None:  # refused before the connection was lost: the server must refuse it again
                     self._refused_indexes.add(index)
                 if self._binary:
                     frames.send(BINARY, HEADER.pack(self._channel, index) + (data or b""))
@@ -279,7 +271,7 @@ class ClientSession:
                     frames.send(TEXT, orjson.dumps(self._chunk(index, data or b"")))
                 await frames.drained()
             if self._ended:
-                await connection.write(self._mark("finish", self.next_index))
+                await connection.write({"action": "finish", "session_id": self.id})
                 return
             self._idle_frames = frames
             self._chunk_added.clear()
@@ -290,10 +282,6 @@ class ClientSession:
     def _is_flush_due(self) -> bool:
         waiting = self._flushes_written - self._flushes_answered  # written, and not answered
         return waiting < len(self._flushes) and self._flushes[waiting] <= self._next_to_write
-
-    def _mark(self, action: str, index: int) -> dict[str, Any]:
-        """A message that the server must not take before all chunks below `index`."""
-        return {"action": action, "session_id": self.id, "next_chunk_index": index}
 
     def _chunk(self, index: int, data: bytes) -> dict[str, Any]:
         audio = b64encode(data).decode()
@@ -332,10 +320,7 @@ class ClientSession:
         if code == "session_detached":
             return  # the answer to messages that were on their way when another error asked to resume
         opening = self.opening and index is None
-        if opening and code == "unknown_option" and event.get("option") == "in_order":
-            self._client.resend_timeout = 0.0  # an older server
-            self.connected(self._client.connection)
-        elif event.get("resumable") or (opening and "retry_after" in event):
+        if event.get("resumable") or (opening and "retry_after" in event):
             self._retry(event)
         elif opening and code == "session_exists" and self._start_attempts > 1:
             # An earlier start arrived, but its answer did not.
@@ -347,8 +332,6 @@ class ClientSession:
             self._reopen(self._client.connection)
         elif opening or code in SESSION_LOST_CODES:
             self.fail(ServerError(event))
-        elif self._may_resend(event):
-            self._resend(event)
         elif index in self._refused_indexes:
             self._refused_indexes.discard(index)
         else:
@@ -356,45 +339,6 @@ class ClientSession:
                 index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]))
             self._acknowledged(index)
             self._add_event(event)
-
-    def _may_resend(self, event: Event) -> bool:
-        """Whether an error says that chunks must come again: one was refused for now, or one before it was."""
-        if not self._client.resend_timeout:
-            return False
-        if event["code"] == "chunk_gap":
-            return "expected" in event
-        return "retry_after" in event and ("chunk_index" in event or "session_id" not in event)
-
-    def _resend(self, event: Event) -> None:
-        """Send the refused chunk again, and those behind it, after the pause that the error asks for.
-
-        After `resend_timeout` the chunk is given up: the caller gets the error, and the session goes on.
-        """
-        index = event.get("expected", event.get("chunk_index"))
-        if index is None:  # refused unread: nobody knows which one it was
-            large = (index for index, data in self._unacknowledged.items() if len(data) > SMALL_BYTES)
-            index = next(large, None)
-        if self._resending or index is None or self._client.connection is None:
-            return  # it was behind the one that was refused
-        now, pause = time.monotonic(), event.get("retry_after", 0.0)
-        since = self._refused[1] if self._refused is not None and self._refused[0] == index else now
-        self._refused = index, since
-        if now + pause - since > self._client.resend_timeout:
-            if index not in self._unacknowledged:
-                self.fail(ServerError(event))
-                return
-            self._acknowledged(index)
-            self._add_event(event)
-            pause = 0.0
-        self._replace_work(self._pump_again, self._client.connection, index, pause + random.uniform(0, RETRY_JITTER))
-        self._resending = True
-
-    async def _pump_again(self, connection: ClientConnection, index: int, pause: float) -> None:
-        """Write everything from chunk `index` on once more: the server has taken nothing behind it."""
-        await asyncio.sleep(pause)
-        self._resending = False
-        self._flushes_written = self._flushes_answered + sum(position <= index for position in self._flushes)
-        await self._pump(connection, index)
 
     def _retry(self, event: Event) -> None:
         """Start or resume again after the pause that the error asks for; give up after `reconnect_timeout`."""

@@ -60,7 +60,6 @@ class Session:
         live: Whether its chunks are pieces of a stream, which have no results of their own.
         rate_meter: Measures its audio against the clock; None until its first chunk.
         ack_interval: Seconds for which an acknowledgement may wait for further chunks; 0: none waits.
-        in_order: Whether its client sends again what is refused for now: no later chunk is accepted before that.
         failed: Why no chunk can be written any more; None while they can.
         opened: When this gateway got it, by time.monotonic().
         heard: When its last event was delivered, by time.monotonic().
@@ -69,7 +68,6 @@ class Session:
         resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
         incomplete: Whether audio was refused that its client cannot send again as it is.
-        lacking: Indexes of chunks that were refused for now, and did not come again.
         flushes: How often it was flushed.
         flushed: How many of these flushes were answered.
         move: How often the session had moved between gateways when this one got it.
@@ -106,9 +104,7 @@ class Session:
         "flushes",
         "heard",
         "id",
-        "in_order",
         "incomplete",
-        "lacking",
         "last_event",
         "live",
         "missed",
@@ -164,13 +160,11 @@ class Session:
         self._last: int | None = None  # index of the last accepted chunk
         self._skips = 0  # refused indexes after it: the next chunk may have one of them, or the one after
         self._refused: set[int] = set()
-        self.lacking: set[int] = set()
         self._copied, self._copies = -1, 0  # index of the last copied chunk, and copies of it in a row
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
         self.chunk_count = 0
         self._acknowledged = -1  # index of the last acknowledged chunk
         self.ack_interval = 0.0
-        self.in_order = False
         self._delayed = self._delayed_bytes = 0  # chunks whose acknowledgement waits for the next, and their bytes
         self._answered = -1  # index of the last chunk with a result
         self._seq = 0  # of the last durable event that was taken
@@ -284,22 +278,6 @@ class Session:
         if self.state != "recording":
             raise BadRequest("session_finished", "the session was finished before", session_id=self.id)
 
-    def require_chunks(self, following: Any) -> None:
-        """Raise BadRequest if a chunk before the one with this index is missing; None: the client does not say."""
-        if following is None:
-            return
-        expected = self.next_index
-        if isinstance(following, bool) or not isinstance(following, int) or following < 0:
-            raise BadRequest("bad_index", "next_chunk_index must be a whole number from 0", session_id=self.id)
-        if following > expected + self._skips and self._is_counted:
-            message = f"chunk {expected} is missing"
-            raise BadRequest("chunk_gap", message, expected=expected, session_id=self.id)
-
-    @property
-    def _is_counted(self) -> bool:
-        """Whether the next index is known: the first one may be any, unless the client keeps the order."""
-        return self._last is not None or self.in_order
-
     def flush(self) -> int:
         """Count a flush, and return its number.
 
@@ -338,13 +316,13 @@ class Session:
             index = following + self._skips
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:
             raise BadRequest("bad_index", "chunk_index must be a whole number from 0", session_id=self.id)
-        if not self._is_counted:
+        if self._last is None:
             return index, True
         if index in self._refused and index < following:
             raise BadRequest(
                 "chunk_refused", "this chunk was refused, and later ones were accepted", **self.where(index)
             )
-        if index < following:
+        if index <= self._last:
             if index < self._first:
                 raise self._gap(index, following)
             return index, False
@@ -370,16 +348,11 @@ class Session:
         """Name a chunk in the details of an error; `index` is as the client sent it."""
         return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
-    def refuse(self, index: int | None = None, for_now: bool = False) -> None:
-        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one.
-
-        Of a chunk that would be accepted `for_now` not, the session lacks the audio until it comes again.
-        """
-        position = self.next_index + self._skips
-        if for_now and len(self.lacking) < MAX_REFUSED and not (index is None and self.in_order):
-            self.lacking.add(position if index is None else index)
-        if not self._is_counted or (for_now and self.in_order):
+    def refuse(self, index: int | None = None) -> None:
+        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one."""
+        if self._last is None:
             return
+        position = self._last + 1 + self._skips
         if (index is None or index == position) and len(self._refused) < MAX_REFUSED:
             self._refused.add(position)
             self._skips += 1
@@ -391,7 +364,6 @@ class Session:
         self._last = index + count - 1
         self._skips = 0
         self._refused.difference_update(range(index, index + count))
-        self.lacking.difference_update(range(index, index + count))
         self.bytes_in += size
         self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
 

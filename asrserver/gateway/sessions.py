@@ -286,7 +286,7 @@ class Sessions(Mapping[str, Session]):
         session.require_recording()
         session.acknowledge()
         session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
-        self.end(session, "interrupted" if session.incomplete or session.lacking else "done")
+        self.end(session, "interrupted" if session.incomplete else "done")
 
     def abandon(self, session: Session) -> None:
         """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""

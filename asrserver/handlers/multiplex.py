@@ -48,7 +48,7 @@ class ConnectionSessions(dict[str, Session]):
     def attach(self, session: Session, link: Link) -> None:
         """Add a session that was started or resumed on this connection."""
         self[session.id] = self.current = session
-        session.ack_interval, session.in_order = link.ack_interval, link.in_order
+        session.ack_interval = link.ack_interval
         if link.channel is None:
             return
         if len(self.channels) >= MAX_ENDED + len(self):
@@ -149,7 +149,7 @@ class ConnectionSessions(dict[str, Session]):
         sid = error.details.get("session_id")
         session = self.get(sid) if sid else self.current
         if session is not None:
-            session.refuse(error.details.get("chunk_index"), "retry_after" in error.details)
+            session.refuse(error.details.get("chunk_index"))
             session.incomplete |= error.code in AUDIO_LOST
 
     @property

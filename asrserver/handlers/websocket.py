@@ -91,9 +91,9 @@ class NativeWebSocketHandler(WebSocketConnection):
             case native.ChunkAction():
                 return self._chunk(action)
             case native.FlushAction():
-                self.gateway.sessions.flush(self._complete(action))
+                self.gateway.sessions.flush(self.sessions.lookup(action.session_id))
             case native.FinishAction():
-                self.gateway.finish(self._complete(action))
+                self.gateway.finish(self.sessions.lookup(action.session_id))
         return None
 
     async def _adopt(self, action: native.SessionAction) -> None:
@@ -117,12 +117,6 @@ class NativeWebSocketHandler(WebSocketConnection):
             self.refuse_message(exc)
         if session is not None and self.ws_connection is None:
             self.gateway.abandon(session)
-
-    def _complete(self, action: native.FlushAction | native.FinishAction) -> Session:
-        """The session of a message that may say which chunks come before it; raises BadRequest if one is missing."""
-        session = self.sessions.lookup(action.session_id)
-        session.require_chunks(action.next_chunk_index)
-        return session
 
     def _chunk(self, action: native.ChunkAction) -> Awaitable[Any] | None:
         session = self.sessions.lookup(action.session_id, action.chunk_index)

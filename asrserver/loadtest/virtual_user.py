@@ -123,7 +123,6 @@ class VirtualUser:
                 self._plan.key,
                 reconnect_timeout=self._plan.timeout,
                 retry=True,
-                resend_timeout=0.0,  # what is refused is counted
                 observer=observer,
             )
         except Exception as exc:

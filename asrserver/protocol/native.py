@@ -57,18 +57,17 @@ MAX_NAME = 128
 #: Fields of `start`: others are refused. Clients of the ancestor that are written in Go send all fields of `chunk` too.
 START_FIELDS = frozenset(
     (
-        *("action", "session_id", "user_id", "resume", "queue_position", "channel", "ack_interval", "in_order"),
+        *("action", "session_id", "user_id", "resume", "queue_position", "channel", "ack_interval"),
         *Options.__struct_fields__,
     )
 )
 IGNORED_FIELDS = frozenset(("chunk_index", "audio_data"))
 
 #: Fields of `resume`: its acknowledgement warns of others.
-RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_interval", "in_order"))
+RESUME_FIELDS = frozenset(("action", "session_id", "last_seq", "channel", "ack_interval"))
 
-#: What a query may have besides options, and the kinds of what is no text. Binary frames are raw there: they have no
-#: channel and no index.
-QUERY_FIELDS = START_FIELDS - {"action", "channel", "in_order"}
+#: What a query may have besides options, and the kinds of what is no text. Binary frames are raw there: no channel.
+QUERY_FIELDS = START_FIELDS - {"action", "channel"}
 _TYPES = {field.name: field.type for field in msgspec.structs.fields(Options)}
 _FLAGS = {"resume", "queue_position", *(name for name, kind in _TYPES.items() if kind is bool)}
 _NUMBERS = {"ack_interval", *(name for name, kind in _TYPES.items() if kind in (int, float, int | None, float | None))}
@@ -91,12 +90,10 @@ class Link:
     Attributes:
         channel: Its name in binary frames; None: they are those of the session started last.
         ack_interval: Seconds for which acknowledgements may wait for others; 0: one for each chunk.
-        in_order: Whether its client sends again what is refused for now, and nothing is accepted before that.
     """
 
     channel: int | None
     ack_interval: float
-    in_order: bool = False
 
     @classmethod
     def parse(cls, message: dict[str, Any]) -> Link:
@@ -106,7 +103,7 @@ class Link:
             whole_number("channel", channel, 0, 2**32 - 1)
         if interval is not None:
             seconds("ack_interval", interval, 0.0, 5.0)
-        return cls(channel, float(interval or 0.0), message.get("in_order") is True)
+        return cls(channel, float(interval or 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,18 +160,16 @@ class ChunkAction:
 
 @dataclass(frozen=True, slots=True)
 class FinishAction:
-    """`finish`. Its fields are as the client sent them; `next_chunk_index` says which chunks must have come before."""
+    """`finish`. Its session is as the client named it."""
 
     session_id: Any
-    next_chunk_index: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class FlushAction:
-    """`flush`. Its fields are as those of `finish`."""
+    """`flush`. Its session is as the client named it."""
 
     session_id: Any
-    next_chunk_index: Any = None
 
 
 #: What is about a session that was started or resumed before.
@@ -194,9 +189,9 @@ def parse(text: str) -> Action:
     if action == "chunk":
         return ChunkAction(message.get("session_id"), message.get("chunk_index"), message.get("audio_data"))
     if action == "flush":
-        return FlushAction(message.get("session_id"), message.get("next_chunk_index"))
+        return FlushAction(message.get("session_id"))
     if action == "finish":
-        return FinishAction(message.get("session_id"), message.get("next_chunk_index"))
+        return FinishAction(message.get("session_id"))
     if action in ("start", "resume"):
         try:
             return _start(message) if action == "start" else _resume(message)

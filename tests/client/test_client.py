@@ -14,11 +14,8 @@ import pytest
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.client import Client, ClientSession, ConnectionLost, ConnectionObserver, ServerError
-from asrserver.client.session import SMALL_BYTES
-from asrserver.errors import Refused, Unavailable
-from asrserver.gateway.session import Session
+from asrserver.errors import Unavailable
 from asrserver.handlers.websocket import NativeWebSocketHandler
-from asrserver.protocol import native
 from tests.client.support import cut
 from tests.fakes import FakeWorker
 from tests.gateways import Gateways
@@ -198,104 +195,6 @@ async def test_what_the_server_cannot_write_now_is_sent_again(
             await session.end()
             events = [event async for event in session.events()]
     assert [event["text"] for event in events] == [*map(str, range(10)), "10"]
-
-
-async def test_a_chunk_that_is_refused_for_now_is_sent_again(
-    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all that was sent behind it: chunks, a flush, the end. The caller notices nothing."""
-    refusals = refuse(monkeypatch, gateways, {0: 1, 3: 3, 9: 1})
-    async with await Client.connect(gateways[0].url) as client:
-        session = await client.start("s")
-        async with obedient(worker, "s"):
-            for index in range(10):
-                await session.send(str(index).encode())
-                if index == 4:
-                    await session.flush()
-            await session.end()
-            events = [event async for event in session.events()]
-    assert refusals == [0, 3, 3, 3, 9]
-    assert [event.get("text", event["type"]) for event in events] == [*"01234", "flushed", *"56789", "10"]
-    assert events[-1]["status"] == "done"
-
-
-async def test_a_chunk_is_given_up_in_the_end(
-    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The caller gets the refusal, and what was sent behind it is recognised; at once with a timeout of 0."""
-    refusals = refuse(monkeypatch, gateways, {1: 1000})
-    for number, timeout in enumerate((0.2, 0.0)):
-        refusals.clear()
-        async with await Client.connect(gateways[0].url, resend_timeout=timeout) as client:
-            session = await client.start(f"s{number}")
-            async with obedient(worker, session.id):
-                for index in range(4):
-                    await session.send(str(index).encode())
-                await session.end()
-                events = [event async for event in session.events()]
-        assert [event["text"] for event in events if event["type"] != "error"] == ["0", "2", "3", "3"]
-        assert [event["code"] for event in events if event["type"] == "error"] == ["overloaded"]
-        assert events[-1]["status"] == "interrupted"
-        assert (len(refusals) > 1) == (timeout > 0)
-
-
-async def test_a_chunk_refused_unread_is_sent_again(
-    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The error cannot say which one it was, nor of which session."""
-    held = gateways[0].gateway.held
-    refused = iter((True, False))
-
-    def grew(owner: str, before: int, now: int) -> bool:
-        held.add(owner, now - before)
-        return now > SMALL_BYTES and next(refused, False)
-
-    monkeypatch.setattr(held, "grew", grew)
-    async with await Client.connect(gateways[0].url) as client:
-        session, other = await client.start("s"), await client.start("other")
-        async with obedient(worker, "s"), obedient(worker, "other"):
-            await other.send(b"one")
-            await session.send(b"x" * 200_000)
-            await session.send(b"y")
-            assert [e["text"][:1] for e in [e async for e in ending(session)]] == ["x", "y", "2"]
-            assert [e["text"] for e in [e async for e in ending(other)]] == ["one", "1"]
-    assert next(refused) is False
-
-
-async def test_an_older_server_knows_no_order(
-    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It refuses a start with what it does not know: then refusals of chunks are events."""
-    monkeypatch.setattr(native, "START_FIELDS", native.START_FIELDS - {"in_order"})
-    refuse(monkeypatch, gateways, {1: 1})
-    async with await Client.connect(gateways[0].url) as client:
-        session = await client.start("s")
-        async with obedient(worker, "s"):
-            for index in range(3):
-                await session.send(str(index).encode())
-            assert [e["code"] for e in [e async for e in ending(session)] if e["type"] == "error"] == ["overloaded"]
-
-
-async def ending(session: ClientSession) -> AsyncIterator[dict[str, Any]]:
-    await session.end()
-    async for event in session.events():
-        yield event
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, gateways: Gateways, times: dict[int, int]) -> list[int]:
-    """Let the first gateway refuse some chunks so often for now; the indexes that it refused, in order."""
-    intake, refused = gateways[0].gateway.intake, list[int]()
-    admit = intake._admit
-
-    def unlucky(session: Session, index: int, data: bytes) -> None:
-        if times.get(index, 0) > refused.count(index):
-            refused.append(index)
-            raise Refused(503, "overloaded", "no room", retry_after=0.02, **session.where(index))
-        admit(session, index, data)
-
-    monkeypatch.setattr(intake, "_admit", unlucky)
-    monkeypatch.setattr(intake, "offer_run", lambda *_: None)
-    return refused
 
 
 async def test_a_chunk_refused_before_the_connection_was_lost(gateways: Gateways, worker: FakeWorker) -> None:

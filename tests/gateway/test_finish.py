@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from asrserver.errors import Refused
 from asrserver.gateway.gateway import Gateway
-from asrserver.gateway.session import Session
 from asrserver.handlers.app import AsrApplication
 from tests.fakes import FakeWorker
 from tests.handlers.samples import AUDIO
@@ -47,50 +45,6 @@ async def test_a_session_is_not_done_without_a_chunk_that_was_refused(
     finally:
         client.config_set("maxmemory", "0")
         client.close()
-
-
-@pytest.mark.parametrize(
-    ("again", "in_order", "following", "status"),
-    [(False, False, None, "interrupted"), (True, False, None, "done"), (True, True, 2, "done")],
-)
-async def test_a_session_is_not_done_without_audio_that_was_refused_for_now(
-    url: str,
-    gateway: Gateway,
-    worker: FakeWorker,
-    monkeypatch: pytest.MonkeyPatch,
-    again: bool,
-    in_order: bool,
-    following: int | None,
-    status: str,
-) -> None:
-    """It is if the chunk came again. Who keeps the order cannot end the session before that, nor flush it."""
-    admit, refused = gateway.intake._admit, list[int]()
-
-    def unlucky(session: Session, index: int, data: bytes) -> None:
-        if index == 1 and not refused:
-            refused.append(index)
-            raise Refused(503, "overloaded", "no room", retry_after=0.1, **session.where(index))
-        admit(session, index, data)
-
-    monkeypatch.setattr(gateway.intake, "_admit", unlucky)
-    last = {"action": "finish", "session_id": "s", "next_chunk_index": following}
-    async with await WsClient.open(url) as ws:
-        await ws.start("s", in_order=in_order)
-        await ws.chunk("s", 0, AUDIO)
-        await ws.send(chunk("s", 1, AUDIO))
-        if in_order:
-            for early in (chunk("s", 2, AUDIO), {**last, "action": "flush"}, last, {**last, "next_chunk_index": "2"}):
-                await ws.send(early)
-        await until(lambda: len(ws.of("s", "error")) == (5 if in_order else 1))
-        codes = [(m["code"], m.get("expected")) for m in ws.of("s", "error")]
-        gaps = [*[("chunk_gap", 1)] * 3, ("bad_index", None)]
-        assert codes == [("overloaded", None), *(gaps if in_order else [])]
-        if again:
-            await ws.chunk("s", 1, AUDIO)
-        await ws.send(last)
-        await worker.take("s")
-        assert await worker.ended("s") == status
-        assert len(await worker.audio("s", 1)) == 1 + again
 
 
 @pytest.mark.parametrize("count", [1, 20])

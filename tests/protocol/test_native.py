@@ -127,7 +127,6 @@ def test_chunks_and_finish_are_taken_as_they_are() -> None:
     assert isinstance(chunk, native.ChunkAction)
     assert chunk.audio() == b"\x01\x02"
     assert sent(action="finish") == native.FinishAction(None)
-    assert sent(action="finish", session_id="s", next_chunk_index=7) == native.FinishAction("s", 7)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,6 @@ def test_a_bad_link_is_named(name: str, value: Any) -> None:
 
 def test_links() -> None:
     assert Link.parse({}) == Link.parse({"channel": None, "ack_interval": None}) == Link(None, 0.0)
-    assert Link.parse({"in_order": True}) == Link(None, 0.0, True)
     assert Link.parse({"channel": 2**32 - 1, "ack_interval": 5}) == Link(2**32 - 1, 5.0)
 
 
