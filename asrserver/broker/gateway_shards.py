@@ -9,7 +9,7 @@ from typing import Any
 
 from asrserver.broker.addresses import addresses, label
 from asrserver.broker.clock import BrokerClock
-from asrserver.broker.gateway_side import GatewayBroker
+from asrserver.broker.gateway_side import NONE_MISSING, GatewayBroker
 from asrserver.broker.shard_views import ShardedQuota, ShardedSecretStore, ShardedStatus
 from asrserver.broker.shards import Answer, Homes, Shard, Shards, open_any
 from asrserver.errors import BadRequest, Unavailable
@@ -185,12 +185,14 @@ class ShardedGatewayBroker(GatewayBroker):
     async def change_options(self, sid: str, options: str) -> None:
         await self.of(sid).change_options(sid, options)
 
-    async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
+    async def refresh(
+        self, deadlines: Mapping[str, float], missing: Mapping[str, str] = NONE_MISSING
+    ) -> dict[str, str]:
         """Set the deadlines in the shards that can be reached; in another, nobody sees that they have passed."""
         self._homes.touch(deadlines)
 
         def refresh(shard: Shard, sids: Collection[str]) -> Awaitable[dict[str, str]]:
-            return shard.broker.refresh({sid: self._at(shard, deadlines[sid]) for sid in sids})
+            return shard.broker.refresh({sid: self._at(shard, deadlines[sid]) for sid in sids}, missing)
 
         return _joined(await self._homes.ask(deadlines, refresh))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import redis
@@ -38,6 +39,9 @@ REFRESH_BATCH = 200
 
 #: Sessions that one script looks at, to find those that are not stored yet: it holds Redis for less than a millisecond.
 MAX_UNSTORED = 500
+
+#: Of no session is anything missing.
+NONE_MISSING: Mapping[str, str] = MappingProxyType({})
 
 #: The errors for the refusals of audio_scripts.APPEND.
 _NOT_APPENDED = {
@@ -224,8 +228,14 @@ class GatewayBroker(BrokerConnection):
             sid, "EVAL", session_scripts.CHANGE, 2, session_key(sid), audio_key(sid), self.name, options
         )
 
-    async def refresh(self, deadlines: Mapping[str, float]) -> dict[str, str]:
+    async def refresh(
+        self, deadlines: Mapping[str, float], missing: Mapping[str, str] = NONE_MISSING
+    ) -> dict[str, str]:
         """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
+
+        Args:
+            deadlines: The deadlines.
+            missing: The field `missing` of the sessions that have it.
 
         Returns:
             Session id → moved, ended (by another gateway) or gone, for sessions that this gateway does not hold.
@@ -235,7 +245,7 @@ class GatewayBroker(BrokerConnection):
         for begin in range(0, len(pairs), REFRESH_BATCH):
             some = pairs[begin : begin + REFRESH_BATCH]
             session_keys = [session_key(sid) for sid, _ in some]
-            arguments = [part for pair in some for part in pair]
+            arguments = [part for sid, deadline in some for part in (sid, deadline, missing.get(sid, ""))]
             reply = await self.pipeline.submit(
                 "EVAL", session_scripts.REFRESH, 1 + len(some), OPEN, *session_keys, self.name, *arguments
             )

@@ -57,15 +57,20 @@ return redis.call('HGETALL', KEYS[1])
 """
 )
 
-# KEYS asr_open session … · ARGV gateway, then sid deadline … → sid state … of the sessions that this gateway does not
-# hold (any more): moved, ended (by another gateway) or gone. The others get their new deadlines.
+# KEYS asr_open session … · ARGV gateway, then sid deadline missing … → sid state … of the sessions that this gateway
+# does not hold (any more): moved, ended (by another gateway) or gone. The others get their new deadlines, and the field
+# `missing`, which most do not have.
 REFRESH = """
 local lost = {}
 for i = 2, #KEYS do
-  local sid, deadline = ARGV[i * 2 - 2], ARGV[i * 2 - 1]
-  local fields = redis.call('HMGET', KEYS[i], 'gateway', 'end')
+  local sid, deadline, missing = unpack(ARGV, i * 3 - 4, i * 3 - 2)
+  local fields = redis.call('HMGET', KEYS[i], 'gateway', 'end', 'missing')
   if fields[1] == ARGV[1] then
     redis.call('ZADD', KEYS[1], 'XX', deadline, sid)
+    if missing ~= (fields[3] or '') then
+      if missing == '' then redis.call('HDEL', KEYS[i], 'missing')
+      else redis.call('HSET', KEYS[i], 'missing', missing) end
+    end
   else
     lost[#lost + 1] = sid
     lost[#lost + 1] = fields[1] and (fields[2] and 'ended' or 'moved') or 'gone'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -34,6 +33,9 @@ ACK_INTERVAL = 0.5
 
 #: Longest random pause in seconds before a refused start or resume is repeated, added to what the server asks for.
 RETRY_JITTER = 0.5
+
+#: Bytes of a chunk up to which its message is never refused unread for want of room, even where it is base64.
+SMALL_BYTES = 48_000
 
 #: Codes of errors after which the session does not exist (any more) for this client.
 SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
@@ -199,10 +201,8 @@ class ClientSession:
             self._binary = event.get("channel") == self._channel  # older servers know no channels
             self._flushes_written = event.get("flushes", 0)
             self._established(event.get("next_chunk_index", 0))
-        elif kind == "ack" and event.get("through"):
+        elif kind == "ack":  # in order: of a chunk before it that is not acknowledged, an error did not say the index
             self._acknowledged_below(event["chunk_index"] + 1)
-        elif kind == "ack":
-            self._acknowledged(index)
         elif kind == "error" and "seq" not in event:
             self._receive_error(event)
         elif event.get("seq", self._last_seq + 1) > self._last_seq:
@@ -223,8 +223,12 @@ class ClientSession:
         """Cancel what is being written, and write something else."""
 
         async def run() -> None:
-            with contextlib.suppress(WebSocketClosedError, StreamClosedError):  # the client notices, and connects again
+            try:
                 await work(*arguments)
+            except (WebSocketClosedError, StreamClosedError):
+                pass  # the client notices, and connects again
+            except Exception as exc:  # nobody awaits the task: the caller would wait for ever
+                self.fail(exc)
 
         self.disconnected()
         self._work = asyncio.create_task(run(), name=f"asrserver-client-{self.id}")
@@ -335,10 +339,15 @@ class ClientSession:
         elif index in self._refused_indexes:
             self._refused_indexes.discard(index)
         else:
-            if code == "message_too_large" and self._unacknowledged:
-                index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]))
-            self._acknowledged(index)
+            self._acknowledged(self._unread(code) if index is None else index)
             self._add_event(event)
+
+    def _unread(self, code: str) -> int | None:
+        """The chunk that the server most likely refused unread, if it did: the error cannot say which one it was."""
+        index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]), default=None)
+        if code == "overloaded" and index is not None and len(self._unacknowledged[index]) <= SMALL_BYTES:
+            return None  # another session's
+        return index if code in ("message_too_large", "overloaded") else None
 
     def _retry(self, event: Event) -> None:
         """Start or resume again after the pause that the error asks for; give up after `reconnect_timeout`."""

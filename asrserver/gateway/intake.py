@@ -102,13 +102,28 @@ class Intake:
             Refused: A limit is reached.
         """
         if not data:
-            raise BadRequest("empty_chunk", "the chunk has no audio", **session.where(index))
-        index, fresh = session.accept(index)
-        if fresh:
-            self._admit(session, index, data)
-            self._append(session, index, [data])
-        else:
+            where = session.where(index)
+            session.refuse(where.get("chunk_index"))
+            raise BadRequest("empty_chunk", "the chunk has no audio", **where)
+        sent, (index, fresh) = index, session.accept(index)
+        if not fresh:
             self._repeat(session, index)
+            return self._accepted(session)
+        missing = session.missing
+        try:
+            self._admit(session, index, data)
+        except Refused:
+            is_first = not missing
+            session.refuse(index)
+            missing.refuse(sent, data)
+            if is_first:
+                self._sessions.save_missing(session)
+            raise
+        if missing.is_awaited:
+            missing.accept(sent, index, data)
+            if missing.lost:
+                self._sessions.save_missing(session)
+        self._append(session, index, [data])
         return self._accepted(session)
 
     def offer_run(self, session: Session, pieces: list[bytes], index: int | None = None) -> Accepted | None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import AsrError, BadRequest, Refused
+from asrserver.gateway.missing_audio import MAX_REFUSED, MissingAudio
 from asrserver.protocol.events import (
     Final,
     Flushed,
@@ -33,9 +34,6 @@ MAX_INDEX = 2**48
 
 #: Flushes of one session that may wait for their answer: each is an entry in Redis.
 MAX_FLUSHES = 32
-
-#: Refused chunks of one session whose indexes are remembered.
-MAX_REFUSED = 1000
 
 #: Chunks, and their bytes, after which a delayed acknowledgement is sent at once. The windows of clients are larger.
 MAX_UNACKNOWLEDGED = 16
@@ -67,7 +65,7 @@ class Session:
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
         replaying: Whether its client is sent the events that it has missed, and no others.
-        incomplete: Whether audio was refused that its client cannot send again as it is.
+        missing: Its audio that was refused, and did not come again.
         flushes: How often it was flushed.
         flushed: How many of these flushes were answered.
         move: How often the session had moved between gateways when this one got it.
@@ -104,10 +102,10 @@ class Session:
         "flushes",
         "heard",
         "id",
-        "incomplete",
         "last_event",
         "live",
         "missed",
+        "missing",
         "move",
         "named",
         "opened",
@@ -150,7 +148,7 @@ class Session:
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None
-        self.incomplete = False
+        self.missing = MissingAudio()
         self.flushes = self.flushed = 0
         self.move = 0
         self.bytes_in = 0
@@ -205,6 +203,7 @@ class Session:
         if "last" in fields:
             session._first, session._last = int(fields["first"]), int(fields["last"])
             session._acknowledged = session._last
+        session.missing.restore(fields.get("missing", ""), session._last)
         first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
         if last_seq > last:
             raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
@@ -332,7 +331,9 @@ class Session:
 
     def follows(self, index: int | None, count: int) -> bool:
         """Whether `count` chunks, from `index` on (None: the next), are all new and in order."""
-        if self.state != "recording" or self._skips or self.next_index + count > MAX_INDEX:
+        if self.state != "recording" or self._skips or self.missing.is_awaited:
+            return False
+        if self.next_index + count > MAX_INDEX:
             return False
         return index is None or index == self.next_index
 
@@ -349,13 +350,30 @@ class Session:
         return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
     def refuse(self, index: int | None = None) -> None:
-        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one."""
+        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one.
+
+        `missing` is to be told too, where audio was refused.
+        """
         if self._last is None:
             return
         position = self._last + 1 + self._skips
         if (index is None or index == position) and len(self._refused) < MAX_REFUSED:
             self._refused.add(position)
             self._skips += 1
+
+    def refuse_unread(self, index: int | None = None, certain: bool = False) -> None:
+        """Note that a message was refused unread, which may have been the next chunk.
+
+        Args:
+            index: The chunk's index, as far as it could be read.
+            certain: Whether it was audio of this session, as far as can be known.
+        """
+        position = self.next_index + self._skips
+        self.refuse(index)
+        if certain:
+            self.missing.refuse(position)
+        elif index in (None, position):
+            self.missing.doubt(position)
 
     def appending(self, index: int, count: int, size: int) -> None:
         """Note that `count` new chunks of `size` bytes together, from `index` on, are on their way to Redis."""

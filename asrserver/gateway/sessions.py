@@ -227,7 +227,10 @@ class Sessions(Mapping[str, Session]):
             if session.state != "over":
                 before.state = "over"  # messages of its connection that still wait are not for it
             before.end_trace("resumed")
-        session.rate_meter = before.rate_meter if before is not None else None
+        if before is not None:
+            session.rate_meter = before.rate_meter
+            if before.move + 1 == session.move:  # it was nowhere else meanwhile: it knows more than Redis
+                session.missing.restore(str(before.missing), session.last)
         if session.state != "over":
             session.trace = gateway_traces.resume_session(sid, fields)
             self._open[sid] = session
@@ -286,7 +289,11 @@ class Sessions(Mapping[str, Session]):
         session.require_recording()
         session.acknowledge()
         session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
-        self.end(session, "interrupted" if session.incomplete else "done")
+        self.end(session, "interrupted" if session.missing else "done")
+
+    def save_missing(self, session: Session) -> None:
+        """Have Redis know what is missing of a session before the next `repair`: it may be resumed elsewhere."""
+        self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
 
     def abandon(self, session: Session) -> None:
         """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""
@@ -389,21 +396,22 @@ class Sessions(Mapping[str, Session]):
         """
         now = self._now()
         deadlines = {sid: now + session.patience(0.0) for sid, session in self._open.items()}
+        missing = _missing(self._open)
         left, self._open = self._open, {}
         try:
             async with asyncio.timeout(timeout):
-                await self._broker.refresh(deadlines)
+                await self._broker.refresh(deadlines, missing)
                 await until(lambda: self._write_behind.is_flushed() and not self.keeping, timeout)
         except (TimeoutError, Unavailable) as exc:
             log.warning("not all sessions are stored, another gateway will store them: %s", exc or "timeout")
         for session in left.values():
-            self._log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
+            _log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
     async def _refresh(self, sessions: dict[str, Session]) -> dict[str, str]:
         """Renew the deadlines of these sessions, and give up those that another gateway holds, which are returned."""
         now = self._now()
         deadlines = {sid: now + session.patience(self.grace) for sid, session in sessions.items()}
-        lost = await self._broker.refresh(deadlines)
+        lost = await self._broker.refresh(deadlines, _missing(sessions))
         for sid, state in lost.items():
             if self._open.get(sid) is sessions[sid]:
                 self._lost(sessions[sid], state)
@@ -458,6 +466,8 @@ class Sessions(Mapping[str, Session]):
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
         log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
         session.failed = reason
+        if session.last is not None:
+            session.missing.refuse(session.last)  # with all before it that Redis does not have: they come in order
         session.leave(reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
         if reason.code == "session_moved":
             self._over(session, "moved")
@@ -469,9 +479,15 @@ class Sessions(Mapping[str, Session]):
         self.backlog.over(session.id)
         self._recordings.release(session.id, how not in ("moved", "gone"))
         self._admission.ended(session.id, session.owner)
-        self._log_end(session, how)
+        _log_end(session, how)
 
-    def _log_end(self, session: Session, how: str) -> None:
-        metrics.sessions_ended.labels(how).inc()
-        log.info("session=%s over status=%s %s", session.id, how, session.summary())
-        session.end_trace(how)
+
+def _missing(sessions: Mapping[str, Session]) -> dict[str, str]:
+    """What is missing of those of the sessions of which something is, as Redis has it."""
+    return {sid: str(session.missing) for sid, session in sessions.items() if session.missing}
+
+
+def _log_end(session: Session, how: str) -> None:
+    metrics.sessions_ended.labels(how).inc()
+    log.info("session=%s over status=%s %s", session.id, how, session.summary())
+    session.end_trace(how)

@@ -33,7 +33,7 @@ from asrserver.gateway.room import MAX_WAIT
 from asrserver.handlers.base import JsonHandler
 from asrserver.handlers.flow_control import RefusalThrottle, ServerFrameProtocol
 from asrserver.handlers.keepalive import ConnectionRegistry, RequestSnapshot
-from asrserver.handlers.multiplex import ConnectionSessions
+from asrserver.handlers.multiplex import GARBLED, ConnectionSessions
 from asrserver.protocol.events import Final, Lost, Refusal, SessionEvent
 from asrserver.protocol.frames import TEXT, Params, StreamBufferFullError, StreamClosedError
 from asrserver.telemetry import metrics
@@ -364,6 +364,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         """
         try:
             if too_large:
+                self.sessions.record_unread()
                 limit = self.gateway.settings.max_message
                 if too_large <= limit:
                     raise Unavailable("overloaded", "too many large messages are coming in: send it again later", 2.0)
@@ -382,7 +383,8 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             error: Why.
             where: Details of a Refusal that the error may lack: `session_id` for example.
         """
-        self.sessions.record_refusal(error)
+        if error.code in GARBLED:
+            self.sessions.record_garbled(error)
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
         self._throttle.record_refusal()
         self.tell(Refusal.of(error, **where))

@@ -11,23 +11,8 @@ from asrserver.protocol.native import HEADER, MAX_NAME, Link, named
 #: Ended sessions of a connection that are still told apart from unknown ones.
 MAX_ENDED = 20
 
-#: Codes of refused audio that would be refused again: the session's text will lack it.
-AUDIO_LOST = frozenset(("message_too_large", "chunk_too_large"))
-
-#: Codes of refused messages that may have been a session's next chunk: it may be sent again, or passed over.
-CHUNK_REFUSALS = frozenset(
-    (
-        "bad_json",
-        "bad_base64",
-        "empty_chunk",
-        "message_too_large",
-        "overloaded",
-        "bad_request",
-        "chunk_too_large",
-        "quota_exceeded",
-        "too_fast",
-    )
-)
+#: Codes of messages that were refused because they cannot be understood: one may have been the current session's chunk.
+GARBLED = frozenset(("bad_json", "bad_base64", "bad_request"))
 
 
 class ConnectionSessions(dict[str, Session]):
@@ -142,15 +127,17 @@ class ConnectionSessions(dict[str, Session]):
             return None
         return session, [frame[HEADER.size :] for frame in frames], index
 
-    def record_refusal(self, error: AsrError) -> None:
-        """Tell the session whose next chunk a refused message may have been."""
-        if error.code not in CHUNK_REFUSALS:
-            return
+    def record_garbled(self, error: AsrError) -> None:
+        """Tell the session whose next chunk a message may have been that cannot be understood."""
         sid = error.details.get("session_id")
         session = self.get(sid) if sid else self.current
         if session is not None:
-            session.refuse(error.details.get("chunk_index"))
-            session.incomplete |= error.code in AUDIO_LOST
+            session.refuse_unread(error.details.get("chunk_index"))
+
+    def record_unread(self) -> None:
+        """Tell the sessions, each of whose next chunk may have been a large message that was refused unread."""
+        for session in self.values():
+            session.refuse_unread(certain=len(self) == 1)
 
     @property
     def resumable(self) -> bool:

@@ -14,7 +14,9 @@ import pytest
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.client import Client, ClientSession, ConnectionLost, ConnectionObserver, ServerError
-from asrserver.errors import Unavailable
+from asrserver.errors import Refused, Unavailable
+from asrserver.gateway.held_bytes import LARGE_BYTES
+from asrserver.gateway.session import Session
 from asrserver.handlers.websocket import NativeWebSocketHandler
 from tests.client.support import cut
 from tests.fakes import FakeWorker
@@ -212,6 +214,57 @@ async def test_a_chunk_refused_before_the_connection_was_lost(gateways: Gateways
             await session.end()
             assert [event["text"] async for event in events] == ["0", "3", "2"]
         assert not session._unacknowledged
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.5])
+async def test_refusals_are_events(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, interval: float
+) -> None:
+    """Of a chunk for now, of one unread, and of a flush. The session goes on, whatever its window is."""
+    gateway, full = gateways[0].gateway, iter((True,))
+    admit = gateway.intake._admit
+
+    def refuse(session: Session, index: int, data: bytes) -> None:
+        if data == b"1":
+            raise Refused(429, "too_fast", "too fast", retry_after=0.1, **session.where(index))
+        admit(session, index, data)
+
+    def grew(owner: str, before: int, now: int) -> bool:
+        gateway.held.add(owner, now - before)
+        return now > LARGE_BYTES and next(full, False)
+
+    monkeypatch.setattr(gateway.intake, "_admit", refuse)
+    monkeypatch.setattr(gateway.intake, "offer_run", lambda *_: None)
+    monkeypatch.setattr(gateway.held, "grew", grew)
+    monkeypatch.setattr("asrserver.gateway.session.MAX_FLUSHES", 0)
+    async with await Client.connect(gateways[0].url, window=1) as client:
+        session = await client.start("s", ack_interval=interval)
+        for data in (b"0", b"1", bytes(600_000), b"3"):
+            await session.send(data)
+        await session.flush()
+        async with obedient(worker, "s"):
+            await session.end()
+            events = [event async for event in session.events()]
+    errors = [(event["code"], event["chunk_index"]) for event in events if event["type"] == "error"]
+    assert errors == [("too_fast", 1), ("overloaded", None), ("too_fast", None)]
+    assert [event["text"] for event in events if "text" in event] == ["0", "3", "2"]
+    assert events[-1]["status"] == "interrupted"
+
+
+async def test_a_defect_while_chunks_are_written(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody awaits that task: whoever waits for the session gets the exception."""
+    async with await Client.connect(gateways[0].url) as client:
+        session = await client.start("s")
+
+        async def broken(*_: Any) -> None:
+            raise IndexError("deque index out of range")
+
+        monkeypatch.setattr(client.connection, "write", broken)
+        await session.flush()
+        with pytest.raises(IndexError, match="deque"):
+            await anext(session.events())
+        with pytest.raises(IndexError, match="deque"):
+            await session.send(b"x")
 
 
 async def test_the_buffer_of_what_is_not_acknowledged_is_bounded(

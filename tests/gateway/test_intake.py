@@ -59,15 +59,19 @@ class FakeBroker:
 
 @dataclass
 class FakeSessions:
-    """Keeps which sessions are ended, and which fail."""
+    """Keeps which sessions are ended, which fail, and what is saved of missing audio."""
 
     backlog: Backlog = field(default_factory=Backlog)
     ended: list[tuple[Session, str]] = field(default_factory=list)
     failed: list[tuple[Session, int, Exception]] = field(default_factory=list)
+    saved: list[str] = field(default_factory=list)
 
     def end(self, session: Session, status: str) -> None:
         self.ended.append((session, status))
         session.state = "finishing"
+
+    def save_missing(self, session: Session) -> None:
+        self.saved.append(str(session.missing))
 
     def give_up(self, session: Session, index: int, error: Exception) -> None:
         self.failed.append((session, index, error))

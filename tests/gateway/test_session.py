@@ -7,13 +7,8 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
-from asrserver.gateway.session import (
-    MAX_INDEX,
-    MAX_REFUSED,
-    MAX_UNACKNOWLEDGED,
-    MAX_UNACKNOWLEDGED_BYTES,
-    Session,
-)
+from asrserver.gateway.missing_audio import MAX_REFUSED
+from asrserver.gateway.session import MAX_INDEX, MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, Session
 from asrserver.protocol.events import ChunkResult, Partial, Received, Result, SessionEvent
 from asrserver.protocol.options import Options
 from tests.events import durable
