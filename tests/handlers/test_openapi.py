@@ -15,7 +15,8 @@ from typing import Any
 import psycopg2
 import pytest
 
-from asrserver import __version__, auth, handlers
+from asrserver import __version__, handlers
+from asrserver.auth import access
 from asrserver.broker import connection, pipeline, quota
 from asrserver.gateway import archive, health
 from asrserver.gateway.admission import Admission
@@ -104,7 +105,7 @@ def test_its_version_is_the_program_s() -> None:
 
 
 #: What may answer a request of HTTP; of the gateway, what a handler calls.
-ANSWERING = (auth, *(handlers.auth, base, rest, audio, proxy), health, archive, connection, quota, pipeline)
+ANSWERING = (access, *(handlers.auth, base, rest, audio, proxy), health, archive, connection, quota, pipeline)
 CONNECTING = (Admission.connect, Admission._refuse_spent, Limits.connect, Gateway.delete, Gateway._refuse_when_closing)
 
 
