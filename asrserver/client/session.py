@@ -34,9 +34,6 @@ ACK_INTERVAL = 0.5
 #: Longest random pause in seconds before a refused start or resume is repeated, added to what the server asks for.
 RETRY_JITTER = 0.5
 
-#: Bytes of a chunk up to which its message is never refused unread for want of room, even where it is base64.
-SMALL_BYTES = 48_000
-
 #: Codes of errors after which the session does not exist (any more) for this client.
 SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
 
@@ -339,15 +336,13 @@ class ClientSession:
         elif index in self._refused_indexes:
             self._refused_indexes.discard(index)
         else:
-            self._acknowledged(self._unread(code) if index is None else index)
+            if index is None and self._unacknowledged and code in ("message_too_large", "overloaded"):
+                # Refused unread: the error cannot say which chunk it was. Only the largest can have been too large;
+                # for want of room it may have been any, also of another session.
+                sure = code == "message_too_large" or len(self._unacknowledged) == len(self._client._sessions) == 1
+                index = max(self._unacknowledged, key=lambda at: len(self._unacknowledged[at])) if sure else None
+            self._acknowledged(index)
             self._add_event(event)
-
-    def _unread(self, code: str) -> int | None:
-        """The chunk that the server most likely refused unread, if it did: the error cannot say which one it was."""
-        index = max(self._unacknowledged, key=lambda index: len(self._unacknowledged[index]), default=None)
-        if code == "overloaded" and index is not None and len(self._unacknowledged[index]) <= SMALL_BYTES:
-            return None  # another session's
-        return index if code in ("message_too_large", "overloaded") else None
 
     def _retry(self, event: Event) -> None:
         """Start or resume again after the pause that the error asks for; give up after `reconnect_timeout`."""

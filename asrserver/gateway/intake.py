@@ -121,7 +121,7 @@ class Intake:
             raise
         if missing.is_awaited:
             missing.accept(sent, index, data)
-            if missing.lost:
+            if missing.lost or not missing:
                 self._sessions.save_missing(session)
         self._append(session, index, [data])
         return self._accepted(session)

@@ -17,6 +17,12 @@ CHECKED_BYTES = 1 << 16
 #: Stands for all chunks where audio is lost for good.
 LOST = "lost"
 
+#: Python makes more than one empty frozenset.
+_NONE: frozenset[int] = frozenset()
+
+#: What follows an index of which it is not known whether it was refused, in the text.
+_DOUBT = "?"
+
 
 class MissingAudio:
     """What is missing of one session's audio. It is true if anything is.
@@ -31,15 +37,17 @@ class MissingAudio:
 
     def __init__(self) -> None:
         self.lost = False
-        # Most sessions have none: an empty set of each would be a kilobyte for four sessions.
-        self._refused: frozenset[int] = frozenset()  # indexes, and below 0 checksums
-        self._doubtful: frozenset[int] = frozenset()  # indexes that an unread message may have had
+        # Most sessions have none: empty sets of their own would be a kilobyte for two sessions.
+        self._refused = _NONE  # indexes, and below 0 checksums
+        self._doubtful = _NONE  # indexes that an unread message may have had
 
     def __bool__(self) -> bool:
         return self.lost or bool(self._refused)
 
     def __str__(self) -> str:
-        return LOST if self.lost else " ".join(map(str, sorted(self._refused)))
+        if self.lost:
+            return LOST
+        return " ".join([*map(str, sorted(self._refused)), *(f"{key}{_DOUBT}" for key in sorted(self._doubtful))])
 
     def restore(self, text: str, last: int | None) -> None:
         """Take over what `str` returned.
@@ -49,8 +57,11 @@ class MissingAudio:
             last: The index of the last chunk that Redis has: all up to it that were not lost have come.
         """
         self.lost = text == LOST
-        keys = () if self.lost else map(int, text.split())
-        self._refused = frozenset(key for key in keys if key < 0 or last is None or key > last)
+        words = [] if self.lost else text.split()
+        refused = (int(word) for word in words if not word.endswith(_DOUBT))
+        doubtful = (int(word[:-1]) for word in words if word.endswith(_DOUBT))
+        self._refused = frozenset(key for key in refused if key < 0 or last is None or key > last) or _NONE
+        self._doubtful = frozenset(key for key in doubtful if last is None or key > last) or _NONE
 
     @property
     def is_awaited(self) -> bool:
@@ -79,16 +90,16 @@ class MissingAudio:
         """
         key = _checksum(data) if sent is None else index
         if key in self._refused or index in self._refused:
-            self._refused -= {key, index}
+            self._refused = self._refused - {key, index} or _NONE
         elif any(refused < index for refused in self._refused):
             self._lose()
         if sent is not None and any(doubtful < index for doubtful in self._doubtful):
             self._lose()
-        self._doubtful = frozenset(doubtful for doubtful in self._doubtful if doubtful > index)
+        self._doubtful = frozenset(doubtful for doubtful in self._doubtful if doubtful > index) or _NONE
 
     def _lose(self) -> None:
         self.lost = True
-        self._refused = self._doubtful = frozenset()
+        self._refused = self._doubtful = _NONE
 
 
 def _checksum(data: bytes) -> int:

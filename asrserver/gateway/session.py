@@ -372,7 +372,7 @@ class Session:
         self.refuse(index)
         if certain:
             self.missing.refuse(position)
-        elif index in (None, position):
+        elif self._last is not None and index in (None, position):  # the first chunk may have any index
             self.missing.doubt(position)
 
     def appending(self, index: int, count: int, size: int) -> None:

@@ -289,7 +289,7 @@ class Sessions(Mapping[str, Session]):
         session.require_recording()
         session.acknowledge()
         session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
-        self.end(session, "interrupted" if session.missing else "done")
+        self.end(session, "interrupted" if session.missing else "done", last=session.last)
 
     def save_missing(self, session: Session) -> None:
         """Have Redis know what is missing of a session before the next `repair`: it may be resumed elsewhere."""
@@ -432,17 +432,24 @@ class Sessions(Mapping[str, Session]):
 
     # -- ends --------------------------------------------------------------------------------------------------------
 
-    def end(self, session: Session, status: str) -> None:
-        """Accept no more audio; the final event follows. `status` is done or interrupted."""
+    def end(self, session: Session, status: str, last: int | None = None) -> None:
+        """Accept no more audio; the final event follows.
+
+        Args:
+            session: The session.
+            status: done or interrupted.
+            last: The index of the chunk after which it ends, where its client has said so: without that chunk it does
+                not end, and the client may resume.
+        """
         session.state = "finishing"
         self.backlog.closed(session.id)
-        self._tasks.spawn(self._end_in_order(session, status), f"end {session.id}")
+        self._tasks.spawn(self._end_in_order(session, status, last), f"end {session.id}")
 
-    async def _end_in_order(self, session: Session, status: str) -> None:
+    async def _end_in_order(self, session: Session, status: str, last: int | None) -> None:
         # It travels in one pipeline with the session's chunks, and so comes after them.
         while True:
             try:
-                now, last = self._now(), session.last if status == "done" else None
+                now = self._now()
                 overdue = None if session.resume_by is None else now
                 if await self._broker.end_session(session.id, status, now + self.grace, overdue=overdue, last=last):
                     session.resume_by = None

@@ -14,6 +14,7 @@ from asrserver.gateway.held_bytes import LARGE_BYTES
 from asrserver.gateway.intake import Intake
 from asrserver.gateway.missing_audio import MAX_REFUSED, MissingAudio
 from asrserver.gateway.session import MAX_FLUSHES, Session
+from asrserver.protocol.options import Options
 from tests.fakes import FakeWorker
 from tests.gateways import Gateways
 from tests.waiting import until
@@ -279,3 +280,21 @@ def test_what_redis_has_of_it() -> None:
     assert (bool(other), str(other)) == (False, "")
     other.restore("lost", None)
     assert other.lost
+
+
+def test_what_redis_has_of_doubts() -> None:
+    """An unread message may have been a chunk: a resume changes nothing in that."""
+    missing, other = MissingAudio(), MissingAudio()
+    missing.doubt(4)
+    missing.doubt(5)
+    other.restore(str(missing), 4)
+    assert not other
+    other.accept(6, 6, A)
+    assert other.lost
+
+
+def test_a_garbled_message_before_the_first_chunk_is_no_chunk() -> None:
+    """The first chunk may have any index."""
+    session = Session("s", "", Options(), None)
+    session.refuse_unread()
+    assert not session.missing.is_awaited
