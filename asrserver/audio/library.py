@@ -58,8 +58,9 @@ MAX_ALLOCATION = 256 << 20
 #: Samples of frames that are converted together: a damaged index makes a frame of each.
 _BATCH = 4096
 
-#: Consecutive packets that cannot be decoded after which a file is given up.
-_MAX_DAMAGED = 1000
+#: Consecutive packets that cannot be decoded after which a file is given up: seven minutes of AAC, as a bad disk or a
+#: download with holes leaves them.
+_MAX_DAMAGED = 20_000
 
 
 @contextmanager

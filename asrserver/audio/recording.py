@@ -210,6 +210,8 @@ class TrackDecoder:
 
     def conceal(self, packet: Packet) -> None:
         """Put silence in the place of a packet that cannot be decoded."""
+        # Who goes on from here does not know how long such packets are: all that follows would be early.
+        self._pending = None
         kept = 0
         if self.rate and self._channels:
             self._last = opus_samples(packet.data) if self.track.codec == "opus" else self._last

@@ -98,8 +98,7 @@ class Transcriber:
         self._event_log.model = recogniser.model_name
 
     @property
-    def is_streaming(self) -> bool:
-        """Whether a live stream is open."""
+    def is_streaming(self) -> bool:  # a live stream is open
         return self._stream is not None
 
     @property
@@ -213,8 +212,9 @@ class Transcriber:
         if kind is not None:
             try:
                 found = await self._utterances.recognise_file(data, kind, self._request, label, self._is_suspect)
-            except AudioError:
-                if not stays_open or not await self._utterances.begins_stream(data, kind, label, self._is_suspect):
+            except AudioError as exc:
+                may_begin = stays_open and exc.code != "utterance_too_long"
+                if not may_begin or not await self._utterances.begins_stream(data, kind, label, self._is_suspect):
                     raise
                 found = RecognisedFile()  # a recorder's first slice is often only a header
         else:

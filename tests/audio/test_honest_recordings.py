@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from asrserver.audio import SAMPLE_RATE, files, mp4_claims
+from asrserver.audio import SAMPLE_RATE, files, library, mp4_claims
 from asrserver.audio.bounds import TooMuchWork
 from asrserver.audio.pcm import Samples, joined
+from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.bombs import adts_frame, amr, box, fragmented
@@ -113,6 +115,52 @@ def cluster(milliseconds: int, blocks: int) -> bytes:
         b"\xa3\x87\x81" + struct.pack(">hB", 20 * number, 0x80) + b"\xfc\xff\xfe" for number in range(blocks)
     )
     return b"\x1fC\xb6u" + struct.pack(">I", 1 << 28 | len(body)) + body
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_who_goes_on_within_damage_is_not_early(separate: bool) -> None:
+    """The fragments of seconds 5 to 15 are zeros: none of the points from which another worker goes on is off."""
+    flags = "-movflags frag_keyframe+empty_moov+default_base_moof -frag_duration 500000 -f mp4"
+    data = bytearray(encode(tone(30), f"-c:a aac -ar 48000 -ac 2 {flags}"))
+    at = number = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] == b"mdat":
+            number += 1
+            if 10 < number <= 30:
+                data[at + 8 : at + size] = bytes(size - 8)
+        at += size
+    selection = Selection(separate=separate)
+    decoder = StreamDecoder("mp4", selection=selection)
+    points = dict.fromkeys(decoder.resume_point(decoder.position) for _ in fed(decoder, bytes(data)))
+    assert len(points) > 20
+    for point in points:
+        other = StreamDecoder.resume(point, selection)
+        for _ in fed(other, bytes(data[point.offset :])):
+            pass
+        assert other.position == pytest.approx(decoder.position, abs=0.15 * SAMPLE_RATE)
+
+
+def fed(decoder: StreamDecoder, data: bytes) -> Iterator[None]:
+    """Decode data, to the end of the stream."""
+    for at in range(0, len(data), 2048):
+        with suppress(AudioError):
+            for _ in decoder.pieces(data[at : at + 2048]):
+                pass
+        yield
+    for _ in decoder.ending():
+        pass
+
+
+def test_a_file_for_the_library_with_half_a_minute_of_damage(tmp_path: Path) -> None:
+    """What came after it was lost."""
+    data = bytearray(encode_file(tone(90), "-c:a aac -ar 48000 -ac 2 -f mp4", tmp_path))
+    begin = data.index(b"mdat") + 4
+    second = (data.index(b"moov") - begin) // 90
+    data[begin + 30 * second : begin + 60 * second] = bytes(30 * second)
+    with library.opened(io.BytesIO(data), "mp4") as source:
+        found = sum(len(samples) / rate for samples, rate, _ in library.Reader(source, MIXED).frames())
+    assert found > 55
 
 
 def test_a_recorder_that_is_muted_for_long() -> None:

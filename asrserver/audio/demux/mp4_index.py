@@ -255,8 +255,8 @@ def edited(plan: SampleTable, starts: Array, ticks: Array, clock: int, kept: lis
         return plan
     plan.times, plan.skips = np.full(len(plan), np.nan), np.zeros(len(plan), np.float32)
     ends = starts + ticks
-    result = np.zeros(0, np.int64)
-    limit = 0
+    selected: list[Array] = []
+    taken, limit = -1, 0  # the last sample that was selected, and the tick up to which
     for edit in kept:
         if edit.begin < limit:
             raise ValueError
@@ -271,10 +271,11 @@ def edited(plan: SampleTable, starts: Array, ticks: Array, clock: int, kept: lis
         if limit < ends[last - 1]:
             plan.keeps[last - 1] = (limit - max(edit.begin, int(starts[last - 1]))) / clock
         before = np.arange(max(0, first - _PREROLL), first)
-        before = before[before > (result[-1] if len(result) else -1)]
+        before = before[before > taken]
         plan.keeps[before] = 0.0
-        result = np.concatenate([result, before, inside[inside > (result[-1] if len(result) else -1)]])
-    return plan.select(result)
+        selected += [before, inside[inside > taken]]
+        taken = max(taken, last - 1)
+    return plan.select(np.concatenate([np.zeros(0, np.int64), *selected]))
 
 
 def _numbers(data: bytes, at: int, dtype: str, count: int) -> Array:
