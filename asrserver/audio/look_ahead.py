@@ -76,7 +76,8 @@ class Candidate:
         while self.item is None and self.rest is None and self.refusal is None:
             try:
                 self.item = self.demuxer.pull()
-                break
+                if not self.demuxer.has_more:
+                    break
             except AudioError as exc:
                 if exc.code != "undecodable_audio":
                     self.refusal = exc

@@ -46,6 +46,9 @@ _MAX_POINTS = 1024
 #: Most seconds of audio from one feed. Opus can encode two minutes of silence in a kilobyte.
 _MAX_FEED_SECONDS = 1800
 
+#: Steps of a demuxer that take as long as one step of a turn.
+_DEMUXER_STEPS = 16
+
 #: A piece without samples.
 _NOTHING: Samples = np.zeros(0, np.float32)
 
@@ -227,7 +230,7 @@ class StreamDecoder:
         first, refusal = self.position, None
         self._turns.begin()
         while True:
-            if self._turns.step():
+            if self._turns.step(1 + self._demuxer.steps // _DEMUXER_STEPS):
                 yield _NOTHING
                 self._turns.begin()
             try:
@@ -241,6 +244,8 @@ class StreamDecoder:
                         yield from self._counted(self._close())
                 else:
                     self._note(exc.message)
+                continue
+            if item is None and self._demuxer.has_more:
                 continue
             if item is None:
                 break

@@ -14,6 +14,7 @@ import pytest
 
 from asrserver.audio import SAMPLE_RATE, files, library, mp4_claims
 from asrserver.audio.bounds import TooMuchWork
+from asrserver.audio.demux.base import STEPS_AT_ONCE
 from asrserver.audio.pcm import Samples, joined
 from asrserver.audio.selection import MIXED, Selection
 from asrserver.audio.stream import StreamDecoder
@@ -161,6 +162,56 @@ def test_a_file_for_the_library_with_half_a_minute_of_damage(tmp_path: Path) -> 
     with library.opened(io.BytesIO(data), "mp4") as source:
         found = sum(len(samples) / rate for samples, rate, _ in library.Reader(source, MIXED).frames())
     assert found > 55
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_video_beside_a_sound_that_pauses_for_minutes(as_file: bool) -> None:
+    """Each frame of the video is four elements without audio."""
+    whole = encode(tone(2), "-c:a libopus -f webm")
+    begin = whole.index(b"\x1fC\xb6u")
+    video = b"".join(cluster_of(1000 * second, video_frames(60)) for second in range(2, 182))
+    data = whole + video + cluster_of(182_000, b"") + whole[begin:]
+    if as_file:
+        found = files.decode_file(data, "matroska", 3600)
+        assert found.damage is None
+        assert seconds(found.samples) == pytest.approx(4, abs=0.05)
+        return
+    samples, errors = streamed(data, "matroska")
+    assert not errors
+    assert seconds(samples) == pytest.approx(4, abs=0.05)
+
+
+def video_frames(count: int) -> bytes:
+    """Groups of a block of track 2, as some muxers write them."""
+    block = b"\xa1\x40\x3c\x82\x00\x00\x00" + bytes(56)
+    body = block + b"\x9b\x81\x10" + b"\xfb\x81\xf0"
+    return (b"\xa0" + struct.pack(">H", 0x4000 | len(body)) + body) * count
+
+
+def cluster_of(milliseconds: int, body: bytes) -> bytes:
+    body = b"\xe7\x88" + struct.pack(">Q", milliseconds) + body
+    return b"\x1fC\xb6u" + struct.pack(">I", 1 << 28 | len(body)) + body
+
+
+@pytest.mark.parametrize("chunk", [1 << 12, 1 << 24])
+def test_elements_without_audio_leave_others_their_turn(chunk: int) -> None:
+    """However many come at once, and however often a packet comes between them."""
+    whole = encode(tone(2), "-c:a libopus -f webm")
+    data = whole + 20 * (b"\xec\x80" * 19_000 + cluster_of(0, b"\xa3\x85\x81\x00\x00\x80\x00"))
+    decoder, turns, pulled = StreamDecoder("matroska"), 0, []
+    pull = decoder._demuxer.pull
+
+    def noted() -> object:
+        item = pull()
+        pulled.append(decoder._demuxer.steps)
+        return item
+
+    decoder._demuxer.pull = noted  # type: ignore[method-assign,assignment]
+    for at in range(0, len(data), chunk):
+        with suppress(AudioError):
+            turns += sum(not len(piece) for piece in decoder.pieces(data[at : at + chunk]))
+    assert max(pulled) <= STEPS_AT_ONCE
+    assert turns > 10 or chunk < len(data)
 
 
 def test_a_recorder_that_is_muted_for_long() -> None:

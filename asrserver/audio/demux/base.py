@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from asrserver.audio import bounds
 from asrserver.audio.bounds import ImplausibleAudio, TooMuchWork
@@ -34,6 +34,9 @@ MAX_SILENT_BYTES = 32 << 20
 #: Steps in a row that a demuxer may take without a packet. The elements before a recording are a few hundred; bytes
 #: made to cost time hold an element, or what may be one, every two bytes.
 MAX_IDLE_STEPS = 20_000
+
+#: Steps of one `pull`, at most: some milliseconds.
+STEPS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class Demuxer(ABC):
         track: The recording that is open; None: none.
         offset: Position in the stream, in bytes, of the first byte in the buffer.
         start: Position in the stream, in bytes, where the open recording begins.
+        steps: The steps that the last `pull` took.
+        has_more: Whether it returned None though there is more to look at: it may be called again at once.
         wanted: The number of the audio track to decode, from 0, among those of its container; None: the default one.
         tracks: The number of audio tracks of the open recording.
     """
@@ -104,10 +109,15 @@ class Demuxer(ABC):
     #: The container, for error messages.
     name: str
 
+    #: Bytes without audio that allow one step more; 0: none do.
+    bytes_per_step: ClassVar[int] = 0
+
     def __init__(self) -> None:
         self.track: Track | None = None
         self.offset = 0
         self.start = 0
+        self.steps = 0
+        self.has_more = False
         self.wanted: int | None = None
         self.tracks = 1
         self._buffer = bytearray()
@@ -150,15 +160,18 @@ class Demuxer(ABC):
         self._buffer += data
 
     def pull(self) -> Track | Packet | None:
-        """Return the next complete item; None: more bytes are needed.
+        """Return the next complete item; None: more bytes are needed, unless it `has_more`.
 
         Raises:
             AudioError: The data is damaged or not supported. It may be pulled again.
         """
+        self.steps, self.has_more = 0, False
         while not self._skip:
-            self._idle += 1
-            if self._idle > MAX_IDLE_STEPS:
-                self._spend(0)
+            if self.steps >= STEPS_AT_ONCE:
+                self.has_more = True
+                return None
+            self.steps += 1
+            self._spend(1)
             if self._lost:
                 if not self._find():
                     break
@@ -182,11 +195,15 @@ class Demuxer(ABC):
     def _spend(self, steps: int) -> None:
         """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last packet."""
         self._idle += steps
-        if self._idle > MAX_IDLE_STEPS:
+        if self._idle > MAX_IDLE_STEPS and self._idle > MAX_IDLE_STEPS + self._allowed():
             self._idle = 0
             self._spent += 1
             self.discard()
             raise TooMuchWork(f"the {self.name} data has too many elements without audio")
+
+    def _allowed(self) -> int:
+        """The steps that the bytes since the last audio allow."""
+        return (self.offset - self._heard) // self.bytes_per_step if self.bytes_per_step else 0
 
     def others(self, most: int) -> list[Demuxer]:
         """Demuxers of the other audio tracks, in their order, where a recording of several has just begun.

@@ -77,6 +77,9 @@ class WebM(Demuxer):
 
     name = "WebM"
 
+    #: The video beside a sound that pauses for minutes is as many small elements.
+    bytes_per_step = 16
+
     def __init__(self) -> None:
         super().__init__()
         self._group_at = 0  # where the open block group begins; its end is _group_end
