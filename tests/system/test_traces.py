@@ -143,7 +143,7 @@ async def test_a_takeover_stays_in_the_trace(start: Start, collector: Collector,
     await ws.start("s", mode="stream", format="pcm_s16le", language="en")
     at = await say(ws, "s", 0, said[0])
     await until(lambda: ws.of("s", "segment_result"), 60)
-    await until(lambda: collector.named("engine.run"), 60, "the spans of the first worker")
+    await until(lambda: collector.named("result"), 60, "the spans of the first worker, of which this ends last")
     (worker,) = system.children("worker")
     worker.kill()
     await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
