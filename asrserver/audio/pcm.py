@@ -50,7 +50,7 @@ TABLES: dict[str, Samples] = {"pcm_mulaw": _mulaw(), "pcm_alaw": _alaw()}
 #: Bytes of an integer sample → what makes its full scale ±1.
 _SCALES = {width: np.float32(2.0 ** (1 - 8 * width)) for width in (1, 2, 4)}
 
-#: Samples that are resampled at a time: FFmpeg is told to allocate no more than some megabytes at once (library.py).
+#: Samples that are resampled at a time: FFmpeg may not allocate as much at once as half an hour takes (library.py).
 _FRAME = 1 << 18
 
 #: Loudest sample that a decoder may return: lossy codecs exceed full scale a little, floating-point recorders by 18 dB.

@@ -245,9 +245,9 @@ class StreamDecoder:
                 else:
                     self._note(exc.message)
                 continue
-            if item is None and self._demuxer.has_more:
-                continue
             if item is None:
+                if self._demuxer.has_more:
+                    continue
                 break
             if isinstance(item, Track):
                 self._turns.step(STEPS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -16,7 +15,7 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asrserver.broker.sentinel import asyncio_client
+from asrserver.broker.sentinel import asyncio_client, is_refusal
 from asrserver.broker.wire import EncodedCommand, Wire, encode
 from asrserver.errors import Unavailable
 
@@ -244,7 +243,7 @@ class Pipeline:
             # others do not wait for RETRY_SECONDS again.
             if self._away_since is None:
                 self._away_since = time.monotonic()
-                if _is_refusal(reason):  # waiting does not help: say it now
+                if is_refusal(reason):  # waiting does not help: say it now
                     log.error("Redis cannot be used with this REDIS_URL: %s", reason)
             elif not self._said and time.monotonic() - self._away_since > QUIET_SECONDS:
                 log.warning("Redis does not answer, what it is asked waits: %s", reason)
@@ -324,16 +323,6 @@ def _is_full(error: redis.ResponseError) -> bool:
 def is_foreign(error: redis.ResponseError) -> bool:
     """Whether a key holds something of another type: another program has made it."""
     return "WRONGTYPE" in str(error)
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether an operator has to act: the password is wrong or missing, TLS fails, sentinels do not know the primary.
-
-    redis-py and sentinel.py wrap all of these.
-    """
-    links = (error, error.__context__, error.__cause__)
-    refused = any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in links)
-    return refused or isinstance(error.__cause__, redis.ResponseError)
 
 
 def _nothing() -> None:

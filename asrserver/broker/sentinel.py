@@ -82,7 +82,7 @@ class Sentinels:
                     deadline = min(deadline, time.monotonic() + STRAGGLER_SECONDS)
         if known:
             return max(known)[1]
-        error = max(errors, key=_says_what_to_do)
+        error = max(errors, key=lambda each: isinstance(each, redis.ResponseError) or is_refusal(each))
         raise redis.ConnectionError(f"no sentinel says where {self.name} is: {error}") from error
 
     def _ask(self, place: tuple[str, int]) -> tuple[int, tuple[str, int]] | Exception:
@@ -105,10 +105,14 @@ class Sentinels:
             return exc
 
 
-def _says_what_to_do(error: Exception) -> bool:
-    """Whether an operator learns more from this error than from one of the network."""
-    refusals = redis.ResponseError | redis.AuthenticationError | ssl.SSLError
-    return isinstance(error, refusals) or isinstance(error.__context__, refusals)
+def is_refusal(error: BaseException) -> bool:
+    """Whether an operator has to act: the password is wrong or missing, TLS fails, sentinels do not know the primary.
+
+    redis-py and `Sentinels.primary` wrap all of these.
+    """
+    links = (error, error.__context__, error.__cause__)
+    refused = any(isinstance(link, redis.AuthenticationError | ssl.SSLError) for link in links)
+    return refused or isinstance(error.__cause__, redis.ResponseError)
 
 
 class _Primary(redis.connection.Connection):

@@ -14,9 +14,8 @@ from asrserver.broker import keys, sentinel
 from asrserver.broker.addresses import addresses, label
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import LeaseRenewer
-from asrserver.broker.pipeline import _is_refusal
 from asrserver.broker.requirements import inspect
-from asrserver.broker.sentinel import Sentinels, asyncio_client, blocking_client
+from asrserver.broker.sentinel import Sentinels, asyncio_client, blocking_client, is_refusal
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.errors import SettingError, Unavailable
 from tests.broker.support import append, event, ids, opened, taken
@@ -107,7 +106,7 @@ def test_what_an_operator_can_change_is_told_first(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Sentinels, "_ask", lambda self, place: answers[place[1]])
     with pytest.raises(redis.ConnectionError, match="wrong password") as told:
         Sentinels("main", (("s", 0), ("s", 1)), {}).primary()
-    assert _is_refusal(told.value)
+    assert is_refusal(told.value)
 
 
 @pytest.mark.gen_test(timeout=20)

@@ -171,7 +171,9 @@ class Demuxer(ABC):
                 self.has_more = True
                 return None
             self.steps += 1
-            self._spend(1)
+            self._idle += 1
+            if self._idle > MAX_IDLE_STEPS:
+                self._spend(0)
             if self._lost:
                 if not self._find():
                     break
@@ -195,15 +197,12 @@ class Demuxer(ABC):
     def _spend(self, steps: int) -> None:
         """Count steps; raises TooMuchWork and drops the buffer if they were too many since the last packet."""
         self._idle += steps
-        if self._idle > MAX_IDLE_STEPS and self._idle > MAX_IDLE_STEPS + self._allowed():
+        allowed = (self.offset - self._heard) // self.bytes_per_step if self.bytes_per_step else 0
+        if self._idle > MAX_IDLE_STEPS + allowed:
             self._idle = 0
             self._spent += 1
             self.discard()
             raise TooMuchWork(f"the {self.name} data has too many elements without audio")
-
-    def _allowed(self) -> int:
-        """The steps that the bytes since the last audio allow."""
-        return (self.offset - self._heard) // self.bytes_per_step if self.bytes_per_step else 0
 
     def others(self, most: int) -> list[Demuxer]:
         """Demuxers of the other audio tracks, in their order, where a recording of several has just begun.
