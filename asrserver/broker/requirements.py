@@ -15,14 +15,12 @@ from typing import Any, NamedTuple
 import redis
 import redis.exceptions
 
+from asrserver.broker.fullness import FULL_FOR_AUDIO
 from asrserver.broker.pipeline import connect
 from asrserver.errors import Unavailable
 
 #: The oldest version with the commands that are used.
 LEAST_VERSION = (6, 2)
-
-#: Share of maxmemory from which on Redis is nearly full.
-NEARLY_FULL = 0.9
 
 #: Seconds that the answers may take.
 ANSWER_TIMEOUT = 5.0
@@ -137,7 +135,7 @@ def shortcomings(info: Mapping[str, Any], appendfsync: str) -> list[str]:
     limit = info.get("maxmemory", 0)
     if limit == 0:
         found.append("maxmemory is not set, so the kernel may kill it when memory is short: set it")
-    elif (full := info["used_memory"] / limit) > NEARLY_FULL:
+    elif (full := info["used_memory"] / limit) >= FULL_FOR_AUDIO:
         found.append(f"its memory is {full:.0%} full: at 100 % audio is refused")
     if not info.get("aof_enabled", 1):
         found.append("appendonly is off, so a restart loses acknowledged audio: set appendonly yes")

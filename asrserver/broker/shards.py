@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from asrserver.broker.addresses import label
 from asrserver.broker.connection import BrokerConnection
+from asrserver.broker.fullness import FULL_FOR_SESSIONS
 from asrserver.broker.pipeline import ASK_SECONDS, RETRY_AFTER
 from asrserver.errors import Unavailable
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from asrserver.broker.gateway_side import GatewayBroker
 
 log = logging.getLogger("asrserver.broker")
-
-#: How full a Redis may be before it gets no new sessions: used memory over its maxmemory.
-FULL_FOR_SESSIONS = 0.8
 
 #: Seconds between looks whether a shard that has not answered yet is away by now.
 LOOK_SECONDS = 0.1

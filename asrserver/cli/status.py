@@ -9,11 +9,9 @@ from typing import Any
 
 import click
 
+from asrserver.broker.fullness import FULL_FOR_SESSIONS
 from asrserver.cli.options import advice
 from asrserver.models import TOY_NOTICE
-
-#: How full a Redis may be.
-FULL = 0.8
 
 #: Seconds to wait for the server's answer; the server checks its parts for two seconds at most.
 ANSWER_TIMEOUT = 5.0
@@ -92,10 +90,10 @@ def format_health(health: dict[str, Any]) -> list[str]:
 def pages(health: dict[str, Any]) -> list[str]:
     """The pages of the documentation that say what to do about what is wrong."""
     servers = [health["redis"], *health["redis"].get("shards", ())]
-    warnings = health.get("warnings", ())
+    fullest, warnings = max(server.get("memory_ratio", 0.0) for server in servers), health.get("warnings", ())
     found = {
         "run/troubleshooting.md#redis-is-away": not all(server["ready"] for server in servers),
-        "run/troubleshooting.md#redis-is-full": any(server.get("memory_ratio", 0) > FULL for server in servers),
+        "run/troubleshooting.md#redis-is-full": fullest >= FULL_FOR_SESSIONS,
         "reference/redis.md#requirements": bool(health["redis"].get("warnings")),
         "run/troubleshooting.md#postgresql-is-away-or-slow": not health["postgres"]["ready"],
         "run/troubleshooting.md#no-text-at-all": not health.get("recognition", {}).get("ready", True),

@@ -14,14 +14,12 @@ from collections import Counter
 from collections.abc import Mapping
 
 from asrserver.auth.access import Access
+from asrserver.broker.fullness import FULL_FOR_GREEDY
 from asrserver.config import Settings
 from asrserver.errors import Refused
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.rate_limits import RETRY_AFTER
 from asrserver.shares import Share, keys_at_share
-
-#: How full Redis may be before keys that use more than their share of the waiting audio are held back.
-FULL_FOR_GREEDY = 0.7
 
 #: Parts of max_queue from which audio waits that is ahead of real time, new sessions of keys of low priority are
 #: refused, and those of all keys that have their share.

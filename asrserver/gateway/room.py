@@ -14,21 +14,16 @@ import time
 from collections.abc import Awaitable
 from functools import partial
 
-from asrserver.broker import shards
+from asrserver.broker.fullness import FULL_FOR_AUDIO, FULL_FOR_GREEDY, FULL_FOR_SESSIONS
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.errors import Refused
 from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.held_bytes import LARGE_BYTES, HeldBytes
-from asrserver.gateway.load_shedding import FULL_FOR_GREEDY, LoadShedder
+from asrserver.gateway.load_shedding import LoadShedder
 from asrserver.gateway.rate_limits import RETRY_AFTER
 from asrserver.gateway.session import Session
 from asrserver.process.aio import Notifier
-
-#: How full Redis may be before new sessions wait, and before audio does. The rest is for events and heartbeats, without
-#: which nothing could be trimmed.
-FULL_FOR_SESSIONS = shards.FULL_FOR_SESSIONS
-FULL_FOR_AUDIO = 0.9
 
 #: Bytes on their way to Redis at which connections are no longer read.
 MAX_IN_FLIGHT = 16 * 2**20

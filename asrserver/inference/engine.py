@@ -12,7 +12,7 @@ from enum import IntEnum
 from queue import SimpleQueue
 
 from asrserver.inference.fair import KeyQueue, Shares
-from asrserver.inference.features import Features, padded
+from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
 from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
 from asrserver.inference.whisper import Hypothesis, Request, Whisper
@@ -26,10 +26,6 @@ GPU_BATCH = 8
 
 #: Most rows of one call on a CPU: four rows gain a fifth with the packaged model, two fifths with base.
 CPU_BATCH = 4
-
-
-#: Mel frames in a second of a window.
-FRAMES_PER_SECOND = 100
 
 #: Seconds of other keys' windows behind which a key's drafts stand back: finals go first, whoever's they are, but no
 #: key can keep all others from their drafts.

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from asrserver.auth.access import Access
+from asrserver.broker.fullness import FULL_FOR_AUDIO, FULL_FOR_SESSIONS
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.gateway import room
@@ -16,7 +17,7 @@ from asrserver.gateway.admission import Admission
 from asrserver.gateway.backlog import MAX_KEY_BYTES, MAX_SESSION_BYTES, Backlog
 from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.gateway.load_shedding import LoadShedder
-from asrserver.gateway.room import FULL_FOR_AUDIO, FULL_FOR_SESSIONS, MAX_IN_FLIGHT, RoomGate
+from asrserver.gateway.room import MAX_IN_FLIGHT, RoomGate
 from asrserver.gateway.session import Session
 from asrserver.protocol.options import Options
 
