@@ -46,8 +46,9 @@ def understood(utterances: list[Utterance]) -> list[Utterance]:
     the right text.
     """
     from asrserver.inference import vad
+    from asrserver.inference.decoding import Request
     from asrserver.inference.features import log_mel
-    from asrserver.inference.whisper import Request, Whisper
+    from asrserver.inference.whisper import Whisper
     from asrserver.inference.windows import window_for
 
     model = Whisper("demo", "cpu", "default", 1, 1)

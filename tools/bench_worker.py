@@ -45,12 +45,13 @@ from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.config import Settings
 from asrserver.embedded.redis import EmbeddedRedis
 from asrserver.inference import vad, worker
+from asrserver.inference.decoding import Request
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
 from asrserver.inference.utterances import VAD_SLICE
-from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol import codec

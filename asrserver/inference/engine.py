@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from queue import SimpleQueue
 
+from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.fair import KeyQueue, Shares
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
 from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.partials import SMOOTHING, PartialScheduler
-from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.telemetry import metrics
 from asrserver.telemetry.worker_traces import Call
 

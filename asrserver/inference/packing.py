@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from asrserver.audio import SAMPLE_RATE
+from asrserver.inference.decoding import Hypothesis
 from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.vad import Event, SegmentEnded
-from asrserver.inference.whisper import Hypothesis
 from asrserver.protocol.events import Word
 from asrserver.text.words import glue
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from asrserver.audio import SAMPLE_RATE
 from asrserver.inference.agreement import Agreement
 from asrserver.inference.alignment import shifted
+from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import Features, GrowingLogMel
 from asrserver.inference.partials import PartialScheduler, SpeculationBudget
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.whisper import Hypothesis, Request
 from asrserver.protocol.events import Word
 from asrserver.telemetry.worker_traces import Call
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from asrserver.inference.decoding import Hypothesis
 from asrserver.inference.features import FRAMES_PER_SECOND, Features
 from asrserver.protocol.events import Word
 from asrserver.text.words import clean, glue
-
-if TYPE_CHECKING:
-    from asrserver.inference.whisper import Hypothesis
 
 #: A word that takes so many seconds hides others. Where base left a sentence out, the alignment gave 3.8 s to an "and".
 LONGEST_WORD_SECONDS = 2.0

@@ -21,6 +21,7 @@ from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
 from asrserver.inference.checkpoint import BEGINNING, Checkpoint
+from asrserver.inference.decoding import Request
 from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced
 from asrserver.inference.inbox import Inbox
 from asrserver.inference.poison import PoisonTracker
@@ -28,7 +29,6 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import PartialHypothesis, SegmentOutcome, SegmentRecogniser
 from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
 from asrserver.inference.utterances import OpenFile, RecognisedFile, UtteranceRecogniser
-from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 from asrserver.shares import Share
 

@@ -17,12 +17,12 @@ from asrserver.audio.stream import is_beginning
 from asrserver.errors import AudioError
 from asrserver.inference import vad
 from asrserver.inference.audio_thread import AudioWork
+from asrserver.inference.decoding import Request
 from asrserver.inference.engine import DecodeJob
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, log_mel
 from asrserver.inference.packing import Span, pack, spoken_spans, unpack
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import RecognisedSegment
-from asrserver.inference.whisper import Request
 from asrserver.inference.windows import FULL_WINDOW
 from asrserver.telemetry.worker_traces import Call
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asrserver.errors import ModelError
 from asrserver.inference.alignment import STEP_SECONDS
+from asrserver.inference.decoding import Request
 from asrserver.inference.languages import language_tokens
-
-if TYPE_CHECKING:
-    from asrserver.inference.whisper import Request
 
 #: Most tokens of prompt and hot words: half of the decoder's context less the start tokens.
 MAX_PROMPT_TOKENS = 223

@@ -14,12 +14,13 @@ import tornado.ioloop
 
 from asrserver.audio.selection import MIXED
 from asrserver.errors import ModelError
+from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.engine import DecodeJob, Engine, Priority
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.profiles import DEMO
 from asrserver.inference.utterances import UtteranceRecogniser
-from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW, window_for
 from tests.inference.support import MELS, same_length, samples
 from tests.recordings import Utterance

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from asrserver.errors import AsrError, ModelError
+from asrserver.inference.decoding import Request
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.engines import Engines
 from asrserver.inference.features import log_mel
 from asrserver.inference.fifo_lock import FifoLock
 from asrserver.inference.languages import languages_of
 from asrserver.inference.partials import PartialScheduler
-from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import window_for
 from asrserver.models import Model, find_model
 from tests.inference.support import MELS, samples

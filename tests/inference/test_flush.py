@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from asrserver.broker.replies import Entry
+from asrserver.inference.decoding import Hypothesis
 from asrserver.inference.engine import DecodeJob
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.whisper import Hypothesis
 from tests.recordings import Utterance
 from tests.worker_harness import Session, pieces
 

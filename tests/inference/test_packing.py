@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from asrserver.inference.decoding import Hypothesis
 from asrserver.inference.packing import pack, spoken_spans, unpack
 from asrserver.inference.vad import SegmentEnded, SegmentStarted
-from asrserver.inference.whisper import Hypothesis
 from asrserver.protocol.events import Word
 
 SECOND = 16000

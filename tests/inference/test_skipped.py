@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from asrserver.inference.decoding import Hypothesis
 from asrserver.inference.skipped import fill, find_skipped
-from asrserver.inference.whisper import Hypothesis
 from asrserver.protocol.events import Word
 
 

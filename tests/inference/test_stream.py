@@ -16,11 +16,11 @@ from asrserver.audio.pcm import Samples
 from asrserver.broker.replies import Entry
 from asrserver.inference import event_log, whisper
 from asrserver.inference.audio_thread import AudioThread
+from asrserver.inference.decoding import Request
 from asrserver.inference.listening import Channel
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.silero import FrameRun
 from asrserver.inference.stream import LONG_PIECE
-from asrserver.inference.whisper import Request
 from asrserver.protocol import codec
 from asrserver.protocol.options import Options
 from asrserver.text.wer import word_errors

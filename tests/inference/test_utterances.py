@@ -12,12 +12,13 @@ import pytest
 from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MIXED
+from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.profiles import TRAINED_ON_30_S
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.utterances import UtteranceRecogniser
-from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW
 from tests.inference.support import samples
 from tests.recordings import Utterance

@@ -16,9 +16,10 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.errors import ModelError
 from asrserver.inference import vocabulary, whisper
+from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.features import log_mel
 from asrserver.inference.vad import segments
-from asrserver.inference.whisper import Hypothesis, Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW, TOKENS_PER_SECOND, length_limit, window_for
 from tests.inference.support import MELS, same_length, samples
 from tests.recordings import Utterance

@@ -37,9 +37,10 @@ from network import Whisper as Network
 from vocabulary import Vocabulary, build
 
 from asrserver.audio import SAMPLE_RATE
+from asrserver.inference.decoding import Request
 from asrserver.inference.features import FRAMES_PER_SECOND, log_mel
 from asrserver.inference.vad import segments
-from asrserver.inference.whisper import Request, Whisper
+from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import window_for
 from asrserver.text.wer import word_errors
 

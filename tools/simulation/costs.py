@@ -13,8 +13,8 @@ import numpy as np
 
 from asrserver.audio import SAMPLE_RATE
 from asrserver.config import Settings
+from asrserver.inference.decoding import Request
 from asrserver.inference.features import FRAMES_PER_SECOND, log_mel
-from asrserver.inference.whisper import Request
 from asrserver.inference.windows import window_for
 from asrserver.inference.worker import load_model
 from asrserver.loadtest.speech import load
