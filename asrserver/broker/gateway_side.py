@@ -28,8 +28,8 @@ from asrserver.broker.keys import (
 from asrserver.broker.large_chunks import PART_BYTES, LargeChunks
 from asrserver.broker.pipeline import ScriptCall, is_foreign
 from asrserver.broker.quota import Quota
+from asrserver.broker.raw_connection import encode
 from asrserver.broker.subscription import listen
-from asrserver.broker.wire import encode
 from asrserver.errors import BadRequest, Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Published, Result

@@ -15,8 +15,8 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from asrserver.broker.raw_connection import BatchConnection, EncodedCommand, encode
 from asrserver.broker.sentinel import asyncio_client, is_refusal
-from asrserver.broker.wire import EncodedCommand, Wire, encode
 from asrserver.errors import Unavailable
 
 log = logging.getLogger("asrserver.broker")
@@ -115,11 +115,11 @@ class Pipeline:
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
-        self._wire: Wire | None = None
+        self._connection: BatchConnection | None = None
         self._pending: list[_Pending] = []
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
-        self._said = False  # that it is away
+        self._away_logged = False
         self._closed = False
         self._sent = 0.0
         self._linger = MIN_LINGER_SECONDS
@@ -184,8 +184,8 @@ class Pipeline:
         """Wait as `drain` does; from then on no command is taken, and callers get Unavailable."""
         await self.drain()
         self._closed = True
-        if self._wire is not None:
-            await self._wire.close()
+        if self._connection is not None:
+            await self._connection.close()
 
     async def _run(self) -> None:
         try:
@@ -227,12 +227,12 @@ class Pipeline:
         while True:
             try:
                 async with asyncio.timeout(REPLY_SECONDS):
-                    if self._wire is None or self._wire.lost:
-                        self._wire = await Wire.connect(self._client)
-                    replies = await self._wire.execute(list(_abbreviated(commands)))
-                if self._said:
+                    if self._connection is None or self._connection.lost:
+                        self._connection = await BatchConnection.connect(self._client)
+                    replies = await self._connection.execute(list(_abbreviated(commands)))
+                if self._away_logged:
                     log.warning("Redis answers again")
-                self._away_since, self._said = None, False
+                self._away_since, self._away_logged = None, False
                 return replies
             except CONNECTION_ERRORS as exc:
                 reason = exc
@@ -245,9 +245,9 @@ class Pipeline:
                 self._away_since = time.monotonic()
                 if is_refusal(reason):  # waiting does not help: say it now
                     log.error("Redis cannot be used with this REDIS_URL: %s", reason)
-            elif not self._said and time.monotonic() - self._away_since > QUIET_SECONDS:
+            elif not self._away_logged and time.monotonic() - self._away_since > QUIET_SECONDS:
                 log.warning("Redis does not answer, what it is asked waits: %s", reason)
-                self._said = True
+                self._away_logged = True
             if time.monotonic() - self._away_since > RETRY_SECONDS:
                 log.error("Redis has been unreachable for %.0f s: %s", RETRY_SECONDS, reason)
                 return [Unavailable("broker_unavailable", "Redis cannot be reached", RETRY_AFTER)] * len(commands)

@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from asrserver.broker.pipeline import CONNECTION_ERRORS
-from asrserver.broker.wire import TakenConnection
+from asrserver.broker.raw_connection import RawConnection
 
 log = logging.getLogger("asrserver.broker")
 
@@ -20,7 +20,7 @@ log = logging.getLogger("asrserver.broker")
 SILENCE_SECONDS = 15.0
 
 
-class Subscription(TakenConnection):
+class Subscription(RawConnection):
     """A connection that hears a channel. redis-py has a timeout for each message, which costs 15 µs."""
 
     def __init__(self, connection: Any, client: redis.asyncio.Redis) -> None:

@@ -29,9 +29,9 @@ from asrserver.broker.keys import (
 )
 from asrserver.broker.pipeline import CONNECTION_ERRORS, connect, is_foreign
 from asrserver.broker.quota import minute
+from asrserver.broker.raw_connection import is_replica
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
-from asrserver.broker.wire import is_replica
 from asrserver.errors import Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Final, Partial, Progress, Result, SpeechStarted

@@ -153,7 +153,7 @@ async def test_all_connections_go_to_the_new_primary(failing_over: Watched) -> N
             assert await w.append_event(claim, event(claim, 1, 1), "0-1")
             await until(lambda: heard.count("subscribed") == 2)
         failing_over.start(0)  # it takes itself for the primary, until a sentinel tells it
-        g.pipeline._wire.abort()  # type: ignore[union-attr]
+        g.pipeline._connection.abort()  # type: ignore[union-attr]
         assert await append(g, 4) is None
         with failing_over.client(1) as primary:
             assert ids(primary, keys.audio_key("s"))[-1] == "5-0"

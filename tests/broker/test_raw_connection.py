@@ -10,18 +10,18 @@ import pytest
 import redis
 
 from asrserver.broker.pipeline import connect
-from asrserver.broker.wire import EncodedCommand, Wire, encode
+from asrserver.broker.raw_connection import BatchConnection, EncodedCommand, encode
 
 pytestmark = pytest.mark.gen_test(timeout=30)
 
 
 @asynccontextmanager
-async def wire_to(url: str) -> AsyncIterator[Wire]:
+async def connected_to(url: str) -> AsyncIterator[BatchConnection]:
     async with connect(url, timeout=5.0) as client:
-        wire = await Wire.connect(client)
-        yield wire
-        if not wire.lost:
-            await wire.close()
+        connection = await BatchConnection.connect(client)
+        yield connection
+        if not connection.lost:
+            await connection.close()
 
 
 @asynccontextmanager
@@ -42,8 +42,8 @@ async def answering(answers: list[bytes]) -> AsyncIterator[str]:
 
 async def test_commands_of_both_kinds_have_the_replies_of_redis_py(redis_url: str) -> None:
     encoded = EncodedCommand((b"*3\r\n" + encode(b"SET"), encode(b"key\r\n", b"\x00\r\n")))
-    async with wire_to(redis_url) as wire:
-        assert await wire.execute(
+    async with connected_to(redis_url) as connection:
+        assert await connection.execute(
             [
                 ("SET", "number", 1.5),
                 ("SET", encoded),
@@ -69,28 +69,33 @@ async def test_commands_of_both_kinds_have_the_replies_of_redis_py(redis_url: st
 
 
 async def test_an_error_is_the_reply_to_its_command_alone(redis_url: str) -> None:
-    async with wire_to(redis_url) as wire:
-        before, error, after = await wire.execute([("SET", "text", "a"), ("INCR", "text"), ("GET", "text")])
+    async with connected_to(redis_url) as connection:
+        before, error, after = await connection.execute([("SET", "text", "a"), ("INCR", "text"), ("GET", "text")])
         assert (before, after) == (True, b"a")
         assert isinstance(error, redis.ResponseError)
-        assert await wire.execute([("GET", "text")]) == [b"a"]
+        assert await connection.execute([("GET", "text")]) == [b"a"]
 
 
 async def test_large_replies_come_in_pieces(redis_url: str) -> None:
     large = bytes(range(256)) * 20_000
-    async with wire_to(redis_url) as wire:
-        assert await wire.execute([("SET", "large", large), *[("GET", "large")] * 3]) == [True, large, large, large]
+    async with connected_to(redis_url) as connection:
+        assert await connection.execute([("SET", "large", large), *[("GET", "large")] * 3]) == [
+            True,
+            large,
+            large,
+            large,
+        ]
 
 
 async def test_whoever_gives_up_closes_the_connection(redis_url: str) -> None:
     """Else the late reply would be taken for that to the next command."""
-    async with wire_to(redis_url) as wire:
+    async with connected_to(redis_url) as connection:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await wire.execute([("BLPOP", "nothing", 0)])
-        assert wire.lost
+                await connection.execute([("BLPOP", "nothing", 0)])
+        assert connection.lost
         with pytest.raises(redis.ConnectionError):
-            await wire.execute([("PING",)])
+            await connection.execute([("PING",)])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +103,7 @@ async def test_whoever_gives_up_closes_the_connection(redis_url: str) -> None:
 )
 async def test_what_is_no_reply_loses_the_connection(answers: list[bytes]) -> None:
     """It ends, before a reply or in it; Redis is not ready; what comes is not its protocol, or is too much."""
-    async with answering(answers) as url, wire_to(url) as wire:
+    async with answering(answers) as url, connected_to(url) as connection:
         with pytest.raises(redis.ConnectionError):
-            await wire.execute([("PING",)])
-        assert wire.lost
+            await connection.execute([("PING",)])
+        assert connection.lost
