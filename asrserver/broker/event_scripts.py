@@ -1,7 +1,7 @@
-"""The Lua scripts by which the worker that owns a session publishes its events and covers its audio.
+"""The Lua scripts by which the worker that owns a session appends and publishes its events and writes checkpoints.
 
-Redis refuses those of an earlier owner. Each script may be sent again after a lost reply, and then changes nothing;
-above each stand its KEYS, its ARGV and its reply.
+Redis refuses those of an earlier owner. Each script may be sent again after a lost reply, and then changes nothing.
+Above each script are its KEYS, its ARGV and its reply.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ return epoch
 # empty. The fields and the texts of the segments are what a next owner needs. Texts are kept and seconds charged only
 # where the event is new, not where it is sent again after a lost reply. The gateway is read here, so that the event of
 # a session that moved is published to its new gateway.
-EMIT = """
+APPEND_EVENT = """
 local added = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', ARGV[1], 'seq', ARGV[2], 'data', ARGV[3])
 if not added then return 0 end
 if type(added) == 'table' and added.err then
@@ -52,7 +52,7 @@ return 1
 # KEYS events session audio quota · ARGV epoch minid total counted field value … → 1, or 0 if another worker owns the
 # session. For audio without a result: otherwise minutes of silence would stay in Redis, and cost their API key nothing
 # until the end. A `total` of 0 is not charged. The hash keeps what was charged without an event that says so.
-COVER = """
+CHECKPOINT = """
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
 if #last == 0 or string.match(last[1][1], '(%d+)-') ~= ARGV[1] then return 0 end
 local charge = tonumber(ARGV[3]) - math.max(tonumber(ARGV[4]), tonumber(redis.call('HGET', KEYS[2], 'charged') or 0))

@@ -1,7 +1,7 @@
 """What API keys use at once and in a minute, counted in Redis for all gateways together.
 
 Connections and sessions that a dead gateway held expire by themselves. Minutes are those of the writer's clock. The
-seconds of audio are charged by workers, in event_scripts.EMIT and event_scripts.COVER.
+seconds of audio are charged by workers, in event_scripts.APPEND_EVENT and event_scripts.CHECKPOINT.
 """
 
 from __future__ import annotations

@@ -146,6 +146,18 @@ class WorkerBroker(BrokerConnection):
             pairs = [(stream.decode(), entries) for stream, entries in reply or ()]
         return [found for stream, entries in pairs for found in replies.tasks(stream, entries)]
 
+    async def _block(self, *command: Any) -> Any:
+        """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
+        try:
+            return await self._blocking.execute_command(*command)
+        except (*CONNECTION_ERRORS, redis.ResponseError) as exc:
+            if isinstance(exc, redis.ResponseError) and not is_replica(exc):
+                raise
+            await self._blocking.connection_pool.disconnect()
+            # What was claimed by a command whose reply was lost is found later, by its idle time.
+            await asyncio.sleep(RECONNECT_PAUSE)
+            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
+
     async def _abandoned(self, idle: int, count: int) -> list[tuple[str, Any]]:
         """Take sessions whose model nobody offers any more: (stream, entries)."""
         since = self.clock.now() - ABANDONED_AFTER
@@ -247,18 +259,6 @@ class WorkerBroker(BrokerConnection):
             reply = await self.pipeline.submit("EVAL", task_scripts.IN_LINE, 1, stream, GROUP, *ids)
             found.update(Task(stream, entry.decode()) for entry in reply)
         return found
-
-    async def _block(self, *command: Any) -> Any:
-        """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
-        try:
-            return await self._blocking.execute_command(*command)
-        except (*CONNECTION_ERRORS, redis.ResponseError) as exc:
-            if isinstance(exc, redis.ResponseError) and not is_replica(exc):
-                raise
-            await self._blocking.connection_pool.disconnect()
-            # What was claimed by a command whose reply was lost is found later, by its idle time.
-            await asyncio.sleep(RECONNECT_PAUSE)
-            raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
 
     # -- audio -------------------------------------------------------------------------------------------------------
 
@@ -370,8 +370,8 @@ class WorkerBroker(BrokerConnection):
             *flattened(fields or {}),
         )
         try:
-            emitted = self.pipeline.submit("EVAL", event_scripts.EMIT, 7, *keys, *arguments, size=len(encoded))
-            accepted = bool(await emitted)
+            appended = self.pipeline.submit("EVAL", event_scripts.APPEND_EVENT, 7, *keys, *arguments, size=len(encoded))
+            accepted = bool(await appended)
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.charged += charge
@@ -398,7 +398,7 @@ class WorkerBroker(BrokerConnection):
         seconds = (f"{total:.3f}", f"{claim.charged:.3f}") if owner else (0, 0)
         arguments = (claim.epoch, next_id(after), *seconds, *flattened(fields))
         try:
-            accepted = bool(await self.pipeline.submit("EVAL", event_scripts.COVER, 4, *keys, *arguments))
+            accepted = bool(await self.pipeline.submit("EVAL", event_scripts.CHECKPOINT, 4, *keys, *arguments))
         except redis.ResponseError as exc:
             raise Unavailable("broker_error", str(exc)) from exc
         claim.charged = max(claim.charged, total)
