@@ -179,7 +179,7 @@ class Session:
         fields: Mapping[str, str],
         events: Sequence[Result],
         last_seq: int,
-        send: Send,
+        send: Send | None,
     ) -> Session:
         """Rebuild the session from what Redis has of it, for a client that has its results up to `last_seq`.
 
@@ -190,14 +190,14 @@ class Session:
             events: Its durable events, oldest first; of very many, the oldest are gone. The client gets no more of what
                 is `missed` than the final text.
             last_seq: The last event that the client has; 0: none.
-            send: Where its events go.
+            send: Where its events go; None: its client has not come back.
 
         Raises:
             BadRequest: `last_seq` is past the last of the events.
         """
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
-        session.move = int(fields["moves"])
+        session.move = int(fields.get("moves", 0))
         session.flushes = session.flushed = int(fields.get("flushes", 0))
         session.state = "finishing" if "end" in fields else "recording"
         if "last" in fields:
