@@ -206,7 +206,6 @@ class ShardedGatewayBroker(GatewayBroker):
     async def close_session(self, sid: str, ttl: float) -> None:
         home = self._homes.get(sid)
         await self._shards.ask(lambda shard: shard.broker.close_session(sid, ttl), None if home is None else [home])
-        self._homes.forget(sid)
 
     async def unstored(self, sids: Collection[str] = ()) -> list[str]:
         """Those in the shards that can be reached."""

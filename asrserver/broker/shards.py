@@ -172,10 +172,6 @@ class Homes:
         while len(self._homes) > MAX_REMEMBERED + len(sids):
             del self._homes[next(iter(self._homes))]
 
-    def forget(self, sid: str) -> None:
-        """Forget a session that is over."""
-        self._homes.pop(sid, None)
-
     async def locate(self, sids: Iterable[str]) -> set[str]:
         """Find the shards of sessions that are not known; return those that no shard has."""
         unknown = [sid for sid in sids if sid not in self._homes]

@@ -298,6 +298,22 @@ async def test_a_dead_gateways_sessions_are_found_in_every_shard(
     assert await h.open_sessions(sids) == set()
 
 
+async def test_what_was_stored_before_its_client_had_it_is_still_found(
+    g: ShardedGatewayBroker, shards: ShardServers, workers: list[WorkerBroker]
+) -> None:
+    """The news of a final event are lost, as while a Redis is started again: it is stored, and read after that."""
+    sids = await begun(g)
+    for worker in workers:
+        await worker.open()
+        for task, sid in await worker.claim(None, 20, 0):
+            claim = await worker.acquire(task, sid)
+            assert claim is not None
+            assert await worker.append_event(claim, event(claim, 1, 1, "final"), "0-1")
+    for sid in sids:
+        await g.close_session(sid, 60)
+        assert [found.seq for found in await g.read_events(sid)] == [1]
+
+
 async def test_deadlines_are_by_the_clock_of_each_shard(g: ShardedGatewayBroker, shards: ShardServers) -> None:
     [sid] = await begun(g, 1)
     home = g.members[shards.of(sid)[0]]
