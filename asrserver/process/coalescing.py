@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 #: Seconds over which the rate of items is measured.
 RATE_WINDOW_SECONDS = 0.5
 
@@ -16,23 +18,27 @@ class LingerPolicy:
         free: Items per second up to which the delay is 0.
         each: Seconds by which the delay grows for every further item per second.
         longest: The maximum of the delay, in seconds.
+        most: Items per second of one source that count: others do not wait longer because of one that floods.
 
     Attributes:
         delay: Seconds to wait now.
     """
 
-    __slots__ = ("_count", "_each", "_free", "_longest", "_since", "delay")
+    __slots__ = ("_counts", "_each", "_free", "_longest", "_most", "_since", "delay")
 
-    def __init__(self, free: float, each: float, longest: float) -> None:
-        self._free, self._each, self._longest = free, each, longest
-        self._count = 0  # items since _since
+    def __init__(self, free: float, each: float, longest: float, most: float = math.inf) -> None:
+        self._free, self._each, self._longest, self._most = free, each, longest, most
+        self._counts: dict[str, int] = {}  # items since _since, by their source
         self._since = 0.0
         self.delay = 0.0
 
-    def record(self, now: float, count: int = 1) -> None:
-        """Count `count` items that came at the time `now` (time.monotonic())."""
-        self._count += count
+    def record(self, now: float, count: int = 1, source: str = "") -> None:
+        """Count `count` items of a source that came at the time `now` (time.monotonic())."""
+        self._counts[source] = self._counts.get(source, 0) + count
         span = now - self._since
         if span >= RATE_WINDOW_SECONDS:
-            self.delay = min(self._longest, max(0.0, self._each * (self._count / span - self._free)))
-            self._count, self._since = 0, now
+            most = self._most * span
+            rate = sum(min(one, most) for one in self._counts.values()) / span
+            self.delay = min(self._longest, max(0.0, self._each * (rate - self._free)))
+            self._counts.clear()
+            self._since = now

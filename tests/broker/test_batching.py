@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from asrserver.broker import batching, keys
+from asrserver.broker.batching import FREE_RATE, SESSION_RATE, ChunkBatcher
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.process.coalescing import LingerPolicy
@@ -127,3 +128,28 @@ async def test_a_shared_entry_sent_again_is_there_once(
     assert sum(entry.chunks for entry in entries) == 1000
     assert sum(len(entry.data or b"") for entry in entries) == 900_000
     assert len(entries) < 100
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("sessions", [5, 2 * FREE_RATE // SESSION_RATE])
+async def test_chunks_wait_for_others_because_of_many_sessions_not_of_a_few_that_flood(
+    monkeypatch: pytest.MonkeyPatch, sessions: int
+) -> None:
+    """Five that send as many as sixty do: another's chunk goes at once."""
+    now, sent = [1000.0], list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    batcher = ChunkBatcher(lambda sid, _batch: sent.append(sid))
+
+    def add(sid: str, index: int, joins: bool) -> None:
+        batcher.add(sid, index, index - 1 if index else None, [b"x"], joins, lambda _error: None)
+
+    add("other", 0, joins=True)
+    each = 2 * FREE_RATE // sessions
+    for index in range(2 * each):  # two seconds
+        now[0] += 1 / each
+        for number in range(sessions):
+            add(f"s{number}", index, joins=False)
+    sent.clear()
+    add("other", 1, joins=True)
+    assert sent == (["other"] if sessions == 5 else [])
+    batcher.flush_all()
