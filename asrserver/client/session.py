@@ -197,7 +197,7 @@ class ClientSession:
             self.model = event.get("model", self.model)
             self._binary = event.get("channel") == self._channel  # older servers know no channels
             self._flushes_written = event.get("flushes", 0)
-            self._established(event.get("next_chunk_index", 0))
+            self._established(event.get("next_chunk_index", 0), event.get("state", "recording") == "recording")
         elif kind == "ack":  # in order: of a chunk before it that is not acknowledged, an error did not say the index
             self._acknowledged_below(event["chunk_index"] + 1)
         elif kind == "error" and "seq" not in event:
@@ -244,13 +244,13 @@ class ClientSession:
             message = {"action": "start", **self._options, "resume": True, **link}
         await connection.write(message)
 
-    def _established(self, next_index: int) -> None:
-        """The server accepted the session on this connection, and expects chunk `next_index`."""
+    def _established(self, next_index: int, takes_audio: bool) -> None:
+        """The server accepted the session on this connection, and expects chunk `next_index`; or it has its end."""
         self.opening, self._retrying_since = False, None
         if not self.opened.done():
             self.opened.set_result(None)
         self._acknowledged_below(next_index)
-        if self._client.connection is not None:
+        if takes_audio and self._client.connection is not None:
             self._replace_work(self._pump, self._client.connection, next_index)
 
     async def _pump(self, connection: ClientConnection, index: int) -> None:

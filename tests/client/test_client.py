@@ -154,6 +154,23 @@ async def test_many_sessions_on_a_connection_that_is_cut(gateways: Gateways, wor
             assert (final["text"], final["status"]) == ("0" if session is sessions[0] else "1", "done")
 
 
+async def test_a_connection_that_is_lost_behind_the_end(gateways: Gateways, worker: FakeWorker) -> None:
+    """The server has the end, and is not told of it again: it would refuse that."""
+    async with await Client.connect([server.url for server in gateways]) as client:
+        session = await client.start("s")
+        await session.send(b"one")
+        await session.end()
+        await worker.take("s")
+        assert await worker.ended("s") == "done"
+        cut(client)
+        await until(lambda: not client.connection)
+        await until(lambda: client.connection and not session.opening)
+        await client.start("other")  # whatever was answered to the first session was answered by then
+        await worker.chunk("s", 0)
+        await worker.final("s")
+        assert [event["type"] async for event in session.events()] == ["chunk_result", "final_result"]
+
+
 async def test_a_start_whose_answer_is_lost(
     gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
