@@ -112,6 +112,14 @@ def amr_fragments() -> bytes:
     return amr(0, 1) + moof(box(b"trun", struct.pack(">II", 0, 1_000_000)) * 100) + box(b"mdat", bytes(1000))
 
 
+def track_number() -> bytes:
+    """A track whose number is negative with FFmpeg, which then counts for a second at each fragment of the other."""
+    head = amr(0, 2).replace(
+        b"tkhd" + struct.pack(">4I", 1, 0, 0, 2), b"tkhd" + struct.pack(">4I", 1, 0, 0, 0x90000000)
+    )
+    return head + moof(box(b"trun", struct.pack(">II", 0, 1))) * 20 + box(b"mdat", bytes(1000))
+
+
 def claiming(edits: list[bytes], size: int, offset: int = 0) -> bytes:
     """The beginning of an MP4 file with tracks that claim half a million samples of a size each.
 
@@ -287,6 +295,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "amr_samples": (amr_samples, "mp4"),
     "amr_tracks": (amr_tracks, "mp4"),
     "amr_fragments": (amr_fragments, "mp4"),
+    "track_number": (track_number, "mp4"),
     "joined_indexes": (joined_indexes, "mp4"),
     "joined_tracks": (joined_tracks, "mp4"),
     "small_samples": (small_samples, "mp4"),
