@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -113,16 +113,16 @@ class Intake:
         try:
             self._admit(session, index, data)
         except Refused:
-            is_first = not missing
+            is_first = not missing.is_certain
             session.refuse(index)
             missing.refuse(sent, data)
             if is_first:
-                self._sessions.save_missing(session)
+                self._sessions.save_missing([session])
             raise
         if missing.is_awaited:
             missing.accept(sent, index, data)
             if missing.lost or not missing:
-                self._sessions.save_missing(session)
+                self._sessions.save_missing([session])
         self._append(session, index, [data])
         return self._accepted(session)
 
@@ -150,6 +150,19 @@ class Intake:
             return None
         self._append(session, session.next_index, pieces)
         return self._accepted(session)
+
+    def refuse_unread(self, sessions: Collection[Session], index: int | None = None, certain: bool = False) -> None:
+        """Note that a message was refused unread, which may have been the next chunk of one of these sessions.
+
+        Args:
+            sessions: The sessions.
+            index: The chunk's index, as far as it could be read.
+            certain: Whether there is no doubt that it was a chunk of theirs, as far as can be known.
+        """
+        known = {session for session in sessions if (session.missing.is_certain if certain else session.missing)}
+        for session in sessions:
+            session.refuse_unread(index, certain)
+        self._sessions.save_missing([session for session in sessions if session.missing and session not in known])
 
     def _accepted(self, session: Session) -> Accepted:
         wait = self._room.for_audio(session)

@@ -1,7 +1,10 @@
 """What a session's client has sent, was refused, and did not send again: without it the session is not done.
 
-A chunk that comes again is known by its index; one without an index by a checksum: it comes again as it is. What is
-refused is in the order of the chunks, so that it is lost for good when a later one is accepted.
+A chunk that is sent again is recognised by its index, or where the client does not count, by a checksum. Chunks come in
+order: one that was refused is lost for good when a later one is accepted.
+
+A message that is refused unread may have been a chunk, or of another session. That is a doubt: it becomes a certainty
+when the client passes over the index that the chunk would have had.
 """
 
 from __future__ import annotations
@@ -17,17 +20,17 @@ CHECKED_BYTES = 1 << 16
 #: Stands for all chunks where audio is lost for good.
 LOST = "lost"
 
-#: Python makes more than one empty frozenset.
+#: The one empty set of all sessions: Python makes more than one empty frozenset.
 _NONE: frozenset[int] = frozenset()
 
-#: What follows an index of which it is not known whether it was refused, in the text.
+#: Follows a doubtful index in the text.
 _DOUBT = "?"
 
 
 class MissingAudio:
-    """What is missing of one session's audio. It is true if anything is.
+    """What is missing of one session's audio, for certain or perhaps. It is true if there is anything.
 
-    As a text it is a field of the session's hash in Redis.
+    As a text it is a field of the session's hash in Redis, so that any gateway knows it where the session is resumed.
 
     Attributes:
         lost: Whether audio is missing for good, because later audio was accepted.
@@ -42,7 +45,7 @@ class MissingAudio:
         self._doubtful = _NONE  # indexes that an unread message may have had
 
     def __bool__(self) -> bool:
-        return self.lost or bool(self._refused)
+        return self.lost or self.is_awaited
 
     def __str__(self) -> str:
         if self.lost:
@@ -62,6 +65,11 @@ class MissingAudio:
         doubtful = (int(word[:-1]) for word in words if word.endswith(_DOUBT))
         self._refused = frozenset(key for key in refused if key < 0 or last is None or key > last) or _NONE
         self._doubtful = frozenset(key for key in doubtful if last is None or key > last) or _NONE
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether audio is missing for certain."""
+        return self.lost or bool(self._refused)
 
     @property
     def is_awaited(self) -> bool:

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import chain
 
@@ -227,7 +227,6 @@ class Sessions(Mapping[str, Session]):
             if session.state != "over":
                 before.state = "over"  # messages of its connection that still wait are not for it
             before.end_trace("resumed")
-        if before is not None:
             session.rate_meter = before.rate_meter
             if before.move + 1 == session.move:  # it was nowhere else meanwhile: it knows more than Redis
                 session.missing.restore(str(before.missing), session.last)
@@ -289,11 +288,12 @@ class Sessions(Mapping[str, Session]):
         session.require_recording()
         session.acknowledge()
         session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
-        self.end(session, "interrupted" if session.missing else "done", last=session.last)
+        self.end(session, "interrupted" if session.missing.is_certain else "done", last=session.last)
 
-    def save_missing(self, session: Session) -> None:
-        """Have Redis know what is missing of a session before the next `repair`: it may be resumed elsewhere."""
-        self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
+    def save_missing(self, sessions: Collection[Session]) -> None:
+        """Have Redis know what is missing of sessions before the next `repair`: they may be resumed elsewhere."""
+        if sessions:
+            self._tasks.spawn(self._refresh({session.id: session for session in sessions}), "save-missing")
 
     def abandon(self, session: Session) -> None:
         """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""
@@ -490,7 +490,7 @@ class Sessions(Mapping[str, Session]):
 
 
 def _missing(sessions: Mapping[str, Session]) -> dict[str, str]:
-    """What is missing of those of the sessions of which something is, as Redis has it."""
+    """The field `missing` of those of the sessions that have it."""
     return {sid: str(session.missing) for sid, session in sessions.items() if session.missing}
 
 

@@ -364,7 +364,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         """
         try:
             if too_large:
-                self.sessions.record_unread()
+                self.gateway.intake.refuse_unread(self.sessions.values(), certain=len(self.sessions) == 1)
                 limit = self.gateway.settings.max_message
                 if too_large <= limit:
                     raise Unavailable("overloaded", "too many large messages are coming in: send it again later", 2.0)
@@ -384,7 +384,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             where: Details of a Refusal that the error may lack: `session_id` for example.
         """
         if error.code in GARBLED:
-            self.sessions.record_garbled(error)
+            self.gateway.intake.refuse_unread(self.sessions.meant_by(error), error.details.get("chunk_index"))
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
         self._throttle.record_refusal()
         self.tell(Refusal.of(error, **where))

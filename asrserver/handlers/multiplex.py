@@ -127,17 +127,11 @@ class ConnectionSessions(dict[str, Session]):
             return None
         return session, [frame[HEADER.size :] for frame in frames], index
 
-    def record_garbled(self, error: AsrError) -> None:
-        """Tell the session whose next chunk a message may have been that cannot be understood."""
+    def meant_by(self, error: AsrError) -> list[Session]:
+        """The session that a message was for which could not be understood, as far as its error says; at most one."""
         sid = error.details.get("session_id")
         session = self.get(sid) if sid else self.current
-        if session is not None:
-            session.refuse_unread(error.details.get("chunk_index"))
-
-    def record_unread(self) -> None:
-        """Tell the sessions, each of whose next chunk may have been a large message that was refused unread."""
-        for session in self.values():
-            session.refuse_unread(certain=len(self) == 1)
+        return [] if session is None else [session]
 
     @property
     def resumable(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -70,8 +70,8 @@ class FakeSessions:
         self.ended.append((session, status))
         session.state = "finishing"
 
-    def save_missing(self, session: Session) -> None:
-        self.saved.append(str(session.missing))
+    def save_missing(self, sessions: Collection[Session]) -> None:
+        self.saved += [str(session.missing) for session in sessions]
 
     def give_up(self, session: Session, index: int, error: Exception) -> None:
         self.failed.append((session, index, error))

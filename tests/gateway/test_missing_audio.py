@@ -10,7 +10,7 @@ import redis
 from asrserver.broker.keys import session_key
 from asrserver.errors import Refused
 from asrserver.gateway.gateway import Gateway
-from asrserver.gateway.held_bytes import LARGE_BYTES
+from asrserver.gateway.held_bytes import LARGE_BYTES, HeldBytes
 from asrserver.gateway.intake import Intake
 from asrserver.gateway.missing_audio import MAX_REFUSED, MissingAudio
 from asrserver.gateway.session import MAX_FLUSHES, Session
@@ -139,6 +139,17 @@ def no_start(_owner: str) -> None:
     raise Refused(503, "overloaded", "too much waits", retry_after=0.1)
 
 
+def refuse_one_large_message(held: HeldBytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no room, once, for a message that is not whole yet: it is refused unread."""
+    full = iter((True,))
+
+    def grew(owner: str, before: int, now: int) -> bool:
+        held.add(owner, now - before)
+        return now > LARGE_BYTES and next(full, False)
+
+    monkeypatch.setattr(held, "grew", grew)
+
+
 @pytest.mark.parametrize(
     ("sids", "again", "statuses"),
     [
@@ -159,17 +170,11 @@ async def test_a_message_that_was_refused_unread(
     statuses: list[str],
 ) -> None:
     """It may have been a chunk of any session; which one it was shows when that passes its index over."""
-    held, full = gateway.held, iter((True,))
-
-    def grew(owner: str, before: int, now: int) -> bool:
-        held.add(owner, now - before)
-        return now > LARGE_BYTES and next(full, False)
-
     async with await WsClient.open(url) as ws:
         for sid in sids:
             await ws.start(sid)
             await ws.chunk(sid, 0, A)
-        monkeypatch.setattr(held, "grew", grew)
+        refuse_one_large_message(gateway.held, monkeypatch)
         error = await refuse(ws, chunk("s", 1, LARGE))
         assert (error["code"], "session_id" in error) == ("overloaded", False)
         if again is not None:
@@ -180,6 +185,28 @@ async def test_a_message_that_was_refused_unread(
             await ws.send(finish(sid))
         await worker.take(*sids)
         assert [await worker.ended(sid) for sid in sids] == statuses
+
+
+async def test_a_doubt_is_known_wherever_the_session_is_resumed(
+    gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Resumed while its connection is still open, by a client that no longer has the chunk, and so sends it empty."""
+    async with await WsClient.open(gateways[0].url) as ws, await WsClient.open(gateways[1].url) as other:
+        for sid in ("s", "t"):
+            await ws.start(sid)
+            await ws.chunk(sid, 0, A)
+        refuse_one_large_message(gateways[0].gateway.held, monkeypatch)
+        assert (await refuse(ws, chunk("s", 1, LARGE)))["code"] == "overloaded"
+        with redis.Redis.from_url(redis_url) as client:
+            await until(lambda: client.hget(session_key("s"), "missing") == b"1?")
+        await other.send({"action": "resume", "session_id": "s"})
+        await other.find("s", "ack")
+        assert (await refuse(other, chunk("s", 1, b"")))["code"] == "empty_chunk"
+        await other.chunk("s", 2, B)
+        await other.send(finish("s"))
+        await ws.send(finish("t"))
+        await worker.take("s", "t")
+        assert (await worker.ended("s"), await worker.ended("t")) == ("interrupted", "done")
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
@@ -288,7 +315,7 @@ def test_what_redis_has_of_doubts() -> None:
     missing.doubt(4)
     missing.doubt(5)
     other.restore(str(missing), 4)
-    assert not other
+    assert (bool(other), other.is_certain) == (True, False)
     other.accept(6, 6, A)
     assert other.lost
 
