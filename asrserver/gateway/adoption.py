@@ -59,8 +59,7 @@ class Adoption:
                 self._write_behind.mark_dirty(sid)
             elif sid not in self._sessions:
                 options = codec.decode_options(fields["options"])
-                # Of a long one Redis has the last events only: it goes on from them.
-                session = Session.resumed(sid, options, fields, events, 0, None)
+                session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
                 session.trace = gateway_traces.resume_session(sid, fields)
                 self._sessions.add_ended(session)
                 log.info("session=%s adopted from gateway %s", sid, holder)

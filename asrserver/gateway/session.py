@@ -74,7 +74,7 @@ class Session:
         results: Results that were delivered here.
         last_event: The id of the last durable event that was taken.
         sent: `seq` of the last event that its client was sent.
-        missed: Events that its client asked for and Redis has no more.
+        missed: Events that its client has not got and Redis has no more.
         trace: Its spans; None while it has none.
     """
 
@@ -179,7 +179,7 @@ class Session:
         fields: Mapping[str, str],
         events: Sequence[Result],
         last_seq: int,
-        send: Send | None,
+        send: Send,
     ) -> Session:
         """Rebuild the session from what Redis has of it, for a client that has its results up to `last_seq`.
 
@@ -190,14 +190,14 @@ class Session:
             events: Its durable events, oldest first; of very many, the oldest are gone. The client gets no more of what
                 is `missed` than the final text.
             last_seq: The last event that the client has; 0: none.
-            send: Where its events go; None: its client has not come back.
+            send: Where its events go.
 
         Raises:
             BadRequest: `last_seq` is past the last of the events.
         """
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
-        session.move = int(fields.get("moves", 0))
+        session.move = int(fields["moves"])
         session.flushes = session.flushed = int(fields.get("flushes", 0))
         session.state = "finishing" if "end" in fields else "recording"
         if "last" in fields:
@@ -251,7 +251,8 @@ class Session:
     def summary(self) -> str:
         """What it was here, for the log."""
         seconds = time.monotonic() - self.opened
-        return f"chunks={self.chunk_count} bytes={self.bytes_in} results={self.results} seconds={seconds:.1f}"
+        missed = f" missed={self.missed}" if self.missed else ""
+        return f"chunks={self.chunk_count} bytes={self.bytes_in} results={self.results} seconds={seconds:.1f}{missed}"
 
     def end_trace(self, how: str) -> None:
         """End its span, if it has one; `how` it left this gateway."""
@@ -451,6 +452,13 @@ class Session:
         self.heard = time.monotonic()
         self._release(event)
         return True
+
+    def deliver_read(self, event: Result) -> bool:
+        """Deliver an event that was read from Redis behind the last one: what is missing between, it has no more."""
+        lost = max(0, event.seq - 1 - self._seq)
+        self._seq += lost
+        self.missed += lost
+        return self.deliver(event)
 
     def deliver_passing(self, event: Partial | SpeechStarted) -> bool:
         """Deliver an event that is not kept; return False if the durable event that it follows is still missing."""

@@ -255,7 +255,7 @@ class Sessions(Mapping[str, Session]):
             while events and reached != session.last_event:
                 reached = session.last_event
                 for event in events:
-                    if session.deliver(event):
+                    if session.deliver_read(event):
                         self._delivered(session, event)
                     await read()
                 events = await self._broker.read_events(session.id, session.last_event)
@@ -358,7 +358,7 @@ class Sessions(Mapping[str, Session]):
     async def _read_missed(self, session: Session) -> None:
         events = [] if session.replaying else await self._broker.read_events(session.id, session.last_event)
         for event in events:
-            if session.state != "over" and session.deliver(event):
+            if session.state != "over" and session.deliver_read(event):
                 self._delivered(session, event)
 
     async def _keep_recording(self, sid: str, chunks: int) -> None:

@@ -7,10 +7,10 @@ import pytest
 import redis
 
 from tests.fakes import FakeWorker
-from tests.gateway.resuming import AUDIO
+from tests.gateway.resuming import AUDIO, drop, resume
 from tests.gateways import Gateways
 from tests.waiting import until
-from tests.ws_client import WsClient
+from tests.ws_client import WsClient, finish
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -42,3 +42,29 @@ async def test_a_session_that_redis_lost_is_given_up_with_what_is_stored(
         found = await gateway.storage.session("lost") or {}
         assert (found["status"], found["error_code"], len(found["chunks"])) == ("error", "session_gone", 1)
         assert (await gateway.storage.session("waits") or {})["status"] == "recording"
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+async def test_an_event_that_redis_lost_ends_no_session(gateways: Gateways, worker: FakeWorker, resumes: bool) -> None:
+    """A replica without the last writes took over, and their gateway had not heard of them: the session goes on."""
+    gateway = gateways[0].gateway
+    async with await WsClient.open(gateways[0].url) as ws, await WsClient.open(gateways[1].url) as other:
+        await ws.start("s")
+        await worker.take("s")
+        for index in range(3):
+            await ws.chunk("s", index, AUDIO)
+        await worker.chunk("s", 0)
+        await ws.find("s", "chunk_result", 0)
+        worker.event("s", "chunk", chunk_index=1)  # which nobody has any more
+        await worker.chunk("s", 2)
+        if resumes:
+            await drop(ws)
+            await other.send(resume("s", last_seq=1))
+        listener = other if resumes else ws
+        assert (await listener.find("s", "chunk_result", 2))["seq"] == 3
+        await listener.send(finish())
+        await worker.final("s", "all", 3)
+        assert (await listener.find("s", "final_result"))["text"] == "all"
+        await until(lambda: not any(server.gateway.sessions for server in gateways))
+    await until(lambda: all(server.gateway.write_behind.is_flushed() for server in gateways))
+    assert (await gateway.storage.session("s") or {})["status"] == "done"
