@@ -27,6 +27,7 @@ from asrserver.errors import BadRequest
 from asrserver.protocol.events import (
     ErrorEvent,
     Final,
+    Flushed,
     Partial,
     Refusal,
     Segment,
@@ -187,6 +188,8 @@ class AssemblyAiTurns:
         match event:
             case SpeechStarted():
                 yield _encode({"type": "SpeechStarted", "timestamp": _milli(event.start)})
+            case Partial(text="") | Flushed():
+                yield from self._over()
             case Partial():
                 yield from self._grown(event)
             case SegmentResult():
@@ -197,6 +200,7 @@ class AssemblyAiTurns:
             case ErrorEvent() | Refusal():
                 yield _encode({"type": "Error", "error_code": _code(event.code), "error": event.message})
             case Final():
+                yield from self._over()
                 lasted = round(time.monotonic() - self._began)
                 end = {"audio_duration_seconds": round(event.total), "session_duration_seconds": lasted}
                 yield _encode({"type": "Termination", **end})
@@ -217,12 +221,20 @@ class AssemblyAiTurns:
         yield self._turn([(event.stable, event.language)], heard)
 
     def _ended(self, segment: Segment, cut: bool) -> Iterator[bytes]:
-        self._told = []
         if cut:
+            self._told = []
             self._before.append(segment)
             yield self._turn([], [])
             return
-        text, heard = [(segment.text, segment.language)], _words(segment)
+        yield from self._end([(segment.text, segment.language)], _words(segment))
+
+    def _over(self) -> Iterator[bytes]:
+        """Nothing more was said in the turn, of which the last segment was cut."""
+        if self._before:
+            yield from self._end([], [])
+
+    def _end(self, text: list[tuple[str, str]], heard: Sequence[Word]) -> Iterator[bytes]:
+        self._told = []
         yield self._turn(text, heard, is_end=True)
         if self._is_formatted:
             yield self._turn(text, heard, is_end=True, is_formatted=True)

@@ -169,6 +169,16 @@ def test_a_turn_of_several_segments() -> None:
     assert [word["text"] for word in messages[2]["words"]] == ["one", "two"]
 
 
+@pytest.mark.parametrize("last", [growing("", ""), durable("flushed", 2, number=1), durable("final", 2)])
+def test_a_turn_that_was_cut_and_went_on_without_words(last: SessionEvent) -> None:
+    """Its text is told as that of a turn that is over: clients wait for that."""
+    made = turns(format_turns="true")
+    assert seen(told(made, ended("one two", cut=True))) == [(0, "one two", False, False)]
+    found = [message for message in told(made, last) if message["type"] == "Turn"]
+    assert seen(found) == [(0, "one two", True, False), (0, "one two", True, True)]
+    assert seen(told(made, ended("three")))[0] == (1, "three", True, False)
+
+
 def test_turns_only_at_their_ends() -> None:
     messages = told(turns(include_partial_turns="false"), growing("one", "one"), ended("one"))
     assert seen(messages) == [(0, "one", True, False)]
