@@ -17,6 +17,7 @@ from itertools import chain
 
 from asrserver.auth.access import Access
 from asrserver.broker.gateway_side import ChunksMissing, GatewayBroker
+from asrserver.broker.pipeline import RETRY_SECONDS
 from asrserver.config import Settings
 from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.admission import Admission
@@ -36,10 +37,6 @@ from asrserver.telemetry import gateway_traces, metrics
 
 log = logging.getLogger("asrserver.sessions")
 
-#: Seconds after which another gateway may end a session whose gateway is silent; or the time that a client has to
-#: resume, if that is longer.
-GRACE_SECONDS = 30.0
-
 #: Seconds between searches for missed events: Pub/Sub is the fast path and may lose some.
 REPAIR_EVERY = 2.0
 
@@ -57,7 +54,8 @@ class Sessions(Mapping[str, Session]):
         backlog: Their audio that has no result yet.
         shedder: Decides what is refused while too much audio waits in the whole system.
         keeping: Recordings that are being assembled.
-        grace: Seconds from now to the deadline after which another gateway may adopt a session with a client.
+        grace: Seconds from now to the deadline after which another gateway may adopt a session with a client. A gateway
+            that cannot reach Redis tells its clients after RETRY_SECONDS; then they have time to resume elsewhere.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class Sessions(Mapping[str, Session]):
         self.backlog = Backlog()
         self.shedder = LoadShedder(settings, access, self.backlog)
         self.keeping = 0
-        self.grace = max(GRACE_SECONDS, settings.resume_timeout)
+        self.grace = RETRY_SECONDS + settings.resume_timeout
         self._settings = settings
         self._broker = broker
         self._now = broker.clock.now

@@ -11,6 +11,7 @@ import pytest
 import redis
 
 from asrserver.broker import keys
+from asrserver.broker.pipeline import RETRY_SECONDS
 from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
 from asrserver.protocol.events import Result
@@ -72,6 +73,28 @@ async def test_a_clock_that_goes_back_keeps_no_session_open(
     await drop(ws)
     assert await worker.ended("s") == "interrupted"
     assert len(tries) == 2
+
+
+async def test_a_gateway_that_waits_for_redis_keeps_its_sessions(
+    gateways: Gateways, worker: FakeWorker, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells its clients after RETRY_SECONDS, who then have as long to resume at a gateway that Redis answers to."""
+    waiting, other = (server.gateway for server in gateways)
+    clock = other.broker.clock
+    now = clock.now
+
+    async def ended_after(seconds: float) -> bool:
+        monkeypatch.setattr(clock, "now", lambda: now() + seconds)
+        for _ in range(2):
+            await other._sweep()
+        with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+            return bool(client.hexists(keys.session_key("s"), "end"))
+
+    async with await WsClient.open(gateways[0].url) as ws:
+        await ws.start("s")
+        await worker.take("s")
+        assert not await ended_after(RETRY_SECONDS + waiting.settings.resume_timeout - 5)
+        assert await ended_after(RETRY_SECONDS + waiting.settings.resume_timeout + 5)
 
 
 async def test_after_a_restart_of_everything_sessions_wait_for_their_clients(
