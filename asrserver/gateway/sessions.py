@@ -1,7 +1,7 @@
-"""The open sessions of one gateway: started, resumed, delivered to, and ended.
+"""The open sessions of one gateway: started, resumed, handed over, and ended.
 
-The Gateway decides whether a session may start, and the Intake takes its audio. The order of everything else that
-happens to a session is decided here.
+The Gateway decides whether a session may start, the Intake takes its audio, and the Delivery gives its client the
+results. Everything else that happens to an open session is decided here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import chain
 
@@ -24,12 +24,13 @@ from asrserver.gateway.admission import Admission
 from asrserver.gateway.archive import Recordings
 from asrserver.gateway.background_tasks import BackgroundTasks
 from asrserver.gateway.backlog import Backlog
+from asrserver.gateway.delivery import Delivery
 from asrserver.gateway.load_shedding import LoadShedder
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Send, Session
 from asrserver.process.aio import until
 from asrserver.protocol import codec
-from asrserver.protocol.events import ErrorEvent, Final, Moved, Partial, Progress, Published, Result, SpeechStarted
+from asrserver.protocol.events import Moved, Progress, Published, Result
 from asrserver.protocol.options import Resume, Start
 from asrserver.storage.errors import StorageError
 from asrserver.storage.storage import Storage
@@ -43,9 +44,6 @@ REPAIR_EVERY = 2.0
 #: Seconds that PostgreSQL may take to say whether an id is in use.
 KNOWN_TIMEOUT = 2.0
 
-#: Seconds that a recording waits for its session to be stored.
-STORED_TIMEOUT = 30.0
-
 
 class Sessions(Mapping[str, Session]):
     """The sessions that this gateway answers for, by id.
@@ -53,7 +51,7 @@ class Sessions(Mapping[str, Session]):
     Attributes:
         backlog: Their audio that has no result yet.
         shedder: Decides what is refused while too much audio waits in the whole system.
-        keeping: Recordings that are being assembled.
+        delivery: Gives events to their clients.
         grace: Seconds from now to the deadline after which another gateway may adopt a session with a client. A gateway
             that cannot reach Redis tells its clients after RETRY_SECONDS; then they have time to resume elsewhere.
     """
@@ -71,7 +69,6 @@ class Sessions(Mapping[str, Session]):
     ) -> None:
         self.backlog = Backlog()
         self.shedder = LoadShedder(settings, access, self.backlog)
-        self.keeping = 0
         self.grace = RETRY_SECONDS + settings.resume_timeout
         self._settings = settings
         self._broker = broker
@@ -83,7 +80,8 @@ class Sessions(Mapping[str, Session]):
         self._tasks = tasks
         self._open: dict[str, Session] = {}
         self._starting: dict[str, str] = {}  # id → owner of sessions that were admitted and are not open yet
-        self._audio = metrics.BufferedCounter(metrics.audio_seconds)
+        recorded = recordings if settings.save_audio else None
+        self.delivery = Delivery(broker, write_behind, recorded, self.backlog, tasks, self._over)
 
     def __getitem__(self, sid: str) -> Session:
         return self._open[sid]
@@ -99,7 +97,7 @@ class Sessions(Mapping[str, Session]):
         metrics.sessions.set(len(self._open))
         metrics.backlog.set(self.backlog.seconds)
         metrics.oldest_waiting.set(self.backlog.oldest)
-        self._audio.flush()
+        self.delivery.flush_metrics()
 
     # -- for clients -------------------------------------------------------------------------------------------------
 
@@ -191,7 +189,7 @@ class Sessions(Mapping[str, Session]):
             owner: Id of the API key that must own it; empty where there are no keys.
 
         Returns:
-            The session, and the events that its client has not got: `replay` delivers them, after the acknowledgement.
+            The session, and the events that its client has not got, for Delivery.replay after the acknowledgement.
 
         Raises:
             BadRequest: There is no such session, or its client claims to have more than there is.
@@ -234,35 +232,10 @@ class Sessions(Mapping[str, Session]):
             if events:
                 self.backlog.restore(sid, events[-1].cost, session.pcm_rate, session.live, owner)
         elif before is not None:  # its final event was not delivered here, and need not be any more
-            self._delivered(before, events[-1])
+            self.delivery.note_delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
         return session, [event for event in events if event.seq > last_seq]
-
-    async def replay(self, session: Session, events: list[Result], read: Callable[[], Awaitable[None]]) -> None:
-        """Deliver the events that the client has not got yet, no faster than it reads them.
-
-        Args:
-            session: The session, which was resumed.
-            events: Its events that the client has not got, as `resume` returned them.
-            read: Waits until the client has read what it was sent.
-        """
-        session.replaying = True
-        reached = None
-        try:
-            while events and reached != session.last_event:
-                reached = session.last_event
-                for event in events:
-                    if session.deliver_read(event):
-                        self._delivered(session, event)
-                    await read()
-                events = await self._broker.read_events(session.id, session.last_event)
-        except Unavailable as exc:
-            log.warning("session=%s its further events are replayed later: %s", session.id, exc)
-        finally:
-            session.replaying = False
-        if session.state != "over":  # events that were published since the last read were passed over
-            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
 
     def flush(self, session: Session) -> int:
         """Have all audio so far recognised without waiting for a pause; a Flushed event follows.
@@ -302,71 +275,25 @@ class Sessions(Mapping[str, Session]):
             self._broker.detach_session(session.id)
             self._tasks.spawn(self._refresh({session.id: session}), f"refresh {session.id}")
 
-    # -- results -----------------------------------------------------------------------------------------------------
+    # -- events ------------------------------------------------------------------------------------------------------
 
     def catch_up(self) -> None:
         """Read the events that were published while the subscription was lost."""
         for session in self._open.values():
-            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
+            self.delivery.read_soon(session)
 
     def on_event(self, event: Published) -> None:
         """Handle an event that a worker, or another gateway, published to this gateway."""
         session = self._open.get(event.session_id)
         if session is None:
             return  # another gateway holds it, or its final event was delivered
-        in_order = True
         if isinstance(event, Moved):
             if event.move > session.move:  # else it is from before the session came back
                 self._lost(session, "ended" if event.ended else "moved")
         elif isinstance(event, Progress):
             self.backlog.progressed(session.id, event.taken, event.cost)
-        elif session.replaying:
-            pass  # `replay` reads it, in its order
-        elif isinstance(event, Partial | SpeechStarted):
-            in_order = session.deliver_passing(event)
-        elif in_order := session.deliver(event):
-            self._delivered(session, event)
-        if not in_order:
-            self._tasks.spawn(self._read_missed(session), f"read-missed {session.id}")
-
-    def _delivered(self, session: Session, event: Result) -> None:
-        """Store and measure an event that was given to the client; the final one ends the session here."""
-        self._write_behind.mark_dirty(session.id, session.sent)
-        self._measure(session, event)
-        if event.trace is not None and session.trace is not None:
-            session.trace.delivered(event.trace.parent, event.trace.entry, event.time)
-        if isinstance(event, Final):
-            self._over(session, event.status)
-            if self._settings.save_audio:
-                self.keeping += 1  # now: a shutdown that looks before the task has begun must wait for it
-                self._tasks.spawn(self._keep_recording(session.id, event.chunk_count), f"keep-recording {session.id}")
-
-    def _measure(self, session: Session, event: Result) -> None:
-        waited = None
-        if event.chunk_index is not None:
-            waited = self.backlog.answered(session.id, event.chunk_index, event.cost)
-        if waited is not None:
-            metrics.answer_seconds.observe(waited)
-            metrics.publish_seconds.observe(max(0.0, time.time() - event.time))
-        if waited is not None or isinstance(event, Final):
-            self._audio.value += self.backlog.heard(session.id, event.cost)
-        if isinstance(event, ErrorEvent):
-            metrics.count_refusal(event.code)
-
-    async def _read_missed(self, session: Session) -> None:
-        events = [] if session.replaying else await self._broker.read_events(session.id, session.last_event)
-        for event in events:
-            if session.state != "over" and session.deliver_read(event):
-                self._delivered(session, event)
-
-    async def _keep_recording(self, sid: str, chunks: int) -> None:
-        try:
-            await self._write_behind.wait_flushed(sid, STORED_TIMEOUT)
-            await self._recordings.assemble(sid, chunks)
-        except (StorageError, Unavailable) as exc:
-            log.warning("session=%s its recording is assembled later: %s", sid, exc)
-        finally:
-            self.keeping -= 1
+        else:
+            self.delivery.on_published(session, event)
 
     # -- among gateways ----------------------------------------------------------------------------------------------
 
@@ -379,7 +306,7 @@ class Sessions(Mapping[str, Session]):
                 self.end(session, "interrupted")
         now = time.monotonic()
         owed = [s for s in self._open.values() if s.owed and now - s.heard >= REPAIR_EVERY]
-        await asyncio.gather(*(self._read_missed(session) for session in owed))
+        await asyncio.gather(*(self.delivery.read(session) for session in owed))
 
     def add_ended(self, session: Session) -> None:
         """Answer for a session of a dead gateway that was ended in Redis: its last results come here."""
@@ -399,7 +326,7 @@ class Sessions(Mapping[str, Session]):
         try:
             async with asyncio.timeout(timeout):
                 await self._broker.refresh(deadlines, missing)
-                await until(lambda: self._write_behind.is_flushed() and not self.keeping, timeout)
+                await until(lambda: self._write_behind.is_flushed() and not self.delivery.keeping, timeout)
         except (TimeoutError, Unavailable) as exc:
             log.warning("not all sessions are stored, another gateway will store them: %s", exc or "timeout")
         for session in left.values():

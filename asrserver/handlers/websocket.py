@@ -108,7 +108,7 @@ class NativeWebSocketHandler(WebSocketConnection):
             return
         if session is not None:
             self.sessions.attach(session, Link(None, 0.0))
-            await self.gateway.sessions.replay(session, missed, self.confirm_read)
+            await self.gateway.sessions.delivery.replay(session, missed, self.confirm_read)
         try:
             wait = self._go_on(action)
             if wait is not None:
@@ -175,7 +175,7 @@ class NativeWebSocketHandler(WebSocketConnection):
             return
         self.sessions.attach(session, action.link)
         self._acknowledge(session.resumption(), action.link, action.warnings)
-        await self.gateway.sessions.replay(session, missed, self.confirm_read)
+        await self.gateway.sessions.delivery.replay(session, missed, self.confirm_read)
         if self.ws_connection is None:
             self.gateway.abandon(session)
 

@@ -46,7 +46,7 @@ async def whole(gateway: Gateway, worker: FakeWorker, sid: str, chunks: list[byt
         offer(gateway, opened, data, index)
     gateway.finish(opened)
     await end(worker, sid, len(chunks))
-    await until(lambda: sid not in gateway.sessions and not gateway.sessions.keeping)
+    await until(lambda: sid not in gateway.sessions and not gateway.sessions.delivery.keeping)
 
 
 async def end(worker: FakeWorker, sid: str, count: int) -> None:

@@ -285,7 +285,7 @@ async def test_two_gateways_and_chunks_sent_twice_make_one_recording(
         offer(other, resumed, pieces[index], index)
     other.finish(resumed)
     await end(worker, "s", 5)
-    await until(lambda: "s" not in other.sessions and not other.sessions.keeping)
+    await until(lambda: "s" not in other.sessions and not other.sessions.delivery.keeping)
     path = await path_of(other, "s")
     assert path is not None
     assert pcm_of((tmp_path / path).read_bytes())[2] == b"".join(pieces)
@@ -362,7 +362,7 @@ async def test_a_session_deleted_while_it_is_open_leaves_no_recording(
     offer(gateway, opened, tone(1), 1)
     gateway.finish(opened)
     await end(worker, "s", 2)
-    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.delivery.keeping)
     assert files(tmp_path) == [".lock"]
     assert gateway.recordings._lost == set()
 
@@ -386,7 +386,7 @@ async def test_a_full_disk_costs_the_recording_and_nothing_else(
     offer(gateway, opened, tone(1), 1)
     gateway.finish(opened)
     await end(worker, "s", 2)
-    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.delivery.keeping)
     found = await gateway.storage.session("s")
     assert found is not None
     assert (found["status"], found["audio_path"]) == ("done", None)
@@ -427,7 +427,7 @@ async def test_a_slow_disk_costs_recordings_and_no_memory(
     gateway.finish(opened)
     await end(worker, "s", 20)
     stuck()
-    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.delivery.keeping)
     assert gateway.recordings.waiting_bytes == 0
     assert await path_of(gateway, "s") is None
     assert await gateway.recordings.open("s") is None

@@ -301,7 +301,7 @@ async def test_an_encrypted_recording_is_fetched_like_any(
     assert not any(hold(directory, data[1000:1030]) for data in pieces)
     gateway.finish(opened)
     await end(worker, "s", len(pieces))
-    await until(lambda: not gateway.sessions and not gateway.sessions.keeping)
+    await until(lambda: not gateway.sessions and not gateway.sessions.delivery.keeping)
     data = wav(b"".join(pieces))
     path = directory / str(await path_of(gateway, "s"))
     assert path.suffix == ".wav"
@@ -404,7 +404,7 @@ async def test_keys_change_while_gateways_run(
                 opened, _ = await (other, gateway)[count].resume(Resume("s", 0), lambda event: None)
         gateway.finish(opened)
         await end(worker, "s", 6)
-        await until(lambda: "s" not in gateway.sessions and not gateway.sessions.keeping)
+        await until(lambda: "s" not in gateway.sessions and not gateway.sessions.delivery.keeping)
         path = directory / str(await path_of(gateway, "s"))
         assert archive_reencrypt.needed_key(path) == public[0]
         recording = await gateway.recordings.open("s")
