@@ -1,4 +1,4 @@
-"""How fast a connection is read, and what of it is discarded unread."""
+"""How fast the gateway reads its connections, and which messages it discards unread."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from asrserver.gateway.held_bytes import HeldBytes
 from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 from asrserver.protocol.frames import BINARY, CONTROL, SERVER_ERROR, FrameProtocol, Params
 
-#: Refusals that a connection may cause in a second, all at once or spread; beyond that its messages are taken no
-#: faster. A refusal costs its client less than the server.
+#: Refused messages a second of one connection, at most: beyond it, its messages wait. A refusal costs the client less
+#: than the server.
 REFUSALS_PER_SECOND = 200
 
-#: What a connection may cost in a second: by itself, and for each of its sessions. A binary message and a control frame
-#: cost 1, others 2. Live audio comes in 10 to 50 messages a second. And for how many seconds of that it may save up.
+#: The frames of a connection have a budget: so much a second for the connection, and for each of its sessions. A binary
+#: message or a control frame costs 1, any other frame 2; live audio is 10 to 50 messages a second. What is not spent is
+#: saved, for so many seconds.
 COST_PER_SECOND = 200
 COST_PER_SESSION = 100
 SAVED_SECONDS = 4.0
 
-#: Bytes of a control frame's payload at most: a frame that is no larger is never a chunk of audio.
+#: The largest payload of a control frame, in bytes. A frame that is no larger is not discarded: it may be a ping.
 CONTROL_BYTES = 125
 
-#: Messages a second, of all connections, up to which reading is not paused; for each further one, the seconds of the
-#: pause after each read of a connection; and the longest pause. Every read costs as much as handling the message in it,
-#: and the longer the pause, the more messages a read has.
+#: Up to so many messages a second, of all connections, reading is never paused. Above that, a connection is paused after
+#: each read: for so many seconds for each further message a second, up to a maximum. A read costs as much as the handling
+#: of one message, and after a pause it brings several.
 FREE_MESSAGES_PER_SECOND = 1500
 PAUSE_SECONDS_EACH = 125e-6
 MAX_PAUSE_SECONDS = 0.5
 
-#: Bytes in one read from which on more bytes are waiting, most likely.
+#: A read of so many bytes has most likely left more in the kernel.
 LARGE_READ_BYTES = 1 << 15
 
 
 class ReadCoalescer:
-    """Pauses reading after each read of a connection while many messages come, so that the next read has several."""
+    """Under load, pauses a connection after each read, so that the next read brings several messages."""
 
     def __init__(self) -> None:
         self._linger = LingerPolicy(FREE_MESSAGES_PER_SECOND, PAUSE_SECONDS_EACH, MAX_PAUSE_SECONDS)
-        # Paused connections, and when each was paused: the first is resumed first.
+        # When each connection was paused; the first is resumed first.
         self._paused: deque[tuple[float, ServerFrameProtocol]] = deque()
 
     def after_read(self, protocol: ServerFrameProtocol, messages: int, size: int, may_pause: bool) -> None:
-        """Count what was read of a connection, and pause it.
+        """Count a read, and pause its connection if there is load.
 
         Args:
             protocol: The connection.
@@ -69,10 +70,10 @@ class ReadCoalescer:
 
 
 class RefusalThrottle:
-    """Bounds the refusals that one connection causes."""
+    """Slows down a connection whose messages are refused, to REFUSALS_PER_SECOND."""
 
     def __init__(self) -> None:
-        self._used_until = 0.0  # time.monotonic() up to which the refusals so far use up what is allowed
+        self._used_until = 0.0  # time.monotonic() at which the refusals so far are within the limit
 
     def record_refusal(self) -> None:
         """Count a refused message."""
@@ -80,27 +81,27 @@ class RefusalThrottle:
 
     @property
     def debt(self) -> float:
-        """Seconds until the refusals so far are no more than allowed; 0 if they are not."""
+        """Seconds until the refusals so far are within the limit; 0 if they are."""
         return max(0.0, self._used_until - time.monotonic())
 
     def pause(self) -> Awaitable[None] | None:
-        """What to wait for before the next message is taken, or None."""
+        """What to wait for before the next message is handled, or None."""
         return asyncio.sleep(debt) if self._used_until and (debt := self.debt) else None
 
 
 class CostBudget:
-    """What the frames of one connection may cost: a flood of small ones is read no faster, and so costs its sender."""
+    """The budget for the frames of one connection: a flood of small ones is read slowly, and so holds up its sender."""
 
     def __init__(self) -> None:
-        self._used_until = 0.0  # time.monotonic() up to which what was spent uses up what is allowed
-        self._spent = 0
+        self._used_until = 0.0  # time.monotonic() at which what was spent is within the budget
+        self._spent = 0  # since then was last computed
 
     def spend(self, cost: int) -> None:
-        """Count frames."""
+        """Count the cost of frames."""
         self._spent += cost
 
     def debt(self, sessions: int) -> float:
-        """Seconds until no more was spent than allowed; 0 if no more was.
+        """Seconds until what was spent is within the budget; 0 if it is.
 
         Args:
             sessions: Sessions on the connection.
@@ -112,15 +113,15 @@ class CostBudget:
 
 
 class FrameReader(Protocol):
-    """What ServerFrameProtocol asks of its handler.
+    """What ServerFrameProtocol needs of its handler.
 
     Attributes:
         sessions: The sessions on the connection.
-        coalescer: Is told of each read.
+        coalescer: Told of each read.
         key_id: The id of the client's API key; may be empty.
-        held: Counts what is kept of messages that are not whole.
-        messages: Messages that were taken so far.
-        discarded: Bytes of the current message that were discarded, because it is too large, or there is no room.
+        held: Counts the bytes that are kept of incomplete messages.
+        messages: Messages that were handled so far.
+        discarded: Bytes of the current message that were discarded: it is too large, or there is no room for it.
     """
 
     sessions: Sized
@@ -139,24 +140,24 @@ class FrameReader(Protocol):
 
 
 class ServerFrameProtocol(FrameProtocol):
-    """The frames of a gateway's connection: a message that is too large is discarded, and the connection goes on.
+    """The frames of a gateway's connection. A message that is too large is discarded, and the connection stays open.
 
-    Tornado would close the connection, and with it interrupt every session on it. One bad message costs one message.
+    Tornado would close the connection, and so interrupt every session on it.
     """
 
     handler: FrameReader
 
-    #: Whether the server has closed the connection, and not the client.
+    #: Whether the server closed the connection, and not the client.
     dismissed = False
 
     def __init__(self, handler: Any, mask_outgoing: bool, params: Params) -> None:
         super().__init__(handler, mask_outgoing, params)
         self._budget = CostBudget()
 
-    _kept_bytes = 0  # of an unfinished message
+    _kept_bytes = 0  # of an incomplete message, as it was counted last
     _reading_paused = False  # by the coalescer
     _ping_sent = False
-    _alive = False  # something was read since the last ping, or nothing could be
+    _alive = False  # since the last ping something was read, or reading was suspended
 
     def feed(self, data: bytes) -> None:
         """Handle what was read."""
@@ -170,11 +171,11 @@ class ServerFrameProtocol(FrameProtocol):
         if self._kept_bytes or self._partial or self._fragmented_message_buffer:
             self._count_kept()
         messages = handler.messages - before
-        # A client that sends a chunk when the one before is acknowledged must not be slowed down by what others send.
+        # A client that waits for each acknowledgement must not be slowed down by the load of others.
         handler.coalescer.after_read(self, messages, len(data), messages > 1 or not awaits_ack)
 
     def _count_kept(self) -> None:
-        """Count what is kept of an unfinished message, and give it up if there is no room for it."""
+        """Count what is kept of an incomplete message, and drop it if there is no room for it."""
         before, self._kept_bytes = self._kept_bytes, self.kept
         handler = self.handler
         if handler.held.grew(handler.key_id, before, self._kept_bytes):
@@ -188,7 +189,7 @@ class ServerFrameProtocol(FrameProtocol):
         super()._end()
 
     def _call(self, take: Callable[[Any], Awaitable[Any] | None], message: Any) -> Awaitable[Any] | None:
-        if self._kept_bytes:  # the message is whole now: whoever takes it counts it
+        if self._kept_bytes:  # the message is complete now, and counted by whoever takes it
             self._count_kept()
         return super()._call(take, message)
 
@@ -229,13 +230,13 @@ class ServerFrameProtocol(FrameProtocol):
         super().close(code, reason)
 
     def start_pinging(self) -> None:
-        """Do nothing: Tornado would start a task for each connection, and ConnectionRegistry has one timer for all."""
+        """Do nothing: Tornado would start a task for each connection. ConnectionRegistry has one timer for all."""
 
     def ping(self) -> None:
-        """Send a ping, or close the connection if nothing came since the ping before.
+        """Send a ping, or close the connection if nothing was read since the last one.
 
-        Anything that comes is a sign of life, not only the pong: that may wait behind a whole file. While reading is
-        suspended nothing can come, and that is not the client's fault.
+        Any bytes count as a sign of life, not only the pong: it may be queued behind a whole file. While reading is
+        suspended nothing can be read, which is not the client's fault.
 
         Raises:
             StreamClosedError: The connection is closed.
@@ -249,7 +250,7 @@ class ServerFrameProtocol(FrameProtocol):
         self.write_ping(b"")
 
     def discards(self, size: int, held: int) -> bool:
-        """Discard the frame's payload, and what was kept of its message."""
+        """Discard a frame that makes its message too large, and what was kept of the message. The small may be pings."""
         if size <= CONTROL_BYTES and held <= self.params.max_message_size:
             return False
         handler = self.handler
