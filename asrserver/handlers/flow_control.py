@@ -26,9 +26,9 @@ SAVED_SECONDS = 4.0
 #: The largest payload of a control frame, in bytes. A frame that is no larger is not discarded: it may be a ping.
 CONTROL_BYTES = 125
 
-#: Up to so many messages a second, of all connections, reading is never paused. Above that, a connection is paused after
-#: each read: for so many seconds for each further message a second, up to a maximum. A read costs as much as the handling
-#: of one message, and after a pause it brings several.
+#: Up to so many messages a second, of all connections, reading is never paused. Above that, a connection is paused
+#: after each read: for so many seconds for each further message a second, up to a maximum. A read costs as much as the
+#: handling of one message, and after a pause it brings several.
 FREE_MESSAGES_PER_SECOND = 1500
 PAUSE_SECONDS_EACH = 125e-6
 MAX_PAUSE_SECONDS = 0.5
@@ -250,7 +250,7 @@ class ServerFrameProtocol(FrameProtocol):
         self.write_ping(b"")
 
     def discards(self, size: int, held: int) -> bool:
-        """Discard a frame that makes its message too large, and what was kept of the message. The small may be pings."""
+        """Discard a frame that makes its message too large, and what was kept of the message; a small frame is read."""
         if size <= CONTROL_BYTES and held <= self.params.max_message_size:
             return False
         handler = self.handler

@@ -1,6 +1,6 @@
 """Scheduling of partial results: growing segments are decoded as often as asked, or as often as the device can afford.
 
-A *draft* is a decoding of a segment that is still growing; a *final* is the decoding of one that has ended.
+The kinds of decodings (draft, final, speculation) are explained in segments.py.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from asrserver.inference.profiles import DEMO
 #: Share that drafts keep, however much time the finals take.
 MIN_DRAFT_SHARE = 0.05
 
-#: Drafts are at least this many times as far apart as the delay of audio on its way to its text: a worker that is late
+#: The interval between drafts is at least this many times the delay between audio and its text: a worker that is late
 #: with finals has no time for drafts.
 DELAY_FACTOR = 10.0
 
-#: Part of the target share that finals may take while segments still wait for the rest of their sentence. Above it the
-#: wait would be added to the time for which they wait for the engine: with 12 streams of Whisper base on two cores that
-#: made the p95 of segments 2.5 s instead of 1.8 s.
+#: While finals take less than this part of the target share, segments may wait for the rest of their sentence. Above it
+#: that wait comes on top of the wait for the engine: with 12 streams of Whisper base on two cores it made the p95 of
+#: segments 2.5 s instead of 1.8 s.
 MAX_WAITING_SHARE = 0.6
 
 #: Seconds over which the finals' share and waits are measured.
@@ -30,55 +30,55 @@ SPAN_SECONDS = 5.0
 #: Weight of a new measurement in a moving average.
 SMOOTHING = 0.1
 
-#: Seconds between reads of a live stream above which no segment is decoded before its end is certain: a third of those
-#: decodings are for nothing.
+#: Seconds between reads of a live stream above which there is no speculation: it would gain little time, and a third of
+#: it is for nothing.
 MAX_SPECULATION_INTERVAL = 0.15
 
-#: Share of the decoding that segments may take which were decoded in a pause and went on, seconds of it that are always
-#: allowed, and seconds of decoding after which what was counts half. A reading with a breath in each sentence was
-#: decoded anew at each: half of the engine's time was for nothing. That holds where the engine has nothing else to do,
-#: too: its cores, or its device, serve others than its queue, and it would cost such a reading twice the processor
-#: time to have the finals of one hesitant speaker earlier by a decoding. Who pauses at ends only does not notice.
+#: The share of all decoding that speculations may waste, seconds of waste that are always allowed, and seconds of
+#: decoding after which the past counts half. Without this, a reading with a breath in each sentence was decoded again
+#: at each breath, and half of the engine's time was wasted. It holds while the engine is idle, too: other programs use
+#: the cores or the device, and one hesitant speaker would cost twice the processor time to get finals somewhat earlier.
+#: It costs nothing to those who pause only where their sentences end.
 MAX_SPECULATION_WASTE = 0.04
 FREE_SPECULATION_SECONDS = 1.0
 MEMORY_SECONDS = 120.0
 
-#: Part of those seconds that one stream may take: it spends no more than that and the share of its own decoding, so
-#: that a hesitant speaker leaves others what theirs allows.
+#: Part of those seconds that one stream may waste. Together with the share of its own decoding that is its limit, so
+#: that a hesitant speaker takes nothing from others.
 STREAM_PART = 0.5
 
 
 @dataclass(slots=True)
 class SpeculationBudget:
-    """What decodings in pauses may cost, of a worker or of one stream.
+    """What speculations may waste, of a worker or of one stream.
 
     Attributes:
         free: Seconds that are always allowed.
-        decoded: Seconds of all decodings, what is long ago halved.
-        went_on: Those of decodings in a pause that did not last, likewise.
+        decoded: Seconds of all decodings; the distant past counts half.
+        wasted: Seconds of speculations that were for nothing, likewise.
     """
 
     free: float = STREAM_PART * FREE_SPECULATION_SECONDS
     decoded: float = 0.0
-    went_on: float = 0.0
+    wasted: float = 0.0
 
     @property
     def is_left(self) -> bool:
-        """Whether a segment may be decoded in a pause."""
-        return self.went_on <= self.free + MAX_SPECULATION_WASTE * self.decoded
+        """Whether there may be another speculation."""
+        return self.wasted <= self.free + MAX_SPECULATION_WASTE * self.decoded
 
     def decode(self, seconds: float) -> None:
-        """Account for decoding, whatever it was for."""
+        """Count a decoding of any kind."""
         self.decoded += seconds
         if self.decoded > MEMORY_SECONDS:
-            self.decoded, self.went_on = self.decoded / 2, self.went_on / 2
+            self.decoded, self.wasted = self.decoded / 2, self.wasted / 2
 
 
 class PartialScheduler:
-    """Makes drafts rarer before finals become slow: all growing segments share what finals leave of the engine's time.
+    """Makes drafts rarer before finals become slow: all growing segments share the engine's time that finals leave.
 
-    One scheduler serves all sessions of a worker. The consumer, the audio thread and the engine report to it; the
-    segment recognisers ask it. All do so in the event loop, except the audio thread, which reports its own delay only.
+    One scheduler serves all sessions of a worker. The consumer, the audio thread and the engine report to it, and the
+    segment recognisers ask it, all in the event loop, except for the audio thread, which only reports its own delay.
 
     Attributes:
         drafts: Drafts decoded so far.
@@ -96,37 +96,37 @@ class PartialScheduler:
         self._finals = deque[tuple[float, float, float]]()  # (when, seconds, waited) of the calls with finals
 
     def opened(self, session: str) -> None:
-        """A session has a growing segment that gets drafts."""
+        """Count a session: it has a growing segment that gets drafts."""
         self._growing.add(session)
 
     def closed(self, session: str) -> None:
-        """The session's segment no longer grows. Safe to call for a session without one."""
+        """Count a session no more: its segment has ended. It need not have been counted."""
         self._growing.discard(session)
 
     def read_every(self, seconds: float) -> None:
-        """Each live stream is now read this often."""
+        """Note the seconds between two reads of a live stream."""
         self._read_interval = seconds
 
     def may_speculate(self, stream: SpeculationBudget) -> bool:
-        """Whether a segment of a stream may be decoded in a pause, before its end is certain.
+        """Whether a segment of a stream may be decoded before its end is certain.
 
-        It gains time if streams are read often, and it must not have been for nothing too often.
+        Streams must be read so often that this gains time, and it must not have been for nothing too often.
         """
         return self._read_interval < MAX_SPECULATION_INTERVAL and stream.is_left and self._budget.is_left
 
-    def went_on(self, stream: SpeculationBudget, seconds: float) -> None:
-        """A segment of a stream was decoded in a pause, which took `seconds` of the engine, and speech went on."""
-        stream.went_on += seconds
-        self._budget.went_on += seconds
+    def charge_waste(self, stream: SpeculationBudget, seconds: float) -> None:
+        """Count a speculation of a stream that was for nothing, and took this much of the engine's time."""
+        stream.wasted += seconds
+        self._budget.wasted += seconds
 
     @property
     def may_wait(self) -> bool:
-        """Whether finals leave the engine so much time that a segment may wait for the rest of its sentence."""
+        """Whether the engine is idle enough for a segment to wait for the rest of its sentence."""
         share, _ = self._recent_finals()
         return share < MAX_WAITING_SHARE * self._target_share
 
     def call_ended(self, draft_seconds: float, drafts: int, seconds: float, waited: float = 0.0) -> None:
-        """Account for a call of the engine.
+        """Count a call of the engine.
 
         Args:
             draft_seconds: Part of the call's time that went into drafts.
@@ -148,7 +148,7 @@ class PartialScheduler:
             self._finals.popleft()
 
     def delayed(self, stage: Literal["read", "vad"], seconds: float) -> None:
-        """Audio waited this long to be read from its stream, or for voice activity detection."""
+        """Count a delay of audio: before it was read from its stream, or before voice activity detection."""
         self._delays[stage] += SMOOTHING * (seconds - self._delays[stage])
 
     def interval(self, requested: float) -> float:

@@ -1,4 +1,8 @@
-"""The segments of one live stream: ended segments are recognised in order, the growing one gets partial hypotheses."""
+"""The segments of one live stream: ended ones are recognised in order, the growing one gets partial hypotheses.
+
+Three kinds of decodings: a *final* of a segment that has ended; a *draft* of the growing segment, for a partial
+hypothesis; and a *speculation*, a final that is begun in a pause, before it is certain that the segment has ended.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.protocol.events import Word
 from asrserver.telemetry.worker_traces import Call
 
-#: Ended segments that may wait for their text: with more, the session's further audio waits.
+#: Ended segments that may wait for their text. With more, no further audio of the session is processed.
 MAX_WAITING = 8
 
 
@@ -27,15 +31,15 @@ class RecognisedSegment:
     """A segment with its text.
 
     Attributes:
-        start: Seconds from the beginning of its utterance or live stream; once it is shifted, of the session.
+        start: Seconds from the beginning of its utterance or live stream; once it is `shifted`, of the session.
         end: Likewise.
         text: Its text; never empty.
         language: Language code.
         language_probability: 0 to 1; 1 if the language was not detected.
         confidence: Mean probability of a token, 0 to 1.
         words: Its words, if the client asked for them, with times like its own.
-        chunk_index: The chunk that it lies in, where chunks are utterances of their own.
-        channel: The channel that it was said on, where each is recognised by itself.
+        chunk_index: The chunk that contains it, where chunks are utterances of their own.
+        channel: The channel that it was spoken on, where channels are recognised separately.
     """
 
     start: float
@@ -50,7 +54,7 @@ class RecognisedSegment:
 
     @classmethod
     def of(cls, start: int, end: int, hypothesis: Hypothesis, channel: int | None = None) -> RecognisedSegment:
-        """Make it from what was recognised in samples `start` to `end`."""
+        """Make it from the hypothesis for samples `start` to `end`."""
         begin = start / SAMPLE_RATE
         return cls(
             round(begin, 3),
@@ -75,9 +79,9 @@ class SpeechSegment:
 
     Attributes:
         start: First sample in the recording.
-        end: Sample after the last; for a growing segment, as if it ended now.
+        end: Sample after the last; of a growing segment, as if it ended now.
         mel: Its features, which begin at `start`.
-        cut: Whether it ended only because it was as long as a segment may be.
+        cut: Whether it ended only because it reached the maximum length.
         ended_by: "session entry" of the entry with which it ended; empty while it grows.
     """
 
@@ -103,7 +107,7 @@ class PartialHypothesis:
         text: The whole text.
         stable: The beginning of `text` that will not change.
         language: Language code.
-        channel: As RecognisedSegment has it.
+        channel: See RecognisedSegment.
     """
 
     start: int
@@ -116,15 +120,15 @@ class PartialHypothesis:
 
 @dataclass(frozen=True, slots=True)
 class SegmentOutcome:
-    """What came of an ended segment.
+    """The result for an ended segment.
 
     Attributes:
         speech: The segment.
-        recognised: Its text; None if there are no words in it, or after an error.
+        recognised: The segment with its text; None if it has no words, or after an error.
         error: Why it could not be recognised.
-        had_partials: Partial hypotheses of it were published.
-        channel: As RecognisedSegment has it.
-        call: When the engine had it; None after an error.
+        had_partials: Whether partial hypotheses of it were published.
+        channel: See RecognisedSegment.
+        call: When the engine decoded it; None after an error.
     """
 
     speech: SpeechSegment
@@ -141,7 +145,7 @@ class _Growing:
 
     start: int
     agreement: Agreement = field(default_factory=Agreement)
-    last_draft: float | None = None  # the loop's time when it was started
+    last_draft: float | None = None  # when the last one was started, by the loop's clock
     paused: bool = False
 
 
@@ -149,7 +153,7 @@ class SegmentRecogniser:
     """Recognises the segments of one live stream, or of one channel of it.
 
     Attributes:
-        closing: The session is finished and its client waits for the final result.
+        closing: Whether the session is finished, and its client waits for the final result.
     """
 
     def __init__(
@@ -173,10 +177,10 @@ class SegmentRecogniser:
             session: The session's id.
             request: Makes the request for a segment that begins at a sample, or (None) for a draft.
             changed: Called when an outcome may have become available.
-            publish: Gets the partial hypotheses; None: there are none.
-            started: Called with the first sample of speech that was found; None: nobody wants to know.
-            interval: Seconds between partial hypotheses that the client asked for.
-            channel: The channel, where each is recognised by itself.
+            publish: Called with each partial hypothesis; None: there are to be none.
+            started: Called with the first sample of each segment when it begins; None: not needed.
+            interval: The shortest time between partial hypotheses, in seconds, as the client asked for it.
+            channel: The channel, where channels are recognised separately.
         """
         self.closing = False
         self._recogniser = recogniser
@@ -188,11 +192,11 @@ class SegmentRecogniser:
         self._started = started
         self._interval = interval
         self._channel = channel
-        self._name = session if channel is None else f"{session} {channel}"  # to the scheduler
+        self._name = session if channel is None else f"{session} {channel}"  # for the scheduler
         self._waiting = deque[tuple[SpeechSegment, asyncio.Task[Hypothesis]]]()
         self._growing: _Growing | None = None
         self._draft: asyncio.Task[None] | None = None
-        self._draft_job: DecodeJob | None = None  # what it waits for
+        self._draft_job: DecodeJob | None = None  # the decoding that it waits for
         self._speculation: tuple[SpeechSegment, asyncio.Task[Hypothesis]] | None = None
         self._budget = SpeculationBudget()
         self._closed = False
@@ -210,7 +214,7 @@ class SegmentRecogniser:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many segments wait that no more audio should be processed."""
+        """Whether too many segments wait for more audio to be processed."""
         return len(self._waiting) >= MAX_WAITING
 
     @property
@@ -225,7 +229,7 @@ class SegmentRecogniser:
             ended: The segments, in order.
             label: "session entry" of the entry that ended them.
             alone: Recognise them with nothing else in flight; the caller holds the isolation lock.
-            flushed: Their client waits for them.
+            flushed: Whether the client waits for them.
         """
         priority = Priority.CLOSING if flushed else Priority.FINAL
         for speech in ended:
@@ -245,9 +249,9 @@ class SegmentRecogniser:
             self._waiting.append((speech, task))
 
     def breaks_off(self, speech: SpeechSegment | None) -> bool:
-        """Whether the growing segment was decoded in the pause in which it is, and its text breaks off.
+        """Whether the growing segment was decoded in its present pause, and the text ends in mid-sentence.
 
-        False too where the engine is so busy that its end should not wait.
+        False, too, while the engine is so busy that the end of the segment should not be put off.
         """
         if speech is None or self._speculation is None or self._speculation[0].end != speech.end:
             return False
@@ -257,17 +261,17 @@ class SegmentRecogniser:
         return task.result().breaks_off and self._partials.may_wait
 
     def expedite(self) -> None:
-        """The session is finished: move its audio and segments forward, because its client waits for them."""
+        """Move the session's audio and segments forward: it is finished, and its client waits for the final result."""
         if not self.closing:
             self.closing = True
             self._recogniser.expedite(self._session)
 
     def update_growing(self, speech: SpeechSegment | None, paused: bool, label: str) -> None:
-        """The stream has gone on: start a draft of its growing segment if one is due.
+        """Note how the segment has grown, and start a speculation or a draft of it if one is due.
 
         Args:
             speech: The growing segment; None if there is none.
-            paused: It has been quiet for so long that it may have ended: if it ends now, it ends like this.
+            paused: Whether it has been quiet for so long that it may have ended; if so, `speech` is all of it.
             label: "session entry" of the newest entry.
         """
         if speech is None:
@@ -299,7 +303,7 @@ class SegmentRecogniser:
             )
 
     def take_outcome(self) -> SegmentOutcome | None:
-        """Take the outcome of the first ended segment if it is available. Each comes once, in order."""
+        """Return the outcome of the first ended segment if it is available: each one once, in order."""
         if not self._waiting or not self._waiting[0][1].done():
             return None
         speech, task = self._waiting.popleft()
@@ -370,7 +374,7 @@ class SegmentRecogniser:
 
     def _recognised(self, task: asyncio.Task[Hypothesis]) -> None:
         if not task.cancelled():
-            if task.exception() is None:  # retrieved: a speculation's may never be asked for
+            if task.exception() is None:  # it counts as retrieved now: nobody may ask for a speculation's
                 self._budget.decode(task.result().took)
             self._changed()
 
@@ -379,11 +383,11 @@ class SegmentRecogniser:
         return self._recogniser.profile.timed_drafts and self._publish is not None
 
     def _speculate(self, growing: _Growing, speech: SpeechSegment, label: str) -> None:
-        """Decode a paused segment before its end is certain.
+        """Begin to decode a paused segment before its end is certain.
 
-        Unless speech goes on, its text is there by the time that the silence has lasted long enough. Only while no
-        final waits, and where streams are read so often that this gains time. With timed words it is a draft too, and
-        takes the place of one that waits.
+        Unless speech goes on, its text is ready when the silence has lasted long enough. This is done only while no
+        final waits, and only where streams are read so often that it gains time. With timed words the result is a draft
+        as well, and replaces one that waits.
         """
         if not growing.paused or (self._speculation is not None and self._speculation[0].end != speech.end):
             self._cancel_speculation()
@@ -393,7 +397,7 @@ class SegmentRecogniser:
         if self._speculation is None and may_speculate and not self._recogniser.engine.finals_waiting:
             is_draft = self._speculation_is_draft
             timed = is_draft or self._recogniser.profile.sure_end > 0
-            task = self._recognise(speech, label, False, self._prefix(growing), timed, unused=self._went_on)
+            task = self._recognise(speech, label, False, self._prefix(growing), timed, unused=self._charge_waste)
             self._speculation = (speech, task)
             if is_draft:
                 if self._draft is not None and self._draft_job is not None and not self._draft_job.begun:
@@ -410,17 +414,17 @@ class SegmentRecogniser:
             self._speculation = None
 
     def _drop(self, task: asyncio.Task[Hypothesis]) -> None:
-        """Do without a decoding, which may be over."""
+        """Discard a decoding, which may have ended already."""
         if not task.done():
             task.cancel()
         elif not task.cancelled() and task.exception() is None and not self._speculation_is_draft:
             self._recogniser.engine.throw_away(task.result().took)
-            self._went_on(task.result().took)
+            self._charge_waste(task.result().took)
 
-    def _went_on(self, seconds: float) -> None:
-        """A segment was decoded in a pause, and speech went on; unless nobody listens any more."""
+    def _charge_waste(self, seconds: float) -> None:
+        """Charge a speculation that was for nothing, because speech went on. After `close` that is not known."""
         if not self._closed:
-            self._partials.went_on(self._budget, seconds)
+            self._partials.charge_waste(self._budget, seconds)
 
     async def _run_draft(self, growing: _Growing, speech: SpeechSegment, label: str, first: bool) -> None:
         end, paused = speech.end, growing.paused
@@ -450,7 +454,7 @@ class SegmentRecogniser:
             self._recogniser.engine.throw_away(found.took)
 
     def _take_draft(self, growing: _Growing, found: Hypothesis, end: int, paused: bool) -> None:
-        """Publish what a decoding of the growing segment, up to sample `end`, has changed in its text."""
+        """Publish the text of the growing segment if a decoding of it, up to sample `end`, has changed it."""
         if not found.text or self._publish is None:
             return
         agreement, seconds = growing.agreement, (end - growing.start) / SAMPLE_RATE
@@ -464,5 +468,5 @@ class SegmentRecogniser:
             )
 
     def _prefix(self, growing: _Growing) -> str:
-        """What the decoder is made to continue: the growing segment's stable words, if the model's profile says so."""
+        """The text that the decoder must continue: the segment's stable words, if the model's profile says so."""
         return growing.agreement.stable if self._recogniser.profile.timed_drafts else ""

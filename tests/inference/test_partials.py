@@ -71,10 +71,10 @@ def test_speculation_stops_where_streams_are_read_rarely() -> None:
 
 def test_speculation_stops_where_it_was_for_nothing_too_often() -> None:
     partials, other = PartialScheduler(), SpeculationBudget()
-    partials.went_on(SpeculationBudget(), FREE_SPECULATION_SECONDS)
+    partials.charge_waste(SpeculationBudget(), FREE_SPECULATION_SECONDS)
     assert partials.may_speculate(other)
     for _ in range(3):
-        partials.went_on(SpeculationBudget(), 0.4)
+        partials.charge_waste(SpeculationBudget(), 0.4)
     assert not partials.may_speculate(other)
     for _ in range(31):  # finals that were not for nothing
         partials.call_ended(0.0, 0, 1.0)
@@ -82,7 +82,7 @@ def test_speculation_stops_where_it_was_for_nothing_too_often() -> None:
     for _ in range(round(10 * MEMORY_SECONDS)):
         partials.call_ended(0.0, 0, 1.0)
     hours_do_not_count = FREE_SPECULATION_SECONDS + MAX_SPECULATION_WASTE * MEMORY_SECONDS
-    partials.went_on(SpeculationBudget(), hours_do_not_count)
+    partials.charge_waste(SpeculationBudget(), hours_do_not_count)
     assert not partials.may_speculate(other)
 
 
@@ -92,7 +92,7 @@ def test_a_hesitant_speaker_leaves_others_their_part() -> None:
     for _ in range(300):
         assert partials.may_speculate(other)
         if partials.may_speculate(hesitant):
-            partials.went_on(hesitant, 0.3)
+            partials.charge_waste(hesitant, 0.3)
         for stream in (hesitant, other):
             partials.call_ended(0.0, 0, 0.3)
             stream.decode(0.3)

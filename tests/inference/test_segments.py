@@ -104,10 +104,10 @@ async def test_a_pause_that_was_decoded_for_nothing_counts(recogniser: Recognise
     segments.update_growing(speech, True, "mine 1-0")
     assert segments._speculation is not None
     await segments._speculation[1]
-    recogniser.partials.went_on(SpeculationBudget(), 0.99 * FREE_SPECULATION_SECONDS)
+    recogniser.partials.charge_waste(SpeculationBudget(), 0.99 * FREE_SPECULATION_SECONDS)
     assert recogniser.partials.may_speculate(SpeculationBudget())
     segments.update_growing(speech, False, "mine 2-0")  # speech goes on
-    recogniser.partials.went_on(SpeculationBudget(), 0.01 * FREE_SPECULATION_SECONDS)
+    recogniser.partials.charge_waste(SpeculationBudget(), 0.01 * FREE_SPECULATION_SECONDS)
     assert recogniser.engine.wasted_seconds > 0
     assert not recogniser.partials.may_speculate(SpeculationBudget())
     segments.close()
@@ -152,6 +152,6 @@ async def test_only_pauses_that_did_not_last_count_of_what_is_dropped(
     await asyncio.sleep(0)  # the task is cancelled, and its future with it
     go.set()
     await until(lambda: recogniser.engine.wasted_seconds > 0)
-    recogniser.partials.went_on(SpeculationBudget(), FREE_SPECULATION_SECONDS)
+    recogniser.partials.charge_waste(SpeculationBudget(), FREE_SPECULATION_SECONDS)
     assert recogniser.partials.may_speculate(SpeculationBudget()) is not counts
     segments.close()
