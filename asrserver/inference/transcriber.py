@@ -2,7 +2,8 @@
 
 A chunk is an utterance of its own, a file, or a piece of a live stream (audio/chunking.py). Utterances and files are
 decoded and recognised whole (utterances.py). The pieces of a live stream go through one decoder and one endpointer, and
-its segments are recognised as they end, with partial results while they grow (stream.py, segments.py).
+its segments are recognised as they end, with partial results while they grow (stream.py, segments.py). A file may turn
+out to be the beginning of a live stream, and a live stream may be an earlier owner's (open_audio.py).
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from asrserver.audio.selection import Selection
 from asrserver.broker.replies import Claim, Entry
 from asrserver.broker.worker_side import MAX_STRIKES
 from asrserver.errors import AsrError, AudioError, Unavailable
-from asrserver.inference.checkpoint import BEGINNING, Checkpoint
+from asrserver.inference.checkpoint import BEGINNING, Checkpoint, StreamState
 from asrserver.inference.decoding import Request
 from asrserver.inference.event_log import Coverage, EventLog, EventSink, Fenced
 from asrserver.inference.inbox import Inbox
+from asrserver.inference.open_audio import OpenAudio, OpenFile
 from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import PartialHypothesis, SegmentOutcome, SegmentRecogniser
 from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
-from asrserver.inference.utterances import OpenFile, RecognisedFile, UtteranceRecogniser
+from asrserver.inference.utterances import RecognisedFile, UtteranceRecogniser
 from asrserver.protocol import codec
 from asrserver.shares import Share
 
@@ -83,10 +85,9 @@ class Transcriber:
         self.recognise_with(recogniser)
         self._chunking = Chunking(options.mode, options.format, options.sample_rate, options.channels)
         self._wake = asyncio.Event()
-        after, self._resume_state = self._event_log.checkpoint
-        self.inbox = Inbox(after, self._wake.set)
-        self._file: OpenFile | None = None
-        self._stream: LiveStream | None = None
+        checkpoint = self._event_log.checkpoint
+        self.inbox = Inbox(checkpoint.after, self._wake.set)
+        self._open = OpenAudio(checkpoint, self._make_stream)
 
     # -- for the consumer ----------------------------------------------------------------------------------------
 
@@ -98,8 +99,9 @@ class Transcriber:
         self._event_log.model = recogniser.model_name
 
     @property
-    def is_streaming(self) -> bool:  # a live stream is open
-        return self._stream is not None
+    def is_streaming(self) -> bool:
+        """Whether a live stream is open."""
+        return self._open.stream is not None
 
     @property
     def wants_audio(self) -> bool:
@@ -109,18 +111,18 @@ class Transcriber:
     @property
     def is_busy(self) -> bool:
         """Whether audio that was read is still to be recognised."""
-        return bool(self.inbox) or (self._stream is not None and self._stream.is_waiting)
+        return bool(self.inbox) or self._open.is_waiting
 
     @property
     def backlog(self) -> float:
         """Seconds of audio that wait, of all channels, estimated from their bytes."""
-        rate = COMPRESSED_BYTES_PER_SECOND if self._in_container else self._options.cost_rate
-        return self.inbox.unread / rate + (self._stream.backlog if self._stream is not None else 0.0)
+        rate = COMPRESSED_BYTES_PER_SECOND if self._open.in_container else self._options.cost_rate
+        return self.inbox.unread / rate + self._open.backlog
 
     def expedite(self) -> None:
-        """The session is finished: no more audio comes, and its client waits for the final result."""
-        if self._stream is not None:
-            self._stream.expedite()
+        """Move the session forward: it is finished, and its client waits for the final result."""
+        if self._open.stream is not None:
+            self._open.stream.expedite()
 
     async def run(self) -> None:
         """Work until the session is over.
@@ -136,8 +138,8 @@ class Transcriber:
                 if not await self._advance():
                     await self._wake.wait()
         finally:
-            if self._stream is not None:
-                self._stream.close()
+            if self._open.stream is not None:
+                self._open.stream.close()
 
     async def fail(self, error: AsrError) -> None:
         """End the session with an error, instead of `run`: it cannot be recognised. Raises as `run`."""
@@ -147,7 +149,7 @@ class Transcriber:
 
     async def _advance(self) -> bool:
         """Do the next thing that can be done now; False if there is nothing."""
-        stream = self._stream
+        stream = self._open.stream
         if stream is not None and (outcome := stream.take_outcome()):
             await self._deliver(outcome)
             return True
@@ -177,11 +179,11 @@ class Transcriber:
         try:
             await self._reject_poison(entry)
             first = self.inbox.processed == BEGINNING
-            kind = None if self._resume_state else self._chunking.container(data, first=first)
-            if kind is None and self._options.format == "file" and not (self._stream or self._resume_state):
+            kind = None if self._open.is_left else self._chunking.container(data, first=first)
+            if kind is None and self._options.format == "file" and not self._open.is_stream:
                 raise AudioError("not_audio", "the file is in no audio format that is known")
             if kind is None and self._options.format == "auto":
-                sniff.reject_non_audio(data, first=not (self._stream or self._file or self._resume_state))
+                sniff.reject_non_audio(data, first=not self._open)
             if self._is_piece(kind, data):
                 await self._process_pieces(kind)
                 return
@@ -200,14 +202,14 @@ class Transcriber:
 
     def _is_piece(self, kind: str | None, data: bytes) -> bool:
         """Whether a chunk begins or continues a live stream."""
-        return bool(self._resume_state) or self._chunking.role(kind, len(data), self._in_container) is Role.PIECE
+        return self._open.is_left or self._chunking.role(kind, len(data), self._open.in_container) is Role.PIECE
 
     async def _process_utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
         """Recognise a chunk by itself. In auto mode a file stays open, because the next chunk may continue it."""
         stays_open = kind is not None and self._options.mode == "auto"
         label = entry.label(self.sid)
         if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
-            self._file = OpenFile(self.inbox.processed, index, kind, data, None)
+            self._open.file = OpenFile(self.inbox.processed, index, kind, data, None)
             return
         if kind is not None:
             try:
@@ -227,7 +229,7 @@ class Transcriber:
             self.trace.utterance(self._utterances.call)
         self._event_log.heard(found.channels)
         if stays_open and kind is not None:
-            self._file = OpenFile(self.inbox.processed, index, kind, data, found)
+            self._open.file = OpenFile(self.inbox.processed, index, kind, data, found)
             text = self._event_log.join(found.segments)
         else:
             text = self._event_log.add(found.segments)
@@ -241,8 +243,8 @@ class Transcriber:
         entries = self._next_pieces()
         if kind is not None:
             await self._close_open(entries[0])
-        file = self._file
-        stream = self._stream or self._open_stream(kind)
+        file = self._open.file
+        stream = self._open.begin_stream(kind)
         befores = [self.inbox.processed, *(entry.id for entry in entries)]
         pieces = [Piece(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
         position, began = stream.position, time.time()
@@ -252,12 +254,11 @@ class Transcriber:
         last = closing and len(entries) == len(self.inbox) - 1
         try:
             outcomes = await stream.feed(pieces, [e.label(self.sid) for e in entries], opening, closing, last)
-        except AudioError:  # the open file cannot be continued: it stays as it is
-            self._file, self._stream = file, None
+        except AudioError:  # the open file is no beginning of a stream: it stays as it is
+            self._open.reopen(file)
             raise
         if self.trace is not None:
             self.trace.fed(entries, [outcome.position for outcome in outcomes], began, stream.ended_by)
-        self._resume_state = None
         self._event_log.heard(len(stream.channels) if self._selection.separate else 0)
         for entry in entries:
             self._event_log.count(entry.index, entry.chunks)
@@ -284,8 +285,8 @@ class Transcriber:
             size += len(data)
         return entries
 
-    def _open_stream(self, kind: str | None) -> LiveStream:
-        """Begin a live stream, or continue an earlier owner's, or turn the open file into one."""
+    def _make_stream(self, state: StreamState | None, kind: str | None) -> LiveStream:
+        """Continue an earlier owner's live stream; or begin one in a container (None: headerless PCM)."""
         options, event_log = self._options, self._event_log
 
         def segments_of(channel: int | None) -> SegmentRecogniser:
@@ -302,14 +303,11 @@ class Transcriber:
             )
 
         how: dict[str, Any] = {"silence": self._silence, "is_suspect": lambda: self._is_suspect}
-        state, file, self._file = self._resume_state, self._file, None
         if state is not None:
-            self._stream = LiveStream.resume(self._recogniser, segments_of, state, self._selection, **how)
-            return self._stream
-        kind, chunking = file.kind if file is not None else kind, self._chunking
+            return LiveStream.resume(self._recogniser, segments_of, state, self._selection, **how)
+        chunking = self._chunking
         decoder = open_decoder(kind or chunking.codec, chunking.sample_rate, chunking.channels, self._selection)
-        self._stream = LiveStream(self._recogniser, segments_of, kind, decoder, self._selection, **how)
-        return self._stream
+        return LiveStream(self._recogniser, segments_of, kind, decoder, self._selection, **how)
 
     async def _answer_pieces(
         self, stream: LiveStream, entries: list[Entry], outcomes: list[PieceOutcome], position: int
@@ -354,7 +352,7 @@ class Transcriber:
     async def _close_open(self, entry: Entry) -> None:
         """End the open file or live stream. If it cannot be recognised, report that and drop it."""
         try:
-            file = self._file
+            file = self._open.file
             if file is not None:
                 if file.found is None:
                     file.found = await self._utterances.recognise_file(
@@ -363,7 +361,7 @@ class Transcriber:
                     file.found.lies_in(file.index)
                 self._event_log.add(file.found.segments)
                 self._forget_open()
-            elif self._stream is not None or self._resume_state is not None:
+            elif self._open.is_stream:
                 await self._close_stream(entry)
         except (Fenced, Unavailable):
             raise
@@ -376,7 +374,7 @@ class Transcriber:
             await self._event_log.append_error(exc, self._coverage())
 
     async def _close_stream(self, entry: Entry) -> None:
-        stream = self._stream or self._open_stream(None)
+        stream = self._open.begin_stream(None)
         await stream.finish(entry.label(self.sid))
         async for outcome in stream.outcomes():
             await self._deliver(outcome)
@@ -386,20 +384,14 @@ class Transcriber:
 
     def _forget_open(self) -> None:
         """The open file or live stream is over."""
-        if self._stream is not None:
-            self._event_log.close(self._stream.seconds, self._stream.further)
-            self._stream.close()
-        if self._file is not None and self._file.found is not None:
-            self._event_log.close(self._file.found.seconds, self._file.found.further)
-        self._file, self._stream, self._resume_state = None, None, None
+        self._event_log.close(*self._open.close())
 
     async def _flush(self, entry: Entry) -> None:
         """End the growing segment of the live stream, and answer when all before it is recognised."""
         try:
             await self._reject_poison(entry)
-            stream = self._stream or (self._open_stream(None) if self._resume_state is not None else None)
+            stream = self._open.continue_stream()
             if stream is not None:
-                self._resume_state = None
                 await stream.flush(entry.label(self.sid))
                 async for outcome in stream.outcomes():
                     await self._deliver(outcome)
@@ -438,30 +430,16 @@ class Transcriber:
         Args:
             answered: The entry that the event answers; None: those taken out of the inbox.
         """
-        checkpoint = Checkpoint(answered or self.inbox.processed, None)
-        if self._stream is not None:
-            self._stream.checkpointed, self._stream.kept = self._stream.needed, 0
-            return Coverage(self._stream.seconds, self._stream.checkpoint(), self._stream.further)
-        if self._resume_state is not None:
-            checkpoint = self._event_log.checkpoint
-        elif self._file is not None:
-            checkpoint = Checkpoint(self._file.before, None)
-        found = self._file.found if self._file is not None and self._file.found is not None else RecognisedFile()
-        return Coverage(found.seconds, checkpoint, found.further)
+        return self._open.coverage(Checkpoint(answered or self.inbox.processed, None))
 
     # -- small things --------------------------------------------------------------------------------------------
-
-    @property
-    def _in_container(self) -> bool:
-        """Whether a file is open, or a live stream in a container."""
-        return self._file is not None or (self._stream is not None and self._stream.kind is not None)
 
     @property
     def _is_suspect(self) -> bool:
         """Whether the audio in hand, or audio before it, is suspected of having killed a worker."""
         if self._poison.has_suspect_after(self.inbox.processed):
             return True
-        return self._stream is not None and self._stream.needed < self._poison.suspect_until
+        return self._open.stream is not None and self._open.stream.needed < self._poison.suspect_until
 
     def _request(self, channel: int | None, start: int | None = None) -> Request:
         """How to recognise an utterance of a channel, or a segment of its live stream that begins at sample `start`.
@@ -492,9 +470,8 @@ class Transcriber:
         if not self._poison.is_poison(entry.id):
             return
         await self._broker.dead_letter(self.sid, entry.id, f"a worker died {MAX_STRIKES} times with it in hand")
-        stream = self._stream or (self._open_stream(None) if self._resume_state is not None else None)
+        stream = self._open.continue_stream()
         if stream is not None:
             # The growing segment may be what kills: with it every further piece would cost three workers.
             stream.skip(self.inbox.processed, len(entry.data or b""))
-            self._resume_state = None
         raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")

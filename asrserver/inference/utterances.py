@@ -64,25 +64,6 @@ class RecognisedFile:
             segment.chunk_index = index
 
 
-@dataclass(slots=True)
-class OpenFile:
-    """A file that is answered and may continue with the next chunk: a recorder's first slice is a file too.
-
-    Attributes:
-        before: Id of the entry before it.
-        index: The chunk that it is.
-        kind: Its container.
-        data: Its bytes.
-        found: What is in it; None if an earlier owner answered it.
-    """
-
-    before: str
-    index: int
-    kind: str
-    data: bytes
-    found: RecognisedFile | None
-
-
 class UtteranceRecogniser:
     """Recognises the utterances of one session.
 
