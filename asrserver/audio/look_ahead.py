@@ -30,7 +30,7 @@ LOOK_SECONDS = 5.0
 LOOK_BYTES = 16 << 20
 
 #: Seconds of another track for which the default one is waited for: its bytes may come later. FFmpeg's muxers hold
-#: packets of a track back for so long.
+#: packets of a track back for that long.
 WAIT_SECONDS = 2 * LOOK_SECONDS
 
 #: Most tracks that are looked at: screen recorders write up to six.

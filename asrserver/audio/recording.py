@@ -155,7 +155,7 @@ class TrackDecoder:
         self._anchor = point.sample - self._warm - self._position * SAMPLE_RATE // self.rate
 
     def shift(self, samples: int) -> None:
-        """Count so many samples that came before those of this recording."""
+        """Insert samples before those of this recording."""
         self._anchor += samples
         self.produced += samples
         self._pending = self.ready = None
@@ -256,7 +256,7 @@ class TrackDecoder:
                 yield from self.take()
 
     def silence(self, samples: int) -> Samples:
-        """Silence of so many samples."""
+        """Silence of this many samples."""
         return np.zeros((samples, self.channels) if self._separate else samples, np.float32)
 
     def _advance(self, samples: int) -> None:
@@ -351,7 +351,7 @@ class TrackDecoder:
     # -- out -----------------------------------------------------------------------------------------------------
 
     def take(self) -> list[Samples]:
-        """Return the samples available so far."""
+        """Return the samples that are ready."""
         self._convert()
         done, self._done = self._done, []
         if self._late and self._channels:

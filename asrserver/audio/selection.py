@@ -27,13 +27,13 @@ class Selection:
     separate: bool = False
 
     def check_track(self, tracks: int) -> None:
-        """Raise AudioError unless a recording with so many audio tracks has the one that is named."""
+        """Raise AudioError unless a recording with this number of audio tracks has the one that is named."""
         if self.track is not None and self.track >= tracks:
             are = "is 1 audio track" if tracks == 1 else f"are {tracks} audio tracks"
             raise AudioError("no_such_track", f"there is no audio track {self.track}: there {are}, numbered from 0")
 
     def check_channels(self, channels: int) -> None:
-        """Raise AudioError if so many channels cannot be decoded as this asks for; 0 is a number not known yet."""
+        """Raise AudioError if this number of channels cannot be decoded as asked; 0: it is not known yet."""
         if self.separate and channels > MAX_SEPARATE:
             raise AudioError(
                 "too_many_channels",

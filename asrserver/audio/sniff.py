@@ -139,7 +139,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 #: Characters of texts that Python does not call printable: white space, and the mark at the beginning.
 _SPACES = dict.fromkeys(map(ord, "\t\n\r\f\v\ufeff\u3000\u00a0"), " ")
 
-#: A chunk of at least this many bytes is text if they all are: PCM never is for so long.
+#: A chunk of at least this many bytes is text if they all are: PCM never looks like text for that long.
 _TEXT_PREFIX = 64
 
 

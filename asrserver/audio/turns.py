@@ -1,11 +1,11 @@
-"""When a decoder lets others have their turn: bytes can be made to cost any CPU without a sample coming of them."""
+"""When a decoder gives way to others: bytes can be crafted to cost much CPU and give no sample."""
 
 from __future__ import annotations
 
 import time
 
-#: Steps, of about 20 µs, after which the time is looked at: asking for it takes a microsecond, and messages of live
-#: streams have a few packets each.
+#: Steps, of about 20 µs each, after which the clock is read. Reading it takes a microsecond, and a message of a live
+#: stream is only a few packets.
 STEPS = 64
 
 #: Seconds of CPU after which others have their turn, whether there is audio or not.
@@ -13,18 +13,18 @@ TURN = 0.02
 
 
 class Turns:
-    """Counts the CPU that the thread has used since a decoder's turn began, about."""
+    """Measures, roughly, the CPU time of the thread since a decoder's turn began."""
 
     def __init__(self) -> None:
         self._steps = 0
         self._since: float | None = None  # None: there were too few steps to ask
 
     def begin(self) -> None:
-        """A turn begins."""
+        """Begin a turn."""
         self._steps, self._since = 0, None
 
     def step(self, weight: int = 1) -> bool:
-        """Count a step, or so many; True if the turn is over."""
+        """Count `weight` steps; return whether the turn is over."""
         self._steps += weight
         if self._steps < STEPS:
             return False

@@ -204,7 +204,7 @@ def write_header(format: Format, size: int) -> bytes:
     """Make the header of a file with `size` bytes of samples, which `padding(size)` must follow.
 
     Raises:
-        ValueError: A WAV file cannot hold so many bytes (see `fitting`).
+        ValueError: A WAV file cannot hold that many bytes (see `fitting`).
         KeyError: The format has no codec.
     """
     if size > _MAX_DATA:

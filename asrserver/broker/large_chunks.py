@@ -18,7 +18,7 @@ from asrserver.broker.batching import Batch
 from asrserver.broker.keys import audio_key, session_key
 from asrserver.broker.pipeline import Pipeline
 
-#: Bytes of a part, at most: a script with so many holds Redis for about a millisecond.
+#: Maximum size of a part in bytes: a script with that much data holds Redis for about a millisecond.
 PART_BYTES = 1 << 20
 
 
@@ -27,11 +27,11 @@ class LargeChunks:
 
     Attributes:
         bytes: Bytes of parts that are not sent yet.
-        gateway: Who sends.
+        gateway: The name of the gateway that sends.
     """
 
     def __init__(self, pipeline: Pipeline, gateway: str) -> None:
-        """Send by the pipeline, as the gateway of this name."""
+        """Send through the pipeline, as the gateway of this name."""
         self.bytes = 0
         self.gateway = gateway
         self._pipeline = pipeline
@@ -92,7 +92,7 @@ class LargeChunks:
 class _Parts:
     """A chunk on its way, part by part.
 
-    Not a function that refers to itself: its chunk would stay in memory until the garbage collector runs.
+    It is no closure that refers to itself: that would keep the chunk in memory until the garbage collector runs.
     """
 
     def __init__(self, chunks: LargeChunks, sid: str, batch: Batch, replied: Callable[[Any], None]) -> None:

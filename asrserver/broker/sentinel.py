@@ -2,9 +2,9 @@
 
     redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]…/NAME[/DATABASE][?OPTION=VALUE&…]
 
-Hosts are those of the sentinels, NAME is what they call the primary; rediss+sentinel is TLS to all. The sentinels are
-asked before each connection. Of redis-py's own Sentinel client, the first answer counts, also that of a sentinel which
-was cut off and does not know of the failover yet.
+HOST is a sentinel, NAME the name by which the sentinels know the primary; with rediss+sentinel all connections use TLS.
+The sentinels are asked before each connection. redis-py's own Sentinel client believes the first answer, even that of a
+sentinel which was cut off and does not know of the failover yet.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SENTINEL_PORT = 26379
 #: Seconds that a sentinel may take to connect, and to answer.
 SENTINEL_TIMEOUT = 1.0
 
-#: Seconds that all sentinels together may take to answer: less than any wait for a connection. When most of them have
-#: answered, the others have so much longer.
+#: Seconds that all sentinels together may take to answer: less than any wait for a connection. And seconds that the
+#: others are waited for when most have answered.
 ROUND_SECONDS = 1.0
 STRAGGLER_SECONDS = 0.1
 
@@ -164,7 +164,7 @@ def asyncio_client(url: str, **defaults: Any) -> redis.asyncio.Redis:
     with _errors(url):
         options = _options(url, redis.asyncio.connection.parse_url, _AsyncPrimary, _AsyncPrimaryTLS)
         pool = redis.asyncio.BlockingConnectionPool(**(defaults | options))
-        pool.make_connection()  # it would complain of options that there are not
+        pool.make_connection()  # raises for options that do not exist
     return redis.asyncio.Redis.from_pool(pool)
 
 

@@ -38,7 +38,7 @@ QUICK = 60.0
 #: the second no further layout is measured.
 SHARES = (0.45, 0.8)
 
-#: Length of a level: this share of the time, and at most so many seconds.
+#: Length of a level: this share of the time, up to a maximum in seconds.
 LEVEL_SHARE = 0.08
 LONGEST_LEVEL = 15.0
 

@@ -53,7 +53,7 @@ async def connect(urls: list[str], key: str) -> Client:
 
 
 def channel_options(selection: Selection, channels: int) -> dict[str, Any]:
-    """The options of a session that gets audio of a selection with so many channels."""
+    """The options of a session that gets the selected audio, which has this number of channels."""
     return {"channel_mode": "separate", "channels": channels} if selection.separate else {}
 
 

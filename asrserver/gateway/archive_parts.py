@@ -33,7 +33,7 @@ RECORD = struct.Struct("<QI")
 #: Bytes of a chunk that are read at a time.
 COPY_BYTES = 1 << 20
 
-#: Bytes of the first line at most.
+#: Maximum size of the first line in bytes.
 MAX_LINE = 1 << 16
 
 
@@ -136,7 +136,7 @@ class Chunk:
         return b"".join(pieces)[skip : skip + size]
 
     def pieces(self, offset: int, size: int) -> Iterator[bytes]:
-        """Read so many bytes, at most COPY_BYTES at a time; raises OSError if they are not there any more."""
+        """Read `size` bytes from `offset` on, COPY_BYTES at a time; raises OSError if the part has become shorter."""
         for at in range(offset, offset + size, COPY_BYTES):
             length = min(COPY_BYTES, offset + size - at)
             data = self.read(at, length)

@@ -70,7 +70,7 @@ class Backlog:
         self._bytes: dict[str, int] = {}  # by key
 
     def started(self, sid: str) -> None:
-        """Start to count a session that begins here: none of its audio was recognised before."""
+        """Count a session that starts here: none of its audio was recognised before."""
         self._heard[sid] = 0.0
 
     def taken(
@@ -105,7 +105,7 @@ class Backlog:
         self._add(account, size)
 
     def _add(self, account: _Account, size: int) -> None:
-        """Count bytes that wait, or with a negative number no longer do."""
+        """Count bytes that wait; with a negative number, bytes that no longer do."""
         account.waiting += size
         total = self._bytes.pop(account.owner, 0) + size
         if total:
@@ -187,14 +187,14 @@ class Backlog:
         return account.waiting / account.rate if account is not None else 0.0
 
     def is_heavy(self, sid: str) -> bool:
-        """Whether so many bytes of a session, or of all sessions of its key, wait that no more should be read."""
+        """Whether too many bytes of a session, or of all sessions of its key, wait to read more of it."""
         account = self._accounts.get(sid)
         if account is None:
             return False
         return account.waiting > MAX_SESSION_BYTES or self.is_full_for(account.owner)
 
     def is_full_for(self, owner: str) -> bool:
-        """Whether so many bytes of all sessions of a key wait that no more should be read."""
+        """Whether too many bytes of all sessions of a key wait to read more of any."""
         return self._bytes.get(owner, 0) > MAX_KEY_BYTES
 
     @property

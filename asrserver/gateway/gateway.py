@@ -436,8 +436,8 @@ class Gateway:
 
     async def _sweep(self) -> None:
         if not self.closing:
-            # Clients of a gateway that died, perhaps with all others, try in vain until connections are accepted: they
-            # get as long as if they had lost theirs just then.
+            # After all gateways were down, clients cannot come back before connections are accepted again: the time for
+            # their resumption counts from then.
             spare = time.monotonic() < self.accepting_since + self.settings.resume_timeout
             await self.adoption.sweep(spare)
 

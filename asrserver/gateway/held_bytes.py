@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from asrserver.shares import Share, keys_at_share
 
-#: Bytes up to which something is not refused for want of room: live audio comes in smaller pieces.
+#: Up to this size in bytes nothing is refused for lack of room: live audio comes in smaller pieces.
 LARGE_BYTES = 1 << 16
 
 

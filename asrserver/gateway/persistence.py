@@ -119,7 +119,7 @@ class WriteBehind:
         return sid not in self._dirty and sid not in self._writing
 
     def hurry(self) -> None:
-        """Write the next batch at once, if there is one: somebody is about to wait for it."""
+        """Write the next batch at once, if there is one: a reader is about to wait for it."""
         if self._dirty:
             self._awaited.set()
 
@@ -173,7 +173,7 @@ class WriteBehind:
                 self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait for so long, or until `hurry`; where the last batch could not be written, in any case for so long."""
+        """Wait this long, or until `hurry`; after a batch that could not be written, wait in full."""
         if self._failing:
             await asyncio.sleep(seconds)
         else:

@@ -61,12 +61,12 @@ INTERNAL_ERROR = Refusal(code="internal_error", message="the message could not b
 
 
 class MessageQueue:
-    """Messages that wait for one that takes time. They are taken one after another; the queue ends when it is empty.
+    """Messages that wait for one that takes time. They are handled one after another; the queue ends when it is empty.
 
-    They are taken even if the client is gone by then, unless the server has closed the connection: it may have sent a
-    whole session and left.
+    They are handled even if the client has disconnected meanwhile: it may have sent a whole session and left. They are
+    not if the server has closed the connection.
 
-    There is none while no message takes time: an empty one would be a kilobyte for each idle connection.
+    Most connections have no queue, because no message of theirs takes time: an empty one would cost a kilobyte.
 
     Args:
         connection: Takes the messages.

@@ -131,7 +131,7 @@ class LiveSessionConnection(WebSocketConnection):
         return None if session is None or not session.borderless else self.gateway.offer_run(session, messages)
 
     async def _room(self, session: Session, wait: Awaitable[bool] | None) -> None:
-        """Wait until there is room for more audio: nobody would send again what is refused for want of it.
+        """Wait until there is room for more audio: these clients do not send again what is refused.
 
         Of a client that is gone no more can come than what waits here.
         """

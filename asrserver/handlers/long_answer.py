@@ -1,4 +1,4 @@
-"""Answers that take long: begun before they are complete, so that nobody between server and client gives up."""
+"""Answers that take long: begun before they are complete, so that no proxy or client gives up waiting."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tornado.iostream import StreamClosedError
 
 from asrserver.handlers.base import RestHandler
 
-#: Seconds after which an answer is begun that is not complete. Clients and proxies wait for so long at most for its
-#: first byte: 10 minutes in OpenAI's libraries, 5 in Node's fetch, 1 in nginx. Until then an error has its own status.
+#: Seconds after which an answer is begun, complete or not. Clients and proxies do not wait for ever for the first byte:
+#: 10 minutes in OpenAI's libraries, 5 in Node's fetch, 1 in nginx. Until then, an error can have its own status.
 BEGIN_SECONDS = 30.0
 
-#: Seconds between two signs of life.
+#: Seconds between the parts of an answer that keep the request alive.
 KEEP_ALIVE_SECONDS = 10.0
 
 
@@ -24,13 +24,13 @@ class LongAnswerHandler(RestHandler):
     """A route whose answer waits for a job."""
 
     async def finish_json(self, job: asyncio.Task[Any], body: Callable[[], Any]) -> None:
-        """Answer with JSON when the job is done; the signs of life are blanks before it, which JSON allows."""
+        """Answer with JSON when the job is done. Until then blanks, which JSON allows, keep the request alive."""
         await self._begin(job, "application/json", lambda: " ")
         job.result()
         self.finish(orjson.dumps(body()))
 
     async def finish_text(self, job: asyncio.Task[Any], media_type: str, text: Callable[[], str]) -> None:
-        """Answer with a text when the job is done; what it is by then, and only grows, is sent as it grows."""
+        """Answer with a text when the job is done. `text` returns it so far; it only grows, and is sent as it grows."""
         sent = ""
 
         def more() -> str:

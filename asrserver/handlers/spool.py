@@ -1,7 +1,7 @@
-"""The bytes of an upload, between the network and the session that they go to: in memory while few, else on disk.
+"""The bytes of an upload on their way from the network to the session: few are kept in memory, many on disk.
 
-The form's fields may come after the file, so a file may have to be kept until all of it is there. And it is read as
-fast as it comes, although it is recognised slowly: a client that leaves is noticed only behind the bytes that it sent.
+The fields of a form may follow the file, so the file may have to be kept as a whole. And it is read as fast as it
+comes, although it is recognised slowly: that its client has disconnected is noticed only behind the bytes that it sent.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Spool:
             asyncio.get_running_loop().run_in_executor(None, self._file.close)
 
     def _has_memory(self, size: int) -> bool:
-        """Whether so many bytes more may be kept in memory."""
+        """Whether this many more bytes may be kept in memory."""
         return self.size + size <= MEMORY_BYTES and not self._held.is_full_for(self.owner, size)
 
     def _free_memory(self) -> None:

@@ -41,8 +41,8 @@ MAX_LENGTH_DIGITS = 18
 DRAIN_BYTES = 1 << 30
 DRAIN_SECONDS = 10.0
 
-#: Seconds in which fewer than so many bytes make a connection's upload stall, which ends it; seconds between checks. A
-#: live stream of any codec has more.
+#: An upload that brings fewer than IDLE_BYTES in IDLE_SECONDS has stalled, and is ended: a live stream in any codec is
+#: faster. And seconds between checks.
 IDLE_SECONDS = 60.0
 IDLE_BYTES = 4096
 CHECK_SECONDS = 5.0

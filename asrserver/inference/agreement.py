@@ -138,6 +138,6 @@ class Agreement:
 
 
 def common_prefix(one: list[str], other: list[str]) -> int:
-    """Number of words in the common_prefix prefix of two texts; case and punctuation do not count."""
+    """Number of words in the common prefix of two texts; case and punctuation do not count."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in takewhile(lambda pair: clean(pair[0]) == clean(pair[1]), pairs))

@@ -46,7 +46,7 @@ MAX_GROUPS = 8
 #: Seconds of audio of each live stream that are in transit and no backlog: what a read brings, and speech in progress.
 IN_TRANSIT_SECONDS = 1.9
 
-#: Seconds that a worker without sessions blocks in Redis, waiting for a new one: for so long it does not look for those
+#: Seconds that a worker without sessions blocks in Redis, waiting for a new one. Meanwhile it does not look for those
 #: that a dead worker has left.
 IDLE_BLOCK_SECONDS = 0.25
 

@@ -18,8 +18,8 @@ from asrserver.inference.transcriber import Transcriber
 
 log = logging.getLogger("asrserver.consumer")
 
-#: Sessions of a stream of tasks that stand in line at a time: who takes them must read their audio again since the last
-#: checkpoint, and with a hundred at once the last of them would wait for it.
+#: Sessions of a stream of tasks that stand in line at a time. The worker that takes them must process their audio since
+#: the last checkpoint again; with a hundred at once, the last of them would have to wait.
 MAX_IN_LINE = 16
 
 
@@ -51,7 +51,7 @@ class Drain:
         self._handed: set[str] = set()
 
     def ask(self, wanted: bool) -> None:
-        """Begin to drain, or stop it: sessions that nobody has taken by then, this worker claims again."""
+        """Begin to drain, or stop it: then this worker claims the sessions again that no other has taken."""
         if wanted != self.asked:
             self.asked = wanted
             self._impatient_at = asyncio.get_running_loop().time() + self._patience
@@ -62,7 +62,7 @@ class Drain:
         return sid in self._handed
 
     def forget(self, sid: str) -> None:
-        """This worker has dropped a session."""
+        """Forget a session that this worker has dropped."""
         self._handed.discard(sid)
 
     async def step(self) -> None:

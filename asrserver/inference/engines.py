@@ -168,9 +168,8 @@ class Engines:
         """Wait until a model is loaded; all sessions that want it wait for one loading."""
         if offer.loading is None:
             offer.loading = asyncio.get_running_loop().create_task(self._load_offer(offer), name="load-model")
-            offer.loading.add_done_callback(
-                lambda task: task.cancelled() or task.exception()
-            )  # nobody may wait by then
+            # It counts as retrieved then, even if no session waits any more.
+            offer.loading.add_done_callback(lambda task: task.cancelled() or task.exception())
         offer.waiting.append(session)
         self._hold_waiting(offer)
         try:

@@ -15,11 +15,12 @@ from contextlib import asynccontextmanager
 
 from asrserver.broker.worker_side import MAX_STRIKES
 
-#: Seconds after which a step on audio counts as stuck: decoding and the search for speech go by steps of milliseconds,
-#: and the dearest that a client's bytes can cause takes a second. Whole files report their progress (`hold` again).
+#: Seconds after which a step on audio counts as stuck. Decoding and voice activity detection take steps of
+#: milliseconds, and the longest that a client's bytes can cause takes a second. Whole files report their progress
+#: (`hold` again).
 AUDIO_STEP_TIMEOUT = 10.0
 
-#: How the names of the threads begin that work on audio; those of others call the model.
+#: Prefixes of the names of threads that work on audio; the others call the model.
 AUDIO_THREADS = ("audio", "prepare")
 
 
@@ -77,7 +78,7 @@ class InFlight:
             self._store()
 
     def close(self) -> None:
-        """Blame no audio any more: all sessions were given up, whatever a call that goes on does to this process."""
+        """Blame no audio from now on: all sessions were given up, and a native call may still crash this process."""
         with self._lock:
             self._write(b"")
             self._write = lambda _text: None
@@ -104,7 +105,7 @@ class PoisonTracker:
         return entry in self._strikes
 
     def is_poison(self, entry: str) -> bool:
-        """Whether the entry with this id has so many strikes that it is not tried again."""
+        """Whether the entry with this id has MAX_STRIKES, and is not tried again."""
         return self._strikes.get(entry, 0) >= MAX_STRIKES
 
     def has_suspect_after(self, entry: str) -> bool:

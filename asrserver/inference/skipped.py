@@ -12,7 +12,7 @@ from asrserver.inference.features import FRAMES_PER_SECOND, Features
 from asrserver.protocol.events import Word
 from asrserver.text.words import clean, glue
 
-#: A word that takes so many seconds hides others. Where base left a sentence out, the alignment gave 3.8 s to an "and".
+#: A word that takes this long hides others. Where base left a sentence out, the alignment gave 3.8 s to an "and".
 LONGEST_WORD_SECONDS = 2.0
 
 #: Share of a skipped stretch's frames that must be as loud as speech, and how much quieter than the median of the

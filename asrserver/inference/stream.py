@@ -182,7 +182,7 @@ class LiveStream:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many segments wait that no more audio should be processed."""
+        """Whether too many segments wait for more audio to be processed."""
         return any(channel.segments.is_full for channel in self.channels)
 
     @property

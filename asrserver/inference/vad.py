@@ -57,8 +57,8 @@ QUIET_SHARE = 0.03
 #: Shorter speech, in seconds, is no segment.
 MIN_SPEECH_SECONDS = 0.1
 
-#: A segment with little speech, or one whose sentence goes on, ends after so many times the silence that ends others: a
-#: word or two are mostly the beginning of a sentence, and recognised badly without it.
+#: A segment with little speech, or whose sentence is not finished, ends only after this many times the silence that
+#: ends others: a word or two are mostly the beginning of a sentence, and recognised badly without the rest.
 HOLD_FACTOR = 1.5
 
 #: Probability at which speech begins, and how far below it the probability must fall for speech to end: Silero's own

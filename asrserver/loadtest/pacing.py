@@ -16,8 +16,8 @@ from asrserver.loadtest.speech import FRAME_SECONDS
 from asrserver.loadtest.stats import Stats
 from asrserver.loadtest.verifier import SessionVerifier
 
-#: Resolution of the timer in seconds: a frame may be sent so much later than its time. Networks delay frames by far
-#: more, and the report counts it.
+#: Resolution of the timer in seconds: a frame may be sent that much late. Networks delay frames by far more, and the
+#: report counts it.
 TIMER_RESOLUTION = 0.005
 
 

@@ -113,7 +113,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Durable(Event, frozen=True, kw_only=True):
-    """What a worker says once and for good.
+    """An event that is kept in Redis, and later stored.
 
     Attributes:
         seq: Number among the session's durable events, from 1, without a gap.

@@ -160,7 +160,7 @@ class Transcription:
         return self._message("session.updated", session=self._session())
 
     def appended(self, seconds: float) -> None:
-        """Note that so much audio came."""
+        """Count audio that came."""
         self._position += seconds
 
     @property

@@ -7,8 +7,8 @@ C binary frame: 16-bit PCM, mono                S {"partial":"…"}: what is bei
 C {"reset":1}                                   S {"text":"…"}: all that was said so far; the stream goes on
 C {"eof":1}                                     S {"text":"…"}: the rest, and the end of the connection
 
-Clients read one answer to each of their frames before they send the next: it says what is known by then, and never
-waits for recognition. The texts joined are the whole, each word once.
+Clients read one answer to each of their frames before they send the next. It says what is known so far, and never waits
+for recognition. The texts joined are the whole, each word once.
 """
 
 from __future__ import annotations

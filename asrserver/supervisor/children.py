@@ -35,12 +35,12 @@ EXIT_BOOT = 3
 #: machine a worker that starts with it took ten seconds to replace a dead one, with half a second of CPU.
 WORKER_NICENESS = 10
 
-#: Size in bytes of the record of audio in hand: a batch of the audio thread (32 sessions with some entries each) and
+#: Size in bytes of the record of audio in hand: a batch of the audio thread (16 streams with some entries each) and
 #: a batch of the engine.
 IN_HAND_SIZE = 1 << 15
 
-#: Freed memory in bytes that a gateway and a worker keep for reuse. A gateway keeps none of larger messages and uploads
-#: than the last number: after some hundred of them it had 200 MB more for good.
+#: Freed memory in bytes that a gateway and a worker keep for reuse. A gateway returns blocks of GATEWAY_LARGE_BLOCK and
+#: more at once: otherwise some hundred large messages and uploads left it 200 MB larger for good.
 GATEWAY_KEPT_MEMORY = 1 << 25
 GATEWAY_LARGE_BLOCK = 1 << 17
 WORKER_KEPT_MEMORY = 1 << 28

@@ -180,7 +180,7 @@ def pcm_table(stbl: bytes, frame: int, most: int) -> tuple[Array, Array, Array]:
 
 
 def _chunks(stbl: bytes, count: int) -> tuple[Array, Array]:
-    """(offset in the file, number of samples) of each chunk of an index with so many samples."""
+    """(offset in the file, number of samples) of each chunk; the index has `count` samples."""
     stsc = path(stbl, b"stsc")
     found = dict(boxes(stbl))
     wide = b"co64" in found
