@@ -71,7 +71,7 @@ import socket, struct, sys
 with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
     raw.bind(("eth0", 0x0806))
     mac, address = raw.getsockname()[4], socket.inet_aton(sys.argv[1])
-    head = struct.pack("!6s6sHHHBBH", b"\xff" * 6, mac, 0x0806, 1, 0x0800, 6, 4, 1)
+    head = struct.pack("!6s6sHHHBBH", bytes([255] * 6), mac, 0x0806, 1, 0x0800, 6, 4, 1)
     raw.send(head + mac + address + bytes(6) + address)
 """
 
