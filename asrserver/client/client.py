@@ -17,7 +17,7 @@ import itertools
 import random
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -72,7 +72,7 @@ class Client:
         self._timeout = timeout
         self._observer = observer or ConnectionObserver()
         self.connection: ClientConnection | None = None
-        self.channels = itertools.count()
+        self.channels: Iterator[int] = itertools.count()
         self._sessions: dict[str, ClientSession] = {}
         self._failure: Exception | None = None
         self._closing = asyncio.Event()
@@ -165,8 +165,15 @@ class Client:
             raise
         return session
 
+    # -- for its sessions (SessionClient) ------------------------------------------------------------------------
+
+    @property
+    def session_count(self) -> int:
+        """Open sessions."""
+        return len(self._sessions)
+
     def forget(self, session: ClientSession) -> None:
-        """Remove a session that is over; the session calls this."""
+        """Remove a session that is over."""
         if self._sessions.get(session.id) is session:
             del self._sessions[session.id]
         session.disconnected()

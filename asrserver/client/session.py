@@ -8,8 +8,8 @@ import random
 import time
 from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, Protocol
 
 import orjson
 from tornado.websocket import WebSocketClosedError
@@ -18,9 +18,6 @@ from asrserver.client.connection import ClientConnection
 from asrserver.client.errors import Event, ServerError
 from asrserver.protocol.frames import BINARY, TEXT, FrameProtocol, StreamClosedError
 from asrserver.protocol.native import HEADER
-
-if TYPE_CHECKING:
-    from asrserver.client.client import Client
 
 log = logging.getLogger("asrserver.client")
 
@@ -38,6 +35,31 @@ RETRY_JITTER = 0.5
 SESSION_LOST_CODES = frozenset({"session_moved", "session_gone", "no_session"})
 
 
+class SessionClient(Protocol):
+    """What a session needs of its client.
+
+    Attributes:
+        connection: The connection; None while it is lost.
+        channels: The channels of binary frames that no session has had yet.
+        window: Chunks of a session that may wait for their acknowledgement.
+        reconnect_timeout: Seconds for which a refused start or resume is repeated.
+    """
+
+    connection: ClientConnection | None
+    channels: Iterator[int]
+    window: int
+    reconnect_timeout: float
+
+    @property
+    def session_count(self) -> int:
+        """Open sessions of the client."""
+        ...
+
+    def forget(self, session: ClientSession) -> None:
+        """Remove a session that is over."""
+        ...
+
+
 class ClientSession:
     """One session. Its events wait until they are read; of consecutive partial results only the newest is kept, of each
     channel where channels are recognised separately.
@@ -50,7 +72,7 @@ class ClientSession:
         opening: A start or resume on the current connection has not been answered yet.
     """
 
-    def __init__(self, client: Client, sid: str, options: dict[str, Any]) -> None:
+    def __init__(self, client: SessionClient, sid: str, options: dict[str, Any]) -> None:
         self.id = sid
         self.model: str | None = None
         self.next_index = 0
@@ -339,7 +361,7 @@ class ClientSession:
             if index is None and self._unacknowledged and code in ("message_too_large", "overloaded"):
                 # Refused unread: the error cannot say which chunk it was. Only the largest can have been too large;
                 # for want of room it may have been any, also of another session.
-                sure = code == "message_too_large" or len(self._unacknowledged) == len(self._client._sessions) == 1
+                sure = code == "message_too_large" or len(self._unacknowledged) == self._client.session_count == 1
                 index = max(self._unacknowledged, key=lambda at: len(self._unacknowledged[at])) if sure else None
             self._acknowledged(index)
             self._add_event(event)
