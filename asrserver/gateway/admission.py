@@ -86,18 +86,18 @@ class Admission:
         self.limits.disconnect(address)
 
     def leave_room(self, setting: str, owner: str, used: int, count: Callable[[], int]) -> None:
-        """Check that one more connection, or session, of a key leaves some to others; see shares.leaves_room.
+        """Check that one more connection, or session, of a key leaves room for other keys; see shares.leaves_room.
 
-        Without keys there is nobody to share with: addresses have a limit of their own, and are no identity.
+        Without keys there is no one to share with: an address is no identity, and has a limit of its own.
 
         Args:
             setting: `max_connections` or `max_sessions`.
             owner: The id of the key; empty if there is none.
             used: How many there are on this gateway.
-            count: Counts those of the key; called only where it could be too many.
+            count: Counts those of the key; called only where there may be too many.
 
         Raises:
-            Refused: It has as many as it may while so few are free.
+            Refused: The key has its share of what is free.
         """
         most: int = getattr(self._settings, setting)
         if not most or not (self._access.count > 1 or (self._access.count and self._settings.allow_keyless)):
@@ -140,7 +140,7 @@ class Admission:
             raise Refused(429, "rate_limited", message, retry_after=_rest_of_minute())
 
     def ended(self, sid: str, owner: str) -> None:
-        """Count a session no more: it is over, or another gateway's."""
+        """Stop counting a session: it is over, or held by another gateway."""
         if self._limits(owner).sessions:
             self._quota.release("sessions", owner, sid)
 
@@ -167,10 +167,10 @@ class Admission:
         meter.record(seconds)
 
     def seconds_ahead(self, session: Session, backlog: Backlog, strictly: bool = False) -> float:
-        """Return for how many seconds no more of a session should be read; 0 if more may be read now.
+        """Return the seconds for which no more of a session should be read; 0 if more may be read now.
 
-        That is until its audio is no faster than `max_speed`; and until it is no more than `max_ahead` seconds ahead of
-        the clock, unless no more than these are still to be recognised. `strictly` knows no such exception.
+        Its audio must be no faster than `max_speed`, and no more than `max_ahead` seconds ahead of the clock. The
+        latter does not count while no more than `max_ahead` seconds wait to be recognised, unless `strictly`.
         """
         meter, most = session.rate_meter, self._settings.max_ahead
         if meter is None:
@@ -204,7 +204,7 @@ class Admission:
         """Read what API keys have spent in this minute.
 
         Args:
-            waiting: Seconds of audio that wait here to be recognised, by key: these are as good as spent.
+            waiting: Seconds of audio that wait here to be recognised, by key: these count as spent.
         """
         owners = [owner for owner in waiting if self._limits(owner).audio_per_minute]
         spent = await self._quota.spent(owners)

@@ -1,7 +1,7 @@
 """One gateway process: what clients and operators may ask of it, and its periodic duties.
 
-Handlers translate protocols into calls of a Gateway, and its events back; they decide nothing. What happens to sessions
-is in sessions.py and intake.py. Only the broker knows Redis, and only the storage SQL.
+Handlers translate protocols into calls of a Gateway, and its events back; they decide nothing. What happens to open
+sessions is in sessions.py, intake.py and delivery.py. Only the broker knows Redis, and only the storage SQL.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ SWEEP_EVERY = 5.0
 TIDY_EVERY = 60.0
 TOMBSTONE_SECONDS = 30 * 86400.0
 
-#: Seconds without a result after which a session that is not over is looked for in Redis, which may have come back
-#: empty: nobody else would end it.
+#: Seconds without a result after which an unfinished session is looked up in Redis. Redis may have come back empty, and
+#: nobody else would end the session.
 DORMANT_SECONDS = 600.0
 
 #: Rows of each kind that one round of housekeeping looks at, at most.
@@ -85,7 +85,7 @@ class Gateway:
         name: Its name in Redis and in logs.
         access: API keys, origins and proxies.
         closing: Whether it accepts nothing new, because it shuts down.
-        accepting_since: When it began to accept connections, by time.monotonic(); to be set by who does.
+        accepting_since: When it began to accept connections, by time.monotonic(); set by the application.
         held: Bytes of memory that wait to be handled.
         uploads: Bytes of uploads that are not recognised yet.
         broker, storage, write_behind, recordings, retention, admission, offers, sessions, adoption, room, intake,
@@ -94,7 +94,7 @@ class Gateway:
     """
 
     def __init__(self, settings: Settings, alive: Callable[[], None] = lambda: None) -> None:
-        """Create the parts; `alive` is called regularly, as the heartbeat for the supervisor."""
+        """Create the parts; `alive` is called regularly, as a sign of life for the supervisor."""
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.access = Access(
@@ -153,8 +153,8 @@ class Gateway:
         PostgreSQL may be away: sessions are stored when it is there.
 
         Args:
-            strict: Whether a database that only an operator can put right is an error. Otherwise sessions are kept in
-                Redis until it can be used: better than none, where a server was running.
+            strict: Whether a database that only an operator can repair is an error. Otherwise sessions stay in Redis
+                until it is repaired: a server that was running had better go on.
 
         Raises:
             Unavailable: Redis is away.
@@ -274,11 +274,11 @@ class Gateway:
         return self.intake.offer_run(session, pieces, index)
 
     def room_for(self, session: Session) -> Awaitable[bool] | None:
-        """Return what to wait for before more of a session's audio is offered; see RoomGate.for_audio."""
+        """Return what to wait for before more of a session's audio is read; see RoomGate.for_audio."""
         return self.room.for_audio(session)
 
     def change_hotwords(self, session: Session, hotwords: str) -> None:
-        """Give a session other hot words, beside those of the setting hotwords-file, for the segments that follow."""
+        """Replace the client's hot words for the segments that follow; those of the setting hotwords-file stay."""
         joined = self._hotwords.join(hotwords, self.access.key(session.owner))
         session.options = session.options.with_hotwords(joined)
         change = self.broker.change_options(session.id, codec.encode_options(session.options))
@@ -293,7 +293,7 @@ class Gateway:
         self.sessions.abandon(session)
 
     def cancel(self, session: Session, gone: bool = True) -> None:
-        """End a session that its client does not end: what was accepted is still recognised.
+        """End a session without its client: what was accepted is still recognised.
 
         Args:
             session: The session.
@@ -306,7 +306,7 @@ class Gateway:
             self.sessions.end(session, "interrupted")
 
     def refuse_when_full(self, owner: str) -> None:
-        """Raise what `start` would raise now for this gateway's own limits: to be asked before a large upload is read.
+        """Raise what `start` would raise for this gateway's own limits. To be called before a large upload is read.
 
         Args:
             owner: The id of the client's API key; empty where there are no keys.
@@ -442,7 +442,7 @@ class Gateway:
             await self.adoption.sweep(spare)
 
     async def _tidy(self) -> None:
-        """Keep tables true and small, and the disk: what Redis lost, counters, whatever is too old."""
+        """Clean up: end sessions that Redis has lost, compact counters, delete what is too old."""
         await self.storage.add_up()
         lost = set(await self.storage.dormant(DORMANT_SECONDS, TIDY_BATCH))
         if lost and (lost := lost - await self.broker.known(lost)):

@@ -1,4 +1,4 @@
-"""Whether a client's audio may come, and on its way to Redis: order, limits and back-pressure, decided in one place.
+"""Takes clients' audio and passes it to Redis: order, limits and back-pressure are decided in one place.
 
 Order         a chunk is the next of its session, one that came before, or one that was refused (Session.accept)
 Limits        its size, the session's length and speed, the key's audio a minute (Admission.chunk)
@@ -28,13 +28,13 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.sessions")
 
-#: Copies of one chunk in a row after which the client most likely gives all its chunks one index.
+#: This many copies of one chunk in a row mean, most likely, that the client gives all its chunks the same index.
 SUSPICIOUS_COPIES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The audio is taken; its acknowledgement follows when Redis has it.
+    """The audio was accepted; its acknowledgement follows when Redis has it.
 
     Attributes:
         wait: What to wait for before more of the connection is read; None: more may come.
@@ -43,7 +43,7 @@ class Accepted:
     wait: Awaitable[bool] | None
 
 
-#: More may come.
+#: Accepted, and more may be read.
 ACCEPTED = Accepted(None)
 
 
@@ -95,7 +95,7 @@ class Intake:
             index: `chunk_index` as the client sent it; None: the next.
 
         Returns:
-            That it is taken. A copy of a chunk that came before is acknowledged again, and dropped.
+            That it was accepted. A copy of an accepted chunk is acknowledged again, and dropped.
 
         Raises:
             BadRequest: It is empty or out of order, or the session takes no more audio.
@@ -127,7 +127,7 @@ class Intake:
         return self._accepted(session)
 
     def offer_run(self, session: Session, pieces: list[bytes], index: int | None = None) -> Accepted | None:
-        """Take the next chunks of a session for which it means nothing where one of them ends.
+        """Take the next chunks of a session whose chunks may be joined.
 
         Args:
             session: Their session.
@@ -135,8 +135,8 @@ class Intake:
             index: The index of the first one; None: the next.
 
         Returns:
-            That all are taken; or None, and nothing was done: they are not the next, or they come near a limit. Then
-            each must be offered by itself, and as many are taken as possible.
+            That all were accepted; or None, and nothing was done: they are out of order, or come near a limit. Then
+            each must be offered by itself, so that those within the limit are accepted.
         """
         largest = max(map(len, pieces))
         if not all(pieces) or largest > LARGE_BYTES or not session.follows(index, len(pieces)):
@@ -157,7 +157,7 @@ class Intake:
         Args:
             sessions: The sessions.
             index: The chunk's index, as far as it could be read.
-            certain: Whether there is no doubt that it was a chunk of theirs, as far as can be known.
+            certain: Whether it can only have been a chunk of one of these sessions.
         """
         known = {session for session in sessions if (session.missing.is_certain if certain else session.missing)}
         for session in sessions:
@@ -220,8 +220,8 @@ class Intake:
             asyncio.get_running_loop().call_later(max(0.0, session.ack_interval - waited), session.acknowledge)
 
     def _refund(self, sid: str, seconds: float) -> None:
-        """Count audio less that was shorter than its bytes made it seem."""
-        with suppress(KeyError):  # it may be over
+        """Take back audio that was counted, but was shorter than its bytes suggested."""
+        with suppress(KeyError):  # the session may be over
             meter = self._sessions[sid].rate_meter
             if meter is not None:
                 meter.refund(seconds)

@@ -1,7 +1,7 @@
 """Load shedding: while too much audio waits to be recognised in the whole system, some of it is held back or refused.
 
-What may wait is shared out among the keys that have audio waiting, by their weights: a key that is alone may use all of
-it. When another comes, it gets its share at once, and the key that has more than its own is held back until it has not.
+The limit is shared among the keys that have audio waiting, by their weights. A key that is alone may use all of it.
+When another comes, that one gets its share at once, and the first is held back until it has no more than its own.
 
 What is shed, in this order, as more waits: first audio that comes faster than it is spoken, then new sessions of keys
 of low priority, then those of all keys that have their share. Before all of it, workers make partial results rarer
@@ -21,8 +21,8 @@ from asrserver.gateway.backlog import Backlog
 from asrserver.gateway.rate_limits import RETRY_AFTER
 from asrserver.shares import Share, keys_at_share
 
-#: Parts of max_queue from which audio waits that is ahead of real time, new sessions of keys of low priority are
-#: refused, and those of all keys that have their share.
+#: The steps, as parts of max_queue: from the first on, audio ahead of real time waits; from the second, new sessions of
+#: keys of low priority are refused; from the third, those of all keys that have their share.
 SHEDDING = (0.5, 0.75, 1.0)
 
 
@@ -51,8 +51,8 @@ class LoadShedder:
         """Check whether a session of this key may start.
 
         Raises:
-            Refused: `overloaded`: as much audio waits as may, and of this key not less than its share; or nearly as
-                much, and the key is of low priority.
+            Refused: `overloaded`: max_queue is reached, and this key has its share of it; or it is nearly reached, and
+                the key is of low priority.
         """
         used = self._used()
         if self._step(used) >= 2 and self._is_low(owner):
@@ -82,12 +82,12 @@ class LoadShedder:
         self._held_back = frozenset(greedy if len(used) > 1 else ())
 
     def holds_back(self, owner: str) -> bool:
-        """Whether no audio of a key should be read: it has more waiting than its share, and others need room."""
+        """Whether no audio of a key should be read: more than its share is waiting, and others need room."""
         return owner in self._held_back
 
     @property
     def holds_batches(self) -> bool:
-        """Whether no audio should be read before its time: nobody waits for what is not spoken yet."""
+        """Whether no audio should be read faster than it is spoken."""
         return self.step >= 1
 
     def _step(self, used: Mapping[Share, float]) -> int:

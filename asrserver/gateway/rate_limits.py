@@ -15,15 +15,15 @@ from asrserver.errors import Refused
 #: Seconds after which a client should try again where it is unknown when there will be room.
 RETRY_AFTER = 5.0
 
-#: Seconds for which a chunk that comes too fast is delayed at most; one that would wait longer is refused.
+#: Longest delay in seconds of a chunk that comes too fast; one that would have to wait longer is refused.
 MAX_DELAY_SECONDS = 8.0
 
 
 class RateMeter:
-    """Measures the audio of a session against the clock.
+    """Measures the audio of a session against the clock: a token bucket.
 
-    After a burst of `burst` seconds of audio, `factor` seconds of audio are allowed in each second; with a factor of 0
-    any number is.
+    After a burst of `burst` seconds of audio, `factor` seconds of audio are allowed in each second; a factor of 0 means
+    no limit.
 
     Attributes:
         heard: The time (time.monotonic()) of the last audio.
@@ -44,7 +44,7 @@ class RateMeter:
         self._add(seconds)
 
     def refund(self, seconds: float) -> None:
-        """Count this many seconds of audio less: what was sent was shorter than it seemed."""
+        """Take back this many seconds: what was sent was shorter than it seemed."""
         self._add(-min(seconds, self._sent))
 
     def _add(self, seconds: float) -> None:
@@ -85,7 +85,7 @@ class Limits:
         self._addresses[block] += 1
 
     def disconnect(self, address: str) -> None:
-        """Count a connection no more."""
+        """Stop counting a connection."""
         block = address_block(address)
         self.connections -= 1
         self._addresses[block] -= 1

@@ -1,11 +1,11 @@
 """Back-pressure: connections wait here, unread, until there is room for more of their audio.
 
-There is none while Redis is nearly full, while too many bytes are on their way to it, while a session is too far ahead
-of the clock or of its results, in seconds or in bytes, or while its key uses what others need. Waiting costs nothing: a
-waiter is woken by what it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the session),
-or at the time at which the clock alone makes room.
+There is no room while Redis is nearly full, while too many bytes are on their way to it, while a session is too far
+ahead of the clock or of its results, in seconds or in bytes, or while its API key uses what others need. Waiting costs
+nothing: a waiter is woken by what it waits for (a reply of Redis, a heartbeat that finds it less full, a result of the
+session), or at the time at which the clock alone makes room.
 
-A large chunk would cost memory while it waits, and each of many connections may begin with one: those are refused.
+A large chunk takes memory while it waits, and many connections could begin with one. So large chunks are refused.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from asrserver.process.aio import Notifier
 #: Bytes on their way to Redis at which connections are no longer read.
 MAX_IN_FLIGHT = 16 * 2**20
 
-#: Seconds between looks whether a key that uses more than its share is still held back.
+#: Seconds between checks whether a key that uses more than its share is still held back.
 HOLD_SECONDS = 1.0
 
-#: Seconds that one message waits for room at most; then the connection is read again, and its end is seen.
+#: Seconds that one message waits for room at most. Then the connection is read again, so that its end is noticed.
 MAX_WAIT = 8.0
 
 
 class RoomGate:
-    """Decides for one gateway whether more audio may be read, and wakes those who wait for that.
+    """Decides for one gateway whether more audio may be read, and wakes those who wait for it.
 
-    It must be told of every change: each `pipeline.on_replies` and `backlog.on_answer` call it, and `fullness` is set
-    at every heartbeat.
+    It must learn of every change: `pipeline.on_replies` and `backlog.on_answer` call it, and `fullness` is set at every
+    heartbeat.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RoomGate:
         """Check whether a chunk of this many bytes may come from a key, if it is large.
 
         Raises:
-            Refused: `overloaded`: as many bytes of the key wait as may, to be recognised or on their way to Redis.
+            Refused: `overloaded`: too many bytes of the key wait to be recognised, or are on their way to Redis.
         """
         if size <= LARGE_BYTES:
             return
@@ -96,9 +96,9 @@ class RoomGate:
         raise Refused(503, "overloaded", f"{message}: send it again later", retry_after=RETRY_AFTER)
 
     def for_audio(self, session: Session) -> Awaitable[bool] | None:
-        """Return None if more audio of the session may be read; or else what to wait for before.
+        """Return None if more audio of the session may be read, else what to wait for first.
 
-        The awaitable lasts at most MAX_WAIT seconds; its result is whether there is room then.
+        The awaitable takes at most MAX_WAIT seconds; its result is whether there is room then.
         """
         return None if self._has_room(session) else self._wait(session)
 
@@ -130,7 +130,7 @@ class RoomGate:
         return redis.bytes_on_their_way < MAX_IN_FLIGHT and self._fullness < FULL_FOR_AUDIO > redis.fullness
 
     def _seconds_ahead(self, session: Session) -> float:
-        """Seconds until the clock makes room for more of the session; its results may make it earlier."""
+        """Seconds until the clock makes room for more of the session; its results may do so earlier."""
         if session.state != "recording":
             return 0.0
         ahead = self._admission.seconds_ahead(session, self._backlog, self._shedder.holds_batches)

@@ -53,19 +53,19 @@ class Session:
         options: What the client asked for.
         state: recording (it accepts audio), finishing (its results are awaited), or over.
         send: Sends its events to its client; None while there is none.
-        pcm_rate: Bytes of its headerless audio that cost as much as a second of one channel.
-        borderless: Whether it means nothing where one chunk ends and the next begins.
+        pcm_rate: Bytes of its headerless audio that count as one second.
+        borderless: Whether chunks may be joined: where one ends means nothing.
         live: Whether its chunks are pieces of a stream, which have no results of their own.
         rate_meter: Measures its audio against the clock; None until its first chunk.
         ack_interval: Seconds for which an acknowledgement may wait for further chunks; 0: none waits.
-        failed: Why no chunk can be written any more; None while they can.
+        failed: Why chunks can no longer be written; None while they can.
         opened: When this gateway got it, by time.monotonic().
         heard: When its last event was delivered, by time.monotonic().
         named: Whether its client has chosen its id.
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
-        replaying: Whether its client is sent the events that it has missed, and no others.
-        missing: Its audio that was refused, and did not come again.
+        replaying: Whether missed events are being sent to its client; new ones wait until then.
+        missing: Its audio that was refused, and was not sent again.
         flushes: How often it was flushed.
         flushed: How many of these flushes were answered.
         move: How often the session had moved between gateways when this one got it.
@@ -78,7 +78,7 @@ class Session:
         trace: Its spans; None while it has none.
     """
 
-    # Slots: every chunk touches most of them, and a dict would take three times the memory.
+    # Every chunk touches most of these, and a dict would take three times the memory.
     __slots__ = (
         "_acknowledged",
         "_answered",
@@ -156,7 +156,7 @@ class Session:
         self.last_event = "0-1"
         self._first = 0
         self._last: int | None = None  # index of the last accepted chunk
-        self._skips = 0  # refused indexes after it: the next chunk may have one of them, or the one after
+        self._skips = 0  # refused indexes after _last: the next chunk may have one of them, or the following one
         self._refused: set[int] = set()
         self._copied, self._copies = -1, 0  # index of the last copied chunk, and copies of it in a row
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
@@ -187,8 +187,8 @@ class Session:
             sid: Its id.
             options: Its options.
             fields: Its hash.
-            events: Its durable events, oldest first; of very many, the oldest are gone. The client gets no more of what
-                is `missed` than the final text.
+            events: Its durable events, oldest first; the oldest of very many are gone. Of these, which `missed` counts,
+                the client gets no more than the final text contains.
             last_seq: The last event that the client has; 0: none.
             send: Where its events go.
 
@@ -249,23 +249,23 @@ class Session:
         return len(self._unacknowledged)
 
     def summary(self) -> str:
-        """What it was here, for the log."""
+        """Its figures on this gateway, for the log."""
         seconds = time.monotonic() - self.opened
         missed = f" missed={self.missed}" if self.missed else ""
         return f"chunks={self.chunk_count} bytes={self.bytes_in} results={self.results} seconds={seconds:.1f}{missed}"
 
     def end_trace(self, how: str) -> None:
-        """End its span, if it has one; `how` it left this gateway."""
+        """End its span, if it has one; `how` says why it left this gateway."""
         if self.trace is not None:
             self.trace.end(how, self.chunk_count, self.bytes_in, self.results)
 
     def patience(self, connected: float) -> float:
-        """Seconds for which its client may resume; `connected` if it need not."""
+        """Seconds that its client still has to resume; `connected` while there is no need to."""
         return connected if self.resume_by is None else self.resume_by - time.monotonic()
 
     @contextmanager
     def returning(self) -> Iterator[None]:
-        """While its client resumes it, the session is not ended because its client was away for too long."""
+        """Keep the session from being ended, for want of its client, while the client is resuming it."""
         before, self.resume_by = self.resume_by, None
         try:
             yield
@@ -351,9 +351,9 @@ class Session:
         return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
 
     def refuse(self, index: int | None = None) -> None:
-        """Note that a chunk was refused, perhaps unread: the client may send it again, or the next one.
+        """Note that a chunk was refused, perhaps unread: the client may send it again, or go on with the next one.
 
-        `missing` is to be told too, where audio was refused.
+        Where audio was refused, tell `missing` as well.
         """
         if self._last is None:
             return
@@ -366,8 +366,8 @@ class Session:
         """Note that a message was refused unread, which may have been the next chunk.
 
         Args:
-            index: The chunk's index, as far as it could be read.
-            certain: Whether it was audio of this session, as far as can be known.
+            index: The chunk's index, if it could be read.
+            certain: Whether the message can only have been audio of this session.
         """
         position = self.next_index + self._skips
         self.refuse(index)
@@ -401,7 +401,7 @@ class Session:
         return self._copies
 
     def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
-        """Note that Redis has chunks: acknowledge them, and deliver the results that waited for that.
+        """Note that Redis has chunks: acknowledge them, and deliver the results that waited for it.
 
         Args:
             index: The index of the first chunk.
@@ -486,7 +486,7 @@ class Session:
         self._tell(event)
 
     def leave(self, error: AsrError, **details: Any) -> None:
-        """Send the client the last event of the session on this gateway: why it is lost here."""
+        """Send the client its last event on this gateway: why the session is no longer here."""
         send, self.send = self.send, None
         if send is not None:
             send(Lost.of(error, session_id=self.id, **details))

@@ -38,7 +38,7 @@ from asrserver.telemetry import gateway_traces, metrics
 
 log = logging.getLogger("asrserver.sessions")
 
-#: Seconds between searches for missed events: Pub/Sub is the fast path and may lose some.
+#: Seconds between searches for missed events: Pub/Sub is the fast path and may lose events.
 REPAIR_EVERY = 2.0
 
 #: Seconds that PostgreSQL may take to say whether an id is in use.
@@ -46,7 +46,7 @@ KNOWN_TIMEOUT = 2.0
 
 
 class Sessions(Mapping[str, Session]):
-    """The sessions that this gateway answers for, by id.
+    """The sessions that this gateway holds, by id.
 
     Attributes:
         backlog: Their audio that has no result yet.
@@ -120,7 +120,7 @@ class Sessions(Mapping[str, Session]):
         exists = BadRequest("session_exists", "session_id is already in use", session_id=sid)
         if sid in self._open or sid in self._starting:
             raise exists
-        self.check_start(siblings, owner)  # first, and synchronously: what this gateway refuses costs no query
+        self.check_start(siblings, owner)  # before anything is awaited: what this gateway refuses costs no query
         self._starting[sid] = owner
         try:
             if asked.session_id and await self._stored(sid):
@@ -148,7 +148,7 @@ class Sessions(Mapping[str, Session]):
         return session
 
     def check_start(self, siblings: int, owner: str) -> None:
-        """Check the limits of this gateway for one more session; see `start`. Those that are being started count."""
+        """Check the limits of this gateway for one more session; see `start`. Sessions that are being started count."""
         used = len(self._open) + len(self._starting)
         self._admission.limits.start(siblings, used)
         owners = chain(self._starting.values(), (session.owner for session in self._open.values()))
@@ -178,7 +178,7 @@ class Sessions(Mapping[str, Session]):
             async with asyncio.timeout(KNOWN_TIMEOUT):
                 return await self._storage.known(sid)
         except (StorageError, TimeoutError):
-            return False  # sessions start without PostgreSQL too: Redis refuses the ids that it knows
+            return False  # sessions can start without PostgreSQL: Redis refuses the ids that it knows
 
     async def resume(self, asked: Resume, send: Send, owner: str) -> tuple[Session, list[Result]]:
         """Take a session over from wherever it was.
@@ -202,7 +202,7 @@ class Sessions(Mapping[str, Session]):
             if here.send is not None:
                 raise unknown
             last_seq = here.sent
-        detached = asked.adopted and here is None  # of one that is here, it is known
+        detached = asked.adopted and here is None  # for one that is here, `send` has told
         before = self._open.get(sid)
         try:
             with nullcontext() if before is None else before.returning():
@@ -210,7 +210,7 @@ class Sessions(Mapping[str, Session]):
                 if fields is None:
                     raise unknown
                 events = await self._broker.read_events(sid)
-                # Until here the session stays as it was: it must be left so if the client is refused.
+                # Up to here the session is unchanged, and stays so if the client is refused.
                 session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
         except (ValueError, KeyError) as exc:  # another program wrote there
             log.error("session=%s its keys in Redis are damaged: %s: %s", sid, type(exc).__name__, exc)
@@ -224,14 +224,14 @@ class Sessions(Mapping[str, Session]):
                 before.state = "over"  # messages of its connection that still wait are not for it
             before.end_trace("resumed")
             session.rate_meter = before.rate_meter
-            if before.move + 1 == session.move:  # it was nowhere else meanwhile: it knows more than Redis
+            if before.move + 1 == session.move:  # no other gateway had it meanwhile: `before` knows more than Redis
                 session.missing.restore(str(before.missing), session.last)
         if session.state != "over":
             session.trace = gateway_traces.resume_session(sid, fields)
             self._open[sid] = session
             if events:
                 self.backlog.restore(sid, events[-1].cost, session.pcm_rate, session.live, owner)
-        elif before is not None:  # its final event was not delivered here, and need not be any more
+        elif before is not None:  # its final event was not delivered here, and its client has it already
             self.delivery.note_delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)
         log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
@@ -258,7 +258,7 @@ class Sessions(Mapping[str, Session]):
         """
         session.require_recording()
         session.acknowledge()
-        session.resume_by = None  # its client may be gone by now, but it has said all that it had to say
+        session.resume_by = None  # the client may be gone by now, but has sent all that it wanted to send
         self.end(session, "interrupted" if session.missing.is_certain else "done", last=session.last)
 
     def save_missing(self, sessions: Collection[Session]) -> None:
@@ -267,7 +267,7 @@ class Sessions(Mapping[str, Session]):
             self._tasks.spawn(self._refresh({session.id: session for session in sessions}), "save-missing")
 
     def abandon(self, session: Session) -> None:
-        """Note that the client is gone: the session waits for it to resume, and ends after `resume_timeout`."""
+        """Note that the client is gone: the session waits for it to resume, and is ended after `resume_timeout`."""
         session.send = None
         if session.state == "recording" and session.resume_by is None:
             session.resume_by = time.monotonic() + self._settings.resume_timeout
@@ -298,7 +298,7 @@ class Sessions(Mapping[str, Session]):
     # -- among gateways ----------------------------------------------------------------------------------------------
 
     async def repair(self) -> None:
-        """Renew the deadlines of all sessions, end those that were not resumed in time, read what Pub/Sub lost."""
+        """Renew the deadlines of all sessions, end those not resumed in time, and read events that Pub/Sub has lost."""
         await self._refresh(dict(self._open))
         for session in list(self._open.values()):
             if session.state == "recording" and session.resume_by is not None and session.resume_by < time.monotonic():
@@ -309,12 +309,12 @@ class Sessions(Mapping[str, Session]):
         await asyncio.gather(*(self.delivery.read(session) for session in owed))
 
     def add_ended(self, session: Session) -> None:
-        """Answer for a session of a dead gateway that was ended in Redis: its last results come here."""
+        """Add a session of a dead gateway that was ended in Redis: its last results come here."""
         session.state = "finishing"
         self._open[session.id] = session
 
     async def hand_over(self, timeout: float) -> None:
-        """Leave the open sessions to other gateways, or to the next start of this one; no client is connected any more.
+        """Leave the open sessions to other gateways, or to the next start of this one. No client is connected any more.
 
         Sessions whose clients may resume keep their deadlines. Those that only wait for their last results may be
         adopted at once.
@@ -333,7 +333,7 @@ class Sessions(Mapping[str, Session]):
             _log_end(session, "left for resume" if session.state == "recording" else "left to be stored")
 
     async def _refresh(self, sessions: dict[str, Session]) -> dict[str, str]:
-        """Renew the deadlines of these sessions, and give up those that another gateway holds, which are returned."""
+        """Renew the deadlines of these sessions; give up, and return, those that another gateway holds."""
         now = self._now()
         deadlines = {sid: now + session.patience(self.grace) for sid, session in sessions.items()}
         lost = await self._broker.refresh(deadlines, _missing(sessions))
@@ -343,7 +343,7 @@ class Sessions(Mapping[str, Session]):
         return lost
 
     def _lost(self, session: Session, state: str) -> None:
-        """Give a session up that this gateway does not hold any more; `state` is moved, ended or gone."""
+        """Give up a session that this gateway no longer holds; `state` is moved, ended or gone."""
         if state == "ended":
             session.state = "finishing"  # by another gateway; `repair` reads its results
             self.backlog.closed(session.id)
@@ -363,15 +363,15 @@ class Sessions(Mapping[str, Session]):
         Args:
             session: The session.
             status: done or interrupted.
-            last: The index of the chunk after which it ends, where its client has said so: without that chunk it does
-                not end, and the client may resume.
+            last: The index of its last chunk, if the client has ended it: without that chunk it is not ended, and the
+                client may resume.
         """
         session.state = "finishing"
         self.backlog.closed(session.id)
         self._tasks.spawn(self._end_in_order(session, status, last), f"end {session.id}")
 
     async def _end_in_order(self, session: Session, status: str, last: int | None) -> None:
-        # It travels in one pipeline with the session's chunks, and so comes after them.
+        # It goes through the same pipeline as the session's chunks, and so arrives after them.
         while True:
             try:
                 now = self._now()
@@ -379,27 +379,27 @@ class Sessions(Mapping[str, Session]):
                 if await self._broker.end_session(session.id, status, now + self.grace, overdue=overdue, last=last):
                     session.resume_by = None
                     return
-                # Another gateway holds it, or the clock went back since the deadline was set: then once more.
+                # Another gateway holds it; or the clock went back since the deadline was set: then try again.
                 if await self._refresh({session.id: session}) or self._open.get(session.id) is not session:
                     return
-            except ChunksMissing:  # `give_up` has told the client, which may resume and send the rest
+            except ChunksMissing:  # `give_up` has told the client, which may resume and send what is missing
                 session.state = "recording"
                 self.abandon(session)
                 return
             except Unavailable as exc:
-                # No other gateway will: every `repair` renews the deadline after which one would.
+                # No other gateway does it: each `repair` renews the deadline after which one would.
                 log.warning("session=%s cannot be ended yet: %s", session.id, exc)
             await asyncio.sleep(REPAIR_EVERY)
 
     def give_up(self, session: Session, index: int, error: Exception) -> None:
-        """Give a session up here: a chunk could not be written, nor can any after it. The client may resume from it."""
+        """Give up a session here: a chunk could not be written, nor can those after it. The client may resume at it."""
         if session.failed is not None or self._open.get(session.id) is not session:
             return
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
         log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
         session.failed = reason
         if session.last is not None:
-            session.missing.refuse(session.last)  # with all before it that Redis does not have: they come in order
+            session.missing.refuse(session.last)  # and with it all before that Redis does not have: order is kept
         session.leave(reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
         if reason.code == "session_moved":
             self._over(session, "moved")
