@@ -1,11 +1,11 @@
 """The audio thread: decoding and voice activity detection of all live streams, in batches.
 
 A piece of a live stream is little work, but the overhead around it is not: waking the thread, waking the loop, and a
-call of the network that costs as much as five of its frames. The more streams there are, the more of them share it.
+call of the network, which costs as much as five frames. The more streams there are, the more of them share it.
 
-The work of one stream is a generator: it yields the frames that the network must score, and continues when they are
-scored. The thread runs many such generators step by step and scores the frames of all of them in one call. After each
-step the work waits for its next turn, so that nobody waits for the hours that someone sends at once.
+The work on one stream is a generator: it yields the frames that the network must score, and continues when they are
+scored. The thread runs many generators step by step and scores the frames of all of them in one call. After each step
+the work waits for its next turn, so that a client that sends hours at once does not hold up the others.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from asrserver.inference.silero import FrameRun
 
 T = TypeVar("T")
 
-#: Work of one stream in steps: the network must score the frames that it yields before it goes on. It returns a T.
+#: Work on one stream, in steps: it yields frames, and goes on when the network has scored them. It returns a T.
 AudioWork = Generator[list[FrameRun], None, T]
 
 #: Priorities of work.
@@ -134,7 +134,7 @@ class AudioThread:
                     self._condition.wait()
                 if self._closed:
                     return
-            self._advance()  # what it has in hand must not live on while nothing waits: a stream, its model
+            self._advance()  # a function of its own: its locals must not keep a stream alive while nothing waits
 
     def _advance(self) -> None:
         """Run the next step of waiting jobs; those not done share a call of the network, and wait for their turn."""
@@ -160,7 +160,7 @@ class AudioThread:
                 self._hold("audio", [])
 
     def _step(self, job: _Job) -> None:
-        """Run a job's next step with it alone in hand: native code that decodes a client's bytes may crash."""
+        """Run a job's next step with only that job in hand: native code that decodes a client's bytes may crash."""
         self._hold("audio", list(job.labels))
         try:
             job.runs = next(job.work)

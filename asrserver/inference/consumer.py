@@ -32,7 +32,7 @@ log = logging.getLogger("asrserver.consumer")
 #: Seconds between reads while there are sessions: each sends about ten chunks a second, and one read serves all.
 POLL_SECONDS = 0.04
 
-#: Seconds between two reads of the same live stream: this much per live stream, within POLL_SECONDS and
+#: Seconds between two reads of the same live stream: this much for each live stream, within POLL_SECONDS and
 #: MAX_READ_INTERVAL. All that one read brings of a stream is processed in one go, which costs about the same for three
 #: pieces as for one. With few streams nobody waits for that; with many, a result is late by at most MAX_READ_INTERVAL.
 READ_SECONDS_PER_STREAM = 0.004
@@ -43,14 +43,14 @@ MAX_READ_INTERVAL = 1.5
 MIN_GROUP_SIZE = 48
 MAX_GROUPS = 8
 
-#: Seconds of audio of each live stream that are in transit and no backlog: what a read brings, and speech in progress.
+#: Seconds of audio of each live stream that do not count as backlog: what a read brings, and speech in progress.
 IN_TRANSIT_SECONDS = 1.9
 
 #: Seconds that a worker without sessions blocks in Redis, waiting for a new one. Meanwhile it does not look for those
 #: that a dead worker has left.
 IDLE_BLOCK_SECONDS = 0.25
 
-#: Seconds between looks, of a worker that is about to stop, whether another one could take its sessions.
+#: Seconds between checks, in a worker that is about to stop, whether another one could take its sessions.
 SUCCESSOR_CHECK_SECONDS = 0.2
 
 #: Sessions claimed at a time: few, so that workers that start together share what waits; but at least one per
@@ -59,18 +59,18 @@ SUCCESSOR_CHECK_SECONDS = 0.2
 MIN_CLAIM = 4
 CLAIM_SHARE = 8
 
-#: Entries of a session read at a time: of one that sends small pieces; and of one whose chunks are large or unknown: an
-#: entry has a megabyte at most (broker/large_chunks.py).
+#: Entries of a session read at a time: small pieces; and chunks that are large, or may be: an entry has up to a
+#: megabyte (broker/large_chunks.py).
 READ_ENTRIES = 16
 READ_LARGE_ENTRIES = 4
 
-#: A larger chunk, in bytes, is large.
+#: Size in bytes above which a chunk is large.
 LARGE_CHUNK_BYTES = 1 << 16
 
-#: Unread bytes of all sessions from which on only sessions without unread chunks are read.
+#: Unprocessed bytes of all sessions above which only sessions without any are read.
 MAX_UNREAD_BYTES = 64 * 2**20
 
-#: Seconds between looks for sessions whose lease ran out.
+#: Seconds between searches for sessions whose lease has expired.
 STALE_CHECK_SECONDS = 1.0
 
 #: Seconds between measurements of the backlog, each of which visits every session.
@@ -103,13 +103,13 @@ class SessionConsumer:
 
         Args:
             broker: Redis.
-            recogniser: What recognises the sessions' audio, with the first model. Its scheduler of partials is told how
+            recogniser: Recognises the sessions' audio, with the first model. Its scheduler of partials is told how
                 often live streams are read, and how late.
             engines: Those of all models.
             url: Redis URL, for the lease thread's own connection.
             lease: Seconds after which a session that is not renewed may be claimed by others.
             max_backlog: Seconds of unrecognised audio at which no more sessions are claimed.
-            patience: Seconds for which a drain leaves a session here that has audio in hand.
+            patience: Seconds for which a drain leaves sessions here that have audio in hand.
         """
         self.sessions: dict[str, Transcriber] = {}
         self.finished = 0
@@ -182,20 +182,20 @@ class SessionConsumer:
                 await asyncio.sleep(IDLE_BLOCK_SECONDS)
 
     def on_end(self, sid: str) -> None:
-        """A session's client has finished it: read and recognise the rest now, because the client waits for it."""
+        """Read and recognise the rest of a session now: its client has finished it, and waits."""
         session = self.sessions.get(sid)
         if session is not None and session.is_streaming:
             session.expedite()
             self.on_flush(sid)
 
     def on_flush(self, sid: str) -> None:
-        """A session's client waits for what it has said so far: read it now."""
+        """Read a session now: its client waits for what was said so far."""
         if sid in self.sessions:
             self._read_next.add(sid)
             self._wake.set()
 
     def on_release(self) -> None:
-        """A worker has gone: claim its sessions now, because their clients wait."""
+        """Claim the sessions of a worker that has gone now: their clients wait."""
         self._stale_at = 0.0
         self._wake.set()
 
@@ -265,7 +265,7 @@ class SessionConsumer:
         A worker whose backlog is full goes on to claim the sessions of API keys that have less than their share of it.
 
         Args:
-            stale: Take over sessions whose lease ran out, too.
+            stale: Also take over sessions whose lease has expired.
 
         Returns:
             Whether there may be more.
@@ -296,7 +296,7 @@ class SessionConsumer:
             self._full = keys_at_share({share: _backlog(mine) for share, mine in held.items()}, self._max_backlog)
 
     async def _take(self, claim: Claim) -> None:
-        self._drop(claim.sid)  # it may be our own, if its lease ran out unnoticed: the new epoch counts
+        self._drop(claim.sid)  # it may be our own, if its lease expired unnoticed: then the new epoch counts
         try:
             session = Transcriber(claim, self._recogniser, self._broker)
         except (ValueError, KeyError, TypeError) as exc:  # it must not stop every worker that claims it
@@ -408,7 +408,7 @@ class SessionConsumer:
     # -- in the lease thread -------------------------------------------------------------------------------------
 
     def _renew(self, renewer: LeaseRenewer, loop: asyncio.AbstractEventLoop) -> None:
-        """Renew the leases, in a thread: a native call may block the event loop for seconds, but must cost no lease."""
+        """Renew the leases, in a thread: a native call that blocks the event loop for seconds must not cost a lease."""
         while not self._stop_renewing.wait(self._lease / 5):
             sessions = list(self.sessions.values())
             held = {session.claim.task: session.sid for session in sessions if not self.drain.has_handed(session.sid)}

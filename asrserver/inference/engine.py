@@ -1,4 +1,4 @@
-"""The engine: one queue of windows, one thread that runs the model, batches of the size from which the device gains."""
+"""The engine: one queue of windows, one thread that runs the model, batches as large as the device gains from."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from asrserver.telemetry.worker_traces import Call
 
 log = logging.getLogger("asrserver.engine")
 
-#: Rows of one call on a GPU; gains flatten beyond 8 to 16.
+#: Most rows of one call on a GPU: beyond 8 to 16 there is little to gain.
 GPU_BATCH = 8
 
 #: Most rows of one call on a CPU: four rows gain a fifth with the packaged model, two fifths with base.
 CPU_BATCH = 4
 
-#: Seconds of other keys' windows behind which a key's drafts stand back: finals go first, whoever's they are, but no
-#: key can keep all others from their drafts.
+#: Drafts of a key stand back behind this many seconds of other keys' windows: finals go first, whichever key they are
+#: of, but no key can keep all others from their drafts.
 DRAFT_HANDICAP = 20.0
 
 
 class Priority(IntEnum):
-    """What is recognised first of the sessions of a key: lower numbers before higher ones."""
+    """The order of jobs within an API key: lower numbers first."""
 
     CLOSING = 0  #: the end of a segment of a finished session, whose client waits for the final result
     FINAL = 1  #: the end of a segment
@@ -51,16 +51,16 @@ class DecodeJob:
         request: How to recognise it.
         seconds: Speech in it.
         label: "session entry", for crash attribution and logs.
-        alone: It shares no call, because its audio is suspected of having killed a worker.
+        alone: Whether it shares no call, because its audio is suspected of having killed a worker.
         session: Whose it is, for fair queueing.
         priority: See Priority.
-        newest: Called when the job's turn comes; returns (features, seconds) of then, because the segment of a draft
-            grows while the draft waits.
-        unused: Called with the seconds of the engine that it took, if nobody waits for its result by then.
-        key: (frames, prompt's tokens, whether the language is to be detected): only jobs whose keys are equal but for a
-            somewhat shorter window may share a call. Set by the engine.
+        newest: Called when the job's turn comes; returns (features, seconds) as they are then, because the segment of a
+            draft grows while the draft waits.
+        unused: Called with the engine's time that it took, in seconds, if its result is no longer wanted.
+        key: (frames, prompt's tokens, whether the language is to be detected). Only jobs with equal keys may share a
+            call, except that windows may be somewhat shorter. Set by the engine.
         future: The result.
-        queued: time.monotonic() of its making.
+        queued: time.monotonic() when it was made.
         begun: Whether it has left the queue.
     """
 
@@ -85,7 +85,7 @@ class Engine:
     Attributes:
         recognised: Counters of calls and speech.
         busy_seconds: Time spent in calls.
-        wasted_seconds: Time of them that went into decodings that were thrown away.
+        wasted_seconds: Part of that time that went into decodings whose results were thrown away.
         speech_seconds: Speech in finals recognised.
         last_batch: Rows of the last call.
     """
@@ -106,8 +106,8 @@ class Engine:
             batch_size: Most rows of one call; 0: the engine decides by the device.
             hold: Told the labels in hand before each native call, and none after it (see InFlight).
             partials: Told what each call cost.
-            device_lock: That of the engines that share its device; None: no other does.
-            shares: The keys of the sessions.
+            device_lock: Shared by the engines on the same device; None: there is no other.
+            shares: The API keys of the sessions.
         """
         self._model = model
         self._batch_size = batch_size
@@ -117,7 +117,7 @@ class Engine:
         self._device_lock = device_lock or FifoLock()
         self._jobs = KeyQueue[DecodeJob](shares or Shares(), _handicap)
         self._lock = threading.RLock()
-        self._wakeups = SimpleQueue[None]()  # one per job: a Condition would wake the thread before it can go on
+        self._wakeups = SimpleQueue[None]()  # one per job; a Condition would wake the thread while the lock is held
         self._loop = asyncio.get_running_loop()
         self._stopping = False
         self.recognised = metrics.EngineMetrics()
@@ -193,7 +193,7 @@ class Engine:
                 self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took, wasted)
 
     def throw_away(self, seconds: float) -> None:
-        """Count decoding whose result is not used.
+        """Count a decoding whose result is not used.
 
         Args:
             seconds: The engine's time that it took.

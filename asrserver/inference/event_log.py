@@ -45,7 +45,7 @@ PROGRESS_INTERVAL_SECONDS = 2.0
 
 #: Seconds of audio after which a progress event is published at once. The gateway stops reading a client that is ahead
 #: of real time until its audio is taken; without this limit an idle worker held such a client at five times real time.
-#: And bytes: those that hold no audio seem to be some.
+#: The same in bytes: to the gateway, bytes without audio seem to be audio.
 PROGRESS_AUDIO_SECONDS = 4.0
 PROGRESS_BYTES = 1 << 18
 
@@ -72,12 +72,12 @@ class EventSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What audio is done with by an event.
+    """The audio that an event covers: it is not needed again.
 
     Attributes:
         open_seconds: Seconds of the file or live stream that is still open.
         checkpoint: Where a next owner continues.
-        further: What `open_seconds` is, for the channels beside the first where each is recognised by itself.
+        further: The same in the other channels together, where channels are recognised separately.
     """
 
     open_seconds: float
@@ -86,7 +86,7 @@ class Coverage:
 
 
 class _Said(NamedTuple):
-    """The text of a segment: where it starts and ends is not known once Redis keeps no event of it."""
+    """The text of a segment. Where it starts and ends is not known when Redis no longer has its event."""
 
     text: str
     language: str
@@ -98,12 +98,12 @@ class _Said(NamedTuple):
 class EventLog:
     """Appends the events of one session.
 
-    With each event the session's hash in Redis says where the next owner continues. So no owner answers a chunk or
-    recognises a segment twice.
+    Each event is written together with the checkpoint where the next owner continues. So no owner answers a chunk or
+    recognises a segment a second time.
 
     Attributes:
         checkpoint: Where a next owner would continue now.
-        channels: Channels that are recognised, each by itself; 0 where they are mixed.
+        channels: Channels that are recognised separately; 0 where they are mixed.
         closed_seconds: Seconds of the utterances and live streams that are over: where the next one begins.
         closed_further: The same for the channels beside the first.
         answered: Index of the last chunk that was answered.
@@ -111,7 +111,7 @@ class EventLog:
         chunks: Chunks counted.
         flushed: Number of the last flush that was answered.
         model: Name of the model that recognises the session.
-        trace: What is noted for the spans of the events; None: nothing.
+        trace: Takes notes for the spans of the events; None: it is not traced.
     """
 
     def __init__(self, claim: Claim, broker: EventSink, model: str, options: Options) -> None:
@@ -150,19 +150,19 @@ class EventLog:
         self._languages: dict[int | None, str | None] = dict(enumerate(state.languages))  # detected, of each channel
         if not self._separate:
             self._languages = {None: state.language}
-        # Seconds of speech of each channel in each language that was detected in it.
+        # Seconds of speech by channel and detected language.
         self._heard: defaultdict[tuple[int | None, str], float] = defaultdict(float)
         self._seq = events[-1].seq if events else 0
         self._number = 0  # of this owner's events
         self._progress = 0.0  # seconds of the session's audio that are taken
         self._further = 0.0  # the same for the channels beside the first
-        self._reported = 0.0  # and of which that was published
-        self._received = self._reported_bytes = 0  # bytes of the live stream, and of which that was published
+        self._reported = 0.0  # what was published of _progress
+        self._received = self._reported_bytes = 0  # bytes of the live stream, and what was published of them
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def language(self) -> str | None:
-        """The session's language code: that of the first channel of which it is known; None: of none yet."""
+        """The session's language code: that of the first channel whose language is known; None: not known yet."""
         return self._language or next(filter(None, self._languages.values()), None)
 
     def language_of(self, channel: int | None) -> str | None:
@@ -170,7 +170,7 @@ class EventLog:
         return self._language or self._languages.get(channel)
 
     def previous(self, channel: int | None) -> tuple[str, float]:
-        """The text of a channel's last segment, empty if it is not in its language; and its end, in seconds."""
+        """The text of a channel's last segment, empty if it is in another language; and its end in seconds."""
         said = self._last.get(channel)
         if said is None:
             return "", 0.0
@@ -187,17 +187,17 @@ class EventLog:
         return _text(self._pending)
 
     def count(self, index: int, chunks: int = 1) -> None:
-        """Count the `chunks` chunks up to `index` as taken, unless an earlier owner did."""
+        """Count chunks, the last of which is `index`, as taken, unless an earlier owner did."""
         if index > self.taken:
             self.taken = index
             self.chunks += chunks
 
     def heard(self, channels: int) -> None:
-        """So many channels are recognised, each by itself."""
+        """Note the number of channels that are recognised separately."""
         self.channels = max(self.channels, channels)
 
     def close(self, seconds: float, further: float) -> None:
-        """An utterance or live stream is over: its seconds, and those of its channels beside the first."""
+        """Count the seconds of an utterance or live stream that is over, and those of its further channels."""
         self.closed_seconds += seconds
         self.closed_further += further
 
@@ -209,7 +209,7 @@ class EventLog:
         return True
 
     async def prepare(self) -> None:
-        """Load what normalises the texts. It must be called before any segment comes."""
+        """Load what normalises the texts. To be called before the first segment."""
         if self._normalising.needs_loading:
             await asyncio.to_thread(self._normalising.load)
 
@@ -273,7 +273,7 @@ class EventLog:
         )
 
     async def append_damage(self, error: AsrError, coverage: Coverage, index: int) -> None:
-        """Append what of a chunk could not be decoded, unless an earlier owner did; its result must follow."""
+        """Append the error of a chunk that is damaged in part, unless an earlier owner did; its result must follow."""
         if index > self._damaged:
             self._damaged = index
             await self.append_error(AsrError(error.code, f"chunk {index}: {error.message}"), coverage)
@@ -291,7 +291,7 @@ class EventLog:
         await self._append(Final(**common, status=status, text=text), coverage)
 
     async def append_checkpoint(self, coverage: Coverage) -> None:
-        """Release audio that gave no event."""
+        """Write a checkpoint without an event, so that audio is released."""
         total = self.closed_seconds + coverage.open_seconds + self.closed_further + coverage.further
         after, state = coverage.checkpoint.after, self._state(coverage.checkpoint)
         if not await self._broker.checkpoint(self._claim, after, total, state):
@@ -380,8 +380,8 @@ class EventLog:
         Args:
             open_seconds: Seconds of the stream.
             further: The same for the channels beside the first.
-            received: Bytes of the stream. Many that hold no audio are reported too: the gateway counts them as seconds
-                until it knows, and reads no more of them.
+            received: Bytes of the stream. Many bytes without audio are reported too: the gateway takes them for seconds
+                of audio, and would stop reading.
         """
         self._progress = self.closed_seconds + open_seconds
         self._further = self.closed_further + further

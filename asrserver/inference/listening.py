@@ -1,7 +1,7 @@
 """A channel of a live stream: its samples become segments while they arrive.
 
-A stream whose channels are mixed has one. Otherwise each of its channels is recognised by itself, as if it were a
-stream of its own: two parties of a call who talk at once do not become one text that neither of them said.
+A stream whose channels are mixed has one. Otherwise each of its channels is recognised separately, like a stream of its
+own: when two parties of a call talk at once, the result is not one text that neither of them said.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class InFlight:
         self._now = 0.0
 
     def find_stuck(self, call_timeout: float, now: float) -> list[str]:
-        """The threads that have made no progress for too long. While there are any, only what they hold is stored.
+        """Find the threads that have made no progress for too long. While there are any, only what they hold is stored.
 
         They are alone to blame when the process is killed for it.
 

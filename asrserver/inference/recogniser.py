@@ -37,10 +37,10 @@ class Recogniser:
         engine: Runs the model.
         partials: Schedules partial results.
         audio_thread: Decodes live streams and finds speech in them.
-        isolation: Held around all work on audio, so that suspected audio runs alone.
+        isolation: Held during all work on audio, so that suspected audio is processed alone.
         silence: Seconds of silence that end a segment, for sessions that do not set it.
         max_seconds: Longest utterance, in seconds of audio.
-        context: Segments are recognised with the text before them.
+        context: Whether segments are recognised with the text before them.
         words: Of all sessions and models.
         shares: The keys of the sessions.
     """
@@ -115,7 +115,7 @@ class Recogniser:
         self.engine.expedite(session)
 
     async def prepare(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
-        """Run blocking work on an utterance in the thread pool when it is the session's turn.
+        """Run blocking work on an utterance in the thread pool, when it is the session's turn.
 
         Args:
             label: "session entry" that is in hand during the work.
@@ -137,7 +137,7 @@ class Recogniser:
         return await self._pool.run(run, label.partition(" ")[0], seconds)
 
     def progress(self, label: str) -> None:
-        """Long work of `prepare` goes on; it says so itself, in its thread."""
+        """Say that the work of `prepare` makes progress; called by long work, in its thread."""
         self._hold(threading.current_thread().name, [label])
 
     def close(self, timeout: float | None = None) -> None:

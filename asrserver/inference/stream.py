@@ -1,9 +1,9 @@
 """A live stream: its bytes become samples, segments and text while they arrive; each byte is processed once.
 
-The decoding and voice activity detection of a piece block for some milliseconds, so they run in the audio thread, as
-generators that yield the frames which the network must score before they go on (audio_thread.py). The rest runs in the
-event loop. The stream also knows where another worker could continue it, for whatever sample is the first that is
-still needed.
+Decoding and voice activity detection of a piece block for some milliseconds. So they run in the audio thread, as
+generators that yield the frames which the network must score before they can go on (audio_thread.py). The rest runs in
+the event loop. The stream also knows where another worker could continue it, given the first sample that is still
+needed.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.segments import SegmentOutcome, SegmentRecogniser, SpeechSegment
 from asrserver.inference.vad import CONTEXT_SAMPLES
 
-#: Most bytes of a codec's parameters in a checkpoint, which goes to Redis with every event; no sane stream has more. A
-#: stream that has more keeps its beginning in Redis instead.
+#: Maximum size in bytes of a codec's parameters in a checkpoint, which goes to Redis with every event. No sane stream
+#: has more; one that does keeps its beginning in Redis instead.
 MAX_CODEC_PARAMETERS = 1 << 16
 
-#: Samples of one entry after which speech is looked for in them before more of it is decoded.
+#: Samples of one entry after which voice activity detection follows, before more of the entry is decoded.
 LONG_PIECE = 5 * SAMPLE_RATE
 
 
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 
 class PieceOutcome(NamedTuple):
-    """What came of a piece: the length of the stream after it, in samples, and what was wrong with it, if anything."""
+    """The result for a piece: the length of the stream after it, in samples, and the error, if there was one."""
 
     position: int
     error: AudioError | None
@@ -64,8 +64,8 @@ class LiveStream:
 
     Attributes:
         kind: Its container; None for headerless PCM.
-        channels: Its channels: one where they are mixed; else as many as have been heard, each recognised by itself.
-        over: Its end has been processed.
+        channels: Its channels: one where they are mixed; else those heard so far, which are recognised separately.
+        over: Whether its end has been processed.
         checkpointed: Sample up to which durable events cover it.
         kept: Bytes that came since the last such event.
         ended_by: "session entry" of the last entry with which a segment ended.
@@ -87,13 +87,13 @@ class LiveStream:
 
         Args:
             recogniser: What all sessions share.
-            segments: Makes what gets the segments of a channel; None: of all, mixed.
+            segments: Makes the recogniser for the segments of a channel; None: of all channels, mixed.
             kind: Its container; None for headerless PCM.
             decoder: Decodes its bytes.
             selection: What of them it decodes.
             silence: Seconds of silence that end a segment.
-            is_suspect: Says whether the audio in hand is suspected of killing workers: then it runs alone.
-            floors: Of each channel, the sample before which no segment begins.
+            is_suspect: Whether the audio in hand is suspected of killing workers: then it is processed alone.
+            floors: For each channel, the sample before which no segment begins.
         """
         self.kind = kind
         self.channels: list[Channel] = []
@@ -150,7 +150,7 @@ class LiveStream:
 
     @property
     def received(self) -> int:
-        """Bytes of it so far."""
+        """Bytes received so far."""
         return self._received
 
     @property
@@ -165,7 +165,7 @@ class LiveStream:
 
     @property
     def tail(self) -> AudioError | None:
-        """After its end: what of its last bytes could not be decoded; None: nothing."""
+        """After its end: the error of bytes at the end that could not be decoded; None: all could."""
         return self._decoder.tail
 
     @property
@@ -177,7 +177,7 @@ class LiveStream:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether ended segments wait whose outcome has not been taken."""
+        """Whether there are ended segments whose outcome has not been taken."""
         return any(channel.segments.first_waiting is not None for channel in self.channels)
 
     @property
@@ -191,7 +191,7 @@ class LiveStream:
         return sum(channel.segments.backlog for channel in self.channels)
 
     def take_outcome(self) -> SegmentOutcome | None:
-        """Take the outcome of an ended segment, the earliest of those that are available; of a channel in order."""
+        """Take the outcome of the earliest ended segment that has one; those of a channel come in order."""
         ready = [(start, channel) for channel in self.channels if (start := channel.segments.next_start) is not None]
         return min(ready, key=lambda one: one[0])[1].segments.take_outcome() if ready else None
 
@@ -240,8 +240,9 @@ class LiveStream:
             pieces: The pieces; a damaged one is lost and costs no other.
             labels: "session entry" of each.
             opening: A file that may be the beginning of the stream.
-            closing: The session's end is near: process its audio before others', whose clients do not wait.
-            last: The pieces are the last of the stream. For headerless audio its end is processed with them.
+            closing: The end of the session has come: process its audio before that of others, whose clients do not
+                wait.
+            last: The pieces are the last of the stream. The end of headerless audio is processed with them.
 
         Returns:
             The outcome of each piece.
@@ -283,10 +284,10 @@ class LiveStream:
                 await self._wait()
 
     async def flush(self, label: str) -> None:
-        """End the growing segments here, as the end of the stream would, and wait for the text of all that have ended.
+        """End the growing segments here, as the end of the stream would, and wait for the text of all ended ones.
 
-        What the decoder holds back of the last samples stays there: in headerless audio a few milliseconds at most, in
-        a container the last packet.
+        Samples that the decoder holds back stay there: a few milliseconds of headerless audio at most, or the last
+        packet of a container.
 
         Args:
             label: "session entry" of the entry that asks for it.
@@ -301,10 +302,10 @@ class LiveStream:
         await self._wait()
 
     def skip(self, before: str, size: int) -> None:
-        """Drop the growing segments and pass over an entry that killed its workers.
+        """Drop the growing segments, and skip an entry that killed its workers.
 
-        In headerless audio silence takes its place, or what follows might begin in the middle of a sample; a
-        container's decoder finds the next place where it can continue by itself.
+        In headerless audio silence takes its place: what follows might begin in the middle of a sample otherwise. The
+        decoder of a container finds by itself where it can continue.
 
         Args:
             before: The id of the entry before it.
@@ -343,14 +344,14 @@ class LiveStream:
         return outcomes, ended
 
     def _hear(self, piece: Piece | None, decoded: list[Samples], ended: Ended) -> AudioWork[None]:
-        """Decode an entry, and add its samples to those decoded; where they are many, find what ended in them.
+        """Decode an entry, and add its samples to `decoded`; every LONG_PIECE of them, find the segments that ended.
 
-        So others' work comes between: a few bytes can hold hours, or cost much time without audio.
+        In between, other sessions have their turn: a few bytes can hold hours, or cost much time and give no audio.
 
         Args:
             piece: The entry; None: what is left at the end of the stream.
-            decoded: Samples in which nothing was looked for yet.
-            ended: What ended.
+            decoded: Samples before voice activity detection.
+            ended: Segments that have ended are added to it.
         """
         if piece is None:
             found = self._decoder.ending()
@@ -401,7 +402,7 @@ class LiveStream:
         return [(channel, speech) for channel in self.channels for speech in channel.pull(self.position)]
 
     def _columns(self, samples: Samples, first: int) -> list[Samples]:
-        """The samples of each channel. One that was not heard before begins here; one that is missing is silent."""
+        """The samples of each channel. A new channel begins here; one that is missing is silent."""
         if not self._separate:
             return [samples]
         columns = list(np.ascontiguousarray(samples.T)) if samples.ndim == 2 else []
@@ -413,7 +414,7 @@ class LiveStream:
     # -- for the next owner --------------------------------------------------------------------------------------
 
     def checkpoint(self) -> Checkpoint:
-        """Where a next owner continues once everything final is durable."""
+        """Where a next owner continues once all results so far are durable."""
         floors = [channel.floor for channel in self.channels]
         sample = min(floors, default=self.position)
         point = self._decoder.resume_point(sample - CONTEXT_SAMPLES)  # the endpointer needs the audio before the sample

@@ -36,11 +36,11 @@ from asrserver.shares import Share
 
 log = logging.getLogger("asrserver.transcriber")
 
-#: Seconds of a live stream, or bytes, without an event, after which a checkpoint lets its audio be released.
+#: Seconds of a live stream, or bytes, without an event, after which a checkpoint is written so that audio is released.
 CHECKPOINT_SECONDS = 10.0
 CHECKPOINT_BYTES = 4 << 20
 
-#: Longest gap in seconds across which the previous text is context for the next segment.
+#: Longest gap in seconds across which the text of a segment is context for the next one.
 MAX_CONTEXT_GAP = 3.0
 
 #: Most pieces of a live stream, and bytes of them, that are processed in one go.
@@ -55,11 +55,11 @@ class Transcriber:
         claim: The session, as it was claimed.
         sid: Its id.
         model: The model that it names, if any.
-        share: Its API key, and the key's part of the worker's time.
+        share: Its API key, and the weight of the key.
         number: Its number among the worker's sessions; set by the consumer.
         inbox: Its entries; filled by the consumer.
-        over: The session is finished.
-        trace: What is noted for the spans of its events; None: nothing.
+        over: Whether the session is finished.
+        trace: Takes notes for the spans of its events; None: it is not traced.
     """
 
     def __init__(self, claim: Claim, recogniser: Recogniser, broker: EventSink) -> None:
@@ -92,7 +92,7 @@ class Transcriber:
     # -- for the consumer ----------------------------------------------------------------------------------------
 
     def recognise_with(self, recogniser: Recogniser) -> None:
-        """Use another recogniser, that of the model that the session names. Only before `run`."""
+        """Use another recogniser: that of the model that the session names. Only before `run`."""
         self._recogniser = recogniser
         self._silence = float(self._options.silence or recogniser.silence)
         self._utterances = UtteranceRecogniser(recogniser, self._silence, self._selection)
@@ -142,7 +142,7 @@ class Transcriber:
                 self._open.stream.close()
 
     async def fail(self, error: AsrError) -> None:
-        """End the session with an error, instead of `run`: it cannot be recognised. Raises as `run`."""
+        """End the session with an error, in place of `run`: it cannot be recognised. Raises what `run` raises."""
         self.over = True
         await self._event_log.append_error(error, self._coverage())
         await self._event_log.append_final("error", self._coverage())
@@ -173,7 +173,7 @@ class Transcriber:
     # -- chunks --------------------------------------------------------------------------------------------------
 
     async def _process_chunk(self, entry: Entry, data: bytes) -> None:
-        """Process the first entry, and for a live stream those after it that belong to it."""
+        """Process the first entry; of a live stream, also those after it that continue it."""
         index = entry.index
         self._event_log.count(index, entry.chunks)
         try:
@@ -205,10 +205,10 @@ class Transcriber:
         return self._open.is_left or self._chunking.role(kind, len(data), self._open.in_container) is Role.PIECE
 
     async def _process_utterance(self, entry: Entry, index: int, data: bytes, kind: str | None) -> None:
-        """Recognise a chunk by itself. In auto mode a file stays open, because the next chunk may continue it."""
+        """Recognise a chunk by itself. In auto mode a file stays open: the next chunk may continue it."""
         stays_open = kind is not None and self._options.mode == "auto"
         label = entry.label(self.sid)
-        if stays_open and kind is not None and index <= self._event_log.answered:  # it only matters if it continues
+        if stays_open and kind is not None and index <= self._event_log.answered:  # needed only if it is continued
             self._open.file = OpenFile(self.inbox.processed, index, kind, data, None)
             return
         if kind is not None:
@@ -249,7 +249,7 @@ class Transcriber:
         pieces = [Piece(before, entry.data or b"") for before, entry in zip(befores, entries, strict=False)]
         position, began = stream.position, time.time()
         opening = Piece(file.before, file.data) if file is not None else None
-        # A finished session's client waits; hundreds of sessions read together with it go on talking.
+        # The client of a finished session waits for it; those of the sessions that are read with it go on talking.
         closing = self.inbox.has_end
         last = closing and len(entries) == len(self.inbox) - 1
         try:
@@ -312,7 +312,7 @@ class Transcriber:
     async def _answer_pieces(
         self, stream: LiveStream, entries: list[Entry], outcomes: list[PieceOutcome], position: int
     ) -> None:
-        """In auto mode each piece has a result, with the words that are final by now; in stream mode only errors."""
+        """Answer each piece: in auto mode with the words that are final by now; in stream mode only with errors."""
         for entry, outcome in zip(entries, outcomes, strict=True):
             if outcome.error is not None:
                 await self._answer_error(entry, outcome.error)
@@ -328,7 +328,7 @@ class Transcriber:
             await self._event_log.append_checkpoint(self._coverage())
 
     async def _deliver(self, outcome: SegmentOutcome) -> None:
-        """Report an ended segment: in stream mode by an event, in auto mode with the next chunk's result."""
+        """Report an ended segment: in stream mode by an event, in auto mode in the result of the next chunk."""
         if self.trace is not None:
             known_at = outcome.speech.end + int(self._silence * SAMPLE_RATE)
             self.trace.segment(outcome.speech.ended_by, known_at, outcome.call)
@@ -350,7 +350,7 @@ class Transcriber:
     # -- ends ----------------------------------------------------------------------------------------------------
 
     async def _close_open(self, entry: Entry) -> None:
-        """End the open file or live stream. If it cannot be recognised, report that and drop it."""
+        """End the open file or live stream. One that cannot be recognised is reported and dropped."""
         try:
             file = self._open.file
             if file is not None:
@@ -370,7 +370,7 @@ class Transcriber:
                 log.exception("session=%s recording up to entry %s failed", self.sid, self.inbox.processed)
                 exc = AudioError("recognition_failed", f"a recording could not be recognised: {type(exc).__name__}")
             self._forget_open()
-            # The event covers the dropped audio: a next owner must not meet the same failure.
+            # The event covers the dropped audio, so that a next owner does not fail in the same way.
             await self._event_log.append_error(exc, self._coverage())
 
     async def _close_stream(self, entry: Entry) -> None:
@@ -383,7 +383,7 @@ class Transcriber:
             await self._event_log.append_error(stream.tail, self._coverage())
 
     def _forget_open(self) -> None:
-        """The open file or live stream is over."""
+        """Count the open file or live stream, and forget it: it is over."""
         self._event_log.close(*self._open.close())
 
     async def _flush(self, entry: Entry) -> None:
@@ -425,7 +425,7 @@ class Transcriber:
             await self._event_log.append_error(error, self._coverage(entry.id), entry.index, entry.received)
 
     def _coverage(self, answered: str | None = None) -> Coverage:
-        """What the event to be appended now covers.
+        """What audio an event covers that is appended now.
 
         Args:
             answered: The entry that the event answers; None: those taken out of the inbox.
@@ -462,7 +462,7 @@ class Transcriber:
         )
 
     async def _reject_poison(self, entry: Entry) -> None:
-        """Give an entry up that killed too many workers.
+        """Give up an entry that killed too many workers.
 
         Raises:
             AudioError: It was given up.
@@ -472,6 +472,6 @@ class Transcriber:
         await self._broker.dead_letter(self.sid, entry.id, f"a worker died {MAX_STRIKES} times with it in hand")
         stream = self._open.continue_stream()
         if stream is not None:
-            # The growing segment may be what kills: with it every further piece would cost three workers.
+            # The growing segment may be the poison: with it, every further piece would cost three workers.
             stream.skip(self.inbox.processed, len(entry.data or b""))
         raise AudioError("audio_rejected", f"this audio stopped {MAX_STRIKES} workers and is not tried again")

@@ -26,7 +26,7 @@ from asrserver.inference.segments import RecognisedSegment
 from asrserver.inference.windows import FULL_WINDOW
 from asrserver.telemetry.worker_traces import Call
 
-#: The model's longest window, and what is at least read on for: a segment ends with some silence.
+#: The model's longest window; and the shortest rest of a segment that is still decoded: segments end in some silence.
 WINDOW_SECONDS = FULL_WINDOW // FRAMES_PER_SECOND
 MIN_REST_SECONDS = 0.5
 
@@ -45,7 +45,7 @@ class RecognisedFile:
         seconds: Of audio.
         segments: In the order in which they begin.
         channels: Channels that were recognised, each by itself; 0 where they are mixed.
-        damage: What of it could not be decoded.
+        damage: The error of what could not be decoded; None: all could.
     """
 
     seconds: float = 0.0
@@ -59,7 +59,7 @@ class RecognisedFile:
         return self.seconds * max(0, self.channels - 1)
 
     def lies_in(self, index: int) -> None:
-        """Say of the segments in which chunk they lie."""
+        """Note the chunk that contains the segments."""
         for segment in self.segments:
             segment.chunk_index = index
 
@@ -126,7 +126,7 @@ class UtteranceRecogniser:
             return await self._recognise(samples, request, label, alone)
 
     async def begins_stream(self, data: bytes, kind: str, label: str, alone: bool) -> bool:
-        """Whether bytes that are no file by themselves may be the beginning of a live stream; see `recognise_file`."""
+        """Whether bytes that are not a whole file may be the beginning of a live stream; see `recognise_file`."""
 
         def work() -> AudioWork[bool]:
             yield []
