@@ -1,10 +1,10 @@
 """Recordings of sessions, for `--save-audio`: written beside the recognition, which never waits for them.
 
 Chunks go to a thread through a queue of bounded size. A disk that is full, or slower than the audio, costs recordings
-and nothing else: one is given up as a whole, with a log line and a metric. What a gateway wrote of a session that it
-lost, because the session moved or the gateway died, is a part. The gateway that ends the session assembles all parts by
-the indexes of their chunks, so that none is in the recording twice. All gateways must share the directory, and the keys
-if there are any.
+and nothing else: a recording is given up as a whole, with a log line and a metric. What one gateway wrote of a session
+is a part: the session may move, or the gateway die. The gateway that ends the session assembles all parts by the
+indexes of their chunks, so that no chunk is in the recording twice. All gateways must share the directory, and the
+keys, if there are any.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.recordings")
 
-#: Bytes waiting for the disk above which recordings are given up.
+#: Bytes that may wait for the disk; beyond that recordings are given up.
 MAX_WAITING_BYTES = 32 * 2**20
 
 #: Seconds without a write after which the parts of a session that is not open were left by a dead gateway.
 ABANDONED_SECONDS = 60.0
 
-#: Seconds after which parts that cannot be assembled with all keys there, or whose session is not stored, are removed.
+#: Seconds after which parts are removed that cannot be assembled although all keys are there, or whose session is not
+#: stored.
 HOPELESS_SECONDS = 86400.0
 
 #: Seconds that the disk may take for a request.
@@ -104,11 +105,11 @@ class Recordings:
         self._queue.put(lambda: self._write(sid, index, data, options))
 
     def release(self, sid: str, over: bool) -> None:
-        """Close the part of a session that this gateway has no more.
+        """Close the part of a session that this gateway no longer holds.
 
         Args:
             sid: The id of the session.
-            over: Whether the session is over, so that `assemble` will be called here; or else another gateway has it.
+            over: Whether the session is over, so that `assemble` will be called here; else another gateway has it.
         """
         if self._directory is not None:
             self._queue.put(lambda: self._close(sid))
@@ -118,14 +119,14 @@ class Recordings:
     async def assemble(self, sid: str, chunks: int | None = None) -> bool:
         """Make the recording of a session that is over and stored.
 
-        Where that is not possible now, because a part is still being written or PostgreSQL is away, `tidy` does it.
+        If that is not possible now, because a part is still being written or PostgreSQL is away, `tidy` does it later.
 
         Args:
             sid: The id of the session.
-            chunks: The number of its chunks; with fewer in the parts, nothing is made yet.
+            chunks: The number of its chunks; if the parts have fewer, nothing is made yet.
 
         Returns:
-            Whether all keys are there that its parts need; without one, they stay until it is.
+            Whether all keys are there that its parts need; the parts stay until they are.
 
         Raises:
             StorageError: PostgreSQL cannot be asked.
@@ -162,7 +163,7 @@ class Recordings:
             await self._in_pool(archive_files.remove, sid)
 
     async def open(self, sid: str) -> archive_files.Opened | None:
-        """Open the session's recording; None if there is none. To be closed in a thread.
+        """Open the session's recording; None if there is none. It must be closed in a thread.
 
         Raises:
             DecryptionError: It is encrypted, and cannot be read.
@@ -193,7 +194,7 @@ class Recordings:
             log.info("removed %d recordings: beyond --audio-keep-days or --audio-keep-per-user", len(expired))
 
     def close(self) -> None:
-        """Write what waits. Blocks, for CLOSE_TIMEOUT seconds at most."""
+        """Write all chunks that wait. Blocks for CLOSE_TIMEOUT seconds at most."""
         if self._thread.is_alive():
             self._queue.put(None)
             self._thread.join(CLOSE_TIMEOUT)

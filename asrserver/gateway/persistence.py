@@ -1,7 +1,7 @@
 """Write-behind persistence: durable events in Redis become rows in PostgreSQL, in batches, and no client waits for it.
 
-A session with new events is only marked here; the events themselves are read from Redis when a batch is written. So a
-session that waits takes one small entry of memory, and PostgreSQL may be away for as long as Redis has room.
+A session with new events is only marked here; the events are read from Redis when a batch is written. So a session that
+waits takes one small entry of memory, and PostgreSQL may be away for as long as Redis has room.
 
 Of an open session Redis keeps the last results for a client that resumes. Older ones are trimmed once they are stored
 and the client was sent at least MIN_KEPT_EVENTS more, so a session of many hours has a bounded size in Redis.
@@ -30,8 +30,8 @@ from asrserver.telemetry import gateway_traces, metrics, traces
 
 log = logging.getLogger("asrserver.persistence")
 
-#: Seconds between batches, unless a whole one waits already, or a reader: several results of one session become one
-#: write, and several sessions one transaction. With twice as many batches, fifty chunks a second cost a twentieth more.
+#: Seconds between batches, unless a full one is waiting, or a reader: several results of one session become one write,
+#: and several sessions one transaction. With twice as many batches, fifty chunks a second cost a twentieth more.
 BATCH_INTERVAL_SECONDS = 0.5
 
 #: Sessions in one batch.
@@ -41,11 +41,11 @@ BATCH_SESSIONS = 200
 #: again, which is harmless and slow.
 MAX_REMEMBERED = 20_000
 
-#: Events of an open session that Redis keeps at least; at most it keeps twice as many. It is more than a client can be
-#: behind: its socket buffers at most some hundred kilobytes (handlers/).
+#: Events of an open session that Redis keeps at least; at most it keeps twice as many. No client can be that far
+#: behind: its socket buffers some hundred kilobytes at most (handlers/).
 MIN_KEPT_EVENTS = 1000
 
-#: Seconds that a reader of the history waits for the final texts that clients have already, at most, and between looks.
+#: Seconds that a reader of the history waits for final texts that clients have already, at most; and between checks.
 FINISHED_TIMEOUT = 5.0
 LOOK_SECONDS = 0.05
 
@@ -134,8 +134,8 @@ class WriteBehind:
     async def wait_finished(self, sids: Collection[str] = ()) -> None:
         """Wait until the final texts that clients may have by now are stored, whichever gateway stores them.
 
-        So nobody who was told a final text misses it in the history, and no client waits for PostgreSQL to be told it.
-        The wait has a bound, and there is none while PostgreSQL does not take anything.
+        So whoever got a final text finds it in the history, although no client waits for PostgreSQL. The wait is
+        bounded, and there is none while PostgreSQL accepts nothing.
 
         Args:
             sids: The sessions; without any, all.
@@ -183,7 +183,7 @@ class WriteBehind:
         self._awaited.clear()
 
     async def _write(self) -> bool:
-        """Store a batch; whether all of it could be read: what is in one of several Redis waits while that is away."""
+        """Store a batch; return whether all of it could be read: one of several Redis servers may be away."""
         began = time.monotonic()
         batch = self._writing = dict(list(self._dirty.items())[:BATCH_SESSIONS])
         for sid in batch:

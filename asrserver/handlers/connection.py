@@ -1,8 +1,8 @@
 """A WebSocket connection, whatever protocol its messages are in.
 
-It has a place among the gateway's connections, is pinged, closed when idle, and cut when its client does not read. Its
-messages are taken one at a time and in order. While one takes time, a `start` for example, later ones wait in a queue,
-and the connection is still read: pings and pongs come in the same stream, and without them it would end.
+It counts as one of the gateway's connections, is pinged, is closed when idle, and is cut when its client does not read.
+Its messages are handled one at a time, in order. While one takes time (a `start`, for example), later ones wait in a
+queue, and the connection is still read: pings and pongs come in the same stream, and without them it would be closed.
 
 A protocol is a subclass: it takes messages, and tells its client of events. websocket.py is one, live_session.py is
 the base of others.
@@ -40,12 +40,12 @@ from asrserver.telemetry import metrics
 
 log = logging.getLogger("asrserver.websocket")
 
-#: Bytes that wait here for a client that does not read; beyond that it is cut. As many wait in the kernel, which would
-#: take megabytes by itself.
+#: Bytes that wait here for a client that does not read; beyond that it is cut. The same number waits in the kernel,
+#: whose default is megabytes.
 MAX_UNREAD = 1 << 18
 
-#: Bytes that wait in the kernel to be read. By itself it lets them grow to what it may, often 32 MiB: a client that is
-#: held back would wait for longer than its libraries do (20 s) until its ping, behind all that, is answered.
+#: Bytes that wait in the kernel to be read. Its default limit is often 32 MiB: while a client is held back, its ping
+#: would wait behind all that, for longer than its library waits for the pong (20 s).
 MAX_UNHANDLED = 1 << 18
 
 #: Bytes that are sent before `confirm_read` waits until the client has read them.
@@ -70,7 +70,7 @@ class MessageQueue:
 
     Args:
         connection: Takes the messages.
-        wait: What the message that takes time is waited for.
+        wait: The end of the message that takes time.
 
     Attributes:
         size: Bytes of the messages that wait.
@@ -88,7 +88,7 @@ class MessageQueue:
     def add(self, message: str | bytes, too_large: int) -> None:
         """Add a message; the arguments are those of WebSocketConnection.take.
 
-        Of one for which there is no room, only the size is kept: it is refused in its turn.
+        Of a message for which there is no room only the size is kept, and it is refused in its turn.
         """
         size = len(message)
         if self._connection.held.grew(self._connection.key_id, 0, size):
@@ -199,9 +199,10 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     # -- its beginning and end -----------------------------------------------------------------------------------
 
     async def get(self, *args: str, **kwargs: str) -> None:
-        """Let the connection in, or refuse it; a task of its own then reads it.
+        """Admit the connection, or refuse it; a task of its own then reads it.
 
-        A page does not see why its WebSocket was refused, but can ask by an ordinary request: it is refused likewise.
+        A page does not see why its WebSocket was refused, but can repeat it as an ordinary request, which gets the
+        same refusal.
         """
         try:
             self._release = await self.gateway.connect(self.request.remote_ip or "", self.key)
@@ -299,12 +300,12 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
 
     @property
     def resumable(self) -> bool:
-        """Whether its client loses nothing with the connection: it can resume all its sessions."""
+        """Whether the client would lose nothing with the connection: it can resume all its sessions."""
         return self.sessions.resumable
 
     @property
     def awaits_ack(self) -> bool:
-        """Whether nothing of the last session is in flight: its client may send a chunk after each acknowledgement."""
+        """Whether no chunk of the current session is in flight: its client may wait for each acknowledgement."""
         current = self.sessions.current
         return current is None or not current.in_flight
 
@@ -316,7 +317,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
     # -- messages ------------------------------------------------------------------------------------------------
 
     def on_binaries(self, messages: list[bytes]) -> Awaitable[Any] | None:
-        """Take binary messages that were read together; together if possible, which costs less."""
+        """Handle binary messages that were read together: in one go if possible, which costs less."""
         if len(messages) > 1 and self.queue is None:
             try:
                 accepted = self.take_run(messages)
@@ -331,7 +332,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         return asyncio.gather(*waits) if waits else None
 
     def on_message(self, message: str | bytes) -> Awaitable[Any] | None:
-        """Take a message, or queue it behind one that takes time; reading stops for what this returns."""
+        """Handle a message, or queue it behind one that takes time; reading stops until what this returns is done."""
         self.messages += 1
         self.heard_at = time.monotonic()
         too_large, self.discarded = self.discarded, 0
@@ -342,11 +343,11 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         self.queue.add(message, too_large)
         if self.queue.size <= MAX_QUEUED_BYTES:
             return None
-        # Not until the queue is empty: pongs would wait for as long. A message is taken in the time of one more read.
+        # For a time only: pongs are read with the messages. One read more takes no longer than handling a message.
         return asyncio.wait([self.queue.task], timeout=MAX_WAIT)
 
     def _wait(self, wait: Awaitable[Any] | None) -> Awaitable[Any] | None:
-        """Queue later messages until `wait` is done; what reading stops for if there is nothing to wait for."""
+        """Queue later messages until `wait` is done; without it, return what reading stops for."""
         if wait is None:
             return self.pause()
         self.queue = MessageQueue(self, wait)
@@ -373,7 +374,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         except AsrError as exc:
             self.refuse_message(exc)
         except Exception:
-            self.message_failed()  # Tornado would cut the connection without a word
+            self.message_failed()  # Tornado would cut the connection without telling why
         return None
 
     def refuse_message(self, error: AsrError, **where: Any) -> None:
@@ -381,7 +382,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
 
         Args:
             error: Why.
-            where: Details of a Refusal that the error may lack: `session_id` for example.
+            where: Details of the Refusal that the error may lack, such as `session_id`.
         """
         if error.code in GARBLED:
             self.gateway.intake.refuse_unread(self.sessions.meant_by(error), error.details.get("chunk_index"))
@@ -399,7 +400,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
         """What to wait for before the next message is taken, or None."""
         frames = self.ws_connection
         if frames is not None and frames.blocked:
-            return self._drained()  # a client that does not read is not read
+            return self._drained()  # nothing is read of a client that does not read
         return self._throttle.pause()
 
     # -- events --------------------------------------------------------------------------------------------------
@@ -428,7 +429,7 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
             self._cut()
 
     async def confirm_read(self) -> None:
-        """Wait until the client has read what was sent, if that is much; a replay waits so after each event."""
+        """Wait until the client has read what was sent, if that is much. A replay calls this after each event."""
         if self._unconfirmed >= CONFIRM_BYTES:
             self._unconfirmed = 0
             await self._drained()

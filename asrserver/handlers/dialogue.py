@@ -1,7 +1,7 @@
-"""Connections that speak one of several protocols: that of their path, or, at `/`, that of their first message.
+"""Connections that speak one of several protocols: that of their path; or at `/`, that of their first message.
 
-What a client says and is told in one protocol is a Dialogue; what all of them have is the connection's. So a client
-that can be given no path, nor a key, finds its protocol all the same (protocol/pathless.py).
+A Dialogue is one client's exchange in one protocol; what all protocols share is in the connection. So a client that can
+be given neither a path nor a key still finds its protocol (protocol/pathless.py).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from asrserver.protocol import native
 from asrserver.protocol.events import Final, SessionEvent
 from asrserver.protocol.pathless import UrlOptions
 
-#: Seconds that a client's next message waits at most for what the one before asked for.
+#: Longest wait of a client's message for what the message before it asked for, in seconds.
 ANSWER_SECONDS = 600.0
 
-#: The subprotocols that may be agreed on; whatever else a client offers may be its key.
+#: The subprotocols that are accepted; any other that a client offers may be its key.
 SUBPROTOCOLS = ("binary", "token", "bearer")
 
 
 class Dialogue(ABC):
-    """What one client says, and is told, in its protocol.
+    """The exchange with one client in its protocol.
 
     Args:
         connection: The client's.
@@ -43,22 +43,22 @@ class Dialogue(ABC):
 
     @abstractmethod
     def take_text(self, text: str) -> Awaitable[Any] | None:
-        """Take a text message, as WebSocketConnection.take_text does; what it returns may raise AsrError too."""
+        """Handle a text message, as WebSocketConnection.take_text does; what it returns may raise AsrError, too."""
 
     @abstractmethod
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
-        """Take a binary message, likewise."""
+        """Handle a binary message in the same way."""
 
     @abstractmethod
     def tell(self, event: SessionEvent) -> None:
         """Send what the client is told of an event, if it is told anything."""
 
     def ended(self, final: Final) -> None:
-        """Go on after a session's last event."""
+        """Called after a session's last event."""
         self.connection.close_after(final)
 
     def check(self, now: float) -> float:
-        """Do what is due by the event loop's clock; when to check next."""
+        """Do what is due by the event loop's clock; return when to check next."""
         return math.inf
 
 
@@ -83,13 +83,13 @@ class DialogueConnection(LiveSessionConnection):
     async def end_session(self) -> None:
         """End the audio of the session, and wait until it is over; raises Unavailable if that takes too long.
 
-        Also where the client is gone: what it sent for another session waits for that, and would be dropped otherwise.
+        It waits even if the client is gone: what it sent for a further session would be dropped otherwise.
         """
         self.end_audio()
         await self._wait_for(lambda: self.session is None)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until an event has made a condition true, or the connection is gone.
+        """Wait until events have made a condition true, or the connection is gone.
 
         Raises:
             Unavailable: That takes too long.
@@ -118,11 +118,11 @@ class DialogueConnection(LiveSessionConnection):
         return next((name for name in subprotocols if name in SUBPROTOCOLS), None)
 
     def find(self, message: str | bytes) -> type[Dialogue]:
-        """The protocol that the first message is of; raises BadRequest where it is of none of them."""
+        """Find the protocol of the first message; raises BadRequest if it is of none."""
         return self.protocols[0]
 
     def _dialogue_for(self, message: str | bytes) -> Dialogue | None:
-        """The dialogue, which begins with the first message; None: that is of no protocol, and the connection ends."""
+        """The dialogue, which begins with the first message; None if that is of no protocol: the connection ends."""
         if self._dialogue is None and self.refusal is None:
             try:
                 protocol = self.find(message)
@@ -144,7 +144,7 @@ class DialogueConnection(LiveSessionConnection):
         return None if wait is None else self._done(wait)
 
     async def _done(self, wait: Awaitable[Any]) -> None:
-        """Wait until a message is taken; what fails only then cannot be told in the place of its answer."""
+        """Wait until a message is handled. An error by then cannot be its answer any more, and ends the session."""
         try:
             await wait
         except AsrError as exc:

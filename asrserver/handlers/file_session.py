@@ -1,8 +1,8 @@
-"""One file through one session of the gateway: its bytes go in as they come, its text comes out.
+"""A file as a session of the gateway: its bytes go in as they come, its text comes out.
 
-So a file has what every session has: limits, persistence, failover, a place in the history. It goes in as a stream, a
-few seconds ahead of its recognition: neither the gateway nor Redis ever holds much of it, and when it is cancelled,
-little is left to do.
+So a file has what every session has: limits, persistence, failover, a place in the history. It is sent as a stream, a
+few seconds ahead of its recognition. So neither the gateway nor Redis ever holds much of it, and little is left to do
+when it is cancelled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from asrserver.text.words import join
 
 log = logging.getLogger("asrserver.rest")
 
-#: Seconds that Redis may take for a file that is handed in: longer than the broker tries (broker/pipeline.py).
+#: Seconds that Redis may take for a submitted file: longer than the broker tries (broker/pipeline.py).
 STORED_SECONDS = 60.0
 
 #: Seconds between two lines in the log that say how far a long file is.
@@ -44,10 +44,10 @@ class FileSession:
     """Transcribes one file.
 
     Args:
-        gateway: Where.
-        start: The session: in the mode stream and the format file; or in the mode chunk, where the file is one chunk.
-        owner: Id of the API key it belongs to; empty where there are no keys.
-        changed: Is notified when there are more segments.
+        gateway: The gateway.
+        start: The session: in mode stream with format file; or in mode chunk, if the file is to be one chunk.
+        owner: Id of the API key that it belongs to; empty where there are no keys.
+        changed: Notified when there are more segments.
 
     Attributes:
         segments: Those that are final, in order.
@@ -65,7 +65,7 @@ class FileSession:
         self._reported = time.monotonic()
 
     async def run(self, pieces: AsyncIterator[bytes]) -> Final:
-        """Recognise the file that these are the bytes of. If it is cancelled, so is the session.
+        """Recognise the file whose bytes these are. Cancelling it cancels the session.
 
         Returns:
             The session's final event.
@@ -85,24 +85,24 @@ class FileSession:
             self._gateway.cancel(session)
 
     async def submit(self, pieces: AsyncIterator[bytes]) -> str:
-        """Hand the file in, which must be one chunk: return when Redis has it. Its text is in the history later.
+        """Submit the file, which must be one chunk: return when Redis has it. Its text will be in the history.
 
         Returns:
-            The id of its session, which nobody need wait for.
+            The id of its session.
 
         Raises:
             Refused: A limit is reached.
             Unavailable: Not now; the same request may succeed later.
         """
         session = await self._open()
-        # What becomes of it later concerns nobody here.
+        # Its outcome counts as retrieved, or asyncio would log that nobody asked for it.
         self._over.add_done_callback(lambda over: over.cancelled() or over.exception())
         submitted = False
         try:
             async for piece in pieces:
                 wait = self._gateway.offer(session, piece).wait
                 if wait is not None:
-                    asyncio.ensure_future(wait).cancel()  # it is for those of whom more comes
+                    asyncio.ensure_future(wait).cancel()  # it matters only if more audio follows
             self._gateway.finish(session)
             if not await self.changed.wait_for(lambda: not session.in_flight or self._over.done(), STORED_SECONDS):
                 raise Unavailable("broker_unavailable", "Redis did not take the file in time")
@@ -121,7 +121,7 @@ class FileSession:
         try:
             return await asyncio.shield(starting)
         except asyncio.CancelledError:
-            starting.add_done_callback(self._cancel)  # it may be in Redis already: it must be ended there
+            starting.add_done_callback(self._cancel)  # it may be in Redis already, and must be ended there
             raise
 
     def _cancel(self, starting: asyncio.Future[Session]) -> None:
@@ -178,7 +178,7 @@ class FileSession:
                 self.segments += event.segments
                 self.changed.notify()
                 self._report(event)
-            case ErrorEvent(code="undecodable_audio"):  # the rest may be whole
+            case ErrorEvent(code="undecodable_audio"):  # the rest may be intact
                 self._damage = self._damage or event
             case ErrorEvent(code="recognition_failed" | "model_unavailable"):
                 self._fail(AsrError(event.code, event.message))

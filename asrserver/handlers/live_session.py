@@ -1,9 +1,8 @@
 """A connection with one live session at a time, for the protocols of other servers.
 
-Their clients send a stream of audio that nobody acknowledges, and cannot resume: what was accepted is recognised and
+Their clients send a stream of audio that is not acknowledged, and cannot resume: what was accepted is recognised and
 kept, but a session whose client is gone is ended. A protocol is a subclass. It reads the client's messages, calls
-`start`, `flush_audio` and `end_audio`, and says in `tell` what each event is to its client; audio, limits and ends are
-handled here.
+`start`, `flush_audio` and `end_audio`, and translates events in `tell`. Audio, limits and ends are handled here.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from asrserver.protocol.frames import SERVER_ERROR, TOO_LARGE
 from asrserver.protocol.native import Link
 from asrserver.protocol.options import Options, Start
 
-#: Close codes of RFC 6455 and its registry: all is said; what the client did is not allowed; it may try again later.
+#: Close codes of RFC 6455 and its registry: a normal end; the client did what is not allowed; it may try again later.
 NORMAL, POLICY, TRY_AGAIN = 1000, 1008, 1013
 
-#: How sessions are carried here: acknowledgements are dropped, so that as few as possible should be made.
+#: The link of sessions here: their acknowledgements are dropped, so there should be as few as possible.
 LINK = Link(None, 5.0)
 
 
@@ -31,7 +30,7 @@ class LiveSessionConnection(WebSocketConnection):
     """A connection whose binary messages are the audio of its session.
 
     Attributes:
-        refusal: Why the session ends, or ended, although the client did not end it; else None.
+        refusal: Why the session was ended without its client; else None.
     """
 
     resumes = False
@@ -48,10 +47,10 @@ class LiveSessionConnection(WebSocketConnection):
         return self.sessions.current
 
     async def start(self, options: Options, sid: str = "") -> Session:
-        """Start a session: in `admit`, before the upgrade, or for a message, which is waited for.
+        """Start a session: in `admit`, before the upgrade; or for a message, which takes that time.
 
-        The client may be gone then: it may have sent all that it had to say, and left. What it sent is taken, and then
-        `leave` ends the session.
+        The client may be gone by then: it may have sent everything and left. What it sent is handled, and then `leave`
+        ends the session.
 
         Args:
             options: How its audio is recognised.
@@ -69,29 +68,29 @@ class LiveSessionConnection(WebSocketConnection):
         return session
 
     def flush_audio(self) -> int | None:
-        """Have all audio so far recognised now; a Flushed event of the returned number follows. None: it is over."""
+        """Have all audio so far recognised now; a Flushed event with the returned number follows. None: it is over."""
         session = self.session
         return self.gateway.sessions.flush(session) if session is not None and session.state == "recording" else None
 
     def change_hotwords(self, hotwords: str) -> None:
-        """Give the session other hot words from its next segment on. Nothing happens where it is over."""
+        """Give the session other hot words from its next segment on. Does nothing if it is over."""
         if self.session is not None and self.session.state == "recording":
             self.gateway.change_hotwords(self.session, hotwords)
 
     def end_audio(self) -> None:
-        """End the audio of the session; its last events follow, and `ended`. Nothing happens where it is over."""
+        """End the audio of the session; its last events follow, and then `ended`. Does nothing if it is over."""
         if self.session is not None and self.session.state == "recording":
             self.gateway.finish(self.session)
 
     def ended(self, final: Final) -> None:
-        """Go on after the session's last event: close the connection, unless a protocol does something else."""
+        """Called after the session's last event: closes the connection, unless a protocol does something else."""
         if self.refusal is not None:
             self.close(close_code(self.refusal), self.refusal.code)
         else:
             self.close(NORMAL if final.status == "done" else SERVER_ERROR, final.status)
 
     def give_up(self, error: AsrError) -> None:
-        """Tell the client why it can go on no longer. After the last events of its session the connection is closed."""
+        """Tell the client why it cannot go on. The connection is closed after the last events of its session."""
         self.gateway.refused(error, self.request.remote_ip, self.key_id)
         self.refusal = Refusal.of(error)
         self.tell(self.refusal)
@@ -101,9 +100,9 @@ class LiveSessionConnection(WebSocketConnection):
             self.close(close_code(self.refusal), error.code)
 
     def interrupt(self) -> None:
-        """End the session because the server stops: its client still gets the text of what it said, and may come again.
+        """End the session because the server stops: its client still gets the text of what was said.
 
-        Nothing is told: an error before the last text would let some clients give up.
+        It is not told why: an error before the last text would make some clients give up.
         """
         if self.session is not None and self.session.state == "recording":
             self.refusal = Refusal.of(Unavailable("shutting_down", "the server is restarting: connect again", 1.0))
@@ -114,7 +113,8 @@ class LiveSessionConnection(WebSocketConnection):
     def take_binary(self, data: bytes) -> Awaitable[Any] | None:
         """Take audio. What comes without a session, or after its end, is dropped.
 
-        Audio that is refused is lost, and the client does not know that it should send it again: then all is over.
+        Audio that is refused is lost, because the client does not know that it should send it again: that ends the
+        session.
         """
         session = self.session
         if not data or session is None or session.state != "recording":
@@ -133,7 +133,7 @@ class LiveSessionConnection(WebSocketConnection):
     async def _room(self, session: Session, wait: Awaitable[bool] | None) -> None:
         """Wait until there is room for more audio: these clients do not send again what is refused.
 
-        Of a client that is gone no more can come than what waits here.
+        A client that is gone sends no more than what waits here.
         """
         while wait is not None and not await wait and self.ws_connection is not None:
             wait = self.gateway.room_for(session)
@@ -155,7 +155,7 @@ class LiveSessionConnection(WebSocketConnection):
         match event:
             case Lost():
                 self.close(close_code(event), event.code)
-            case Refusal():  # the server ends the session: its last events follow
+            case Refusal():  # the server ends the session; its last events follow
                 self.refusal = event
             case Final():
                 self.ended(event)

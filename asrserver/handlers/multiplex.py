@@ -1,4 +1,4 @@
-"""The sessions of one connection, and the one that each message is for."""
+"""The sessions of one connection, and which of them each message is for."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from asrserver.errors import AsrError, BadRequest
 from asrserver.gateway.session import MAX_INDEX, Session
 from asrserver.protocol.native import HEADER, MAX_NAME, Link, named
 
-#: Ended sessions of a connection that are still told apart from unknown ones.
+#: Ended sessions of a connection that are remembered, so that they can be told from unknown ones.
 MAX_ENDED = 20
 
-#: Codes of messages that were refused because they cannot be understood: one may have been the current session's chunk.
+#: Codes of the refusals of messages that cannot be understood: such a message may have been a chunk.
 GARBLED = frozenset(("bad_json", "bad_base64", "bad_request"))
 
 
@@ -57,7 +57,7 @@ class ConnectionSessions(dict[str, Session]):
             self.current = None
 
     def may_adopt(self, sid: Any) -> bool:
-        """Whether a message names a session that this connection has never had: one of a lost connection, perhaps."""
+        """Whether a message names a session that this connection never had: perhaps one of a lost connection."""
         return isinstance(sid, str) and 0 < len(sid) <= MAX_NAME and sid not in self and sid not in self._ended
 
     def lookup(self, sid: Any, index: Any = None) -> Session:
@@ -128,7 +128,7 @@ class ConnectionSessions(dict[str, Session]):
         return session, [frame[HEADER.size :] for frame in frames], index
 
     def meant_by(self, error: AsrError) -> list[Session]:
-        """The session that a message was for which could not be understood, as far as its error says; at most one."""
+        """The session that a message was for which could not be understood, going by its error; at most one."""
         sid = error.details.get("session_id")
         session = self.get(sid) if sid else self.current
         return [] if session is None else [session]

@@ -19,15 +19,16 @@ from asrserver.protocol.events import SessionEvent, Started
 from asrserver.protocol.native import Link
 from asrserver.protocol.options import Resume
 
-#: What browsers offer beside `bearer.<key>`: they want one of the offered subprotocols back, and not the key. And what
-#: telephone systems offer that send a call as raw PCM: FreeSWITCH's mod_audio_fork, jambonz.
+#: Subprotocols that are accepted. Browsers offer the first beside `bearer.<key>`: they expect one of those offered, and
+#: the key must not be echoed. Telephone systems that send a call as raw PCM offer the second: FreeSWITCH's
+#: mod_audio_fork, jambonz.
 SUBPROTOCOLS = ("asr.v1", "audio.drachtio.org")
 
 
 class NativeWebSocketHandler(WebSocketConnection):
     """A connection that speaks the native protocol.
 
-    If its query has options of a session, that session is started at once, for clients that know no JSON: an empty
+    If its query has options of a session, the session is started at once, for clients that send no JSON. An empty
     binary frame, or the end of the connection, ends its audio.
     """
 
@@ -48,7 +49,7 @@ class NativeWebSocketHandler(WebSocketConnection):
 
     def on_close(self) -> None:
         if self._by_query and self.queue is not None:
-            self.queue.add(b"", 0)  # behind the audio that waits
+            self.queue.add(b"", 0)  # behind the audio that still waits
         elif self._by_query:
             for session in self.sessions.values():
                 if session.state == "recording":
@@ -97,7 +98,7 @@ class NativeWebSocketHandler(WebSocketConnection):
         return None
 
     async def _adopt(self, action: native.SessionAction) -> None:
-        """Go on with a session that lost its connection, for clients that know no `resume`: those of the ancestor."""
+        """Continue a session that lost its connection, for clients without `resume`: those of the ancestor."""
         try:
             adopted = Resume(action.session_id, 0, adopted=True)
             session, missed = await self.gateway.resume(adopted, self.on_event, self.key_id)
@@ -130,7 +131,7 @@ class NativeWebSocketHandler(WebSocketConnection):
         return self.gateway.offer(session, audio, action.chunk_index).wait
 
     async def _large_chunk(self, session: Session, action: native.ChunkAction) -> None:
-        """Take a chunk of megabytes, with turns for others while it is decoded."""
+        """Take a chunk of megabytes, giving way to others while it is decoded."""
         try:
             pieces = []
             for piece in action.audio_slices():
@@ -167,7 +168,7 @@ class NativeWebSocketHandler(WebSocketConnection):
 
     async def _resume(self, action: native.ResumeAction) -> None:
         if self.ws_connection is None:
-            return  # its client is gone, and may have resumed the session on another connection
+            return  # the client is gone, and may have resumed the session on another connection
         try:
             session, missed = await self.gateway.resume(action.resume, self.on_event, self.key_id)
         except AsrError as exc:
