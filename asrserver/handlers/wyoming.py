@@ -19,7 +19,7 @@ from asrserver import __version__
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
 from asrserver.gateway.gateway import Gateway
 from asrserver.handlers.accepting import Acceptor
-from asrserver.handlers.utterance import ANSWER_SECONDS, Utterance
+from asrserver.handlers.wyoming_utterance import ANSWER_SECONDS, Utterance
 from asrserver.process.aio import cancel_and_wait, until
 from asrserver.protocol import wyoming
 from asrserver.protocol.wyoming import EventParser, TranscribeRequest, WireEvent

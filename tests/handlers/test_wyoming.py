@@ -1,4 +1,4 @@
-"""handlers/wyoming.py and utterance.py: utterances of all shapes, each answered; and peers that do harm."""
+"""handlers/wyoming.py and wyoming_utterance.py: utterances of all shapes, each answered; and peers that do harm."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asrserver.audio import wav
 from asrserver.broker.keys import session_key
 from asrserver.errors import Unavailable
 from asrserver.gateway.gateway import Gateway
-from asrserver.handlers import utterance, wyoming
+from asrserver.handlers import wyoming, wyoming_utterance
 from asrserver.handlers.wyoming import WyomingServer
 from asrserver.protocol.codec import decode_options
 from asrserver.protocol.options import Options, Start
@@ -330,9 +330,9 @@ async def test_a_recognition_that_fails(
     port: Port, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """What was heard by then is no transcript: it may be another command."""
-    monkeypatch.setattr(utterance, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(wyoming_utterance, "CHECK_SECONDS", 0.05)
     if when == "silent":
-        monkeypatch.setattr(utterance, "ANSWER_SECONDS", 0.2)
+        monkeypatch.setattr(wyoming_utterance, "ANSWER_SECONDS", 0.2)
     if when == "refused":
         gateway.closing = True
     async with port.connected() as peer:
@@ -441,7 +441,7 @@ async def test_audio_that_nobody_takes_is_not_kept(
     port: Port, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading stops while much waits; if it waits for too long, the utterance has failed."""
-    monkeypatch.setattr(utterance, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(wyoming_utterance, "ANSWER_SECONDS", 0.2)
     gateway.room.fullness = 1.0
     async with port.connected() as peer:
         large = AudioChunk(16000, 2, 1, bytes(1 << 19))
