@@ -56,10 +56,11 @@ from asrserver.inference.audio_thread import MAX_BATCH
 from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.consumer import POLL_SECONDS, READ_ENTRIES, read_interval
 from asrserver.inference.decoding import Request
-from asrserver.inference.event_log import MIN_LANGUAGE_PROBABILITY, Coverage, EventLog
+from asrserver.inference.event_log import Coverage, EventLog
 from asrserver.inference.features import GrowingLogMel
 from asrserver.inference.profiles import DEMO
 from asrserver.inference.segments import RecognisedSegment
+from asrserver.inference.transcript import MIN_LANGUAGE_PROBABILITY
 from asrserver.inference.vad import PAD_SECONDS, Endpointer, SegmentEnded
 from asrserver.inference.windows import window_for
 from asrserver.inference.worker import load_model

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -18,6 +17,7 @@ from asrserver.inference import checkpoint
 from asrserver.inference.checkpoint import Checkpoint, SessionState
 from asrserver.inference.normalising import Normalising
 from asrserver.inference.segments import PartialHypothesis, RecognisedSegment
+from asrserver.inference.transcript import Transcript
 from asrserver.protocol.events import (
     ChunkResult,
     ErrorEvent,
@@ -34,11 +34,6 @@ from asrserver.protocol.events import (
 from asrserver.protocol.options import Options
 from asrserver.telemetry import worker_traces
 from asrserver.text.words import join
-
-#: Probability from which a detected language counts, and seconds of speech in it from which a session keeps it: digits
-#: and single words of English are taken for Chinese or Japanese, with certainty now and then.
-MIN_LANGUAGE_PROBABILITY = 0.8
-MIN_LANGUAGE_SECONDS = 3.0
 
 #: Seconds between two progress events.
 PROGRESS_INTERVAL_SECONDS = 2.0
@@ -85,16 +80,6 @@ class Coverage:
     further: float = 0.0
 
 
-class _Said(NamedTuple):
-    """The text of a segment. Where it starts and ends is not known when Redis no longer has its event."""
-
-    text: str
-    language: str
-    start: float = 0.0
-    end: float = 0.0
-    channel: int | None = None
-
-
 class EventLog:
     """Appends the events of one session.
 
@@ -103,6 +88,7 @@ class EventLog:
 
     Attributes:
         checkpoint: Where a next owner would continue now.
+        transcript: The texts and languages of the segments so far.
         channels: Channels that are recognised separately; 0 where they are mixed.
         closed_seconds: Seconds of the utterances and live streams that are over: where the next one begins.
         closed_further: The same for the channels beside the first.
@@ -140,18 +126,7 @@ class EventLog:
         self._damaged = state.damaged
         self._normalising = Normalising(options)
         self._pending: list[RecognisedSegment] = []  # final, and not in an event yet
-        self._separate = options.separate
-        self._transcript = [_Said(*said) for said in claim.transcript]
-        for segment in (segment for event in events for segment in event.segments):
-            if segment.number < len(self._transcript):
-                self._transcript[segment.number] = _said(segment)
-        self._last = {said.channel: said for said in self._transcript}  # of each channel
-        self._language = options.language  # what the client says
-        self._languages: dict[int | None, str | None] = dict(enumerate(state.languages))  # detected, of each channel
-        if not self._separate:
-            self._languages = {None: state.language}
-        # Seconds of speech by channel and detected language.
-        self._heard: defaultdict[tuple[int | None, str], float] = defaultdict(float)
+        self.transcript = Transcript(claim, state, options)
         self._seq = events[-1].seq if events else 0
         self._number = 0  # of this owner's events
         self._progress = 0.0  # seconds of the session's audio that are taken
@@ -159,22 +134,6 @@ class EventLog:
         self._reported = 0.0  # what was published of _progress
         self._received = self._reported_bytes = 0  # bytes of the live stream, and what was published of them
         self._timer: asyncio.TimerHandle | None = None
-
-    @property
-    def language(self) -> str | None:
-        """The session's language code: that of the first channel whose language is known; None: not known yet."""
-        return self._language or next(filter(None, self._languages.values()), None)
-
-    def language_of(self, channel: int | None) -> str | None:
-        """The language code of a channel; None: not known yet."""
-        return self._language or self._languages.get(channel)
-
-    def previous(self, channel: int | None) -> tuple[str, float]:
-        """The text of a channel's last segment, empty if it is in another language; and its end in seconds."""
-        said = self._last.get(channel)
-        if said is None:
-            return "", 0.0
-        return said.text if said.language == self.language_of(channel) else "", said.end
 
     @property
     def has_pending(self) -> bool:
@@ -214,16 +173,11 @@ class EventLog:
             await asyncio.to_thread(self._normalising.load)
 
     def join(self, segments: Sequence[RecognisedSegment]) -> str:
-        """Return the text of segments; the first language detected in enough speech becomes the session's."""
+        """Return the text of segments, whose languages are noted."""
         return self._join([self._normalising.segment(segment) for segment in segments])
 
     def _join(self, segments: Sequence[RecognisedSegment]) -> str:
-        for segment in segments:
-            if segment.language_probability >= MIN_LANGUAGE_PROBABILITY:
-                channel, heard = segment.channel, (segment.channel, segment.language)
-                self._heard[heard] += segment.end - segment.start
-                if self.language_of(channel) is None and self._heard[heard] >= MIN_LANGUAGE_SECONDS:
-                    self._languages[channel] = segment.language
+        self.transcript.detect(segments)
         return _text(segments)
 
     def add(self, segments: Sequence[RecognisedSegment]) -> str:
@@ -286,9 +240,7 @@ class EventLog:
     async def append_final(self, status: str, coverage: Coverage) -> None:
         """Append the end of the session with its whole text."""
         common = self._common_fields(coverage)
-        said = sorted(self._transcript, key=lambda one: one.start) if self._separate else self._transcript
-        text = join([(one.text, one.language) for one in said])
-        await self._append(Final(**common, status=status, text=text), coverage)
+        await self._append(Final(**common, status=status, text=self.transcript.text()), coverage)
 
     async def append_checkpoint(self, coverage: Coverage) -> None:
         """Write a checkpoint without an event, so that audio is released."""
@@ -302,10 +254,8 @@ class EventLog:
         self._seq += 1
         self._number += 1
         segments, self._pending = self._pending, []
-        rows = [_row(len(self._transcript) + n, segment) for n, segment in enumerate(segments)]
-        for row in rows:
-            self._transcript.append(_said(row))
-            self._last[row.channel] = self._transcript[-1]
+        rows = [_row(len(self.transcript) + n, segment) for n, segment in enumerate(segments)]
+        self.transcript.add(rows)
         return {
             "session_id": self._claim.sid,
             "seq": self._seq,
@@ -315,7 +265,7 @@ class EventLog:
             "model": self.model,
             "chunk_count": self.chunks,
             "total": round(self.closed_seconds + coverage.open_seconds, 3),
-            "language": self.language or (self._transcript[-1].language if self._transcript else None),
+            "language": self.transcript.language or self.transcript.last_language,
             "segments": rows,
             "channels": self.channels,
             "further": round(self.closed_further + coverage.further, 3),
@@ -340,8 +290,8 @@ class EventLog:
     def _state(self, now: Checkpoint) -> dict[str, str]:
         self.checkpoint = now
         state = SessionState(
-            *now, self.closed_seconds, self.language, self.answered, self.taken, self.chunks, self._damaged,
-            self.closed_further, [self._languages.get(n) for n in range(self.channels)] if self._separate else [],
+            *now, self.closed_seconds, self.transcript.language, self.answered, self.taken, self.chunks,
+            self._damaged, self.closed_further, self.transcript.languages(self.channels),
         )  # fmt: skip
         return {"state": checkpoint.encode(state)}
 
@@ -425,7 +375,3 @@ def _row(number: int, segment: RecognisedSegment) -> Segment:
         words=segment.words,
         channel=segment.channel,
     )
-
-
-def _said(segment: Segment) -> _Said:
-    return _Said(segment.text, segment.language, segment.start, segment.end, segment.channel)

@@ -344,7 +344,7 @@ class Transcriber:
                 await self._event_log.append_segment(text, language, self._coverage(), outcome.speech.cut)
         elif self._options.partials and (outcome.had_partials or self._options.speech_events):  # take them back
             speech, channel = outcome.speech, outcome.channel
-            language = self._event_log.language_of(channel) or ""
+            language = self._event_log.transcript.language_of(channel) or ""
             self._event_log.publish_partial(PartialHypothesis(speech.start, speech.end, "", "", language, channel))
 
     # -- ends ----------------------------------------------------------------------------------------------------
@@ -449,11 +449,11 @@ class Transcriber:
         options, event_log = self._options, self._event_log
         previous = ""
         if start is not None and self._recogniser.context:
-            text, end = event_log.previous(channel)
+            text, end = event_log.transcript.previous(channel)
             gap = event_log.closed_seconds + start / SAMPLE_RATE - end
             previous = text if gap <= MAX_CONTEXT_GAP else ""
         return Request(
-            event_log.language_of(channel),
+            event_log.transcript.language_of(channel),
             options.task,
             options.prompt,
             options.hotwords,
