@@ -11,7 +11,7 @@ from asrserver.broker.addresses import addresses, label
 from asrserver.broker.clock import BrokerClock
 from asrserver.broker.gateway_side import NONE_MISSING, GatewayBroker
 from asrserver.broker.shard_views import ShardedQuota, ShardedSecretStore, ShardedStatus
-from asrserver.broker.shards import Answer, Homes, Shard, Shards, open_any
+from asrserver.broker.shards import Answer, RoutingTable, Shard, Shards, open_any
 from asrserver.errors import BadRequest, Unavailable
 from asrserver.protocol.events import Published, Result
 
@@ -40,7 +40,7 @@ class ShardedGatewayBroker(GatewayBroker):
         self.status = ShardedStatus(self._shards)
         self.quota = ShardedQuota(self._shards)
         self.client_secrets = ShardedSecretStore(self._shards)
-        self._homes = Homes(self._shards)
+        self._routes = RoutingTable(self._shards)
         self._lost: set[Shard] = set()  # of which the log says that they are away
 
     # -- the connections ---------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ class ShardedGatewayBroker(GatewayBroker):
 
     def of(self, sid: str) -> GatewayBroker:
         # Any other than its own says that it is gone.
-        return self._homes.any(sid).broker
+        return self._routes.any(sid).broker
 
     def shards(self) -> list[dict[str, Any]]:
         return [
@@ -96,7 +96,7 @@ class ShardedGatewayBroker(GatewayBroker):
         await self._shards.ask(lambda shard: shard.broker.deregister())
 
     async def dead_letter(self, sid: str, entry: str, reason: str) -> None:
-        home = self._homes.get(sid)
+        home = self._routes.get(sid)
         shard = home if home is not None and home.is_reachable else self._shards.reachable(sid)[0]
         await shard.broker.dead_letter(sid, entry, reason)
 
@@ -136,7 +136,7 @@ class ShardedGatewayBroker(GatewayBroker):
                 refused = exc
                 continue
             if opened:
-                self._homes.keep(sid, shard)
+                self._routes.keep(sid, shard)
                 shard.started += 1
             return opened
         assert refused is not None
@@ -150,13 +150,13 @@ class ShardedGatewayBroker(GatewayBroker):
         def resume(shard: Shard) -> Awaitable[dict[str, str] | None]:
             return shard.broker.resume_session(sid, self._at(shard, deadline), owner, detached)
 
-        home = self._homes.get(sid)
+        home = self._routes.get(sid)
         if home is not None and (fields := (await self._shards.ask(resume, [home]))[home]) is not None:
             return fields
         answers = await self._shards.ask(resume)
         for shard, fields in answers.items():
             if fields is not None:
-                self._homes.keep(sid, shard)
+                self._routes.keep(sid, shard)
                 return fields
         self._shards.require_all(answers)
         return None
@@ -170,7 +170,7 @@ class ShardedGatewayBroker(GatewayBroker):
         overdue: float | None = None,
         last: int | None = None,
     ) -> bool:
-        home = self._homes.get(sid)
+        home = self._routes.get(sid)
         if home is None:
             return False
         before = None if overdue is None else self._at(home, overdue)
@@ -189,22 +189,22 @@ class ShardedGatewayBroker(GatewayBroker):
         self, deadlines: Mapping[str, float], missing: Mapping[str, str] = NONE_MISSING
     ) -> dict[str, str]:
         """Set the deadlines in the shards that can be reached; in another, nobody sees that they have passed."""
-        self._homes.touch(deadlines)
+        self._routes.touch(deadlines)
 
         def refresh(shard: Shard, sids: Collection[str]) -> Awaitable[dict[str, str]]:
             return shard.broker.refresh({sid: self._at(shard, deadlines[sid]) for sid in sids}, missing)
 
-        return _joined(await self._homes.ask(deadlines, refresh))
+        return _joined(await self._routes.ask(deadlines, refresh))
 
     async def overdue(self, now: float, count: int) -> list[str]:
         found = await self._shards.ask(lambda shard: shard.broker.overdue(self._at(shard, now), count))
         for shard, sids in found.items():
             for sid in sids:
-                self._homes.keep(sid, shard)
+                self._routes.keep(sid, shard)
         return [sid for sids in found.values() for sid in sids]
 
     async def close_session(self, sid: str, ttl: float) -> None:
-        home = self._homes.get(sid)
+        home = self._routes.get(sid)
         await self._shards.ask(lambda shard: shard.broker.close_session(sid, ttl), None if home is None else [home])
 
     async def unstored(self, sids: Collection[str] = ()) -> list[str]:
@@ -242,23 +242,23 @@ class ShardedGatewayBroker(GatewayBroker):
 
     async def read_events(self, sid: str, after: str = "0-1") -> list[Result]:
         """Read them soon: a gateway that waits for one shard would not look after the sessions in others."""
-        home = self._homes.any(sid)
+        home = self._routes.any(sid)
         return (await self._shards.ask(lambda shard: shard.broker.read_events(sid, after), [home]))[home]
 
     async def read_sessions(
         self, after: Mapping[str, str], known: Collection[str] = ()
     ) -> dict[str, tuple[dict[str, str], list[Result]]]:
         """Read the sessions whose shards can be reached; the others are not among those that are returned."""
-        gone = await self._homes.locate(after)
+        gone = await self._routes.locate(after)
 
         def read(shard: Shard, sids: Collection[str]) -> Awaitable[dict[str, tuple[dict[str, str], list[Result]]]]:
             return shard.broker.read_sessions({sid: after[sid] for sid in sids}, known)
 
-        found = _joined(await self._homes.ask(after, read))
+        found = _joined(await self._routes.ask(after, read))
         return found | {sid: ({}, []) for sid in gone}
 
     async def trim_events(self, sid: str, upto: str) -> None:
-        home = self._homes.any(sid)
+        home = self._routes.any(sid)
         await self._shards.ask(lambda shard: shard.broker.trim_events(sid, upto), [home])
 
     # -- where sessions are ------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ async def inspect(url: str) -> Inspection:
             latency = time.time() - began
             seconds, micros = await client.time()
             skew = seconds + micros / 1e6 - time.time()
-            info, lacking = await look(client.execute_command)
+            info, lacking = await examine(client.execute_command)
         return Inspection(str(info.get("redis_version", "unknown")), latency, skew, lacking)
     except (TimeoutError, redis.RedisError, OSError) as exc:
         reason = str(exc) or f"no answer in {ANSWER_TIMEOUT:g} s"
@@ -79,7 +79,7 @@ async def inspect(url: str) -> Inspection:
         await client.aclose()
 
 
-async def look(ask: Callable[..., Awaitable[Any]]) -> View:
+async def examine(ask: Callable[..., Awaitable[Any]]) -> View:
     """Ask for what tells whether a Redis is as it must be, as far as its user may: nothing else depends on that.
 
     Args:

@@ -144,44 +144,44 @@ class Shards:
                 raise Unavailable("broker_unavailable", f"the Redis {shard.name} cannot be reached", RETRY_AFTER)
 
 
-class Homes:
+class RoutingTable:
     """Which shard has which session: those that one gateway holds, and of the others those it had to do with last."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
-        self._homes: dict[str, Shard] = {}  # by session id, the newest last
+        self._routes: dict[str, Shard] = {}  # by session id, the newest last
 
     def get(self, sid: str) -> Shard | None:
         """Return the shard of a session; None if it is not known."""
-        return self._homes.get(sid)
+        return self._routes.get(sid)
 
     def any(self, sid: str) -> Shard:
         """Return the shard of a session, or where it is not known some other, which will say that it is gone."""
-        return self._homes.get(sid, self._shards.members[0])
+        return self._routes.get(sid, self._shards.members[0])
 
     def keep(self, sid: str, shard: Shard) -> None:
         """Note where a session is."""
-        self._homes.pop(sid, None)
-        self._homes[sid] = shard
+        self._routes.pop(sid, None)
+        self._routes[sid] = shard
 
     def touch(self, sids: Collection[str]) -> None:
         """Keep the sessions that this gateway holds: MAX_REMEMBERED others are not forgotten, the newest ones."""
         for sid in sids:
-            if sid in self._homes:
-                self._homes[sid] = self._homes.pop(sid)
-        while len(self._homes) > MAX_REMEMBERED + len(sids):
-            del self._homes[next(iter(self._homes))]
+            if sid in self._routes:
+                self._routes[sid] = self._routes.pop(sid)
+        while len(self._routes) > MAX_REMEMBERED + len(sids):
+            del self._routes[next(iter(self._routes))]
 
     async def locate(self, sids: Iterable[str]) -> set[str]:
         """Find the shards of sessions that are not known; return those that no shard has."""
-        unknown = [sid for sid in sids if sid not in self._homes]
+        unknown = [sid for sid in sids if sid not in self._routes]
         if not unknown:
             return set()
         answers = await self._shards.ask(lambda shard: shard.broker.known(unknown))
         for shard, found in answers.items():
             for sid in found:
                 self.keep(sid, shard)
-        return set(unknown) - self._homes.keys() if len(answers) == len(self._shards.members) else set()
+        return set(unknown) - self._routes.keys() if len(answers) == len(self._shards.members) else set()
 
     async def ask(
         self, sids: Iterable[str], question: Callable[[Shard, Collection[str]], Awaitable[Answer]]
@@ -189,7 +189,7 @@ class Homes:
         """Ask each shard about its sessions; about those whose shard is not known, nobody is asked."""
         groups: defaultdict[Shard, list[str]] = defaultdict(list)
         for sid in sids:
-            if (home := self._homes.get(sid)) is not None:
+            if (home := self._routes.get(sid)) is not None:
                 groups[home].append(sid)
         if not groups:
             return []

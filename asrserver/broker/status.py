@@ -23,7 +23,7 @@ from asrserver.broker.keys import (
     tasks_key,
 )
 from asrserver.broker.pipeline import Pipeline
-from asrserver.broker.requirements import look
+from asrserver.broker.requirements import examine
 
 #: Seconds without a heartbeat after which a name leaves the index.
 HEARTBEAT_INDEX_TTL = 3600.0
@@ -121,7 +121,7 @@ class BrokerStatus:
             `keys`: keys of the database; `lasting_keys`: those that do not expire; `memory_bytes`: used memory: all
             three missing where INFO is forbidden. `warnings`: what it lacks, a line each; see requirements.py.
         """
-        info, lacking = await look(self._pipeline.ask)
+        info, lacking = await examine(self._pipeline.ask)
         if not info:
             return {"warnings": lacking}
         here = info.get(f"db{self._database}", {"keys": 0, "expires": 0})

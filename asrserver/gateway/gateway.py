@@ -330,7 +330,7 @@ class Gateway:
         Args:
             sid: If given, only this session's, and what else this gateway knows of it, for STORED_TIMEOUT seconds.
         """
-        self.write_behind.hurry()
+        self.write_behind.flush_soon()
         if sid is not None:
             await self.write_behind.wait_flushed(sid, STORED_TIMEOUT)
         await self.write_behind.wait_finished([] if sid is None else [sid])

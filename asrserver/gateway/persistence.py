@@ -84,7 +84,7 @@ class WriteBehind:
         self._writing: dict[str, _Flushed] = {}
         self._dirty_since: float | None = None  # when the session that waits longest became dirty, or before
         self._batch_ended = Notifier()
-        self._awaited = asyncio.Event()  # see `hurry`
+        self._awaited = asyncio.Event()  # see `flush_soon`
         self._failing = False  # whether the last batch could not be written
 
     def mark_dirty(self, sid: str, sent: int = 0) -> None:
@@ -118,7 +118,7 @@ class WriteBehind:
             return not self._dirty and not self._writing
         return sid not in self._dirty and sid not in self._writing
 
-    def hurry(self) -> None:
+    def flush_soon(self) -> None:
         """Write the next batch at once, if there is one: a reader is about to wait for it."""
         if self._dirty:
             self._awaited.set()
@@ -173,7 +173,7 @@ class WriteBehind:
                 self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Wait this long, or until `hurry`; after a batch that could not be written, wait in full."""
+        """Wait this long, or until `flush_soon`; after a batch that could not be written, wait in full."""
         if self._failing:
             await asyncio.sleep(seconds)
         else:

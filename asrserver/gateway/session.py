@@ -259,12 +259,12 @@ class Session:
         if self.trace is not None:
             self.trace.end(how, self.chunk_count, self.bytes_in, self.results)
 
-    def patience(self, connected: float) -> float:
+    def seconds_to_resume(self, connected: float) -> float:
         """Seconds that its client still has to resume; `connected` while there is no need to."""
         return connected if self.resume_by is None else self.resume_by - time.monotonic()
 
     @contextmanager
-    def returning(self) -> Iterator[None]:
+    def while_resuming(self) -> Iterator[None]:
         """Keep the session from being ended, for want of its client, while the client is resuming it."""
         before, self.resume_by = self.resume_by, None
         try:

@@ -205,7 +205,7 @@ class Sessions(Mapping[str, Session]):
         detached = asked.adopted and here is None  # for one that is here, `send` has told
         before = self._open.get(sid)
         try:
-            with nullcontext() if before is None else before.returning():
+            with nullcontext() if before is None else before.while_resuming():
                 fields = await self._broker.resume_session(sid, self._now() + self.grace, owner, detached)
                 if fields is None:
                     raise unknown
@@ -320,7 +320,7 @@ class Sessions(Mapping[str, Session]):
         adopted at once.
         """
         now = self._now()
-        deadlines = {sid: now + session.patience(0.0) for sid, session in self._open.items()}
+        deadlines = {sid: now + session.seconds_to_resume(0.0) for sid, session in self._open.items()}
         missing = _missing(self._open)
         left, self._open = self._open, {}
         try:
@@ -335,7 +335,7 @@ class Sessions(Mapping[str, Session]):
     async def _refresh(self, sessions: dict[str, Session]) -> dict[str, str]:
         """Renew the deadlines of these sessions; give up, and return, those that another gateway holds."""
         now = self._now()
-        deadlines = {sid: now + session.patience(self.grace) for sid, session in sessions.items()}
+        deadlines = {sid: now + session.seconds_to_resume(self.grace) for sid, session in sessions.items()}
         lost = await self._broker.refresh(deadlines, _missing(sessions))
         for sid, state in lost.items():
             if self._open.get(sid) is sessions[sid]:

@@ -177,7 +177,7 @@ class SessionConsumer:
                 await self._read(now)
             except Unavailable as exc:
                 log.warning("Redis is unavailable: %s", exc)
-            due = await self._rest(now) if self.sessions else None
+            due = await self._wait_until_due(now) if self.sessions else None
             if due is None and self.drain.asked:  # no claim has blocked
                 await asyncio.sleep(IDLE_BLOCK_SECONDS)
 
@@ -272,7 +272,7 @@ class SessionConsumer:
         """
         lease = self._lease if stale else None
         while True:
-            self._measure()
+            self._find_full_keys()
             block = 0.0 if self.sessions else IDLE_BLOCK_SECONDS
             count = max(MIN_CLAIM, len(self.sessions) // CLAIM_SHARE)
             found = await self._broker.claim(lease, count, block, self._full)
@@ -282,7 +282,7 @@ class SessionConsumer:
             if len(found) < count or self._full or self._stopping:
                 return len(found) >= count
 
-    def _measure(self) -> None:
+    def _find_full_keys(self) -> None:
         """Find the keys whose backlog allows no more claims, every BACKLOG_CHECK_SECONDS."""
         now = asyncio.get_running_loop().time()
         if now < self._backlog_checked_at + BACKLOG_CHECK_SECONDS:
@@ -377,7 +377,7 @@ class SessionConsumer:
         self._streams_due = now + interval / groups
         return self._turn % groups, groups
 
-    async def _rest(self, now: float) -> float:
+    async def _wait_until_due(self, now: float) -> float:
         """Wait until the next read is due, or sooner for a session that ended. Returns when it was due."""
         loop = asyncio.get_running_loop()
         due = self._next_due(now)

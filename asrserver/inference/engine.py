@@ -192,14 +192,14 @@ class Engine:
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._deliver, batch, results, began, took, wasted)
 
-    def throw_away(self, seconds: float) -> None:
+    def count_waste(self, seconds: float) -> None:
         """Count a decoding whose result is not used.
 
         Args:
             seconds: The engine's time that it took.
         """
         self.wasted_seconds += seconds
-        self.recognised.throw_away(seconds)
+        self.recognised.count_waste(seconds)
 
     def _deliver(
         self, batch: list[DecodeJob], results: list[Hypothesis | Exception], began: float, took: float, wasted: float
@@ -214,11 +214,11 @@ class Engine:
         drafts = len(batch) - len(finals)
         waited = max((began - job.queued for job in finals), default=0.0)
         self._partials.call_ended(took * drafts / len(batch), drafts, took, waited)
-        self.throw_away(wasted)
+        self.count_waste(wasted)
         each = (took - wasted) / len(batch)
         for job, result in zip(batch, results, strict=True):
             if job.future.done():
-                self.throw_away(each)  # its session was dropped, or its segment went on
+                self.count_waste(each)  # its session was dropped, or its segment went on
                 if job.unused is not None:
                     job.unused(each)
             elif isinstance(result, Exception):

@@ -87,8 +87,8 @@ class Channel:
         self.growing = None
         return ended
 
-    def listen_anew(self, position: int) -> None:
-        """Look for speech from here on, as if nothing had come before."""
+    def restart(self, position: int) -> None:
+        """Begin anew at this sample, as if nothing had come before."""
         self.growing = None
         self._audio_start = position
         self._audio = np.zeros(0, np.float32)

@@ -109,7 +109,7 @@ class OpenAudio:
     def coverage(self, here: Checkpoint) -> Coverage:
         """What an event covers that is appended now; `here` is where a next owner continues if nothing is open."""
         if self.stream is not None:
-            self.stream.checkpointed, self.stream.kept = self.stream.needed, 0
+            self.stream.checkpointed, self.stream.bytes_since_checkpoint = self.stream.needed, 0
             return Coverage(self.stream.seconds, self.stream.checkpoint(), self.stream.further)
         if self._left is not None:
             return Coverage(0.0, self._left)

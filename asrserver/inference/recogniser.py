@@ -114,7 +114,7 @@ class Recogniser:
         self.audio_thread.expedite(session)
         self.engine.expedite(session)
 
-    async def prepare(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
+    async def run_blocking(self, label: str, seconds: float, work: Callable[..., Any], *args: Any) -> Any:
         """Run blocking work on an utterance in the thread pool, when it is the session's turn.
 
         Args:
@@ -137,7 +137,7 @@ class Recogniser:
         return await self._pool.run(run, label.partition(" ")[0], seconds)
 
     def progress(self, label: str) -> None:
-        """Say that the work of `prepare` makes progress; called by long work, in its thread."""
+        """Say that the work of `run_blocking` makes progress; called by long work, in its thread."""
         self._hold(threading.current_thread().name, [label])
 
     def close(self, timeout: float | None = None) -> None:

@@ -418,7 +418,7 @@ class SegmentRecogniser:
         if not task.done():
             task.cancel()
         elif not task.cancelled() and task.exception() is None and not self._speculation_is_draft:
-            self._recogniser.engine.throw_away(task.result().took)
+            self._recogniser.engine.count_waste(task.result().took)
             self._charge_waste(task.result().took)
 
     def _charge_waste(self, seconds: float) -> None:
@@ -451,7 +451,7 @@ class SegmentRecogniser:
         if growing is self._growing and found.text:
             self._take_draft(growing, found, end, paused)
         else:
-            self._recogniser.engine.throw_away(found.took)
+            self._recogniser.engine.count_waste(found.took)
 
     def _take_draft(self, growing: _Growing, found: Hypothesis, end: int, paused: bool) -> None:
         """Publish the text of the growing segment if a decoding of it, up to sample `end`, has changed it."""

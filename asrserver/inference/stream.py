@@ -67,7 +67,7 @@ class LiveStream:
         channels: Its channels: one where they are mixed; else those heard so far, which are recognised separately.
         over: Whether its end has been processed.
         checkpointed: Sample up to which durable events cover it.
-        kept: Bytes that came since the last such event.
+        bytes_since_checkpoint: Bytes received since the last such event.
         ended_by: "session entry" of the last entry with which a segment ended.
     """
 
@@ -99,7 +99,7 @@ class LiveStream:
         self.channels: list[Channel] = []
         self.over = False
         self.checkpointed = 0
-        self.kept = 0
+        self.bytes_since_checkpoint = 0
         self.ended_by = ""
         self._recogniser = recogniser
         self._segments = segments
@@ -318,7 +318,7 @@ class LiveStream:
         else:
             self._received += self._skip
         self._skip = 0
-        self._listen_anew()
+        self._restart_channels()
 
     # -- in the audio thread -------------------------------------------------------------------------------------
 
@@ -358,7 +358,7 @@ class LiveStream:
         else:
             self._entries.append(_Entry(piece.before, self._received))
             self._received += len(piece.data)
-            self.kept += len(piece.data)
+            self.bytes_since_checkpoint += len(piece.data)
             found, self._skip = self._decoder.pieces(piece.data[self._skip :]), 0
         count = sum(map(len, decoded))
         for samples in found:
@@ -385,12 +385,12 @@ class LiveStream:
         """The segments up to here."""
         ended = yield from self._detect([])
         ended += [(channel, speech) for channel in self.channels for speech in channel.end()]
-        self._listen_anew()
+        self._restart_channels()
         return ended
 
-    def _listen_anew(self) -> None:
+    def _restart_channels(self) -> None:
         for channel in self.channels:
-            channel.listen_anew(self.position)
+            channel.restart(self.position)
 
     def _detect(self, decoded: list[Samples]) -> AudioWork[Ended]:
         """The segments that end in new samples."""

@@ -324,7 +324,7 @@ class Transcriber:
             self._event_log.report_progress(stream.seconds, stream.further, stream.received)
         uncovered = (stream.needed - stream.checkpointed) / SAMPLE_RATE
         waits = stream.is_waiting or self._event_log.has_pending
-        if (uncovered >= CHECKPOINT_SECONDS or stream.kept >= CHECKPOINT_BYTES) and not waits:
+        if (uncovered >= CHECKPOINT_SECONDS or stream.bytes_since_checkpoint >= CHECKPOINT_BYTES) and not waits:
             await self._event_log.append_checkpoint(self._coverage())
 
     async def _deliver(self, outcome: SegmentOutcome) -> None:

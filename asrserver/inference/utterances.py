@@ -102,7 +102,7 @@ class UtteranceRecogniser:
         async with self._recogniser.isolation.hold(alone):
             cost = len(data) / COMPRESSED_BYTES_PER_SECOND
             limit, progress = self._recogniser.max_seconds, partial(self._recogniser.progress, label)
-            samples, damage = await self._recogniser.prepare(
+            samples, damage = await self._recogniser.run_blocking(
                 label, cost, files.decode_file, data, kind, limit, self._selection, progress
             )
             found = await self._recognise(samples, request, label, alone)
@@ -159,7 +159,7 @@ class UtteranceRecogniser:
             features = first
             if begin:
                 seconds = sum(min(_seconds(group), WINDOW_SECONDS) for group in ahead)
-                features = await self._recogniser.prepare(label, seconds, self._features, samples, ahead)
+                features = await self._recogniser.run_blocking(label, seconds, self._features, samples, ahead)
             try:
                 async with asyncio.TaskGroup() as tasks:  # gather would let the others go on where one fails
                     reading = [
@@ -212,7 +212,7 @@ class UtteranceRecogniser:
             if found.language_probability >= profile.sure_language:
                 request = replace(request, language=found.language)
             begin = read
-            [features] = await self._recogniser.prepare(label, seconds, self._features, samples, [[(begin, end)]])
+            [features] = await self._recogniser.run_blocking(label, seconds, self._features, samples, [[(begin, end)]])
 
     async def _find_segments(self, samples: Samples, label: str) -> tuple[list[list[Span]], list[Features]]:
         """The segments of an utterance, grouped by window, and the features of the first WINDOWS_AHEAD windows."""
@@ -227,7 +227,7 @@ class UtteranceRecogniser:
 
         for begin in range(0, max(1, len(samples)), VAD_SLICE):
             piece = samples[begin : begin + VAD_SLICE]
-            await self._recogniser.prepare(
+            await self._recogniser.run_blocking(
                 label, len(piece) / SAMPLE_RATE, detect, piece, begin + VAD_SLICE >= len(samples)
             )
         return self._grouped(events), first

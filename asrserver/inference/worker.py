@@ -205,7 +205,7 @@ async def _report_alive(settings: Settings, in_flight: InFlight, alive: Callable
     reported: list[str] = []
     could_run = RunTime(os.getpid(), time.monotonic())
     while True:
-        stuck = in_flight.find_stuck(settings.call_timeout, could_run.look(time.monotonic()))
+        stuck = in_flight.find_stuck(settings.call_timeout, could_run.update(time.monotonic()))
         if not stuck:
             alive()
         elif stuck != reported:

@@ -52,8 +52,8 @@ class RunTime:
         self._watched = 0.0
         self.waited = 0.0
 
-    def look(self, now: float) -> float:
-        """Look again, and return the seconds so far."""
+    def update(self, now: float) -> float:
+        """Measure again, and return the seconds so far."""
         step, self._looked = min(now - self._looked, MAX_STEP), now
         before, self._before = self._before, waits(self._pid)
         longest = max((seconds - before.get(name, 0.0) for name, seconds in self._before.items()), default=0.0)
@@ -86,8 +86,8 @@ class StallMeter:
         self._time: RunTime | None = None  # made when it is needed: mostly the process has moved on
         self.since = 0.0
 
-    def look(self, mark: float, now: float) -> float:
-        """Look again.
+    def update(self, mark: float, now: float) -> float:
+        """Measure again.
 
         Args:
             mark: Changes when the process moves on.
@@ -101,7 +101,7 @@ class StallMeter:
             return 0.0
         if self._time is None:
             self._time = RunTime(self._pid, now)
-        return self._time.look(now)
+        return self._time.update(now)
 
     @property
     def waited(self) -> float:

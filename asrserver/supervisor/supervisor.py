@@ -368,7 +368,7 @@ class Supervisor:
         """Abort a child that hangs, or starves for too long; audio is innocent of that, and of a stopped process."""
         limit = self._settings.hang_timeout
         meter = slot.meter = slot.meter or StallMeter(pid)
-        stalled, silent = meter.look(slot.vitals.beat, now), now - meter.since
+        stalled, silent = meter.update(slot.vitals.beat, now), now - meter.since
         if stalled > limit:
             slot.aborted, slot.blameless = now, meter.is_innocent
             log.error("%s %s has not responded for %.0f s (hang_timeout): killed", slot.kind, slot.name, silent)

@@ -229,7 +229,7 @@ class EngineMetrics:
         self._speech = BufferedCounter(speech_seconds)
         self._wasted = BufferedCounter(wasted_seconds)
 
-    def throw_away(self, seconds: float) -> None:
+    def count_waste(self, seconds: float) -> None:
         """Count seconds of calls whose result is not used."""
         self._wasted.value += seconds
 

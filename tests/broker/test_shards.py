@@ -18,7 +18,7 @@ from asrserver.broker.drains import drains
 from asrserver.broker.gateway_shards import ShardedGatewayBroker, gateway_broker
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import WorkerJanitor
-from asrserver.broker.shards import MAX_REMEMBERED, Homes, ranked
+from asrserver.broker.shards import MAX_REMEMBERED, RoutingTable, ranked
 from asrserver.broker.worker_side import WorkerBroker
 from asrserver.cli.doctor import check_redis
 from asrserver.config import Settings
@@ -360,15 +360,15 @@ async def test_a_primary_that_lacks_its_replica_takes_nothing(g: ShardedGatewayB
 
 
 async def test_what_is_remembered_has_a_bound(g: ShardedGatewayBroker) -> None:
-    homes = Homes(g._shards)
+    routes = RoutingTable(g._shards)
     held = ["held-1", "held-2"]
     for sid in (*held, *map(str, range(MAX_REMEMBERED + 5))):
-        homes.keep(sid, g._shards.members[1])
-    homes.touch(held)
-    assert all(homes.get(sid) for sid in held)
-    assert homes.get("4") is None
-    assert homes.get(str(MAX_REMEMBERED + 4)) is not None
-    assert homes.any("4") is g._shards.members[0]
+        routes.keep(sid, g._shards.members[1])
+    routes.touch(held)
+    assert all(routes.get(sid) for sid in held)
+    assert routes.get("4") is None
+    assert routes.get(str(MAX_REMEMBERED + 4)) is not None
+    assert routes.any("4") is g._shards.members[0]
 
 
 async def test_a_worker_of_one_shard(

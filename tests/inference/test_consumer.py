@@ -127,7 +127,7 @@ async def test_a_session_that_ended_is_read_at_once() -> None:
     assert len(shelf.asked) == 2
     now = asyncio.get_running_loop().time()
     consumer._streams_due = now + 100.0
-    rest = asyncio.ensure_future(consumer._rest(now))
+    rest = asyncio.ensure_future(consumer._wait_until_due(now))
     await asyncio.sleep(0)
     consumer.on_end("live8")
     assert await rest == now + POLL_SECONDS

@@ -205,7 +205,7 @@ async def test_the_time_of_results_that_nobody_takes_is_counted(
     found = await engine.recognise(row(second))
     assert 0 < found.took <= engine.busy_seconds
     assert engine.wasted_seconds == before
-    engine.throw_away(found.took)
+    engine.count_waste(found.took)
     assert engine.wasted_seconds == before + found.took
     watched.model.wasted_seconds = 0.0
 

@@ -50,7 +50,7 @@ def test_who_waits_for_a_cpu_does_not_hang(spinning: int, monkeypatch: pytest.Mo
     monkeypatch.setattr(scheduling, "STARVED_FACTOR", 2)
     begun = time.monotonic()
     meter = StallMeter(spinning)
-    wait_until(lambda: meter.look(0.0, time.monotonic()) > 1.5)  # at last, because it must not be for ever
+    wait_until(lambda: meter.update(0.0, time.monotonic()) > 1.5)  # at last, because it must not be for ever
     assert time.monotonic() - begun > 2.5
     assert meter.waited > 1.0
     assert meter.is_innocent
@@ -62,12 +62,12 @@ def test_who_neither_moves_on_nor_waits_hangs(processes: None) -> None:
         assert hanging.stdout is not None
         hanging.stdout.readline()
         meter = StallMeter(hanging.pid)
-        assert [meter.look(7.0, now) for now in (1.0, 2.0, 3.0)] == [0.0, 0.0, pytest.approx(1.0, abs=0.1)]
+        assert [meter.update(7.0, now) for now in (1.0, 2.0, 3.0)] == [0.0, 0.0, pytest.approx(1.0, abs=0.1)]
         assert not meter.is_innocent
         os.kill(hanging.pid, signal.SIGSTOP)
         wait_until(lambda: is_stopped(hanging.pid))
         assert meter.is_innocent
-        assert meter.look(8.0, 4.0) == 0.0  # it moves on
+        assert meter.update(8.0, 4.0) == 0.0  # it moves on
     finally:
         hanging.kill()
         hanging.communicate()
@@ -75,7 +75,7 @@ def test_who_neither_moves_on_nor_waits_hangs(processes: None) -> None:
 
 def test_what_nobody_watched_does_not_count() -> None:
     """All processes of the machine were stopped for an hour, the watching one too."""
-    assert RunTime(2**22 + 1, 1.0).look(3601.0) == MAX_STEP
+    assert RunTime(2**22 + 1, 1.0).update(3601.0) == MAX_STEP
 
 
 def test_a_process_that_is_gone_waits_for_nothing() -> None:
