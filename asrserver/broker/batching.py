@@ -1,7 +1,7 @@
 """Batches chunks of audio on their way to Redis: under load, consecutive chunks of a session share a stream entry.
 
-Each entry costs a gateway, Redis and a worker several times what the 100 ms of audio in it cost. A worker with hundreds
-of streams reads each of them about once a second anyway: chunks that wait here for that long arrive little later.
+An entry costs a gateway, Redis and a worker several times as much as the 100 ms of audio in it. A worker with hundreds
+of streams reads each of them about once a second anyway, so chunks that wait here for that long are hardly later.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from asrserver.process.coalescing import MIN_TIMER_SECONDS, LingerPolicy
 FREE_RATE = 1500
 SESSION_RATE = 50
 
-#: Seconds of delay for every further chunk a second, and the longest delay in seconds.
+#: Delay in seconds for each further chunk a second, and the longest delay.
 DELAY_PER_RATE = 250e-6
 MAX_DELAY_SECONDS = 1.0
 
-#: Bytes with which a session's batch is sent at once: a second of PCM.
+#: Bytes at which the batch of a session is sent at once: a second of PCM.
 MAX_ENTRY_BYTES = 32_000
 
-#: Bytes of all waiting batches; above it, the oldest ones are sent.
+#: Bytes of all waiting batches above which the oldest ones are sent.
 MAX_WAITING_BYTES = 1 << 25
 
 Done = Callable[[Exception | None], None]

@@ -8,8 +8,8 @@ import time
 class BrokerClock:
     """Tells the time by the clock of Redis, as it was read last.
 
-    What several processes compare must not depend on the clock of a machine: one that is stepped forward by a minute
-    would find that no other process answers for its sessions any more.
+    Times that several processes compare must not depend on the clock of one machine: if that were stepped forward by a
+    minute, its processes would believe that the deadlines of all others' sessions had passed.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from asrserver.broker.connection import BrokerConnection
 from asrserver.broker.keys import drain_key
 from asrserver.errors import Unavailable
 
-#: Seconds for which a drain is kept that its worker does not ask for: it asks with each heartbeat.
+#: Seconds after which a drain is forgotten if its worker does not ask for it: it asks with each heartbeat.
 DRAIN_TTL = 3600
 
 #: Seconds that Redis may take for an answer.
@@ -26,7 +26,7 @@ class Drains:
     """Asks workers to drain. All methods raise Unavailable where a Redis that answered at first does not any more.
 
     Attributes:
-        away: The names of those that did not answer, of several: sessions in them move when they are back.
+        away: The names of Redis servers that did not answer: their sessions move when they are back.
     """
 
     def __init__(self, connections: Sequence[BrokerConnection], away: Sequence[str] = ()) -> None:
@@ -65,7 +65,7 @@ async def drains(url: str) -> AsyncIterator[Drains]:
             raise next(filter(None, errors))
         yield Drains(opened, [label(each.url) for each in connections if each not in opened])
     finally:
-        with suppress(TimeoutError):  # it waits for the answers that a Redis which is away owes
+        with suppress(TimeoutError):  # it waits for replies, and a Redis that is away sends none
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(connection.close() for connection in connections))
 

@@ -1,4 +1,4 @@
-"""The broker of a gateway that has several Redis servers: it routes each session's commands to the one that has it."""
+"""The broker of a gateway that has several Redis servers: it routes the commands of each session to its shard."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def gateway_broker(url: str, name: str) -> GatewayBroker:
 
 
 class ShardedGatewayBroker(GatewayBroker):
-    """Has a GatewayBroker for each shard, and is used like one of them.
+    """Has a GatewayBroker for each shard, and the interface of one.
 
-    Commands of one session go to its shard and wait for it, as they do where there is one Redis only. Questions about
-    many sessions, or about all, go to the shards that can be reached, and never wait for another.
+    Commands of one session go to its shard and wait for it, as they do where there is only one Redis. Questions about
+    many sessions, or about all, go to the shards that can be reached, and do not wait for the others.
     """
 
     def __init__(self, urls: Sequence[str], name: str) -> None:
         """Connect to these Redis servers when it is opened, as the gateway of this name."""
-        # Not super().__init__: what it makes is each shard's.
+        # Not super().__init__: each shard has what it makes.
         self.name = name
-        self.clock = BrokerClock()  # of this machine: each shard has deadlines by its own, see `_at`
+        self.clock = BrokerClock()  # this machine's; the deadlines in each shard are by its own clock, see `_at`
         self._shards = Shards([Shard(label(url), GatewayBroker(url, name)) for url in urls])
         self.status = ShardedStatus(self._shards)
         self.quota = ShardedQuota(self._shards)
         self.client_secrets = ShardedSecretStore(self._shards)
         self._routes = RoutingTable(self._shards)
-        self._lost: set[Shard] = set()  # of which the log says that they are away
+        self._lost: set[Shard] = set()  # shards that the log says are away
 
     # -- the connections ---------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class ShardedGatewayBroker(GatewayBroker):
         return [shard.broker for shard in self._shards.members]
 
     def of(self, sid: str) -> GatewayBroker:
-        # Any other than its own says that it is gone.
+        # If its shard is unknown, another one says that the session is gone.
         return self._routes.any(sid).broker
 
     def shards(self) -> list[dict[str, Any]]:
@@ -116,11 +116,11 @@ class ShardedGatewayBroker(GatewayBroker):
     ) -> bool:
         """Create a session in the less loaded of two shards; where nobody offers its model there, in another.
 
-        Of two, not of all: the load is known as it was a moment ago, and all gateways would choose the same one.
+        Of two, not of all: the load is known as it was a moment ago, and all gateways would choose the same shard.
         Mitzenmacher, The power of two choices in randomized load balancing, 2001.
 
-        An id that a client has chosen goes to the first of its rank: two gateways that get one id at the same time ask
-        the same Redis.
+        A session whose id the client chose goes to the shard that ranks first for the id: so two gateways that get the
+        same id at the same time ask the same Redis.
         """
         candidates = self._shards.reachable(sid)
         if chosen:
@@ -188,7 +188,7 @@ class ShardedGatewayBroker(GatewayBroker):
     async def refresh(
         self, deadlines: Mapping[str, float], missing: Mapping[str, str] = NONE_MISSING
     ) -> dict[str, str]:
-        """Set the deadlines in the shards that can be reached; in another, nobody sees that they have passed."""
+        """Set the deadlines in the shards that can be reached; in the others nobody can see that they have passed."""
         self._routes.touch(deadlines)
 
         def refresh(shard: Shard, sids: Collection[str]) -> Awaitable[dict[str, str]]:
@@ -241,7 +241,7 @@ class ShardedGatewayBroker(GatewayBroker):
         self.of(sid).append(sid, index, before, pieces, joins, done)
 
     async def read_events(self, sid: str, after: str = "0-1") -> list[Result]:
-        """Read them soon: a gateway that waits for one shard would not look after the sessions in others."""
+        """Read them within ASK_SECONDS: a gateway that waited for one shard would neglect the sessions in others."""
         home = self._routes.any(sid)
         return (await self._shards.ask(lambda shard: shard.broker.read_events(sid, after), [home]))[home]
 
@@ -264,7 +264,7 @@ class ShardedGatewayBroker(GatewayBroker):
     # -- where sessions are ------------------------------------------------------------------------------------------
 
     def _at(self, shard: Shard, at: float) -> float:
-        """Return a time of this broker's clock by the clock of a shard, which its deadlines are told by."""
+        """Convert a time of this broker's clock to the clock of a shard, by which its deadlines are set."""
         return at - self.clock.now() + shard.broker.clock.now()
 
     async def _those(self, sids: set[str], question: Callable[[Shard], Awaitable[set[str]]]) -> set[str]:

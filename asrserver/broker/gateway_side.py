@@ -34,13 +34,13 @@ from asrserver.errors import BadRequest, Unavailable
 from asrserver.protocol import codec
 from asrserver.protocol.events import Published, Result
 
-#: Sessions whose deadlines one script moves: it holds Redis for less than a millisecond.
+#: Sessions whose deadlines one script sets: it holds Redis for less than a millisecond.
 REFRESH_BATCH = 200
 
-#: Sessions that one script looks at, to find those that are not stored yet: it holds Redis for less than a millisecond.
+#: Sessions that one script checks for being stored: it holds Redis for less than a millisecond.
 MAX_UNSTORED = 500
 
-#: Of no session is anything missing.
+#: No session lacks any audio.
 NONE_MISSING: Mapping[str, str] = MappingProxyType({})
 
 #: The errors for the refusals of audio_scripts.APPEND.
@@ -61,7 +61,7 @@ class GatewayBroker(BrokerConnection):
     Attributes:
         quota: What API keys use.
         client_secrets: Short-lived keys.
-        fullness: Of one of several Redis servers: its used memory over its maxmemory, when last asked. Else 0.
+        fullness: Used memory over maxmemory of one of several Redis servers, when last asked; 0 if there is only one.
     """
 
     KIND = "gateway"
@@ -87,11 +87,11 @@ class GatewayBroker(BrokerConnection):
         return (self,)
 
     def of(self, sid: str) -> GatewayBroker:
-        """Return the broker of the Redis that has a session of this gateway."""
+        """Return the broker of the Redis that holds a session of this gateway."""
         return self
 
     def shards(self) -> list[dict[str, Any]]:
-        """Describe the shards, for operators; none where there is one Redis only."""
+        """Describe the shards, for operators; none where there is only one Redis."""
         return []
 
     # -- sessions ----------------------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class GatewayBroker(BrokerConnection):
             fields: The fields of the session's hash.
             deadline: Until when (epoch seconds) this gateway answers for the session.
             model: The model that the session names: only workers that offer it will claim the session.
-            chosen: Whether a client has chosen the id, so that another one may have it.
+            chosen: Whether the client chose the id, which then may be in use.
 
         Returns:
             False if the id is in use.
@@ -136,9 +136,9 @@ class GatewayBroker(BrokerConnection):
     async def resume_session(
         self, sid: str, deadline: float, owner: str, detached: bool = False
     ) -> dict[str, str] | None:
-        """Take a session over from whichever gateway holds it.
+        """Take over a session from whichever gateway holds it.
 
-        Earlier commands of this gateway are executed before; the chunks of the other one are refused from then on.
+        Earlier commands of this gateway are executed first; from then on the other gateway's chunks are refused.
 
         Args:
             sid: The id of the session.
@@ -170,12 +170,12 @@ class GatewayBroker(BrokerConnection):
             sid: The id of the session.
             status: How it ended: done or interrupted.
             deadline: Until when (epoch seconds) this gateway answers for it.
-            seen: The gateway that must hold it; by default, this one.
+            seen: The gateway that must hold it now; by default, this one.
             overdue: If given, the session must not have a deadline after this time (epoch seconds).
             last: If given, the index of the session's last chunk.
 
         Returns:
-            False if these conditions do not hold (any more); nothing was changed then.
+            False if these conditions do not hold; nothing was changed then.
 
         Raises:
             ChunksMissing: The session's last chunk is not `last`: one was refused on its way. Nothing was changed.
@@ -199,14 +199,14 @@ class GatewayBroker(BrokerConnection):
         self.pipeline.call(ignore_reply, "EVAL", session_scripts.DETACH, 1, session_key(sid), self.name)
 
     def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
-        """Append a flush behind the chunks that were appended before, even if the future is not awaited yet.
+        """Append a flush behind the chunks that were appended before, even while the future is not awaited.
 
         Args:
             sid: The id of the session.
             number: The number of the flush among the session's, from 1.
 
         Returns:
-            A future that is done when Redis has it; its exception is Unavailable. Of a session that takes no more audio
+            A future that is done when Redis has it; its exception is Unavailable. If the session takes no more audio
             here, nothing was changed.
         """
         self._batcher.flush(sid)
@@ -217,7 +217,7 @@ class GatewayBroker(BrokerConnection):
         """Have the audio behind the chunks that were appended before recognised with other options.
 
         Args:
-            sid: The id of the session. Of one that takes no more audio here, nothing is changed.
+            sid: The id of the session. If it takes no more audio here, nothing is changed.
             options: As the session's hash has them.
 
         Raises:
@@ -231,7 +231,7 @@ class GatewayBroker(BrokerConnection):
     async def refresh(
         self, deadlines: Mapping[str, float], missing: Mapping[str, str] = NONE_MISSING
     ) -> dict[str, str]:
-        """Set the deadlines (epoch seconds) of this gateway's sessions; one that is not open stays closed.
+        """Set the deadlines (epoch seconds) of this gateway's sessions; a closed one stays closed.
 
         Args:
             deadlines: The deadlines.
@@ -259,7 +259,7 @@ class GatewayBroker(BrokerConnection):
         return [sid.decode() for sid in found]
 
     async def close_session(self, sid: str, ttl: float) -> None:
-        """Let a stored session expire: all its keys get one TTL in seconds, so that a late reader finds all or nothing.
+        """Let a stored session expire: all its keys get the same TTL in seconds, so that a reader finds all or nothing.
 
         The keys of a session that was deleted meanwhile are deleted at once.
         """
@@ -267,7 +267,7 @@ class GatewayBroker(BrokerConnection):
         await self.pipeline.submit("EVAL", session_scripts.CLOSE, 6, *keys, sid, int(ttl * 1000))
 
     async def unstored(self, sids: Collection[str] = ()) -> list[str]:
-        """Return those of these sessions whose final event is published and not stored yet.
+        """Return the sessions whose final event is published and not stored yet.
 
         Args:
             sids: The sessions; without any, the newest MAX_UNSTORED finished ones of all gateways.
@@ -276,7 +276,7 @@ class GatewayBroker(BrokerConnection):
         return [sid.decode() for sid in found]
 
     async def delete_session(self, sid: str, owner: str | None) -> bool:
-        """Delete the keys of a session: those of a stored one now, those of an open one when it is closed.
+        """Delete the keys of a session: at once if it is stored; of an open one when it is closed.
 
         Args:
             sid: The id of the session.
@@ -295,7 +295,7 @@ class GatewayBroker(BrokerConnection):
         return {sid for sid, found in waits.items() if found.result() is not None}
 
     async def known(self, sids: Iterable[str]) -> set[str]:
-        """Return those of the sessions of which Redis has anything."""
+        """Return those of the sessions that Redis has."""
         waits = {sid: self.pipeline.submit("EXISTS", session_key(sid)) for sid in sids}
         await asyncio.gather(*waits.values())
         return {sid for sid, found in waits.items() if found.result()}
@@ -318,8 +318,8 @@ class GatewayBroker(BrokerConnection):
             index: The index of the first chunk.
             before: The index of the chunk that it must follow; None if it is the session's first.
             pieces: The chunks.
-            joins: Whether their borders mean nothing: they may wait for their neighbours and share an entry with them.
-                Without it, there must be one chunk.
+            joins: Whether they may be joined with their neighbours: they wait for those, and share an entry. Otherwise
+                there must be only one chunk.
             done: Called with None once Redis has them, or with the exception.
         """
         self._batcher.add(sid, index, before, pieces, joins, done)
@@ -382,5 +382,5 @@ class GatewayBroker(BrokerConnection):
         }
 
     async def trim_events(self, sid: str, upto: str) -> None:
-        """Trim the durable events up to and including an id: they are stored, and their reader has them."""
+        """Trim the durable events up to and including an id: they are stored, and the client has them."""
         await self.pipeline.submit("XTRIM", events_key(sid), "MINID", next_id(upto))

@@ -59,13 +59,13 @@ class LeaseRenewer:
 
 
 class WorkerJanitor:
-    """What the supervisor does for a worker that died. Every call blocks for a few seconds at most.
+    """What the supervisor does after a worker's death. Every call blocks for a few seconds at most.
 
     All methods raise Unavailable where Redis does not answer.
     """
 
     def __init__(self, url: str) -> None:
-        """Do it in each Redis that a REDIS_URL lists."""
+        """Work on each Redis that a REDIS_URL lists."""
         self._clients = [_blocking_client(each) for each in addresses(url)]
 
     def release(self, worker: str) -> int:
@@ -101,12 +101,12 @@ class WorkerJanitor:
         return [keys.TASKS, *(keys.tasks_key(model.decode()) for model in offered)]
 
     def strike(self, sid: str, entry: str) -> int:
-        """Count that a worker died while it processed this audio entry; return how often that has happened."""
+        """Count the death of a worker that was processing this audio entry; return how many there were."""
         found: list[Any] = self._each(lambda client: client.eval(event_scripts.STRIKE, 1, keys.session_key(sid), entry))
         return sum(map(int, found))  # 0 where the session is not
 
     def _each(self, work: Callable[[redis.Redis], Any]) -> list[Any]:
-        """Do it in every Redis that answers; raise for one that does not when it is done in the others."""
+        """Do the work in every Redis that answers; then raise Unavailable if one did not."""
         done, failed = [], None
         for client in self._clients:
             try:

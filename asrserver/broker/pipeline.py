@@ -21,31 +21,31 @@ from asrserver.errors import Unavailable
 
 log = logging.getLogger("asrserver.broker")
 
-#: Seconds for which commands are retried while Redis is away; then their callers get an error.
+#: Seconds for which commands are retried while Redis is away; after that their callers get an error.
 RETRY_SECONDS = 30.0
 
-#: Seconds for which Redis may be away, as while it is started again, before the log says so.
+#: Seconds for which Redis may be away, as during a restart, before the log says so.
 QUIET_SECONDS = 3.0
 
 #: Seconds after which clients are told to try again while Redis is away or full.
 RETRY_AFTER = 3.0
 
-#: Seconds that all replies to one pipeline may take, and the connection before it.
+#: Seconds that connecting and all replies to one pipeline may take.
 REPLY_SECONDS = 5.0
 
 #: Seconds that Redis may take to answer where a client waits for it.
 ASK_SECONDS = 3.0
 
-#: Seconds from one pipeline to the next, at least and at most, and for each command with data that the one before
-#: carried. At 1,000 chunks a second two share a pipeline, and one write and sync of Redis; at 5,000 a hundred do.
+#: Seconds from one pipeline to the next: the minimum, the addition for each command with data in the one before, and
+#: the maximum. At 1,000 chunks a second two share a pipeline, and one write and sync of Redis; at 5,000 a hundred do.
 MIN_LINGER_SECONDS = 0.002
 LINGER_SECONDS_EACH = 0.0002
 MAX_LINGER_SECONDS = 0.02
 
-#: Commands in one pipeline at most, so that one flush never blocks the event loop for long.
+#: Maximum number of commands in one pipeline, so that a flush never blocks the event loop for long.
 MAX_BATCH = 500
 
-#: Script calls that one EVAL carries at most, and the bytes after which no further one is added: a script of that size
+#: Maximum number of script calls in one EVAL, and the bytes after which no further one is added: a script of that size
 #: holds Redis for less than a millisecond.
 MAX_MERGED_CALLS = 64
 MAX_MERGED_BYTES = 1 << 20
@@ -137,10 +137,10 @@ class Pipeline:
         Args:
             callback: Gets the reply or the exception, in a later turn of the event loop.
             command: The name and the arguments of the command; or one ScriptCall.
-            size: The bytes of data that it carries: what it adds to `bytes` until its reply. The more commands have
-                some, the longer the next ones wait for each other.
+            size: The bytes of data that it carries, which count in `bytes` until its reply. The more commands carry
+                data, the longer the next ones wait for each other.
         """
-        if self._closed:  # it would make a new connection, which nobody closes
+        if self._closed:  # a new connection would be made, which nobody closes
             error = Unavailable("broker_unavailable", "this process shuts down", 2.0)
             asyncio.get_running_loop().call_soon(callback, error)
             return
@@ -181,7 +181,7 @@ class Pipeline:
             await asyncio.wait([self._task])
 
     async def close(self) -> None:
-        """Wait as `drain` does; from then on no command is taken, and callers get Unavailable."""
+        """Wait as `drain` does, and disconnect; from then on callers get Unavailable."""
         await self.drain()
         self._closed = True
         if self._connection is not None:
@@ -190,7 +190,7 @@ class Pipeline:
     async def _run(self) -> None:
         try:
             while self._pending:
-                # A single command goes at once; under load, several go together.
+                # A single command is sent at once; under load, several go together.
                 pause = self._sent + self._linger - time.monotonic()
                 if pause > 0:
                     await asyncio.sleep(pause)
@@ -209,7 +209,7 @@ class Pipeline:
             self._task = None
 
     def _answer(self, members: list[_Pending], reply: Any) -> None:
-        """Give the reply to one command to all that it carried."""
+        """Give the reply to a command to everything that the command carried."""
         answers = [reply] * len(members)
         if isinstance(members[0][1][0], ScriptCall) and not isinstance(reply, Exception):
             answers = reply
@@ -239,8 +239,8 @@ class Pipeline:
             except Exception as exc:
                 log.exception("a pipeline failed")
                 return [exc] * len(commands)
-            # Counted from the last answer of Redis, not from the first try of this batch: commands that waited behind
-            # others do not wait for RETRY_SECONDS again.
+            # The time counts from when Redis stopped answering, not from the first try of this batch: commands that
+            # waited behind others must not wait for another RETRY_SECONDS.
             if self._away_since is None:
                 self._away_since = time.monotonic()
                 if is_refusal(reason):  # waiting does not help: say it now
@@ -256,7 +256,7 @@ class Pipeline:
 
 
 def _merged(batch: list[_Pending]) -> Iterator[tuple[tuple[Any, ...], list[_Pending]]]:
-    """Yield the commands to send, in their order, each with what it carries: consecutive ScriptCalls are merged."""
+    """Yield the commands to send, in order, each with what it carries: consecutive ScriptCalls are merged."""
     calls: list[ScriptCall] = []
     members: list[_Pending] = []
     size = 0
@@ -294,10 +294,10 @@ def _eval(calls: list[ScriptCall]) -> tuple[Any, ...]:
 
 
 def _abbreviated(commands: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
-    """Within one pipeline, send each script once and refer to it by its digest after that: Redis takes half as long.
+    """Within one pipeline, send each script once and after that its digest only: Redis takes half as long.
 
-    A digest is never sent without its script: where Redis has forgotten the script, it would fail, and the command
-    after it would be executed before it.
+    A digest is never sent without its script before it: if Redis had forgotten the script, the command would fail, and
+    those behind it would overtake it.
     """
     sent = set()
     for command in commands:

@@ -1,4 +1,4 @@
-"""What a Redis must be like: settings that would lose acknowledged audio are told before they do.
+"""Requirements of Redis: settings that could lose acknowledged audio are reported before they do.
 
 The list is that of docs/reference/redis.md#requirements.
 """
@@ -31,7 +31,7 @@ class View(NamedTuple):
 
     Attributes:
         info: What INFO says, parsed; empty where it is forbidden.
-        shortcomings: What it lacks, and what could not be looked at, a line each.
+        shortcomings: What it lacks, and what could not be checked, a line each.
     """
 
     info: Mapping[str, Any]
@@ -80,13 +80,13 @@ async def inspect(url: str) -> Inspection:
 
 
 async def examine(ask: Callable[..., Awaitable[Any]]) -> View:
-    """Ask for what tells whether a Redis is as it must be, as far as its user may: nothing else depends on that.
+    """Ask a Redis for what tells whether it meets the requirements, as far as its user is permitted to know.
 
     Args:
         ask: Sends a command.
 
     Raises:
-        Unavailable: From `ask`, as everything that is no answer of Redis.
+        Unavailable: From `ask`.
     """
     info, setting = await asyncio.gather(_asked(ask("INFO")), _asked(ask("CONFIG", "GET", "appendfsync")))
     hidden, found = [], list[str]()
@@ -108,7 +108,7 @@ async def examine(ask: Callable[..., Awaitable[Any]]) -> View:
 
 
 async def _asked(answer: Awaitable[Any]) -> Any:
-    """An answer, or the error that Redis gives instead: CONFIG often does not exist where Redis is rented."""
+    """An answer, or the error in its place: a hosted Redis often has no CONFIG."""
     try:
         return await answer
     except redis.ResponseError as exc:

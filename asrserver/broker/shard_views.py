@@ -1,7 +1,7 @@
 """What gateways ask of several Redis servers together: the state of the fleet, quotas of API keys, client secrets.
 
-Each answers with what its shards say that can be reached. Where nobody knows a thing, and one of them is away, that is
-no answer: Unavailable.
+Each class answers with what the reachable shards say. If none of them knows a thing, and one shard is away, there is no
+answer: Unavailable.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from asrserver.broker.status import BrokerStatus
 
 
 class ShardedStatus(BrokerStatus):
-    """What all shards know. What decides where new sessions go is noted with each shard as it is asked."""
+    """The state of all shards. What decides where new sessions go is noted with each shard as it is asked."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
-        """Of a process that has a heartbeat in several, the newest."""
+        """The newest heartbeat of each process, which may have one in several shards."""
 
         async def ask(shard: Shard) -> list[dict[str, Any]]:
             found = await shard.broker.status.heartbeats(kind)
@@ -69,7 +69,7 @@ class ShardedStatus(BrokerStatus):
         return set().union(*await self._all(lambda shard: shard.broker.status.offered(within)))
 
     async def fullness(self) -> float:
-        """That of the least full one, which gets the new sessions."""
+        """That of the least full shard, which gets the new sessions."""
 
         async def ask(shard: Shard) -> float:
             shard.broker.fullness = await shard.broker.status.fullness()
@@ -88,9 +88,9 @@ class ShardedStatus(BrokerStatus):
 
 
 class ShardedQuota(Quota):
-    """Counts what an API key holds in one shard, the first of its rank that can be reached, for all gateways.
+    """Counts what an API key holds, for all gateways, in one shard: the first in its rank that can be reached.
 
-    While that one is away, it is counted in the next: what is held is there at the next renewal; the starts of the
+    While that shard is away, the next one counts: what is held is there after the next renewal; the starts of the
     minute begin anew. Seconds of audio are charged in the shard of each session, and added up.
     """
 
@@ -106,7 +106,7 @@ class ShardedQuota(Quota):
         self._home(owner).renew(kind, owner, members)
 
     def release(self, kind: str, owner: str, member: str) -> None:
-        """In every shard: it may have been held in one that was away since."""
+        """In every shard: it may have been held in one that has been away since."""
         for shard in self._shards.members:
             shard.broker.quota.release(kind, owner, member)
 
@@ -139,7 +139,7 @@ class ShardedSecretStore(ClientSecretStore):
         return None if None in expires else expires[0]
 
     async def find(self, digest: str) -> tuple[str, dict[str, Any]] | None:
-        """In the first that has it: one that was away when it was made has not."""
+        """In the first shard that has it: one that was away when it was made does not."""
         found = await self._shards.ask(lambda shard: shard.broker.client_secrets.find(digest))
         return next(filter(None, found.values()), None)
 

@@ -1,7 +1,7 @@
 """Shards: several independent Redis servers, each with whole sessions. REDIS_URL lists them, separated by commas.
 
-Nothing of a session is in two of them, and no Redis knows of another. Which one has a session is known to the gateway
-that holds it; any other finds it by asking all.
+Each session is in one of them as a whole, and none of them knows of the others. The gateway that holds a session knows
+its shard; any other gateway finds it by asking all.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asrserver.broker")
 
-#: Seconds between looks whether a shard that has not answered yet is away by now.
+#: Seconds between checks whether a shard that has not answered yet is away.
 LOOK_SECONDS = 0.1
 
-#: Sessions that are over, or held elsewhere, whose shard is remembered. That of any other is asked for again.
+#: Sessions that are over, or held elsewhere, whose shard is remembered. The shard of any other is asked for again.
 MAX_REMEMBERED = 20_000
 
 Answer = TypeVar("Answer")
 
 
 def ranked(names: Iterable[str], key: str) -> list[str]:
-    """Order names by rendezvous hashing: each is first for as many keys; without one, only its keys have another first.
+    """Order names by rendezvous hashing: each comes first for equally many keys, and only those move when it is gone.
 
     Thaler and Ravishankar, Using name-based mappings to increase hit rates, 1998.
     """
@@ -50,8 +50,8 @@ class Shard:
     Attributes:
         name: Its label.
         broker: Its connection.
-        waiting, processing, workers: Sessions without and with a worker, and workers that serve it, when last counted.
-        started: Sessions that this gateway has started there since.
+        waiting, processing, workers: Sessions without and with a worker, and workers, when last counted.
+        started: Sessions that this gateway has started there since then.
         latency: Seconds that its last PING took.
         error: Why it did not answer; empty if it did.
     """
@@ -72,7 +72,7 @@ class Shard:
 
     @property
     def load(self) -> tuple[bool, bool, int, float]:
-        """What decides between two for a new session; the lesser is the better.
+        """What decides between two shards for a new session: the lower is preferred.
 
         Fewer waiting sessions than workers are no backlog: they are being claimed.
         """
@@ -87,13 +87,13 @@ class Shard:
 
 
 class Shards:
-    """The shards of one gateway. One that cannot be reached costs the others nothing but its answer."""
+    """The shards of one gateway. A shard that cannot be reached only costs its own answer."""
 
     def __init__(self, members: Sequence[Shard]) -> None:
         self.members = members
 
     def reachable(self, key: str) -> list[Shard]:
-        """Return those that can be reached, ranked for a key.
+        """Return the shards that can be reached, ranked for a key.
 
         Raises:
             Unavailable: None can.
@@ -138,14 +138,14 @@ class Shards:
         return answers
 
     def require_all(self, answers: Collection[Shard]) -> None:
-        """Check that every shard has answered: what none of them knows is unknown only then. Raises Unavailable."""
+        """Check that every shard has answered: only then is unknown what none of them knows. Raises Unavailable."""
         for shard in self.members:
             if shard not in answers:
                 raise Unavailable("broker_unavailable", f"the Redis {shard.name} cannot be reached", RETRY_AFTER)
 
 
 class RoutingTable:
-    """Which shard has which session: those that one gateway holds, and of the others those it had to do with last."""
+    """Which session is in which shard: the sessions of one gateway, and others that it has dealt with lately."""
 
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
@@ -156,7 +156,7 @@ class RoutingTable:
         return self._routes.get(sid)
 
     def any(self, sid: str) -> Shard:
-        """Return the shard of a session, or where it is not known some other, which will say that it is gone."""
+        """Return the shard of a session; if it is unknown, any shard, which will say that the session is gone."""
         return self._routes.get(sid, self._shards.members[0])
 
     def keep(self, sid: str, shard: Shard) -> None:
@@ -165,7 +165,7 @@ class RoutingTable:
         self._routes[sid] = shard
 
     def touch(self, sids: Collection[str]) -> None:
-        """Keep the sessions that this gateway holds: MAX_REMEMBERED others are not forgotten, the newest ones."""
+        """Keep the sessions that this gateway holds, and of the others the newest MAX_REMEMBERED."""
         for sid in sids:
             if sid in self._routes:
                 self._routes[sid] = self._routes.pop(sid)
@@ -173,7 +173,7 @@ class RoutingTable:
             del self._routes[next(iter(self._routes))]
 
     async def locate(self, sids: Iterable[str]) -> set[str]:
-        """Find the shards of sessions that are not known; return those that no shard has."""
+        """Find the shards of sessions whose shard is not known; return the sessions that no shard has."""
         unknown = [sid for sid in sids if sid not in self._routes]
         if not unknown:
             return set()
@@ -186,7 +186,7 @@ class RoutingTable:
     async def ask(
         self, sids: Iterable[str], question: Callable[[Shard, Collection[str]], Awaitable[Answer]]
     ) -> list[Answer]:
-        """Ask each shard about its sessions; about those whose shard is not known, nobody is asked."""
+        """Ask each shard about its sessions. Sessions whose shard is not known are left out."""
         groups: defaultdict[Shard, list[str]] = defaultdict(list)
         for sid in sids:
             if (home := self._routes.get(sid)) is not None:
@@ -197,9 +197,9 @@ class RoutingTable:
 
 
 async def open_any(brokers: Sequence[BrokerConnection]) -> None:
-    """Wait for the shards of a process: until all are open, or some are and the others are late by ASK_SECONDS.
+    """Wait for the shards of a process: until all are open, or ASK_SECONDS after the first one is.
 
-    Heartbeats make those ready that come later.
+    Those that come later are made ready by the heartbeats.
 
     Raises:
         Unavailable: None can be reached.

@@ -1,4 +1,4 @@
-"""What Redis knows of all gateways and workers, of the queue, and of itself: for operators and for load decisions."""
+"""What Redis knows of gateways and workers, of the queue, and of itself: for operators and for load balancing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEARTBEAT_INDEX_TTL = 3600.0
 
 
 class BrokerStatus:
-    """Reads states and numbers; `database` is the number of the Redis database in use."""
+    """Reads states and figures; `database` is the number of the Redis database in use."""
 
     def __init__(self, pipeline: Pipeline, database: int, clock: BrokerClock) -> None:
         self._pipeline = pipeline
@@ -39,7 +39,7 @@ class BrokerStatus:
 
     async def heartbeats(self, kind: str) -> list[dict[str, Any]]:
         """Return the heartbeats of all living processes of a kind (gateway or worker), by name."""
-        # The index saves a SCAN over the keys of all sessions. Whether a process lives is told by its heartbeat alone.
+        # The index saves a SCAN over the keys of all sessions. Only its heartbeat says whether a process is alive.
         long_ago = self._clock.now() - HEARTBEAT_INDEX_TTL
         _, names = await asyncio.gather(
             self._pipeline.submit("ZREMRANGEBYSCORE", alive_key(kind), "-inf", long_ago),
@@ -66,7 +66,7 @@ class BrokerStatus:
         return (await self._counted(tasks_key(model)))[0]
 
     async def stage(self, sid: str, owner: str | None) -> str | None:
-        """Return how far a session is that is not over yet, or not stored.
+        """Return how far a session has come that is not finished, or not stored.
 
         Args:
             sid: Its id.

@@ -1,4 +1,4 @@
-"""Listens to a Pub/Sub channel forever: a silent connection is tested, and a lost one is made again."""
+"""Listens to a Pub/Sub channel forever: a silent connection is tested with PING, and a lost one replaced."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from asrserver.broker.raw_connection import RawConnection
 
 log = logging.getLogger("asrserver.broker")
 
-#: Seconds without a message after which Redis is asked whether it is still there, and in which it must answer.
+#: Seconds without a message after which a PING is sent, and in which it must be answered.
 SILENCE_SECONDS = 15.0
 
 
 class Subscription(RawConnection):
-    """A connection that hears a channel. redis-py has a timeout for each message, which costs 15 µs."""
+    """A connection that is subscribed to a channel. redis-py sets a timeout for each message, which costs 15 µs."""
 
     def __init__(self, connection: Any, client: redis.asyncio.Redis) -> None:
         super().__init__(connection, client)
@@ -31,7 +31,7 @@ class Subscription(RawConnection):
         self._on_subscribed: Callable[[], None]
 
     async def hear(self, channel: str, on_message: Callable[[bytes], None], on_subscribed: Callable[[], None]) -> None:
-        """Hear the channel until the connection is lost; raises redis.RedisError or OSError then."""
+        """Listen until the connection is lost; raises redis.RedisError or OSError then."""
         self._on_message, self._on_subscribed = on_message, on_subscribed
         self._send("SUBSCRIBE", channel)
         asked = False

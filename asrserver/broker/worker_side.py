@@ -41,13 +41,13 @@ log = logging.getLogger("asrserver.broker")
 #: Bytes on their way to Redis above which partial results are dropped.
 MAX_PARTIAL_BYTES = 1 << 20
 
-#: Deaths of workers with a piece of audio in hand after which that piece becomes a dead letter.
+#: A piece of audio becomes a dead letter after this many deaths of workers that had it in hand.
 MAX_STRIKES = 3
 
-#: Seconds for which the keys of a session are kept that another program has damaged.
+#: Seconds for which the keys of a session that another program has damaged are kept.
 DAMAGED_TTL = 3600
 
-#: Seconds without an offer of a model after which any worker takes the sessions that name it, to end them.
+#: Seconds after the last offer of a model until any worker claims the sessions that name it, to end them.
 ABANDONED_AFTER = 600.0
 
 #: Seconds before a blocking command is tried again after the connection was lost.
@@ -55,7 +55,7 @@ RECONNECT_PAUSE = 0.2
 
 
 class WorkerBroker(BrokerConnection):
-    """The broker of one worker. Only the owner of a session may write: Redis refuses every earlier one."""
+    """The broker of one worker. Only the owner of a session may write: Redis refuses every earlier owner."""
 
     KIND = "worker"
 
@@ -81,7 +81,7 @@ class WorkerBroker(BrokerConnection):
         except Unavailable as exc:
             if exc.code != "broker_full":
                 raise
-            log.warning("models are offered with a later heartbeat: %s", exc)  # to end now would not help
+            log.warning("models are offered with a later heartbeat: %s", exc)  # it would not help to stop
 
     def heartbeat(self, state: Mapping[str, Any]) -> None:
         """Write that this worker lives, with its state, and that it still offers its models."""
@@ -108,10 +108,10 @@ class WorkerBroker(BrokerConnection):
         The sessions name no model, or one that this worker offers, or one that nobody has offered for ABANDONED_AFTER.
 
         Args:
-            lease: Seconds after which a lease that was not renewed has expired; None looks for new sessions only.
+            lease: Seconds after which a lease that was not renewed has expired; None: claim new sessions only.
             count: Sessions at most, of each model.
             block: Seconds to wait for a new session if there is none; 0 does not wait.
-            passed: API keys whose sessions are passed over: they wait in line until a worker has room for them.
+            passed: API keys whose sessions are not claimed: they wait in line until a worker has room for them.
 
         Returns:
             (task, session id) of each.
@@ -147,14 +147,14 @@ class WorkerBroker(BrokerConnection):
         return [found for stream, entries in pairs for found in replies.tasks(stream, entries)]
 
     async def _block(self, *command: Any) -> Any:
-        """Send a command that waits in Redis, on its own connection: in the pipeline all others would wait with it."""
+        """Send a command that blocks in Redis, on its own connection: in the pipeline all others would wait for it."""
         try:
             return await self._blocking.execute_command(*command)
         except (*CONNECTION_ERRORS, redis.ResponseError) as exc:
             if isinstance(exc, redis.ResponseError) and not is_replica(exc):
                 raise
             await self._blocking.connection_pool.disconnect()
-            # What was claimed by a command whose reply was lost is found later, by its idle time.
+            # If the command claimed something and its reply was lost, that is found later, by its idle time.
             await asyncio.sleep(RECONNECT_PAUSE)
             raise Unavailable("broker_unavailable", str(exc) or type(exc).__name__) from exc
 
@@ -167,7 +167,7 @@ class WorkerBroker(BrokerConnection):
         return [(stream.decode(), entries) for stream, entries in zip(reply[::2], reply[1::2], strict=True)]
 
     async def _discard(self, foreign: list[Task]) -> None:
-        """Delete entries that another program wrote: nobody could process them, and they would be claimed for ever."""
+        """Delete entries that another program wrote: they cannot be processed, and would be claimed again for ever."""
         for task in foreign:
             log.warning(
                 "%s in %s is no session of this program: deleted; two programs use this Redis", task.id, task.stream
@@ -197,7 +197,7 @@ class WorkerBroker(BrokerConnection):
         return None
 
     async def give_up(self, task: Task, sid: str, why: str) -> None:
-        """Let nobody claim a session any more whose keys another program has damaged. They expire soon."""
+        """Give up a session whose keys another program has damaged: nobody claims it again, and its keys expire."""
         log.error("session=%s its keys in Redis are damaged, it is given up: %s", sid, why)
         await self.dead_letter(sid, "", f"damaged keys: {why}")
         keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid))
@@ -237,11 +237,11 @@ class WorkerBroker(BrokerConnection):
     # -- drains ------------------------------------------------------------------------------------------------------
 
     async def is_drained(self) -> bool:
-        """Whether an operator wants this worker drained; that is kept as long as the worker asks."""
+        """Whether an operator wants this worker drained; the request is kept as long as the worker asks."""
         return bool(await self.pipeline.submit("EXPIRE", drain_key(self.name), DRAIN_TTL))
 
     async def hand_over(self, claims: Iterable[Claim]) -> None:
-        """Let sessions stand in line for another worker; until one takes them, this one still owns them."""
+        """Put sessions in line for another worker; until one takes them, this worker still owns them."""
         by_stream: dict[str, list[str]] = {}
         for claim in claims:
             by_stream.setdefault(claim.task.stream, []).extend((claim.task.id, claim.fields.get("owner", "")))
@@ -288,7 +288,7 @@ class WorkerBroker(BrokerConnection):
         }
 
     async def _delete_foreign(self, keys: Iterable[str]) -> None:
-        """Delete those of the keys that are no streams: one of them would keep all sessions from being read."""
+        """Delete keys that are no streams: one of them would keep all sessions from being read."""
         for key in keys:
             kind = await self.pipeline.submit("TYPE", key)
             if kind not in (b"stream", b"none"):
@@ -298,7 +298,7 @@ class WorkerBroker(BrokerConnection):
     async def listen_for_ends(
         self, on_end: Callable[[str], None], on_flush: Callable[[str], None], on_release: Callable[[], None]
     ) -> None:
-        """Listen to what sessions must be read, or can be claimed, at once. What is missed is seen somewhat later.
+        """Listen for sessions that must be read, or can be claimed, at once. What is missed is found a little later.
 
         Runs forever.
 
@@ -378,7 +378,7 @@ class WorkerBroker(BrokerConnection):
         return accepted
 
     async def checkpoint(self, claim: Claim, after: str, total: float, fields: Mapping[str, str]) -> bool:
-        """Trim and charge audio that gave no event.
+        """Trim and charge audio without an event.
 
         Args:
             claim: The session, which this worker owns.
@@ -407,7 +407,7 @@ class WorkerBroker(BrokerConnection):
     def publish(self, claim: Claim, event: Partial | SpeechStarted | Progress) -> None:
         """Publish an event that may be lost: it is not stored, and not published if another worker owns the session.
 
-        It is dropped while Redis is away or behind: it is worth less than the commands that wait.
+        It is dropped while Redis is away or behind: the commands that wait are worth more.
         """
         if self.pipeline.bytes > MAX_PARTIAL_BYTES:
             return
