@@ -101,7 +101,7 @@ class Delivery:
             while events and reached != session.last_event:
                 reached = session.last_event
                 for event in events:
-                    if session.deliver_read(event):
+                    if session.state != "over" and session.deliver_read(event):  # or it has moved while it waited
                         self.note_delivered(session, event)
                     await read()
                 events = await self._broker.read_events(session.id, session.last_event)

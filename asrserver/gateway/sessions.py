@@ -408,6 +408,7 @@ class Sessions(Mapping[str, Session]):
 
     def _over(self, session: Session, how: str) -> None:
         self._open.pop(session.id, None)
+        session.state = "over"
         self.backlog.over(session.id)
         self._recordings.release(session.id, how not in ("moved", "gone"))
         self._admission.ended(session.id, session.owner)

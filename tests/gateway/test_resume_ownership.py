@@ -7,11 +7,12 @@ import asyncio
 import pytest
 
 from asrserver.gateway.session import Session
+from asrserver.handlers.connection import WebSocketConnection
 from tests.fakes import FakeWorker
 from tests.gateway.resuming import AUDIO, drop, resumed
 from tests.gateways import Gateways
 from tests.waiting import until
-from tests.ws_client import WsClient, chunk
+from tests.ws_client import WsClient, chunk, finish
 
 pytestmark = pytest.mark.gen_test(timeout=60)
 
@@ -41,6 +42,48 @@ async def test_resume_takes_the_session_from_a_half_open_connection(
         assert (await worker.audio("s", 1))["2-0"] == AUDIO
         assert "s" not in gateways[1 - where].gateway.sessions
         assert "s" in gateways[where].gateway.sessions
+
+
+@pytest.mark.parametrize("where", [0, 1])
+async def test_a_replay_that_waits_while_its_session_moves(
+    gateways: Gateways,
+    worker: FakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: int,
+) -> None:
+    """The connection that lost the session delivers nothing more of it, and does not end it once more."""
+    caplog.set_level("INFO", "asrserver.sessions")
+    reads, confirm = asyncio.Event(), WebSocketConnection.confirm_read
+    deaf: list[WebSocketConnection] = []
+
+    async def confirm_read(handler: WebSocketConnection) -> None:
+        if not deaf:
+            deaf.append(handler)
+        await (reads.wait() if handler is deaf[0] else confirm(handler))
+
+    async with await WsClient.open(gateways[0].url) as lost:
+        await lost.start("s")
+        await worker.take("s")
+        await lost.chunk("s", 0, AUDIO)
+        await lost.send(finish())
+        await worker.ended("s")
+    await worker.chunk("s", 0)
+    await worker.final("s")
+    await until(lambda: not gateways[0].gateway.sessions and gateways[0].gateway.write_behind.is_flushed())
+    monkeypatch.setattr(WebSocketConnection, "confirm_read", confirm_read)
+    caplog.clear()
+    async with await WsClient.open(gateways[0].url) as old, await WsClient.open(gateways[where].url) as new:
+        await resumed(old)
+        await until(lambda: deaf)
+        await resumed(new)
+        assert (await new.find("s", "final_result"))["text"] == "words"
+        await old.find("s", "error")
+        reads.set()
+        await old.start("other")
+        ended = [record.getMessage() for record in caplog.records if "over status=" in record.getMessage()]
+        assert [message.split()[2] for message in ended] == ["status=moved"] * where + ["status=done"]
+        assert not old.of("s", "final_result")
 
 
 async def test_a_start_that_is_refused_leaves_what_was_resumed_meanwhile(
