@@ -1,6 +1,6 @@
 """Limits of a process: its end with its parent, its open files, its priority, its CPUs.
 
-They are meant for Linux. What another system lacks, such as macOS, is done in a simpler way, or left out.
+They are meant for Linux. What other systems lack, such as macOS, is done in a simpler way, or left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 
-#: Seconds between looks for the parent where the kernel does not tell of its end.
+#: Seconds between checks for the parent where the kernel does not report its end.
 PARENT_CHECK_SECONDS = 1.0
 
 #: Open files that macOS allows a process; it takes no "unlimited".
@@ -77,7 +77,7 @@ def _limit(files: int) -> float:
 def set_niceness(value: int) -> None:
     """Set the niceness of all threads of this process, which those that they start inherit.
 
-    One that is nicer stays so: who was started by nice(1) may not be less nice, unless it is root.
+    A higher niceness stays: after nice(1) only root may lower it.
     """
     # Not Linux: one niceness for all threads.
     threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else ["0"]

@@ -35,8 +35,8 @@ def retain_freed_memory(size: int, largest: int = MMAP_THRESHOLD) -> None:
     """Let this process keep freed memory instead of returning it to the kernel.
 
     Args:
-        size: Bytes that are kept at the end of the heap. In front of what is still in use there may be more.
-        largest: Bytes of a block from which on it is returned at once, wherever it is; at most 32 MiB.
+        size: Bytes that are kept at the end of the heap. There may be more before memory that is still in use.
+        largest: Size in bytes from which a block is returned at once, wherever it is; at most 32 MiB.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries have none
     if mallopt is not None:
@@ -45,16 +45,16 @@ def retain_freed_memory(size: int, largest: int = MMAP_THRESHOLD) -> None:
 
 
 def return_freed_memory() -> None:
-    """Give the kernel what was freed: importing modules leaves a tenth of a small process behind."""
+    """Return freed memory to the kernel: importing modules leaves a tenth of a small process behind."""
     gc.collect()
     trim_freed_memory(0)
 
 
 def trim_freed_memory(kept: int) -> None:
-    """Give the kernel all whole pages that are free, but for this many bytes at the end of the heap.
+    """Return all free pages to the kernel, except for this many bytes at the end of the heap.
 
-    That takes milliseconds for what comes and goes all the time, a tenth of a second for a gigabyte. The GIL is free
-    meanwhile: it may be called in a thread.
+    That takes milliseconds for the usual garbage, and a tenth of a second for a gigabyte. It releases the GIL: call it
+    in a thread.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's; other C libraries have none
     if trim is not None:

@@ -1,6 +1,6 @@
-"""What systemd is told of a service of Type=notify: that it is ready, and in words what it does.
+"""Notifications for systemd (Type=notify): that the service is ready, and its status in words.
 
-The words are what `systemctl status` shows. Source: sd_notify(3), the datagrams behind it.
+`systemctl status` shows the words. Source: sd_notify(3), the datagrams behind it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import socket
 
 log = logging.getLogger("asrserver.supervisor")
 
-#: Seconds that a datagram may wait where systemd does not read: its socket is full, which it says in its own log.
+#: Seconds that a datagram may wait while systemd does not read: its socket is full, which its own log says.
 SEND_TIMEOUT = 1.0
 
 

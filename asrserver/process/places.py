@@ -1,4 +1,4 @@
-"""Where a program keeps its files if nobody says so."""
+"""Default places of a program's files."""
 
 from __future__ import annotations
 

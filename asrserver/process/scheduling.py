@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-#: Seconds between two looks that count at most: whoever looks later was stopped or starved itself, and so perhaps was
-#: the process.
+#: Seconds between two measurements that count at most: if more pass, this process was stopped or starved itself, and so
+#: perhaps was the other.
 MAX_STEP = 3.0
 
-#: How many times longer than a process that hangs one may take that gets no CPU: to kill it would make it start again
-#: on the same busy machine. It must end some time, because a thread may hang while another one waits to run.
+#: A process that gets no CPU has this many times as long as one that hangs: if it were killed, it would have to start
+#: again on the same busy machine. It must end some time, because a thread may hang while another one waits to run.
 STARVED_FACTOR = 10
 
 
 def waits(pid: int) -> dict[str, float]:
-    """Seconds for which each thread of a process has been ready to run and did not; none where that is unknown."""
+    """Seconds for which each thread of a process was ready to run but had no CPU; empty where that is unknown."""
     found: dict[str, float] = {}
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
@@ -38,7 +38,7 @@ def is_stopped(pid: int) -> bool:
 
 
 class RunTime:
-    """Measures for how long a process could run: not while a thread of it waited for a CPU, nor while nobody looked.
+    """Measures for how long a process could run: without the time for which one of its threads waited for a CPU.
 
     Args:
         pid: The process.
@@ -63,7 +63,7 @@ class RunTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which it could run, at least a STARVED_FACTORth of those in which somebody looked."""
+        """Seconds for which it could run: at least a STARVED_FACTORth of the time that was measured."""
         return max(self._watched - self.waited, self._watched / STARVED_FACTOR)
 
     @property
@@ -73,28 +73,28 @@ class RunTime:
 
 
 class StallMeter:
-    """Measures for how long a process has not moved on, though it could have run.
+    """Measures for how long a process has made no progress, though it could have run.
 
     Attributes:
-        since: time.monotonic() when it was last seen to move on.
+        since: time.monotonic() when it was last seen to make progress.
         waited: Seconds since then for which it waited for a CPU.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._mark: float | None = None
-        self._time: RunTime | None = None  # made when it is needed: mostly the process has moved on
+        self._time: RunTime | None = None  # made when it is needed: mostly there was progress
         self.since = 0.0
 
     def update(self, mark: float, now: float) -> float:
         """Measure again.
 
         Args:
-            mark: Changes when the process moves on.
+            mark: Changes when the process makes progress.
             now: time.monotonic().
 
         Returns:
-            Seconds for which it has not moved on, though it could have run.
+            Seconds for which it has made no progress, though it could have run.
         """
         if mark != self._mark:
             self._mark, self._time, self.since = mark, None, now
@@ -109,5 +109,5 @@ class StallMeter:
 
     @property
     def is_innocent(self) -> bool:
-        """Whether it does not move on because it starves or is stopped, and not because of what it does."""
+        """Whether it makes no progress because it starves or is stopped, and not because it hangs."""
         return is_stopped(self._pid) or (self._time is not None and self._time.is_starved)

@@ -10,7 +10,7 @@ from asrserver.errors import SettingError
 def stamp(path: str | os.PathLike[str]) -> tuple[int, ...]:
     """A value that changes when a file does, also by a symbolic link; raises OSError.
 
-    With the time of the last change of rights: who could not read the file may do so now.
+    It includes the time of the last change of permissions: a file that could not be read may be readable now.
     """
     status = os.stat(path)
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
@@ -32,7 +32,7 @@ class WatchedFile:
         self._path = path
         self._most = most
         self._seen: tuple[int, ...] | None = None
-        self._failed: int | None = None  # the error number of the last look
+        self._failed: int | None = None  # the error number of the last attempt
 
     def read_changed(self) -> str | None:
         """Read the file if it is not as it was last time. Blocks for as long as reading a small file takes.
@@ -52,13 +52,13 @@ class WatchedFile:
             with open(self._path, "rb") as file:
                 data = file.read(self._most + 1)
         except OSError as exc:
-            self._seen = None  # it is tried again at each look, and reported once
+            self._seen = None  # it is tried again each time, and reported once
             if exc.errno == self._failed:
                 return None
             self._failed = exc.errno
             advice = f"; {self._missing}" if self._missing and isinstance(exc, FileNotFoundError) else ""
             raise SettingError(f"{self.label}: {exc.strerror}{advice}") from None
-        self._seen, self._failed = seen, None  # what is in it is reported once
+        self._seen, self._failed = seen, None  # errors in its contents are reported once
         if len(data) > self._most:
             raise SettingError(f"{self.label} has more than {self._most} bytes")
         try:

@@ -1,4 +1,4 @@
-"""Events and options to bytes and back: the one place that knows how they stand in Redis.
+"""Events and options to bytes and back: the one place that knows how they are written in Redis.
 
 An event is a JSON object with `type` and the attributes of its class (events.py); options are one with the attributes
 of Options. Processes of two releases share one Redis during a rolling restart, and a session may outlive one; so,

@@ -1,4 +1,4 @@
-"""The events of a session: what workers say of its audio, and what its gateway adds; one class each.
+"""The events of a session: what workers report about its audio, and what its gateway adds; a class for each.
 
 Every protocol that clients speak is a translation of these (native.py is the first). Three kinds:
 
@@ -8,8 +8,8 @@ Durable      ChunkResult, SegmentResult, Flushed, ErrorEvent, Final. Kept in Red
 Passing      SpeechStarted, Partial, Progress, Moved. Only published: they may be lost, and nothing depends on them.
 Local        Started, Resumed, Received, Refusal, Lost. Made in the gateway for its own client; never in Redis.
 
-`gc=False` where a class says so: no event refers to what holds it, so Python need not look for cycles among them. That
-takes an eighth of what storing them costs (tools/bench_storage.py).
+Some classes say `gc=False`: no event refers to what holds it, so Python need not look for cycles among them. That saves
+an eighth of the cost of storing them (tools/bench_storage.py).
 
 Durable and passing events outlive the process that wrote them, and in a rolling restart the releases before and after
 read each other's. The rules for that are in codec.py; a change here must obey them.
@@ -59,9 +59,9 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         text: What was said; never empty.
         language: ISO 639 code of the language it was recognised in.
         confidence: Mean probability of a token, 0 to 1.
-        chunk_index: The chunk that it lies in, where chunks are utterances of their own; else None.
+        chunk_index: The chunk that contains it, where chunks are utterances of their own; else None.
         words: The words with their times, if the client asked for them; else empty.
-        channel: The channel of the audio, from 0, where each is recognised by itself; else None.
+        channel: The channel of the audio, from 0, where channels are recognised separately; else None.
     """
 
     number: int
@@ -270,7 +270,7 @@ class Partial(Event, frozen=True, kw_only=True, tag="partial"):
         text: The whole text; empty where a segment turned out to be no speech.
         stable: The beginning of `text` that is not expected to change.
         language: ISO 639 code, or empty where there is no text.
-        follows: `seq` of the durable event before it: whoever has not seen that one has missed something.
+        follows: `seq` of the durable event before it: a reader that does not have that one has missed something.
         channel: As Segment has it.
         channels: As Durable has it.
     """
@@ -309,7 +309,7 @@ class Moved(Event, frozen=True, kw_only=True, tag="moved"):
 
     Attributes:
         move: How often the session has changed its gateway: older news is ignored.
-        ended: True where the other gateway ended the session for want of its client; False where a client resumed it.
+        ended: True if the other gateway ended the session because its client was gone; False if a client resumed it.
     """
 
     move: int
@@ -349,7 +349,7 @@ class Resumed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Received(msgspec.Struct, frozen=True):
-    """A chunk is in Redis: it will be recognised, whatever dies.
+    """A chunk is in Redis: it will be recognised, whatever process dies.
 
     Attributes:
         session_id: Its session.
@@ -363,7 +363,7 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that the client asked for is not done.
+    """A request of the client is refused.
 
     Attributes:
         code: Why, see codes.py.
@@ -387,13 +387,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, error: AsrError, **where: Any) -> Self:
-        """Make it of an error, whose details count before what is known from elsewhere; some are only for HTTP."""
+        """Make it of an error, whose details take precedence over `where`; some details are only for HTTP."""
         details = {name: value for name, value in (where | error.details).items() if name in cls.__struct_fields__}
         return cls(code=error.code, message=error.message, **details)
 
 
 class Lost(Refusal, frozen=True, kw_only=True):
-    """The session is no longer on this connection: the last that its client hears of it there."""
+    """The session is no longer on this connection: the last event that its client gets there."""
 
 
 #: Durable events.

@@ -12,10 +12,11 @@ import orjson
 
 from asrserver.errors import BadRequest
 
-#: Values of a message at most, about: 15 MB of empty lists stopped a gateway for 3.5 s. Base64 has none of their signs.
+#: Maximum number of values in a message, roughly: 15 MB of empty lists stopped a gateway for 3.5 s. They are counted by
+#: characters that base64 does not have.
 MAX_VALUES = 10_000
 
-#: Values within one another at most: no message has more than ten. To write what has hundreds, in an error, fails.
+#: Maximum nesting of values: no message has more than ten. Quoting hundreds in an error would fail.
 MAX_DEPTH = 50
 
 #: Characters beyond which a message is large; from which it is searched for its largest field, and in how many of its

@@ -26,13 +26,13 @@ from asrserver.telemetry.logs import configure_logging
 
 log = logging.getLogger("asrserver.child")
 
-#: Exit status of a child that cannot start with this configuration, such as with a model that cannot be loaded,
-#: or with a database of a newer version.
+#: Exit status of a child that cannot start with this configuration: its model cannot be loaded, for example, or the
+#: database has a newer version.
 EXIT_BOOT = 3
 
 #: Niceness of workers that compute on CPUs, so that gateways and servers run first: they need little CPU, but at once.
-#: Without it, a backlog on two cores made acknowledgements 10 times slower. They have it once they are ready: on a busy
-#: machine a worker that starts with it took ten seconds to replace a dead one, with half a second of CPU.
+#: Without it, a backlog on two cores made acknowledgements 10 times slower. It is set when a worker is ready: on a busy
+#: machine a worker that started with it took ten seconds to replace a dead one, for half a second of CPU time.
 WORKER_NICENESS = 10
 
 #: Size in bytes of the record of audio in hand: a batch of the audio thread (16 streams with some entries each) and

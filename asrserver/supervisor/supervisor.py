@@ -1,4 +1,4 @@
-"""The supervisor: starts gateways and workers, watches them, restarts them, drains them, and outlives none of them.
+"""The supervisor: starts gateways and workers, watches, restarts and drains them. None of them outlives it.
 
     SIGTERM, SIGINT   drain: gateways first, then workers, then the embedded servers; a second one stops at once
     SIGHUP            rolling restart: each gateway and worker is replaced, one at a time, by one that is ready
@@ -35,7 +35,7 @@ from asrserver.telemetry import multiprocess
 
 log = logging.getLogger("asrserver.supervisor")
 
-#: Seconds between health checks of the children; the supervisor notices their deaths at once. Until all of them are
+#: Seconds between health checks of the children, whose deaths the supervisor notices at once. Until all of them are
 #: ready, it checks more often.
 CHECK_INTERVAL = 1.0
 STARTUP_CHECK_INTERVAL = 0.05
@@ -73,7 +73,7 @@ class Slot:
     due: float = 0.0  # time.monotonic() of the next start
     aborted: float = 0.0  # time.monotonic() of its SIGABRT; 0 if it was sent none
     retired: bool = False  # it was asked to stop and is not restarted
-    blameless: bool = False  # it was killed for what no audio is to blame for: a slow drain, a CPU that it did not get
+    blameless: bool = False  # it was killed for a slow drain, or got no CPU: no audio is to blame
     meter: StallMeter | None = None
     gpu: str | None = None  # as CUDA_VISIBLE_DEVICES names it
 
@@ -115,7 +115,7 @@ class Supervisor:
         self._deadline = 0.0
         self._status = 0
         self._announced = False
-        self._were_ready: set[str] = set()  # kinds of which a child was ready once
+        self._were_ready: set[str] = set()  # kinds of children of which one was ready once
         self._serial = {"gateway": 0, "worker": 0}
         self._to_replace: deque[Slot] = deque()
         self._replacing: tuple[Slot, Slot] | None = None  # (old, new)
@@ -168,7 +168,7 @@ class Supervisor:
                 self._kill_all()
         elif number == signal.SIGHUP and self._stage == "running":
             if self._replacing is None and not self._to_replace:
-                # Workers first: what a gateway of the next release writes, a worker of this one may not know.
+                # Workers first: a worker of this release may not know what a gateway of the next one writes.
                 slots = [slot for slot in self._slots if not slot.retired]
                 self._to_replace.extend(sorted(slots, key=lambda slot: slot.kind, reverse=True))
                 log.info("%s: replacing %d processes, one at a time", name, len(self._to_replace))
@@ -183,7 +183,7 @@ class Supervisor:
             log.info("%s: %d workers", name, len(self._workers()))
 
     def _enter(self, stage: str) -> None:
-        """Ask the children of a stage to stop; those that do not in time are killed by `_advance`."""
+        """Ask the children of a stage to stop; `_advance` kills those that do not in time."""
         self._stage = stage
         self._deadline = self._drain_deadline()
         for slot in list(self._slots):
@@ -191,7 +191,7 @@ class Supervisor:
                 self._retire(slot)
 
     def _drain_deadline(self) -> float:
-        # A gateway waits for its sessions, then for interrupting them, then for storing them: each the timeout at most.
+        # A gateway waits for its sessions, then interrupts them, then stores them: the timeout bounds each step.
         return time.monotonic() + 3 * self._settings.drain_timeout + 5
 
     def _advance(self) -> None:
@@ -325,8 +325,8 @@ class Supervisor:
         log.error("%s %s died: %s; restart in %.1f s", slot.kind, slot.name, reason, delay)
 
     def _release_sessions(self, slot: Slot, crashed: bool) -> None:
-        """Release the dead worker's sessions to the others; after a crash, the audio in hand gets a strike."""
-        from asrserver.broker.lease import WorkerJanitor  # 7 MB, which a supervisor does not have while nothing dies
+        """Release the dead worker's sessions for others; after a crash, the audio in hand gets a strike."""
+        from asrserver.broker.lease import WorkerJanitor  # 7 MB, which are not needed while nothing dies
 
         try:
             janitor = WorkerJanitor(self._settings.redis)
@@ -365,7 +365,7 @@ class Supervisor:
             self._check_server(server, now)
 
     def _check_beat(self, slot: Slot, pid: int, now: float) -> None:
-        """Abort a child that hangs, or starves for too long; audio is innocent of that, and of a stopped process."""
+        """Abort a child that hangs, or starves for too long; audio is not to blame for starving or a stop."""
         limit = self._settings.hang_timeout
         meter = slot.meter = slot.meter or StallMeter(pid)
         stalled, silent = meter.update(slot.vitals.beat, now), now - meter.since
