@@ -12,7 +12,8 @@ from asrserver.audio import SAMPLE_RATE
 from asrserver.audio.pcm import Samples
 from asrserver.inference.features import FFT, GrowingLogMel
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import SegmentRecogniser, SpeechSegment
+from asrserver.inference.segment_recogniser import SegmentRecogniser
+from asrserver.inference.segments import SpeechSegment
 from asrserver.inference.silero import FrameRun
 from asrserver.inference.vad import CONTEXT_SAMPLES, Endpointer, Event, SegmentEnded
 

@@ -1,6 +1,6 @@
 """Scheduling of partial results: growing segments are decoded as often as asked, or as often as the device can afford.
 
-The kinds of decodings (draft, final, speculation) are explained in segments.py.
+The kinds of decodings (draft, final, speculation) are explained in segment_recogniser.py.
 """
 
 from __future__ import annotations

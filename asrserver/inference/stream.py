@@ -24,7 +24,8 @@ from asrserver.inference.audio_thread import AudioWork
 from asrserver.inference.checkpoint import Checkpoint, StreamState
 from asrserver.inference.listening import Channel
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import SegmentOutcome, SegmentRecogniser, SpeechSegment
+from asrserver.inference.segment_recogniser import SegmentRecogniser
+from asrserver.inference.segments import SegmentOutcome, SpeechSegment
 from asrserver.inference.vad import CONTEXT_SAMPLES
 
 #: Maximum size in bytes of a codec's parameters in a checkpoint, which goes to Redis with every event. No sane stream

@@ -2,8 +2,8 @@
 
 A chunk is an utterance of its own, a file, or a piece of a live stream (audio/chunking.py). Utterances and files are
 decoded and recognised whole (utterances.py). The pieces of a live stream go through one decoder and one endpointer, and
-its segments are recognised as they end, with partial results while they grow (stream.py, segments.py). A file may turn
-out to be the beginning of a live stream, and a live stream may be an earlier owner's (open_audio.py).
+its segments are recognised as they end, with partial results while they grow (stream.py, segment_recogniser.py). A file
+may turn out to be the beginning of a live stream, and a live stream may be an earlier owner's (open_audio.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from asrserver.inference.inbox import Inbox
 from asrserver.inference.open_audio import OpenAudio, OpenFile
 from asrserver.inference.poison import PoisonTracker
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import PartialHypothesis, SegmentOutcome, SegmentRecogniser
+from asrserver.inference.segment_recogniser import SegmentRecogniser
+from asrserver.inference.segments import PartialHypothesis, SegmentOutcome
 from asrserver.inference.stream import LiveStream, Piece, PieceOutcome
 from asrserver.inference.utterances import RecognisedFile, UtteranceRecogniser
 from asrserver.protocol import codec

@@ -15,7 +15,8 @@ from asrserver.inference.engine import DecodeJob, Priority
 from asrserver.inference.features import GrowingLogMel, log_mel
 from asrserver.inference.partials import FREE_SPECULATION_SECONDS, SpeculationBudget
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.segments import PartialHypothesis, SegmentRecogniser, SpeechSegment
+from asrserver.inference.segment_recogniser import SegmentRecogniser
+from asrserver.inference.segments import PartialHypothesis, SpeechSegment
 from tests.inference.support import MELS, samples
 from tests.recordings import Utterance
 from tests.waiting import until
