@@ -1,8 +1,8 @@
 """Whole files by FFmpeg, through PyAV: the containers and codecs that are not decoded as streams.
 
-FFmpeg has hundreds of demuxers and decoders. Those of formats in which nobody records speech are out of reach here: a
-file's container must be one of FORMATS, its codec one of CODECS, and FFmpeg is told so before it looks at a file,
-because it opens decoders already to find out what a file contains.
+FFmpeg has hundreds of demuxers and decoders. Those for formats in which nobody records speech are disabled here: a
+file's container must be one of FORMATS, its codec one of CODECS. FFmpeg is told so before it opens a file, because it
+runs decoders even to find out what a file contains.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams
 #: few bytes can claim any number of them: these are two days of AMR. A file's attachments have some dozen megabytes.
 MAX_ALLOCATION = 256 << 20
 
-#: Samples of frames that are converted together: a damaged index makes a frame of each.
+#: Samples that are converted together: a damaged index makes a frame of each sample.
 _BATCH = 4096
 
 #: Consecutive packets that cannot be decoded after which a file is given up: seven minutes of AAC, as a bad disk or a
@@ -72,7 +72,7 @@ def opened(file: IO[bytes], kind: str | None = None) -> Iterator[Any]:
         kind: Its container; None: FFmpeg finds it.
 
     Raises:
-        av.FFmpegError: FFmpeg cannot read it, or may not.
+        av.FFmpegError: FFmpeg cannot read it, or is not allowed to.
         TooMuchWork: Its index claims more than its bytes can hold.
     """
     if kind == "mp4":
@@ -135,7 +135,7 @@ class Reader:
     def frames(self) -> Iterator[tuple[Samples, int, float]]:
         """(samples, samples per second, seconds of silence before them), of one or more frames at a time.
 
-        A packet that cannot be decoded costs itself only.
+        A packet that cannot be decoded costs no other.
 
         Raises:
             av.FFmpegError: The container cannot be read any further.

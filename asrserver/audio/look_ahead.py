@@ -33,7 +33,7 @@ LOOK_BYTES = 16 << 20
 #: packets of a track back for that long.
 WAIT_SECONDS = 2 * LOOK_SECONDS
 
-#: Most tracks that are looked at: screen recorders write up to six.
+#: Most tracks that are considered: screen recorders write up to six.
 LOOK_TRACKS = 6
 
 #: Loudest sample of a track without sound: half the smallest step of 16 bits.
@@ -86,7 +86,7 @@ class Candidate:
         return self.item is not None or self.rest is not None
 
     def join(self, samples: int) -> None:
-        """Begin so many samples later than the others."""
+        """Begin this many samples later than the others."""
         self.recording.shift(samples)
         self._quiet = self._count = samples
 
@@ -207,7 +207,7 @@ class LookAhead:
             candidate.demuxer.end()
 
     def discard(self) -> None:
-        """Drop what is at hand."""
+        """Drop the bytes that are buffered."""
         for candidate in self._candidates:
             candidate.demuxer.discard()
             candidate.item = candidate.rest = None

@@ -1,7 +1,7 @@
-"""Channels mixed to one, which neither cancel each other nor are made quiet by those without sound.
+"""Channels mixed to one: they do not cancel each other, and silent channels do not make the others quieter.
 
-It is decided by blocks, so that a recording whose cables are changed in the middle is right after it too; and by blocks
-of the recording, so that it does not depend on how a stream is cut.
+This is decided for each block, so that it is right again after cables were changed in the middle of a recording. Blocks
+are counted from the beginning of the recording, so that the result does not depend on how a stream is cut.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Samples = np.ndarray[Any, np.dtype[np.float32]]
 #: As one of several in a mean it would only make the others quieter, and quiet speech is not found.
 SILENT = 1e-6
 
-#: Channels cancel each other if their mix has less than this share of the power that they would have if they were
-#: different.
+#: Channels cancel each other if their mix has less than this share of the power that the mix of unrelated channels
+#: would have.
 CANCELLED = 1 / 8
 
 _TINY = 1e-12

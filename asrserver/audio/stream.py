@@ -52,7 +52,7 @@ _DEMUXER_STEPS = 16
 #: A piece without samples.
 _NOTHING: Samples = np.zeros(0, np.float32)
 
-#: Bytes after damage at which it is reported, though nothing could be decoded since.
+#: Damage is reported this many bytes after it, even if nothing could be decoded since.
 _MAX_LOST = 1 << 16
 
 
@@ -154,7 +154,7 @@ class StreamDecoder:
     def pieces(self, data: bytes) -> Iterator[Samples]:
         """Return the samples that these bytes complete, in pieces of about PIECE_SECONDS at most.
 
-        Pieces without samples are others' turns: work of which nothing came yet.
+        An empty piece means that others may have their turn: there was work, but no samples yet.
 
         Raises:
             AudioError: Bytes could not be decoded. Only they are lost: it is raised after the last piece. The code is
@@ -182,7 +182,7 @@ class StreamDecoder:
         """End the stream and return the rest, in pieces as those of `pieces`. The decoder cannot be used after it.
 
         Raises:
-            AudioError: The stream never held audio, and nobody was told that it, or what is selected of it, is none.
+            AudioError: There never was any audio in the stream, and no error has said so.
         """
         self._demuxer.end()
         if self._looking is not None:
@@ -200,7 +200,7 @@ class StreamDecoder:
             self.tail = AudioError("undecodable_audio", described(self._reports))
 
     def _rest(self) -> Iterator[Samples]:
-        """Decode what is at hand at the end."""
+        """Decode what is buffered at the end."""
         with suppress(AudioError):  # a truncated end, as when a recorder is killed, is no error
             yield from self._drain()
         if self._looking is not None:  # what was looked at is kept, whatever is truncated
@@ -218,7 +218,7 @@ class StreamDecoder:
         return self._points[0]
 
     def _forget_refused(self) -> None:
-        """While what comes is passed over, up to the next recording's header, nothing of it need be kept."""
+        """Keep nothing of the bytes that are skipped up to the next recording's header."""
         if self._demuxer.is_passing:
             last = self._points[-1]
             if last.track is None and last.sample == self.position and len(self._points) > 1:
@@ -226,7 +226,7 @@ class StreamDecoder:
             self._add(ResumePoint(self._demuxer.offset, self.position, *self._identity))
 
     def _drain(self) -> Iterator[Samples]:
-        """Decode what is at hand. Raises AudioError where nothing of the recording can be decoded."""
+        """Decode what is buffered. Raises AudioError if nothing of the recording can be decoded."""
         first, refusal = self.position, None
         self._turns.begin()
         while True:
@@ -307,12 +307,12 @@ class StreamDecoder:
         )
 
     def _discard(self) -> None:
-        """Drop what is at hand, because it is too long; raises AudioError."""
+        """Drop what is buffered, because it is too long; raises AudioError."""
         self._demuxer.discard()
         raise AudioError("utterance_too_long", f"the chunk decodes to more than {_MAX_FEED_SECONDS} s of audio")
 
     def _chosen(self, chosen: Candidate) -> Iterator[Samples]:
-        """Go on with a track; return what of it was decoded.
+        """Continue with a track; return its samples so far.
 
         Raises:
             AudioError: No more of it can be decoded.

@@ -1,7 +1,7 @@
-"""Gaps in a container's time stamps, which silence fills.
+"""Gaps in a container's time stamps, which are filled with silence.
 
-A recorder that is muted, or a connection that lost packets, leaves a gap: without silence in its place everything after
-it would be early, and subtitles with it. Containers count time by milliseconds or worse, so small differences are no
+A muted recorder, or a connection that lost packets, leaves a gap. Without silence in its place, everything after it
+would be early, and so would subtitles. Containers count time in milliseconds or worse, so small differences are no
 gaps.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 #: Seconds by which a packet may be late without a gap.
 TOLERANCE = 0.1
 
-#: Longest gap in seconds. Beyond it the clock was set.
+#: Longest gap in seconds. A longer one means that the clock was set.
 MAX_GAP = 3600.0
 
 #: Most seconds of gaps in a recording, beside GAPS_PER_AUDIO for each second of audio: a few bytes could claim hours.
@@ -26,7 +26,7 @@ class Timeline:
     """
 
     def __init__(self, time: float | None = None) -> None:
-        """Expect the next packet at `time`, in seconds; None: wherever it is."""
+        """Expect the next packet at `time`, in seconds; None: at any time."""
         self.now = time
         self._since = time  # where the audio begins that `_allowance` does not count yet
         self._allowance = MAX_GAPS

@@ -1,4 +1,4 @@
-"""Connections for reading the history: apart from those that store, and shared out among those who read."""
+"""Connections for reading the history: apart from those that store, and shared fairly among readers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Turn:
 
 
 class ReadingPool(Pool):
-    """Connections for reading. One reader, an API key, cannot keep the others from theirs by slow requests."""
+    """Connections for reading. A reader (an API key) with slow requests cannot keep them from others."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn, READING_CONNECTIONS)
@@ -40,7 +40,7 @@ class ReadingPool(Pool):
 
     @contextlib.asynccontextmanager
     async def lend(self, reader: str | None) -> AsyncIterator[SAConnection]:
-        """A connection for a reader; None: those who may read everything, together.
+        """Lend a connection to a reader; None: all who may read everything, together.
 
         Raises:
             StorageUnavailable: Too many of its requests wait, or it was not this one's turn within STATEMENT_TIMEOUT.

@@ -13,7 +13,7 @@ from asrserver.telemetry import traces
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
-#: Entries of a session's audio whose times a gateway keeps: of a result that is later its `audio.append` is missing.
+#: Entries of a session's audio whose times a gateway keeps. A result that comes after more has no span `audio.append`.
 MAX_APPENDS = 128
 
 
@@ -52,8 +52,8 @@ def result_stored(sid: str, result: str, made: float) -> None:
     Args:
         sid: Its session.
         result: The `traceparent` of its span.
-        made: When it was made, in seconds since the Unix epoch. Of one that was made before this gateway got the
-            session, another gateway has probably noted it.
+        made: When it was made, in seconds since the Unix epoch. If that was before this gateway got the session,
+            another gateway has probably noted it.
     """
     trace = traces.known(sid)
     if isinstance(trace, SessionTrace) and made >= trace.opened:
@@ -89,16 +89,16 @@ class SessionTrace:
         traces.remember(sid, self)
 
     def started(self) -> None:
-        """Redis has the session."""
+        """Note that Redis has the session."""
         traces.add_span("session.start", self.parent, self.opened, time.time(), "INTERNAL", {})
 
     def appended(self, index: int, taken: float) -> None:
-        """Redis has the chunks up to an index, which were received at `taken` (time.monotonic())."""
+        """Note that Redis has the chunks up to an index, which were received at `taken` (time.monotonic())."""
         if self._is_sampled:
             self._appends.append((index, taken, time.monotonic()))
 
     def delivered(self, result: str, entry: int, made: float) -> None:
-        """A result was given to the client's connection, or there is no client.
+        """Note that a result was given to the client's connection, or that there is no client.
 
         Args:
             result: The `traceparent` of its span.
@@ -119,7 +119,7 @@ class SessionTrace:
         traces.add_span("result.deliver", result, made, time.time(), "PRODUCER", {})
 
     def end(self, how: str, chunks: int, size: int, results: int) -> None:
-        """The session has left this gateway.
+        """Note that the session has left this gateway.
 
         Args:
             how: Its last status here.

@@ -25,8 +25,8 @@ _SESSION = re.compile(r"\bsession=(\S+)")
 _HUB_CLIENTS = ("httpx", "httpx2")
 
 
-#: What would begin a line that the server never wrote, or change how one is read: control characters, separators of
-#: lines, marks of the direction of writing. A message may quote what a client sent.
+#: Characters that would forge a line, or change how one is read: control characters, line separators, marks of the
+#: writing direction. A message may quote what a client sent.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 

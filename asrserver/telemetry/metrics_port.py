@@ -1,4 +1,4 @@
-"""A port of its own for /metrics, in a thread of the supervisor. Only those who ask for it load an HTTP server."""
+"""A port of its own for /metrics, in a thread of the supervisor. The HTTP server is loaded only if it is asked for."""
 
 from __future__ import annotations
 

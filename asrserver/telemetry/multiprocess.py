@@ -78,7 +78,7 @@ def allocate(slot: str) -> bool:
 
 
 def forget_gauges(slot: str) -> None:
-    """Remove the gauges of a dead child: it has nothing open any more. Its counters stay."""
+    """Remove the gauges of a dead child, which has nothing open any more. Its counters stay."""
     where = glob.escape(os.path.join(os.environ.get(DIRECTORY, ""), ""))
     for path in glob.glob(f"{where}gauge_live*_{glob.escape(slot)}.db"):
         with suppress(OSError):
@@ -86,7 +86,7 @@ def forget_gauges(slot: str) -> None:
 
 
 class ChildCounts:
-    """The supervisor's figures of its children, in a file that those who are scraped read.
+    """The supervisor's figures about its children, in a file that the scraped process reads.
 
     It does without prometheus_client, which would be an eighth of the supervisor's memory.
     """

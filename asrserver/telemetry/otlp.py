@@ -45,7 +45,7 @@ _propagator = TraceContextTextMapPropagator()
 
 
 class _LastMessage(logging.Handler):
-    """Keeps what the exporter says of a failure: it logs every try, and one line is enough."""
+    """Keeps the exporter's last message about a failure: it logs every attempt, and one line is enough."""
 
     text = ""
 
@@ -58,7 +58,7 @@ LOOPBACK = ("localhost", "127.0.0.0/8", "::1")
 
 
 class _CountedExporter(SpanExporter):
-    """Exports, counts what became of the spans, and says once that the collector does not take them.
+    """Exports spans, counts the outcomes, and logs once that the collector does not accept them.
 
     Attributes:
         taken: Spans that have left the queue.
@@ -90,7 +90,7 @@ class _CountedExporter(SpanExporter):
         self._exporter.shutdown()
 
     def drop(self, count: int, outcome: str, reason: str) -> None:
-        """Count spans that are dropped; the first of a run of them makes a log line."""
+        """Count dropped spans; the first of a run of them is logged."""
         metrics.spans.labels(outcome).inc(count)
         self._dropped = count + (self._dropped if self._dropping else 0)
         now = time.monotonic()
@@ -101,7 +101,7 @@ class _CountedExporter(SpanExporter):
 
 
 class _BoundedProcessor(BatchSpanProcessor):
-    """Exports in batches, in a thread. It counts the spans for which its queue has no room, where the SDK logs each."""
+    """Exports in batches, in a thread. Spans that its queue has no room for are counted; the SDK would log each one."""
 
     def __init__(self, exporter: _CountedExporter, size: int) -> None:
         super().__init__(exporter, max_queue_size=size)
@@ -176,7 +176,7 @@ class Export:
 
 
 def _spare_loopback() -> None:
-    """Send nothing for a loopback address to the proxy of the environment: no proxy can reach a collector there."""
+    """Bypass the environment's proxy for loopback addresses: no proxy can reach a collector there."""
     named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
     if named != "*":
         os.environ["no_proxy"] = ",".join(filter(None, (named, *LOOPBACK)))

@@ -1,7 +1,7 @@
 """Edits of a text: what a normalisation changes, and where.
 
-With edits and not only a new text, times of words survive: `align` says which words an edit replaces. And a text that
-still grows can be shown normalised: `TextEdits.settled` says how much of it no continuation can change any more.
+Edits, and not just a new text, so that words keep their times: `align` says which words an edit replaces. And a text
+that is still growing can be shown normalised: `TextEdits.settled` says how much of it no continuation can change.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TextEdits(NamedTuple):
 
     Attributes:
         edits: In order; they do not overlap.
-        settled: Characters of the text whose edits are the same whatever follows the text. No edit goes across.
+        settled: Characters of the text whose edits are the same whatever follows. No edit crosses this place.
     """
 
     edits: list[TextEdit]

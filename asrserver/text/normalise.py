@@ -1,4 +1,4 @@
-"""Normalisation: how a text writes what a model writes now this way and now that, Chinese script and numerals."""
+"""Normalisation of texts: one Chinese script, and one way to write numerals. Models vary in both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asrserver.text.edits import TextEdits
 
 @dataclass(frozen=True, slots=True)
 class Normaliser:
-    """Writes texts in chosen forms. What a language has not, stays.
+    """Writes texts in chosen forms. A form that a language does not have changes nothing.
 
     Attributes:
         script: One of script.SCRIPTS, or None: as it is.
@@ -48,7 +48,7 @@ class Normaliser:
         return text
 
     def beginning(self, text: str, language: str) -> str:
-        """Of a text that goes on: the beginning of what `text` makes of it, however it goes on."""
+        """The beginning of what `text` will make of a text that continues, however it continues."""
         for step in self.steps(language):
             text = self.edits(step, text, language).apply_settled(text)
         return text

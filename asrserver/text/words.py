@@ -22,8 +22,8 @@ _MARKS = ("Mn", "Mc", "Me")
 def join(parts: list[tuple[str, str]]) -> str:
     """Join texts, given as (text, language), with a space before each text of a language that has spaces.
 
-    A detected language may be wrong: what stands between a Latin letter and one, or between a full stop and one, has a
-    space whatever the language.
+    A detected language may be wrong. So there is always a space between two Latin letters, or between a full stop and a
+    Latin letter, whatever the languages.
     """
     text = ""
     for part, language in parts:
@@ -79,10 +79,10 @@ def _is_spaced(character: str) -> bool:
 
 
 def bare(word: str) -> str:
-    """Return a word without the punctuation around it; one that is nothing else as it is."""
+    """Return a word without the punctuation around it; unchanged if it is nothing but punctuation."""
     return word.strip("".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word
 
 
 def clean(word: str) -> str:
-    """Return a word without what may change from one recognition to the next: case, and punctuation around it."""
+    """Return a word without what differs between recognitions of the same word: case, and punctuation around it."""
     return bare(word.casefold())

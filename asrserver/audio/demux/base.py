@@ -131,7 +131,7 @@ class Demuxer(ABC):
 
     @property
     def is_passing(self) -> bool:
-        """Whether what comes is passed over, because the recording is refused, up to the header of another."""
+        """Whether bytes are skipped up to the header of another recording, because this one is refused."""
         return self._refused and self.track is None
 
     def resume(self, track: Track, offset: int, start: int, time: float | None = None) -> None:

@@ -51,7 +51,7 @@ _PLACE = re.compile(
     rb"\x1a\x45\xdf\xa3|\x1f\x43\xb6\x75|\xa3(?:[\x81-\xfe]|[\x40-\x5f].)[\x81-\xfe]..[\0\x80]", re.DOTALL
 )
 
-#: Elements that follow a block. What seems to be one in damaged bytes is hardly ever followed by any.
+#: Elements that follow a block. Damaged bytes that look like a block are hardly ever followed by one of these.
 _AFTER_BLOCK = frozenset((_SIMPLE_BLOCK, _BLOCK_GROUP, _CLUSTER, _EBML, 0x1C53BB6B))
 
 #: What follows the number of the track in a block: ticks since the cluster's, and flags.
