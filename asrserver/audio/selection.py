@@ -1,4 +1,4 @@
-"""What of a recording is decoded: which of its tracks, and its channels mixed or each by itself."""
+"""What of a recording is decoded: which of its tracks, and whether its channels are mixed or kept apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from asrserver.errors import AudioError
 
-#: Most channels that are decoded each by itself. Each costs as much as a recording of its own.
+#: Most channels that are kept apart. Each costs as much as a recording of its own.
 MAX_SEPARATE = 8
 
 #: Codes of recordings that do not have what is selected.

@@ -1,7 +1,7 @@
 """The backlog of a gateway: how much accepted audio has no result yet, and since when.
 
-It is an operator's first question under load. A second of a recording whose channels are recognised each by itself
-counts once for each of them.
+It is an operator's first question under load. Where channels are recognised separately, a second counts once for each
+of them.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Backlog:
             pcm_rate: Bytes a second of the session's headerless audio.
             live: Whether they are pieces of a stream.
             owner: The id of the session's API key; empty if there is none.
-            separate: Whether each of its channels is recognised by itself, and costs as much as a recording.
+            separate: Whether its channels are recognised separately, and each costs as much as a recording.
         """
         account = self._accounts.get(sid)
         if account is None:

@@ -1,7 +1,7 @@
-"""What is checked of every request, whatever it asks for: the server's name, the page's origin, then the API key.
+"""What is checked in every request: the server's name, the page's origin, then the API key.
 
 `normalise` runs before Tornado chooses a handler, and so before anything can be logged: an API key in the query or in
-a subprotocol becomes an Authorization header and stands nowhere else.
+a subprotocol is moved to the Authorization header, and is nowhere else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asrserver.gateway.gateway import Gateway
 
 log = logging.getLogger("asrserver.rest")
 
-#: Query parameters that are an API key.
+#: Query parameters that may carry an API key.
 KEY_PARAMETERS = ("token", "key")
 
 #: CORS: methods and headers that pages of allowed origins may use, headers that they may read, and seconds for which
@@ -74,7 +74,7 @@ class AuthenticatedHandler(RequestHandler):
 
     Attributes:
         key: The client's API key; None while the server has no keys.
-        secret: The client secret that it showed in place of one, if it did.
+        secret: The client secret that it used in place of a key, if it did.
     """
 
     gateway: Gateway
@@ -85,10 +85,10 @@ class AuthenticatedHandler(RequestHandler):
     #: Whether pages of all origins may use the route.
     any_origin = False
 
-    #: Whether, of a server's keys, only operators' open the route.
+    #: Whether only operators' keys open the route.
     operators_only = False
 
-    #: Whether a client secret does in place of a key: for recognition, and no more.
+    #: Whether a client secret may replace a key: only for recognition.
     takes_secrets = False
 
     key: Key | None = None

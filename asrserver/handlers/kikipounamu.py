@@ -1,7 +1,7 @@
 """The routes of kikipounamu's Python server (protocol/kikipounamu.py), for its clients: served on request.
 
-A file is a session in the mode chunk. It is answered when Redis has it, and then it is not lost; what becomes of it is
-read from the history, at any gateway.
+A file is a session in mode chunk. The request is answered when Redis has the file, which then is not lost. Its result
+is read from the history, at any gateway.
 """
 
 from __future__ import annotations

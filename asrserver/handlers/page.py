@@ -1,7 +1,7 @@
 """The server's own pages: `/`, where people speak, `/captions` and `/docs`; and asrserver.js, which others use too.
 
-The files are in data/web/. They need no key, for they hold no secret: their requests show one. There are few and they
-are small, so all are kept in memory, and a name that is not among them is no file, whatever it looks like.
+The files are in data/web/. They hold no secret and need no key: the requests that they make do. There are few and they
+are small, so all of them are kept in memory, and any other name is not found, whatever it looks like.
 """
 
 from __future__ import annotations

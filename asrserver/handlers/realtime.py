@@ -1,8 +1,8 @@
 """/v1/realtime: OpenAI's Realtime interface for transcription, for clients that were written for it
 (protocol/realtime.py, realtime_session.py).
 
-A connection is one session to its client. Underneath there is none before its first audio, and another one where the
-client asks for something else later: the options of a session are for all of its audio.
+To its client, a connection is one session. Underneath, a session of this server begins with the first audio, and
+another one when the client asks for other options later: the options of a session hold for all of its audio.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Requests with a body: read as it comes, and answered only when it was read, errors too.
+"""Requests with a body, which is read as it comes. Answers follow when it was read, even errors.
 
-A server that answers and closes while its client is still sending resets the connection, and the client may never see
-the answer. So a refusal waits until the body has been read and dropped, for a while.
+If a server answers and closes while the client is still sending, the connection is reset, and the client may never see
+the answer. So a refusal waits, for a while, until the body has been read and dropped.
 
 Forms are parsed with `multipart` (MIT, no dependencies): it takes bytes as they come and gives parts as they come, does
 no I/O, and bounds headers. Tornado's own parser needs the whole body in memory; python-multipart calls back, which does
@@ -28,7 +28,7 @@ from asrserver.handlers.spool import Spool
 
 log = logging.getLogger("asrserver.rest")
 
-#: Tornado refuses larger bodies, in its own words; the handlers here have limits of their own.
+#: Tornado refuses larger bodies, with its own error; the handlers here have lower limits.
 NO_LIMIT = 1 << 62
 
 #: Bytes of a body at most where none is needed.
@@ -291,9 +291,9 @@ class UploadHandler(DrainingHandler):
                 self._start()
 
     def _start(self) -> None:
-        """Begin to transcribe before the body is read, if the fields and the first bytes are good as they are.
+        """Begin to transcribe before the whole body is read, if the fields and the first bytes are sufficient.
 
-        Otherwise what is wrong is found, and told, when all is there.
+        Otherwise errors are found, and reported, when everything is there.
         """
         try:
             asked = self.request_of(self.fields)
@@ -348,7 +348,7 @@ class UploadHandler(DrainingHandler):
         except AsrError as exc:
             if not self._headers_written:
                 raise
-            # The answer was begun: that it is cut off is all that can be said.
+            # The answer has begun: it can only be cut off.
             log.warning("%s %s: %s", self.request.method, self.request.path, exc)
             self.stream.close()
         except asyncio.CancelledError:
@@ -370,7 +370,7 @@ class UploadHandler(DrainingHandler):
     # -- the end -------------------------------------------------------------------------------------------------
 
     def on_connection_close(self) -> None:
-        """Cancel everything: nobody waits for it any more."""
+        """Cancel everything: the client is gone."""
         self._end()
 
     def on_finish(self) -> None:
@@ -391,7 +391,7 @@ class UploadHandler(DrainingHandler):
             job.cancel()
 
     def _check_client(self) -> None:
-        """End the request if its client sends nothing, or next to nothing, for too long."""
+        """End the request if its client sends nothing, or hardly anything, for too long."""
         since, received = self._paced
         if self._busy or self.spool.ended or self._received - received >= IDLE_BYTES:
             self._paced = time.monotonic(), self._received

@@ -1,7 +1,7 @@
 """The Wyoming port: translates the protocol of Home Assistant (protocol/wyoming.py) into sessions of the gateway.
 
-A connection is a bare TCP socket, without keys and TLS, which the protocol does not have. Each utterance, from
-audio-start to audio-stop, is a session; its audio goes in as it comes, and its answer is a transcript whatever happens.
+A connection is a bare TCP socket: the protocol has neither keys nor TLS. Each utterance, from audio-start to
+audio-stop, is a session. Its audio goes in as it comes, and it is always answered with a transcript, whatever happens.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ READ_BYTES = 1 << 16
 #: Bytes that wait for a client that does not read; then it is cut. Its answers are short.
 MAX_UNREAD = 1 << 16
 
-#: Seconds in which an event must have come whole, or each further piece of its payload.
+#: Seconds in which an event must be complete, or the next piece of its payload must come.
 EVENT_SECONDS = 30.0
 
 #: Seconds that describe waits for a worker: Home Assistant waits for one, and asks three times.
@@ -65,7 +65,7 @@ class WyomingConnection:
         return self._utterance is None or self._utterance.task.done()
 
     async def run(self) -> None:
-        """Serve it to its end."""
+        """Serve the connection until it ends."""
         try:
             release = await self.gateway.connect(self._address, None)
         except (Refused, Unavailable) as exc:
@@ -216,11 +216,11 @@ class WyomingConnection:
             self.close()
 
     def close(self) -> None:
-        """Close it when what was sent is on its way."""
+        """Close the connection when what was sent is on its way."""
         self._writer.close()
 
     async def _end(self) -> None:
-        """Close it, and wait until that is done: a regular close waits for ever for a client that does not read."""
+        """Close the connection, in bounded time: a regular close waits for ever for a client that does not read."""
         self.close()
         try:
             async with asyncio.timeout(self.gateway.settings.unread_timeout):

@@ -25,10 +25,10 @@ log = logging.getLogger("asrserver.wyoming")
 #: Bytes of audio that wait for their session before no more is read.
 MAX_WAITING_BYTES = 1 << 17
 
-#: Seconds within which a transcript follows audio-stop, be it an empty one. Home Assistant's pipeline waits as long.
+#: Seconds within which a transcript follows audio-stop, even an empty one. Home Assistant's pipeline waits that long.
 ANSWER_SECONDS = 300.0
 
-#: Seconds between two looks at something that also tells when it changes.
+#: Seconds between checks of something that also notifies when it changes.
 CHECK_SECONDS = 10.0
 
 #: Formats of an utterance's audio, one after another, at most.
@@ -76,7 +76,7 @@ class AudioPipe:
         self._changed = Notifier()
 
     async def put(self, data: bytes) -> bool:
-        """Add audio; wait while much of it is here. Returns False if none was taken for ANSWER_SECONDS."""
+        """Add audio, and wait while much of it is waiting. Returns False if none was taken for ANSWER_SECONDS."""
         if self._closed:
             return True
         self._pieces.append(data)
@@ -85,12 +85,12 @@ class AudioPipe:
         return await self._changed.wait_for(self._has_room, ANSWER_SECONDS)
 
     def end(self) -> None:
-        """No more follows."""
+        """Note that no more audio follows."""
         self._ended = True
         self._changed.notify()
 
     def close(self) -> None:
-        """Nobody takes it any more."""
+        """Drop the audio: nobody takes it any more."""
         self._closed = True
         self._pieces = []
         self._count(-self._size)
@@ -105,7 +105,7 @@ class AudioPipe:
         self._held.add("", size)
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The audio: at each time what has come by then."""
+        """Yield the audio, each time all that has come."""
         while self._pieces or not self._ended:
             if self._pieces:
                 data = b"".join(self._pieces)
@@ -169,7 +169,7 @@ class Utterance:
         beginning: The data of its audio-start.
 
     Attributes:
-        asked: As above; what is set before there is audio counts.
+        asked: As above; it may be changed until audio comes.
         stopped: Its audio has ended: an answer is owed.
         task: Ends with the answer.
     """
@@ -252,7 +252,7 @@ class Utterance:
     # -- the answer ----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        """Tell the text as it becomes final, and all of it at the end."""
+        """Send the text as it becomes final, and all of it at the end."""
         deadline = math.inf
         try:
             while not (self.stopped and all(part.job.done() for part in self._parts)):
@@ -271,7 +271,7 @@ class Utterance:
             self._cancel_jobs()
 
     def _tell(self) -> None:
-        """Tell what is new: further segments, or that a session has failed."""
+        """Send what is new: further segments, or that a session has failed."""
         segments = self._segments
         if len(segments) > self._told:
             if not self._told:
@@ -287,7 +287,7 @@ class Utterance:
                 self._fail(failure)
 
     def _answer(self) -> None:
-        # Of a command that was heard in part nothing is told: it may be another command.
+        # A command that was heard only in part is not sent: it may mean something else.
         text = wyoming.text_of(self._segments) if self._error is None else ""
         language = self._parts[-1].job.result().language if self._parts and self._error is None else None
         if not self._told:

@@ -27,7 +27,7 @@ class StreamState(msgspec.Struct, frozen=True):
         sample: The first sample, at 16 kHz, that may be part of a segment still to come.
         skip: Bytes of that entry that lie before the point.
         border: Where the decoder continues: at `sample`, or before it.
-        floors: Where each channel is recognised by itself, what `sample` is for each; `sample` is the least of them.
+        floors: Where channels are recognised separately: `sample` of each channel; `sample` is the lowest of them.
     """
 
     after: str
@@ -62,7 +62,7 @@ class SessionState(msgspec.Struct, frozen=True):
         taken: Index of the last chunk that was counted; -1: none.
         chunks: Chunks counted.
         damaged: Index of the last chunk whose damage was reported, before its answer; -1: none.
-        further: What `total` is, for the channels beside the first where each is recognised by itself.
+        further: The same as `total` in the further channels together, where channels are recognised separately.
         languages: What `language` is, of each such channel.
     """
 

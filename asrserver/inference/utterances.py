@@ -44,7 +44,7 @@ class RecognisedFile:
     Attributes:
         seconds: Of audio.
         segments: In the order in which they begin.
-        channels: Channels that were recognised, each by itself; 0 where they are mixed.
+        channels: Channels that were recognised separately; 0 where they are mixed.
         damage: The error of what could not be decoded; None: all could.
     """
 

@@ -2,7 +2,7 @@
 and of recordings (deepgram_recorded.py) have in common (developers.deepgram.com; the fields are those that Deepgram's
 own libraries, LiveKit and pipecat read).
 
-With `multichannel` each channel is recognised by itself.
+With `multichannel`, channels are recognised separately.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class Durable(Event, frozen=True, kw_only=True):
         total: Seconds of the session's audio that were recognised by then.
         language: ISO 639 code: the session's, as far as it is known; of a SegmentResult the segment's own.
         segments: The segments that are final by this event, in order: each segment is in exactly one event.
-        channels: Channels of the audio that are recognised, each by itself; 0 where they are mixed.
+        channels: Channels of the audio that are recognised separately; 0 where they are mixed.
         further: Seconds of audio in the channels beside the first, as `total` counts those of one.
         trace: Of a session that is traced; else None.
     """

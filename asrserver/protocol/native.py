@@ -51,7 +51,7 @@ from asrserver.protocol.options import Options, Resume, Start, seconds, unknown_
 #: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
 HEADER = struct.Struct("!IQ")
 
-#: Longest session id that an error repeats, in characters: no valid one is longer.
+#: Longest session id that an error quotes, in characters: no valid one is longer.
 MAX_NAME = 128
 
 #: Fields of `start`: others are refused. Clients of the ancestor that are written in Go send all fields of `chunk` too.
@@ -73,7 +73,7 @@ _FLAGS = {"resume", "queue_position", *(name for name, kind in _TYPES.items() if
 _NUMBERS = {"ack_interval", *(name for name, kind in _TYPES.items() if kind in (int, float, int | None, float | None))}
 _TRUTH = {"1": True, "true": True, "0": False, "false": False}
 
-#: Unknown fields that are named, and the characters of each name, at most.
+#: Maximum number of unknown fields that are named, and of characters of each name.
 MAX_WARNINGS = 10
 MAX_FIELD_NAME = 50
 
@@ -150,7 +150,7 @@ class ChunkAction:
 
     @property
     def is_large(self) -> bool:
-        """Whether `audio` takes long: `audio_slices` gives the same piece by piece."""
+        """Whether `audio` would take long: `audio_slices` returns the same piece by piece."""
         return isinstance(self.audio_data, str) and len(self.audio_data) > LARGE_TEXT
 
     def audio_slices(self) -> Iterator[bytes]:
@@ -233,7 +233,7 @@ def start_of_query(query: Mapping[str, str]) -> StartAction | None:
 
 
 def _value(name: str, text: str) -> Any:
-    """A parameter of a query as it would stand in JSON; what is no such value stays text, which is refused later."""
+    """A parameter of a query as it would be in JSON; an invalid value stays text, which is refused later."""
     if name in _FLAGS:
         return _TRUTH.get(text.lower(), text)
     if name in _NUMBERS:
@@ -259,7 +259,7 @@ def _warnings(message: dict[str, Any]) -> tuple[str, ...]:
 
 
 def named(session_id: Any) -> dict[str, Any]:
-    """Repeat in an error's details the session that a client named; nothing where it is no id."""
+    """The session that a client named, for the details of an error; nothing if it is not an id."""
     return {"session_id": session_id} if isinstance(session_id, str) and 0 < len(session_id) <= MAX_NAME else {}
 
 
@@ -334,8 +334,8 @@ def _received(event: Received) -> dict[str, Any]:
 
 
 def _by_channel(event: Durable) -> dict[str, Any]:
-    """The field with the segments of an event other than a SegmentResult, where channels are recognised by themselves:
-    its text is that of all."""
+    """The field with the segments of an event whose text is that of all channels, where these are recognised
+    separately."""
     segments = [segment.asdict() for segment in event.segments if segment.channel is not None]
     return {"segments": segments} if segments else {}
 

@@ -1,4 +1,4 @@
-"""What a client asks for of a session: its id, its owner's name for its user, and how its audio is to be recognised.
+"""What a client asks for: the id of the session, its user, and how its audio is to be recognised.
 
 Every protocol translates its own start message into a `Start`; what is allowed is decided here, once for all of them.
 """
@@ -22,16 +22,16 @@ from asrserver.text import numerals, script
 #: direction of the text after them.
 SESSION_ID = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069{}]{1,128}")
 
-#: Seconds between partial results, if nothing else is asked for.
+#: Seconds between partial results, by default.
 PARTIAL_INTERVAL = 0.5
 
 #: Longest prompt and list of hot words, in characters.
 MAX_TEXT = 1000
 
-#: Between hot words: a model takes them for a text that came before.
+#: Stands between hot words: the model reads them as a text that came before.
 WORD_SEPARATOR = ", "
 
-#: How clients write what is true, in lower case.
+#: Values that mean true, in lower case.
 TRUE = ("true", "1", "yes", "on")
 
 #: Longest name of a model, in characters: a directory is one.
@@ -43,7 +43,7 @@ MAX_QUOTED_NAME = 64
 MODES = ("auto", "chunk", "stream")
 FORMATS = ("auto", "file", "pcm_s16le", "pcm_f32le", "pcm_mulaw", "pcm_alaw", "opus")
 
-#: Highest number of an audio track: more are in no file that is decoded.
+#: Highest number of an audio track: no file that is decoded has more.
 MAX_TRACK = 63
 
 #: Bytes of a sample of headerless audio, where they are not 2.
@@ -53,12 +53,12 @@ _WIDTHS = {"pcm_f32le": 4, "pcm_mulaw": 1, "pcm_alaw": 1}
 _OPUS_BYTES = 8000
 CHANNEL_MODES = ("mix", "separate")
 
-#: Most channels of headerless audio of which each is recognised by itself; as audio/selection.py has it for all audio.
+#: Most channels of headerless audio that are recognised separately; audio/selection.py has the same for all audio.
 MAX_CHANNELS = 8
 
 TASKS = ("transcribe", "translate")
 
-#: A form that is left to the model, also where the server's setting says another one.
+#: The value that leaves a form to the model, whatever the server's setting says.
 ANY = "any"
 
 #: The forms of `normalise`: what each may be, and the languages that have it.
@@ -100,14 +100,14 @@ class Normalise(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(**given)
 
     def check(self, language: str | None) -> None:
-        """Refuse what texts of a language cannot be written in; None: it is not known. Raises BadRequest."""
+        """Refuse a form that texts of a language cannot have; None: it is not known. Raises BadRequest."""
         for name, (_, possible) in FORMS.items():
             form = getattr(self, name)
             if form not in (None, ANY) and language is not None and language not in possible:
                 raise _bad("normalise", f"cannot write {language} with {name}={form}, only {', '.join(possible)}")
 
     def or_else(self, other: Normalise) -> Normalise:
-        """The same, with the forms of another where this one says none."""
+        """The same, with the forms of another one where this one has none."""
         return Normalise(self.script or other.script, self.numerals or other.numerals)
 
 
@@ -132,7 +132,7 @@ class Options(msgspec.Struct, frozen=True):
         partials: Whether partial results are wanted.
         partial_interval: Seconds between partial results of a segment; 0.1 to 10. Under load they come less often.
         silence: Seconds of quiet that end a segment; 0.1 to 5. None: the worker's setting.
-        speech_events: Whether the beginning of speech is told, before there is text, in stream mode.
+        speech_events: Whether the beginning of speech is reported, before there is text, in stream mode.
         word_timestamps: Whether segments come with their words and their times.
         model: Name of the model that recognises it; None: that of whichever worker takes it.
         normalise: How texts are written.
@@ -215,7 +215,7 @@ class Options(msgspec.Struct, frozen=True):
 
     @property
     def separate(self) -> bool:
-        """Whether each channel is recognised by itself."""
+        """Whether channels are recognised separately."""
         return self.channel_mode == "separate"
 
     @property
@@ -230,7 +230,7 @@ class Options(msgspec.Struct, frozen=True):
 
     @property
     def borderless(self) -> bool:
-        """Whether it means nothing where a chunk ends and the next begins."""
+        """Whether chunks may be joined: where one ends means nothing."""
         return self.mode == "stream" and self.format not in ("auto", "opus")
 
 
@@ -242,7 +242,7 @@ class Start:
         session_id: Its id; empty where the client leaves it to the server.
         user_id: Whose session it is, in the client's words; may be empty.
         options: How its audio is recognised.
-        resumable: Whether the client says that it resumes after a lost connection: it need not be waited for.
+        resumable: Whether the client says that it resumes after a lost connection: a shutdown need not wait for it.
     """
 
     session_id: str

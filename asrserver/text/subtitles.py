@@ -1,6 +1,6 @@
 """The text of a session as plain text, SubRip or WebVTT. Sessions are dicts as storage returns them, with segments.
 
-Where channels were recognised each by itself, each text says its channel, counted from 1 as people count, and cues of
+Where channels were recognised separately, each text says its channel, counted from 1 as people count, and cues of
 different channels may be shown at the same time.
 """
 
