@@ -105,6 +105,22 @@
     check("result", [(await result).text, one.state, next.closed], ["a", "over", true]);
     one.send(Uint8Array.of(1)); // in vain, but no error: a microphone may have some left
 
+    // A chunk that was refused last is refused again after a lost connection, or those after it would be out of order.
+    one = session();
+    const errors = [];
+    one.addEventListener("error", ({ detail }) => errors.push(detail.code));
+    socket = await opened();
+    socket.answer(STARTED);
+    for (const byte of [7, 8, 9]) one.send(Uint8Array.of(byte));
+    socket.answer({ type: "ack", status: "received", chunk_index: 0, through: true });
+    socket.answer({ type: "error", code: "quota_exceeded", message: "", chunk_index: 1, retry_after: 30 });
+    await lose(socket);
+    socket = await opened();
+    socket.answer({ type: "ack", status: "session_resumed", state: "recording", next_chunk_index: 1 });
+    check("sent behind a refused one", socket.sent.slice(1).map((frame) => [frame[11], ...frame.slice(12)]), [[1], [2, 9]]);
+    socket.answer({ type: "error", code: "empty_chunk", message: "", chunk_index: 1 });
+    check("refused once", errors, ["quota_exceeded"]);
+
     // The answer to a start is lost.
     one = session();
     await lose(await opened());

@@ -424,13 +424,16 @@ export class Session extends EventTarget {
     if (first) this.#emit("open", message);
     this.#tell(this.#ended ? "finishing" : "open");
     if (message.state && message.state !== "recording") return; // it takes no more audio
-    for (const [index, audio] of this.#chunks) this.#write(index, audio);
+    for (let index = message.next_chunk_index ?? 0; index < this.#next; index++) {
+      this.#write(index, this.#chunks.get(index) ?? new ArrayBuffer(0)); // without audio: it was refused, and must be again
+    }
     if (this.#ended) this.#say({ action: "finish", session_id: this.id });
   }
 
   #refused({ code, message, retry_after, ...details }) {
     const error = new AsrError(code, message, { retryAfter: retry_after, ...details });
     if (code === "session_detached") return; // the answer to what was on its way when `resume` was asked for
+    if (code === "empty_chunk") return; // to a chunk that was refused before the connection was lost
     if (code === "session_exists" && !this.#started && this.#starts > 1) {
       this.#started = true; // an earlier start arrived, its answer did not
       this.#open();
