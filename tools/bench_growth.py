@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure how cost grows: with idle connections, with streams, with the length of a session, with the history.
 
-    python tools/bench_growth.py connections|streams|length|history|all [--out build/growth] [--quick]
+    python tools/bench_growth.py connections|streams|base|length|history|all [--out build/growth] [--quick]
 
 Prints one table per part, with the ratio of each figure to that of the first row. Writes DIR/growth-PART.json, with the
 machine, the commit and the load before the run, and a chart DIR/growth-PART.png. Each part has its own Redis,
@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ import matplotlib as mpl
 import orjson
 import psutil
 import psycopg2
+import real_voices
 import redis
 from bench_rest import FILL, Statement, detail, page
 from benching import (
@@ -195,22 +196,37 @@ def health(gateway: System, seconds: float) -> list[float]:
 # -- streams ---------------------------------------------------------------------------------------------------------
 
 
+#: The charts of streams.
+STREAM_PANELS = {
+    "millicores per stream": [*KINDS, "tester", "sum"],
+    "cores": ["cores needed"],
+    "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
+}
+
+
 def streams(quick: bool) -> Growth:
     """10 to 500 live streams of the load test, with speech three tenths of the time."""
-    growth = Growth(
-        "streams",
-        {
-            "millicores per stream": [*KINDS, "tester", "sum"],
-            "cores": ["cores needed"],
-            "finalisation, s": ["finalisation p50, s", "finalisation p95, s"],
-        },
-    )
-    with servers() as own, system(own, "run") as server:
-        for count in (10, 50, 100) if quick else (10, 50, 100, 250, 500):
-            plan = Plan(
-                urls=(f"ws://127.0.0.1:{server.port}/ws/asr",), connections=count, duration=15.0, talk_ratio=0.3
+    return streaming((10, 50, 100) if quick else (10, 50, 100, 250, 500), "demo", duration=15.0)
+
+
+def base(quick: bool) -> Growth:
+    """1 to 12 live streams of an audio book with the model base: what a heavy model leaves to the rest."""
+    real_voices.fetch([real_voices.BOOK])
+    folder = real_voices.DIRECTORY / real_voices.BOOK / real_voices.PLACES[real_voices.BOOK]
+    spoken = tuple((str(folder / f"{voice.name}.wav"), voice.text) for voice in real_voices.book())
+    options: dict[str, Any] = {"audio": spoken, "language": "en", "max_word_errors": 0.2}
+    return streaming((1, 4, 8) if quick else (1, 4, 8, 12), "base", duration=30.0, **options)
+
+
+def streaming(counts: Sequence[int], model: str, **plan: Any) -> Growth:
+    """Rows of `of_streams` for so many streams at once."""
+    growth = Growth("streams", STREAM_PANELS)
+    with servers() as own, system(own, "run", "--model", model) as server:
+        url = f"ws://127.0.0.1:{server.port}/ws/asr"
+        for count in counts:
+            outcome = run(
+                Plan(urls=(url,), connections=count, talk_ratio=0.3, **plan), processes(server, own), Silent()
             )
-            outcome = run(plan, processes(server, own), Silent())
             growth.rows.append(of_streams(outcome))
             print(f"  {count} streams: {outcome.stats.right} of {outcome.stats.sessions} sessions right", flush=True)
     return growth
@@ -402,6 +418,7 @@ def both(
 PARTS: dict[str, Callable[[bool], Growth]] = {
     "connections": connections,
     "streams": streams,
+    "base": base,
     "length": length,
     "history": history,
 }
