@@ -1,6 +1,6 @@
 """Takes clients' audio and passes it to Redis: order, limits and back-pressure are decided in one place.
 
-Order         a chunk is the next of its session, one that came before, or one that was refused (Session.accept)
+Order         a chunk is the next of its session, one that came before, or one that was refused (ChunkOrder)
 Limits        its size, the session's length and speed, the key's audio a minute (Admission.chunk)
 Back-pressure whether more may be read before Redis and the workers have caught up (RoomGate.for_audio)
 """
@@ -102,19 +102,19 @@ class Intake:
             Refused: A limit is reached.
         """
         if not data:
-            where = session.where(index)
-            session.refuse(where.get("chunk_index"))
+            where = session.order.where(index)
+            session.order.refuse(where.get("chunk_index"))
             raise BadRequest("empty_chunk", "the chunk has no audio", **where)
-        sent, (index, fresh) = index, session.accept(index)
+        sent, (index, fresh) = index, session.check_chunk(index)
         if not fresh:
             self._repeat(session, index)
             return self._accepted(session)
-        missing = session.missing
+        missing = session.order.missing
         try:
             self._admit(session, index, data)
         except Refused:
             is_first = not missing.is_certain
-            session.refuse(index)
+            session.order.refuse(index)
             missing.refuse(sent, data)
             if is_first:
                 self._sessions.save_missing([session])
@@ -139,7 +139,9 @@ class Intake:
             each must be offered by itself, so that those within the limit are accepted.
         """
         largest = max(map(len, pieces))
-        if not all(pieces) or largest > LARGE_BYTES or not session.follows(index, len(pieces)):
+        if not all(pieces) or largest > LARGE_BYTES:
+            return None
+        if session.state != "recording" or not session.order.follows(index, len(pieces)):
             return None
         seconds, length = self._backlog.measure(
             session.id, pieces[0], sum(map(len, pieces)), session.pcm_rate, session.options.separate
@@ -148,7 +150,7 @@ class Intake:
             self._admission.chunk(session, largest, seconds, length + seconds)
         except Refused:
             return None
-        self._append(session, session.next_index, pieces)
+        self._append(session, session.order.next_index, pieces)
         return self._accepted(session)
 
     def refuse_unread(self, sessions: Collection[Session], index: int | None = None, certain: bool = False) -> None:
@@ -159,10 +161,14 @@ class Intake:
             index: The chunk's index, as far as it could be read.
             certain: Whether it can only have been a chunk of one of these sessions.
         """
-        known = {session for session in sessions if (session.missing.is_certain if certain else session.missing)}
+        changed = []
         for session in sessions:
-            session.refuse_unread(index, certain)
-        self._sessions.save_missing([session for session in sessions if session.missing and session not in known])
+            missing = session.order.missing
+            before = missing.is_certain if certain else bool(missing)
+            session.order.refuse_unread(index, certain)
+            if missing and not before:
+                changed.append(session)
+        self._sessions.save_missing(changed)
 
     def _accepted(self, session: Session) -> Accepted:
         wait = self._room.for_audio(session)
@@ -175,14 +181,14 @@ class Intake:
             self._room.check_large(session.owner, len(data))
             self._admission.chunk(session, len(data), seconds, length)
         except Refused as exc:
-            exc.details |= session.where(index)
+            exc.details |= session.order.where(index)
             if exc.code == "session_too_long":
                 self._sessions.end(session, "interrupted")
             raise
 
     def _append(self, session: Session, index: int, pieces: list[bytes]) -> None:
         """Write chunks to Redis, in one entry if they are several."""
-        before, count, size = session.last, len(pieces), sum(map(len, pieces))
+        before, count, size = session.order.last, len(pieces), sum(map(len, pieces))
         session.appending(index, count, size)
         if size > LARGE_BYTES:
             self._held.add(session.owner, size)
@@ -197,7 +203,7 @@ class Intake:
             session.options.separate,
         )
         done = partial(self._appended, session, index, pieces, size, time.monotonic())
-        self._broker.append(session.id, index, before, pieces, session.borderless, done)
+        self._broker.append(session.id, index, before, pieces, session.joinable, done)
 
     def _appended(
         self, session: Session, index: int, pieces: list[bytes], size: int, taken: float, error: Exception | None

@@ -1,6 +1,7 @@
-"""One session as its gateway sees it: its state, and the order of its chunks and of its results.
+"""One session as its gateway sees it: its state, its acknowledgements, and the order of its results.
 
-It knows neither Tornado nor Redis. It gives its events to `send`, in the order in which the client gets them.
+The order of its chunks is in chunk_order.py. It knows neither Tornado nor Redis. It gives its events to `send`, in the
+order in which the client gets them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asrserver.errors import AsrError, BadRequest, Refused
-from asrserver.gateway.missing_audio import MAX_REFUSED, MissingAudio
+from asrserver.gateway.chunk_order import ChunkOrder
 from asrserver.protocol.events import (
     Final,
     Flushed,
@@ -28,9 +29,6 @@ from asrserver.protocol.options import Options
 if TYPE_CHECKING:
     from asrserver.gateway.rate_limits import RateMeter
     from asrserver.telemetry.gateway_traces import SessionTrace
-
-#: Chunk indexes are below this: far below the 64 bits of a Redis stream id, and more than any client sends.
-MAX_INDEX = 2**48
 
 #: Flushes of one session that may wait for their answer: each is an entry in Redis.
 MAX_FLUSHES = 32
@@ -54,7 +52,7 @@ class Session:
         state: recording (it accepts audio), finishing (its results are awaited), or over.
         send: Sends its events to its client; None while there is none.
         pcm_rate: Bytes of its headerless audio that count as one second.
-        borderless: Whether chunks may be joined: where one ends means nothing.
+        joinable: Whether chunks may be joined: where one ends means nothing.
         live: Whether its chunks are pieces of a stream, which have no results of their own.
         rate_meter: Measures its audio against the clock; None until its first chunk.
         ack_interval: Seconds for which an acknowledgement may wait for further chunks; 0: none waits.
@@ -65,7 +63,7 @@ class Session:
         resumable: Whether its client said that it will resume; then a shutdown need not wait for it.
         resume_by: Until when (time.monotonic()) its client may resume; None while it is connected.
         replaying: Whether missed events are being sent to its client; new ones wait until then.
-        missing: Its audio that was refused, and was not sent again.
+        order: The order of its chunks.
         flushes: How often it was flushed.
         flushed: How many of these flushes were answered.
         move: How often the session had moved between gateways when this one got it.
@@ -82,19 +80,12 @@ class Session:
     __slots__ = (
         "_acknowledged",
         "_answered",
-        "_copied",
-        "_copies",
         "_delayed",
         "_delayed_bytes",
-        "_first",
         "_held",
-        "_last",
-        "_refused",
         "_seq",
-        "_skips",
         "_unacknowledged",
         "ack_interval",
-        "borderless",
         "bytes_in",
         "chunk_count",
         "failed",
@@ -102,14 +93,15 @@ class Session:
         "flushes",
         "heard",
         "id",
+        "joinable",
         "last_event",
         "live",
         "missed",
-        "missing",
         "move",
         "named",
         "opened",
         "options",
+        "order",
         "owner",
         "pcm_rate",
         "rate_meter",
@@ -137,7 +129,7 @@ class Session:
         self.owner = owner
         self.options = options
         self.pcm_rate = options.cost_rate
-        self.borderless = options.borderless
+        self.joinable = options.joinable
         self.live = options.mode == "stream"
         self.rate_meter: RateMeter | None = None
         self.send = send
@@ -148,17 +140,12 @@ class Session:
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None
-        self.missing = MissingAudio()
+        self.order = ChunkOrder(sid)
         self.flushes = self.flushed = 0
         self.move = 0
         self.bytes_in = 0
         self.results = 0
         self.last_event = "0-1"
-        self._first = 0
-        self._last: int | None = None  # index of the last accepted chunk
-        self._skips = 0  # refused indexes after _last: the next chunk may have one of them, or the following one
-        self._refused: set[int] = set()
-        self._copied, self._copies = -1, 0  # index of the last copied chunk, and copies of it in a row
         self._unacknowledged: dict[int, int] = {}  # index → acknowledgements owed
         self.chunk_count = 0
         self._acknowledged = -1  # index of the last acknowledged chunk
@@ -201,9 +188,9 @@ class Session:
         session.flushes = session.flushed = int(fields.get("flushes", 0))
         session.state = "finishing" if "end" in fields else "recording"
         if "last" in fields:
-            session._first, session._last = int(fields["first"]), int(fields["last"])
-            session._acknowledged = session._last
-        session.missing.restore(fields.get("missing", ""), session._last)
+            session._acknowledged = int(fields["last"])
+            session.order.restore(int(fields["first"]), session._acknowledged)
+        session.order.missing.restore(fields.get("missing", ""), session.order.last)
         first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
         if last_seq > last:
             raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
@@ -223,20 +210,10 @@ class Session:
         return Resumed(
             session_id=self.id,
             state=self.state,
-            next_chunk_index=self.next_index,
+            next_chunk_index=self.order.next_index,
             missed=self.missed,
             flushes=self.flushes,
         )
-
-    @property
-    def last(self) -> int | None:
-        """The index of the last accepted chunk; None if there is none."""
-        return self._last
-
-    @property
-    def next_index(self) -> int:
-        """The index that follows that of the last accepted chunk."""
-        return 0 if self._last is None else self._last + 1
 
     @property
     def owed(self) -> bool:
@@ -292,97 +269,19 @@ class Session:
         self.flushes += 1
         return self.flushes
 
-    def accept(self, index: Any) -> tuple[int, bool]:
-        """Check the order of a chunk.
-
-        The first index of a session may be any; each further one is the one before plus one. A chunk that was refused
-        may be sent again, or left out.
-
-        Args:
-            index: `chunk_index` as the client sent it; None: the next.
-
-        Returns:
-            The index, and whether the chunk is new; if not, it is a copy of an accepted one.
+    def check_chunk(self, index: Any) -> tuple[int, bool]:
+        """Check whether a chunk may come; see ChunkOrder.check.
 
         Raises:
             BadRequest: It is out of order, or the session accepts no more audio.
         """
         if self.state != "recording":
             raise BadRequest("session_finished", "the session accepts no more audio", session_id=self.id)
-        following = self.next_index
-        if index == following and type(index) is int and index < MAX_INDEX:
-            return index, True
-        if index is None:
-            index = following + self._skips
-        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < MAX_INDEX:
-            raise BadRequest("bad_index", "chunk_index must be a whole number from 0", session_id=self.id)
-        if self._last is None:
-            return index, True
-        if index in self._refused and index < following:
-            raise BadRequest(
-                "chunk_refused", "this chunk was refused, and later ones were accepted", **self.where(index)
-            )
-        if index <= self._last:
-            if index < self._first:
-                raise self._gap(index, following)
-            return index, False
-        if index > following + self._skips:
-            raise self._gap(index, following)
-        return index, True
-
-    def follows(self, index: int | None, count: int) -> bool:
-        """Whether `count` chunks, from `index` on (None: the next), are all new and in order."""
-        if self.state != "recording" or self._skips or self.missing.is_awaited:
-            return False
-        if self.next_index + count > MAX_INDEX:
-            return False
-        return index is None or index == self.next_index
-
-    def _gap(self, index: int, expected: int) -> BadRequest:
-        return BadRequest(
-            "chunk_gap",
-            f"chunk {index} was sent where {expected} was expected",
-            expected=expected,
-            **self.where(index),
-        )
-
-    def where(self, index: Any) -> dict[str, Any]:
-        """Name a chunk in the details of an error; `index` is as the client sent it."""
-        return {"session_id": self.id} | ({"chunk_index": index} if isinstance(index, int) else {})
-
-    def refuse(self, index: int | None = None) -> None:
-        """Note that a chunk was refused, perhaps unread: the client may send it again, or go on with the next one.
-
-        Where audio was refused, tell `missing` as well.
-        """
-        if self._last is None:
-            return
-        position = self._last + 1 + self._skips
-        if (index is None or index == position) and len(self._refused) < MAX_REFUSED:
-            self._refused.add(position)
-            self._skips += 1
-
-    def refuse_unread(self, index: int | None = None, certain: bool = False) -> None:
-        """Note that a message was refused unread, which may have been the next chunk.
-
-        Args:
-            index: The chunk's index, if it could be read.
-            certain: Whether the message can only have been audio of this session.
-        """
-        position = self.next_index + self._skips
-        self.refuse(index)
-        if certain:
-            self.missing.refuse(position)
-        elif self._last is not None and index in (None, position):  # the first chunk may have any index
-            self.missing.doubt(position)
+        return self.order.check(index)
 
     def appending(self, index: int, count: int, size: int) -> None:
         """Note that `count` new chunks of `size` bytes together, from `index` on, are on their way to Redis."""
-        if self._last is None:
-            self._first = index
-        self._last = index + count - 1
-        self._skips = 0
-        self._refused.difference_update(range(index, index + count))
+        self.order.accept(index, count)
         self.bytes_in += size
         self._unacknowledged |= dict.fromkeys(range(index, index + count), 1)
 
@@ -396,9 +295,7 @@ class Session:
             self._unacknowledged[index] += 1
         else:
             self._tell(Received(self.id, index))
-        self._copies = self._copies + 1 if index == self._copied else 1
-        self._copied = index
-        return self._copies
+        return self.order.count_copy(index)
 
     def appended(self, index: int, size: int = 0, count: int = 1) -> bool:
         """Note that Redis has chunks: acknowledge them, and deliver the results that waited for it.

@@ -225,7 +225,7 @@ class Sessions(Mapping[str, Session]):
             before.end_trace("resumed")
             session.rate_meter = before.rate_meter
             if before.move + 1 == session.move:  # no other gateway had it meanwhile: `before` knows more than Redis
-                session.missing.restore(str(before.missing), session.last)
+                session.order.missing.restore(str(before.order.missing), session.order.last)
         if session.state != "over":
             session.trace = gateway_traces.resume_session(sid, fields)
             self._open[sid] = session
@@ -234,7 +234,7 @@ class Sessions(Mapping[str, Session]):
         elif before is not None:  # its final event was not delivered here, and its client has it already
             self.delivery.note_delivered(before, events[-1])
         self._write_behind.mark_dirty(sid)
-        log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.next_index)
+        log.info("session=%s resumed state=%s next_chunk=%d", sid, session.state, session.order.next_index)
         return session, [event for event in events if event.seq > last_seq]
 
     def flush(self, session: Session) -> int:
@@ -259,7 +259,8 @@ class Sessions(Mapping[str, Session]):
         session.require_recording()
         session.acknowledge()
         session.resume_by = None  # the client may be gone by now, but has sent all that it wanted to send
-        self.end(session, "interrupted" if session.missing.is_certain else "done", last=session.last)
+        status = "interrupted" if session.order.missing.is_certain else "done"
+        self.end(session, status, last=session.order.last)
 
     def save_missing(self, sessions: Collection[Session]) -> None:
         """Have Redis know what is missing of sessions before the next `repair`: they may be resumed elsewhere."""
@@ -398,8 +399,8 @@ class Sessions(Mapping[str, Session]):
         reason = error if isinstance(error, AsrError) else Unavailable("broker_error", "the chunk was refused", 5.0)
         log.error("session=%s chunk=%d could not be written: %s", session.id, index, error)
         session.failed = reason
-        if session.last is not None:
-            session.missing.refuse(session.last)  # and with it all before that Redis does not have: order is kept
+        if (last := session.order.last) is not None:
+            session.order.missing.refuse(last)  # and with it all before that Redis does not have: order is kept
         session.leave(reason, chunk_index=index, resumable=reason.code.startswith("broker_"))
         if reason.code == "session_moved":
             self._over(session, "moved")
@@ -417,7 +418,7 @@ class Sessions(Mapping[str, Session]):
 
 def _missing(sessions: Mapping[str, Session]) -> dict[str, str]:
     """The field `missing` of those of the sessions that have it."""
-    return {sid: str(session.missing) for sid, session in sessions.items() if session.missing}
+    return {sid: str(missing) for sid, session in sessions.items() if (missing := session.order.missing)}
 
 
 def _log_end(session: Session, how: str) -> None:

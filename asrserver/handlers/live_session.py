@@ -128,7 +128,7 @@ class LiveSessionConnection(WebSocketConnection):
 
     def take_run(self, messages: list[bytes]) -> Accepted | None:
         session = self.session
-        return None if session is None or not session.borderless else self.gateway.offer_run(session, messages)
+        return None if session is None or not session.joinable else self.gateway.offer_run(session, messages)
 
     async def _room(self, session: Session, wait: Awaitable[bool] | None) -> None:
         """Wait until there is room for more audio: these clients do not send again what is refused.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from asrserver.errors import AsrError, BadRequest
-from asrserver.gateway.session import MAX_INDEX, Session
+from asrserver.gateway.chunk_order import MAX_INDEX
+from asrserver.gateway.session import Session
 from asrserver.protocol.native import HEADER, MAX_NAME, Link, named
 
 #: Ended sessions of a connection that are remembered, so that they can be told from unknown ones.
@@ -115,12 +116,12 @@ class ConnectionSessions(dict[str, Session]):
         """
         session = self.current
         if not self.channels:
-            return (session, frames, None) if session is not None and session.borderless else None
+            return (session, frames, None) if session is not None and session.joinable else None
         if len(frames[0]) < HEADER.size:
             return None
         channel, index = HEADER.unpack_from(frames[0])
         session = self.get(self.channels.get(channel, ""))
-        if session is None or not session.borderless or index >= MAX_INDEX:
+        if session is None or not session.joinable or index >= MAX_INDEX:
             return None
         heads = [HEADER.pack(channel, number) for number in range(index, index + len(frames))]
         if not all(map(bytes.startswith, frames, heads)):

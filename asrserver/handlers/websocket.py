@@ -126,7 +126,7 @@ class NativeWebSocketHandler(WebSocketConnection):
         try:
             audio = action.audio()
         except BadRequest as exc:
-            exc.details |= session.where(action.chunk_index)
+            exc.details |= session.order.where(action.chunk_index)
             raise
         return self.gateway.offer(session, audio, action.chunk_index).wait
 
@@ -141,7 +141,7 @@ class NativeWebSocketHandler(WebSocketConnection):
             if wait is not None:
                 await wait
         except AsrError as exc:
-            exc.details = session.where(action.chunk_index) | exc.details
+            exc.details = session.order.where(action.chunk_index) | exc.details
             self.refuse_message(exc)
 
     async def _start(self, action: native.StartAction) -> None:

@@ -229,7 +229,7 @@ class Options(msgspec.Struct, frozen=True):
         return self.bytes_per_second / (self.channels if self.separate else 1)
 
     @property
-    def borderless(self) -> bool:
+    def joinable(self) -> bool:
         """Whether chunks may be joined: where one ends means nothing."""
         return self.mode == "stream" and self.format not in ("auto", "opus")
 

@@ -243,7 +243,7 @@ async def test_refusals_are_events(
 
     def refuse(session: Session, index: int, data: bytes) -> None:
         if data == b"1":
-            raise Refused(429, "too_fast", "too fast", retry_after=0.1, **session.where(index))
+            raise Refused(429, "too_fast", "too fast", retry_after=0.1, **session.order.where(index))
         admit(session, index, data)
 
     def grew(owner: str, before: int, now: int) -> bool:

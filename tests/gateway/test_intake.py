@@ -45,7 +45,7 @@ class FakeBroker:
         index: int,
         before: int | None,
         pieces: list[bytes],
-        borderless: bool,
+        joinable: bool,
         done: Callable[[Exception | None], None],
     ) -> None:
         self.appended.append((index, before, pieces))
@@ -71,7 +71,7 @@ class FakeSessions:
         session.state = "finishing"
 
     def save_missing(self, sessions: Collection[Session]) -> None:
-        self.saved += [str(session.missing) for session in sessions]
+        self.saved += [str(session.order.missing) for session in sessions]
 
     def give_up(self, session: Session, index: int, error: Exception) -> None:
         self.failed.append((session, index, error))
@@ -172,7 +172,7 @@ def test_what_is_refused_changes_nothing(
     harness.intake.offer(harness.session, PIECE, 0)
     assert harness.code(data, index) == (code, details)
     assert len(harness.broker.appended) == 1
-    assert harness.session.next_index == 1
+    assert harness.session.order.next_index == 1
 
 
 def test_a_copy_is_acknowledged_with_its_chunk_or_at_once(harness: Harness) -> None:
@@ -246,13 +246,15 @@ def test_a_run_that_is_not_all_right_is_not_taken(stream: Harness, settings: Set
     stream.intake.offer(stream.session, PIECE, 0)
     for pieces, index in (([PIECE, b""], 1), ([PIECE] * 2, 2), ([PIECE] * 2, 0), ([PIECE, bytes(100_001)], 1)):
         assert stream.intake.offer_run(stream.session, pieces, index) is None
-    stream.session.refuse()  # the next may be this one, or the one after it
+    stream.session.order.refuse()  # the next may be this one, or the one after it
     assert stream.intake.offer_run(stream.session, [PIECE] * 2) is None
     assert len(stream.broker.appended) == 1
     short = Harness(replace(settings, max_session=0.25), STREAM)
     assert short.intake.offer_run(short.session, [PIECE] * 4) is None
     assert short.sessions.ended == []
     assert short.intake.offer_run(short.session, [PIECE] * 2) is ACCEPTED
+    short.session.state = "finishing"
+    assert short.intake.offer_run(short.session, [PIECE]) is None
 
 
 def test_a_run_too_fast_is_not_taken(settings: Settings) -> None:

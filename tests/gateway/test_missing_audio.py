@@ -34,7 +34,9 @@ def refusing(monkeypatch: pytest.MonkeyPatch) -> set[bytes]:
 
     def refuse(intake: Any, session: Session, index: int, data: bytes) -> None:
         if data in refused:
-            raise Refused(429, "quota_exceeded", "no more in this minute", retry_after=0.1, **session.where(index))
+            raise Refused(
+                429, "quota_exceeded", "no more in this minute", retry_after=0.1, **session.order.where(index)
+            )
         before(intake, session, index, data)
 
     monkeypatch.setattr(Intake, "_admit", refuse)
@@ -242,7 +244,7 @@ async def test_a_session_that_is_resumed(
                 await ws.send(sent(index, data))
         accepted = sum(data != UNWANTED for _, data in before)
         await until(lambda: sum(m.get("status") == "received" for m in ws.messages) == accepted)
-        missing = gateways[0].gateway.sessions["s"].missing
+        missing = gateways[0].gateway.sessions["s"].order.missing
         if left == "closed":
             await ws.close()
         with redis.Redis.from_url(redis_url, decode_responses=True) as client:
@@ -323,5 +325,5 @@ def test_what_redis_has_of_doubts() -> None:
 def test_a_garbled_message_before_the_first_chunk_is_no_chunk() -> None:
     """The first chunk may have any index."""
     session = Session("s", "", Options(), None)
-    session.refuse_unread()
-    assert not session.missing.is_awaited
+    session.order.refuse_unread()
+    assert not session.order.missing.is_awaited

@@ -1,4 +1,4 @@
-"""session.py: the order of chunks and results, without servers and sockets."""
+"""session.py and chunk_order.py: the order of chunks and results, without servers and sockets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from asrserver.errors import BadRequest
+from asrserver.gateway.chunk_order import MAX_INDEX
 from asrserver.gateway.missing_audio import MAX_REFUSED
-from asrserver.gateway.session import MAX_INDEX, MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, Session
+from asrserver.gateway.session import MAX_UNACKNOWLEDGED, MAX_UNACKNOWLEDGED_BYTES, Session
 from asrserver.protocol.events import ChunkResult, Partial, Received, Result, SessionEvent
 from asrserver.protocol.options import Options
 from tests.events import durable
@@ -23,7 +24,7 @@ class Client:
 
     def send(self, index: int | None, size: int = 10) -> int:
         """Offer a chunk, as the gateway does."""
-        index, fresh = self.session.accept(index)
+        index, fresh = self.session.check_chunk(index)
         if fresh:
             self.session.appending(index, 1, size)
         else:
@@ -33,7 +34,7 @@ class Client:
     def code(self, index: Any) -> str:
         """The code with which a chunk is refused."""
         with pytest.raises(BadRequest) as caught:
-            self.session.accept(index)
+            self.session.check_chunk(index)
         return caught.value.code
 
     def summary(self) -> list[tuple[str, int | None]]:
@@ -64,7 +65,7 @@ def test_the_first_index_may_be_any_and_then_each_is_the_next(client: Client) ->
     assert client.code(11) == "chunk_gap"
     assert client.code(6) == "chunk_gap"
     with pytest.raises(BadRequest) as caught:
-        client.session.accept(12)
+        client.session.check_chunk(12)
     assert (caught.value.details["expected"], caught.value.details["chunk_index"]) == (10, 12)
 
 
@@ -92,10 +93,10 @@ def test_a_chunk_twice_is_acknowledged_twice(client: Client) -> None:
 
 def test_after_a_refused_chunk_the_next_index_or_the_same_again(client: Client) -> None:
     client.send(0)
-    client.session.refuse(1)
+    client.session.order.refuse(1)
     assert client.send(2) == 2
     assert client.code(1) == "chunk_refused"
-    client.session.refuse(3)
+    client.session.order.refuse(3)
     assert client.send(3) == 3
     assert client.code(5) == "chunk_gap"
 
@@ -103,21 +104,21 @@ def test_after_a_refused_chunk_the_next_index_or_the_same_again(client: Client) 
 def test_several_refused_chunks_in_a_row(client: Client) -> None:
     """They were refused before they were parsed, so that their indexes are unknown."""
     client.send(0)
-    client.session.refuse()
-    client.session.refuse()
+    client.session.order.refuse()
+    client.session.order.refuse()
     assert client.code(4) == "chunk_gap"
     assert client.send(None) == 3
 
 
 def test_a_refused_first_chunk_leaves_the_first_index_open(client: Client) -> None:
-    client.session.refuse(0)
+    client.session.order.refuse(0)
     assert client.send(1) == 1
 
 
 def test_what_is_remembered_of_refusals_is_bounded(client: Client) -> None:
     client.send(0)
     for _ in range(MAX_REFUSED + 10):
-        client.session.refuse()
+        client.session.order.refuse()
     assert client.code(MAX_REFUSED + 5) == "chunk_gap"
     assert client.send(1) == 1
 
@@ -237,27 +238,25 @@ def test_one_acknowledgement_for_several_chunks(patient: Client) -> None:
 def test_chunks_that_are_appended_together(client: Client, interval: float) -> None:
     """They are acknowledged as the client asked, and each is a duplicate if it comes again."""
     session, session.ack_interval = client.session, interval
-    assert session.follows(0, 3)
-    assert session.follows(None, 3)
-    assert not session.follows(1, 3)
-    assert not session.follows(0, MAX_INDEX + 1)
+    assert session.order.follows(0, 3)
+    assert session.order.follows(None, 3)
+    assert not session.order.follows(1, 3)
+    assert not session.order.follows(0, MAX_INDEX + 1)
     session.appending(0, 3, 300)
-    assert (session.last, session.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
+    assert (session.order.last, session.order.next_index, session.in_flight, session.bytes_in) == (2, 3, 3, 300)
     assert client.send(1) == 1  # again, before Redis has it
     assert session.appended(0, 300, 3) == bool(interval)
     assert session.in_flight == 0
     session.acknowledge()
     assert acks(client) == ([(2, True)] if interval else [(0, False), (1, False), (1, False), (2, False)])
-    assert session.follows(3, 2)
+    assert session.order.follows(3, 2)
     for index in (3, 4, 5):
-        session.refuse(index)
-    assert not session.follows(3, 2)  # it may be the one that was refused, or the one after
+        session.order.refuse(index)
+    assert not session.order.follows(3, 2)  # it may be the one that was refused, or the one after
     session.appending(3, 1, 10)
     session.appending(4, 2, 20)
     session.appended(4, 20, 2)
-    assert session.accept(5) == (5, False)  # again, and no more refused
-    session.state = "finishing"
-    assert not session.follows(6, 1)
+    assert session.check_chunk(5) == (5, False)  # again, and no more refused
 
 
 @pytest.mark.parametrize(("count", "size"), [(MAX_UNACKNOWLEDGED, 1), (2, MAX_UNACKNOWLEDGED_BYTES // 2)])

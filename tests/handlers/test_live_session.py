@@ -213,7 +213,7 @@ async def test_a_session_that_is_lost(listen: str, gateway: Gateway) -> None:
         await ws.send(AUDIO)
         await until(lambda: gateway.sessions)
         [session] = gateway.sessions.values()
-        await until(lambda: not session.in_flight and session.last == 0)
+        await until(lambda: not session.in_flight and session.order.last == 0)
         gateway.sessions.give_up(session, 1, Unavailable("broker_unavailable", "Redis is away"))
         assert await ends(ws, 1013) == ["Error"]
 

@@ -74,7 +74,7 @@ def test_a_good_id_is_taken(value: str) -> None:
 
 def test_a_file_is_a_stream() -> None:
     options = Options.parse({"format": "file", "mode": "stream"})
-    assert options.borderless
+    assert options.joinable
     assert options.bytes_per_second == 32000
 
 
