@@ -23,6 +23,7 @@ import click
 from prometheus_client import Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from asrserver.cli.help import TITLES
 from asrserver.cli.main import main as program
 from asrserver.config import COMMANDS
 from asrserver.config import setting_rows as rows
@@ -41,17 +42,6 @@ _NOUNS = {
     "duration": "duration",
 }
 
-#: Titles of the groups of settings, in the order of the page.
-GROUPS = {
-    "server": "Processes and logs",
-    "gateway": "Gateway",
-    "worker": "Worker",
-    "redis": "Redis",
-    "leases": "Sessions in Redis",
-    "database": "PostgreSQL",
-    "embedded": "Embedded servers",
-}
-
 
 def table(head: list[str], lines: list[list[str]]) -> str:
     """A Markdown table."""
@@ -65,8 +55,8 @@ def table(head: list[str], lines: list[list[str]]) -> str:
 def settings() -> str:
     """A table for each group of settings."""
     known = {row.group for row in rows()}
-    assert known == GROUPS.keys(), f"groups of settings without a title, or the reverse: {known ^ GROUPS.keys()}"
-    return "\n".join(_group(name, title) for name, title in GROUPS.items())
+    assert known == TITLES.keys(), f"groups of settings without a title, or the reverse: {known ^ TITLES.keys()}"
+    return "\n".join(_group(name, title) for name, title in TITLES.items())
 
 
 def _group(name: str, title: str) -> str:
@@ -135,7 +125,7 @@ def _command(command: click.Command, path: tuple[str, ...]) -> str:
     ]
     parts = [f"## {' '.join(path)}\n", f"```text\n{usage}\n```\n", _prose(command.help or "")]
     if set_by:
-        titles = [title for name, title in GROUPS.items() if name in COMMANDS[path[-1]]]
+        titles = [title for name, title in TITLES.items() if name in COMMANDS[path[-1]]]
         parts.append(f"Settings: {', '.join(f'[{title}](settings.md#{_anchor(title)})' for title in titles)}.\n")
     if lines:
         parts.append(table(["Option", "Environment", "Default", "Values", "Meaning"], lines))

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import click
 
+from asrserver.cli.help import TITLES
+
 #: The name of the catalogue, and where it is: data/locale/zh/LC_MESSAGES/asrserver.mo, made by tools/translations.py.
 DOMAIN = "asrserver"
 CATALOGUES = Path(__file__).parents[1] / "data" / "locale"
@@ -44,6 +46,7 @@ def speak_chinese(program: click.Group) -> None:
 
 def messages(program: click.Group) -> Iterator[str]:
     """All that the help of a program has to say, as it stands in the catalogue."""
+    yield from TITLES.values()
     for command in commands(program):
         yield from (text for _, text in paragraphs_of(command.help or ""))
         yield from (inspect.cleandoc(option.help or "") for option in options(command))

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from asrserver.cli.help import Group
 from asrserver.cli.options import group_options
 from asrserver.config import Settings
 from asrserver.errors import SettingError
@@ -14,7 +15,7 @@ from asrserver.errors import SettingError
 T = TypeVar("T")
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """Show and upgrade the tables in PostgreSQL. Gateways upgrade them at start by themselves, if they may."""
 

@@ -22,6 +22,7 @@ from typing import Any
 import click
 
 from asrserver import __version__
+from asrserver.cli.help import SettingsCommand
 from asrserver.cli.options import settings_options
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
@@ -78,7 +79,7 @@ class Finding:
     text: str
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @settings_options("doctor")
 @click.option(
     "--for",

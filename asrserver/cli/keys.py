@@ -10,11 +10,12 @@ from typing import Any
 import click
 
 from asrserver.auth.keys import MAX_WEIGHT, MIN_WEIGHT, PRIORITIES, KeyLimits, KeysFile
+from asrserver.cli.help import Group
 from asrserver.cli.status import format_table
 from asrserver.errors import SettingError
 
 
-@click.group()
+@click.group(cls=Group)
 def keys() -> None:
     """Create, list, limit and revoke API keys in a file. Running servers reload the file within two seconds."""
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import click
+from asrserver.cli.help import Group
 
 
 def asks_for_chinese(environ: Mapping[str, str] = os.environ) -> bool:
@@ -27,7 +27,7 @@ def asks_for_chinese(environ: Mapping[str, str] = os.environ) -> bool:
     return next(known, "en") == "zh"
 
 
-class Program(click.Group):
+class Program(Group):
     """The group of all commands, which speaks the language of the locale when it is run."""
 
     def main(self, *args: Any, **extra: Any) -> Any:

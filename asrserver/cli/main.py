@@ -16,6 +16,7 @@ import click
 
 from asrserver import __version__
 from asrserver.auth.addresses import is_loopback
+from asrserver.cli.help import SettingsCommand
 from asrserver.cli.language import Program
 from asrserver.cli.options import BadSetting, ca_option, key_option, server_option, server_url, settings_options
 from asrserver.cli.startup import check_settings
@@ -82,7 +83,7 @@ def main() -> None:
     """
 
 
-@main.command()
+@main.command(cls=SettingsCommand)
 @settings_options("run")
 def run(**options: Any) -> None:
     """Run gateways and workers on this machine, with an embedded Redis and PostgreSQL if none is configured.
@@ -94,14 +95,14 @@ def run(**options: Any) -> None:
     _supervise("run", options, gateways=True, workers=True)
 
 
-@main.command()
+@main.command(cls=SettingsCommand)
 @settings_options("gateway")
 def gateway(**options: Any) -> None:
     """Run gateways only (WebSocket and REST), on an existing Redis and PostgreSQL."""
     _supervise("gateway", options, gateways=True, workers=False)
 
 
-@main.command()
+@main.command(cls=SettingsCommand)
 @settings_options("worker")
 def worker(**options: Any) -> None:
     """Run workers only (recognition), for the gateways on the same Redis."""

@@ -9,11 +9,12 @@ from gettext import gettext as _
 import click
 
 from asrserver import models as store
+from asrserver.cli.help import Group
 from asrserver.cli.status import format_table
 from asrserver.errors import ModelError
 
 
-@click.group()
+@click.group(cls=Group)
 def models() -> None:
     """List, fetch, verify and remove speech models.
 

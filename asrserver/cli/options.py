@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import click
 from click.core import ParameterSource
 
+from asrserver.cli.help import Setting
 from asrserver.config import COMMANDS, setting_rows
 
 server_option = click.option(
@@ -79,7 +80,7 @@ def advice(exc: object) -> str:
     return "; set --key or ASRSERVER_KEY" if getattr(exc, "status", None) == 401 else ""
 
 
-class _SettingOption(click.Option):
+class _SettingOption(Setting):
     """A click option whose error for a bad value is one line that names the flag, variable or file key it came from."""
 
     def process_value(self, ctx: click.Context, value: Any) -> Any:
@@ -109,6 +110,7 @@ def group_options(*groups: str) -> Callable[[Callable[..., Any]], Callable[..., 
                 row.flag,
                 row.key,
                 cls=_SettingOption,
+                group=row.group,
                 envvar=row.env,
                 type=row.type,
                 is_flag=row.type is bool,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from asrserver.cli.help import Group
 from asrserver.cli.status import format_table
 from asrserver.errors import DecryptionError, SettingError
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from asrserver.encryption.keys import KeyPair, Keyring
 
 
-@click.group()
+@click.group(cls=Group)
 def recordings() -> None:
     """Make keys for recordings, show which ones are in use, encrypt and decrypt what is there already."""
 

@@ -17,6 +17,7 @@ import psycopg2
 import pytest
 
 from asrserver import __version__
+from asrserver.cli.help import TITLES
 from asrserver.config import COMMANDS, setting_rows
 from asrserver.embedded import locate
 from asrserver.embedded.postgres import EmbeddedPostgres
@@ -67,7 +68,20 @@ def test_help(command: str) -> None:
             assert row.env in done.stdout
     if not command:
         assert all(name in done.stdout for name in ("run", "gateway", "worker", "transcribe", "status", "loadtest"))
+    assert "..." not in done.stdout.split("\nOptions:")[-1]  # what a list of commands says of each, to the end
     assert cli(*command.split(), "--help").stdout == done.stdout
+
+
+@pytest.mark.usefixtures("processes")
+@pytest.mark.parametrize("command", ["run", "gateway", "worker", "doctor"])
+def test_settings_are_found_by_the_title_of_their_group(command: str) -> None:
+    """A hundred settings in a row are read by nobody: each stands under its group's title, as in the documentation."""
+    sections = re.split(r"(?m)^(\S.*):$", cli(command, "-h").stdout)
+    below = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert below.keys() == {"Options", *(TITLES[group] for group in COMMANDS[command])}
+    for row in setting_rows():
+        if row.group in COMMANDS[command]:
+            assert row.flag in re.findall(r"(?m)^  (--[\w-]+)", below[TITLES[row.group]])
 
 
 @pytest.mark.usefixtures("processes")
