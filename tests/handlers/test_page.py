@@ -13,6 +13,7 @@ from tornado.httpserver import HTTPServer
 
 from asrserver.config import Settings
 from asrserver.handlers import page
+from asrserver.protocol.options import Options
 from tests.api_keys import GIVEN
 
 WEB = Path(page.__file__).parents[1] / "data" / "web"
@@ -131,3 +132,11 @@ def test_types_are_there_for_everything_that_is_exported() -> None:
     names = r"^export (?:const|class|function) (\w+)"
     exported = set(re.findall(names, SOURCES["asrserver.js"], re.M))
     assert exported == set(re.findall(names, SOURCES["asrserver.d.ts"], re.M))
+
+
+def test_types_are_there_for_every_option_of_a_session() -> None:
+    (options,) = re.findall(r"interface SessionOptions \{\n(.*?)\n\}", SOURCES["asrserver.d.ts"], re.S)
+    assert set(re.findall(r"^  (\w+)\??:", options, re.M)) == {
+        *Options.__struct_fields__,
+        *("session_id", "user_id", "signal"),
+    }
