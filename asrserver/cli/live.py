@@ -88,13 +88,13 @@ def _fitting(stable: str, guess: str, width: int) -> tuple[str, str]:
 
 
 async def transcribe_live(
-    files: list[Path], url: str, options: dict[str, Any], *, selection: Selection, key: str, as_json: bool
+    files: list[Path], urls: list[str], options: dict[str, Any], *, selection: Selection, key: str, as_json: bool
 ) -> bool:
     """Transcribe files one after another in real time, or the microphone, and print the text while it forms.
 
     Args:
         files: Audio or video files; without any, the microphone is used.
-        url: The server's WebSocket URL.
+        urls: The servers' WebSocket URLs.
         options: Options of the protocol's `start` message.
         selection: What of each file is sent.
         key: The API key, if the server requires one.
@@ -109,7 +109,7 @@ async def transcribe_live(
     if not files:
         _sounddevice()
     ok = True
-    async with await connect([url], key) as client:
+    async with await connect(urls, key) as client:
         sources: list[Path | None] = [*files] or [None]
         for path in sources:
             try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from asrserver.cli.options import ca_option, key_option, server_option, server_url
+from asrserver.cli.options import ca_option, key_option, server_option, server_url, websocket_urls
 from asrserver.errors import SettingError
 from asrserver.loadtest.plan import LENGTHS, Plan, duration
 from asrserver.process.limits import raise_file_limit
@@ -144,8 +144,8 @@ def loadtest(**options: Any) -> None:
     """
     server, report, pids = options.pop("server"), options.pop("report"), options.pop("server_pid")
     capacity, bound = options.pop("find_capacity"), options.pop("max_finalisation")
-    urls = tuple(server_url(part.strip(), "ws", "/ws/asr") for part in server.split(","))
-    home = server_url(server.partition(",")[0], "http", "")
+    urls = tuple(websocket_urls(server))
+    home = server_url(server, "http", "")
     plan = Plan(
         urls=urls,
         audio=tuple((path, _transcript(path, text)) for path, text in options.pop("audio")),

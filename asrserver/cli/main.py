@@ -259,4 +259,4 @@ def status(server: str, key: str, as_json: bool) -> None:
     """Show the gateways, workers, queue and health of a server. The exit status is 1 if a part is not healthy."""
     from asrserver.cli.status import show_status
 
-    sys.exit(0 if show_status(server_url(server.partition(",")[0], "http", "/api/v1/health"), key, as_json) else 1)
+    sys.exit(0 if show_status(server_url(server, "http", "/api/v1/health"), key, as_json) else 1)

@@ -15,6 +15,9 @@ from click.core import ParameterSource
 from asrserver.cli.help import Setting
 from asrserver.config import COMMANDS, setting_rows
 
+#: The path of the WebSocket.
+WEBSOCKET = "/ws/asr"
+
 server_option = click.option(
     "--server",
     envvar="ASRSERVER_SERVER",
@@ -61,16 +64,31 @@ class BadSetting(click.ClickException):
 
 
 def server_url(server: str, scheme: str, path: str) -> str:
-    """The URL of a path on the server that `--server` names.
+    """The URL of a path on the first server that `--server` names.
+
+    Args:
+        server: What is named: a host and port, the address of the page, or that of the WebSocket. It may have a path,
+            where a reverse proxy has the server below one.
+        scheme: http or ws.
+        path: A path of the server.
 
     Raises:
         ClickException: `server` is not a URL.
     """
-    parts = urlsplit(server if "//" in server else f"//{server}")
+    first = server.partition(",")[0].strip()
+    parts = urlsplit(first if "//" in first else f"//{first}")
     if not parts.netloc or parts.scheme not in ("", "ws", "wss", "http", "https"):
-        raise click.ClickException(f"--server: {server!r} is not a URL of ws://, wss://, http:// or https://")
+        raise click.ClickException(f"--server: {first!r} is not a URL of ws://, wss://, http:// or https://")
+    if parts.query or parts.fragment:
+        raise click.ClickException(f"--server: {first!r} has more than a path; a key is given by --key")
     secure = "s" if parts.scheme in ("wss", "https") else ""
-    return f"{scheme}{secure}://{parts.netloc}{path}"
+    below = parts.path.rstrip("/").removesuffix(WEBSOCKET)
+    return f"{scheme}{secure}://{parts.netloc}{below}{path}"
+
+
+def websocket_urls(server: str) -> list[str]:
+    """The URLs of the WebSockets of all servers that `--server` names; raises ClickException."""
+    return [server_url(part, "ws", WEBSOCKET) for part in server.split(",")]
 
 
 def advice(exc: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from asrserver.cli.options import ca_option, key_option, server_option, server_url
+from asrserver.cli.options import ca_option, key_option, server_option, websocket_urls
 from asrserver.cli.outputs import FORMATS, Outputs
 from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 
@@ -97,8 +97,8 @@ def transcribe(
     if live:
         from asrserver.cli.live import transcribe_live
 
-        url = server_url(server, "ws", "/ws/asr")
-        ok = asyncio.run(transcribe_live(list(files), url, options, selection=selection, key=key, as_json=as_json))
+        urls = websocket_urls(server)
+        ok = asyncio.run(transcribe_live(list(files), urls, options, selection=selection, key=key, as_json=as_json))
         sys.exit(0 if ok else 1)
     if not files and not watch:
         raise click.UsageError("Missing argument 'FILE…'. To transcribe the microphone, add --live.")
@@ -107,7 +107,7 @@ def transcribe(
 
     outputs = Outputs(format, output, files, watch)
     transcriber = FileTranscriber(
-        [server_url(part.strip(), "ws", "/ws/asr") for part in server.split(",")],
+        websocket_urls(server),
         key,
         options | outputs.options,
         selection=selection,
