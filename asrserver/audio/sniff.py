@@ -87,7 +87,7 @@ _NOT_AUDIO = (
     (b"II*\0", "a TIFF image"),
     (b"MM\0*", "a TIFF image"),
     (b"8BPS\0\x01", "a Photoshop image"),
-    (b"MThd\0\0\0\x06", "MIDI, which holds no recorded sound"),
+    (b"MThd\0\0\0\x06", "MIDI"),
 )
 _NOT_DECODED = (
     (b"\x02#!SILK", "SILK audio"),
@@ -257,15 +257,15 @@ def refusal(data: bytes, first: bool = True) -> AudioError | None:
     """
     for magic, name in _NOT_AUDIO if first else ():
         if data.startswith(magic):
-            return AudioError("not_audio", f"the chunk is {name}")
+            return AudioError("not_audio", f"this is {name}, not audio")
     if first and data[4:7] == b"\xf8\x72\x6f":
-        return AudioError("undecodable_audio", "the chunk is TrueHD audio, which is not supported: convert it")
+        return AudioError("undecodable_audio", "this is TrueHD audio, which is not supported: convert it")
     if first and data[:2] == b"BM" and data[6:10] == bytes(4) and data[11:14] == bytes(3):
-        return AudioError("not_audio", "the chunk is a BMP image")
+        return AudioError("not_audio", "this is a BMP image, not audio")
     for magic, name in _NOT_DECODED if first else ():
         if data.startswith(magic):
-            return AudioError("undecodable_audio", f"the chunk is {name}, which is not supported: convert it")
-    return AudioError("not_audio", "the chunk is text") if is_text(data) else None
+            return AudioError("undecodable_audio", f"this is {name}, which is not supported: convert it")
+    return AudioError("not_audio", "this is text, not audio") if is_text(data) else None
 
 
 def is_text(data: bytes) -> bool:

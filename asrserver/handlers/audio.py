@@ -49,6 +49,10 @@ def requested_range(header: str, size: int) -> tuple[int, int] | None:
     return first, min(last + 1, size)
 
 
+#: Whether there is no such session, or only no recording of it.
+NO_RECORDING = "there is no recording of such a session"
+
+
 class RecordingHandler(RestHandler):
     """GET /api/v1/session/:id/audio: the recording as a file; 206 for a Range of it."""
 
@@ -59,7 +63,8 @@ class RecordingHandler(RestHandler):
         except DecryptionError as exc:
             raise self._unreadable(session_id, exc) from None
         if recording is None:
-            raise HTTPError(404, "there is no recording of such a session")
+            kept = self.gateway.settings.save_audio
+            raise HTTPError(404, NO_RECORDING if kept else f"{NO_RECORDING}: this server keeps none (--save-audio)")
         self.audit("listen", session_id)
         try:
             await self._answer(recording)

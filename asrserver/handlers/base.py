@@ -33,6 +33,10 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?(?:Z|[+-]\d\d:?\d\d)?)?", re.ASCII | re.I)
 
 
+#: What an unknown path is told.
+NO_PATH = "there is nothing at this path; GET /docs shows the routes"
+
+
 class BadParameter(HTTPError):
     """Raised when a parameter has a value that cannot be used; the answer is 400 and names it."""
 
@@ -68,9 +72,9 @@ class JsonHandler(AuthenticatedHandler):
             self.fail(400, "bad_request", exc.message, parameter=exc.name)
         else:
             if status_code == 405:
-                self.set_header("Allow", ", ".join(methods(type(self))))
+                self.set_header("Allow", allowed := ", ".join(methods(type(self))))
             phrase = http.HTTPStatus(status_code).phrase
-            message = phrase
+            message = f"{self.request.method} is not possible here, only {allowed}" if status_code == 405 else phrase
             if isinstance(exc, HTTPError) and exc.log_message:
                 message = exc.log_message % exc.args if exc.args else exc.log_message
             self.fail(status_code, phrase.lower().replace(" ", "_"), message)

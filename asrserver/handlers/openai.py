@@ -11,7 +11,7 @@ import orjson
 from tornado.web import HTTPError
 
 from asrserver.errors import AsrError, Refused, Unavailable
-from asrserver.handlers.base import JsonHandler
+from asrserver.handlers.base import NO_PATH, JsonHandler
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import KEEP_ALIVE_SECONDS
 from asrserver.handlers.upload import DrainingHandler, UploadHandler
@@ -53,7 +53,7 @@ class UnknownPathHandler(OpenAIHandler):
 
     async def begin(self) -> None:
         if not self._preflight:
-            raise HTTPError(404, "there is nothing at this path")
+            raise HTTPError(404, NO_PATH)
 
 
 class ModelsHandler(OpenAIHandler):

@@ -13,7 +13,7 @@ from importlib import resources
 
 from tornado.web import HTTPError
 
-from asrserver.handlers.base import RestHandler
+from asrserver.handlers.base import NO_PATH, RestHandler
 
 #: The files by their paths. What only the pages use is below /web/.
 PAGES = {
@@ -88,7 +88,7 @@ class StaticHandler(RestHandler):
     async def get(self, name: str = "") -> None:
         file = files().get(PAGES.get(self.request.path, name))
         if file is None:
-            raise HTTPError(404, "there is nothing at this path")
+            raise HTTPError(404, NO_PATH)
         for header, value in HEADERS.items():
             self.set_header(header, value)
         self.set_header("Content-Type", file.media_type)

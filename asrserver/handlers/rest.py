@@ -9,9 +9,11 @@ import orjson
 from tornado.web import HTTPError
 
 from asrserver.gateway import health
-from asrserver.handlers.base import BadParameter, RestHandler
+from asrserver.gateway.missing import why_missing
+from asrserver.handlers.base import NO_PATH, BadParameter, RestHandler
 from asrserver.handlers.long_answer import LongAnswerHandler
 from asrserver.handlers.proxy import ProxyHandler
+from asrserver.handlers.upload import DrainingHandler
 from asrserver.storage.queries import Filter
 from asrserver.text.subtitles import plain, srt, vtt
 
@@ -37,15 +39,11 @@ FORMATS = {
 }
 
 
-class NotFoundHandler(RestHandler):
-    """Every path without a route."""
+class NotFoundHandler(DrainingHandler):
+    """Every path without a route. Who sends a file to a misspelt one must be told so, and not cut off."""
 
-    query_parameters = None
-
-    async def prepare(self) -> None:
-        await super().prepare()
-        if not self._finished:
-            raise HTTPError(404, "there is nothing at this path")
+    async def begin(self) -> None:
+        raise HTTPError(404, NO_PATH)
 
 
 class LivenessHandler(RestHandler):
@@ -118,7 +116,7 @@ class SessionHandler(LongAnswerHandler):
         await self.gateway.wait_stored(session_id)
         record = await self.gateway.storage.record(session_id, owner=self.owner)
         if record is None:
-            raise HTTPError(404, "there is no such session")
+            raise HTTPError(404, await self._why_missing(session_id))
         self.audit("read", session_id)
         if kind == "json":
             await self._send_json(record)
@@ -128,6 +126,11 @@ class SessionHandler(LongAnswerHandler):
         record["segments"] = [segment async for part in segments for segment in part]
         self.set_header("Content-Type", f"{media_type}; charset=utf-8")
         self.finish(make(record))
+
+    async def _why_missing(self, session_id: str) -> str:
+        if self.owner is None:
+            return await why_missing(self.gateway, session_id)
+        return "there is no such session of this API key"  # what others have, or had, is not told
 
     async def _send_json(self, record: dict[str, Any]) -> None:
         """Send the record with its chunks and segments, as they are read: there may be 100,000 of them."""

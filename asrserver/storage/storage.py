@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -165,6 +166,13 @@ class Storage(Pool):
             return None
         found["chunks"] = [row async for part in self.chunks(session_id, owner=owner) for row in part]
         found["segments"] = [row async for part in self.segments(session_id, owner=owner) for row in part]
+        return found
+
+    async def deleted_at(self, session_id: str) -> datetime | None:
+        """When a session was deleted; None: it was not, or a month ago."""
+        async with self.connection() as conn:
+            query = sa.select(tombstones.c.deleted_at).where(tombstones.c.session_id == clean(session_id))
+            found: datetime | None = await conn.scalar(query)
         return found
 
     async def delete(self, session_id: str, *, pending: bool = False, owner: str | None = None) -> bool:

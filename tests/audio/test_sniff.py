@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -57,6 +59,7 @@ def test_what_is_certainly_no_audio(data: bytes) -> None:
     with pytest.raises(AudioError) as caught:
         sniff.reject_non_audio(data)
     assert caught.value.code == "not_audio"
+    assert re.fullmatch("this is .+, not audio", caught.value.message)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ from asrserver.cli import watch
 from asrserver.cli.files import FileTranscriber, warn_of_toy
 from asrserver.cli.live import Screen
 from asrserver.cli.main import main
-from asrserver.cli.options import server_url, websocket_urls
 from asrserver.cli.outputs import Outputs
 from asrserver.client import ConnectionLost, ServerError
 from asrserver.errors import AudioError
@@ -48,38 +47,6 @@ def run(server: System | str, *arguments: str | Path) -> Result:
     """Run `asrserver transcribe` in this process, which is quicker."""
     url = server if isinstance(server, str) else f"127.0.0.1:{server.port}"
     return CliRunner().invoke(main, ["transcribe", "--server", url, *map(str, arguments)])
-
-
-# -- the server's address --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("server", "below"),
-    [
-        ("127.0.0.1:8080", "ws://127.0.0.1:8080"),
-        ("localhost:8080", "ws://localhost:8080"),
-        ("http://asr:8080/", "ws://asr:8080"),
-        ("ws://asr:8080/ws/asr", "ws://asr:8080"),
-        ("https://example.org/speech/", "wss://example.org/speech"),
-        ("wss://example.org/speech/ws/asr", "wss://example.org/speech"),
-    ],
-)
-def test_the_address_may_be_that_of_the_page_or_of_the_websocket(server: str, below: str) -> None:
-    """Whichever was copied; below the path that a reverse proxy has for it, which was dropped."""
-    assert websocket_urls(server) == [f"{below}/ws/asr"]
-    assert server_url(server, "http", "/metrics") == f"http{below.removeprefix('ws')}/metrics"
-
-
-def test_of_several_servers_each_has_an_address() -> None:
-    assert websocket_urls("ws://a:1, b:2") == ["ws://a:1/ws/asr", "ws://b:2/ws/asr"]
-    assert server_url("ws://a:1,b:2", "http", "") == "http://a:1"
-
-
-@pytest.mark.parametrize("server", ["ftp://asr:1", "ws:///ws/asr", "ws://a:1/?key=secret", "ws://a:1,ftp://b"])
-def test_what_is_no_address_is_refused(server: str) -> None:
-    done = run(server, __file__)
-    assert done.exit_code == 1
-    assert done.stderr.startswith("Error: --server: ")
 
 
 # -- transcribe ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from asrserver.config import Settings
-from asrserver.errors import BadRequest
+from asrserver.errors import BadRequest, Unavailable
 from asrserver.gateway.gateway import Gateway
 from asrserver.protocol.events import Final
 from tests.fakes import FakeWorker
@@ -228,6 +229,33 @@ async def test_a_session_deleted_while_it_is_open_never_comes_back(
 # -- what is not there
 
 
+async def test_why_a_session_is_missing(
+    api: Api, gateway: Gateway, worker: FakeWorker, gateway_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An operator at night need not look into the tables: it was deleted, it could not be stored, or never was."""
+
+    async def why(sid: str) -> str:
+        status, body = await api.call(f"/session/{sid}")
+        assert (status, body["error"]["code"]) == (404, "not_found")
+        return str(body["error"]["message"])
+
+    for sid in ("deleted", "unstored"):
+        await whole_session(gateway, worker, sid)
+    await api.call("/session/deleted", "DELETE")
+    with psycopg2.connect(gateway_settings.database) as connection, connection.cursor() as cursor:
+        cursor.execute("DELETE FROM asr_sessions WHERE id = 'unstored'")
+    connection.close()
+    assert re.match(r"the session was deleted at 20\d\d-\d\d-\d\dT", await why("deleted"))
+    assert "in Redis, but not stored" in await why("unstored")
+    assert "GET /api/v1/history" in await why("misspelt")
+
+    async def no_answer(_sids: object) -> set[str]:
+        raise Unavailable("broker_unavailable", "Redis cannot be reached")
+
+    monkeypatch.setattr(gateway.broker, "known", no_answer)
+    assert "Redis does not say" in await why("misspelt")
+
+
 @pytest.mark.parametrize(
     ("path", "method", "status", "code"),
     [
@@ -249,6 +277,20 @@ async def test_refusals_are_json(api: Api, path: str, method: str, status: int, 
     assert body["error"]["message"]
 
 
+async def test_a_server_that_keeps_no_recordings_says_so(api: Api, gateway: Gateway, worker: FakeWorker) -> None:
+    await whole_session(gateway, worker, "s")
+    status, body = await api.call("/session/s/audio")
+    assert status == 404
+    assert body["error"]["message"].endswith("this server keeps none (--save-audio)")
+
+
+async def test_who_sends_a_file_to_a_misspelt_path_is_told_so(api: Api) -> None:
+    """Without a word, the connection was cut: the body is larger than any that other routes take."""
+    response = await api.fetch("/api/v1/transcrib", "POST", body=bytes(1 << 20))
+    assert response.code == 404
+    assert "GET /docs" in orjson.loads(response.body)["error"]["message"]
+
+
 async def test_a_wrong_method_is_told_the_right_ones(api: Api) -> None:
     for path, allowed in (
         ("/api/v1/history", "GET, HEAD, OPTIONS"),
@@ -259,7 +301,9 @@ async def test_a_wrong_method_is_told_the_right_ones(api: Api) -> None:
         for method in ("PUT", "POST", "PATCH", "TRACE"):
             response = await api.fetch(path, method)
             assert (response.code, response.headers["Allow"]) == (405, allowed)
-            assert orjson.loads(response.body)["error"]["code"] == "method_not_allowed"
+            error = orjson.loads(response.body)["error"]
+            message = f"{method} is not possible here, only {allowed}"
+            assert (error["code"], error["message"]) == ("method_not_allowed", message)
 
 
 async def test_head_is_get_without_a_body(api: Api) -> None:
