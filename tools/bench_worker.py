@@ -50,7 +50,7 @@ from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.features import log_mel
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import InFlight
-from asrserver.inference.utterances import VAD_SLICE
+from asrserver.inference.utterances import SLICE_SECONDS
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import length_limit, window_for
 from asrserver.models import find_model
@@ -85,8 +85,9 @@ def speech(samples: Samples) -> Iterator[Samples]:
     """The segments of an utterance, as a worker finds them."""
     endpointer = vad.Endpointer(SILENCE)
     events: list[vad.Event] = []
-    for begin in range(0, len(samples), VAD_SLICE):
-        events += endpointer.feed(samples[begin : begin + VAD_SLICE])
+    step = SLICE_SECONDS * SAMPLE_RATE
+    for begin in range(0, len(samples), step):
+        events += endpointer.feed(samples[begin : begin + step])
     for event in events + endpointer.flush():
         if isinstance(event, vad.SegmentEnded):
             yield samples[event.start : event.end]

@@ -33,8 +33,10 @@ MIN_REST_SECONDS = 0.5
 #: Windows of one utterance that are processed at once; it bounds the memory that an hour of audio takes.
 WINDOWS_AHEAD = 8
 
-#: Samples in which speech is looked for at a time, so that other sessions need not wait for an hour of audio.
-VAD_SLICE = 10 * SAMPLE_RATE
+#: Seconds of PCM that are decoded at a time, and of audio in which speech is looked for: an hour of it must not hold up
+#: other sessions. And bytes of a chunk of PCM that is decoded at once: a thread would take longer.
+SLICE_SECONDS = 10
+SMALL_BYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -113,17 +115,8 @@ class UtteranceRecogniser:
         self, data: bytes, chunking: Chunking, request: Callable[[int | None], Request], label: str, alone: bool
     ) -> RecognisedFile:
         """Recognise a chunk without a header; see `recognise_file`."""
-        separate = self._selection.separate
-        decoder = PcmDecoder(chunking.codec, chunking.sample_rate, chunking.channels, separate)
-        samples = joined([decoder.feed(data), decoder.flush()])
-        return await self.recognise_samples(samples, request, label, alone)
-
-    async def recognise_samples(
-        self, samples: Samples, request: Callable[[int | None], Request], label: str, alone: bool
-    ) -> RecognisedFile:
-        """Recognise an utterance that is decoded already; see `recognise_file`."""
         async with self._recogniser.isolation.hold(alone):
-            return await self._recognise(samples, request, label, alone)
+            return await self._recognise(await self._decode_pcm(data, chunking, label), request, label, alone)
 
     async def begins_stream(self, data: bytes, kind: str, label: str, alone: bool) -> bool:
         """Whether bytes that are not a whole file may be the beginning of a live stream; see `recognise_file`."""
@@ -134,6 +127,26 @@ class UtteranceRecogniser:
 
         async with self._recogniser.isolation.hold(alone):
             return await self._recogniser.audio_thread.run([label], work())
+
+    async def _decode_pcm(self, data: bytes, chunking: Chunking, label: str) -> Samples:
+        """Decode a chunk without a header."""
+        separate = self._selection.separate
+        decoder = PcmDecoder(chunking.codec, chunking.sample_rate, chunking.channels, separate)
+        step = SLICE_SECONDS * decoder.bytes_per_second
+        pieces: list[Samples] = []
+
+        def decode(piece: bytes, last: bool) -> None:
+            pieces.append(decoder.feed(piece))
+            if last:
+                pieces[:] = [joined([*pieces, decoder.flush()])]
+
+        for begin in range(0, max(1, len(data)), step):
+            piece, last = data[begin : begin + step], begin + step >= len(data)
+            if len(data) <= SMALL_BYTES:
+                decode(piece, last)
+            else:
+                await self._recogniser.run_blocking(label, len(piece) / decoder.bytes_per_second, decode, piece, last)
+        return pieces[0]
 
     async def _recognise(
         self, samples: Samples, request: Callable[[int | None], Request], label: str, alone: bool
@@ -225,10 +238,11 @@ class UtteranceRecogniser:
             if last:
                 first.extend(self._features(samples, self._grouped(events)[:WINDOWS_AHEAD]))
 
-        for begin in range(0, max(1, len(samples)), VAD_SLICE):
-            piece = samples[begin : begin + VAD_SLICE]
+        step = SLICE_SECONDS * SAMPLE_RATE
+        for begin in range(0, max(1, len(samples)), step):
+            piece = samples[begin : begin + step]
             await self._recogniser.run_blocking(
-                label, len(piece) / SAMPLE_RATE, detect, piece, begin + VAD_SLICE >= len(samples)
+                label, len(piece) / SAMPLE_RATE, detect, piece, begin + step >= len(samples)
             )
         return self._grouped(events), first
 

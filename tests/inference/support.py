@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 
 from asrserver.audio import SAMPLE_RATE
+from asrserver.audio.chunking import Chunking
 from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.inference.windows import window_for
 from tests.recordings import Utterance
 
 #: Mel bands of the packaged model.
 MELS = 64
+
+#: The form of chunks that are samples, as they are.
+AS_SAMPLES = Chunking("chunk", "pcm_f32le", SAMPLE_RATE, 1)
 
 
 def samples(utterance: Utterance) -> Samples:

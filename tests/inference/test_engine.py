@@ -22,7 +22,7 @@ from asrserver.inference.profiles import DEMO
 from asrserver.inference.utterances import UtteranceRecogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW, window_for
-from tests.inference.support import MELS, same_length, samples
+from tests.inference.support import AS_SAMPLES, MELS, same_length, samples
 from tests.recordings import Utterance
 from tests.waiting import until
 from tests.worker_harness import recogniser_of
@@ -310,14 +310,14 @@ async def test_a_job_cancelled_while_it_waits_is_not_run(
 async def test_a_short_utterance_does_not_wait_for_a_backlog(engine: Engine, utterances: list[Utterance]) -> None:
     """Only the part of another's long utterance that is under way goes before it."""
     recogniser = recogniser_of(engine, PartialScheduler())
-    recognise = UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_samples
+    recognise = UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_pcm
     go, looked = threading.Event(), threading.Event()
     prepared: list[str] = []
     recogniser._hold = lambda thread, labels: prepared.extend(labels)
     long = np.concatenate([samples(one) for one in utterances[:12]])
 
     async def say(sid: str, audio: np.ndarray[Any, Any]) -> str:
-        found = await recognise(audio, lambda channel: Request(), f"{sid} 1-0", False)
+        found = await recognise(audio.tobytes(), AS_SAMPLES, lambda channel: Request(), f"{sid} 1-0", False)
         return " ".join(segment.text for segment in found.segments)
 
     def hold() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,18 @@ import numpy as np
 import pytest
 
 from asrserver.audio import SAMPLE_RATE
-from asrserver.audio.pcm import Samples
+from asrserver.audio.chunking import Chunking
+from asrserver.audio.pcm import PcmDecoder, Samples
 from asrserver.audio.selection import MIXED
 from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.engine import DecodeJob, Engine
 from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.profiles import TRAINED_ON_30_S
 from asrserver.inference.recogniser import Recogniser
-from asrserver.inference.utterances import UtteranceRecogniser
+from asrserver.inference.utterances import SLICE_SECONDS, UtteranceRecogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW
-from tests.inference.support import samples
+from tests.inference.support import AS_SAMPLES, samples
 from tests.recordings import Utterance
 from tests.worker_harness import recogniser_of
 
@@ -62,8 +64,8 @@ async def test_long_speech_is_read_on_from_where_the_text_ends(
     monkeypatch.setattr(engine, "recognise", recognise)
     audio = speech(utterances, 69.0)
     try:
-        found = await UtteranceRecogniser(recogniser, 0.8, MIXED).recognise_samples(
-            audio, lambda channel: Request(), "s 1-0", False
+        found = await UtteranceRecogniser(recogniser, 0.8, MIXED).recognise_pcm(
+            audio.tobytes(), AS_SAMPLES, lambda channel: Request(), "s 1-0", False
         )
     finally:
         recogniser.close()
@@ -95,8 +97,32 @@ async def test_a_window_that_fails_ends_the_others(
     silence = np.zeros(4 * SAMPLE_RATE, np.float32)
     audio = np.concatenate([part for one in utterances[:3] for part in (samples(one), silence)])
     with pytest.raises(RuntimeError, match="out of memory"):
-        await UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_samples(
-            audio, lambda channel: Request(), "s 1-0", False
+        await UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_pcm(
+            audio.tobytes(), AS_SAMPLES, lambda channel: Request(), "s 1-0", False
         )
     assert [job.future.cancelled() for job in jobs] == [True, False, True]
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_long_pcm_is_decoded_in_the_pool_a_slice_at_a_time(
+    recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the event loop, a chunk of 30 MB would hold all sessions of the worker up for half a second."""
+    seconds = 2.5 * SLICE_SECONDS
+    slices: list[tuple[bool, float]] = []
+    feed = PcmDecoder.feed
+
+    def watched(self: PcmDecoder, data: bytes) -> Samples:
+        slices.append((threading.current_thread() is threading.main_thread(), len(data) / self.bytes_per_second))
+        return feed(self, data)
+
+    monkeypatch.setattr(PcmDecoder, "feed", watched)
+    found = await UtteranceRecogniser(recogniser, 0.4, MIXED).recognise_pcm(
+        bytes(int(seconds * 48000 * 4)),
+        Chunking("chunk", "pcm_s16le", 48000, 2),
+        lambda channel: Request(),
+        "s 1-0",
+        False,
+    )
+    assert slices == [(False, SLICE_SECONDS), (False, SLICE_SECONDS), (False, SLICE_SECONDS / 2)]
+    assert found.seconds == pytest.approx(seconds, abs=0.01)
