@@ -94,7 +94,7 @@ class StreamDecoder:
         self._reports: list[Damage] = []  # not reported yet
         self._finished = 0  # samples of earlier recordings in the stream
         self._silent = True  # no recording has begun
-        self._refused = False  # because what is selected is not there
+        self._refused = False  # a recording as a whole: it is no stream, or what is selected is not there
         self._turns = Turns()
         self.position = 0
 
@@ -267,7 +267,7 @@ class StreamDecoder:
         if self._recording is not None and self._looking is None:
             yield from self._counted(self._recording.take())
         if refusal is not None:
-            self._refused |= refusal.code in NOT_THERE
+            self._refused |= refusal.code in ("not_streamable", *NOT_THERE)
             raise refusal
 
     def _look(self, looking: LookAhead) -> Generator[Samples, None, bool]:

@@ -23,10 +23,9 @@ def test_what_is_no_stream_is_decoded_whole_and_refused_by_name(name: str, tmp_p
     found = files.decode_file(data, kind, 60)
     assert len(found.samples) / SAMPLE_RATE == pytest.approx(3.0, abs=0.15)
     assert frequency(found.samples) == pytest.approx(440, abs=2)
-    samples, errors = _refused(kind, data)
-    assert not len(samples)
-    assert [error.code for error in errors] == ["not_streamable", "undecodable_audio"]
-    assert sniff.WHOLE[kind] in errors[0].message
+    (error,) = _refused(kind, data)
+    assert error.code == "not_streamable"
+    assert sniff.WHOLE[kind] in error.message
 
 
 @pytest.mark.parametrize("name", OTHER_CODECS)
@@ -37,20 +36,14 @@ def test_other_codecs_are_decoded_whole_and_refused_by_name(name: str, tmp_path:
     found = files.decode_file(data, kind, 60)
     assert len(found.samples) / SAMPLE_RATE == pytest.approx(3.0, abs=0.15)
     assert frequency(found.samples) == pytest.approx(440, abs=2)
-    _, errors = _refused(kind, data)
-    assert [error.code for error in errors] == ["not_streamable", "undecodable_audio"]
+    assert [error.code for error in _refused(kind, data)] == ["not_streamable"]
 
 
-def _refused(kind: str, data: bytes) -> tuple[np.ndarray, list[AudioError]]:
-    decoder, errors = StreamDecoder(kind), []
-    for piece in slices(data, 1, 3000):
-        try:
-            assert not len(decoder.feed(piece))
-        except AudioError as exc:
-            errors.append(exc)
-    with pytest.raises(AudioError) as caught:
-        decoder.flush()
-    return np.zeros(0), [*errors, caught.value]
+def _refused(kind: str, data: bytes) -> list[AudioError]:
+    """The errors of a stream without samples: none at its end where there was one before."""
+    samples, errors = tolerant(StreamDecoder(kind), slices(data, 1, 3000))
+    assert not len(samples)
+    return errors
 
 
 @pytest.mark.parametrize(
