@@ -18,14 +18,14 @@ MARK = b"this recording kills"
 #: What the recording contains in which the decoder hangs, as native code would, without the interpreter's lock.
 ENDLESS = b"\0this never ends\xff "
 
-_decode_file = files.decode_file
+_decoding = files.decoding
 _decode = codec.Codec.decode
 
 
-def decode_file(data: bytes, kind: str, *arguments: Any) -> files.Decoded:
+def decoding(data: bytes, kind: str, *arguments: Any) -> files.Work[files.Decoded]:
     if MARK in data:
         os.abort()
-    return _decode_file(data, kind, *arguments)
+    return (yield from _decoding(data, kind, *arguments))
 
 
 def decode(self: codec.Codec, data: bytes | None) -> Any:
@@ -35,7 +35,7 @@ def decode(self: codec.Codec, data: bytes | None) -> Any:
 
 
 if __name__ in ("__main__", "__mp_main__"):  # in the program and its children, not in a test that knows the marks
-    files.decode_file = decode_file  # type: ignore[assignment]
+    files.decoding = decoding  # type: ignore[assignment]
     codec.Codec.decode = decode  # type: ignore[method-assign]
     poison.AUDIO_STEP_TIMEOUT = 1.0
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import av
 import numpy as np
@@ -24,7 +24,10 @@ from asrserver.audio.look_ahead import LOOK_SECONDS, LOOK_TRACKS, earliest, onse
 from asrserver.audio.pcm import Resampler, Samples, joined
 from asrserver.audio.selection import MIXED, NOT_THERE, Selection
 from asrserver.audio.stream import StreamDecoder
+from asrserver.audio.turns import finished
 from asrserver.errors import AudioError
+
+T = TypeVar("T")
 
 #: First bytes of a file in which its header is checked.
 _HEADER_BYTES = 1 << 16
@@ -37,6 +40,9 @@ _STEP = 1 << 18
 
 #: Bytes of a file on disk that are decoded at a time: few, so that little of the audio is in memory.
 _DISK_STEP = 1 << 14
+
+#: Work that yields where others may have their turn.
+Work = Generator[None, None, T]
 
 
 class Decoded(NamedTuple):
@@ -51,13 +57,12 @@ def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     return decode_file(data, kind, max_seconds).samples
 
 
-def decode_file(
-    data: bytes,
-    kind: str,
-    max_seconds: float,
-    selection: Selection = MIXED,
-    progress: Callable[[], None] = lambda: None,
-) -> Decoded:
+def decode_file(data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED) -> Decoded:
+    """Decode a whole file in memory at once; see `decoding`."""
+    return finished(decoding(data, kind, max_seconds, selection))
+
+
+def decoding(data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED) -> Work[Decoded]:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
     Of several audio tracks of which none is named, the one is decoded that a stream's decoder chooses (look_ahead.py).
@@ -67,15 +72,16 @@ def decode_file(
         kind: Its container, as `sniff.container` names it.
         max_seconds: Most seconds of audio, counting each channel that is decoded by itself.
         selection: What of it is decoded.
-        progress: Called every few seconds of audio.
 
     Raises:
         AudioError: It cannot be decoded, has no audio or not what is selected, or has more than `max_seconds` of it.
     """
-    if kind == "wav" and not selection.track and (plain := _plain_wav(data, max_seconds, selection)) is not None:
-        return Decoded(plain, None)
+    if kind == "wav" and not selection.track:
+        plain = yield from _plain_wav(data, max_seconds, selection)
+        if plain is not None:
+            return Decoded(plain, None)
     try:
-        return _streamed(data, kind, max_seconds, selection, progress)
+        return (yield from _streamed(data, kind, max_seconds, selection))
     except AudioError as exc:
         if exc.code in ("utterance_too_long", *NOT_THERE) or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
@@ -83,37 +89,35 @@ def decode_file(
             raise  # FFmpeg takes a few headers in noise for audio
         refusal = exc
     try:
-        return _by_library(data, kind, max_seconds, selection, progress)
+        return (yield from _by_library(data, kind, max_seconds, selection))
     except AudioError as exc:
         if kind in demux.CONTAINERS and refusal.code == "undecodable_audio" and exc.code == "undecodable_audio":
             raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
         raise
 
 
-def _streamed(
-    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
-) -> Decoded:
+def _streamed(data: bytes, kind: str, max_seconds: float, selection: Selection) -> Work[Decoded]:
     """Decode a file by the streaming decoder."""
     decoder = StreamDecoder(kind, selection=selection)
     pieces: list[Samples] = []
     damage: list[AudioError] = []
 
-    def take(found: Iterator[Samples]) -> None:
+    def take(found: Iterator[Samples]) -> Work[None]:
         for piece in found:
             pieces.append(piece)
-            progress()
             if decoder.position * _channels(piece) > max_seconds * SAMPLE_RATE:
                 raise _too_long(max_seconds)
+            yield
 
     for at in range(0, len(data), _STEP):
         try:
-            take(decoder.pieces(data[at : at + _STEP]))
+            yield from take(decoder.pieces(data[at : at + _STEP]))
         except AudioError as exc:
             if _ends(exc, decoder):
                 raise
             damage.append(exc)
-        progress()
-    take(decoder.ending())
+        yield
+    yield from take(decoder.ending())
     if decoder.tail is not None:
         damage.append(decoder.tail)
     return Decoded(joined(pieces), _merged(damage))
@@ -135,9 +139,7 @@ def _merged(damage: list[AudioError]) -> AudioError | None:
     return AudioError("undecodable_audio", f"{damage[0].message}; and {len(damage) - 1} more places")
 
 
-def _by_library(
-    data: bytes, kind: str, max_seconds: float, selection: Selection, progress: Callable[[], None]
-) -> Decoded:
+def _by_library(data: bytes, kind: str, max_seconds: float, selection: Selection) -> Work[Decoded]:
     """Decode a file by FFmpeg."""
     try:
         data = wav.without_lists(data) if wav.is_riff(data) else data
@@ -145,9 +147,9 @@ def _by_library(
         def opening() -> AbstractContextManager[Any]:
             return library.opened(io.BytesIO(data), kind)
 
-        selection = _with_track(opening, selection, max_seconds, progress)
+        selection = yield from _with_track(opening, selection, max_seconds)
         with opening() as source:
-            found = _read(library.Reader(source, selection), max_seconds, progress)
+            found = yield from _read(library.Reader(source, selection), max_seconds)
         if not len(found.samples):  # as of an RF64 file whose writer did not know its length: nothing is lost silently
             raise AudioError("undecodable_audio", f"the {kind} data holds no audio")
         return found
@@ -156,27 +158,24 @@ def _by_library(
 
 
 def _with_track(
-    opening: Callable[[], AbstractContextManager[Any]],
-    selection: Selection,
-    max_seconds: float,
-    progress: Callable[[], None] = lambda: None,
-) -> Selection:
+    opening: Callable[[], AbstractContextManager[Any]], selection: Selection, max_seconds: float
+) -> Work[Selection]:
     """Name the track to decode of a file that FFmpeg reads, by the rule of look_ahead.py."""
     with opening() as source:
         reader = library.Reader(source, selection)
         if selection.track is not None or reader.tracks == 1:
             return selection
         numbers = [reader.number, *(number for number in range(reader.tracks) if number != reader.number)][:LOOK_TRACKS]
-        onsets = [_onset(reader, max_seconds, progress)]
+        onsets = [(yield from _onset(reader, max_seconds))]
     for number in numbers[1:] if onsets[0] >= LOOK_SECONDS else ():
         onsets.append(math.inf)
         with suppress(AudioError), opening() as source:
             reader = library.Reader(source, replace(selection, track=number))
-            onsets[-1] = _onset(reader, max_seconds, progress)
+            onsets[-1] = yield from _onset(reader, max_seconds)
     return replace(selection, track=numbers[earliest(onsets)])
 
 
-def _onset(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> float:
+def _onset(reader: library.Reader, max_seconds: float) -> Work[float]:
     """The seconds at which sound begins in a track; infinite if there is none."""
     at = 0.0
     with suppress(av.FFmpegError, ImplausibleAudio):
@@ -185,13 +184,13 @@ def _onset(reader: library.Reader, max_seconds: float, progress: Callable[[], No
             if (loud := onset(samples)) is not None:
                 return at + loud / rate
             at += len(samples) / rate
-            progress()
             if at > max_seconds:
                 break
+            yield
     return math.inf
 
 
-def _read(reader: library.Reader, max_seconds: float, progress: Callable[[], None]) -> Decoded:
+def _read(reader: library.Reader, max_seconds: float) -> Work[Decoded]:
     """Decode a track. What comes before damage of the container itself is kept."""
     pieces: list[Samples] = []
     count, left = 0, int(max_seconds * SAMPLE_RATE)
@@ -200,9 +199,9 @@ def _read(reader: library.Reader, max_seconds: float, progress: Callable[[], Non
         for piece in _resampled(reader.frames()):
             pieces.append(piece)
             count += len(piece) * _channels(piece)
-            progress()
             if count > left:
                 raise _too_long(max_seconds)
+            yield
     except (av.FFmpegError, ImplausibleAudio):
         if not count:
             raise
@@ -250,7 +249,7 @@ def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
         if kind in _FRAMES or exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
     if first is None:
-        selection = _with_track(partial(_opened, path), selection, math.inf)
+        selection = finished(_with_track(partial(_opened, path), selection, math.inf))
         with _opened(path) as source:
             yield from _resampled(library.Reader(source, selection).frames())
     else:
@@ -373,7 +372,7 @@ def _resampled(frames: Iterable[tuple[Samples, int, float]]) -> Iterator[Samples
     yield joined([resampler.feed(joined(waiting)), resampler.flush()])
 
 
-def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Samples | None:
+def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Work[Samples | None]:
     """Decode a WAV file of PCM, by far the most frequent kind of file; None for any other.
 
     Opening such a file with FFmpeg would take half as long as recognising it.
@@ -392,7 +391,10 @@ def _plain_wav(data: bytes, max_seconds: float, selection: Selection) -> Samples
     step = format.bytes_per_second
     if (format.codec, format.rate, format.channels) == ("pcm_s16le", SAMPLE_RATE, 1):
         step = max(1, end - begin)  # the only memory that it takes is the result
-    pieces = [decoder.feed(data[at : min(at + step, end)]) for at in range(begin, end, step)]
+    pieces = []
+    for at in range(begin, end, step):
+        pieces.append(decoder.feed(data[at : min(at + step, end)]))
+        yield
     return joined([*pieces, decoder.flush()])
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Steps, of about 20 µs each, after which the clock is read. Reading it takes a microsecond, and a message of a live
 #: stream is only a few packets.
@@ -32,3 +36,22 @@ class Turns:
         if self._since is None:
             self._since = now
         return now - self._since >= TURN
+
+
+def take_turn(work: Generator[None, None, T]) -> list[T]:
+    """Go on with work until the turn is over; return its result, or nothing while there is none yet."""
+    begun = time.thread_time()
+    try:
+        next(work)
+        while time.thread_time() - begun < TURN:
+            next(work)
+    except StopIteration as stop:
+        return [stop.value]
+    return []
+
+
+def finished(work: Generator[None, None, T]) -> T:
+    """Do all of some work at once; return its result."""
+    while not (found := take_turn(work)):
+        pass
+    return found[0]

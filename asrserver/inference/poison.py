@@ -16,8 +16,7 @@ from contextlib import asynccontextmanager
 from asrserver.broker.worker_side import MAX_STRIKES
 
 #: Seconds after which a step on audio counts as stuck. Decoding and voice activity detection take steps of
-#: milliseconds, and the longest that a client's bytes can cause takes a second. Whole files report their progress
-#: (`hold` again).
+#: milliseconds, and the longest that a client's bytes can cause takes a second. Whole files are decoded in turns.
 AUDIO_STEP_TIMEOUT = 10.0
 
 #: Prefixes of the names of threads that work on audio; the others call the model.

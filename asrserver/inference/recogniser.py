@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
+from asrserver.audio.turns import take_turn
 from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.engine import Engine
 from asrserver.inference.fair import FairPool, Shares
@@ -15,6 +16,8 @@ from asrserver.inference.partials import PartialScheduler
 from asrserver.inference.poison import IsolationLock
 from asrserver.inference.profiles import Profile
 from asrserver.inference.windows import window_for
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -136,9 +139,18 @@ class Recogniser:
 
         return await self._pool.run(run, label.partition(" ")[0], seconds)
 
-    def progress(self, label: str) -> None:
-        """Say that the work of `run_blocking` makes progress; called by long work, in its thread."""
-        self._hold(threading.current_thread().name, [label])
+    async def run_in_turns(self, label: str, seconds: float, work: Generator[None, None, T]) -> T:
+        """Do long work as `run_blocking` does, a turn at a time: others' comes between.
+
+        Args:
+            label: As `run_blocking` takes it.
+            seconds: The cost of a turn.
+            work: Yields where it may be interrupted; its result is returned.
+        """
+        while not (found := await self.run_blocking(label, seconds, take_turn, work)):
+            pass
+        result: T = found[0]
+        return result
 
     def close(self, timeout: float | None = None) -> None:
         """Start no more work in the threads, and wait for the audio thread; see `AudioThread.close`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
@@ -102,11 +101,9 @@ class UtteranceRecogniser:
             AudioError: It cannot be decoded, or holds more audio than an utterance may.
         """
         async with self._recogniser.isolation.hold(alone):
-            cost = len(data) / COMPRESSED_BYTES_PER_SECOND
-            limit, progress = self._recogniser.max_seconds, partial(self._recogniser.progress, label)
-            samples, damage = await self._recogniser.run_blocking(
-                label, cost, files.decode_file, data, kind, limit, self._selection, progress
-            )
+            cost = min(len(data) / COMPRESSED_BYTES_PER_SECOND, SLICE_SECONDS)
+            work = files.decoding(data, kind, self._recogniser.max_seconds, self._selection)
+            samples, damage = await self._recogniser.run_in_turns(label, cost, work)
             found = await self._recognise(samples, request, label, alone)
             found.damage = damage
             return found

@@ -19,6 +19,7 @@ from asrserver.audio.pcm import Samples
 from asrserver.audio.recording import PIECE_SECONDS
 from asrserver.audio.selection import Selection
 from asrserver.audio.stream import StreamDecoder
+from asrserver.audio.turns import finished
 from asrserver.errors import AudioError
 from tests.audio.bombs import element
 from tests.audio.signals import encode, frequency, tone
@@ -333,4 +334,4 @@ def test_a_default_track_that_the_library_refuses() -> None:
             yield silence(1), SAMPLE_RATE, 0.0
             raise ImplausibleAudio("its rate cannot be true")
 
-    assert files._onset(cast(library.Reader, Reader()), 60, lambda: None) == float("inf")
+    assert finished(files._onset(cast(library.Reader, Reader()), 60)) == float("inf")

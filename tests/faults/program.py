@@ -30,11 +30,11 @@ HUNG = "FAULTS_HUNG"
 #: The file with the offset of the clock in seconds, one double.
 CLOCK = "FAULTS_CLOCK"
 
-_decode = files.decode_file
+_decoding = files.decoding
 _time = time.time
 
 
-def decode(data: bytes, kind: str, *arguments: Any) -> files.Decoded:
+def decoding(data: bytes, kind: str, *arguments: Any) -> files.Work[files.Decoded]:
     """Decode as the program does, unless the recording is marked."""
     if KILLS in data:
         os.abort()
@@ -47,10 +47,10 @@ def decode(data: bytes, kind: str, *arguments: Any) -> files.Decoded:
                 continue
             while True:
                 library(None).pause()
-    return _decode(data, kind, *arguments)
+    return (yield from _decoding(data, kind, *arguments))
 
 
-files.decode_file = decode  # type: ignore[assignment]
+files.decoding = decoding  # type: ignore[assignment]
 
 if CLOCK in os.environ:
     with open(os.environ[CLOCK], "rb") as _file:

@@ -22,8 +22,10 @@ from asrserver.inference.recogniser import Recogniser
 from asrserver.inference.utterances import SLICE_SECONDS, UtteranceRecogniser
 from asrserver.inference.whisper import Whisper
 from asrserver.inference.windows import FULL_WINDOW
+from tests.audio.bombs import small_frames
 from tests.inference.support import AS_SAMPLES, samples
 from tests.recordings import Utterance
+from tests.waiting import until
 from tests.worker_harness import recogniser_of
 
 pytestmark = pytest.mark.gen_test(timeout=60)
@@ -126,3 +128,17 @@ async def test_long_pcm_is_decoded_in_the_pool_a_slice_at_a_time(
     )
     assert slices == [(False, SLICE_SECONDS), (False, SLICE_SECONDS), (False, SLICE_SECONDS / 2)]
     assert found.seconds == pytest.approx(seconds, abs=0.01)
+
+
+async def test_a_file_is_decoded_in_turn_with_others(recogniser: Recogniser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second of CPU for packets without audio in 160 kB, and minutes for the largest chunk: others need not wait."""
+    held: list[str] = []
+    monkeypatch.setattr(recogniser, "_hold", lambda thread, labels: held.extend(labels))
+    utterances = UtteranceRecogniser(recogniser, 0.4, MIXED)
+    bomb = asyncio.ensure_future(
+        utterances.recognise_file(small_frames(), "aac", lambda channel: Request(), "bomb 1-0", False)
+    )
+    await until(lambda: "bomb 1-0" in held)
+    await recogniser.run_blocking("other 1-0", 2.0, lambda: None)
+    assert (await bomb).damage is not None
+    assert held[held.index("other 1-0") :].count("bomb 1-0") > 10
