@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -33,6 +34,10 @@ URGENT, NORMAL = 0, 1
 #: Most streams in one batch, so that the first of many does not wait for the last. Batches of 32 or 160 take no less
 #: CPU per stream.
 MAX_BATCH = 16
+
+#: Seconds of CPU for the steps of a batch after which no further stream takes one: those that are done need not wait
+#: for streams whose bytes cost a whole turn each (turns.py).
+BATCH_SECONDS = 0.05
 
 
 @dataclass(slots=True)
@@ -140,13 +145,11 @@ class AudioThread:
         """Run the next step of waiting jobs; those not done share a call of the network, and wait for their turn."""
         with self._condition:
             taken = self._waiting.take(MAX_BATCH, lambda one, other: True)
-        jobs = [job for job in taken if job.begun or not job.future.cancelled()]
-        for job in jobs:
-            if not job.begun:
-                job.begun = True
-                self._partials.delayed("vad", time.monotonic() - job.queued)
-        for job in jobs:
-            self._step(job)
+        waiting = deque(job for job in taken if job.begun or not job.future.cancelled())
+        jobs, begun = list[_Job](), time.thread_time()
+        while waiting and time.thread_time() - begun < BATCH_SECONDS:
+            jobs.append(waiting.popleft())
+            self._step(jobs[-1])
         done, running = [job for job in jobs if job.done], [job for job in jobs if not job.done]
         runs = [run for job in running for run in job.runs]
         if done and not self._loop.is_closed():
@@ -155,12 +158,15 @@ class AudioThread:
             self._hold("audio", [label for job in running for label in job.labels])
             silero.score(runs)
         with self._condition:
-            self._wait(running)
+            self._wait([*waiting, *running])
             if not self._waiting:
                 self._hold("audio", [])
 
     def _step(self, job: _Job) -> None:
         """Run a job's next step with only that job in hand: native code that decodes a client's bytes may crash."""
+        if not job.begun:
+            job.begun = True
+            self._partials.delayed("vad", time.monotonic() - job.queued)
         self._hold("audio", list(job.labels))
         try:
             job.runs = next(job.work)

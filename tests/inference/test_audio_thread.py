@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import weakref
 from typing import Any
 
@@ -167,6 +168,47 @@ async def test_hours_of_one_key_do_not_keep_another_waiting(monkeypatch: pytest.
     assert await other <= 4
     assert min(await asyncio.gather(*greedy)) >= 30
     audio_thread.close(None)
+
+
+async def test_who_is_done_waits_for_few_steps_of_those_that_cost_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifteen streams of packets without audio take a turn of 20 ms each: another's samples do not wait for all."""
+    begun, go_on, heard, over = threading.Event(), threading.Event(), threading.Event(), threading.Event()
+    now, after = [0.0], [0]
+    monkeypatch.setattr(time, "thread_time", lambda: now[0])
+    shares = Shares()
+    audio_thread = AudioThread(lambda thread, labels: None, PartialScheduler(), shares)
+
+    def costly() -> AudioWork[None]:
+        while not over.is_set():
+            begun.set()
+            go_on.wait(10)
+            now[0] += 0.02
+            after[0] += heard.is_set()
+            if after[0] > 3:
+                over.wait(10)
+            yield []
+
+    def short() -> AudioWork[None]:
+        heard.set()
+        return
+        yield []
+
+    count = MAX_BATCH - 1
+    for number in range(count):
+        shares.enter(f"a{number}", Share("a", 1.0))
+    shares.enter("b", Share("b", 1.0))
+    attack = [asyncio.ensure_future(audio_thread.run([f"a{number} 1-0"], costly())) for number in range(count)]
+    await until(begun.is_set)
+    other = asyncio.ensure_future(audio_thread.run(["b 1-0"], short()))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # it waits for the thread
+    go_on.set()
+    try:
+        await asyncio.wait_for(other, 3)
+    finally:
+        over.set()
+        await asyncio.gather(*attack)
+        audio_thread.close(None)
 
 
 async def test_work_that_fails_fails_alone() -> None:
