@@ -1,4 +1,4 @@
-"""How what all clients use is shared out among API keys: the workers' time, the audio that may wait, connections."""
+"""How shared resources are divided among API keys: the workers' time, the audio that may wait, connections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Share(NamedTuple):
-    """What a session belongs to: an API key (empty: none), and the key's part of the service beside that of others."""
+    """An API key (empty: none), and its weight: its part of the service, relative to others."""
 
     key: str
     weight: float
@@ -16,15 +16,15 @@ class Share(NamedTuple):
 #: How many times what is left free one key may hold of what is not taken back from it.
 HELD_TO_FREE = 8.0
 
-#: The share of sessions that nobody entered.
+#: The share of sessions without an entry.
 COMMON = Share("", 1.0)
 
 
 def keys_at_share(used: Mapping[Share, float], limit: float) -> set[str]:
     """The keys that use their share or more of a resource whose limit is reached: they must leave the rest to others.
 
-    The limit is shared out among the keys that use it, by their weights: one that is alone may use all of it, and one
-    that comes gets its share at once.
+    The limit is divided among the keys that use the resource, by their weights. A key that is alone may use all of it,
+    and a key that comes gets its share at once.
 
     Args:
         used: How much each key uses.
@@ -40,11 +40,11 @@ def keys_at_share(used: Mapping[Share, float], limit: float) -> set[str]:
 
 
 def leaves_room(held: float, free: float, weight: float) -> bool:
-    """Whether a key that holds this much may take one more of what is free, and something is left for others.
+    """Whether a key that holds this much may take one more of what is free, so that something is left for others.
 
-    For what is not taken back from who holds it, as connections: a key that comes late finds no share in it. So what
-    each may hold follows what is free (dynamic thresholds: Choudhury and Hahne, 1998). A key that is alone gets eight
-    ninths of all, and the next that comes as much of the rest.
+    This is for what is not taken back from its holder, such as connections: a key that comes late would find nothing
+    left. So the more is free, the more each may hold (dynamic thresholds: Choudhury and Hahne, 1998). A key that is
+    alone gets eight ninths of all, and the next one that comes eight ninths of the rest.
 
     Args:
         held: What the key holds.

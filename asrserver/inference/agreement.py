@@ -38,7 +38,7 @@ MIN_LAG_SECONDS = 0.2
 #: Probability below which a timed word is not stable, and neither is what follows it.
 MIN_WORD_CONFIDENCE = 0.15
 
-#: A timed word with this probability that ended this many seconds before the audio does need not be heard twice.
+#: A timed word with this probability that ended this many seconds before the audio is stable at once.
 SURE_CONFIDENCE = 0.8
 SURE_LAG_SECONDS = 0.8
 
@@ -65,7 +65,7 @@ class Agreement:
     def update(self, text: str, language: str, confidence: float, seconds: float) -> bool:
         """Take a new decoding of the segment.
 
-        Words are compared without case and punctuation, and keep the spelling that they had when they became stable.
+        Words are compared without case and punctuation, and keep the spelling they had when they became stable.
 
         Args:
             text: What was decoded.

@@ -18,7 +18,7 @@ from asrserver.shares import COMMON, Share
 
 T = TypeVar("T")
 
-#: Owners without waiting items whose last finish time is kept; most of them are gone.
+#: Number of owners without waiting items whose last finish time is kept; most of them are gone.
 MAX_IDLE_OWNERS = 1000
 
 
@@ -109,7 +109,7 @@ class FairQueue(Generic[T]):
 
         Args:
             count: Most items to return.
-            together: Called with the next item and another one: may they be served together?
+            together: Called with the next item and another one; whether they may be served together.
             first: Only items that may share the service of this one, which is not of this queue.
 
         Returns:
@@ -134,7 +134,7 @@ class FairQueue(Generic[T]):
 
 @dataclass(slots=True)
 class _Line(Generic[T]):
-    """What waits of one key.
+    """The waiting items of one key.
 
     Attributes:
         weight: The key's part of the service.
@@ -162,7 +162,7 @@ class KeyQueue(Generic[T]):
 
         Args:
             shares: Tells the key of a session.
-            handicap: By how much service of other keys an item of this priority is held back behind theirs.
+            handicap: The service of other keys behind which an item of this priority is held back.
         """
         self._shares = shares
         self._handicap = handicap

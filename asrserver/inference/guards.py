@@ -25,13 +25,13 @@ TOKEN_LOOP = 10
 PHRASE_LOOP = 5
 MAX_PHRASE_TOKENS = 8
 
-#: Mean log-probability below which a text is half a guess, and the copies of a token or a phrase that are then a loop:
-#: so a decoder fills time in which it hears speech that it does not understand.
+#: Mean log-probability below which a text is half a guess, and the number of copies of a token or a phrase that count
+#: as a loop then: that is how a decoder fills time in which it hears speech that it does not understand.
 GUESS_LOGPROB = math.log(0.5)
 GUESSED_TOKEN_LOOP = 4
 GUESSED_PHRASE_LOOP = 3
 
-#: Words of a phrase whose repetition is looked into. Single words are repeated by speakers all the time.
+#: Words of a phrase whose repetition is examined. Speakers repeat single words all the time.
 MIN_COPY_WORDS = 2
 MAX_COPY_WORDS = 24
 
@@ -131,7 +131,7 @@ class Attempt:
 
 
 def breaks_off(text: str, probability: float, sure: float) -> bool:
-    """Whether a text ends as if its sentence went on. Without a mark at its end it does not: some texts have none.
+    """Whether a text ends in mid-sentence. A text without a mark at its end does not count: some have none.
 
     Args:
         text: The text.

@@ -1,4 +1,4 @@
-"""A high-pass filter: without a constant offset and without rumble, for whoever looks for speech.
+"""A high-pass filter, which removes offset and rumble before voice activity detection.
 
 A second-order Butterworth filter (coefficients as in R. Bristow-Johnson's Audio EQ Cookbook). A recursive filter goes
 from sample to sample, which numpy cannot. So it is computed by blocks: within a block it is a product with a matrix,

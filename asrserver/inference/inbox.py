@@ -1,4 +1,4 @@
-"""The inbox of a session: its audio entries that were read from Redis and are not processed yet."""
+"""The inbox of a session: audio entries that were read from Redis and not processed yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from asrserver.broker.replies import Entry
 
 log = logging.getLogger("asrserver.consumer")
 
-#: Unread bytes from which a session's audio is read no further until some of it is processed.
+#: Unprocessed bytes above which no more of a session's audio is read.
 MAX_UNREAD_BYTES = 8 * 2**20
 
 

@@ -1,4 +1,4 @@
-"""The texts of one session in the forms that its client asks for: of results, and of what is still growing."""
+"""The texts of one session in the forms that its client asks for: results, and partial texts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Normalising:
         return self._normaliser.script is not None
 
     def load(self) -> None:
-        """Load what it needs, for a tenth of a second: in a thread."""
+        """Load the dictionaries, which takes a tenth of a second: call it in a thread."""
         self._normaliser.load()
 
     def segment(self, segment: RecognisedSegment) -> RecognisedSegment:
@@ -39,7 +39,7 @@ class Normalising:
         return replace(segment, text=text, words=self._words(segment.words, language))
 
     def partial(self, partial: PartialHypothesis) -> PartialHypothesis:
-        """A text that is growing: of what is stable, what stays a beginning of the text, however it goes on."""
+        """A growing text normalised. What stays stable is what no continuation of it can change."""
         language = self._language or partial.language
         if not self._normaliser.steps(language):
             return partial

@@ -32,8 +32,8 @@ def spoken_spans(events: Iterable[Event], together: bool) -> list[Span]:
 
     Args:
         events: What an endpointer found in it.
-        together: Segments that were cut only because they were long are one. Speech may stop just where it was cut:
-            what comes long after that is another segment.
+        together: Join segments that were cut only because they were long. Speech may have stopped just where it was
+            cut: what comes long after that is another segment.
     """
     spans: list[Span] = []
     goes_on = False

@@ -15,12 +15,12 @@ from asrserver.text.words import clean, glue
 #: A word that takes this long hides others. Where base left a sentence out, the alignment gave 3.8 s to an "and".
 LONGEST_WORD_SECONDS = 2.0
 
-#: Share of a skipped stretch's frames that must be as loud as speech, and how much quieter than the median of the
-#: window these may be, in Whisper's normalised units (0.25 for 10 dB).
+#: This share of the frames of a skipped stretch must be as loud as speech: quieter than the median of the window by no
+#: more than this, in Whisper's normalised units (0.25 for 10 dB).
 LOUD_SHARE = 0.5
 LOUD_DISTANCE = 0.5
 
-#: What is recognised in a skipped stretch must be this probable: what is less is the long word itself, heard otherwise.
+#: Minimum probability of what is recognised in a skipped stretch: below it, it is the long word again, misheard.
 MIN_CONFIDENCE = 0.7
 
 
@@ -54,7 +54,7 @@ def fill(found: Hypothesis, number: int, skipped: Hypothesis) -> Hypothesis:
         skipped: What was recognised in the stretch, with times from the start of the window.
 
     Returns:
-        The whole; `found` if the stretch holds nothing that can be trusted.
+        Both together; `found` if nothing in the stretch can be trusted.
     """
     words, hiding = list(skipped.words), found.words[number]
     if skipped.confidence < MIN_CONFIDENCE or not words:

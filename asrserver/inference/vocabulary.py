@@ -1,4 +1,4 @@
-"""A Whisper model's vocabulary: the tokens of texts, of prompts, and of what a decoder says beside its text."""
+"""A Whisper model's vocabulary: the tokens of texts and prompts, and special tokens."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Vocabulary:
     Attributes:
         sot: The start token.
         eot: The end token. Those before it are text.
-        no_timestamps: What says that there are no timestamps. Those after it are timestamps, from 0.00 s on.
+        no_timestamps: The token for "no timestamps". The tokens after it are timestamps, from 0.00 s on.
         languages: Language code → token.
         no_languages: All tokens that stand for no language.
     """
 
     def __init__(self, tokenizer: Any, config: dict[str, Any], name: str) -> None:
-        """Look the special tokens up.
+        """Look up the special tokens.
 
         Args:
             tokenizer: The model's, of the library tokenizers.
@@ -93,13 +93,13 @@ class Vocabulary:
     # -- timestamps ----------------------------------------------------------------------------------------------
 
     def ended(self, generated: Sequence[int]) -> float | None:
-        """Seconds of the window at which a decoding says that its text ends; None if it says nothing."""
+        """Seconds of the window at which the text ends, by the decoding's last timestamp; None without one."""
         if not generated or generated[-1] <= self.no_timestamps:
             return None
         return (generated[-1] - self.no_timestamps - 1) * STEP_SECONDS
 
     def finished(self, generated: Sequence[int]) -> tuple[int, float] | None:
-        """What of a decoding is finished, where its window ends in the middle of speech.
+        """The finished part of a decoding whose window ends in the middle of speech.
 
         A decoder with timestamps writes one at the end of each phrase, and one at the beginning of the next. What it
         has begun when the window ends has no end: Whisper's own loop leaves it to the next window, which begins at the

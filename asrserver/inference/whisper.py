@@ -25,17 +25,18 @@ from asrserver.inference.windows import FULL_WINDOW, length_limit, window_for
 from asrserver.models import find_model
 from asrserver.protocol.events import Word
 
-#: Seconds of speech behind the last timestamp of a decoding from which on the decoder is asked for more text.
+#: Seconds of speech after the last timestamp of a decoding above which the decoder is asked for more text.
 MAX_UNREAD_SECONDS = 1.0
 
-#: Seconds of a window that goes on that its finished phrases must fill: with less each window would gain little.
+#: Where speech goes on after a window, its finished phrases must fill this many seconds: otherwise each window would
+#: advance too little.
 MIN_READ_SECONDS = 10.0
 
-#: Most languages in which a window is decoded where none is certain, and the probability from which on one is tried.
+#: A window whose language is not certain is decoded in up to so many languages, each with at least this probability.
 LANGUAGES_TRIED = 3
 MIN_LANGUAGE = 0.1
 
-#: Beams with which an unsure text is searched again.
+#: Number of beams for the second search of an unsure text.
 UNSURE_BEAM = 5
 
 
@@ -48,7 +49,7 @@ class Whisper:
         n_mels: Mel bands of its features.
         profile: The policy that suits it.
         vocabulary: Its tokens.
-        wasted_seconds: Time spent on decodings that were thrown away for another one.
+        wasted_seconds: Time spent on decodings that were discarded in favour of another one.
         hurried: Whether others wait for this call: then unsure texts are not searched again.
     """
 
@@ -142,7 +143,7 @@ class Whisper:
     def _continued(
         self, attempt: Attempt, row: tuple[Features, Request, float], language: tuple[str, float]
     ) -> Attempt:
-        """Let the decoder go on, without timestamps, where its last one is long before the end of the speech."""
+        """Have the decoder continue, without timestamps, if its last timestamp is long before the end of the speech."""
         features, request, seconds = row
         if attempt.read is not None or not (attempt.good and attempt.text):
             return attempt
@@ -154,7 +155,7 @@ class Whisper:
         return whole if whole.good else attempt
 
     def _without_loops(self, attempt: Attempt) -> Attempt:
-        """Keep one copy of what a decoder repeats that guesses, in a text that is not rejected."""
+        """Keep one copy of what a guessing decoder repeats, unless the text is rejected."""
         if self.profile.cuts_copies and attempt.guessed and attempt.has_duplicates and attempt.good:
             tokens = [attempt.tokens[place] for place in unlooped(attempt.tokens)]
             if len(tokens) < len(attempt.tokens):
@@ -180,7 +181,7 @@ class Whisper:
     def _searched(
         self, row: tuple[Features, Request, float], language: tuple[str, float], first: Attempt, took: float
     ) -> Attempt:
-        """Search a text, of which the first decoding `took` seconds, with more beams; the more probable one is kept."""
+        """Search a text again with more beams, and keep the more probable one; the first decoding `took` seconds."""
         began = time.monotonic()
         encoded = _rows_of(first.encoded, [first.number])
         result = self._generate(encoded, [row], [language], 0.0, UNSURE_BEAM)[0]
@@ -195,7 +196,7 @@ class Whisper:
         return unsure and attempt.good and bool(attempt.text)
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
-        """Whether a decoding failed, or is about to be dropped as silence though a short window is no proof of it."""
+        """Whether a decoding failed, or would be dropped as silence, for which a short window is no proof."""
         unproven = self.profile.rechecks_silence and frames < FULL_WINDOW and bool(attempt.text)
         return attempt.failed or (attempt.silence and unproven)
 
@@ -388,7 +389,7 @@ class Whisper:
         return attempt
 
     def _leave_unfinished(self, attempt: Attempt, generated: Sequence[int]) -> None:
-        """Leave out the phrase that is not finished at the end of a window behind which the speech goes on."""
+        """Leave out the unfinished phrase at the end of a window after which the speech goes on."""
         finished = self.vocabulary.finished(generated)
         if finished is None or finished[1] < MIN_READ_SECONDS:
             return
