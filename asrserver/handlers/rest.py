@@ -9,7 +9,7 @@ import orjson
 from tornado.web import HTTPError
 
 from asrserver.gateway import health
-from asrserver.gateway.missing import why_missing
+from asrserver.gateway.not_stored import why_missing
 from asrserver.handlers.base import NO_PATH, BadParameter, RestHandler
 from asrserver.handlers.long_answer import LongAnswerHandler
 from asrserver.handlers.proxy import ProxyHandler
