@@ -197,13 +197,12 @@ class Sessions(Mapping[str, Session]):
         """
         sid, last_seq = asked.session_id, asked.last_seq
         unknown = BadRequest("no_session", "there is no such session to resume", session_id=sid)
-        here = self._open.get(sid) if asked.adopted else None
-        if here is not None:
-            if here.send is not None:
-                raise unknown
-            last_seq = here.sent
-        detached = asked.adopted and here is None  # for one that is here, `send` has told
         before = self._open.get(sid)
+        if asked.adopted and before is not None:
+            if before.send is not None:  # a client is connected to it
+                raise unknown
+            last_seq = before.sent
+        detached = asked.adopted and before is None  # what is here is known to be
         try:
             with nullcontext() if before is None else before.while_resuming():
                 fields = await self._broker.resume_session(sid, self._now() + self.grace, owner, detached)
@@ -215,17 +214,9 @@ class Sessions(Mapping[str, Session]):
         except (ValueError, KeyError) as exc:  # another program wrote there
             log.error("session=%s its keys in Redis are damaged: %s: %s", sid, type(exc).__name__, exc)
             raise BadRequest("session_gone", "the session's data is damaged", session_id=sid) from None
-        before = self._open.get(sid)
+        before = self._open.get(sid)  # it may be another one by now, or none
         if before is not None:
-            if before.send == send:
-                before.send = None  # it is resumed on its own connection
-            before.leave(Unavailable("session_moved", "the session was resumed elsewhere"))
-            if session.state != "over":
-                before.state = "over"  # messages of its connection that still wait are not for it
-            before.end_trace("resumed")
-            session.rate_meter = before.rate_meter
-            if before.move + 1 == session.move:  # no other gateway had it meanwhile: `before` knows more than Redis
-                session.order.missing.restore(str(before.order.missing), session.order.last)
+            _supersede(before, session)
         if session.state != "over":
             session.trace = gateway_traces.resume_session(sid, fields)
             self._open[sid] = session
@@ -414,6 +405,19 @@ class Sessions(Mapping[str, Session]):
         self._recordings.release(session.id, how not in ("moved", "gone"))
         self._admission.ended(session.id, session.owner)
         _log_end(session, how)
+
+
+def _supersede(before: Session, session: Session) -> None:
+    """End a session here that goes on as another object, on the connection of the client that has resumed it."""
+    if before.send == session.send:
+        before.send = None  # it is resumed on its own connection
+    before.leave(Unavailable("session_moved", "the session was resumed elsewhere"))
+    if session.state != "over":
+        before.state = "over"  # messages of its connection that still wait are not for it
+    before.end_trace("resumed")
+    session.rate_meter = before.rate_meter
+    if before.move + 1 == session.move:  # no other gateway had it meanwhile: `before` knows more than Redis
+        session.order.missing.restore(str(before.order.missing), session.order.last)
 
 
 def _missing(sessions: Mapping[str, Session]) -> dict[str, str]:
