@@ -1,12 +1,16 @@
 """The program, with an audio decoder that dies of one recording and hangs in another: `python tests/poison.py run …`.
 
+Its sandbox has decoders that misbehave (tests/audio/misbehaving.py).
+
 Its spawned children import this file too, so they have the same decoder.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 from asrserver.audio import codec, files
@@ -38,6 +42,10 @@ if __name__ in ("__main__", "__mp_main__"):  # in the program and its children, 
     files.decoding = decoding  # type: ignore[assignment]
     codec.Codec.decode = decode  # type: ignore[method-assign]
     poison.AUDIO_STEP_TIMEOUT = 1.0
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.audio import misbehaving
+
+    files.by_library = misbehaving.decode
 
 if __name__ == "__main__":
     from asrserver.cli.main import main

@@ -121,7 +121,7 @@ def stream(random: np.random.Generator, data: bytes, kind: str, point: ResumePoi
 
 
 def whole(_random: np.random.Generator, data: bytes, kind: str) -> int:
-    """Decode a mutant as a file; return the number of samples."""
+    """Decode a mutant as a file, in this process, where a crash is seen; return the number of samples."""
     found = np.zeros(0, np.float32)
     with contextlib.suppress(AudioError):
         found = files.decode_file(data, kind, 600).samples

@@ -1,7 +1,7 @@
 """Whole files: decoded to 16 kHz samples, and PCM encoded as FLAC.
 
 A file is decoded as a stream that comes at once, so that all modes hear the same; what cannot be decoded as a stream is
-left to FFmpeg (library.py).
+left to FFmpeg (library.py): in this process, or where strangers send it in one of its own (sandbox.py).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,11 @@ _DISK_STEP = 1 << 14
 #: Work that yields where others may have their turn.
 Work = Generator[None, None, T]
 
+#: Pieces of a file as they are decoded, and at last what of it could not be. An empty one says that it goes on.
+Pieces = Generator[Samples, None, AudioError | None]
+
+_NOTHING: Samples = np.zeros(0, np.float32)
+
 
 class Decoded(NamedTuple):
     """A decoded file: its samples, and what of it could not be decoded, if anything."""
@@ -52,17 +57,49 @@ class Decoded(NamedTuple):
     damage: AudioError | None
 
 
+def by_library(data: bytes, kind: str, selection: Selection, max_seconds: float) -> Pieces:
+    """Decode a file by FFmpeg; it may have more than `max_seconds` of audio.
+
+    Raises:
+        AudioError: It cannot be decoded, or not from here on.
+    """
+    try:
+        data = wav.without_lists(data) if wav.is_riff(data) else data
+
+        def opening() -> AbstractContextManager[Any]:
+            return library.opened(io.BytesIO(data), kind)
+
+        selection = yield from _with_track(opening, selection, max_seconds)
+        with opening() as source:
+            reader = library.Reader(source, selection)
+            yield from _resampled(reader.frames())
+    except av.FFmpegError as exc:
+        raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
+    if reader.damage is None:
+        return None
+    since, until = reader.damage
+    return AudioError("undecodable_audio", f"the audio from {since:.2f} s to {until:.2f} s is damaged")
+
+
 def decode(data: bytes, kind: str, max_seconds: float) -> Samples:
     """Decode a whole file in memory; see `decode_file`. What cannot be decoded of it is left out."""
     return decode_file(data, kind, max_seconds).samples
 
 
-def decode_file(data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED) -> Decoded:
+#: How a file is decoded that is no stream: as `by_library` does it, here or in another process.
+ByLibrary = Callable[[bytes, str, Selection, float], Pieces]
+
+
+def decode_file(
+    data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED, decode_whole: ByLibrary = by_library
+) -> Decoded:
     """Decode a whole file in memory at once; see `decoding`."""
-    return finished(decoding(data, kind, max_seconds, selection))
+    return finished(decoding(data, kind, max_seconds, selection, decode_whole))
 
 
-def decoding(data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED) -> Work[Decoded]:
+def decoding(
+    data: bytes, kind: str, max_seconds: float, selection: Selection = MIXED, decode_whole: ByLibrary = by_library
+) -> Work[Decoded]:
     """Decode a whole file in memory. A truncated file gives the samples that it has.
 
     Of several audio tracks of which none is named, the one is decoded that a stream's decoder chooses (look_ahead.py).
@@ -72,6 +109,7 @@ def decoding(data: bytes, kind: str, max_seconds: float, selection: Selection = 
         kind: Its container, as `sniff.container` names it.
         max_seconds: Most seconds of audio, counting each channel that is decoded by itself.
         selection: What of it is decoded.
+        decode_whole: Decodes what is no stream.
 
     Raises:
         AudioError: It cannot be decoded, has no audio or not what is selected, or has more than `max_seconds` of it.
@@ -87,13 +125,10 @@ def decoding(data: bytes, kind: str, max_seconds: float, selection: Selection = 
             raise
         if kind in _FRAMES:
             raise  # FFmpeg takes a few headers in noise for audio
-        refusal = exc
-    try:
-        return (yield from _by_library(data, kind, max_seconds, selection))
-    except AudioError as exc:
-        if kind in demux.CONTAINERS and refusal.code == "undecodable_audio" and exc.code == "undecodable_audio":
-            raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
-        raise
+    found = yield from _collected(decode_whole(data, kind, selection, max_seconds), max_seconds)
+    if not len(found.samples):  # as of an RF64 file whose writer did not know its length: nothing is lost silently
+        raise AudioError("undecodable_audio", f"the {kind} data holds no audio")
+    return found
 
 
 def _streamed(data: bytes, kind: str, max_seconds: float, selection: Selection) -> Work[Decoded]:
@@ -139,27 +174,31 @@ def _merged(damage: list[AudioError]) -> AudioError | None:
     return AudioError("undecodable_audio", f"{damage[0].message}; and {len(damage) - 1} more places")
 
 
-def _by_library(data: bytes, kind: str, max_seconds: float, selection: Selection) -> Work[Decoded]:
-    """Decode a file by FFmpeg."""
-    try:
-        data = wav.without_lists(data) if wav.is_riff(data) else data
-
-        def opening() -> AbstractContextManager[Any]:
-            return library.opened(io.BytesIO(data), kind)
-
-        selection = yield from _with_track(opening, selection, max_seconds)
-        with opening() as source:
-            found = yield from _read(library.Reader(source, selection), max_seconds)
-        if not len(found.samples):  # as of an RF64 file whose writer did not know its length: nothing is lost silently
-            raise AudioError("undecodable_audio", f"the {kind} data holds no audio")
-        return found
-    except av.FFmpegError as exc:
-        raise AudioError("undecodable_audio", _reason(data, kind, exc)) from None
+def _collected(found: Pieces, max_seconds: float) -> Work[Decoded]:
+    """All pieces of a file. What comes before it cannot be decoded any further is kept."""
+    pieces: list[Samples] = []
+    count, left = 0, int(max_seconds * SAMPLE_RATE)
+    with closing(found):
+        try:
+            while True:
+                piece = next(found)
+                pieces.append(piece)
+                count += len(piece) * _channels(piece)
+                if count > left:
+                    raise _too_long(max_seconds)
+                yield
+        except StopIteration as end:
+            return Decoded(joined(pieces), end.value)
+        except AudioError as exc:
+            if not count or exc.code != "undecodable_audio":
+                raise
+    message = f"the audio cannot be decoded from {sum(map(len, pieces)) / SAMPLE_RATE:.2f} s on"
+    return Decoded(joined(pieces), AudioError("undecodable_audio", message))
 
 
 def _with_track(
     opening: Callable[[], AbstractContextManager[Any]], selection: Selection, max_seconds: float
-) -> Work[Selection]:
+) -> Generator[Samples, None, Selection]:
     """Name the track to decode of a file that FFmpeg reads, by the rule of look_ahead.py."""
     with opening() as source:
         reader = library.Reader(source, selection)
@@ -175,7 +214,7 @@ def _with_track(
     return replace(selection, track=numbers[earliest(onsets)])
 
 
-def _onset(reader: library.Reader, max_seconds: float) -> Work[float]:
+def _onset(reader: library.Reader, max_seconds: float) -> Generator[Samples, None, float]:
     """The seconds at which sound begins in a track; infinite if there is none."""
     at = 0.0
     with suppress(av.FFmpegError, ImplausibleAudio):
@@ -186,32 +225,8 @@ def _onset(reader: library.Reader, max_seconds: float) -> Work[float]:
             at += len(samples) / rate
             if at > max_seconds:
                 break
-            yield
+            yield _NOTHING
     return math.inf
-
-
-def _read(reader: library.Reader, max_seconds: float) -> Work[Decoded]:
-    """Decode a track. What comes before damage of the container itself is kept."""
-    pieces: list[Samples] = []
-    count, left = 0, int(max_seconds * SAMPLE_RATE)
-    damage = None
-    try:
-        for piece in _resampled(reader.frames()):
-            pieces.append(piece)
-            count += len(piece) * _channels(piece)
-            if count > left:
-                raise _too_long(max_seconds)
-            yield
-    except (av.FFmpegError, ImplausibleAudio):
-        if not count:
-            raise
-        message = f"the audio cannot be decoded from {sum(map(len, pieces)) / SAMPLE_RATE:.2f} s on"
-        damage = AudioError("undecodable_audio", message)
-    if damage is None and reader.damage is not None:
-        since, until = reader.damage
-        message = f"the audio from {since:.2f} s to {until:.2f} s is damaged"
-        damage = AudioError("undecodable_audio", message)
-    return Decoded(joined(pieces), damage)
 
 
 def read_s16(path: Path, seconds: float, selection: Selection = MIXED) -> Iterator[bytes]:
@@ -249,7 +264,7 @@ def _pieces(path: Path, selection: Selection) -> Iterator[Samples]:
         if kind in _FRAMES or exc.code in NOT_THERE or isinstance(exc, ImplausibleAudio | TooMuchWork):
             raise
     if first is None:
-        selection = finished(_with_track(partial(_opened, path), selection, math.inf))
+        selection = yield from _with_track(partial(_opened, path), selection, math.inf)
         with _opened(path) as source:
             yield from _resampled(library.Reader(source, selection).frames())
     else:

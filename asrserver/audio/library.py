@@ -3,6 +3,8 @@
 FFmpeg has hundreds of demuxers and decoders. Those for formats in which nobody records speech are disabled here: a
 file's container must be one of FORMATS, its codec one of CODECS. FFmpeg is told so before it opens a file, because it
 runs decoders even to find out what a file contains.
+
+What strangers send is decoded by this in a process of its own (sandbox.py).
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ _TIMED = frozenset(("asf", "avi", "flv", "matroska", "mov", "mpeg", "mpegts"))
 #: Most bytes and seconds of a file that FFmpeg reads to find out what it contains.
 _PROBE = {"probesize": str(4 << 20), "analyzeduration": "10000000", "max_streams": "64"}
 
-#: Most bytes that FFmpeg allocates at once in this process; by itself it allows 2 GiB. An entry of an index has 24, and
-#: few bytes can claim any number of them: these are two days of AMR. A file's attachments have some dozen megabytes.
+#: Most bytes that FFmpeg allocates at once in this process, for streams too; by itself it allows 2 GiB. An entry of an
+#: index has 24, and few bytes can claim any number of them: these are two days of AMR. A file's attachments have some
+#: dozen megabytes.
 MAX_ALLOCATION = 256 << 20
 
 #: Samples that are converted together: a damaged index makes a frame of each sample.

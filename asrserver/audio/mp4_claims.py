@@ -3,6 +3,9 @@
 FFmpeg makes an entry of each sample that an index or a fragment claims, of each track: 15 kB took 1.8 GB, in nine
 seconds. And it takes the number of a track for a signed one: where that is negative, its search for the next fragment
 (`mov_read_trun`, FFmpeg 8) counts up from -1,094,995,528, a second for each fragment of whatever track.
+
+The sandbox (sandbox.py) would contain that, but for seconds of CPU and half a gigabyte of memory for each such file, of
+a few kilobytes. So they are refused in milliseconds, by a reason that names what is wrong with them.
 """
 
 from __future__ import annotations

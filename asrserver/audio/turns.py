@@ -38,19 +38,22 @@ class Turns:
         return now - self._since >= TURN
 
 
-def take_turn(work: Generator[None, None, T]) -> list[T]:
-    """Go on with work until the turn is over; return its result, or nothing while there is none yet."""
-    begun = time.thread_time()
+def take_turn(work: Generator[object, None, T]) -> list[T]:
+    """Go on with work until the turn is over; return its result, or nothing while there is none yet.
+
+    Others wait for the thread, not for its CPU: a file that is decoded in another process takes none.
+    """
+    begun = time.monotonic()
     try:
         next(work)
-        while time.thread_time() - begun < TURN:
+        while time.monotonic() - begun < TURN:
             next(work)
     except StopIteration as stop:
         return [stop.value]
     return []
 
 
-def finished(work: Generator[None, None, T]) -> T:
+def finished(work: Generator[object, None, T]) -> T:
     """Do all of some work at once; return its result."""
     while not (found := take_turn(work)):
         pass

@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from asrserver.audio import files
+from asrserver.audio.sandbox import Sandbox
 from asrserver.audio.turns import take_turn
 from asrserver.inference.audio_thread import AudioThread
 from asrserver.inference.engine import Engine
@@ -40,6 +42,7 @@ class Recogniser:
         engine: Runs the model.
         partials: Schedules partial results.
         audio_thread: Decodes live streams and finds speech in them.
+        sandbox: Decodes files that cannot be decoded as streams, in processes of their own.
         isolation: Held during all work on audio, so that suspected audio is processed alone.
         silence: Seconds of silence that end a segment, for sessions that do not set it.
         max_seconds: Longest utterance, in seconds of audio.
@@ -88,6 +91,7 @@ class Recogniser:
         self._pool = FairPool(threads, "prepare", self.shares)
         # A thread apart from the pool: live streams must not wait until an hour of MP3 is decoded.
         self.audio_thread = AudioThread(hold, partials, self.shares)
+        self.sandbox = Sandbox(files.by_library)
 
     def using(self, engine: Engine) -> Recogniser:
         """The same with another model's engine; everything else is shared."""
@@ -153,6 +157,7 @@ class Recogniser:
         return result
 
     def close(self, timeout: float | None = None) -> None:
-        """Start no more work in the threads, and wait for the audio thread; see `AudioThread.close`."""
+        """Start no more work in threads and processes, and wait for those, each as `AudioThread.close` does."""
         self._pool.close()
         self.audio_thread.close(timeout)
+        self.sandbox.close(timeout)

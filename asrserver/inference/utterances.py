@@ -102,7 +102,8 @@ class UtteranceRecogniser:
         """
         async with self._recogniser.isolation.hold(alone):
             cost = min(len(data) / COMPRESSED_BYTES_PER_SECOND, SLICE_SECONDS)
-            work = files.decoding(data, kind, self._recogniser.max_seconds, self._selection)
+            limit, apart = self._recogniser.max_seconds, self._recogniser.sandbox.decode
+            work = files.decoding(data, kind, limit, self._selection, apart)
             samples, damage = await self._recogniser.run_in_turns(label, cost, work)
             found = await self._recognise(samples, request, label, alone)
             found.damage = damage

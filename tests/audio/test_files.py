@@ -11,6 +11,7 @@ from faster_whisper.feature_extractor import FeatureExtractor
 
 from asrserver.audio import SAMPLE_RATE, files, sniff
 from asrserver.audio.pcm import PcmDecoder
+from asrserver.audio.selection import MIXED
 from asrserver.errors import AudioError
 from asrserver.inference.features import HOP, log_mel
 from asrserver.inference.windows import FULL_WINDOW, WINDOWS, window_for
@@ -183,3 +184,22 @@ def test_a_file_of_no_samples_is_an_error() -> None:
     at = data.index(b"ds64") + 8
     with pytest.raises(AudioError, match="holds no audio"):
         files.decode(data[:at] + bytes(24) + data[at + 24 :], "rf64", 60)
+
+
+def test_a_recorder_s_first_slice_is_left_to_nobody_else() -> None:
+    """Most sessions of browsers begin with a header: it is worth no process. FFmpeg would find nothing in it."""
+
+    def never(*_arguments: object) -> files.Pieces:
+        raise AssertionError("FFmpeg is asked")
+
+    data = encode(tone(), "-c:a libopus -f webm -live 1")
+    found = files.decode_file(data[: data.index(b"\x1fC\xb6u")], "matroska", 60, MIXED, never)
+    assert not len(found.samples)
+    assert found.damage is None
+
+
+def test_why_a_file_cannot_be_decoded_is_said_once() -> None:
+    data = encode(tone(), "-c:a libopus -f webm")
+    with pytest.raises(AudioError) as caught:
+        files.decode_file(data[:200], "matroska", 60)
+    assert caught.value.message == "the matroska data cannot be decoded: End of file"

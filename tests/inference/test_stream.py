@@ -114,6 +114,7 @@ async def test_others_have_their_turn_while_bytes_hold_no_audio(
     assert len(steps) > 10
 
 
+@pytest.mark.usefixtures("processes")  # bits of a header are no file, and no stream yet
 @pytest.mark.parametrize("kind", LIVE)
 async def test_slicing_does_not_change_the_text(recogniser: Recogniser, utterances: list[Utterance], kind: str) -> None:
     """Slices of 1 to 1,500 bytes, in both modes and at every takeover: the text of the same recording as WAV."""

@@ -41,6 +41,7 @@ async def test_whole_files_are_utterances(recogniser: Recogniser, utterances: li
     assert events[-1]["total"] == pytest.approx(sum(len(one.pcm) for one in said) / 32000, abs=0.01)
 
 
+@pytest.mark.usefixtures("processes")
 async def test_bad_chunks_cost_themselves(recogniser: Recogniser, utterances: list[Utterance]) -> None:
     """Each gets an error with a code, and the chunks around it their texts."""
     one, two = utterances[:2]
@@ -150,6 +151,7 @@ async def test_one_recording_after_another(recogniser: Recogniser, utterances: l
     assert texts(events)[-1] == " ".join([d, a, b, c, e, a, b, c, d])
 
 
+@pytest.mark.usefixtures("processes")
 async def test_a_recorder_that_was_stopped_at_once(
     recogniser: Recogniser, utterances: list[Utterance], webm: bytes
 ) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.audio.signals import encode_file
+from tests.inference.support import samples
 from tests.program import System, cli
 from tests.recordings import Utterance
 from tests.waiting import wait_until
@@ -55,13 +57,15 @@ def less(processes: None, tmp_path: Path, redis_url: str, database_url: str) -> 
 
 
 def test_it_serves_and_leaves_no_process(less: dict[str, str], utterances: list[Utterance], tmp_path: Path) -> None:
-    wav = tmp_path / "hello.wav"
+    wav, caf = tmp_path / "hello.wav", tmp_path / "hello.caf"
     wav.write_bytes(utterances[0].wav)
+    caf.write_bytes(encode_file(samples(utterances[0]), "-f caf", tmp_path))  # decoded in a process of its own
     system = System("run", "--port", "0", env=less)
     try:
         system.wait_ready()
-        done = cli("transcribe", str(wav), "--server", f"http://127.0.0.1:{system.port}", env=less)
-        assert done.stdout.strip() == utterances[0].text, done.stderr
+        for file in (wav, caf):
+            done = cli("transcribe", str(file), "--server", f"http://127.0.0.1:{system.port}", env=less)
+            assert done.stdout.strip() == utterances[0].text, done.stderr
         children = psutil.Process(system.process.pid).children(recursive=True)
         system.process.send_signal(signal.SIGKILL)
         system.process.wait(20)

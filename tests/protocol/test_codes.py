@@ -43,6 +43,7 @@ PASSED_ON = {
         "Unavailable(event.code, event.message, event.retry_after or 2.0)",
         "Refused(408, event.code, event.message)",
     },
+    "asrserver/audio/sandbox.py": {"AudioError(code, message)"},
     "asrserver/handlers/multiplex.py": {"BadRequest(*self._ended[sid], **where)"},
     "asrserver/handlers/connection.py": {"self.sessions.detach(event.session_id, code, message)"},
     "asrserver/inference/event_log.py": {

@@ -11,6 +11,7 @@ import pytest
 
 from asrserver.supervisor.children import WORKER_NICENESS
 from tests import poison
+from tests.audio import misbehaving
 from tests.program import System
 from tests.recordings import Utterance
 from tests.system.live_streams import check_live_streams
@@ -235,3 +236,39 @@ async def test_a_decoder_that_hangs(
     with look(redis_url) as client:
         fields = {sid: client.hgetall(f"asr_session:{{{sid}}}") for sid in said}
     assert not [name for known in fields.values() for name in known if name.startswith("strike:")]
+
+
+@pytest.mark.gen_test(timeout=170)
+async def test_a_file_whose_decoder_hangs_or_crashes_costs_nobody_else(
+    start: Start, monkeypatch: pytest.MonkeyPatch, redis_url: str, utterances: list[Utterance]
+) -> None:
+    """It has a process of its own. The worker goes on with its streams; nothing gets a strike."""
+    monkeypatch.setattr(System, "program", (poison.__file__,))
+    system = start("run", "--workers", "1").wait_ready()
+    (worker,) = system.children("worker")
+    assert worker.children() == []
+    bad = misbehaving.HEAD + misbehaving.AT_ONCE
+    async with await WsClient.open(system.url) as ws:
+        await ws.start("bad", mode="chunk")
+        for index, data in enumerate((bad + b"wait", bad + b"crash", utterances[0].wav)):
+            await ws.chunk("bad", index, data)
+        for number in range(3):
+            await ws.start(f"live-{number}", mode="stream", format="pcm_s16le")
+            await ws.chunk(f"live-{number}", 0, utterances[1].pcm)
+            assert (await ws.finish(f"live-{number}"))["text"] == utterances[1].text
+        ((warm,), children) = worker.children(), worker.children(recursive=True)
+        (hung,) = set(children) - {warm}
+        assert not ws.of("bad", "error")
+        hung.kill()
+        assert (await ws.finish("bad"))["text"] == utterances[0].text
+        errors = [(error["code"], error["chunk_index"], error["message"]) for error in ws.of("bad", "error")]
+    assert errors == [
+        ("undecodable_audio", 0, "the amr data cannot be decoded: the decoder was ended by SIGKILL"),
+        ("undecodable_audio", 1, "the amr data cannot be decoded: the decoder was ended by SIGSEGV"),
+    ]
+    assert system.children("worker") == [worker]
+    assert "no progress in audio" not in system.output()
+    with look(redis_url) as client:
+        assert not [name for name in client.hgetall("asr_session:{bad}") if name.startswith("strike:")]
+    worker.kill()
+    await until(lambda: not alive(warm), 30, "its warm process ends with it")
