@@ -28,6 +28,14 @@
   }
   check("samples as integers", [...toPcm(Float32Array.of(0, 1, -1, 2, -2, 0.5))], [0, 32767, -32767, 32767, -32767, 16384]);
 
+  // -- why a session has no text: an empty recording, or one that could not be read
+
+  const { text } = await import("/web/texts.js");
+  const { whyEmpty } = await import("/web/transcript.js");
+  check("nobody speaks", whyEmpty({ text: "", error_code: null }), text("no_speech"));
+  check("an error in words", whyEmpty({ error_code: "undecodable_audio", error_message: "x" }), text("error_undecodable_audio"));
+  check("any other error", whyEmpty({ error_code: "something_new", error_message: "as it is" }), "as it is");
+
   // -- the protocol, against a socket that the test holds
 
   const real = { WebSocket: globalThis.WebSocket, fetch: globalThis.fetch, random: Math.random };

@@ -1,7 +1,7 @@
 // The list of earlier sessions, with search.
 
 import { duration, languageName, moment, text } from "./texts.js";
-import { element } from "./transcript.js";
+import { element, whyEmpty } from "./transcript.js";
 
 const PAGE = 15;
 
@@ -77,7 +77,7 @@ export class History {
 function row(record) {
   const link = document.createElement("a");
   link.href = `#/${encodeURIComponent(record.session_id)}`;
-  const none = record.status === "recording" ? "…" : text("no_speech");
+  const none = record.status === "recording" ? "…" : whyEmpty(record);
   const said = element("p", record.text ? "said" : "said empty", record.text || none);
   said.lang = record.text ? record.language ?? "" : "";
   link.append(said, meta(record));

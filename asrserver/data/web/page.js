@@ -5,7 +5,7 @@ import { History, meta } from "./history.js";
 import { Player, Tape } from "./player.js";
 import { alert, askKey, client, guard, noAlert, notice } from "./server.js";
 import { duration, languageName, percent, store, stored, switchLanguage, text, translate } from "./texts.js";
-import { Transcript } from "./transcript.js";
+import { Transcript, whyEmpty } from "./transcript.js";
 import { Wave } from "./wave.js";
 
 const $ = (id) => document.getElementById(id);
@@ -104,7 +104,7 @@ function result() {
   const { record, source } = shown;
   view("result");
   about();
-  $("hint").textContent = transcript.empty ? text("no_speech") : "";
+  $("hint").textContent = transcript.empty ? whyEmpty(record) : "";
   player.load(source, record.duration);
   transcript.play = source && ((seconds) => player.seek(seconds));
   scrollTo({ top: 0 });

@@ -1,6 +1,12 @@
 // A transcript on the page: segments with times, words that can be clicked, and the guess that follows them.
 
-import { duration, text } from "./texts.js";
+import { duration, has, text } from "./texts.js";
+
+/** Why a session that is over has no text. */
+export function whyEmpty({ error_code: code, error_message: message }) {
+  if (!code) return text("no_speech");
+  return has(`error_${code}`) ? text(`error_${code}`) : message;
+}
 
 /** Seconds for which a word stays marked behind its end, if no other follows. */
 const LINGER = 0.25;
