@@ -3,7 +3,7 @@
     async with await Client.connect("ws://127.0.0.1:8080/ws/asr") as client:
         session = await client.start(language="en")
         await session.send(open("hello.wav", "rb").read())
-        print((await session.finish())["text"])
+        print((await session.finish())["text"], *session.errors)
 
 When the connection is lost, the client connects again, to the next of its URLs, and resumes its sessions: it sends the
 unacknowledged chunks again, and delivers every result to the caller exactly once.

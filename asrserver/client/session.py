@@ -28,6 +28,9 @@ WINDOW_BYTES = 32 * 2**20
 #: Seconds for which the server may combine acknowledgements, if the window is large enough for that.
 ACK_INTERVAL = 0.5
 
+#: Errors of a session that are kept beside its events, the first ones.
+MAX_ERRORS = 100
+
 #: Longest random pause in seconds before a refused start or resume is repeated, added to what the server asks for.
 RETRY_JITTER = 0.5
 
@@ -68,6 +71,8 @@ class ClientSession:
         id: The session's id.
         model: The model that recognises the session, if the server knows that at its start.
         next_index: The index of the next chunk.
+        errors: Of chunks and flushes that failed while the session went on, at most MAX_ERRORS. Who reads no events
+            would take a recording that cannot be decoded for one in which nobody speaks.
         opened: Done when the server has accepted the session; carries the exception if it does not.
         opening: A start or resume on the current connection has not been answered yet.
     """
@@ -76,6 +81,7 @@ class ClientSession:
         self.id = sid
         self.model: str | None = None
         self.next_index = 0
+        self.errors: list[ServerError] = []
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.opening = True
         self._unanswered = False  # the connection was lost before a resume was answered: it may be carried out yet
@@ -179,7 +185,10 @@ class ClientSession:
                 return
 
     async def finish(self) -> Event:
-        """End the session and wait for its `final_result`, which is returned; raises what `events` raises."""
+        """End the session and wait for its `final_result`, which is returned; raises what `events` raises.
+
+        See `errors` for what could not be recognised.
+        """
         await self.end()
         async for event in self.events():
             last = event
@@ -324,6 +333,8 @@ class ClientSession:
     def _add_event(self, event: Event) -> None:
         if event["type"] == "partial_result":
             self._drop_partial(event.get("channel"))
+        elif event["type"] == "error" and len(self.errors) < MAX_ERRORS:
+            self.errors.append(ServerError(event))
         self._events.append(event)
         self._event_arrived.set()
 

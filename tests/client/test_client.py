@@ -264,8 +264,28 @@ async def test_refusals_are_events(
             events = [event async for event in session.events()]
     errors = [(event["code"], event["chunk_index"]) for event in events if event["type"] == "error"]
     assert errors == [("too_fast", 1), ("overloaded", None), ("too_fast", None)]
+    assert [(error.event["code"], error.event["chunk_index"]) for error in session.errors] == errors
     assert [event["text"] for event in events if "text" in event] == ["0", "3", "2"]
     assert events[-1]["status"] == "interrupted"
+
+
+async def test_who_reads_no_events_learns_what_could_not_be_recognised(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text and status of the final result are those of a recording in which nobody speaks."""
+    monkeypatch.setattr("asrserver.client.session.MAX_ERRORS", 2)
+    async with await Client.connect(gateways[0].url) as client:
+        session = await client.start("s")
+        for _ in range(3):
+            await session.send(b"no audio")
+        finishing = asyncio.create_task(session.finish())
+        await worker.take("s")
+        for index in range(3):
+            await worker.say("s", "error", chunk_index=index, code="not_audio", message="this is text, not audio")
+        await worker.final("s", "")
+        final = await finishing
+    assert (final["text"], final["status"]) == ("", "done")
+    assert [str(error) for error in session.errors] == ["not_audio: this is text, not audio"] * 2
 
 
 async def test_a_defect_while_chunks_are_written(gateways: Gateways, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -254,7 +254,7 @@ PAGES: dict[str, Page] = {
         prints={
             'client.start(mode="chunk")': _SIX,
             "AsyncIterator": r"(?s:.*)\.\.\. play(?s:.*)\[\d.*wednesday(?s:.*) s, done",
-            "asyncio.gather": f"english-1.wav: {_SIX}\nenglish-2.wav: {_BERLIN}",
+            "asyncio.gather": f"english-1.wav: {_SIX}\nenglish-2.wav: {_BERLIN}\nmandarin.wav: ",
         }
     ),
     "docs/guides/realtime.md": Page(
