@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -46,10 +47,12 @@ async def connect(urls: list[str], key: str) -> Client:
     Raises:
         ClickException: None of them accepts the connection.
     """
+    logging.getLogger("tornado.general").setLevel(logging.ERROR)  # it tells of TLS what the error says, too
     try:
         return await Client.connect(urls, key=key)
     except (OSError, HandshakeRefused) as exc:
-        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}{advice(exc)}") from None
+        cure = advice(exc, urls[-1].startswith("wss"), key)  # it is the last one's
+        raise click.ClickException(f"cannot connect to {' or '.join(urls)}: {exc}{cure}") from None
 
 
 def channel_options(selection: Selection, channels: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import logging
 import socket
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from gettext import ngettext
 from importlib import import_module
 from typing import Any
 
@@ -57,6 +59,16 @@ class Commands(Program):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as exc:  # click looks for the nearest one among those that are imported
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not near:
+                raise
+            hint = ngettext("Did you mean {possibility}?", "(Did you mean one of: {possibilities}?)", 1)
+            raise click.UsageError(f"{exc.message} {hint.format(possibility=repr(near[0]))}", exc.ctx) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in ELSEWHERE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,10 @@ key_option = click.option(
 )
 
 
+#: OpenSSL's numbers for a certificate of another host, and of another address.
+_OTHER_NAME = (62, 64)
+
+
 class BadSetting(click.ClickException):
     """A setting that is refused. As after a wrong option, the same start would fail again: nobody need repeat it."""
 
@@ -91,11 +96,27 @@ def websocket_urls(server: str) -> list[str]:
     return [server_url(part, "ws", WEBSOCKET) for part in server.split(",")]
 
 
-def advice(exc: object) -> str:
-    """What to do, as the end of a message that says why a server cannot be reached."""
+def advice(exc: object, secure: bool, key: str) -> str:
+    """What to do, as the end of a message that says why a server cannot be reached.
+
+    Args:
+        exc: Why.
+        secure: Whether it was asked by https or wss.
+        key: The API key that it was shown.
+    """
     if isinstance(exc, ConnectionRefusedError):
         return "; is it running (asrserver run), and on this port?"
-    return "; set --key or ASRSERVER_KEY" if getattr(exc, "status", None) == 401 else ""
+    if getattr(exc, "status", None) == 401:
+        return "; it does not know this key" if key else "; set --key or ASRSERVER_KEY"
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        if exc.verify_code in _OTHER_NAME:
+            return "; --server must name it as the certificate does"
+        return "; is its authority, or the certificate itself, one for --ca or ASRSERVER_CA?"
+    if secure and isinstance(exc, (ssl.SSLError, TimeoutError)):
+        return "; does it serve http? then --server http://…"
+    if not secure and isinstance(exc, ConnectionError):
+        return "; does it serve https? then --server https://…"
+    return ""
 
 
 class _SettingOption(Setting):

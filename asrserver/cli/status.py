@@ -37,14 +37,15 @@ def show_status(url: str, key: str, as_json: bool) -> bool:
         with open_url(url, key, ANSWER_TIMEOUT) as response:
             body = response.read()
     except urllib.error.HTTPError as exc:
-        if exc.code in (401, 403):
-            raise click.ClickException(
-                f"{url} refuses access ({exc.code} {exc.reason}): set --key or ASRSERVER_KEY"
-            ) from None
         body = exc.read()
+        if exc.code in (401, 403):
+            cure = advice(exc, url.startswith("https"), key)
+            raise click.ClickException(f"{url} refuses access: {_message(body) or exc}{cure}") from None
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "reason", exc)
-        raise click.ClickException(f"{url} does not answer: {reason}{advice(reason)}") from None
+        raise click.ClickException(
+            f"{url} does not answer: {reason}{advice(reason, url.startswith('https'), key)}"
+        ) from None
     try:
         health = json.loads(body)
         ok: bool = health["status"] == "ok"
@@ -55,6 +56,14 @@ def show_status(url: str, key: str, as_json: bool) -> bool:
     else:
         click.echo("\n".join(format_health(health)))
     return ok
+
+
+def _message(body: bytes) -> str:
+    """What an error of the server says; "" if it is none."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def format_health(health: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from gettext import gettext as _
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,21 @@ from asrserver.cli.outputs import FORMATS, Outputs
 from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 
 
+class _File(click.Path):
+    """A file that is there; of a directory, what can be done instead."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if Path(value).is_dir():
+            message = _("{path} is a directory: name its files, or --watch it").format(path=value)
+            raise click.BadParameter(message, ctx, param)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
-@click.argument("files", nargs=-1, metavar="[FILE…]", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1, metavar="[FILE…]", type=_File())
 @server_option
 @key_option
 @ca_option

@@ -91,6 +91,7 @@ def test_version_and_unknown_command() -> None:
     done = cli("dance")
     assert done.returncode == 2
     assert "dance" in done.stderr
+    assert "Did you mean 'transcribe'?" in cli("transcibe", "x.wav").stderr
 
 
 # -- status ----------------------------------------------------------------------------------------------------------

@@ -154,6 +154,12 @@ def test_transcribe_live_without_a_microphone(
     assert len(told.splitlines()) == 1
 
 
+def test_a_directory_is_no_file(tmp_path: Path) -> None:
+    done = run(NOBODY, tmp_path)
+    assert done.exit_code == 2
+    assert f"{tmp_path} is a directory: name its files, or --watch it" in done.stderr
+
+
 def test_transcribe_needs_a_file_or_live() -> None:
     """Without either it is a usage error, which names --live."""
     done = run(NOBODY)

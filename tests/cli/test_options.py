@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
+from email.message import Message
+from urllib.error import HTTPError
+
 import pytest
 from click.testing import CliRunner
 
 from asrserver.cli.main import main
-from asrserver.cli.options import server_url, websocket_urls
+from asrserver.cli.options import advice, server_url, websocket_urls
+from asrserver.client import HandshakeRefused
 
 
 @pytest.mark.parametrize(
@@ -36,3 +41,36 @@ def test_what_is_no_address_is_refused(server: str) -> None:
     done = CliRunner().invoke(main, ["transcribe", "--server", server, __file__])
     assert done.exit_code == 1
     assert done.stderr.startswith("Error: --server: ")
+
+
+def untrusted(code: int) -> ssl.SSLCertVerificationError:
+    exc = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    exc.verify_code = code
+    return exc
+
+
+@pytest.mark.parametrize(
+    ("exc", "secure", "key", "cure"),
+    [
+        (ConnectionRefusedError(), False, "", "is it running"),
+        (ConnectionResetError(), False, "", "--server https://"),
+        (ConnectionError("Connection closed"), False, "", "--server https://"),
+        (ConnectionResetError(), True, "", ""),
+        (TimeoutError("Timeout during TLS handshake"), True, "", "--server http://"),
+        (ssl.SSLError(1, "wrong version number"), True, "", "--server http://"),
+        (TimeoutError(), False, "", ""),
+        (untrusted(18), True, "", "--ca"),
+        (untrusted(20), True, "", "--ca"),
+        (untrusted(62), True, "", "as the certificate does"),
+        (untrusted(64), True, "", "as the certificate does"),
+        (HandshakeRefused(401, "Unauthorized"), False, "", "set --key"),
+        (HandshakeRefused(401, "Unauthorized"), False, "x", "does not know this key"),
+        (HTTPError("http://x", 401, "Unauthorized", Message(), None), False, "x", "does not know this key"),
+        (HandshakeRefused(403, "Forbidden"), False, "", ""),
+    ],
+    ids=str,
+)
+def test_who_cannot_reach_a_server_is_told_what_to_try(exc: Exception, secure: bool, key: str, cure: str) -> None:
+    told = advice(exc, secure, key)
+    assert told.startswith("; ") if cure else told == ""
+    assert cure in told
