@@ -179,8 +179,8 @@ class ShardedGatewayBroker(GatewayBroker):
     def detach_session(self, sid: str) -> None:
         self.of(sid).detach_session(sid)
 
-    def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
-        return self.of(sid).flush_session(sid, number)
+    def flush_session(self, sid: str, number: int, last: int | None) -> asyncio.Future[Any]:
+        return self.of(sid).flush_session(sid, number, last)
 
     async def change_options(self, sid: str, options: str) -> None:
         await self.of(sid).change_options(sid, options)

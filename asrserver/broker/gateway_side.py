@@ -198,20 +198,22 @@ class GatewayBroker(BrokerConnection):
         """Note that no client is connected to a session of this gateway, until it is resumed."""
         self.pipeline.call(ignore_reply, "EVAL", session_scripts.DETACH, 1, session_key(sid), self.name)
 
-    def flush_session(self, sid: str, number: int) -> asyncio.Future[Any]:
+    def flush_session(self, sid: str, number: int, last: int | None) -> asyncio.Future[Any]:
         """Append a flush behind the chunks that were appended before, even while the future is not awaited.
 
         Args:
             sid: The id of the session.
             number: The number of the flush among the session's, from 1.
+            last: The index of the chunk before it; None if there is none.
 
         Returns:
             A future that is done when Redis has it; its exception is Unavailable. If the session takes no more audio
-            here, nothing was changed.
+            here, or Redis has refused that chunk, nothing was changed.
         """
         self._batcher.flush(sid)
         keys = (session_key(sid), audio_key(sid))
-        return self._large.submit(sid, "EVAL", session_scripts.FLUSH, 2, *keys, sid, self.name, number)
+        arguments = (sid, self.name, number, "" if last is None else last)
+        return self._large.submit(sid, "EVAL", session_scripts.FLUSH, 2, *keys, *arguments)
 
     async def change_options(self, sid: str, options: str) -> None:
         """Have the audio behind the chunks that were appended before recognised with other options.

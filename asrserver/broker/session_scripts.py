@@ -79,14 +79,16 @@ end
 return lost
 """
 
-# KEYS session audio · ARGV sid gateway number → 1, or 0 if the session takes no more audio here. Published to the
+# KEYS session audio · ARGV sid gateway number last → 1, or 0 if the session takes no more audio here, or its last chunk
+# has another index than `last` (empty: there is none): one before the flush could not be written. Published to the
 # workers as an end is: see END. The number tells a command that is sent again.
 FLUSH = (
     CONTROL
     + """
-local fields = redis.call('HMGET', KEYS[1], 'gateway', 'end', 'flushes')
+local fields = redis.call('HMGET', KEYS[1], 'gateway', 'end', 'flushes', 'last')
 if fields[1] ~= ARGV[2] or fields[2] then return 0 end
 if tonumber(fields[3] or 0) < tonumber(ARGV[3]) then
+  if (fields[4] or '') ~= ARGV[4] then return 0 end
   control(KEYS[2], 't', 'flush', 'f', ARGV[3])
   redis.call('HSET', KEYS[1], 'flushes', ARGV[3])
   redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = ARGV[1], flush = true}))

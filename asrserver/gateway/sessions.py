@@ -238,7 +238,8 @@ class Sessions(Mapping[str, Session]):
             BadRequest, Refused: See Session.flush.
         """
         number = session.flush()
-        self._tasks.spawn(self._broker.flush_session(session.id, number), f"flush {session.id}")
+        flushed = self._broker.flush_session(session.id, number, session.order.last)
+        self._tasks.spawn(flushed, f"flush {session.id}")
         return number
 
     def finish(self, session: Session) -> None:

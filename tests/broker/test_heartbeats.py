@@ -54,11 +54,11 @@ async def test_workers_hear_of_a_session_that_ends_or_is_flushed_and_once(
     await until(lambda: db.pubsub_numsub(keys.ENDED) == [(keys.ENDED, 1)])
     await opened(g)
     for _ in range(2):  # its reply was lost
-        assert await g.flush_session("s", 1) == 1
-    assert await g.flush_session("s", 2) == 1
+        assert await g.flush_session("s", 1, None) == 1
+    assert await g.flush_session("s", 2, None) == 1
     for _ in range(2):
         assert await g.end_session("s", "done", time.time() + 60)
-    assert await g.flush_session("s", 3) == 0
+    assert await g.flush_session("s", 3, None) == 0
     await w.claim(None, 1, 0)
     assert await w.release() == 1
     assert await w.release([]) == 1

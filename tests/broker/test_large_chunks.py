@@ -63,7 +63,7 @@ async def test_what_follows_a_large_chunk_in_its_session_waits_and_others_do_not
 
     for index, data in enumerate((b"a", DATA, b"b", DATA[:-1], b"c")):
         send("s", index, data)
-    flushed = g.flush_session("s", 1)
+    flushed = g.flush_session("s", 1, 4)
     ended = asyncio.ensure_future(g.end_session("s", "done", time.time() + 60, last=4))
     assert g.bytes_on_their_way > 3 * PART_BYTES
     send("other", 0, b"x")

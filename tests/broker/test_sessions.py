@@ -163,6 +163,24 @@ async def test_no_chunk_follows_one_that_could_not_be_written(g: GatewayBroker, 
 
 
 @pytest.mark.gen_test
+async def test_no_flush_passes_a_chunk_that_could_not_be_written(
+    g: GatewayBroker, w: WorkerBroker, db: redis.Redis
+) -> None:
+    """Its client resumes, and sends both again: a resume tells it how many flushes there are."""
+    await opened(g)
+    assert await g.flush_session("s", 1, 0) == 0
+    assert await append(g, 0) is None
+    assert await g.flush_session("s", 1, 0) == 1
+    assert await g.flush_session("s", 2, 1) == 0
+    assert db.hget(keys.session_key("s"), "flushes") == "1"
+    assert await append(g, 1) is None
+    for _ in range(2):  # its reply was lost
+        assert await g.flush_session("s", 2, 1) == 1
+    entries = (await w.read_audio({"s": "0-1"}, 10))["s"]
+    assert [(entry.id, entry.flush) for entry in entries] == [("1-0", 0), ("1-1", 1), ("2-0", 0), ("2-1", 2)]
+
+
+@pytest.mark.gen_test
 async def test_chunks_that_travel_together_are_answered_one_by_one(g: GatewayBroker, db: redis.Redis) -> None:
     """One script call answers each; a refused or failed chunk does not affect the others."""
     for sid in ("a", "moved", "broken", "b"):
