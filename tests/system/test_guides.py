@@ -141,8 +141,8 @@ async def test_the_page(
     if recorder == "MediaRecorder":
         (body,) = [code for code in blocks("javascript.md", "js") if "new MediaRecorder" in code]
         page = page.replace('const session = await client.listen({ language: "en" });', body)
-        page = page.replace("session.finish();\n};\n</script>", "recorder.stop();\n};\n</script>")
-        assert "recorder.stop();\n};\n</script>" in page
+        page = page.replace("() => session.finish() });\n", "() => recorder.stop() });\n")
+        assert "() => recorder.stop() });\n" in page
     said = utterances[:3]
     wav = Utterance("", "", bytes(2 * 32000).join([b"", *(one.pcm for one in said), bytes(20 * 32000)])).wav
     wanted = " ".join(one.text for one in said)
