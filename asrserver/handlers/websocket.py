@@ -157,7 +157,7 @@ class NativeWebSocketHandler(WebSocketConnection):
             with contextlib.suppress(Unavailable):
                 queued = await self.gateway.queue_position(start.options)
         model = self.gateway.offers.expected(start.options)
-        self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action.link)
+        self._acknowledge(Started(session_id=session.id, queued=queued, model=model), action.link, action.warnings)
         if self.ws_connection is None:  # the client left while its session was made
             self.gateway.abandon(session)
 

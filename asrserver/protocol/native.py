@@ -20,9 +20,9 @@ A further protocol is a module like this one, over the same events and the same 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -114,11 +114,13 @@ class StartAction:
         start: The session that is asked for.
         link: How its connection carries it.
         queue_position: Whether the acknowledgement says how many sessions wait for a worker before this one.
+        warnings: What the acknowledgement warns of.
     """
 
     start: Start
     link: Link
     queue_position: bool
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,8 @@ def start_of_query(query: Mapping[str, str]) -> StartAction | None:
     """Read the `start` that a connection's query stands for: that of a client that sends audio and no JSON.
 
     Args:
-        query: The query's parameters. Unknown ones are ignored: those of other servers' clients, uid for example.
+        query: The query's parameters, without API keys. Of unknown ones the acknowledgement warns: misspelt ones,
+            or those of other servers' clients, such as uid.
 
     Returns:
         The action; None where the query names no option of a session.
@@ -229,7 +232,8 @@ def start_of_query(query: Mapping[str, str]) -> StartAction | None:
     """
     if query.keys().isdisjoint(Options.__struct_fields__):
         return None
-    return _start({name: _value(name, text) for name, text in query.items() if name in QUERY_FIELDS and text})
+    start = _start({name: _value(name, text) for name, text in query.items() if name in QUERY_FIELDS and text})
+    return replace(start, warnings=_ignored("parameter", query, QUERY_FIELDS))
 
 
 def _value(name: str, text: str) -> Any:
@@ -249,13 +253,13 @@ def _resume(message: dict[str, Any]) -> ResumeAction:
     last_seq = message.get("last_seq", 0)
     if isinstance(last_seq, bool) or not isinstance(last_seq, int) or last_seq < 0:
         raise BadRequest("bad_seq", "last_seq must be a whole number from 0")
-    return ResumeAction(Resume(sid, last_seq), link, _warnings(message))
+    return ResumeAction(Resume(sid, last_seq), link, _ignored("field", message, RESUME_FIELDS))
 
 
-def _warnings(message: dict[str, Any]) -> tuple[str, ...]:
-    """Name the fields of `resume` that are ignored because they are unknown: misspelt ones, most likely."""
-    names = [name[:MAX_FIELD_NAME] for name in message if name not in RESUME_FIELDS]
-    return tuple(f"the field {name!r} is unknown and was ignored" for name in names[:MAX_WARNINGS])
+def _ignored(kind: str, given: Iterable[str], known: Collection[str]) -> tuple[str, ...]:
+    """Warnings of what is ignored because it is unknown: misspelt, most likely."""
+    names = [name[:MAX_FIELD_NAME] for name in given if name not in known]
+    return tuple(f"the {kind} {name!r} is unknown and was ignored" for name in names[:MAX_WARNINGS])
 
 
 def named(session_id: Any) -> dict[str, Any]:

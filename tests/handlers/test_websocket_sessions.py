@@ -73,6 +73,7 @@ async def test_a_session_by_query(url: str, worker: FakeWorker) -> None:
             await ws.send(data)
         ack = await ws.next()
         assert ack["status"] == "session_started"
+        assert ack["warnings"] == ["the parameter 'uid' is unknown and was ignored"]
         sid = ack["session_id"]
         await worker.take(sid)
         assert b"".join((await worker.audio(sid, 1)).values()) == b"abcdefgh"

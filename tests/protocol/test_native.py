@@ -296,3 +296,14 @@ def test_channels_and_a_track_in_a_query() -> None:
     assert start is not None
     options = start.start.options
     assert (options.channel_mode, options.channels, options.track, options.cost_rate) == ("separate", 8, 1, 32000)
+    assert start.warnings == ()
+
+
+def test_an_unknown_parameter_of_a_query_is_warned_of() -> None:
+    """PCM of 8 kHz would be taken for 16 kHz without a word. Other servers' clients have parameters of their own."""
+    start = native.start_of_query({"mode": "stream", "smaple_rate": "8000"})
+    assert start is not None
+    assert start.warnings == ("the parameter 'smaple_rate' is unknown and was ignored",)
+    told = native.format(Started(session_id="s"), warnings=start.warnings)
+    assert told is not None
+    assert json.loads(told)["warnings"] == list(start.warnings)
