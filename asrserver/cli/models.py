@@ -19,7 +19,7 @@ def models() -> None:
     """List, fetch, verify and remove speech models.
 
     \b
-    asrserver models list              models that can be used without a network
+    asrserver models list              models on this machine, and names of those that can be fetched
     asrserver models pull small        fetch a model from the Hugging Face hub
     asrserver models verify base       compare a model with its known checksum
     asrserver models remove small      remove a model from this machine's caches
