@@ -19,12 +19,14 @@ class Chunk:
             a chunk has no text of its own.
         sent: When it was given to the client library (time.monotonic()).
         acknowledged: Whether its acknowledgement came.
+        refused: Whether it was refused for good. An acknowledgement of all chunks up to a later one is not of this one.
         answers: Its results and errors, each with its time.
     """
 
     text: str | None
     sent: float
     acknowledged: bool = False
+    refused: bool = False
     answers: list[tuple[float, Event]] = field(default_factory=list)
 
 
@@ -65,7 +67,7 @@ class Talk:
 
     @property
     def acknowledged(self) -> list[int]:
-        return [index for index, chunk in enumerate(self.chunks) if chunk.acknowledged]
+        return [index for index, chunk in enumerate(self.chunks) if chunk.acknowledged and not chunk.refused]
 
     def send(self, text: str | None) -> int:
         """Note that a chunk is sent; return its index."""
@@ -91,11 +93,11 @@ class Talk:
             self.segments.append(event)
         elif kind == "final_result":
             self.finals.append(event)
-        elif (
-            kind in ("chunk_result", "error") and isinstance(index, int) and index < len(self.chunks) and "seq" in event
-        ):
-            # What has no number is a refusal: the chunk was not taken, for want of room in Redis, and is not answered.
-            self.chunks[index].answers.append((time.monotonic(), event))
+        elif kind in ("chunk_result", "error") and isinstance(index, int) and index < len(self.chunks):
+            if "seq" in event:
+                self.chunks[index].answers.append((time.monotonic(), event))
+            elif not event.get("resumable"):  # else the client sends it again
+                self.chunks[index].refused = True  # it was not taken, for want of room in Redis, and is not answered
 
 
 class Book:

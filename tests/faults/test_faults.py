@@ -162,6 +162,7 @@ def test_a_chunk_that_was_refused_has_no_answer() -> None:
     made, rows = talk(book, ["one"])
     made.send("two")
     made.got({"type": "error", "code": "overloaded", "chunk_index": 1})
+    made.heard({"type": "ack", "status": "received", "chunk_index": 1, "through": True})
     check_sessions(account, book, {"s": rows})
     assert dict(account.wrong) == {"lost": 1}, account.problems
     account = Account()
