@@ -18,8 +18,8 @@ from asrserver.errors import AudioError
 from tests.audio.bombs import BOMBS, small_frames
 from tests.audio.signals import frequency, tone
 
-#: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 1 s and 84 MB, by what the heap
-#: has left of those before (joined_tracks: six indexes of half a million samples, while a track is chosen).
+#: Most seconds of CPU, beside 2 ms for each second of audio, and most MB. They cost up to 1 s, and up to 84 MB, by what
+#: the heap has left of those before (joined_tracks: six indexes of half a million samples, while a track is chosen).
 CPU, MEMORY = 2.0, 110
 
 #: Those that are valid.
