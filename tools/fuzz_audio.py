@@ -41,7 +41,7 @@ from asrserver.audio import SAMPLE_RATE, files
 from asrserver.audio.decoders import open_decoder, resume_decoder
 from asrserver.audio.recording import ResumePoint
 from asrserver.errors import AudioError
-from tests.audio.bombs import forget_peak, memory
+from tests.audio.bombs import cost
 from tests.audio.signals import encode, encode_file, tone
 from tests.audio.streams import FILES, STREAMS, TRACKS
 
@@ -178,13 +178,11 @@ class Mutants:
 def measured(decode: Callable[[], int]) -> str:
     """What is wrong with a way of decoding, which returns the number of samples; empty if nothing is."""
     faulthandler.dump_traceback_later(HANG, exit=True)
-    forget_peak()
-    before, cpu = memory("VmRSS"), time.process_time()
     try:
-        seconds = decode() / SAMPLE_RATE
+        samples, cpu, grown = cost(decode)
     except BaseException as exc:
         return f"{type(exc).__name__}: {exc}"
-    cpu, grown = time.process_time() - cpu, memory("VmHWM") - before
+    seconds = samples / SAMPLE_RATE
     if cpu > CPU + CPU_PER_SECOND * seconds or grown > MEMORY + MEMORY_PER_SECOND * seconds:
         return f"{cpu:.2f} s of CPU, {grown:.0f} MB, {seconds:.1f} s of audio"
     return ""
@@ -273,11 +271,8 @@ def show(mutants: Mutants, number: int) -> None:
     random, name, data, kind = mutants.make(number)
     print(f"mutant {number} of {name}: {len(data)} bytes", flush=True)
     for way in WAYS:
-        forget_peak()
-        before, cpu = memory("VmRSS"), time.process_time()
-        seconds = way(random, data, kind) / SAMPLE_RATE
-        grown, cpu = memory("VmHWM") - before, time.process_time() - cpu
-        print(f"{way.__name__}: {cpu:.2f} s of CPU, {grown:.0f} MB, {seconds:.0f} s of audio")
+        samples, cpu, grown = cost(partial(way, random, data, kind))
+        print(f"{way.__name__}: {cpu:.2f} s of CPU, {grown:.0f} MB, {samples / SAMPLE_RATE:.0f} s of audio")
 
 
 def main() -> None:

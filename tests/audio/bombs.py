@@ -7,7 +7,9 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from asrserver.audio import files
 from asrserver.audio.frame_headers import ADTS_HEADER, adts_length
@@ -15,6 +17,8 @@ from asrserver.audio.stream import StreamDecoder
 from asrserver.errors import AudioError
 from tests.audio.signals import encode, tone
 from tests.audio.streams import FRAGMENTS
+
+T = TypeVar("T")
 
 
 def box(kind: bytes, body: bytes) -> bytes:
@@ -354,6 +358,14 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
+def cost(work: Callable[[], T]) -> tuple[T, float, float]:
+    """Do some work; return (its result, its seconds of CPU, MB by which the process grew meanwhile at most)."""
+    forget_peak()
+    before, cpu = memory("VmRSS"), time.process_time()
+    result = work()
+    return result, time.process_time() - cpu, memory("VmHWM") - before
+
+
 def main() -> None:
     """Decode the bombs that the command line names, or all, and print what each cost as a line of JSON."""
     streamed(encode(tone(0.5), "-c:a libopus -f webm"), "matroska")  # what is loaded once
@@ -361,11 +373,9 @@ def main() -> None:
         make, kind = BOMBS[name]
         data = make()
         for way in (streamed, whole):
-            forget_peak()
-            before, begun = memory("VmRSS"), time.process_time()
-            seconds, code = way(data, kind)
-            cost = {"cpu": time.process_time() - begun, "memory": memory("VmHWM") - before}
-            print(json.dumps({"name": name, "way": way.__name__, "seconds": seconds, "code": code} | cost))
+            (seconds, code), cpu, grown = cost(partial(way, data, kind))
+            row = {"name": name, "way": way.__name__, "seconds": seconds, "code": code, "cpu": cpu, "memory": grown}
+            print(json.dumps(row))
 
 
 if __name__ == "__main__":
