@@ -134,7 +134,8 @@ class Agreement:
         Returns:
             (stable words that the final text does not begin with, all stable words).
         """
-        return len(self._stable) - common_prefix(self._stable, words(text, language)), len(self._stable)
+        stable = words(glue(self._stable, language), language)
+        return len(stable) - common_prefix(stable, words(text, language)), len(stable)
 
 
 def common_prefix(one: list[str], other: list[str]) -> int:

@@ -54,24 +54,48 @@ def shifted(word: Word, seconds: float) -> Word:
 
 
 def split_words(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str) -> list[tuple[str, int]]:
-    """(word, number of its tokens) in order. A character may take several tokens, a word several characters."""
+    """(word, number of its tokens) in order; joined as their language is written, they make the text again.
+
+    A character may take several tokens, a word several characters. A mark belongs to the word that it is written at:
+    one that opens (¿ or “) to the word behind it; one that stands alone (–) to the word before it, with its space.
+    """
+    is_unspaced = language in UNSPACED_LANGUAGES
     words: list[tuple[str, int]] = []
     waiting: list[int] = []
     for token in tokens:
         waiting.append(token)
         text = decode(waiting)
-        if text.endswith("\ufffd") and len(waiting) < 4:
-            continue  # the rest of a character's UTF-8 is in the next token
-        stripped = text.strip()
-        begins = text[:1].isspace() or language in UNSPACED_LANGUAGES
-        if words and (not begins or _is_punctuation(stripped)):
-            word, count = words[-1]
-            words[-1] = (word + stripped, count + len(waiting))
+        if not text.strip() or (text.endswith("\ufffd") and len(waiting) < 4):
+            continue  # the rest of a character's UTF-8 is in the next token, and so is the word behind a lone space
+        piece = text.strip()
+        before = words[-1][0] if words else ""
+        if is_unspaced:
+            goes_on = _is_opening(before) or (_is_punctuation(piece) and not _is_opening(piece))
         else:
-            words.append((stripped, len(waiting)))
+            goes_on = not text[0].isspace()
+        if words and goes_on:
+            words[-1] = (before + piece, words[-1][1] + len(waiting))
+        else:
+            words.append((piece, len(waiting)))
         waiting = []
-    return [(word, count) for word, count in words if count]
+    return words if is_unspaced else _without_lone_marks(words)
+
+
+def _without_lone_marks(words: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Words with spaces between them, of which none is only punctuation if there is another."""
+    found: list[tuple[str, int]] = []
+    for word, count in words:
+        if found and (_is_punctuation(word) or _is_punctuation(found[-1][0])):
+            before, tokens = found.pop()
+            word, count = f"{before} {word}", tokens + count
+        found.append((word, count))
+    return found
 
 
 def _is_punctuation(text: str) -> bool:
     return all(unicodedata.category(c)[0] == "P" for c in text)
+
+
+def _is_opening(text: str) -> bool:
+    """Whether there are only marks that open: brackets, and quotation marks of one direction."""
+    return bool(text) and all(unicodedata.category(c) in ("Ps", "Pi") for c in text)

@@ -80,7 +80,7 @@ def _is_spaced(character: str) -> bool:
 
 def bare(word: str) -> str:
     """Return a word without the punctuation around it; unchanged if it is nothing but punctuation."""
-    return word.strip("".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word
+    return word.strip(" " + "".join(c for c in set(word) if unicodedata.category(c)[0] in "PS")) or word
 
 
 def clean(word: str) -> str:
