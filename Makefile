@@ -11,7 +11,7 @@ INSTALL := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := setup.cfg setup.py constraints.txt
 
-.PHONY: help demo run mic test tests-inside tests-of-program coverage test-unit test-service test-system soak clients fuzz faults faults-soak attacks lint browser voices docs docs-update \
+.PHONY: help demo run mic test tests-of-program tests-of-gateways tests-of-parts coverage test-unit test-service test-system soak clients fuzz faults faults-soak attacks lint browser voices docs docs-update \
 	dist-check deployment format bench bench-check promtool constraints model model-eval clean
 
 help: ## list the targets
@@ -25,17 +25,24 @@ run: .venv/whisper ## run the server on port 8080 with the Whisper model base
 
 mic: .venv/mic ## install microphone support for transcribe --live (PortAudio is separate: libportaudio2 on Debian)
 
-test: .venv/test ## run all checks and all tests except the slow ones
-	$(MAKE) --no-print-directory -j2 lint browser voices docs dist-check deployment
-	$(MAKE) --no-print-directory -j2 --output-sync=target tests-inside tests-of-program
+test: ## run all checks and all tests except the slow ones
+	$(MAKE) --no-print-directory -j3 dist-check lint browser voices docs deployment
+	$(MAKE) --no-print-directory -j3 --output-sync=target tests-of-program tests-of-gateways tests-of-parts
 	$(MAKE) --no-print-directory bench-check
 
-# The two halves of the tests, side by side: most of the time both wait.
-tests-inside: .venv/test
-	$(BIN)/python -m pytest -m 'not slow' --ignore tests/system --ignore tests/faults --ignore tests/cli
+# Three parts of the tests, side by side: most of the time each of them waits. Tests of the first, which put load on the
+# whole program, run one after the other; what is in no list is in the last.
+PROGRAM := tests/system tests/faults
+GATEWAYS := tests/cli tests/embedded tests/gateway tests/handlers tests/inference tests/loadtest
 
 tests-of-program: .venv/test
-	$(BIN)/python -m pytest -m 'not slow' tests/system tests/faults tests/cli
+	$(BIN)/python -m pytest -m 'not slow' $(PROGRAM)
+
+tests-of-gateways: .venv/test
+	$(BIN)/python -m pytest -m 'not slow' $(GATEWAYS)
+
+tests-of-parts: .venv/test
+	$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=,$(PROGRAM) $(GATEWAYS))
 
 coverage: .venv/test ## run the same tests, and list the lines that none of them reaches (takes half as long again)
 	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report term-missing
