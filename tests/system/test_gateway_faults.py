@@ -50,7 +50,7 @@ async def test_a_gateway_is_killed(
     start: Start, redis_url: str, database_url: str, utterances: list[Utterance]
 ) -> None:
     """Its clients lose their connections; another gateway finishes its sessions with all acknowledged audio."""
-    system = start("run", "--workers", "1").wait_ready()
+    system = start("run", "--workers", "1", "--resume-timeout", "1").wait_ready()  # a new gateway ends none before
     said = script(utterances, 6, 4)
     (gateway,) = system.children("gateway")
     async with connections(system.url, 2) as talks:

@@ -190,7 +190,8 @@ async def test_everything_is_killed_at_once(
     embedded: Callable[..., System], data_dir: Path, utterances: list[Utterance]
 ) -> None:
     """kill -9 of supervisor, children and servers: after a restart all acknowledged audio is stored."""
-    system = embedded()
+    resume = ("--resume-timeout", "1")  # after a start no session is ended before
+    system = embedded(*resume)
     said = script(utterances, 6, 4)
 
     def kill() -> None:
@@ -206,7 +207,7 @@ async def test_everything_is_killed_at_once(
 
     async with connections(system.url, 2) as talks:
         await until_killed(talks, said, kill)
-    again = embedded()
+    again = embedded(*resume)
     overdue(redis_of(data_dir), list(said))
     await check_interrupted(dsn_of(data_dir), said, acknowledgements(talks, said))
     async with connections(again.url, 1) as (ws,):
