@@ -42,7 +42,10 @@ def frame(opcode: int, payload: bytes, final: bool = True, mask: bytes = b"\x01\
         head += bytes([0x80 | size])
     else:
         head += struct.pack("!BH", 0xFE, size) if size < 1 << 16 else struct.pack("!BQ", 0xFF, size)
-    return head + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+    key = (mask * (size // 4 + 1))[:size]
+    # As two large numbers: byte by byte it would take seconds for all the frames of test_conformance.py.
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(key, "big")
+    return head + mask + masked.to_bytes(size, "big")
 
 
 class WsClient:
