@@ -60,7 +60,7 @@ def remembered(server: EmbeddedServer) -> list[str]:
 def kill(server: EmbeddedServer) -> None:
     assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
-    wait_until(lambda: server.poll() is not None, 5)
+    wait_until(lambda: server.poll() is not None)
     assert server.poll() == -signal.SIGKILL
 
 

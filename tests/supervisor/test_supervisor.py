@@ -69,7 +69,7 @@ def test_ready_means_ready(start: Start, redis_url: str) -> None:
     wait_until(lambda: len(heartbeats(redis_url, "worker")) == len(heartbeats(redis_url, "gateway")) == 2)
     children = family(system)
     assert system.stop() == 0
-    wait_until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+    wait_until(lambda: all(gone(child) for child in children), what="nobody is left")
     assert heartbeats(redis_url, "worker") == heartbeats(redis_url, "gateway") == []
 
 
@@ -95,7 +95,7 @@ def test_restarts_back_off_and_a_drain_does_not_wait_for_them(start: Start) -> N
     others = family(system)
     assert system.stop() == 0
     assert "did not stop in time" not in system.output()
-    wait_until(lambda: all(gone(child) for child in others), 5, "nobody is left")
+    wait_until(lambda: all(gone(child) for child in others), what="nobody is left")
 
 
 def test_hung_worker_is_replaced(start: Start, redis_url: str) -> None:
@@ -211,7 +211,7 @@ async def test_a_drain_lets_sessions_end(
         await until(lambda: ws.closed, 30, "the connection is closed by the server")
         assert ws.connection.close_code == 1012
     assert await asyncio.get_running_loop().run_in_executor(None, system.process.wait, 30) == 0
-    await until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+    await until(lambda: all(gone(child) for child in children), what="nobody is left")
     check_stored(database_url, "one", utterances[:2])
 
 
@@ -250,7 +250,7 @@ async def test_a_second_signal_stops_at_once(start: Start) -> None:
         system.process.send_signal(signal.SIGTERM)
         await until(lambda: system.process.poll() is not None, 20, "it stops")
         assert system.process.returncode == 1
-        wait_until(lambda: all(gone(child) for child in children), 5, "nobody is left")
+        wait_until(lambda: all(gone(child) for child in children), what="nobody is left")
         await until(lambda: ws.closed)
 
 
