@@ -162,11 +162,17 @@ def find_copy(words: Sequence[str], start: int = 0) -> tuple[int, int] | None:
     return None
 
 
+def goes_on_for_a_word(words: Sequence[str]) -> bool:
+    """Whether a single word without a mark follows the last sentence of a text: the beginning of another one."""
+    return len(words) > 1 and words[-2].endswith(ENDING) and not words[-1].endswith((*ENDING, *CONTINUING))
+
+
 def spoken(words: Sequence[Word]) -> list[int]:
-    """The numbers of the words that were spoken: all but the copies of phrases in which the audio does not move on.
+    """The numbers of the words that were spoken: all but those in which the audio does not move on.
 
     A speaker takes time for a phrase that they say again. A decoder that loops stays at the same place of the audio:
-    alignment gives that to one of the copies, or to the beginning of the first and the end of the second.
+    alignment gives that to one of the copies, or to the beginning of the first and the end of the second. And a decoder
+    that does not end with the speech begins another sentence ("comparatively modern. In"): its word gets no time.
     """
     kept = list(range(len(words)))
     start = 0
@@ -179,6 +185,10 @@ def spoken(words: Sequence[Word]) -> list[int]:
             del kept[begin - size : begin]
         else:
             start = begin
+    if goes_on_for_a_word([words[number].word for number in kept]):
+        last = words[kept[-1]]
+        if last.end - last.start < MIN_WORD_SECONDS:
+            kept.pop()
     return kept
 
 

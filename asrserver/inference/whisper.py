@@ -17,7 +17,7 @@ from asrserver.errors import ModelError
 from asrserver.inference.alignment import shifted, split_words, timed_words
 from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
-from asrserver.inference.guards import Attempt, breaks_off, find_copy, spoken, unlooped
+from asrserver.inference.guards import Attempt, breaks_off, find_copy, goes_on_for_a_word, spoken, unlooped
 from asrserver.inference.profiles import profile_of
 from asrserver.inference.skipped import fill, find_skipped
 from asrserver.inference.vocabulary import Vocabulary
@@ -384,8 +384,8 @@ class Whisper:
             attempt.ended = self.vocabulary.ended(generated)
         if row[1].goes_on:
             self._leave_unfinished(attempt, generated)
-        if self.profile.cuts_copies and attempt.has_duplicates:
-            self._cut_copies(attempt, row[1].task, row[2], language[0])
+        if self.profile.cuts_copies:
+            self._cut_unspoken(attempt, row[1].task, row[2], language[0])
         return attempt
 
     def _leave_unfinished(self, attempt: Attempt, generated: Sequence[int]) -> None:
@@ -397,11 +397,12 @@ class Whisper:
         attempt.shorten(tokens, self.vocabulary.decode(tokens).strip(), ())
         attempt.ended = attempt.read = finished[1]
 
-    def _cut_copies(self, attempt: Attempt, task: str, seconds: float, language: str) -> None:
-        """Remove the copies of phrases that the decoder repeated without moving on in the audio."""
+    def _cut_unspoken(self, attempt: Attempt, task: str, seconds: float, language: str) -> None:
+        """Remove what the decoder wrote without moving on in the audio."""
         split = split_words(attempt.tokens, self.vocabulary.decode, language)
-        if find_copy([word for word, _ in split]) is None:
-            return
+        words = [word for word, _ in split]
+        if not goes_on_for_a_word(words) and not (attempt.has_duplicates and find_copy(words) is not None):
+            return  # most texts need no alignment
         alignment = self._alignments([attempt], task, language, [seconds])[0]
         kept = spoken(timed_words(attempt.tokens, alignment, self.vocabulary.decode, language))
         if len(kept) == len(split):

@@ -130,3 +130,14 @@ def test_a_copy_after_a_real_repetition_is_found() -> None:
     end = real[-1].end
     copied = [Word(word, end, end, 0.9) for word in ["row", "your", "boat"]]
     assert kept([*real, *copied]) == "row your boat row your boat"
+
+
+def test_a_word_behind_the_last_sentence_that_takes_no_time_was_not_spoken() -> None:
+    """As tiny.en aligned a clip of 1.9 s from a telephone, with a probability of 0.86 for its last word."""
+    sentence = timed(("in", 0.2), ("being", 0.32), ("comparatively", 0.72), ("modern.", 0.64))
+    end = sentence[-1].end
+    assert kept([*sentence, Word("In", end, end, 0.859)]) == "in being comparatively modern."
+    assert kept([*sentence, Word("In", end, end + 0.2, 0.859)]) == "in being comparatively modern. In"
+    assert kept([*sentence, Word("In,", end, end, 0.859)]) == "in being comparatively modern. In,"
+    assert kept([*sentence[:3], Word("modern", 1.24, 1.24, 0.6)]) == "in being comparatively modern"
+    assert kept([Word("In", 0.0, 0.0, 0.9)]) == "In"

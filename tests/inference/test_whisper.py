@@ -242,6 +242,29 @@ async def test_of_what_a_guess_repeats_one_copy_stays(
         assert recognise(own_model, utterances[0]).text == expected
 
 
+async def test_a_word_that_begins_a_sentence_when_the_speech_has_ended_is_cut(
+    own_model: Whisper, utterances: list[Utterance]
+) -> None:
+    """Only a text that ends so is aligned for it."""
+    one = utterances[0]
+    encode = own_model._tokenizer.encode
+    said = encode(f" {one.text}", add_special_tokens=False).ids
+    mark, word = (encode(text, add_special_tokens=False).ids for text in (".", " monday"))
+    real = own_model._model
+
+    def ended(tokens: list[int]) -> Callable[..., Result]:
+        return lambda frames, options, result: Result(result, sequences_ids=[tokens], scores=[-0.1])
+
+    for cuts, tokens, expected in (
+        (True, [*said, *mark, *word], f"{one.text}."),
+        (False, [*said, *mark, *word], f"{one.text}. monday"),
+        (True, [*said, *mark], f"{one.text}."),
+    ):
+        own_model.profile = replace(own_model.profile, cuts_copies=cuts)
+        own_model._model = Trouble(real, ended(tokens))
+        assert recognise(own_model, one).text == expected
+
+
 async def test_an_improbable_text_with_no_speech_is_silence(own_model: Whisper, utterances: list[Utterance]) -> None:
     """And it is not retried."""
     trouble = Trouble(
