@@ -27,16 +27,16 @@ class Profile:
         no_speech: Probability of <|nospeech|> from which on a window is silence, however probable its text. Above 1:
             never for that alone.
         rechecks_silence: A text that is to be dropped as silence is decoded in the full window first.
-        cuts_copies: A phrase that the decoder repeats without moving on in the audio is cut out. The other cure is to
-            decode the window again.
+        cuts_copies: A phrase that the decoder repeats without moving on in the audio is cut out, and so is the first
+            word of a sentence behind the speech. The other cure is to decode the window again.
         temperatures: Tried, in order, for a window that fails even at full length.
         first_draft: Seconds of a segment, the padding before its speech included, from which a draft is worthwhile.
         timed_drafts: The words of drafts are timed, which says better which of them are stable; the decoder then
             continues the stable words, in drafts and in the final.
         timestamps_from: Seconds of speech from which on the decoder writes timestamps. Without them it skips sentences
             of long windows; with them it makes more errors in short ones.
-        sure_text: Mean probability of a token below which a text is unsure: it is searched again with more beams. 0: no
-            text is.
+        sure_text: Mean probability of a token below which a text is unsure: it is searched again with more beams, in
+            windows with less speech than `timestamps_from`. 0: no text is.
         sure_language: Probability of a detected language below which a window is decoded in other languages too.
         pack_seconds: Segments of a file are decoded together in windows of this length; 0: each by itself.
         hold_seconds: A live segment with less speech than this waits longer for its end, see `vad.HOLD_FACTOR`.

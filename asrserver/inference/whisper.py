@@ -129,7 +129,7 @@ class Whisper:
             if not row[1].draft:
                 if self._deserves_retry(attempt, row[0].shape[1]):
                     attempt = self._retry(row, language, attempt)
-                elif self._is_unsure(attempt):
+                elif self._is_unsure(attempt) and row[2] < self.profile.timestamps_from:
                     attempt = self._searched(row, language, attempt, took)
             attempts.append(self._without_loops(self._continued(attempt, row, language)))
         words = self._align(attempts, rows, languages)
