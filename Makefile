@@ -30,19 +30,20 @@ test: ## run all checks and all tests except the slow ones
 	$(MAKE) --no-print-directory -j3 --output-sync=target tests-of-program tests-of-gateways tests-of-parts
 	$(MAKE) --no-print-directory bench-check
 
-# Three parts of the tests, side by side: most of the time each of them waits. Tests of the first, which put load on the
-# whole program, run one after the other; what is in no list is in the last.
+# Three parts of the tests, side by side, of about equal length: most of the time each of them waits. Tests of the first,
+# which put load on the whole program, run one after the other; what is in no list is in the last.
 PROGRAM := tests/system tests/faults
-GATEWAYS := tests/cli tests/embedded tests/gateway tests/handlers tests/inference tests/loadtest
+CLIENTS := tests/system/*client*.py
+GATEWAYS := tests/cli tests/embedded tests/gateway tests/handlers tests/loadtest
 
 tests-of-program: .venv/test
-	$(BIN)/python -m pytest -m 'not slow' $(PROGRAM)
+	$(BIN)/python -m pytest -m 'not slow' $(PROGRAM) --ignore-glob '$(CLIENTS)'
 
 tests-of-gateways: .venv/test
-	$(BIN)/python -m pytest -m 'not slow' $(GATEWAYS)
+	$(BIN)/python -m pytest -m 'not slow' $(CLIENTS) $(GATEWAYS)
 
 tests-of-parts: .venv/test
-	$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore=,$(PROGRAM) $(GATEWAYS))
+	$(BIN)/python -m pytest -m 'not slow' $(addprefix --ignore ,$(PROGRAM) $(GATEWAYS))
 
 coverage: .venv/test ## run the same tests, and list the lines that none of them reaches (takes half as long again)
 	$(BIN)/python -m pytest -m 'not slow' --cov --cov-report term-missing
@@ -61,7 +62,7 @@ soak: .venv/test ## run the slow tests (up to an hour)
 
 # Those in an environment of their own, and Node's, need some 900 MB; the others run in `make test` too.
 clients: .venv/test voices build/clients/installed ## test with the official clients of other protocols (Python, Node, agents)
-	$(BIN)/python -m pytest tests/clients tests/system/*client*.py tests/system/test_openai_faults.py
+	$(BIN)/python -m pytest tests/clients $(CLIENTS) tests/system/test_openai_faults.py
 
 fuzz: .venv/test ## feed damaged recordings to the decoders: make fuzz [MUTANTS=20000 SEED=1], 200 a second on one core
 	$(BIN)/python tools/fuzz_audio.py --mutants $(or $(MUTANTS),20000) --seed $(or $(SEED),1)
