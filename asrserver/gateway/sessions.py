@@ -361,19 +361,25 @@ class Sessions(Mapping[str, Session]):
         """
         session.state = "finishing"
         self.backlog.closed(session.id)
-        self._tasks.spawn(self._end_in_order(session, status, last), f"end {session.id}")
+        lapsed = session.resume_by is not None  # noted now: it is None while a client resumes the session
+        self._tasks.spawn(self._end_in_order(session, status, last, lapsed), f"end {session.id}")
 
-    async def _end_in_order(self, session: Session, status: str, last: int | None) -> None:
-        # It goes through the same pipeline as the session's chunks, and so arrives after them.
-        while True:
+    async def _end_in_order(self, session: Session, status: str, last: int | None, lapsed: bool) -> None:
+        """End a session in Redis, after all its chunks: through the same pipeline.
+
+        Tried until it is done, or the session is another gateway's, or goes on here as another object: its client is
+        back, and was told that the session takes audio. Where the client had its time to come back (`lapsed`), Redis
+        ends the session only if it has not come.
+        """
+        while session.state == "finishing":
             try:
                 now = self._now()
-                overdue = None if session.resume_by is None else now
+                overdue = now if lapsed else None
                 if await self._broker.end_session(session.id, status, now + self.grace, overdue=overdue, last=last):
                     session.resume_by = None
                     return
                 # Another gateway holds it; or the clock went back since the deadline was set: then try again.
-                if await self._refresh({session.id: session}) or self._open.get(session.id) is not session:
+                if await self._refresh({session.id: session}):
                     return
             except ChunksMissing:  # `give_up` has told the client, which may resume and send what is missing
                 session.state = "recording"

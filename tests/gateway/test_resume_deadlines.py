@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import redis
@@ -73,6 +74,47 @@ async def test_a_clock_that_goes_back_keeps_no_session_open(
     await drop(ws)
     assert await worker.ended("s") == "interrupted"
     assert len(tries) == 2
+
+
+@pytest.mark.parametrize("when", ["during", "after"])
+async def test_an_end_that_is_tried_again_when_the_client_is_back(
+    gateway: Gateway, url: str, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """Its time was over while Redis was away, and then it resumes first: its session goes on."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
+    monkeypatch.setattr("asrserver.gateway.sessions.REPAIR_EVERY", 0.1)
+    end, resume = gateway.broker.end_session, gateway.broker.resume_session
+    resuming, ended = asyncio.Event(), asyncio.Event()
+    tries: list[bool] = []
+
+    async def end_session(*args: Any, **kwargs: Any) -> bool:
+        tries.append(resuming.is_set())
+        if not resuming.is_set():
+            raise Unavailable("broker_unavailable", "away")
+        try:
+            return await end(*args, **kwargs)
+        finally:
+            ended.set()
+
+    async def resume_session(*args: Any, **kwargs: Any) -> Any:
+        fields = await resume(*args, **kwargs)
+        resuming.set()
+        if when == "during":
+            await ended.wait()
+        return fields
+
+    monkeypatch.setattr(gateway.broker, "end_session", end_session)
+    monkeypatch.setattr(gateway.broker, "resume_session", resume_session)
+    ws = await WsClient.open(url)
+    await ws.start("s")
+    await worker.take("s")
+    await drop(ws)
+    await until(lambda: tries)
+    async with await WsClient.open(url) as ws:
+        assert (await resumed(ws))["state"] == "recording"
+        await until(lambda: not any(job.get_name() == "end s" for job in gateway._tasks._jobs))
+        await ws.chunk("s", 0, AUDIO)
+        assert tries[-1] == (when == "during")
 
 
 async def test_a_gateway_that_waits_for_redis_keeps_its_sessions(
