@@ -83,6 +83,7 @@ class Session:
         "_delayed",
         "_delayed_bytes",
         "_held",
+        "_resuming",
         "_seq",
         "_unacknowledged",
         "ack_interval",
@@ -140,6 +141,7 @@ class Session:
         self.resumable = False
         self.replaying = False
         self.resume_by: float | None = None
+        self._resuming = 0  # attempts to resume it here that are not decided yet
         self.order = ChunkOrder(sid)
         self.flushes = self.flushed = 0
         self.move = 0
@@ -237,18 +239,24 @@ class Session:
             self.trace.end(how, self.chunk_count, self.bytes_in, self.results)
 
     def seconds_to_resume(self, connected: float) -> float:
-        """Seconds that its client still has to resume; `connected` while there is no need to."""
-        return connected if self.resume_by is None else self.resume_by - time.monotonic()
+        """Seconds that its client still has to resume; `connected` while there is no need to, or at least that many
+        while somebody does."""
+        if self.resume_by is None:
+            return connected
+        left = self.resume_by - time.monotonic()
+        return max(left, connected) if self._resuming else left
 
     @contextmanager
     def while_resuming(self) -> Iterator[None]:
-        """Keep the session from being ended, for want of its client, while the client is resuming it."""
-        before, self.resume_by = self.resume_by, None
+        """Keep the session from being ended, for want of its client, while the client is resuming it.
+
+        They may be several at once, of whom some or all are refused; and the client that is connected may leave.
+        """
+        self._resuming += 1
         try:
             yield
-        except BaseException:
-            self.resume_by = before
-            raise
+        finally:
+            self._resuming -= 1
 
     def require_recording(self) -> None:
         """Raise BadRequest if the session was ended."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 import uuid
@@ -294,7 +295,7 @@ class Sessions(Mapping[str, Session]):
         """Renew the deadlines of all sessions, end those not resumed in time, and read events that Pub/Sub has lost."""
         await self._refresh(dict(self._open))
         for session in list(self._open.values()):
-            if session.state == "recording" and session.resume_by is not None and session.resume_by < time.monotonic():
+            if session.state == "recording" and session.seconds_to_resume(math.inf) < 0:
                 log.info("session=%s was not resumed in time", session.id)
                 self.end(session, "interrupted")
         now = time.monotonic()
@@ -361,20 +362,18 @@ class Sessions(Mapping[str, Session]):
         """
         session.state = "finishing"
         self.backlog.closed(session.id)
-        lapsed = session.resume_by is not None  # noted now: it is None while a client resumes the session
-        self._tasks.spawn(self._end_in_order(session, status, last, lapsed), f"end {session.id}")
+        self._tasks.spawn(self._end_in_order(session, status, last), f"end {session.id}")
 
-    async def _end_in_order(self, session: Session, status: str, last: int | None, lapsed: bool) -> None:
+    async def _end_in_order(self, session: Session, status: str, last: int | None) -> None:
         """End a session in Redis, after all its chunks: through the same pipeline.
 
-        Tried until it is done, or the session is another gateway's, or goes on here as another object: its client is
-        back, and was told that the session takes audio. Where the client had its time to come back (`lapsed`), Redis
-        ends the session only if it has not come.
+        It is tried until it is done, or the session is another gateway's, or goes on here as another object: its client
+        is back, and was told that the session takes audio.
         """
         while session.state == "finishing":
             try:
                 now = self._now()
-                overdue = now if lapsed else None
+                overdue = None if session.resume_by is None else now  # a client that was awaited may just have come
                 if await self._broker.end_session(session.id, status, now + self.grace, overdue=overdue, last=last):
                     session.resume_by = None
                     return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from asrserver.gateway.gateway import Gateway
@@ -33,3 +36,36 @@ async def test_a_resume_past_the_end_leaves_no_backlog(
         assert gateway.sessions.backlog.seconds == 0
         assert not gateway.sessions.backlog._accounts
         assert not gateway.sessions.backlog._heard
+
+
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_client_that_leaves_while_others_are_refused_its_session(
+    url: str, worker: FakeWorker, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, attempts: int
+) -> None:
+    """The session is ended when its client does not come back; it stayed open for ever."""
+    object.__setattr__(gateway.settings, "resume_timeout", 0.1)
+    monkeypatch.setattr("asrserver.gateway.sessions.REPAIR_EVERY", 0.1)
+    resume, left, asked = gateway.broker.resume_session, asyncio.Event(), 0
+
+    async def resume_session(*args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        await left.wait()
+        return await resume(*args, **kwargs)
+
+    monkeypatch.setattr(gateway.broker, "resume_session", resume_session)
+    ws = await WsClient.open(url)
+    await ws.start("s")
+    await worker.take("s")
+    others = [await WsClient.open(url) for _ in range(attempts)]
+    for other in others:
+        await other.send({"action": "resume", "session_id": "s", "last_seq": 99})
+    await until(lambda: asked == attempts)
+    ws.drop()
+    await ws.close()
+    await until(lambda: gateway.sessions["s"].send is None)
+    left.set()
+    for other in others:
+        assert (await other.find("s", "error"))["code"] == "bad_seq"
+        await other.close()
+    assert await worker.ended("s") == "interrupted"
