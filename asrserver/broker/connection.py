@@ -6,6 +6,7 @@ What must be atomic is a script (*_scripts.py). A script may be sent again after
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -14,12 +15,26 @@ import orjson
 import redis
 
 from asrserver import __version__
-from asrserver.broker import task_scripts
+from asrserver.broker import session_scripts, task_scripts
 from asrserver.broker.clock import BrokerClock
-from asrserver.broker.keys import DEAD, GROUP, TASKS, alive_key, heartbeat_key
+from asrserver.broker.keys import (
+    DEAD,
+    FINISHED,
+    GROUP,
+    OPEN,
+    TASKS,
+    alive_key,
+    audio_key,
+    events_key,
+    heartbeat_key,
+    session_key,
+    transcript_key,
+)
 from asrserver.broker.pipeline import Pipeline, connect
 from asrserver.broker.status import BrokerStatus
 from asrserver.errors import Unavailable
+
+log = logging.getLogger("asrserver.broker")
 
 #: Seconds between heartbeats, and seconds for which one outlives its writer.
 HEARTBEAT_EVERY = 2.0
@@ -27,6 +42,9 @@ HEARTBEAT_TTL = 6.0
 
 #: Seconds that a PING may take.
 PING_TIMEOUT = 2.0
+
+#: Seconds for which the keys of a session that another program has damaged are kept.
+DAMAGED_TTL = 3600
 
 #: Entries of asr_dead that are kept, about.
 MAX_DEAD_LETTERS = 1000
@@ -113,6 +131,18 @@ class BrokerConnection:
         await self.pipeline.submit(
             "XADD", DEAD, "MAXLEN", "~", MAX_DEAD_LETTERS, "*", "sid", sid, "entry", entry, "reason", reason
         )
+
+    async def give_up_session(self, sid: str, why: str) -> None:
+        """Give up a session whose keys another program has damaged. Its gateway, and so its client, learns of it soon.
+
+        Args:
+            sid: The id of the session.
+            why: What is damaged, for operators, who can look at its keys for DAMAGED_TTL.
+        """
+        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid), OPEN, FINISHED)
+        if await self.pipeline.submit("EVAL", session_scripts.GIVE_UP, 6, *keys, sid, DAMAGED_TTL * 1000):
+            log.error("session=%s its keys in Redis are damaged, it is given up: %s", sid, why)
+            await self.dead_letter(sid, "", f"damaged keys: {why}")
 
 
 def next_id(entry: str) -> str:

@@ -76,8 +76,9 @@ if gateway then redis.call('PUBLISH', 'asr_results:' .. gateway, ARGV[2]) end
 return 1
 """
 
-# KEYS session · ARGV entry → the strikes of the entry so far, or 0 if the session is gone
+# KEYS session · ARGV entry → the strikes of the entry so far, or 0 if the session is gone, or another program's
 STRIKE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-return redis.call('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end
+local strikes = redis.pcall('HINCRBY', KEYS[1], 'strike:' .. ARGV[1], 1)
+return type(strikes) == 'number' and strikes or 0
 """

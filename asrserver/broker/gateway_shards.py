@@ -143,12 +143,12 @@ class ShardedGatewayBroker(GatewayBroker):
         raise refused
 
     async def resume_session(
-        self, sid: str, deadline: float, owner: str, detached: bool = False
+        self, sid: str, deadline: float, owner: str, detached: bool = False, last_seq: int = 0
     ) -> dict[str, str] | None:
         """Take a session over, in whichever shard has it; raises Unavailable if that may be one that is away."""
 
         def resume(shard: Shard) -> Awaitable[dict[str, str] | None]:
-            return shard.broker.resume_session(sid, self._at(shard, deadline), owner, detached)
+            return shard.broker.resume_session(sid, self._at(shard, deadline), owner, detached, last_seq)
 
         home = self._routes.get(sid)
         if home is not None and (fields := (await self._shards.ask(resume, [home]))[home]) is not None:

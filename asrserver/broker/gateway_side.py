@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -134,7 +134,7 @@ class GatewayBroker(BrokerConnection):
         return bool(reply)
 
     async def resume_session(
-        self, sid: str, deadline: float, owner: str, detached: bool = False
+        self, sid: str, deadline: float, owner: str, detached: bool = False, last_seq: int = 0
     ) -> dict[str, str] | None:
         """Take over a session from whichever gateway holds it.
 
@@ -145,14 +145,21 @@ class GatewayBroker(BrokerConnection):
             deadline: Until when (epoch seconds) this gateway answers for it.
             owner: The id of the API key that it must belong to.
             detached: Whether no client may be connected to it.
+            last_seq: The last event that its client has; 0: none.
 
         Returns:
             The fields of its hash; None if the owner has no such session.
+
+        Raises:
+            BadRequest: `bad_seq`: it has no such event. It stays where it is.
         """
         self._batcher.flush(sid)
-        keys = (session_key(sid), OPEN)
-        arguments = (sid, self.name, deadline, owner, int(detached))
-        reply = await self._large.submit(sid, "EVAL", session_scripts.RESUME, 2, *keys, *arguments)
+        keys = (session_key(sid), OPEN, events_key(sid))
+        arguments = (sid, self.name, deadline, owner, int(detached), last_seq)
+        asked = self._large.submit(sid, "EVAL", session_scripts.RESUME, 3, *keys, *arguments)
+        reply = await self._unless_damaged(sid, asked, None)
+        if reply == -1:
+            raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
         return None if reply is None else replies.strings(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     async def end_session(
@@ -184,8 +191,9 @@ class GatewayBroker(BrokerConnection):
         keys = (session_key(sid), audio_key(sid), OPEN)
         conditions = ("" if overdue is None else overdue, "" if last is None else last)
         arguments = (sid, seen or self.name, self.name, status, deadline, *conditions)
+        asked = self._large.submit(sid, "EVAL", session_scripts.END, 3, *keys, *arguments)
         try:
-            reply = await self._large.submit(sid, "EVAL", session_scripts.END, 3, *keys, *arguments)
+            reply = await self._unless_damaged(sid, asked, 0)
         except redis.ResponseError as exc:
             if "no such key" in str(exc):
                 return False
@@ -360,13 +368,13 @@ class GatewayBroker(BrokerConnection):
 
     async def read_events(self, sid: str, after: str = "0-1") -> list[Result]:
         """Return the durable events of a session after an id, oldest first."""
-        entries = await self.pipeline.submit("XRANGE", events_key(sid), f"({after}", "+")
-        return replies.events(entries)
+        asked = self.pipeline.submit("XRANGE", events_key(sid), f"({after}", "+")
+        return replies.events(await self._unless_damaged(sid, asked, ()))
 
     async def read_sessions(
         self, after: Mapping[str, str], known: Collection[str] = ()
     ) -> dict[str, tuple[dict[str, str], list[Result]]]:
-        """Read many sessions in one round trip.
+        """Read many sessions in one round trip. One that has a key of another program is given up, and gone.
 
         Args:
             after: Session id → id of the durable event after which to read.
@@ -377,11 +385,30 @@ class GatewayBroker(BrokerConnection):
         """
         fields = {sid: self.pipeline.submit("HGETALL", session_key(sid)) for sid in after if sid not in known}
         events = {sid: self.pipeline.submit("XRANGE", events_key(sid), f"({last}", "+") for sid, last in after.items()}
-        await asyncio.gather(*fields.values(), *events.values())
-        return {
-            sid: (replies.strings(fields[sid].result()) if sid in fields else {}, replies.events(found.result()))
-            for sid, found in events.items()
-        }
+        await asyncio.gather(*fields.values(), *events.values(), return_exceptions=True)
+        read: dict[str, tuple[dict[str, str], list[Result]]] = {}
+        for sid, found in events.items():
+            try:
+                hashed = replies.strings(fields[sid].result()) if sid in fields else {}
+                read[sid] = hashed, replies.events(found.result())
+            except redis.ResponseError as exc:
+                await self._damaged(sid, exc)
+                read[sid] = {}, []
+        return read
+
+    async def _unless_damaged(self, sid: str, asked: Awaitable[Any], instead: Any) -> Any:
+        """Return the reply to a command about a session; give the session up where a key is another program's."""
+        try:
+            return await asked
+        except redis.ResponseError as exc:
+            await self._damaged(sid, exc)
+            return instead
+
+    async def _damaged(self, sid: str, error: redis.ResponseError) -> None:
+        """Give a session up if this is the error that a key of another program causes; otherwise raise it."""
+        if not is_foreign(error):
+            raise error
+        await self.give_up_session(sid, str(error))
 
     async def trim_events(self, sid: str, upto: str) -> None:
         """Trim the durable events up to and including an id: they are stored, and the client has them."""

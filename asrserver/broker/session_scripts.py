@@ -41,15 +41,31 @@ DETACH = """
 if redis.call('HGET', KEYS[1], 'gateway') == ARGV[1] then redis.call('HSET', KEYS[1], 'detached', 1) end
 """
 
-# KEYS session asr_open · ARGV sid gateway deadline owner detached → the fields of the session, which this gateway holds
-# now; or nil if the owner has no such session, or with `detached` 1 if a client is connected to it. From here on APPEND
+# KEYS session asr_open events · ARGV sid gateway deadline owner detached last_seq → the fields of the session, which
+# this gateway holds now; or nil if the owner has no such session, or with `detached` 1 if a client is connected to it;
+# or -1 if `last_seq` is past its newest event, which stands before the last claims of workers. From here on APPEND
 # refuses the chunks of the gateway that held it before.
 RESUME = (
     _MOVE
     + """
+local function newest(events)
+  local before = '+'
+  while true do
+    local entries = redis.call('XREVRANGE', events, before, '-', 'COUNT', 10)
+    for _, entry in ipairs(entries) do
+      for i = 1, #entry[2], 2 do
+        if entry[2][i] == 'seq' and tonumber(entry[2][i + 1]) then return tonumber(entry[2][i + 1]) end
+      end
+    end
+    if #entries == 0 then return 0 end
+    before = '(' .. entries[#entries][1]
+  end
+end
+
 local fields = redis.call('HMGET', KEYS[1], 'gateway', 'owner', 'detached')
 if not fields[1] or (fields[2] or '') ~= ARGV[4] then return nil end
 if ARGV[5] == '1' and not fields[3] then return nil end
+if tonumber(ARGV[6]) > 0 and tonumber(ARGV[6]) > newest(KEYS[3]) then return -1 end
 redis.call('HDEL', KEYS[1], 'detached')
 move(ARGV[1], fields[1], ARGV[2], false)
 redis.call('ZADD', KEYS[2], 'XX', ARGV[3], ARGV[1])
@@ -58,13 +74,13 @@ return redis.call('HGETALL', KEYS[1])
 )
 
 # KEYS asr_open session … · ARGV gateway, then sid deadline missing … → sid state … of the sessions that this gateway
-# does not hold (any more): moved, ended (by another gateway) or gone. The others get their new deadlines, and the field
-# `missing`, which most do not have.
+# does not hold (any more): moved, ended (by another gateway) or gone, as is one whose key is another program's. The
+# others get their new deadlines, and the field `missing`, which most do not have.
 REFRESH = """
 local lost = {}
 for i = 2, #KEYS do
   local sid, deadline, missing = unpack(ARGV, i * 3 - 4, i * 3 - 2)
-  local fields = redis.call('HMGET', KEYS[i], 'gateway', 'end', 'missing')
+  local fields = redis.pcall('HMGET', KEYS[i], 'gateway', 'end', 'missing')
   if fields[1] == ARGV[1] then
     redis.call('ZADD', KEYS[1], 'XX', deadline, sid)
     if missing ~= (fields[3] or '') then
@@ -143,10 +159,19 @@ return 1
 # KEYS session audio events said asr_open asr_finished · ARGV sid ttl (ms) → 1, or 0 if the session was closed before.
 # All keys of a stored session get one TTL; those of a deleted session are deleted.
 CLOSE = """
-local deleted = redis.call('HEXISTS', KEYS[1], 'deleted') == 1
+local deleted = redis.pcall('HEXISTS', KEYS[1], 'deleted') == 1
 for i = 1, 4 do
   if deleted then redis.call('UNLINK', KEYS[i]) else redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
 end
+redis.call('ZREM', KEYS[6], ARGV[1])
+return redis.call('ZREM', KEYS[5], ARGV[1])
+"""
+
+# KEYS and ARGV as CLOSE → 1, or 0 if the session was closed or given up before. No gateway holds it any more, which the
+# one that did learns from REFRESH, and all its keys get the TTL.
+GIVE_UP = """
+redis.pcall('HDEL', KEYS[1], 'gateway')
+for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
 redis.call('ZREM', KEYS[6], ARGV[1])
 return redis.call('ZREM', KEYS[5], ARGV[1])
 """
@@ -170,7 +195,7 @@ return unstored
 # KEYS session audio events said asr_open · ARGV sid owner → 1, or 0 if there is no such session (of that owner, unless
 # it is empty). An open session is only marked, because its worker and its client go on with it; CLOSE deletes it.
 DELETE = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if redis.call('TYPE', KEYS[1]).ok ~= 'hash' then return 0 end
 if ARGV[2] ~= '' and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[2] then return 0 end
 if redis.call('ZSCORE', KEYS[5], ARGV[1]) then
   redis.call('HSET', KEYS[1], 'deleted', '1')

@@ -44,9 +44,6 @@ MAX_PARTIAL_BYTES = 1 << 20
 #: A piece of audio becomes a dead letter after this many deaths of workers that had it in hand.
 MAX_STRIKES = 3
 
-#: Seconds for which the keys of a session that another program has damaged are kept.
-DAMAGED_TTL = 3600
-
 #: Seconds after the last offer of a model until any worker claims the sessions that name it, to end them.
 ABANDONED_AFTER = 600.0
 
@@ -197,11 +194,8 @@ class WorkerBroker(BrokerConnection):
         return None
 
     async def give_up(self, task: Task, sid: str, why: str) -> None:
-        """Give up a session whose keys another program has damaged: nobody claims it again, and its keys expire."""
-        log.error("session=%s its keys in Redis are damaged, it is given up: %s", sid, why)
-        await self.dead_letter(sid, "", f"damaged keys: {why}")
-        keys = (session_key(sid), audio_key(sid), events_key(sid), transcript_key(sid))
-        await asyncio.gather(*(self.pipeline.submit("EXPIRE", key, DAMAGED_TTL) for key in keys))
+        """Give up a claimed session whose keys another program has damaged: nobody claims it again."""
+        await self.give_up_session(sid, why)
         await self._delete([task])
 
     async def _acquire(self, task: Task, sid: str) -> Claim | None:

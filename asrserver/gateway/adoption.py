@@ -7,13 +7,14 @@ nobody answers for: its client may still resume it at any gateway, until one of 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.gateway.persistence import WriteBehind
 from asrserver.gateway.session import Session
 from asrserver.gateway.sessions import Sessions
 from asrserver.protocol import codec
-from asrserver.protocol.events import Final
+from asrserver.protocol.events import Final, Result
 from asrserver.telemetry import gateway_traces
 
 log = logging.getLogger("asrserver.sessions")
@@ -48,18 +49,25 @@ class Adoption:
         for sid, (fields, events) in found.items():
             if not fields:
                 self._write_behind.mark_dirty(sid)
-                continue
-            if spare and "end" not in fields:
-                continue
-            now, holder = self._broker.clock.now(), fields["gateway"]
-            deadline = now + self._sessions.grace
-            if not await self._broker.end_session(sid, "interrupted", deadline, seen=holder, overdue=now):
-                continue  # it was resumed meanwhile
-            if events and isinstance(events[-1], Final):
-                self._write_behind.mark_dirty(sid)
-            elif sid not in self._sessions:
-                options = codec.decode_options(fields["options"])
-                session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
-                session.trace = gateway_traces.resume_session(sid, fields)
-                self._sessions.add_ended(session)
-                log.info("session=%s adopted from gateway %s", sid, holder)
+            elif "end" in fields or not spare:
+                try:
+                    await self._adopt(sid, fields, events)
+                except (ValueError, KeyError) as exc:  # another program wrote there, and nobody else notices
+                    if events:
+                        self._write_behind.mark_dirty(sid)
+                    await self._broker.of(sid).give_up_session(sid, f"{type(exc).__name__}: {exc}")
+
+    async def _adopt(self, sid: str, fields: Mapping[str, str], events: Sequence[Result]) -> None:
+        """Adopt a session with this hash and these events; raises ValueError or KeyError if it is damaged."""
+        holder, options = fields["gateway"], codec.decode_options(fields["options"])
+        session = Session(sid, fields["user_id"], options, None, fields.get("owner", ""))
+        now = self._broker.clock.now()
+        deadline = now + self._sessions.grace
+        if not await self._broker.end_session(sid, "interrupted", deadline, seen=holder, overdue=now):
+            return  # it was resumed meanwhile
+        if events and isinstance(events[-1], Final):
+            self._write_behind.mark_dirty(sid)
+        elif sid not in self._sessions:
+            session.trace = gateway_traces.resume_session(sid, fields)
+            self._sessions.add_ended(session)
+            log.info("session=%s adopted from gateway %s", sid, holder)

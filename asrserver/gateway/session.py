@@ -180,9 +180,6 @@ class Session:
                 the client gets no more than the final text contains.
             last_seq: The last event that the client has; 0: none.
             send: Where its events go.
-
-        Raises:
-            BadRequest: `last_seq` is past the last of the events.
         """
         session = cls(sid, fields["user_id"], options, send, fields.get("owner", ""))
         session.resumable = True
@@ -193,9 +190,7 @@ class Session:
             session._acknowledged = int(fields["last"])
             session.order.restore(int(fields["first"]), session._acknowledged)
         session.order.missing.restore(fields.get("missing", ""), session.order.last)
-        first, last = (events[0].seq, events[-1].seq) if events else (1, 0)
-        if last_seq > last:
-            raise BadRequest("bad_seq", f"last_seq {last_seq} is past the session's last result", session_id=sid)
+        first = events[0].seq if events else 1
         session.missed = max(0, first - 1 - last_seq)
         session._seq = session.sent = last_seq + session.missed
         taken = [event for event in events if event.seq <= last_seq]

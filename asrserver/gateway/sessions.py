@@ -206,11 +206,12 @@ class Sessions(Mapping[str, Session]):
         detached = asked.adopted and before is None  # what is here is known to be
         try:
             with nullcontext() if before is None else before.while_resuming():
-                fields = await self._broker.resume_session(sid, self._now() + self.grace, owner, detached)
+                deadline = self._now() + self.grace
+                fields = await self._broker.resume_session(sid, deadline, owner, detached, last_seq)
                 if fields is None:
                     raise unknown
                 events = await self._broker.read_events(sid)
-                # Up to here the session is unchanged, and stays so if the client is refused.
+                # Up to here `before` is unchanged, and stays so if the client is refused.
                 session = Session.resumed(sid, codec.decode_options(fields["options"]), fields, events, last_seq, send)
         except (ValueError, KeyError) as exc:  # another program wrote there
             log.error("session=%s its keys in Redis are damaged: %s: %s", sid, type(exc).__name__, exc)

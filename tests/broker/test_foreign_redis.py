@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import redis
 
 from asrserver.broker import keys
+from asrserver.broker.connection import DAMAGED_TTL
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.lease import WorkerJanitor
-from asrserver.broker.worker_side import DAMAGED_TTL, WorkerBroker
+from asrserver.broker.worker_side import WorkerBroker
 from tests.broker.support import opened, taken
 
 pytestmark = pytest.mark.gen_test
@@ -88,7 +91,8 @@ async def test_a_foreign_entry_is_removed_and_said(
 async def test_a_session_with_damaged_keys_ends_no_worker(
     g: GatewayBroker, w: WorkerBroker, db: redis.Redis, key: str, field: str | None, value: str
 ) -> None:
-    """It is given up: nobody claims it again, an operator can look at it, and then it goes by itself."""
+    """It is given up: nobody claims it again, its gateway is told, an operator can look at it, and then it goes by
+    itself."""
     await opened(g)
     if field is None:
         db.delete(key)
@@ -107,6 +111,56 @@ async def test_a_session_with_damaged_keys_ends_no_worker(
     assert claim is None
     assert await g.status.queue() == {"waiting": 0, "processing": 0, "dead": 1}
     assert 0 < db.ttl(keys.session_key("s")) <= DAMAGED_TTL
+    assert await g.refresh({"s": 1e12}) == {"s": "gone"}
+
+
+@pytest.mark.parametrize("key", [keys.session_key("s"), keys.events_key("s")])
+async def test_a_key_of_another_program_costs_one_session(g: GatewayBroker, db: redis.Redis, key: str) -> None:
+    """The others of a gateway are stored and keep their deadlines."""
+    for sid in ("s", "t"):
+        await opened(g, sid)
+    db.delete(key)
+    db.set(key, "of another type")
+    if key == keys.session_key("s"):
+        assert await g.refresh({"s": 1e12, "t": 1e12}) == {"s": "gone"}
+    found = await g.read_sessions({"s": "0-1", "t": "0-1"})
+    assert found["s"] == ({}, [])
+    assert found["t"][0]["gateway"] == "g"
+    assert await g.refresh({"s": 1e12, "t": 1e12}) == {"s": "gone"}
+    assert (db.zscore(keys.OPEN, "s"), db.zscore(keys.OPEN, "t")) == (None, 1e12)
+    await g.close_session("s", 60)
+    assert not await g.delete_session("s", "") or key == keys.events_key("s")
+
+
+@pytest.mark.parametrize(
+    ("key", "ask", "answer"),
+    [
+        (keys.events_key("s"), lambda g: g.resume_session("s", 1e12, "", last_seq=1), None),
+        (keys.session_key("s"), lambda g: g.resume_session("s", 1e12, ""), None),
+        (keys.audio_key("s"), lambda g: g.end_session("s", "done", 1e12), False),
+        (keys.session_key("s"), lambda g: g.end_session("s", "done", 1e12), False),
+        (keys.events_key("s"), lambda g: g.read_events("s"), []),
+    ],
+)
+async def test_a_session_with_a_key_of_another_program_is_over(
+    g: GatewayBroker, db: redis.Redis, key: str, ask: Callable[[GatewayBroker], Awaitable[Any]], answer: Any
+) -> None:
+    """Its gateway says so to its client; it tried the same for ever."""
+    await opened(g)
+    db.delete(key)
+    db.set(key, "of another type")
+    assert await ask(g) == answer
+    assert await g.refresh({"s": 1e12}) == {"s": "gone"}
+    assert db.xlen(keys.DEAD) == 1
+
+
+async def test_strikes_of_a_session_with_a_key_of_another_program(db: redis.Redis, redis_url: str) -> None:
+    """They are not counted, and keep nothing else from being done after a worker's death."""
+    db.set(keys.session_key("s"), "of another type")
+    db.hset(keys.session_key("t"), "strike:1-0", "many")
+    janitor = WorkerJanitor(redis_url)
+    assert (janitor.strike("s", "1-0"), janitor.strike("t", "1-0")) == (0, 0)
+    janitor.close()
 
 
 async def test_foreign_entries_among_audio_and_events_are_passed_over(

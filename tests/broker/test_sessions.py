@@ -12,7 +12,7 @@ import redis
 from asrserver.broker import keys
 from asrserver.broker.gateway_side import GatewayBroker
 from asrserver.broker.worker_side import WorkerBroker
-from asrserver.errors import Unavailable
+from asrserver.errors import BadRequest, Unavailable
 from tests.broker.support import FIELDS, Make, append, event, ids, opened, taken
 from tests.waiting import until
 
@@ -131,6 +131,27 @@ async def test_only_the_owner_of_a_session_resumes_it(g: GatewayBroker, make_lat
     assert await other.resume_session("gone", time.time() + 60, "one") is None
     assert await append(g, 0) is None  # it lost nothing
     assert await other.resume_session("s", time.time() + 60, "one") is not None
+
+
+@pytest.mark.gen_test
+async def test_a_resume_behind_an_event_that_is_not_there(
+    g: GatewayBroker, w: WorkerBroker, make_late: Make, db: redis.Redis
+) -> None:
+    """The session stays where it is, however many workers have claimed it since its last event."""
+    await opened(g)
+    claim = await taken(w)
+    other, later = make_late("other"), time.time() + 60
+    for seq in (1, 2):
+        with pytest.raises(BadRequest, match=f"last_seq {seq} is past"):
+            await other.resume_session("s", later, "", last_seq=seq)
+        assert await append(g, seq - 1) is None
+        assert await w.append_event(claim, event(claim, seq, seq), f"{seq}-0")
+    for epoch in range(25):
+        db.xadd(keys.events_key("s"), {"t": "claim", "worker": "w"}, id=f"{claim.epoch + 1 + epoch}-0")
+    with pytest.raises(BadRequest, match="last_seq 3 is past"):
+        await other.resume_session("s", later, "", last_seq=3)
+    assert await append(g, 2) is None
+    assert await other.resume_session("s", later, "", last_seq=2) is not None
 
 
 @pytest.mark.gen_test

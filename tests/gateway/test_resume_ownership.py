@@ -9,7 +9,7 @@ import pytest
 from asrserver.gateway.session import Session
 from asrserver.handlers.connection import WebSocketConnection
 from tests.fakes import FakeWorker
-from tests.gateway.resuming import AUDIO, drop, resumed
+from tests.gateway.resuming import AUDIO, drop, resume, resumed
 from tests.gateways import Gateways
 from tests.waiting import until
 from tests.ws_client import WsClient, chunk, finish
@@ -42,6 +42,25 @@ async def test_resume_takes_the_session_from_a_half_open_connection(
         assert (await worker.audio("s", 1))["2-0"] == AUDIO
         assert "s" not in gateways[1 - where].gateway.sessions
         assert "s" in gateways[where].gateway.sessions
+
+
+@pytest.mark.parametrize("where", [0, 1])
+async def test_a_resume_past_the_end_takes_the_session_from_nobody(
+    gateways: Gateways, worker: FakeWorker, where: int
+) -> None:
+    """It is refused before the session moves: the client that has it notices nothing."""
+    async with await WsClient.open(gateways[0].url) as ws, await WsClient.open(gateways[where].url) as other:
+        await ws.start("s")
+        await ws.chunk("s", 0, AUDIO)
+        await worker.take("s")
+        await worker.chunk("s", 0)
+        await ws.find("s", "chunk_result")
+        await other.send(resume("s", 2))
+        assert (await other.find("s", "error"))["code"] == "bad_seq"
+        await ws.chunk("s", 1, AUDIO)
+        await worker.chunk("s", 1)
+        assert (await ws.find("s", "chunk_result", 1))["seq"] == 2
+        assert not ws.of("s", "error")
 
 
 @pytest.mark.parametrize("where", [0, 1])
