@@ -179,7 +179,8 @@ class Supervisor:
             self._add("worker")
             log.info("%s: %d workers", name, len(self._workers()))
         elif number == signal.SIGTTOU and len(self._workers()) > 1:
-            self._retire(self._workers()[-1])
+            others = [slot for slot in self._workers() if self._replacing is None or slot not in self._replacing]
+            self._retire(others[-1])  # of a pair that a rolling restart replaces, one is going anyway
             log.info("%s: %d workers", name, len(self._workers()))
 
     def _enter(self, stage: str) -> None:
@@ -238,17 +239,24 @@ class Supervisor:
                 self._replacing = old, self._add(old.kind, old.gpu)
                 return
 
-    def _give_up_rolling(self, new: Slot, why: str) -> None:
-        self._slots.remove(new)
+    def _abort_rolling(self, slot: Slot, why: str) -> bool:
+        """Abort the rolling restart if a process that does not run is its new one, and was never ready."""
+        if self._replacing is None or slot is not self._replacing[1] or slot.ready:
+            return False
+        self._slots.remove(slot)
         self._replacing = None
         self._to_replace.clear()
-        log.error("rolling restart aborted, the old processes keep running: the new %s %s", new.kind, why)
-        notify(f"rolling restart aborted, the old processes keep running: the new {new.kind} {why}")
+        what = f"the old processes keep running: the new {slot.kind} could not start: {why}"
+        log.error("rolling restart aborted, %s", what)
+        notify(f"rolling restart aborted, {what}")
+        return True
 
     # -- children ------------------------------------------------------------------------------------------------
 
     def _workers(self) -> list[Slot]:
-        return [slot for slot in self._slots if slot.kind == "worker" and not slot.retired]
+        """The workers that are to stay: of a pair that a rolling restart replaces, the new one."""
+        going = None if self._replacing is None else self._replacing[0]
+        return [slot for slot in self._slots if slot.kind == "worker" and not slot.retired and slot is not going]
 
     def _add(self, kind: str, gpu: str | None = None) -> Slot:
         number = self._serial[kind]
@@ -278,14 +286,22 @@ class Supervisor:
 
     def _start_due(self) -> None:
         now = time.monotonic()
-        for slot in self._slots:
+        for slot in list(self._slots):
             if not slot.running and not slot.retired and now >= slot.due and self._stage in ("running", "gateways"):
-                slot.vitals = _spawn.RawValue(Vitals)
                 slot.started, slot.ready, slot.aborted, slot.blameless, slot.meter = now, False, 0.0, False, None
-                os.environ[multiprocess.SLOT] = slot.name
-                slot.process = slot.start(slot)
-                slot.process.start()
-                log.info("%s %s started: pid %d", slot.kind, slot.name, slot.process.pid)
+                try:
+                    self._start(slot)
+                except OSError as exc:  # no memory, process, file descriptor or disk is left: the others must go on
+                    if not self._abort_rolling(slot, str(exc)):
+                        self._restart_later(slot, f"could not start: {exc}")
+
+    def _start(self, slot: Slot) -> None:
+        slot.vitals = _spawn.RawValue(Vitals)
+        os.environ[multiprocess.SLOT] = slot.name
+        process = slot.start(slot)
+        process.start()
+        slot.process = process
+        log.info("%s %s started: pid %d", slot.kind, slot.name, process.pid)
 
     def _reap(self) -> None:
         for slot in list(self._slots):
@@ -304,15 +320,14 @@ class Supervisor:
             log.info("%s %s ended: %s", slot.kind, slot.name, _explain(code))
             return
         error = slot.vitals.error.decode(errors="replace")
-        if self._replacing is not None and slot is self._replacing[1] and not slot.ready:
-            self._give_up_rolling(slot, f"could not start: {error or _explain(code)}")
+        if self._abort_rolling(slot, error or _explain(code)):
             return
         if code == EXIT_BOOT and slot.kind not in self._were_ready:
             log.critical("%s", error)
             self._status = EXIT_BOOT
             self._kill_all()
             return
-        self._restart_later(slot, _explain(code) + (f" ({error})" if error else ""))
+        self._restart_later(slot, f"died: {_explain(code)}" + (f" ({error})" if error else ""))
 
     def _restart_later(self, slot: Slot, reason: str) -> None:
         self._counts.restarted(slot.kind)
@@ -322,7 +337,7 @@ class Supervisor:
         backoff = 0.0 if healthy else min(MAX_BACKOFF, FIRST_BACKOFF * 2 ** (slot.failures - 1))
         delay = backoff * random.uniform(0.5, 1.0)
         slot.due = now + delay
-        log.error("%s %s died: %s; restart in %.1f s", slot.kind, slot.name, reason, delay)
+        log.error("%s %s %s; restart in %.1f s", slot.kind, slot.name, reason, delay)
 
     def _release_sessions(self, slot: Slot, crashed: bool) -> None:
         """Release the dead worker's sessions for others; after a crash, the audio in hand gets a strike."""
