@@ -168,7 +168,7 @@ class ServerFrameProtocol(FrameProtocol):
         debt = self._budget.debt(len(handler.sessions)) if self._held is None else 0.0
         if debt and self.pause_reading():
             asyncio.get_running_loop().call_later(debt, self.resume_reading)
-        if self._kept_bytes or self._partial or self._fragmented_message_buffer:
+        if self._kept_bytes or self._partial or self._take or self._fragmented_message_buffer:
             self._count_kept()
         messages = handler.messages - before
         # A client that waits for each acknowledgement must not be slowed down by the load of others.
@@ -212,7 +212,7 @@ class ServerFrameProtocol(FrameProtocol):
         self._budget.spend(len(messages))
         return messages, at
 
-    def _frame(self, first: int, data: bytes) -> Awaitable[Any] | None:
+    def _frame(self, first: int, data: bytes | bytearray) -> Awaitable[Any] | None:
         self._budget.spend(1 if first & CONTROL or first & 0x0F == BINARY else 2)
         return super()._frame(first, data)
 

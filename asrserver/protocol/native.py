@@ -45,7 +45,7 @@ from asrserver.protocol.events import (
     Started,
     on_channel,
 )
-from asrserver.protocol.json_messages import LARGE_TEXT, base64_slices, from_base64, parse_bulky
+from asrserver.protocol.json_messages import LARGE_TEXT, Excerpt, base64_slices, from_base64, parse_bulky
 from asrserver.protocol.options import Options, Resume, Start, seconds, unknown_option, valid_id, whole_number
 
 #: The first bytes of a binary frame once a session has a channel: the channel and the chunk's index, big endian.
@@ -153,7 +153,7 @@ class ChunkAction:
     @property
     def is_large(self) -> bool:
         """Whether `audio` would take long: `audio_slices` returns the same piece by piece."""
-        return isinstance(self.audio_data, str) and len(self.audio_data) > LARGE_TEXT
+        return isinstance(self.audio_data, str | Excerpt) and len(self.audio_data) >= LARGE_TEXT
 
     def audio_slices(self) -> Iterator[bytes]:
         """Decode the audio piece by piece; raises BadRequest."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tracemalloc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from tornado.iostream import IOStream, StreamBufferFullError
 
-from asrserver.protocol.frames import BINARY, FRAMES_PER_TURN, TEXT, FrameProtocol, Params
+from asrserver.protocol.frames import BINARY, FRAMES_PER_TURN, LARGE_MESSAGE, TEXT, FrameProtocol, Params
 from tests.waiting import until
 from tests.ws_client import frame
 
@@ -108,6 +109,27 @@ async def test_frames_in_pieces_of_any_size(step: int) -> None:
     assert await ends.read(3) == b"\x8a\x01!"
     await ends.close()
     assert ends.handler.ended
+
+
+@pytest.mark.parametrize("opcode", [BINARY, TEXT])
+async def test_the_last_step_of_a_large_message_copies_it_once(opcode: int) -> None:
+    """It is unmasked as it comes, and handled in a turn of its own: all at once held up the event loop."""
+    size = 2 * LARGE_MESSAGE
+    ends = Ends(largest=size)
+    await until(lambda: getattr(ends.wire.stream, "_transport", None) is not None)
+    data = frame(opcode, b"x" * size)
+    for at in range(0, size, 100_003):
+        ends.wire.feed(data[at : min(at + 100_003, size)])
+    tracemalloc.start()
+    try:
+        ends.wire.feed(data[size:])
+        assert size <= tracemalloc.get_traced_memory()[1] < 1.5 * size
+    finally:
+        tracemalloc.stop()
+    assert not ends.handler.got
+    await until(lambda: ends.handler.got)
+    assert ends.handler.got == [b"x" * size if opcode == BINARY else "x" * size]
+    await ends.close()
 
 
 async def test_binary_messages_of_one_read_are_handed_over_together() -> None:

@@ -11,10 +11,34 @@ import pytest
 
 from asrserver.errors import BadRequest
 from asrserver.protocol import json_messages
-from asrserver.protocol.json_messages import MAX_DEPTH, SLICE, base64_slices, from_base64, parse_bulky, parse_object
+from asrserver.protocol.json_messages import (
+    MAX_DEPTH,
+    SLICE,
+    Excerpt,
+    base64_slices,
+    from_base64,
+    parse_bulky,
+    parse_object,
+)
 
 AUDIO = os.urandom(3 * SLICE)
 TEXT = base64.b64encode(AUDIO).decode()
+
+
+def whole(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the texts of its excerpts."""
+    return {
+        name: value.text[value.begin : value.end] if isinstance(value, Excerpt) else value
+        for name, value in message.items()
+    }
+
+
+def test_the_bulk_is_not_copied() -> None:
+    message = json.dumps({"action": "chunk", "audio_data": TEXT})
+    found = parse_bulky(message, "audio_data")["audio_data"]
+    assert isinstance(found, Excerpt)
+    assert found.text is message
+    assert len(found) == len(TEXT)
 
 
 def test_the_bulk_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,8 +50,8 @@ def test_the_bulk_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(json_messages, "parse_object", parse)
     message = {"action": "chunk", "session_id": "s", "chunk_index": 0, "audio_data": TEXT}
-    assert parse_bulky(json.dumps(message), "audio_data") == message
-    assert parse_bulky(json.dumps(message, separators=(",", ":")), "audio_data") == message
+    assert whole(parse_bulky(json.dumps(message), "audio_data")) == message
+    assert whole(parse_bulky(json.dumps(message, separators=(",", ":")), "audio_data")) == message
     assert max(map(len, parsed)) < 100
 
 
@@ -47,7 +71,7 @@ def test_the_bulk_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_not_plain_is_parsed_as_it_is(message: dict[str, Any]) -> None:
-    assert parse_bulky(json.dumps(message), "audio_data") == message
+    assert whole(parse_bulky(json.dumps(message), "audio_data")) == message
 
 
 @pytest.mark.parametrize("text", ["[" + '"audio_data": "' + TEXT + '"]', '{"audio_data": "' + TEXT, TEXT, "[" * SLICE])
@@ -70,7 +94,9 @@ def test_what_is_no_object_is_refused(text: str) -> None:
     ],
 )
 def test_slices_are_the_whole(text: str) -> None:
-    assert b"".join(base64_slices(text, "audio_data")) == from_base64(text, "audio_data")
+    excerpt = Excerpt(f"=={text}==", 2, 2 + len(text))
+    for value in (text, excerpt):
+        assert b"".join(base64_slices(value, "audio_data")) == from_base64(text, "audio_data")
 
 
 @pytest.mark.parametrize("text", ["QQ==" + TEXT, TEXT + "!", TEXT[:SLICE] + "ä" + TEXT, 5, None])
