@@ -20,7 +20,7 @@ _REFUSAL = """
 local function refusal(fields, index, before)
   if not fields[1] then return -2 end
   if fields[1] ~= ARGV[1] then return 0 end
-  if fields[2] and fields[2] ~= before then return tonumber(index) <= tonumber(fields[2]) and 1 or -1 end
+  if (fields[2] or '') ~= before then return tonumber(index) <= tonumber(fields[2] or -1) and 1 or -1 end
   if fields[3] then return -2 end
 end
 """

@@ -58,8 +58,10 @@ class RawConnection(asyncio.Protocol):
         try:
             await connection.connect()
             return cls(connection, client)
-        except BaseException:
+        except BaseException as exc:
             connection._close()
+            if isinstance(exc, redis.ResponseError) and cannot_serve(exc):
+                raise redis.ConnectionError(str(exc)) from None
             raise
 
     def received(self, replies: list[Any]) -> None:
@@ -130,7 +132,7 @@ class BatchConnection(RawConnection):
         self._transport.writelines([piece for command in commands for piece in _pieces(command)])
         try:
             await self._waiter
-            if refused := next(filter(_cannot_serve, self._replies), None):
+            if refused := next(filter(cannot_serve, self._replies), None):
                 raise redis.ConnectionError(str(refused))
         except BaseException:  # a late reply would be taken for the reply to another command
             self.abort()
@@ -159,18 +161,17 @@ class BatchConnection(RawConnection):
         return reply if callback is None or isinstance(reply, Exception) else callback(reply)
 
 
-def _cannot_serve(reply: Any) -> bool:
-    """Whether a reply says that this Redis cannot serve now: it is loading its data, or has become a replica."""
-    return isinstance(reply, redis.ConnectionError) or (isinstance(reply, redis.ResponseError) and is_replica(reply))
+def cannot_serve(reply: Any) -> bool:
+    """Whether a reply says that this Redis cannot serve now, and it or another one will soon.
 
-
-def is_replica(error: redis.ResponseError) -> bool:
-    """Whether this Redis has become a replica: soon the address leads to the new primary.
-
-    UNBLOCKED is what a command gets that was blocked when it happened. redis-py looks for READONLY at the beginning
-    only, and Redis 6.2 puts other words before it when a script fails.
+    It is loading its data, or a script runs for too long, or it has become a replica: then the address leads to the new
+    primary. UNBLOCKED is what a command gets that was blocked when it happened. redis-py looks for READONLY at the
+    beginning only, and Redis 6.2 puts other words before it when a script fails.
     """
-    return isinstance(error, redis.ReadOnlyError) or any(word in str(error) for word in ("READONLY You", "UNBLOCKED"))
+    if isinstance(reply, redis.ConnectionError | redis.ReadOnlyError):
+        return True
+    text = str(reply) if isinstance(reply, redis.ResponseError) else ""
+    return text.startswith("BUSY ") or any(word in text for word in ("READONLY You", "UNBLOCKED"))
 
 
 def _pieces(command: tuple[Any, ...]) -> Sequence[bytes]:

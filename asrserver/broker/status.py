@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -47,7 +48,7 @@ class BrokerStatus:
         )
         keys = [heartbeat_key(kind, name.decode()) for name in names]
         values = await self._pipeline.submit("MGET", *keys) if keys else []
-        return sorted((orjson.loads(value) for value in values if value), key=lambda state: state["name"])
+        return sorted(filter(None, map(_state, values)), key=lambda state: state["name"])
 
     async def queue(self) -> dict[str, int]:
         """Count sessions and dead letters.
@@ -131,3 +132,12 @@ class BrokerStatus:
             "memory_bytes": info["used_memory"],
             "warnings": lacking,
         }
+
+
+def _state(value: bytes | None) -> dict[str, Any] | None:
+    """Read a heartbeat; None where there is none, or another program wrote it."""
+    with suppress(orjson.JSONDecodeError):
+        state = orjson.loads(value or b"null")
+        if isinstance(state, dict) and isinstance(state.get("name"), str):
+            return state
+    return None

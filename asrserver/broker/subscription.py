@@ -12,7 +12,7 @@ import redis
 import redis.asyncio
 
 from asrserver.broker.pipeline import CONNECTION_ERRORS
-from asrserver.broker.raw_connection import RawConnection
+from asrserver.broker.raw_connection import RawConnection, cannot_serve
 
 log = logging.getLogger("asrserver.broker")
 
@@ -54,7 +54,7 @@ class Subscription(RawConnection):
         self._heard = True
         for reply in replies:
             if isinstance(reply, Exception):
-                self._fail(reply)
+                self._fail(redis.ConnectionError(str(reply)) if cannot_serve(reply) else reply)
                 return
             if reply[0] == b"subscribe":
                 self._on_subscribed()

@@ -29,7 +29,7 @@ from asrserver.broker.keys import (
 )
 from asrserver.broker.pipeline import CONNECTION_ERRORS, connect, is_foreign
 from asrserver.broker.quota import minute
-from asrserver.broker.raw_connection import is_replica
+from asrserver.broker.raw_connection import cannot_serve
 from asrserver.broker.replies import Claim, Entry, Task
 from asrserver.broker.subscription import listen
 from asrserver.errors import Unavailable
@@ -148,7 +148,7 @@ class WorkerBroker(BrokerConnection):
         try:
             return await self._blocking.execute_command(*command)
         except (*CONNECTION_ERRORS, redis.ResponseError) as exc:
-            if isinstance(exc, redis.ResponseError) and not is_replica(exc):
+            if isinstance(exc, redis.ResponseError) and not cannot_serve(exc):
                 raise
             await self._blocking.connection_pool.disconnect()
             # If the command claimed something and its reply was lost, that is found later, by its idle time.

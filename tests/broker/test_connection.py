@@ -47,6 +47,42 @@ async def test_order_holds_while_connections_are_killed(g: GatewayBroker, w: Wor
 
 
 @pytest.mark.gen_test(timeout=30)
+@pytest.mark.parametrize("connected", [True, False])
+async def test_a_redis_that_is_busy_with_a_script_is_away_until_it_answers(
+    g: GatewayBroker, db: redis.Redis, redis_url: str, connected: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody is refused, and no subscription ends: with it the gateway ended."""
+    await opened(g)
+    if not connected:
+        drop_connections(db)
+        await until(lambda: g.pipeline._connection is None or g.pipeline._connection.lost)
+    db.config_set("lua-time-limit", 1)
+    busy = asyncio.ensure_future(asyncio.to_thread(db.eval, "while true do end", 0))
+    with redis.Redis.from_url(redis_url) as other:
+        try:
+            await until(lambda: _is_busy(other))
+            appended, subscribed = asyncio.ensure_future(append(g, 0)), asyncio.Event()
+            listening = asyncio.ensure_future(g.subscribe(lambda event: None, subscribed.set))
+            await until(lambda: g.pipeline.away and "subscribing again" in caplog.text)
+        finally:
+            other.script_kill()
+        with pytest.raises(redis.ResponseError):
+            await busy
+        assert await appended is None
+        await subscribed.wait()
+        listening.cancel()
+        other.config_set("lua-time-limit", 5000)
+
+
+def _is_busy(client: redis.Redis) -> bool:
+    try:
+        client.get("x")
+    except redis.ResponseError as exc:
+        return str(exc).startswith("BUSY ")
+    return False
+
+
+@pytest.mark.gen_test(timeout=30)
 async def test_a_redis_that_became_a_replica_is_away_until_a_primary_answers(
     g: GatewayBroker, w: WorkerBroker, redis_url: str, db: redis.Redis
 ) -> None:

@@ -154,6 +154,16 @@ async def test_a_session_with_a_key_of_another_program_is_over(
     assert db.xlen(keys.DEAD) == 1
 
 
+async def test_a_foreign_heartbeat_is_passed_over(g: GatewayBroker, w: WorkerBroker, db: redis.Redis) -> None:
+    """It kept gateways from knowing which models are offered, and how full Redis is."""
+    w.heartbeat({})
+    await w.pipeline.drain()
+    for number, value in enumerate((b"\xff", b"7", b"{}", b'{"name": 7}')):
+        db.zadd(keys.alive_key("worker"), {f"{number}": g.clock.now()})
+        db.set(keys.heartbeat_key("worker", f"{number}"), value)
+    assert [state["name"] for state in await g.status.heartbeats("worker")] == ["w"]
+
+
 async def test_strikes_of_a_session_with_a_key_of_another_program(db: redis.Redis, redis_url: str) -> None:
     """They are not counted, and keep nothing else from being done after a worker's death."""
     db.set(keys.session_key("s"), "of another type")

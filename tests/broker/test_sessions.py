@@ -36,6 +36,25 @@ async def test_a_chunk_twice_is_one_entry_and_two_acknowledgements(g: GatewayBro
 
 
 @pytest.mark.gen_test
+async def test_no_chunk_is_accepted_behind_a_first_one_that_was_refused(g: GatewayBroker, db: redis.Redis) -> None:
+    """It was, and the session could never be resumed: nobody knew its first chunk."""
+    await opened(g)
+    db.config_set("maxmemory", "1")
+    try:
+        error = await append(g, 0)
+    finally:
+        db.config_set("maxmemory", "0")
+    assert isinstance(error, Unavailable)
+    assert error.code == "broker_full"
+    error = await append(g, 1)
+    assert isinstance(error, Unavailable)
+    assert error.code == "broker_error"
+    assert ids(db, keys.audio_key("s")) == ["0-1"]
+    assert await append(g, 0) is None
+    assert await append(g, 1) is None
+
+
+@pytest.mark.gen_test
 async def test_a_chunk_of_a_session_that_is_gone_is_refused_and_makes_no_key(g: GatewayBroker, db: redis.Redis) -> None:
     error = await append(g, 0, sid="gone")
     assert isinstance(error, Unavailable)
