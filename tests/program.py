@@ -92,7 +92,7 @@ def cli(*arguments: str | Path, env: dict[str, str] | None = None) -> subprocess
         [sys.executable, "-m", "asrserver", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=150,  # asrserver bench needs 25 s of a machine that does nothing else
         check=False,
         env={**os.environ, **(env or {})},
     )
