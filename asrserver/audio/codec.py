@@ -30,9 +30,11 @@ _DTYPES: dict[str, Any] = {
 #: FFmpeg's names of decoders that are not those of the codec: `mp3` computes with integers, and takes twice as long.
 _DECODERS = {"mp3": "mp3float"}
 
-#: Packets in a row that cannot be decoded after which a decoder of AAC is opened anew. Damaged ones may have made it
-#: believe in 43 channels, which no intact one corrects. It takes 0.4 to 2 ms.
+#: Packets in a row that cannot be decoded, and bytes of them, after which a decoder of AAC is opened anew. Damaged ones
+#: may have made it believe in 43 channels, which no intact one corrects, and hold 30 MB for them: a claim takes bytes.
+#: To open it takes 0.4 to 2 ms.
 _SPOILT = 48
+_SPOILT_BYTES = 1024
 
 #: Gain of each loudspeaker's channel in the mono mix: the proportions of ITU-R BS.775, with left and right as their
 #: mean. The bass effects (LFE) are left out; channels beside or behind the listener are half as loud as the centre.
@@ -76,7 +78,8 @@ class Codec:
         self.width = 0
         self._format, self._rate = "", 0  # of the last frame
         self._frame = 0  # bytes of a sample of PCM
-        self._failed = 0  # packets in a row
+        self._failed = 0  # packets in a row, and their bytes
+        self._failed_bytes = 0
         if track.codec in wav.WIDTHS:
             self._frame = wav.WIDTHS[track.codec] * track.channels
         else:
@@ -113,7 +116,7 @@ class Codec:
                     or frame.format.name != self._format
                 ):
                     self._check(frame, frame is frames[0])
-            self._failed = 0
+            self._failed = self._failed_bytes = 0
             return frames
         except av.EOFError:
             return ()
@@ -122,8 +125,9 @@ class Codec:
         except AudioError as exc:
             self.reason = exc.message
         self._failed += 1
-        if self._track.codec == "aac" and self._failed >= _SPOILT:
-            self._context, self._failed = _context(self._track), 0
+        self._failed_bytes += len(data or b"")
+        if self._track.codec == "aac" and (self._failed >= _SPOILT or self._failed_bytes >= _SPOILT_BYTES):
+            self._context, self._failed, self._failed_bytes = _context(self._track), 0, 0
         return None
 
     def samples(self, frames: Sequence[Any]) -> Samples:
