@@ -126,14 +126,24 @@ return 1
 """
 )
 
+# Ends a session's audio. The end is published to the workers: one with hundreds of streams reads each of them only
+# every second or two. XSETID closes the stream: a chunk of a gateway that slept while its session was adopted would be
+# acknowledged and never read.
+_CLOSE_AUDIO = """
+local function close(sid, audio, status)
+  control(audio, 't', 'end', 's', status)
+  redis.call('XSETID', audio, '18446744073709551615-0')
+  redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = sid}))
+end
+"""
+
 # KEYS session audio asr_open · ARGV sid seen-gateway gateway status deadline overdue last → 1, or 0 if another gateway
 # holds the session. With `overdue` (a time), also 0 if the deadline was moved past it: a client may just have resumed
-# it. With `last` (an index), -1 if the session's last chunk is another: what its client sent is not all here. The
-# end is published to the workers: one with hundreds of streams reads each of them only every second or two. XSETID
-# closes the stream: a chunk of a gateway that slept while its session was adopted would be acknowledged and never read.
+# it. With `last` (an index), -1 if the session's last chunk is another: what its client sent is not all here.
 END = (
     _MOVE
     + CONTROL
+    + _CLOSE_AUDIO
     + """
 local holder = redis.call('HGET', KEYS[1], 'gateway')
 local ended = redis.call('HEXISTS', KEYS[1], 'end') == 1
@@ -145,11 +155,7 @@ if not (holder == ARGV[3] and ended) then
   end
 end
 if not ended and ARGV[7] ~= '' and (redis.call('HGET', KEYS[1], 'last') or '') ~= ARGV[7] then return -1 end
-if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then
-  control(KEYS[2], 't', 'end', 's', ARGV[4])
-  redis.call('XSETID', KEYS[2], '18446744073709551615-0')
-  redis.call('PUBLISH', 'asr_ended', cjson.encode({session_id = ARGV[1]}))
-end
+if redis.call('HSETNX', KEYS[1], 'end', ARGV[4]) == 1 then close(ARGV[1], KEYS[2], ARGV[4]) end
 if holder ~= ARGV[3] then move(ARGV[1], holder, ARGV[3], true) end
 redis.call('ZADD', KEYS[3], 'XX', ARGV[5], ARGV[1])
 return 1
@@ -168,13 +174,20 @@ return redis.call('ZREM', KEYS[5], ARGV[1])
 """
 
 # KEYS and ARGV as CLOSE → 1, or 0 if the session was closed or given up before. No gateway holds it any more, which the
-# one that did learns from REFRESH, and all its keys get the TTL.
-GIVE_UP = """
+# one that did learns from REFRESH; a worker that has it finds its end, if it can; and all its keys get the TTL.
+GIVE_UP = (
+    CONTROL
+    + _CLOSE_AUDIO
+    + """
 redis.pcall('HDEL', KEYS[1], 'gateway')
+if redis.call('TYPE', KEYS[2]).ok == 'stream' and redis.pcall('HSETNX', KEYS[1], 'end', 'interrupted') == 1 then
+  close(ARGV[1], KEYS[2], 'interrupted')
+end
 for i = 1, 4 do redis.call('PEXPIRE', KEYS[i], ARGV[2]) end
 redis.call('ZREM', KEYS[6], ARGV[1])
 return redis.call('ZREM', KEYS[5], ARGV[1])
 """
+)
 
 # KEYS asr_finished asr_open · ARGV count sid … → those of the sessions (without any: of the newest) whose final event
 # is not stored. One that is not open was stored by a gateway of an earlier release, which knows no asr_finished.

@@ -78,6 +78,8 @@ async def test_a_damaged_session_costs_only_itself(
         assert client.zscore(keys.OPEN, "damaged") is None
         assert 0 < client.ttl(key) <= DAMAGED_TTL
         await until(lambda: client.hget(keys.session_key("s"), "end") == "interrupted")
+    if field is not None:  # a worker that has it finds its end
+        assert await worker.ended("damaged") == "interrupted"
     await until(gateway.write_behind.is_flushed)
     [error] = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert "session=damaged its keys in Redis are damaged, it is given up" in error
