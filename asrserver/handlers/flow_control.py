@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sized
+from collections.abc import Awaitable, Callable, Iterable, Sized
 from typing import Any, Protocol
 
 from asrserver.gateway.held_bytes import HeldBytes
@@ -35,6 +35,15 @@ MAX_PAUSE_SECONDS = 0.5
 
 #: A read of so many bytes has most likely left more in the kernel.
 LARGE_READ_BYTES = 1 << 15
+
+
+async def in_turns(pieces: Iterable[bytes]) -> bytes:
+    """Join pieces, giving way to others after each: to make one takes time."""
+    made = []
+    for piece in pieces:
+        made.append(piece)
+        await asyncio.sleep(0)
+    return b"".join(made)
 
 
 class ReadCoalescer:

@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Any
 
 from asrserver.errors import AsrError, BadRequest, Refused, Unavailable
+from asrserver.handlers.flow_control import in_turns
 from asrserver.handlers.live_session import NORMAL, LiveSessionConnection
 from asrserver.handlers.openai import OpenAIErrors
 from asrserver.process.aio import Notifier
 from asrserver.protocol.events import Final, Lost, Refusal, SessionEvent
 from asrserver.protocol.frames import NO_STATUS
-from asrserver.protocol.json_messages import from_base64, parse_object
+from asrserver.protocol.json_messages import Excerpt, base64_slices, from_base64, parse_bulky
 from asrserver.protocol.options import Options
 from asrserver.protocol.realtime import Transcription
 from asrserver.protocol.realtime_session import Setup
@@ -81,13 +82,16 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
 
     def take_text(self, text: str) -> Awaitable[Any] | None:
         self.transcription.event_id = None
-        message = parse_object(text)
+        message = parse_bulky(text, "audio")
         kind, event_id = message.get("type"), message.get("event_id")
         if isinstance(event_id, str):
             self.transcription.event_id = event_id[:MAX_EVENT_ID]
         match kind:
             case "input_audio_buffer.append":
-                return self._append(from_base64(message.get("audio"), "audio"))
+                audio = message.get("audio")
+                if isinstance(audio, Excerpt):
+                    return self._append_large(audio)
+                return self._append(from_base64(audio, "audio"))
             case "input_audio_buffer.commit":
                 self.transcription.check_commit()
                 self._send(self.transcription.commit(self.flush_audio()))
@@ -160,6 +164,15 @@ class RealtimeHandler(OpenAIErrors, LiveSessionConnection):
         if self._is_current and len(audio) <= PIECE_BYTES:
             return self._offer(audio)
         return self._append_slowly(audio) if audio and self.refusal is None else None
+
+    async def _append_large(self, excerpt: Excerpt) -> None:
+        """Take megabytes of audio, giving way to others while they are decoded."""
+        try:
+            wait = self._append(await in_turns(base64_slices(excerpt, "audio")))
+            if wait is not None:
+                await wait
+        except AsrError as exc:
+            self.refuse_message(exc)
 
     def _offer(self, audio: bytes) -> Awaitable[Any] | None:
         self.transcription.appended(len(audio) / self.wanted.bytes_per_second)

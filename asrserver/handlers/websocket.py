@@ -5,7 +5,6 @@ What a connection is besides stands in connection.py.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable
 from typing import Any
@@ -14,6 +13,7 @@ from asrserver.errors import AsrError, BadRequest, Unavailable
 from asrserver.gateway.intake import Accepted
 from asrserver.gateway.session import Session
 from asrserver.handlers.connection import WebSocketConnection
+from asrserver.handlers.flow_control import in_turns
 from asrserver.protocol import native
 from asrserver.protocol.events import SessionEvent, Started
 from asrserver.protocol.native import Link
@@ -133,11 +133,8 @@ class NativeWebSocketHandler(WebSocketConnection):
     async def _large_chunk(self, session: Session, action: native.ChunkAction) -> None:
         """Take a chunk of megabytes, giving way to others while it is decoded."""
         try:
-            pieces = []
-            for piece in action.audio_slices():
-                pieces.append(piece)
-                await asyncio.sleep(0)
-            wait = self.gateway.offer(session, b"".join(pieces), action.chunk_index).wait
+            audio = await in_turns(action.audio_slices())
+            wait = self.gateway.offer(session, audio, action.chunk_index).wait
             if wait is not None:
                 await wait
         except AsrError as exc:

@@ -14,6 +14,7 @@ from tornado.websocket import websocket_connect
 from asrserver.gateway.gateway import Gateway
 from asrserver.gateway.session import Session
 from asrserver.handlers.app import AsrApplication
+from asrserver.protocol import json_messages
 from asrserver.protocol.events import SpeechStarted
 from tests.events import segment
 from tests.fakes import FakeWorker
@@ -97,6 +98,29 @@ async def test_turns_on_demand(realtime: str, gateway: Gateway, worker: FakeWork
     await worker.final(sid, "hello", 2)
     await until(gateway.write_behind.is_flushed)
     assert stored(database_url, sid) == ("done", "hello", 2)
+
+
+async def test_megabytes_of_audio_are_decoded_in_slices(
+    realtime: str, gateway: Gateway, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others have their turn meanwhile; and what is no base64 is refused as a whole."""
+    gateway.settings = replace(gateway.settings, max_message=1 << 24)
+    decode, sizes = json_messages._decoded, list[int]()
+
+    def decoded(text: str) -> bytes:
+        sizes.append(len(text))
+        return decode(text)
+
+    monkeypatch.setattr(json_messages, "_decoded", decoded)
+    async with await Client.open(realtime) as ws:
+        sid = name_of(await ws.next())
+        await ws.say("input_audio_buffer.append", audio="QUJD" * json_messages.SLICE + "?")
+        assert (await ws.get("error"))["error"]["code"] == "bad_base64"
+        assert not gateway.sessions
+        await ws.append(bytes(range(256)) * 6000)
+        await session_of(gateway, worker, sid)
+        assert b"".join((await worker.audio(sid, 24)).values()) == bytes(range(256)) * 6000
+        assert max(sizes) <= json_messages.SLICE
 
 
 async def test_minutes_of_audio_in_one_message(realtime: str, gateway: Gateway, worker: FakeWorker) -> None:
