@@ -17,7 +17,15 @@ from asrserver.errors import ModelError
 from asrserver.inference.alignment import shifted, split_words, timed_words
 from asrserver.inference.decoding import Hypothesis, Request
 from asrserver.inference.features import FRAMES_PER_SECOND, Features, padded
-from asrserver.inference.guards import Attempt, breaks_off, find_copy, goes_on_for_a_word, spoken, unlooped
+from asrserver.inference.guards import (
+    Attempt,
+    begins_another,
+    breaks_off,
+    find_copy,
+    spoken,
+    spoken_until,
+    unlooped,
+)
 from asrserver.inference.profiles import profile_of
 from asrserver.inference.skipped import fill, find_skipped
 from asrserver.inference.vocabulary import Vocabulary
@@ -241,8 +249,12 @@ class Whisper:
             together = [attempts[number] for number in numbers]
             alignments = self._alignments(together, task, language, [rows[number][2] for number in numbers])
             for number, alignment in zip(numbers, alignments, strict=True):
-                attempt, last = attempts[number], next(reversed(alignment.text_token_probs), 0.0)
+                attempt = attempts[number]
                 words = timed_words(attempt.tokens, alignment, self.vocabulary.decode, language)
+                if self.profile.cuts_copies and (end := spoken_until(words)) < len(words):
+                    self._keep(attempt, range(end), alignment, language)
+                    words = words[:end]
+                last = alignment.text_token_probs[len(attempt.tokens) - 1]
                 found[number] = words, breaks_off(attempt.text, last, self.profile.sure_end)
         return found
 
@@ -401,14 +413,18 @@ class Whisper:
         """Remove what the decoder wrote without moving on in the audio."""
         split = split_words(attempt.tokens, self.vocabulary.decode, language)
         words = [word for word, _ in split]
-        if not goes_on_for_a_word(words) and not (attempt.has_duplicates and find_copy(words) is not None):
+        if not begins_another(words) and not (attempt.has_duplicates and find_copy(words) is not None):
             return  # most texts need no alignment
         alignment = self._alignments([attempt], task, language, [seconds])[0]
         kept = spoken(timed_words(attempt.tokens, alignment, self.vocabulary.decode, language))
-        if len(kept) == len(split):
-            return
-        ends = np.cumsum([count for _, count in split]).tolist()
-        places = [place for n in kept for place in range(ends[n] - split[n][1], ends[n])]
+        if len(kept) < len(split):
+            self._keep(attempt, kept, alignment, language)
+
+    def _keep(self, attempt: Attempt, kept: Sequence[int], alignment: Any, language: str) -> None:
+        """Keep only some of the words of an attempt, given by their numbers."""
+        counts = [count for _, count in split_words(attempt.tokens, self.vocabulary.decode, language)]
+        ends = np.cumsum(counts).tolist()
+        places = [place for number in kept for place in range(ends[number] - counts[number], ends[number])]
         tokens = [attempt.tokens[place] for place in places]
         attempt.shorten(
             tokens, self.vocabulary.decode(tokens).strip(), [alignment.text_token_probs[place] for place in places]
