@@ -38,9 +38,10 @@ def show_status(url: str, key: str, as_json: bool) -> bool:
             body = response.read()
     except urllib.error.HTTPError as exc:
         body = exc.read()
-        if exc.code in (401, 403):
+        message = _message(body)
+        if message or exc.code in (401, 403):
             cure = advice(exc, url.startswith("https"), key)
-            raise click.ClickException(f"{url} refuses access: {_message(body) or exc}{cure}") from None
+            raise click.ClickException(f"{url} refuses access: {message or exc}{cure}") from None
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "reason", exc)
         raise click.ClickException(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import cast
 
@@ -13,7 +14,7 @@ from tornado.httputil import HTTPHeaders
 from tornado.simple_httpclient import HTTPTimeoutError
 from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, WebSocketError
 
-from asrserver.client.errors import Event, HandshakeRefused
+from asrserver.client.errors import Event, HandshakeRefused, no_tls
 from asrserver.protocol.frames import TEXT, FrameProtocol
 
 #: Seconds between pings, and until a ping must be answered: else the connection is half open, and lost.
@@ -89,6 +90,8 @@ class ClientConnection(WebSocketClientConnection):
         """
         try:
             await self.connect_future
+        except ssl.SSLError as exc:
+            raise (no_tls(exc) or exc) from None
         except HTTPTimeoutError as exc:
             raise TimeoutError(exc.message) from exc
         except HTTPClientError as exc:

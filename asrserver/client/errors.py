@@ -7,6 +7,7 @@ ConnectionLost        there is no connection, and there will be none
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 #: A message of the server: JSON, as docs/reference/websocket.md describes it.
@@ -41,3 +42,14 @@ class HandshakeRefused(ConnectionLost):
         super().__init__(f"HTTP {status}: {reason}")
         self.status = status
         self.retry_after = retry_after
+
+
+#: What OpenSSL says, before version 3.2 and since, of an answer that is no TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
+
+def no_tls(exc: BaseException | str) -> ConnectionError | None:
+    """The error for a server that speaks no TLS, in plain words, if this is why it could not be reached."""
+    if isinstance(exc, ssl.SSLError) and exc.reason in _NO_TLS:
+        return ConnectionError("the server speaks no TLS: use http or ws")
+    return None

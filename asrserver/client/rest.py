@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import urllib.error
 import urllib.request
 from typing import IO
 from urllib.parse import urlsplit
 
 from asrserver.client.connection import authorization
+from asrserver.client.errors import no_tls
 
 
 def open_url(url: str, key: str, timeout: float) -> IO[bytes]:
@@ -33,7 +35,10 @@ def open_url(url: str, key: str, timeout: float) -> IO[bytes]:
     # A new opener each time: urlopen() would use the proxies that the environment named at its first call.
     direct = _is_loopback(urlsplit(url).hostname or "")
     opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if direct else []))
-    answer: IO[bytes] = opener.open(request, timeout=timeout)
+    try:
+        answer: IO[bytes] = opener.open(request, timeout=timeout)
+    except urllib.error.URLError as exc:
+        raise (no_tls(exc.reason) or exc) from None
     return answer
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import IOStream
+from tornado.netutil import ssl_wrap_socket
 from tornado.routing import PathMatches
 from tornado.web import Application, RequestHandler
 
@@ -59,6 +60,7 @@ from asrserver.handlers.transcribe import TranscribeHandler
 from asrserver.handlers.vosk import VoskHandler
 from asrserver.handlers.websocket import NativeWebSocketHandler
 from asrserver.handlers.whisperlive import WhisperLiveHandler
+from asrserver.handlers.wrong_scheme import PlainStream, TlsStream
 from asrserver.handlers.wyoming import WyomingServer
 from asrserver.process.aio import until
 from asrserver.telemetry import metrics, traces
@@ -239,6 +241,18 @@ class BoundedHttpServer(HTTPServer):
         if self._following is not None:
             self._following.cancel()
         super().stop()
+
+    def _handle_connection(self, connection: socket.socket, address: Any) -> None:
+        """As Tornado's, but for the classes of streams."""
+        try:
+            if self.ssl_options is not None:
+                connection = ssl_wrap_socket(
+                    connection, self.ssl_options, do_handshake_on_connect=False, server_side=True
+                )
+            sizes = {"max_buffer_size": self.max_buffer_size, "read_chunk_size": self.read_chunk_size}
+            self.handle_stream((PlainStream if self.ssl_options is None else TlsStream)(connection, **sizes), address)
+        except OSError:  # the client has left already
+            connection.close()
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         assert isinstance(self.request_callback, AsrApplication)
