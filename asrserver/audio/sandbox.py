@@ -46,7 +46,7 @@ from asrserver.audio.pcm import Samples
 from asrserver.audio.selection import MAX_SEPARATE, NOT_THERE, Selection
 from asrserver.errors import AudioError, Unavailable
 from asrserver.process.limits import die_with_parent
-from asrserver.process.seccomp import forbid_system_calls
+from asrserver.process.seccomp import can_forbid_system_calls, forbid_system_calls
 
 log = logging.getLogger("asrserver.sandbox")
 
@@ -169,6 +169,10 @@ class Sandbox:
 
     def _start(self) -> socket.socket:
         """Start the warm process; not by a fork, which copies no threads and hangs where they held a lock."""
+        if not can_forbid_system_calls():
+            log.warning(
+                "the kernel filters no system calls (seccomp): limits alone hold the processes that decode files"
+            )
         control, its_control = socket.socketpair()
         needed = {name: value for name, value in os.environ.items() if name.startswith(("LD_", "DYLD_", "PYTHON"))}
         with its_control:

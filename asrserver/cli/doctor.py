@@ -28,6 +28,7 @@ from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError, Unavailable
 from asrserver.process.limits import available_cpus, raise_file_limit
+from asrserver.process.seccomp import can_forbid_system_calls
 
 #: Free bytes of a disk below which it is nearly full, and below which nothing can be promised.
 LOW_DISK = 2 * 2**30
@@ -118,6 +119,7 @@ def diagnose(settings: Settings, command: str) -> Iterator[Finding]:
         yield from check_files(settings)
         yield from check_disks(settings)
     if command != "gateway":
+        yield from check_sandbox()
         yield from check_gpus(settings)
         yield from check_models(settings)
     if command == "run" or settings.has_redis:
@@ -251,6 +253,18 @@ def check_disks(settings: Settings) -> Iterator[Finding]:
             yield Finding("fail" if free < FULL_DISK else "warn", "disk", f"{text}: make room, or choose another disk")
         else:
             yield Finding("ok", "disk", text)
+
+
+def check_sandbox() -> Iterator[Finding]:
+    """Whether the kernel holds the processes that decode strangers' files to computing."""
+    if can_forbid_system_calls():
+        yield Finding("ok", "sandbox", "processes that decode strangers' files are held to a few system calls")
+    else:
+        text = (
+            "the kernel filters no system calls here, so limits alone hold the processes that decode strangers' files: "
+            "let the container use seccomp (PR_SET_SECCOMP), and run workers as a user of their own"
+        )
+        yield Finding("warn", "sandbox", text)
 
 
 def check_gpus(settings: Settings) -> Iterator[Finding]:

@@ -170,6 +170,16 @@ def test_a_decoder_can_do_nothing_else(wild: Sandbox, monkeypatch: pytest.Monkey
         decode(wild, misbehaving.AT_ONCE + b"break out")
 
 
+@pytest.mark.skipif(os.uname().machine not in seccomp.MACHINES, reason="no system calls are filtered")
+def test_where_the_kernel_takes_no_filter_files_are_decoded_and_it_is_said() -> None:
+    """By the log when the first file comes, and by the doctor before."""
+    assert seccomp.can_forbid_system_calls()
+    done = subprocess.run([sys.executable, "-m", "tests.audio.without_seccomp"], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["warn sandbox", "16000 samples"], done.stderr
+    [told] = done.stderr.splitlines()
+    assert told.startswith("the kernel filters no system calls (seccomp): ")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_decoder_is_killed(wild: Sandbox, number: signal.Signals) -> None:
     with ThreadPoolExecutor() as pool:

@@ -18,6 +18,7 @@ from asrserver.cli.doctor import (
     check_limits,
     check_models,
     check_port,
+    check_sandbox,
     check_shared_memory,
 )
 from asrserver.config import Settings
@@ -115,6 +116,13 @@ def test_little_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr("asrserver.cli.doctor.SHARED_MEMORY", tmp_path / "not")
     [finding] = check_shared_memory(embedded=False)
     assert (finding.level, "not writable" in finding.text) == ("warn", True)
+
+
+def test_a_kernel_without_filters_of_system_calls_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    for able, level in ((True, "ok"), (False, "warn")):
+        monkeypatch.setattr("asrserver.cli.doctor.can_forbid_system_calls", lambda able=able: able)
+        [finding] = check_sandbox()
+        assert (finding.level, finding.subject) == (level, "sandbox")
 
 
 @pytest.mark.parametrize(("state", "level"), [(0, "ok"), (1, "ok"), (-1, "ok"), (5, "warn")])
