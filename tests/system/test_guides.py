@@ -18,7 +18,7 @@ from queue import Queue
 from urllib.parse import urlencode
 
 import pytest
-from chromium import Browser
+from chromium import Browser, DevTools
 
 from tests.handlers.test_browser import chromium  # noqa: F401  # a fixture
 from tests.program import System
@@ -156,3 +156,25 @@ async def test_the_page(
             text, guess = json.loads(await asyncio.to_thread(posted.get, True, 100))
     assert (text, guess) == (wanted, "")
     assert "resumed" in system.output()
+
+
+@pytest.mark.gen_test(timeout=100)
+async def test_the_page_says_why_it_hears_nothing(chromium: str, start: Callable[..., System]) -> None:  # noqa: F811
+    """The browser refuses the microphone; then it allows it, and the server refuses the session."""
+    (page,) = blocks("javascript.md", "html")
+    pressed = "document.getElementById('button').onclick && (document.getElementById('button').click(), true)"
+    silence = Utterance("", "", bytes(32000)).wav
+    with served() as (address, posted):
+        system = start("run", "--allowed-origins", address)
+        await asyncio.to_thread(system.wait_ready)
+        page = page.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{system.port}")
+        for language, flags, wanted in (
+            ("en", ["--use-fake-ui-for-media-stream=deny"], "no microphone: "),
+            ("klingon", [], "language 'klingon' is unknown"),
+        ):
+            posted.page = page.replace('language: "en"', f'language: "{language}"')
+            with Browser(chromium, silence, "about:blank", DevTools.FLAG, *flags) as browser:
+                async with DevTools.connect(browser) as shown:
+                    await shown.open(address)
+                    await shown.until(pressed)
+                    await shown.until(f"document.getElementById('guess').textContent.includes({json.dumps(wanted)})")

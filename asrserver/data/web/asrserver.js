@@ -630,7 +630,7 @@ function named(error) {
     OverconstrainedError: "no_microphone",
     NotReadableError: "microphone_busy",
   }[error.name];
-  return code ? new AsrError(code, error.message) : error;
+  return code ? new AsrError(code, `no microphone: ${error.message}`) : error;
 }
 
 // -- resampling -----------------------------------------------------------------------------------------------------
