@@ -42,6 +42,9 @@ READY_CHECK_SECONDS = 0.02
 #: Size of a log file in bytes from which it is renamed to *.1 at the next start.
 LOG_LIMIT = 10_000_000
 
+#: Free bytes below which the disk is taken to be why a server does not start; the programs hardly say so.
+FULL_DISK = 100 << 20
+
 #: Length in bytes of the longest path of a unix socket: sun_path in unix(7), less its terminating zero.
 SOCKET_PATH_LIMIT = 107
 
@@ -98,9 +101,14 @@ class EmbeddedServer:
             with self._exclusive() as lock:
                 arguments = self._prepare(lock)
                 log_start = self._spawn(arguments, lock)
+            self._wait_until_ready(log_start)
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(f"cannot start {self.name}: {error}; choose another --data-dir") from error
-        self._wait_until_ready(log_start)
+        except EmbeddedError as error:
+            free = shutil.disk_usage(self.data_dir).free
+            if free >= FULL_DISK:
+                raise
+            raise EmbeddedError(f"{error}; the disk of {self.data_dir} is full: {free >> 20} MiB are free") from error
         log.info(
             "%s %s ready after %.1f s, pid %d, socket %s",
             self.name,
@@ -210,23 +218,30 @@ class EmbeddedServer:
             OSError: It cannot be executed.
             subprocess.SubprocessError: The identity cannot be assumed, or cannot enter the data directory.
         """
-        try:
-            return subprocess.run(
+        with _uninterrupted():
+            process = subprocess.Popen(
                 list(map(str, arguments)),
                 executable=program,
-                timeout=timeout,
-                check=False,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
                 **self._child_options(identity, lock),
             )
-        except subprocess.TimeoutExpired:
-            raise EmbeddedError(
-                f"{Path(arguments[0]).name} did not end within {timeout:g} s: this machine is overloaded, "
-                f"or the disk of {self.data_dir} is slow"
-            ) from None
+        with process:
+            try:
+                output, errors = process.communicate(timeout=timeout)
+                return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise EmbeddedError(
+                    f"{Path(arguments[0]).name} did not end within {timeout:g} s: this machine is overloaded, "
+                    f"or the disk of {self.data_dir} is slow"
+                ) from None
+            except BaseException:
+                process.kill()
+                raise
 
     def _version_of(self, program: Path, identity: Identity | None, lock: int) -> str:
         """Run `program --version`, which also proves that `identity` may execute it and enter the data directory.
@@ -250,13 +265,14 @@ class EmbeddedServer:
             self._log_path.replace(f"{self._log_path}.1")
         with self._log_path.open("ab") as output:
             length = output.tell()
-            self._process = subprocess.Popen(
-                arguments,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                **self._child_options(self._identity, lock),
-            )
+            with _uninterrupted():
+                self._process = subprocess.Popen(
+                    arguments,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    **self._child_options(self._identity, lock),
+                )
             os.pwrite(lock, b"%-9d" % self._process.pid, 0)
         return length
 
@@ -288,6 +304,19 @@ class EmbeddedServer:
                 output.seek(log_start)
                 tail = last_lines(output.read().decode(errors="replace"))
             raise EmbeddedError(f"{self.name} {what}: {tail} (full log: {self._log_path})")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl+C wait while Python forks: an exception that its handler raises in a callback of the fork is dropped.
+
+    Then the start would go on as if nobody had pressed it. The child has none blocked: see `setup` above.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def last_lines(text: str) -> str:

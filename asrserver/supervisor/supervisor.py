@@ -464,8 +464,8 @@ def _signals() -> Iterator[socket.socket]:
     reader.setblocking(False)
     writer.setblocking(False)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU)
+    descriptor = signal.set_wakeup_fd(writer.fileno())  # first: a signal between the two would be lost
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    descriptor = signal.set_wakeup_fd(writer.fileno())
     try:
         yield reader
     finally:

@@ -37,6 +37,23 @@ with DataDir(sys.argv[1]) as directory:
     signal.pause()
 """
 
+#: Presses Ctrl+C while Python forks, before the last callback of the fork: at the time of the kernel's own work.
+FORKED = """
+import os, signal, sys
+from asrserver.embedded.data_dir import DataDir
+from asrserver.embedded.redis import EmbeddedRedis
+with DataDir(sys.argv[1]) as directory:
+    server = EmbeddedRedis(directory)
+    os.register_at_fork(before=lambda: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        server.start()
+        print("started")
+    except KeyboardInterrupt:
+        print("interrupted")
+    finally:
+        server.stop(10)
+"""
+
 
 @both
 def test_starts_within_seconds_answers_and_stops(
@@ -330,3 +347,22 @@ def test_long_log_is_set_aside(directory: Path, run: Run, monkeypatch: pytest.Mo
     for _ in range(2):
         run(EmbeddedRedis).stop(10)
     assert (directory / "log" / "redis.log.1").stat().st_size > 10
+
+
+@pytest.mark.usefixtures("processes")
+def test_an_interrupt_while_a_program_is_started_is_not_lost(tmp_path: Path) -> None:
+    """Python drops what is raised in the callbacks of a fork, so the start would go on."""
+    done = subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "data")], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_full_disk_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server does not start: initdb says no more than that something was aborted."""
+    server = EmbeddedRedis(directory)
+    monkeypatch.setattr(server, "_prepare", lambda lock: ["false"])
+    with pytest.raises(EmbeddedError, match=r"redis\.log\)$"):
+        server.start()
+    monkeypatch.setattr("shutil.disk_usage", lambda place: type("Usage", (), {"free": 3 << 20}))
+    with pytest.raises(EmbeddedError, match=f"; the disk of {directory} is full: 3 MiB are free$"):
+        server.start()
