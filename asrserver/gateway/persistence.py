@@ -104,8 +104,8 @@ class WriteBehind:
 
     @property
     def waiting(self) -> int:
-        """Sessions with events that are not stored yet."""
-        return len(self._dirty)
+        """Sessions with events that are not stored yet, those of the batch in hand included: it may be long."""
+        return len(self._dirty.keys() | self._writing.keys())
 
     @property
     def lag(self) -> float:

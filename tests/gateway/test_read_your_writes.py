@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -64,6 +65,27 @@ async def test_a_reader_does_not_wait_for_the_next_batch(
         for number in range(3):
             await finished(ws, worker, f"s{number}", f"text {number}")
             assert (await get(gateways[0], f"/api/v1/session/s{number}"))[1]["text"] == f"text {number}"
+
+
+async def test_what_postgresql_has_not_answered_for_counts_as_not_stored(
+    gateways: Gateways, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is being written, for as long as a PostgreSQL that hangs takes: nothing told of its sessions."""
+    behind, save, answers = gateways[0].gateway.write_behind, gateways[0].gateway.storage.save, asyncio.Event()
+    saving = asyncio.Event()
+
+    async def slow(records: list[Any]) -> Any:
+        saving.set()
+        await answers.wait()
+        return await save(records)
+
+    async with await WsClient.open(gateways[0].url) as ws:
+        monkeypatch.setattr(gateways[0].gateway.storage, "save", slow)
+        await finished(ws, worker, "s", "text")
+        await saving.wait()
+        assert behind.waiting == 1
+        answers.set()
+        await until(lambda: behind.is_flushed() and not behind.waiting)
 
 
 async def test_nobody_waits_for_what_is_not_stored_anyway(
