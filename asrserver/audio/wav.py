@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from asrserver.audio import bounds
@@ -162,6 +163,16 @@ def read_format(data: bytes) -> Format | None:
         if kind == b"fmt ":
             return parse_format(data[at : at + size]) if SHORTEST_FORMAT <= size <= len(data) - at else None
     return None
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether the file that these bytes begin is decoded as a whole only: its audio is GSM, for example."""
+    for kind, at, size in _chunks(data):
+        if kind == b"fmt " and SHORTEST_FORMAT <= size <= len(data) - at:
+            body = data[at : at + size]
+            with suppress(bounds.ImplausibleAudio):
+                return parse_format(body).codec is None and parse_blocks(body) is None
+    return False
 
 
 def read_header(data: bytes) -> Header | None:

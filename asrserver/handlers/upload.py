@@ -20,7 +20,7 @@ from typing import Any
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 from tornado.web import HTTPError, stream_request_body
 
-from asrserver.audio import sniff
+from asrserver.audio import sniff, wav
 from asrserver.errors import AsrError, AudioError, BadRequest, Refused
 from asrserver.handlers.file_session import FileSession
 from asrserver.handlers.long_answer import LongAnswerHandler
@@ -300,17 +300,21 @@ class UploadHandler(DrainingHandler):
         except AsrError:
             return
         kind = self._container(asked)
-        if kind not in sniff.WHOLE and (kind is not None or _is_headerless(asked)):
+        if not self._is_whole(kind) and (kind is not None or _is_headerless(asked)):
             self._transcribe(asked)
 
     def _container(self, asked: Any) -> str | None:
         """The container that the file is; None: it is in none that is known."""
         return sniff.container(self.spool.head, first=not _is_headerless(asked))
 
+    def _is_whole(self, kind: str | None) -> bool:
+        """Whether such a file cannot be decoded piece by piece, and must be one chunk."""
+        return kind in sniff.WHOLE or (kind == "wav" and wav.is_whole(self.spool.head))
+
     def _transcribe(self, asked: Any) -> None:
         self._asked = asked
         start, size, kind = asked.start, PIECE_BYTES, self._container(asked)
-        if kind in sniff.WHOLE or self.as_chunk:
+        if self._is_whole(kind) or self.as_chunk:
             start, size = start.changed(mode="chunk", format="auto"), max(1, self.spool.size)
         elif kind is not None:
             start = start.changed(format="file")
@@ -363,8 +367,9 @@ class UploadHandler(DrainingHandler):
             raise AudioError("not_audio", "the file is empty")
         kind = self._container(asked) if _is_headerless(asked) else sniff.of_file(self.spool.head)
         limit = self.gateway.settings.max_chunk
-        if kind in sniff.WHOLE and self.spool.size > limit:
-            message = f"{sniff.WHOLE[kind]} files have at most {limit} bytes (max_chunk): send it in another format"
+        if self._is_whole(kind) and self.spool.size > limit:
+            name = sniff.WHOLE.get(kind or "", "such WAV")
+            message = f"{name} files have at most {limit} bytes (max_chunk): send it in another format"
             raise AudioError("not_streamable", message)
 
     # -- the end -------------------------------------------------------------------------------------------------

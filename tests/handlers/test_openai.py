@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -21,6 +22,10 @@ from tests.handlers.uploads import FILE, FORM, GOOD, MODEL, PATH, Http, Part, an
 from tests.waiting import until
 
 pytestmark = pytest.mark.gen_test(timeout=60)
+
+#: How files begin that cannot be decoded piece by piece.
+AIFF = b"FORM\0\0\0\0AIFF"
+GSM = struct.pack("<4sI4s4sIHHIIHHHH", b"RIFF", 0, b"WAVE", b"fmt ", 20, 0x31, 1, 8000, 1625, 65, 0, 2, 320)
 
 
 @pytest.fixture
@@ -202,9 +207,12 @@ async def test_who_sends_nothing_is_cut(http: Http, gateway: Gateway, monkeypatc
     await until(lambda: gateway.connections == 0)
 
 
-async def test_a_file_that_cannot_be_a_stream_is_one_chunk(http: Http, gateway: Gateway, worker: FakeWorker) -> None:
+@pytest.mark.parametrize("head", [AIFF, GSM], ids=["AIFF", "GSM in WAV"])
+async def test_a_file_that_cannot_be_a_stream_is_one_chunk(
+    http: Http, gateway: Gateway, worker: FakeWorker, head: bytes
+) -> None:
     """Up to max_chunk bytes; both fields and file are read before it begins."""
-    file = b"FORM\0\0\0\0AIFF" + bytes(200_000)
+    file = head + bytes(200_000)
     request = asyncio.ensure_future(http.call(PATH, form(MODEL, ("file", file))))
     await until(lambda: gateway.sessions)
     [sid] = gateway.sessions

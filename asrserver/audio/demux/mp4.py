@@ -94,7 +94,9 @@ class Mp4(Demuxer):
                 self._kept.append((self.offset, bytearray()))
                 if sum(len(data) for _, data in self._kept) + size > _MAX_KEPT:
                     self._forget()
-                    raise self._unsupported("its index is at its end; send the whole file as one chunk")
+                    raise self._unsupported(
+                        "its index is at its end: move it (ffmpeg -movflags +faststart), or send the file as one chunk"
+                    )
             else:
                 self._data_end = self.offset + size - length
         else:
