@@ -233,6 +233,8 @@ def of_file(data: bytes) -> str:
     Raises:
         AudioError: not_audio, or undecodable_audio if it is what nothing here decodes.
     """
+    if not data:
+        raise AudioError("not_audio", "the file is empty")
     if (kind := container(data)) is None:
         reject_non_audio(data)
         raise AudioError("not_audio", "the file is in no audio or video format that is known")

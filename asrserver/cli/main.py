@@ -256,6 +256,8 @@ def _listen(host: str, port: int, place: str) -> socket.socket:
         reason = exc.strerror or str(exc)
         if exc.errno == errno.EADDRINUSE:
             reason += "; stop what listens there, or choose another"
+        elif isinstance(exc, PermissionError):
+            reason += "; ports below 1024 are for root: choose another, with a proxy in front or CAP_NET_BIND_SERVICE"
         raise click.ClickException(f"cannot listen on {place}: {reason}") from None
     listener.listen(LISTEN_BACKLOG)
     listener.setblocking(False)

@@ -81,8 +81,12 @@ def server_url(server: str, scheme: str, path: str) -> str:
         ClickException: `server` is not a URL.
     """
     first = server.partition(",")[0].strip()
-    parts = urlsplit(first if "//" in first else f"//{first}")
-    if not parts.netloc or parts.scheme not in ("", "ws", "wss", "http", "https"):
+    try:
+        parts = urlsplit(first if "//" in first else f"//{first}")
+        parts.port  # noqa: B018  # is a number, and not too large
+    except ValueError as exc:
+        raise click.ClickException(f"--server: {first!r} is not a URL: {exc}") from None
+    if not parts.hostname or parts.scheme not in ("", "ws", "wss", "http", "https"):
         raise click.ClickException(f"--server: {first!r} is not a URL of ws://, wss://, http:// or https://")
     if parts.query or parts.fragment:
         raise click.ClickException(f"--server: {first!r} has more than a path; a key is given by --key")
@@ -112,6 +116,8 @@ def advice(exc: object, secure: bool, key: str) -> str:
         if exc.verify_code in _OTHER_NAME:
             return "; --server must name it as the certificate does"
         return "; is its authority, or the certificate itself, one for --ca or ASRSERVER_CA?"
+    if getattr(exc, "status", None) == 404:
+        return "; is it an asrserver, and its path right?"
     if secure and isinstance(exc, (ssl.SSLError, TimeoutError)):
         return "; does it serve http? then --server http://…"
     if not secure and isinstance(exc, ConnectionError):

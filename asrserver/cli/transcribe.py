@@ -15,7 +15,7 @@ from asrserver.protocol.options import CHANNEL_MODES, MAX_TRACK, TASKS
 
 
 class _File(click.Path):
-    """A file that is there; of a directory, what can be done instead."""
+    """A file that is there; of a directory and a URL, what can be done instead."""
 
     def __init__(self) -> None:
         super().__init__(exists=True, path_type=Path)
@@ -23,6 +23,9 @@ class _File(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if Path(value).is_dir():
             message = _("{path} is a directory: name its files, or --watch it").format(path=value)
+            raise click.BadParameter(message, ctx, param)
+        if "://" in str(value) and not Path(value).exists():
+            message = _("{path} is no file: download it first (curl -LO)").format(path=value)
             raise click.BadParameter(message, ctx, param)
         return super().convert(value, param, ctx)
 

@@ -39,6 +39,11 @@ def test_one_header_of_a_frame_proves_nothing() -> None:
     assert caught.value.code == "not_audio"
 
 
+def test_an_empty_file_is_called_so() -> None:
+    with pytest.raises(AudioError, match="the file is empty"):
+        sniff.of_file(b"")
+
+
 @pytest.mark.parametrize("name", ["mp3", "mp3-bare", "mp3-vbr-44k", "aac"])
 def test_a_broadcast_begins_within_a_frame(name: str) -> None:
     data = streams.stream(name)

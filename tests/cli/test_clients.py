@@ -158,6 +158,8 @@ def test_a_directory_is_no_file(tmp_path: Path) -> None:
     done = run(NOBODY, tmp_path)
     assert done.exit_code == 2
     assert f"{tmp_path} is a directory: name its files, or --watch it" in done.stderr
+    done = run(NOBODY, "https://example.org/talk.mp3")
+    assert "https://example.org/talk.mp3 is no file: download it first" in done.stderr
 
 
 def test_transcribe_needs_a_file_or_live() -> None:

@@ -36,7 +36,19 @@ def test_of_several_servers_each_has_an_address() -> None:
     assert server_url("ws://a:1,b:2", "http", "") == "http://a:1"
 
 
-@pytest.mark.parametrize("server", ["ftp://asr:1", "ws:///ws/asr", "ws://a:1/?key=secret", "ws://a:1,ftp://b"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        "ftp://asr:1",
+        "ws:///ws/asr",
+        ":8080",
+        "asr:99999",
+        "http://asr:port",
+        "[::1:8080",
+        "ws://a:1/?key=secret",
+        "ws://a:1,ftp://b",
+    ],
+)
 def test_what_is_no_address_is_refused(server: str) -> None:
     done = CliRunner().invoke(main, ["transcribe", "--server", server, __file__])
     assert done.exit_code == 1
@@ -67,6 +79,7 @@ def untrusted(code: int) -> ssl.SSLCertVerificationError:
         (HandshakeRefused(401, "Unauthorized"), False, "x", "does not know this key"),
         (HTTPError("http://x", 401, "Unauthorized", Message(), None), False, "x", "does not know this key"),
         (HandshakeRefused(403, "Forbidden"), False, "", ""),
+        (HandshakeRefused(404, "Not Found"), False, "", "is it an asrserver, and its path right?"),
     ],
     ids=str,
 )
