@@ -27,6 +27,7 @@ from asrserver.cli.options import settings_options
 from asrserver.cli.startup import check_settings
 from asrserver.config import Settings
 from asrserver.errors import ModelError, SettingError, Unavailable
+from asrserver.process import places
 from asrserver.process.limits import available_cpus, raise_file_limit
 from asrserver.process.seccomp import can_forbid_system_calls
 
@@ -34,8 +35,7 @@ from asrserver.process.seccomp import can_forbid_system_calls
 LOW_DISK = 2 * 2**30
 FULL_DISK = 200 * 2**20
 
-#: Where shared memory is. Bytes that metrics of all processes take there, and the embedded PostgreSQL as well.
-SHARED_MEMORY = Path("/dev/shm")
+#: Bytes of shared memory that metrics of all processes take, and the embedded PostgreSQL as well.
 METRICS_MEMORY = 32 * 2**20
 POSTGRES_MEMORY = 128 * 2**20
 
@@ -207,11 +207,11 @@ def check_shared_memory(embedded: bool) -> Iterator[Finding]:
     Args:
         embedded: Whether an embedded PostgreSQL uses it too.
     """
-    if not os.access(SHARED_MEMORY, os.W_OK):
-        text = f"{SHARED_MEMORY} is not writable: metrics are files in {tempfile.gettempdir()}"
+    if not places.has_shared_memory():
+        text = f"{places.SHARED_MEMORY} is not writable: metrics are files in {tempfile.gettempdir()}"
         yield Finding("warn", "shm", text)
         return
-    free, needed = shutil.disk_usage(SHARED_MEMORY).free, POSTGRES_MEMORY if embedded else METRICS_MEMORY
+    free, needed = shutil.disk_usage(places.SHARED_MEMORY).free, POSTGRES_MEMORY if embedded else METRICS_MEMORY
     text = f"{free / 2**20:,.0f} MiB free"
     if free < needed:
         users = "metrics and the embedded PostgreSQL take" if embedded else "metrics take"

@@ -16,6 +16,7 @@ from asrserver.embedded import locate
 from asrserver.embedded.identity import Identity, chown_tree
 from asrserver.embedded.locate import EmbeddedError
 from asrserver.embedded.server import EmbeddedServer, last_lines
+from asrserver.process.places import has_shared_memory
 
 #: The server listens on no port; the number is only a part of the socket's name.
 POSTGRES_PORT = 5432
@@ -65,7 +66,8 @@ class EmbeddedPostgres(EmbeddedServer):
         settings = {
             "listen_addresses": "", "unix_socket_directories": sockets, "unix_socket_permissions": "0700",
             "port": POSTGRES_PORT, "max_connections": 100, "shared_buffers": "64MB", "fsync": "on",
-            "synchronous_commit": "on", "dynamic_shared_memory_type": "posix", "log_checkpoints": "off",
+            "synchronous_commit": "on", "log_checkpoints": "off",
+            "dynamic_shared_memory_type": "posix" if has_shared_memory() else "mmap",
             # Statements and DETAIL quote rows, and rows are transcripts.
             "log_min_error_statement": "panic", "log_error_verbosity": "terse",
         }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.heap
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from asrserver.config import Settings
 from asrserver.errors import SettingError, Unavailable
 from asrserver.process.memory import return_freed_memory
 from asrserver.process.notify import notify
+from asrserver.process.places import has_shared_memory
 from asrserver.process.scheduling import StallMeter
 from asrserver.supervisor import children
 from asrserver.supervisor.children import EXIT_BOOT, Vitals
@@ -101,6 +103,9 @@ class Supervisor:
         servers: list[Any],
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
+        if not has_shared_memory():
+            # Files there are all that Python takes on Linux for what processes share, and it looks for no other place.
+            multiprocessing.heap.Arena._dir_candidates = []  # type: ignore[attr-defined]
         self._counts = multiprocess.ChildCounts()
         self._settings = settings
         self._listeners = listeners

@@ -113,7 +113,7 @@ def test_little_shared_memory_is_a_warning(tmp_path: Path, monkeypatch: pytest.M
     [finding] = check_shared_memory(embedded=True)
     assert (finding.level, finding.subject) == ("warn", "shm")
     assert finding.text.startswith("100 MiB free, metrics and the embedded PostgreSQL take up to 128: ")
-    monkeypatch.setattr("asrserver.cli.doctor.SHARED_MEMORY", tmp_path / "not")
+    monkeypatch.setattr("asrserver.process.places.SHARED_MEMORY", str(tmp_path / "not"))
     [finding] = check_shared_memory(embedded=False)
     assert (finding.level, "not writable" in finding.text) == ("warn", True)
 

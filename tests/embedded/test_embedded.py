@@ -349,6 +349,17 @@ def test_long_log_is_set_aside(directory: Path, run: Run, monkeypatch: pytest.Mo
     assert (directory / "log" / "redis.log.1").stat().st_size > 10
 
 
+def test_postgres_needs_no_shared_memory(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is none it uses files in its directory."""
+    first = run(EmbeddedPostgres)
+    assert query(first, "SHOW dynamic_shared_memory_type") == [("posix",)]
+    first.stop(10)
+    monkeypatch.setattr("asrserver.process.places.SHARED_MEMORY", "/nowhere")
+    server = run(EmbeddedPostgres)
+    assert query(server, "SHOW dynamic_shared_memory_type") == [("mmap",)]
+    remember(server, "one")
+
+
 @pytest.mark.usefixtures("processes")
 def test_an_interrupt_while_a_program_is_started_is_not_lost(tmp_path: Path) -> None:
     """Python drops what is raised in the callbacks of a fork, so the start would go on."""
