@@ -105,8 +105,12 @@ class Client:
             HandshakeRefused: The last URL refuses the connection; with `retry`: for good, as for a wrong API key.
             OSError: The last URL cannot be reached. Not with `retry`.
             ConnectionLost: With `retry`: there is no connection after `reconnect_timeout`.
+            ValueError: One of them is no URL of a WebSocket.
         """
         urls = [url] if isinstance(url, str) else list(url)
+        for one in urls:
+            if not one.lower().startswith(("ws://", "wss://")):
+                raise ValueError(f"{one!r} is no URL of a WebSocket, such as ws://127.0.0.1:8080/ws/asr")
         client = cls(urls, key, timeout, reconnect_timeout, window, observer)
         connection: ClientConnection | None = None
         for left in reversed(range(len(urls))):

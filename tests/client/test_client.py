@@ -380,6 +380,12 @@ async def test_nobody_answers(gateways: Gateways) -> None:
     await client.close()
 
 
+@pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://127.0.0.1:8080/ws/asr", "localhost", ""])
+async def test_what_is_no_url_of_a_websocket_is_called_so(url: str) -> None:
+    with pytest.raises(ValueError, match=f"'{url}' is no URL of a WebSocket, such as ws://"):
+        await Client.connect(["ws://127.0.0.1:9", url])
+
+
 async def test_errors_of_a_start_are_its_caller_s(gateways: Gateways) -> None:
     """`start` raises them; a misspelt option is one."""
     async with await Client.connect(gateways[0].url) as client:
