@@ -24,7 +24,7 @@ import orjson
 from tornado.httpclient import HTTPRequest
 
 from asrserver.client.connection import ClientConnection, ConnectionObserver, authorization
-from asrserver.client.errors import ConnectionLost, HandshakeRefused
+from asrserver.client.errors import ConnectionLost, Event, HandshakeRefused
 from asrserver.client.session import WINDOW, ClientSession
 
 #: Seconds that one attempt to connect may take.
@@ -75,6 +75,7 @@ class Client:
         self.channels: Iterator[int] = itertools.count()
         self._sessions: dict[str, ClientSession] = {}
         self._failure: Exception | None = None
+        self._complaint: Event = {}  # the last error that concerns no session
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -192,7 +193,9 @@ class Client:
                 await self._read(connection)
                 code, reason = connection.close_code, connection.close_reason
                 if code in FATAL_CLOSE_CODES and not self._closing.is_set():
-                    raise ConnectionLost(f"the server closed the connection: {code} {reason or ''}".strip())
+                    said = self._complaint.get("message") if reason == self._complaint.get("code") else None
+                    why = said or reason
+                    raise ConnectionLost(f"the server closed the connection: {code} {why or ''}".strip())
                 connection = await self._reconnect(code)
         except (OSError, ConnectionLost) as exc:
             failure = exc
@@ -232,6 +235,7 @@ class Client:
             if session is not None:
                 session.receive(event)
             return
+        self._complaint = event
         for session in list(self._sessions.values()):
             if not session.opening:
                 session.receive(event)

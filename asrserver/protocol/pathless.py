@@ -41,6 +41,8 @@ def detect_protocol(message: str | bytes, subprotocol: str | None) -> str:
     if isinstance(message, bytes):
         return "vosk"
     fields = parse_object(message)
+    if "action" in fields:
+        raise BadRequest("bad_request", "the protocol of this message is spoken at the path /ws/asr")
     for name, marks in _FIELDS.items():
         if not fields.keys().isdisjoint(marks):
             return name

@@ -380,6 +380,12 @@ async def test_nobody_answers(gateways: Gateways) -> None:
     await client.close()
 
 
+async def test_a_url_without_the_path_is_told_it(gateways: Gateways) -> None:
+    async with await Client.connect(gateways[0].url.removesuffix("/ws/asr")) as client:
+        with pytest.raises(ConnectionLost, match="1008 the protocol of this message is spoken at the path /ws/asr"):
+            await client.start(mode="stream")
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8080", "http://127.0.0.1:8080/ws/asr", "localhost", ""])
 async def test_what_is_no_url_of_a_websocket_is_called_so(url: str) -> None:
     with pytest.raises(ValueError, match=f"'{url}' is no URL of a WebSocket, such as ws://"):

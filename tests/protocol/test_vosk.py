@@ -152,6 +152,13 @@ def test_the_first_message_is_of_none(message: str) -> None:
         pathless.detect_protocol(message, None)
 
 
+@pytest.mark.parametrize("message", ['{"action": "start"}', '{"action": "start", "mode": "stream"}'])
+def test_a_client_of_the_native_protocol_is_told_its_path(message: str) -> None:
+    """A `mode` is a sign of FunASR's protocol elsewhere."""
+    with pytest.raises(BadRequest, match="at the path /ws/asr"):
+        pathless.detect_protocol(message, None)
+
+
 def test_the_url_says_what_messages_cannot() -> None:
     assert UrlOptions.parse({"uid": "7"}) == UrlOptions()
     assert UrlOptions.parse({"language": "de-CH", "model": " base ", "plain": ""}) == UrlOptions("de", "base", True)
