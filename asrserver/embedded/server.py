@@ -105,10 +105,7 @@ class EmbeddedServer:
         except (OSError, subprocess.SubprocessError) as error:
             raise EmbeddedError(f"cannot start {self.name}: {error}; choose another --data-dir") from error
         except EmbeddedError as error:
-            free = shutil.disk_usage(self.data_dir).free
-            if free >= FULL_DISK:
-                raise
-            raise EmbeddedError(f"{error}; the disk of {self.data_dir} is full: {free >> 20} MiB are free") from error
+            raise EmbeddedError(f"{error}{self.lack_of_room()}") from error
         log.info(
             "%s %s ready after %.1f s, pid %d, socket %s",
             self.name,
@@ -117,6 +114,14 @@ class EmbeddedServer:
             self.pid,
             self.socket_path,
         )
+
+    def lack_of_room(self) -> str:
+        """That the disk is full, if it is, as the end of a message: a server whose log is there cannot say it."""
+        try:
+            free = shutil.disk_usage(self.data_dir).free
+        except OSError:  # it is gone
+            return ""
+        return f"; the disk of {self.data_dir} is full: {free >> 20} MiB are free" if free < FULL_DISK else ""
 
     def find_running(self) -> bool:
         """Whether another process runs the server of this directory; then `socket_path` is its."""

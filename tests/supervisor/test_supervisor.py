@@ -358,3 +358,24 @@ def test_only_what_audio_is_to_blame_for_gives_a_strike(redis_url: str, why: str
         supervisor._reap()
         assert slot.process is None
         assert client.hget(session_key("s"), "strike:1-0") == strikes
+
+
+class _OnFullDisk:
+    """An embedded server that has ended, and whose disk is full."""
+
+    name = "redis"
+
+    def poll(self) -> int:
+        return 1
+
+    def lack_of_room(self) -> str:
+        return "; the disk is full"
+
+    def start(self) -> None: ...
+
+
+def test_a_full_disk_is_told_of_when_a_server_ends(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Its own log cannot: it is on that disk."""
+    supervisor = Supervisor(Settings(redis_url=redis_url), {}, workers=False, servers=[])
+    supervisor._check_server(_OnFullDisk(), 100.0)
+    assert caplog.messages == ["the embedded redis died: exit status 1; the disk is full"]
