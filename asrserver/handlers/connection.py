@@ -369,7 +369,8 @@ class WebSocketConnection(JsonHandler, WebSocketHandler):
                 limit = self.gateway.settings.max_message
                 if too_large <= limit:
                     raise Unavailable("overloaded", "too many large messages are coming in: send it again later", 2.0)
-                raise BadRequest("message_too_large", f"message of {too_large} bytes exceeds max_message={limit}")
+                what = f"message of {too_large} bytes exceeds max_message={limit}: send audio in smaller pieces"
+                raise BadRequest("message_too_large", what)
             return self.take_binary(message) if isinstance(message, bytes) else self.take_text(message)
         except AsrError as exc:
             self.refuse_message(exc)

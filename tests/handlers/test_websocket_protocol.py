@@ -238,6 +238,7 @@ async def test_forty_megabytes_cost_one_message_and_no_memory(url: str, parts: i
         assert process.memory_info().rss - before < 20 * 2**20
         [error] = await errors(ws)
         assert (error["code"], str(size * parts) in error["message"]) == ("message_too_large", True)
+        assert error["message"].endswith("send audio in smaller pieces")
         await ws.chunk("s", 1, AUDIO)
 
 
