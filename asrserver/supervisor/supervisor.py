@@ -103,8 +103,7 @@ class Supervisor:
         servers: list[Any],
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        if not has_shared_memory():
-            # Files there are all that Python takes on Linux for what processes share, and it looks for no other place.
+        if not has_shared_memory():  # Python takes files there on Linux, and looks for no other place
             multiprocessing.heap.Arena._dir_candidates = []  # type: ignore[attr-defined]
         self._counts = multiprocess.ChildCounts()
         self._settings = settings
