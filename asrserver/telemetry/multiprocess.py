@@ -15,8 +15,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from asrserver.process.places import SHARED_MEMORY, has_shared_memory
-
 #: Environment variables: the shared directory (prometheus_client's name), and the name of this process in it.
 DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 SLOT = "ASRSERVER_METRICS_SLOT"
@@ -43,7 +41,7 @@ def directory() -> Iterator[None]:
     Raises:
         OSError: There is no place for it.
     """
-    place = SHARED_MEMORY if has_shared_memory() else tempfile.gettempdir()
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
     for path in glob.glob(os.path.join(glob.escape(place), f"{_PREFIX}*", _LOCK)):
         with suppress(OSError), open(path, "r+") as left:  # another user's, or held
             fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
