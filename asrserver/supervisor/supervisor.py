@@ -402,7 +402,7 @@ class Supervisor:
         code = server.poll()
         if code is None or now < self._server_due.get(server.name, 0.0):
             return
-        log.error("the embedded %s died: %s%s", server.name, _explain(code), server.lack_of_room())
+        log.error("the embedded %s died: %s", server.name, f"{_explain(code)}{server.lack_of_room()}")
         self._server_due[server.name] = now + SERVER_RESTART_INTERVAL
         try:
             server.start()
