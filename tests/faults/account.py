@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -251,16 +253,28 @@ def _open(process: psutil.Process, cluster: Cluster) -> str:
 
 def check_system(account: Account, cluster: Cluster) -> None:
     """After the stop: no process, no shared memory, no temporary file."""
-    psutil.wait_procs(cluster.seen.values(), LINGER_SECONDS)  # multiprocessing's helper ends after its supervisor
-    for process in cluster.seen.values():
-        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-            account.problem("left over", f"process {process.pid}: {process.cmdline()}")
+    # Not psutil.wait_procs (7.2): where the id of one that ended is a thread's now it ends with FileNotFoundError.
+    until = time.monotonic() + LINGER_SECONDS  # multiprocessing's helper ends after its supervisor
+    while (left := _running(cluster.seen.values())) and time.monotonic() < until:
+        time.sleep(0.1)
+    for process, command in left:
+        account.problem("left over", f"process {process.pid}: {command}")
     for folder in sorted(cluster.shared):
         # What a killed supervisor left is removed by the next one, and that of the last one by itself.
         if os.path.exists(folder):
             account.problem("left over", f"shared memory: {folder}")
     for path in sorted(Path(cluster.place / "tmp").iterdir()):
         account.problem("left over", f"temporary file: {path.name}")
+
+
+def _running(seen: Iterable[psutil.Process]) -> list[tuple[psutil.Process, list[str]]]:
+    """Those that still run, each with its command line."""
+    found = []
+    for process in seen:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process, process.cmdline()))
+    return found
 
 
 def check_logs(account: Account, cluster: Cluster) -> list[str]:

@@ -100,6 +100,8 @@ async def run(options: Options, utterances: Sequence[Utterance]) -> Run:
     began = time.monotonic()
     try:
         await _run(made, cluster, utterances)
+    except Exception:  # two hours must not end without a report
+        made.account.problem("failed", f"the harness: {traceback.format_exc()}")
     finally:
         await cluster.close()
     made.seconds = time.monotonic() - began
