@@ -53,7 +53,8 @@ async def unfinished(url: str, gateway: Gateway, *texts: str) -> AsyncIterator[l
         for number, client in enumerate(clients):
             await client.start(f"s{number}")
             await client.write(frame(BINARY, LARGE)[:-1])
-            await until(lambda least=100_000 * (number + 1): gateway.held.total >= least)
+            least = (number + 1) * (len(LARGE) - 1)
+            await until(lambda least=least: gateway.held.total >= least)
         yield clients
 
 
