@@ -129,7 +129,8 @@ async def test_a_worker_is_drained_of_the_sessions_in_all_shards(
         await until(lambda: segments() >= 8, 60)
         workers = health(system.port)["workers"]
         name = next(worker["name"] for worker in workers if worker["sessions"])
-        assert {shards.of(f"live-{number}")[0] for number in range(COUNT)} == {0, 1, 2}
+        # By chance: of nine, none is in one of the three in 8 of 100 runs, and all are in one in 1 of 6,000.
+        assert len({shards.of(f"live-{number}")[0] for number in range(COUNT)}) > 1
         status, told = await drained(name)
         assert (status, told.splitlines()[-1]) == (0, "sessions left: 0"), told
         left = {worker["name"]: worker["sessions"] for worker in health(system.port)["workers"]}
