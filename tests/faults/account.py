@@ -9,7 +9,6 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import psutil
 
 from tests.faults.book import Book, Talk
 from tests.faults.cluster import Cluster
+from tests.program import alive
 
 #: What may not be: nothing acknowledged is lost, nothing comes twice, no text is wrong, no row is missing, nothing is
 #: left, no session fails that was not bound to.
@@ -255,26 +255,17 @@ def check_system(account: Account, cluster: Cluster) -> None:
     """After the stop: no process, no shared memory, no temporary file."""
     # Not psutil.wait_procs (7.2): where the id of one that ended is a thread's now it ends with FileNotFoundError.
     until = time.monotonic() + LINGER_SECONDS  # multiprocessing's helper ends after its supervisor
-    while (left := _running(cluster.seen.values())) and time.monotonic() < until:
+    while (left := list(filter(alive, cluster.seen.values()))) and time.monotonic() < until:
         time.sleep(0.1)
-    for process, command in left:
-        account.problem("left over", f"process {process.pid}: {command}")
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            account.problem("left over", f"process {process.pid}: {process.cmdline()}")
     for folder in sorted(cluster.shared):
         # What a killed supervisor left is removed by the next one, and that of the last one by itself.
         if os.path.exists(folder):
             account.problem("left over", f"shared memory: {folder}")
     for path in sorted(Path(cluster.place / "tmp").iterdir()):
         account.problem("left over", f"temporary file: {path.name}")
-
-
-def _running(seen: Iterable[psutil.Process]) -> list[tuple[psutil.Process, list[str]]]:
-    """Those that still run, each with its command line."""
-    found = []
-    for process in seen:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append((process, process.cmdline()))
-    return found
 
 
 def check_logs(account: Account, cluster: Cluster) -> list[str]:

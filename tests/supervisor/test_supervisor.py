@@ -19,7 +19,7 @@ from asrserver.config import Settings
 from asrserver.loadtest.host import get
 from asrserver.supervisor.children import Vitals
 from asrserver.supervisor.supervisor import Slot, Supervisor, _spawn
-from tests.program import System
+from tests.program import System, alive
 from tests.recordings import Utterance
 from tests.waiting import until, wait_until
 from tests.ws_client import WsClient, check_stored, chunk, look, stored
@@ -29,10 +29,7 @@ Start = Callable[..., System]
 
 def gone(process: psutil.Process) -> bool:
     """Whether a process has ended, even if it was not waited for."""
-    try:
-        return not process.is_running() or bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
+    return not alive(process)
 
 
 def family(system: System) -> list[psutil.Process]:

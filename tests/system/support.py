@@ -12,7 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 import openai
-import psutil
 from openai.resources.realtime.realtime import RealtimeConnection
 
 from tests.program import System
@@ -143,14 +142,6 @@ async def until_killed(
     await until(lambda: results(clients) >= 5, 60)
     kill()
     await until(lambda: all(ws.closed for ws in clients), 30, "the connections are closed")
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def client_of(system: System, key: str = "none", path: str = "/v1") -> openai.OpenAI:

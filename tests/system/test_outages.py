@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from asrserver.client import Client, ClientSession
-from tests.program import System
+from tests.program import System, alive
 from tests.recordings import Utterance
 from tests.waiting import until, wait_until
 from tests.ws_client import WsClient, check_stored, look, said, stored
@@ -190,7 +190,7 @@ async def roll(start: Start, database_url: str, utterances: list[Utterance], ses
     await until(lambda: "rolling restart finished" in system.output(), 250, "every process is replaced")
     rolled.set()
     results = dict(zip(streams, await asyncio.gather(*streams.values()), strict=True))
-    assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in old)
+    assert not any(alive(process) for process in old)
     assert len(system.children("gateway")) == len(system.children("worker")) == 2
     async with await Client.connect(system.url) as client:
         for sid, events in results.items():

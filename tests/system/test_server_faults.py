@@ -16,13 +16,12 @@ import pytest
 import redis
 from psycopg2.extensions import make_dsn
 
-from tests.program import System
+from tests.program import System, alive
 from tests.recordings import Utterance
 from tests.servers import Servers
 from tests.system.support import (
     Start,
     acknowledgements,
-    alive,
     check_interrupted,
     check_rows,
     connections,

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
 from tests.collector import Collector, Span, collecting
-from tests.program import System, cli, free_port
+from tests.program import System, alive, cli, free_port
 from tests.recordings import Utterance
 from tests.system.support import Start, robust
 from tests.waiting import until
@@ -146,7 +145,7 @@ async def test_a_takeover_stays_in_the_trace(start: Start, collector: Collector,
     await until(lambda: collector.named("result"), 60, "the spans of the first worker, of which this ends last")
     (worker,) = system.children("worker")
     worker.kill()
-    await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+    await until(lambda: not alive(worker))
     await say(ws, "s", at, said[1])
     await ws.send(finish("s"))
     assert (await ws.find("s", "final_result"))["text"] == " ".join(one.text for one in said)

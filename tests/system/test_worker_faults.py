@@ -12,10 +12,10 @@ import pytest
 from asrserver.supervisor.children import WORKER_NICENESS
 from tests import poison
 from tests.audio import misbehaving
-from tests.program import System
+from tests.program import System, alive
 from tests.recordings import Utterance
 from tests.system.live_streams import check_live_streams
-from tests.system.support import Start, alive, check_rows, connections, everything, results, script
+from tests.system.support import Start, check_rows, connections, everything, results, script
 from tests.waiting import until
 from tests.ws_client import WsClient, look, query, stored
 
@@ -33,7 +33,7 @@ async def test_the_only_worker_is_killed(start: Start, database_url: str, uttera
             (worker,) = await until(lambda: system.children("worker"), 30)
             await until(lambda ready=worker: ready.nice() >= WORKER_NICENESS, 30, "it is ready: others go first")
             worker.kill()
-            await until(lambda dead=worker: not dead.is_running() or dead.status() == psutil.STATUS_ZOMBIE)
+            await until(lambda dead=worker: not alive(dead))
 
     async with connections(system.url, 4) as clients:
         await everything(clients, said, fault)
