@@ -237,16 +237,14 @@ class EmbeddedServer:
         with process:
             try:
                 output, errors = process.communicate(timeout=timeout)
-                return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
             except subprocess.TimeoutExpired:
-                process.kill()
                 raise EmbeddedError(
                     f"{Path(arguments[0]).name} did not end within {timeout:g} s: this machine is overloaded, "
                     f"or the disk of {self.data_dir} is slow"
                 ) from None
-            except BaseException:
-                process.kill()
-                raise
+            finally:
+                process.kill()  # also where Ctrl+C ends the wait; one that has ended is left alone
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def _version_of(self, program: Path, identity: Identity | None, lock: int) -> str:
         """Run `program --version`, which also proves that `identity` may execute it and enter the data directory.

@@ -137,7 +137,7 @@ class Whisper:
             if not row[1].draft:
                 if self._deserves_retry(attempt, row[0].shape[1]):
                     attempt = self._retry(row, language, attempt)
-                elif self._is_unsure(attempt) and row[2] < self.profile.timestamps_from:
+                elif self._is_unsure(attempt, row[2]):
                     attempt = self._searched(row, language, attempt, took)
             attempts.append(self._without_loops(self._continued(attempt, row, language)))
         words = self._align(attempts, rows, languages)
@@ -199,9 +199,10 @@ class Whisper:
         self.wasted_seconds += took if better else time.monotonic() - began
         return attempt if better else first
 
-    def _is_unsure(self, attempt: Attempt) -> bool:
+    def _is_unsure(self, attempt: Attempt, seconds: float) -> bool:
+        """Whether to search a text again; in a window with much speech (`seconds`) that gains nothing."""
         unsure = attempt.confidence < self.profile.sure_text and self._beam < UNSURE_BEAM and not self.hurried
-        return unsure and attempt.good and bool(attempt.text)
+        return unsure and seconds < self.profile.timestamps_from and attempt.good and bool(attempt.text)
 
     def _deserves_retry(self, attempt: Attempt, frames: int) -> bool:
         """Whether a decoding failed, or would be dropped as silence, for which a short window is no proof."""
